@@ -1,0 +1,117 @@
+"""What the runner hands to a method: the program, its structure, the data, and how to report progress."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference._coordinates import bijection
+from inference._exact import Enumeration
+from zoo._program import Program
+from zoo._structure import Structure
+
+
+@dataclass
+class Task:
+    """One program on one data set. Methods change the program's parameters in place, and nothing else.
+
+    `learn`: False keeps θ as it is. `draws`: how many posterior draws the fit should hold.
+    """
+
+    program: Program
+    structure: Structure
+    x: Tensor  # [N, …], NaN where unobserved
+    seed: int = 0
+    learn: bool = True
+    draws: int = 200
+    quiet: bool = False
+    guide: Any = None  # a guide that was fitted before, to go on from
+    globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
+
+    @cached_property
+    def exact(self) -> Enumeration:
+        """The exact engine; only for programs whose structure is enumerable."""
+        return Enumeration(self.program, self.structure, self.x)
+
+    @cached_property
+    def global_supports(self) -> dict[str, Any]:
+        """Global latent site → its support."""
+        return {n: fn.support for n, fn in self._global_priors().items()}
+
+    def global_start(self) -> dict[str, Tensor]:
+        """A point value for each global latent: the one given, else its prior mean, else the middle of its support."""
+        out = {}
+        for name, fn in self._global_priors().items():
+            out[name] = self.globals.get(name, _center(fn)).to(self.x.dtype)
+        return out
+
+    def _global_priors(self) -> dict[str, Any]:
+        names = {s.name for s in self.structure.global_latents}
+        if not names:
+            return {}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trace = self.program.trace(self.x[:2])
+        return {n: trace.nodes[n]["fn"] for n in names}
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+        """A progress bar on standard error, shown once the work has taken two seconds.
+
+        Yields a function to call at every step: `step(advance=1, note="")`.
+        """
+        bar = _Bar(what, total, self.quiet)
+        try:
+            yield bar.step
+        finally:
+            bar.close()
+
+
+def _center(fn: Any) -> Tensor:
+    """The mean of `fn` where it has one inside its support, else the image of 0 under the support's bijection."""
+    try:
+        mean = fn.mean
+        if bool(mean.isfinite().all()) and bool(torch.as_tensor(fn.support.check(mean)).all()):
+            return mean.detach().clone()
+    except NotImplementedError:
+        pass
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        example = fn.sample()
+    transform = bijection(fn.support)
+    return transform(torch.zeros_like(transform.inv(example)))
+
+
+class _Bar:
+    def __init__(self, what: str, total: int | None, quiet: bool) -> None:
+        self.what, self.total, self.quiet = what, total, quiet
+        self.done, self.began, self.bar, self.id = 0, time.monotonic(), None, None
+
+    def step(self, advance: int = 1, note: str = "") -> None:
+        self.done += advance
+        if self.quiet or time.monotonic() - self.began < 2.0:
+            return
+        if self.bar is None:
+            self._open()
+        self.bar.update(self.id, completed=self.done, note=note)
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+        columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        self.bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+        self.id = self.bar.add_task(self.what, total=self.total, note="")
+        self.bar.start()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,143 @@
+"""Expectation-maximisation, exact by enumeration, with a closed-form M-step wherever the program allows one.
+
+Dempster, Laird & Rubin 1977. With global latents it climbs log p(x, globals; θ): maximum a posteriori (MAP-EM). What it
+claims is exact: log p(x; θ̂), given the globals at their mode where there are any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference._families import Floor
+from inference._fit import Evidence, Fit
+from inference._mstep import m_step, plan
+from inference._start import FLOOR, Start, begin
+from inference._task import Task
+from zoo._options import positive
+from zoo._structure import Structure
+
+
+def refusal(structure: Structure) -> str | None:
+    """Why EM cannot serve the program, or None."""
+    if structure.exact == "no":
+        return f"em needs an exact posterior, and {structure.reason}"
+    return None
+
+
+def fit(
+    task: Task, *, max_iter: int = 1000, tol: float = 1e-10, restarts: int = 1, start: Start = "auto", floor: float = FLOOR
+) -> Fit:
+    """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
+
+    `floor` is the smallest variance an M-step sets, as a share of the data's own. Raises `ArithmeticError` if the
+    log-likelihood falls by more than rounding, which only a wrong M-step could make it do.
+    """
+    positive("max_iter", max_iter)
+    positive("restarts", restarts)
+    positive("tol", tol, zero=True)
+    positive("floor", floor)
+    if not task.learn:
+        return _result(task, _Climb(globals=task.global_start(), converged=True), [])
+    initial = {n: v.detach().clone() for n, v in task.program.values().items()}
+    climbs = []
+    with task.progress("em", max_iter * restarts) as step:
+        for r in range(restarts):
+            task.program.assign(initial)
+            # the program's own values are one start: a second from the same place would add nothing
+            how = "random" if start == "program" and r > 0 else start
+            climbs.append(_climb(task, how, task.seed + r, max_iter, tol, Floor(floor, set()), step))
+    best = max(climbs, key=lambda c: c.objective[-1])
+    task.program.assign(best.parameters)
+    return _result(task, best, climbs)
+
+
+@dataclass
+class _Climb:
+    globals: dict[str, Tensor]
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    objective: list[float] = field(default_factory=list)  # log p(x, globals; θ) before each M-step and at the end
+    counts: Tensor | None = None
+    converged: bool = False
+    floored: set[int] = field(default_factory=set)
+    closed: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+
+
+def _climb(task: Task, start: Start, seed: int, max_iter: int, tol: float, floor: Floor, step) -> _Climb:
+    exact = task.exact
+    globals = begin(task, start, seed, floor)
+    how = plan(exact, globals)
+    views, _ = exact.views(None, globals)
+    general = any(v.params is None for v in views)
+    climb = _Climb(globals, closed=tuple(how.closed), numeric=how.numeric + tuple(globals))
+    for i in range(max_iter + 1):
+        stats = exact.e_step(globals)
+        with torch.no_grad():
+            prior = float(exact.views(None, globals)[1])
+        climb.objective.append(float(stats.per_datum.sum()) + prior)
+        step(note=f"log p(x) {climb.objective[-1]:.4f}")
+        if _stop(climb.objective, tol, task.x.dtype):
+            climb.converged = True
+            break
+        if i == max_iter:
+            break
+        floor.reached.clear()
+        weights = exact.responsibilities(None, globals) if general else None
+        globals = m_step(exact, how, stats, globals, task.global_supports, floor, weights)
+    climb.globals, climb.counts, climb.floored = globals, stats.counts, set(floor.reached)
+    climb.parameters = {n: v.detach().clone() for n, v in task.program.values().items()}
+    return climb
+
+
+def _stop(objective: list[float], tol: float, dtype: torch.dtype) -> bool:
+    if not np.isfinite(objective[-1]):
+        raise ArithmeticError(f"em: the log-likelihood became {objective[-1]} at iteration {len(objective) - 1}.")
+    if len(objective) < 2:
+        return False
+    before, now = objective[-2:]
+    rounding = (1e-8 if dtype == torch.float64 else 1e-3) * (1 + abs(before))
+    if now < before - rounding:
+        raise ArithmeticError(f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {len(objective) - 1}.")
+    return abs(now - before) <= tol * abs(before)
+
+
+def _result(task: Task, climb: _Climb, climbs: list[_Climb]) -> Fit:
+    exact, globals = task.exact, climb.globals
+    per_datum = exact.per_datum(None, globals)
+    posterior = exact.responsibilities(None, globals)
+    given = f"the posterior mode of {', '.join(globals)}" if globals else ""
+    parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
+    notes = {
+        "iterations": max(0, len(climb.objective) - 1),
+        "closed_form": list(climb.closed),
+        "numeric": list(climb.numeric),
+    }
+    if climbs:
+        notes["restarts"] = [c.objective[-1] for c in climbs]
+    return Fit(
+        parameters=parameters,
+        claimed=Evidence.from_per_datum(per_datum.numpy(), "exact", given=given),
+        draws={n: v.numpy() for n, v in exact.draw(posterior, task.draws).items()},
+        probabilities={n: v.numpy() for n, v in exact.marginals(posterior).items()},
+        trace={"log_joint" if globals else "log_likelihood": np.asarray(climb.objective)} if climbs else {},
+        converged=climb.converged if climbs else None,
+        warnings=_warnings(task, climb),
+        notes=notes,
+    )
+
+
+def _warnings(task: Task, climb: _Climb) -> list[str]:
+    out = []
+    if climb.counts is not None and task.structure.assignments > 1:
+        for a in (climb.counts < 1).nonzero()[:, 0].tolist():
+            name = task.exact.label(a)
+            out.append(f"component {name} is empty: it holds {float(climb.counts[a]):.2g} of {len(task.x)} data.")
+    for a in sorted(climb.floored):
+        out.append(f"component {task.exact.label(a)} collapsed: a variance of it rests on the floor; ask for fewer, or priors.")
+    if climb.objective and not climb.converged:
+        out.append(f"em did not converge in {len(climb.objective) - 1} iterations; raise max_iter or tol.")
+    return out

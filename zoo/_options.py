@@ -1,0 +1,114 @@
+"""`--set key=value`: options are the keyword-only arguments of the thing they set, and their types are its annotations."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zoo._errors import UsageError, unknown
+
+
+def schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Name → parameter for every option of `target`: keyword-only ones, or any with a default."""
+    out = {}
+    for name, p in inspect.signature(target, eval_str=True).parameters.items():
+        if p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty):
+            out[name] = p
+    return out
+
+
+def parse(settings: list[str]) -> dict[str, str]:
+    """["key=value", …] → {key: value}; the last of a repeated key wins."""
+    pairs = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set takes key=value; '{setting}' came.")
+        pairs[key.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The given options in their declared types, strings read from the command line included.
+
+    Raises `UsageError` for an unknown option, with the near matches, and for a value its option cannot take.
+    """
+    out = {}
+    for name, value in given.items():
+        if name not in known:
+            raise unknown(what, name, known)
+        out[name] = _value(name, value, known[name].annotation)
+    return out
+
+
+def _value(name: str, value: Any, annotation: Any) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return _guess(value) if isinstance(value, str) else value
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        kinds = typing.get_args(annotation)
+        if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() == "none")):
+            return None
+        kinds = [k for k in kinds if k is not type(None)]
+        return _first_that_fits(name, value, kinds)
+    if origin is typing.Literal:
+        choices = typing.get_args(annotation)
+        if value in choices:
+            return value
+        raise UsageError(f"{name} is one of {', '.join(map(str, choices))}; '{value}' came.")
+    if origin in (tuple, list):
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value)
+        return origin(_value(name, p, typing.get_args(annotation)[0]) for p in parts)
+    return _scalar(name, value, annotation)
+
+
+def _first_that_fits(name: str, value: Any, kinds: list[Any]) -> Any:
+    for kind in kinds[:-1]:
+        try:
+            return _value(name, value, kind)
+        except UsageError:
+            continue
+    return _value(name, value, kinds[-1])
+
+
+def _scalar(name: str, value: Any, kind: Any) -> Any:
+    if kind is bool:
+        truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if str(value).lower() in truth:
+            return truth[str(value).lower()]
+        raise UsageError(f"{name} is true or false; '{value}' came.")
+    if kind is int:
+        number = _number(value)
+        if number is None or number != int(number) or isinstance(value, bool):
+            raise UsageError(f"{name} is a whole number; '{value}' came.")
+        return int(number)
+    if kind is float:
+        number = _number(value)
+        if number is None or isinstance(value, bool):
+            raise UsageError(f"{name} is a number; '{value}' came.")
+        return number
+    return value
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _guess(text: str) -> Any:
+    number = _number(text)
+    if number is None:
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return int(number) if number == int(number) and not set(text.lower()) & {".", "e"} else number
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise `UsageError` unless `value` > 0 (or ≥ 0, with `zero`)."""
+    if value < 0 or (value == 0 and not zero):
+        raise UsageError(f"{name} must be {'zero or more' if zero else 'more than zero'}; {value} came.")

@@ -1,0 +1,299 @@
+"""A user's Pyro callable as a `Program`: its parameters owned in one place, run with any values put in their stead.
+
+Every other file talks to a program through `Program.trace`. Nothing here touches Pyro's global parameter store, so two
+programs never see each other's parameters, and a function with `pyro.param` serves as well as a `PyroModule`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from zoo import _options
+from zoo._errors import UsageError, unknown
+from zoo._missing import Unobserved
+
+DATA_PLATE = "data"
+
+
+class Program(nn.Module):
+    """A Pyro program p(x, z; θ) with its parameters θ.
+
+    `parameters` of this module are the unconstrained θ, so optimisers, `.to()` and `state_dict` work as always.
+    Building one runs the program once, on the first rows of `x`, to find the parameters it uses.
+
+    Raises `UsageError` where the program itself raises, saying where.
+    """
+
+    def __init__(self, model: Callable[..., Any], x: Tensor, name: str = "model") -> None:
+        super().__init__()
+        self.name = name
+        self.dtype = x.dtype
+        self.constraints: dict[str, constraints.Constraint] = {}
+        if isinstance(model, nn.Module):
+            self.module = copy.deepcopy(model).to(x.dtype)
+            self._call: Callable[..., Any] = self.module
+        else:
+            self._call = model
+        self._unconstrained: dict[str, nn.Parameter] = {}
+        self._plain: dict[str, tuple[nn.Module, str]] = {}
+        self._collect(x[: min(len(x), 3)])
+
+    def _collect(self, x: Tensor) -> None:
+        found = _Collect()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), found:
+            self._run(x)
+        if isinstance(self._call, nn.Module):
+            owned = {id(p): n for n, p in self._call.named_parameters()}
+            for name, (parameter, constraint) in found.statements.items():
+                if id(parameter) in owned:
+                    self._unconstrained[name] = parameter
+                    self.constraints[name] = constraint
+            seen = {id(p) for p in self._unconstrained.values()}
+            for path, parameter in self._call.named_parameters():
+                owner, _, leaf = path.rpartition(".")
+                if leaf.endswith("_unconstrained") and id(parameter) not in seen:
+                    continue  # a PyroParam that no statement reached: nothing can be learned about it
+                name = next((n for n, p in self._unconstrained.items() if p is parameter), path)
+                if not leaf.endswith("_unconstrained"):
+                    self._plain[name] = (self._call.get_submodule(owner), leaf)
+                    self._unconstrained[name] = parameter
+                    self.constraints[name] = constraints.real
+        else:
+            for name, (parameter, constraint) in found.statements.items():
+                parameter.data = parameter.data.to(x.dtype)
+                self._unconstrained[name] = parameter
+                self.constraints[name] = constraint
+            self._owned = nn.ParameterList(self._unconstrained.values())
+
+    # ---------------------------------------------------------------------------------------------- parameters
+
+    def unconstrained(self) -> dict[str, nn.Parameter]:
+        """Name → the unconstrained parameter itself."""
+        return dict(self._unconstrained)
+
+    def values(self) -> dict[str, Tensor]:
+        """Name → the constrained value of each parameter, differentiable with respect to the unconstrained one."""
+        return {n: transform_to(self.constraints[n])(p) for n, p in self._unconstrained.items()}
+
+    @torch.no_grad()
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Set parameters to the constrained `values`."""
+        for name, value in values.items():
+            u = transform_to(self.constraints[name]).inv(value)
+            self._unconstrained[name].copy_(u)
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def trace(
+        self,
+        x: Tensor | None,
+        *,
+        size: int | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
+        latents: Mapping[str, Tensor] | None = None,
+        raw: bool = False,
+    ) -> pyro.poutine.Trace:
+        """Run the program and return its trace.
+
+        - `x` [n, ...]: the data, NaN where unobserved; None simulates `size` data.
+        - `parameters`: constrained values in place of the program's own (differentiable).
+        - `latents`: values of latent sites; they become observed, so nothing is drawn for them.
+        - `raw`: leave NaN entries of observed sites as they are.
+        """
+        tracer = pyro.poutine.trace()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(tracer)
+            if latents:
+                stack.enter_context(pyro.poutine.condition(data=dict(latents)))
+            with self._values_in_place(parameters or {}):
+                self._run(x, size, raw)
+        return tracer.trace
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
+        """The Pyro callable, for Pyro's own inference: NaN entries are handled, parameters are this module's."""
+        with self._values_in_place({}):
+            return self._run(x, size)
+
+    def _run(self, x: Tensor | None, size: int | None = None, raw: bool = False) -> Any:
+        with _settings(self.dtype), contextlib.nullcontext() if raw else Unobserved():
+            return self._call(None, size=size) if x is None else self._call(x)
+
+    @contextlib.contextmanager
+    def _values_in_place(self, given: Mapping[str, Tensor]) -> Iterator[None]:
+        plain = {n: v for n, v in given.items() if n in self._plain}
+        # a PyroModule answers for its own PyroParams; a function has nobody but us
+        own = {} if isinstance(self._call, nn.Module) else self.values()
+        statements = {**own, **{n: v for n, v in given.items() if n not in plain}}
+        kept = {}
+        for name, value in plain.items():
+            owner, leaf = self._plain[name]
+            kept[name] = owner._parameters.pop(leaf)
+            object.__setattr__(owner, leaf, value)
+        try:
+            with _Parameters(statements):
+                yield
+        finally:
+            for name, parameter in kept.items():
+                owner, leaf = self._plain[name]
+                object.__delattr__(owner, leaf)
+                owner._parameters[leaf] = parameter
+
+
+class _Collect(Messenger):
+    """Notes each parameter statement: its unconstrained leaf and its constraint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statements: dict[str, tuple[nn.Parameter, constraints.Constraint]] = {}
+        self._made: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self._made:
+            msg["value"], msg["done"] = self._made[msg["name"]], True
+            return
+        if getattr(msg["fn"], "__name__", "") == "<lambda>":
+            return  # a PyroModule's own statement: it brings its value
+        args = msg["args"]
+        if len(args) < 2:
+            raise ValueError(f"pyro.param('{msg['name']}') is read before it is given an initial value")
+        value = args[1]() if callable(args[1]) and not isinstance(args[1], Tensor) else args[1]
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        leaf = (
+            value
+            if isinstance(value, nn.Parameter) and constraint is constraints.real
+            else nn.Parameter(transform_to(constraint).inv(value.detach()).clone().contiguous())
+        )
+        self.statements[msg["name"]] = (leaf, constraint)
+        self._made[msg["name"]] = transform_to(constraint)(leaf)
+        msg["value"], msg["done"] = self._made[msg["name"]], True
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["name"] in self._made:
+            return
+        value = msg["value"]
+        leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+        self.statements[msg["name"]] = (leaf, msg["kwargs"].get("constraint", constraints.real))
+
+
+class _Parameters(Messenger):
+    """Answers parameter statements with the values given."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+@contextlib.contextmanager
+def _settings(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters local to modules, constants in the dtype of the data; both put back afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# ------------------------------------------------------------------------------------------------------ loading
+
+
+def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None) -> Program:
+    """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`.
+
+    `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
+    ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
+
+    Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
+    """
+    target, name = resolve(spec)
+    chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
+    with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if inspect.isclass(target):
+            model = target(x, **chosen) if _takes_data(target) else target(**chosen)
+        elif isinstance(target, nn.Module) or not chosen:
+            model = target
+        else:
+            model = functools.partial(target, **chosen)
+    with blame(name):
+        return Program(model, x, name)
+
+
+def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
+    """The callable that `spec` names, and the name to show for it."""
+    if callable(spec):
+        return spec, getattr(spec, "__name__", type(spec).__name__)
+    text = str(spec)
+    path, colon, attribute = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_file(Path(path), attribute), text
+    if text.endswith(".py"):
+        raise UsageError(f"'{text}' is a file: say which callable of it is the model, as '{text}:callable'.")
+    from zoo import _registry
+
+    if text not in _registry.models():
+        raise unknown("model", text, _registry.models())
+    return importlib.import_module(f"zoo.{text}").Model, text
+
+
+def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
+    spec = importlib.util.spec_from_file_location(f"_zoo_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with blame(str(path)):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, attribute, None)):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise unknown(f"callable of '{path}'", attribute, names)
+    return getattr(module, attribute)
+
+
+def option_schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a model: the keywords of its class or function, besides `x` and `size`."""
+    if isinstance(target, nn.Module):
+        return {}
+    return {k: p for k, p in _options.schema(target).items() if k not in ("x", "size")}
+
+
+def _takes_data(cls: type) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(inspect.signature(cls).parameters.values())
+    return bool(parameters) and parameters[0].kind in positional and parameters[0].default is inspect.Parameter.empty
+
+
+@contextlib.contextmanager
+def blame(name: str) -> Iterator[None]:
+    """Turn whatever the user's program raises into a `UsageError` that says where it did."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        libraries = ("site-packages", str(Path(__file__).parent / "_"), "importlib")
+        mine = [f for f in frames if not any(part in f.filename for part in libraries)]
+        where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error

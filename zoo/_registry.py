@@ -1,0 +1,35 @@
+"""The folder is the registry: a public file in `zoo/`, `guides/` or `inference/` is a thing that can be named.
+
+Reads names and first docstring lines without importing anything, so `zoo list` answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+
+
+def models() -> dict[str, str]:
+    """Name → one line, for every model in the zoo."""
+    return _public("zoo")
+
+
+def guides() -> dict[str, str]:
+    """Name → one line, for every guide."""
+    return _public("guides")
+
+
+def methods() -> dict[str, str]:
+    """Name → one line, for every inference method."""
+    return _public("inference")
+
+
+def _public(folder: str) -> dict[str, str]:
+    return {p.stem: _summary(p) for p in sorted((_ROOT / folder).glob("[!_]*.py"))}
+
+
+def _summary(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n")[0].rstrip(".")

@@ -1,0 +1,294 @@
+"""What tracing a program tells: its sites, which latents belong to a datum, and what about it is exact, and why.
+
+`describe(program, x)` runs the program on a few rows and returns a `Structure`. Inference methods decide from it alone
+whether they can serve a program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor
+
+from zoo._errors import UsageError
+from zoo._program import DATA_PLATE, Program, blame
+
+Exactness = Literal["enumerable", "no"]
+
+PROBE_ROWS = 20
+ENUMERATION_LIMIT = 10_000
+
+
+@dataclass(frozen=True)
+class Site:
+    """One `sample` statement."""
+
+    name: str
+    role: Literal["latent", "observed"]
+    scope: Literal["local", "global"]
+    family: str
+    event_shape: tuple[int, ...]
+    plates: tuple[str, ...]  # inner plates first
+    support: str
+    discrete: bool
+    cardinality: int | None = None  # values of the support, when it can be enumerated
+    inner: int = 1  # independent copies of the site in each datum, from plates besides `data`
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter θ: its constrained shape and its constraint."""
+
+    name: str
+    shape: tuple[int, ...]
+    constraint: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A program's sites and parameters, and whether its posterior and evidence are exact."""
+
+    program: str
+    n: int
+    sites: tuple[Site, ...]
+    parameters: tuple[Parameter, ...]
+    exact: Exactness
+    reason: str  # one sentence: why it is exact, or what stands in the way and at which site
+    assignments: int = 1  # joint values of the discrete local latents
+    data_dim: int = -1  # the batch dimension of the `data` plate
+    max_plate_nesting: int = 1
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def local_latents(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.role == "latent" and s.scope == "local")
+
+    @property
+    def global_latents(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.role == "latent" and s.scope == "global")
+
+    @property
+    def observed(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.role == "observed")
+
+    @property
+    def discrete_locals(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.local_latents if s.discrete)
+
+    @property
+    def continuous_locals(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.local_latents if not s.discrete)
+
+    def to_json(self) -> dict[str, Any]:
+        """The structure as plain JSON types."""
+        return {
+            "model": self.program,
+            "n": self.n,
+            "exact": self.exact,
+            "reason": self.reason,
+            "assignments": self.assignments,
+            "sites": [vars(s) | {"event_shape": list(s.event_shape), "plates": list(s.plates)} for s in self.sites],
+            "parameters": [vars(p) | {"shape": list(p.shape)} for p in self.parameters],
+            "warnings": list(self.warnings),
+        }
+
+
+def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Structure:
+    """Trace `program` on a few rows of `x` [n, ...] and read its structure off the trace.
+
+    `limit`: the most joint values of discrete local latents that count as enumerable.
+
+    Raises `UsageError` when the program breaks the contract: it raises, has no plate named `data`, observes nothing,
+    or the data lie outside the support of an observed site.
+    """
+    probe = _probe_rows(x)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with blame(program.name):
+            trace = program.trace(probe)
+        nodes = _sample_nodes(trace)
+        data_dim = _check_contract(program, trace, nodes, len(probe))
+        sites = tuple(_site(node) for node in nodes)
+        depth = max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.dim is not None), default=1)
+        _check_support(program, x)
+        dependent = _rows_depend(program, probe, nodes, data_dim)
+    exact, reason, assignments = _exactness(sites, dependent, limit)
+    values = program.values()
+    parameters = tuple(Parameter(n, tuple(v.shape), _plain(program.constraints[n])) for n, v in values.items())
+    return Structure(program.name, len(x), sites, parameters, exact, reason, assignments, data_dim, depth)
+
+
+def local_log_prob(trace: pyro.poutine.Trace, data_dim: int, rows: int) -> Tensor:
+    """Σ over the local sites of log p, kept apart per datum: [..., rows], where leading dimensions are enumeration or
+    sampling dimensions and every plate but `data` is summed out. Nats."""
+    total = torch.zeros(())
+    for node in _sample_nodes(trace):
+        if is_local(node):
+            total = total + per_datum(node, node["fn"].log_prob(node["value"]), data_dim)
+    return total.expand(torch.broadcast_shapes(total.shape, (rows,)))
+
+
+def per_datum(node: Any, log_prob: Tensor, data_dim: int) -> Tensor:
+    """Sum out every plate but `data` and put the data dimension last: [..., n]."""
+    others = sorted({f.dim for f in node["cond_indep_stack"] if f.name != DATA_PLATE}, reverse=True)
+    depth = max([-data_dim, *(-d for d in others)])
+    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (1,) * depth))
+    if node["mask"] is not None:
+        log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
+    # plate dimensions count from the right; what stands left of the deepest plate is enumeration
+    drop = [d for d in range(-depth, 0) if d != data_dim]
+    return log_prob.sum(drop) if drop else log_prob
+
+
+def global_log_prob(trace: pyro.poutine.Trace) -> Tensor:
+    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents."""
+    total = torch.zeros(())
+    for node in _sample_nodes(trace):
+        if not is_local(node):
+            total = total + node["fn"].log_prob(node["value"]).sum()
+    return total
+
+
+def is_local(node: Any) -> bool:
+    return any(f.name == DATA_PLATE for f in node["cond_indep_stack"])
+
+
+def _sample_nodes(trace: pyro.poutine.Trace) -> list[Any]:
+    return [
+        node
+        for node in trace.nodes.values()
+        if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+        and not node.get("infer", {}).get("_deterministic", False)
+    ]
+
+
+def _probe_rows(x: Tensor) -> Tensor:
+    """A few rows spread over the data, the fullest first among equals: an unobserved row tells little."""
+    index = torch.linspace(0, len(x) - 1, min(len(x), PROBE_ROWS)).round().long().unique()
+    return x[index]
+
+
+def _check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
+    frames = [f for node in nodes for f in node["cond_indep_stack"] if f.name == DATA_PLATE]
+    if not frames:
+        names = sorted({f.name for node in nodes for f in node["cond_indep_stack"]})
+        raise UsageError(
+            f"the program '{program.name}' has no plate named '{DATA_PLATE}' around its latents and observations "
+            f"({'its plates: ' + ', '.join(names) if names else 'it has no plates'}); write "
+            f'`with pyro.plate("{DATA_PLATE}", len(x)):`.'
+        )
+    if {f.size for f in frames} != {rows}:
+        raise UsageError(
+            f"the plate '{DATA_PLATE}' of '{program.name}' has size {frames[0].size} for {rows} rows of data; "
+            "its size must be len(x)."
+        )
+    if not any(node["is_observed"] and is_local(node) for node in nodes):
+        raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}': pass obs=x.")
+    return frames[0].dim
+
+
+def _site(node: Any) -> Site:
+    fn = node["fn"]
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    discrete = bool(getattr(fn.support, "is_discrete", False))
+    local = is_local(node)
+    plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: -f.dim))
+    inner = math.prod(f.size for f in node["cond_indep_stack"] if f.name != DATA_PLATE)
+    return Site(
+        name=node["name"],
+        role="observed" if node["is_observed"] else "latent",
+        scope="local" if local else "global",
+        family=type(base).__name__.removeprefix("Marginal"),
+        event_shape=tuple(fn.event_shape),
+        plates=plates,
+        support=_plain(fn.support),
+        discrete=discrete,
+        cardinality=_cardinality(fn) if discrete and not node["is_observed"] else None,
+        inner=inner,
+    )
+
+
+def _cardinality(fn: Any) -> int | None:
+    try:
+        return len(fn.enumerate_support(expand=False))
+    except (NotImplementedError, ValueError):
+        return None
+
+
+def _plain(constraint: Any) -> str:
+    if type(constraint).__name__ == "_IndependentConstraint":
+        constraint = constraint.base_constraint
+    return str(constraint).removesuffix("()").replace("_", "")
+
+
+def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exactness, str, int]:
+    latent = [s for s in sites if s.role == "latent"]
+    local = [s for s in latent if s.scope == "local"]
+    if dependent:
+        return "no", dependent, 1
+    for s in latent:
+        if s.scope == "global" and s.discrete:
+            return "no", f"the global latent '{s.name}' is discrete", 1
+    for s in local:
+        if not s.discrete:
+            return "no", f"the local latent '{s.name}' ({s.family}) is continuous", 1
+        if s.cardinality is None:
+            return "no", f"the support of '{s.name}' ({s.family}) cannot be enumerated", 1
+    count = math.prod((s.cardinality or 1) ** s.inner for s in local)
+    if count > limit:
+        names = ", ".join(f"'{s.name}'" for s in local)
+        return "no", f"the discrete latents {names} have {count:,} joint values, more than the limit of {limit:,}", 1
+    if not local:
+        return "enumerable", "it has no local latents: the density itself is exact", 1
+    names = " × ".join(f"'{s.name}'" for s in local)
+    return "enumerable", f"the joint values of {names} can all be visited: {count}", count
+
+
+def _check_support(program: Program, x: Tensor) -> None:
+    """Every observed value must lie in the support of its site; the first that does not is named."""
+    from pyro.poutine import block
+
+    with block(), pyro.validation_enabled(False):
+        trace = program.trace(x)
+    for node in _sample_nodes(trace):
+        if not node["is_observed"] or not isinstance(node["value"], Tensor):
+            continue
+        fn, value = node["fn"], node["value"]
+        ok = torch.as_tensor(fn.support.check(value))
+        if bool(ok.all()):
+            continue
+        row = int((~ok).nonzero()[0, -1]) if ok.dim() else 0
+        shown = value[row].flatten()[:4].tolist() if value.dim() else value.item()
+        raise UsageError(
+            f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
+            f"{_plain(fn.support)}: row {row} (counting from 0) holds {shown}."
+        )
+
+
+def _rows_depend(program: Program, probe: Tensor, nodes: list[Any], data_dim: int) -> str:
+    """A sentence when a row's density changes with the other rows of the batch, else ""."""
+    latents = {n["name"]: n["value"] for n in nodes if not n["is_observed"]}
+    local = {n["name"]: n for n in nodes if is_local(n) and not n["is_observed"]}
+
+    def rows(index: slice) -> dict[str, Tensor]:
+        out = {}
+        for name, value in latents.items():
+            if name in local:
+                dim = value.dim() - len(local[name]["fn"].event_shape) + data_dim
+                value = value[(slice(None),) * dim + (index,)] if dim >= 0 else value
+            out[name] = value
+        return out
+
+    with blame(program.name):
+        whole = local_log_prob(program.trace(probe, latents=rows(slice(None))), data_dim, len(probe))
+        alone = local_log_prob(program.trace(probe[:1], latents=rows(slice(0, 1))), data_dim, 1)
+    tolerance = 1e-6 if probe.dtype == torch.float64 else 1e-3
+    if bool(torch.isclose(whole[..., :1], alone, rtol=tolerance, atol=tolerance, equal_nan=True).all()):
+        return ""
+    return "a row's density changes with the other rows of the batch, so the rows are not independent given θ"
