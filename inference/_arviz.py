@@ -22,7 +22,8 @@ from arviz_stats.base import array_stats
 
 from inference._fit import Evidence, Fit
 
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]  # name -> (dims, values)
+Variable = tuple[tuple[str, ...], np.ndarray]  # (dims, values)
+Variables = dict[str, Variable]  # by name
 
 BLOCK = 4_000_000  # numbers worked on at once, 32 MB an array: bounds the memory
 ROUNDING = 32  # units in the last place within which log weights count as equal
@@ -286,15 +287,13 @@ def _trace(trace: Mapping[str, np.ndarray]) -> Variables:
 def _dataset(variables: Variables, fit: Fit) -> xr.Dataset:
     """Variables with an index 0, 1, … along every dimension, and the column names along `column`."""
     sizes = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
-    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
+    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items() if dim not in variables}
     if "column" in sizes:
         coords["column"] = list(fit.columns)
     return xr.Dataset(variables, coords=coords)
 
 
-def _variable(
-    name: str, values: np.ndarray, lead: tuple[str, ...] = ()
-) -> tuple[tuple[str, ...], np.ndarray]:
+def _variable(name: str, values: np.ndarray, lead: tuple[str, ...] = ()) -> Variable:
     """(dims, values): the leading dimensions, then `<name>_dim_0`, `<name>_dim_1`, …; booleans as 0 and 1."""
     values = np.asarray(values)
     if values.dtype == bool:  # ArviZ's quantiles do not take them
@@ -307,7 +306,7 @@ def _dims(name: str, ndim: int, lead: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 def _x_dims(fit: Fit) -> tuple[str, ...]:
-    ndim = np.ndim(fit.x)
+    ndim = 0 if fit.x is None else fit.x.ndim
     return ("data", "column") if fit.columns and ndim == 2 else _dims("x", ndim, ("data",))
 
 
@@ -331,9 +330,8 @@ def _attrs(fit: Fit) -> dict[str, Any]:
     }
     if fit.converged is not None:
         out["converged"] = bool(fit.converged)
-    out |= _evidence_attrs("log_evidence", fit.claimed) | _evidence_attrs(
-        "verified_log_evidence", fit.verified
-    )
+    out |= _evidence_attrs("log_evidence", fit.claimed)
+    out |= _evidence_attrs("verified_log_evidence", fit.verified)
     for name in ("options", "notes", "warnings", "versions"):
         out[name] = json.dumps(getattr(fit, name), ensure_ascii=False, default=str)
     return out
@@ -395,8 +393,9 @@ def _compression(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
 def _with_attrs(dataset: xr.Dataset, convert: Callable[[Any], Any]) -> xr.Dataset:
     """A shallow copy in which each attribute, the variables' too, has gone through `convert`."""
     out = dataset.copy(deep=False)
-    for holder in (out, *out.variables.values()):
-        holder.attrs = {name: convert(value) for name, value in holder.attrs.items()}
+    out.attrs = {name: convert(value) for name, value in out.attrs.items()}
+    for variable in out.variables.values():
+        variable.attrs = {name: convert(value) for name, value in variable.attrs.items()}
     return out
 
 

@@ -6,6 +6,7 @@ number too many for a simplex, and unused ones above the diagonal of a Cholesky 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,6 +86,17 @@ class Coordinates:
         self.shapes = {n: self.transforms[n].inv(v.detach()).shape for n, v in values.items()}
         self.sizes = {n: s.numel() for n, s in self.shapes.items()}
         self.d = sum(self.sizes.values())
+
+    def part(self, names: set[str]) -> tuple[Coordinates, Tensor]:
+        """The layout of some of the tensors, and the places [their size] of the flat vector that are theirs."""
+        places = torch.split(torch.arange(self.d), list(self.sizes.values()))
+        index = [p for n, p in zip(self.sizes, places, strict=True) if n in names]
+        some = copy.copy(self)
+        some.transforms = {n: t for n, t in self.transforms.items() if n in names}
+        some.shapes = {n: s for n, s in self.shapes.items() if n in names}
+        some.sizes = {n: s for n, s in self.sizes.items() if n in names}
+        some.d = sum(some.sizes.values())
+        return some, torch.cat(index) if index else torch.zeros(0, dtype=torch.long)
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Constrained values → [d]."""

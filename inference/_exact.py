@@ -164,9 +164,13 @@ class Enumeration:
         return torch.as_tensor(total), prior
 
     @torch.no_grad()
-    def per_datum(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
-        """log p(x_i | θ, globals) [N], nats."""
+    def per_datum(
+        self, parameters: Values | None = None, globals: Values | None = None, own: bool = False
+    ) -> Tensor:
+        """log p(x_i | θ, globals) [N], nats. `own`: by the sites' own `log_prob` throughout, as a check on the products."""
         views, _ = self.views(parameters, globals)
+        if own:
+            views = [View(v.name, v.latent, None) for v in views]
         return torch.cat([self.log_joint(r, views, parameters, globals).logsumexp(1) for r in self.chunks()])
 
     # ------------------------------------------------------------------------------------------------- posterior

@@ -48,6 +48,15 @@ class Evidence:
         return out | ({"given": self.given} if self.given else {})
 
 
+@dataclass(frozen=True)
+class GlobalGaussian:
+    """q(globals): a Gaussian in unconstrained coordinates."""
+
+    coordinates: Any  # inference._coordinates.Coordinates
+    mean: Any  # [d] tensor
+    scale_tril: Any  # [d, d] tensor
+
+
 @dataclass
 class Fit:
     """θ, q(z | x), evidence and diagnostics of one method on one program and data set.
@@ -68,6 +77,7 @@ class Fit:
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)  # method-specific facts, JSON-ready
     guide: Any = None  # the fitted Pyro guide, where the method has one
+    global_gaussian: GlobalGaussian | None = None  # q over the global latents, where the method has one
 
     # by the runner
     model: str = ""

@@ -54,7 +54,7 @@ class Task:
         return out
 
     def _global_priors(self) -> dict[str, Any]:
-        names = {s.name for s in self.structure.global_latents}
+        names = [s.name for s in self.structure.global_latents]
         if not names:
             return {}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

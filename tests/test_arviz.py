@@ -39,31 +39,34 @@ def levels(draws: int, *shared: tuple[int, float]) -> np.ndarray:
 
 @pytest.mark.parametrize("rate", [2.0, 3.0, 10.0])
 def test_khat_of_exponential_proposal_is_the_pareto_shape(rate):
-    """p = Exp(1), q = Exp(rate): the ratios are Pareto with tail index rate / (rate − 1), so k = 1 − 1/rate."""
+    """p = Exp(1), q = Exp(rate): the ratios are Pareto of tail index rate / (rate − 1), so k = 1 − 1/rate."""
     rng = np.random.default_rng(1)
     draws, repeats = 4000, 60
     x = rng.exponential(1 / rate, size=(draws, repeats))
     khat, _ = psis((rate - 1) * x)
     tail = 3 * math.sqrt(draws)
-    prior = (tail * (1 - 1 / rate) + 10 * 0.5) / (
-        tail + 10
-    )  # ten draws of k = 0.5, as in Vehtari et al. 2024
+    # shrunk as in Vehtari et al. 2024, by a prior worth ten draws of k = 0.5
+    expected = (tail * (1 - 1 / rate) + 10 * 0.5) / (tail + 10)
     mean, se = mean_and_se(khat)
-    assert abs(mean - prior) < 4 * se + 1 / tail  # the fit's own bias is of the order of 1 / tail
+    assert abs(mean - expected) < 4 * se + 1 / tail  # the fit's own bias is of the order of 1 / tail
 
 
 def test_khat_of_a_wider_proposal_is_small_and_of_a_narrower_one_is_flagged():
+    """p = N(0, 1), q = N(0, s²). s > 1: bounded ratios, E_q[(p/q)²] = s² / √(2s² − 1). s < 1: k = 1 − s²."""
     rng = np.random.default_rng(2)
-    for scale, good in (
-        (2.0, True),
-        (0.5, False),
-    ):  # the ratios of the first are bounded; the second has k = 3/4
-        x = scale * rng.normal(size=(2000, 40))
+    draws, repeats = 2000, 100
+
+    def run(scale):
+        x = scale * rng.normal(size=(draws, repeats))
         khat, ess = psis(stats.norm.logpdf(x) - stats.norm.logpdf(x, scale=scale))
-        mean, se = mean_and_se(khat)
-        assert mean + 4 * se < 0.3 if good else mean - 4 * se > 0.55
-        expected = 2000 * math.sqrt(2 * scale**2 - 1) / scale**2 if good else None  # 1 / E_q[(p/q)²]
-        assert expected is None or abs(mean_and_se(ess)[0] - expected) < 4 * mean_and_se(ess)[1]
+        return mean_and_se(khat), mean_and_se(ess)
+
+    (khat, se), (ess, ess_se) = run(2.0)
+    assert khat + 4 * se < 0
+    assert abs(ess - draws * math.sqrt(7) / 4) < 4 * ess_se
+    (khat, se), _ = run(0.2)
+    assert khat - 4 * se > 0.7
+    assert khat < 0.96 + 4 * se  # approached from below
 
 
 def test_khat_is_that_of_arviz():
@@ -128,7 +131,7 @@ def test_few_values_are_judged_by_their_effective_sample_size():
     sizes = [psis(levels(1000, (count, 20.0)))[0].item() for count in (1, 3, 10, 40)]  # ESS = count
     assert sizes == sorted(sizes, reverse=True)
     assert min(sizes) > 0.7
-    # by hand: two draws in 1,000 have all the weight, so 100 (1000/2 − 1) draws would give 10 % relative error
+    # by hand: two draws in 1,000 have all the weight; 100 (1000/2 − 1) draws would give 10 % relative error
     assert psis(levels(1000, (2, 1e4)))[0] == pytest.approx(1 - 1 / math.log10(100 * 499))
     assert 10 ** (1 / (1 - psis(levels(1000, (2, 1e4)))[0].item())) == pytest.approx(49_900)
 
@@ -186,9 +189,9 @@ def test_psis_is_fast_enough():
     rng = np.random.default_rng(9)
     for shape, seconds in (((1000, 272), 1.0), ((5000, 200), 6.0)):
         log_weights = rng.normal(size=shape)
-        start = time.perf_counter()
+        start = time.process_time()  # not the wall's, which others' work slows
         psis(log_weights)
-        assert time.perf_counter() - start < seconds
+        assert time.process_time() - start < seconds
 
 
 @settings(max_examples=60, deadline=None)
@@ -313,8 +316,10 @@ def test_names_and_shapes_that_need_care():
             x=np.zeros((5, 4, 4)),
             predictive=np.zeros((60, 5, 4, 4)),
             columns=(),
+            trace={"iteration": np.array([0, 10, 20]), "loss": np.zeros(3)},
         )
     )
+    assert list(tree["trace/loss"].iteration.values) == [0, 10, 20]
     assert set(tree["constant_data"].data_vars) == {"net.0.bias", "labels", "data_labels"}
     assert tree["posterior_predictive/x"].dims == ("chain", "draw", "data", "x_dim_0", "x_dim_1")
     assert tree["observed_data/x"].dims == ("data", "x_dim_0", "x_dim_1")
@@ -337,14 +342,15 @@ def test_idata_of_a_fit():
 
 
 def test_summary_takes_discrete_and_certain_draws():
-    fit = a_fit(draws_ := 1000, n := 272)
+    draws, n = 1000, 272
+    fit = a_fit(draws, n)
     tree = to_datatree(fit)
     table = arviz_stats.summary(tree, var_names=["z", "mu"], round_to="none")
     assert len(table) == n + 1
     np.testing.assert_allclose(table.loc["z[1]", "mean"], fit.draws["z"][:, 1].mean())
     assert table.loc["z[0]", "sd"] == 0
     assert math.isnan(table.loc["z[0]", "mcse_sd"])  # 0/0 in ArviZ, and for once without a warning
-    assert arviz_stats.loo(tree).n_samples == draws_
+    assert arviz_stats.loo(tree).n_samples == draws
 
 
 def test_the_filter_for_certain_draws_does_not_pile_up():
@@ -358,7 +364,7 @@ def test_the_filter_for_certain_draws_does_not_pile_up():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1.0, 1e4])
 def test_loo_of_a_point_is_the_plug_in_log_likelihood(dtype, size):
-    """ArviZ alone raises on a log likelihood that is the same for every draw; row 0 is a datum with no entry."""
+    """ArviZ alone raises on a log likelihood that no draw changes; row 0 is a datum without an entry."""
     per_datum = (size * np.random.default_rng(11).normal(size=272)).astype(dtype)
     per_datum[0] = 0
     log_likelihood = np.broadcast_to(per_datum, (1000, 272))
@@ -379,7 +385,7 @@ def test_loo_takes_a_log_likelihood_that_is_constant_to_rounding():
 
 
 def test_loo_takes_repeated_draws():
-    """Four distinct draws only, as after resampling: the tail is tied, and ArviZ alone raises or divides by zero."""
+    """Only four distinct draws, as after resampling: a tied tail; ArviZ alone raises or divides by zero."""
     rng = np.random.default_rng(13)
     distinct = rng.normal(size=(4, 30)) / 10
     log_likelihood = distinct[rng.integers(0, 4, size=400)]

@@ -31,17 +31,17 @@ _MISSING = {"", "NA", "NaN", "nan", "?"}
 _HALVES = ("top", "bottom", "left", "right")
 _HUGE = 1e150  # the square of anything larger may overflow float64, and every Gaussian squares its data
 
-_SETS = {  # name: description
-    "faithful": "272 x 2, eruptions of Old Faithful: duration, and waiting time to the next (minutes)",
-    "digits": "1,797 x 64, handwritten digits of 8 x 8 pixels, 0 to 16; labels",
-    "mnist5k": "5,000 x 784, MNIST training images, 500 of each digit, in [0, 1]; labels",
-    "iris": "150 x 4, measurements of iris flowers (cm); labels",
-    "wine": "178 x 13, chemical analysis of wines; labels",
-    "breast_cancer": "569 x 30, measurements of cell nuclei; labels",
+_SETS = {  # name: what it is; its size, and what else there is to know
+    "faithful": "eruptions of Old Faithful, duration and waiting time to the next (minutes); 272 x 2",
+    "digits": "handwritten digits, 0 to 16; 1,797 x 64 (8 x 8 pixels); labels",
+    "mnist5k": "MNIST training images, 500 of each digit, in [0, 1]; 5,000 x 784; labels",
+    "iris": "measurements of iris flowers (cm); 150 x 4; labels",
+    "wine": "chemical analysis of wines; 178 x 13; labels",
+    "breast_cancer": "measurements of cell nuclei; 569 x 30; labels",
     "mnist": "handwritten digits in [0, 1]; 60,000 x 784 (mnist:test 10,000); labels; downloaded",
-    "fashion_mnist": "images of clothes in [0, 1]; 60,000 x 784 (fashion_mnist:test 10,000); labels; downloaded",
+    "fashion_mnist": "clothes in [0, 1]; 60,000 x 784 (fashion_mnist:test 10,000); labels; downloaded",
     "binarized_mnist": "MNIST, binarised once; 50,000 x 784 (:valid and :test 10,000); from ZOO_DATA_DIR",
-    "frey_face": "1,965 x 560, frames of a face, 28 x 20 pixels in [0, 1]; from ZOO_DATA_DIR",
+    "frey_face": "frames of a face in [0, 1]; 1,965 x 560 (28 x 20 pixels); from ZOO_DATA_DIR",
 }
 _PARTS = {
     "mnist": ("train", "test"),
@@ -53,11 +53,7 @@ _URLS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
-_SHA256: dict[str, str] = {
-    path: digest
-    for digest, path in (
-        line.split()
-        for line in """
+_DIGESTS = """
 440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609  mnist/train-images-idx3-ubyte.gz
 3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c  mnist/train-labels-idx1-ubyte.gz
 8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6  mnist/t10k-images-idx3-ubyte.gz
@@ -68,9 +64,8 @@ a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845  fashion_mnist/
 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5  fashion_mnist/t10k-labels-idx1-ubyte.gz
 50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5  binarized_mnist/binarized_mnist.npz
 265a83a23adb081755cd3de375509828e690324d1d60f076b8ecebc840d59c64  frey_face/frey_rawface.mat
-""".strip().splitlines()
-    )
-}
+"""
+_SHA256 = {path: digest for digest, path in map(str.split, _DIGESTS.strip().splitlines())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +204,7 @@ def _read(spec: Any) -> tuple[_Raw, str]:
     name, _, part = str(spec).partition(":")
     if isinstance(spec, str) and name in _SETS:
         return _read_set(name, part), spec
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"'{spec}' is a folder; name a .csv, .npy or .npz file in it.")
     if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.isfile(path):
         raise unknown("data set", spec, _SETS)
@@ -340,6 +335,7 @@ def _delimiter(text: str) -> str:
             widths = [len(cells) for cells in islice(reader, 100) if cells]
         except csv.Error:
             return 0.0
+        widths = widths[1:] or widths  # the first may be a header, and a name may hold anything
         wide = Counter(w for w in widths if w > 1)
         return max(wide.values(), default=0) / max(len(widths), 1)
 

@@ -46,6 +46,7 @@ class Program(nn.Module):
         self.constraints: dict[str, constraints.Constraint] = {}
         if isinstance(model, nn.Module):
             self.module = copy.deepcopy(model).to(x.dtype)
+            localize(self.module)
             self._call: Callable[..., Any] = self.module
         else:
             self._call = model
@@ -200,6 +201,14 @@ class _Parameters(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def localize(module: nn.Module) -> None:
+    """Let a PyroModule that was made with Pyro's global parameter store run without it."""
+    for part in module.modules():
+        context = getattr(part, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
 
 
 @contextlib.contextmanager

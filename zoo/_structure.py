@@ -21,6 +21,7 @@ Exactness = Literal["enumerable", "no"]
 
 PROBE_ROWS = 20
 ENUMERATION_LIMIT = 10_000
+DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Site:
     discrete: bool
     cardinality: int | None = None  # values of the support, when it can be enumerated
     inner: int = 1  # independent copies of the site in each datum, from plates besides `data`
+    constraint: Any = field(default=None, repr=False, compare=False)  # the support itself
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,15 @@ class Structure:
             "exact": self.exact,
             "reason": self.reason,
             "assignments": self.assignments,
-            "sites": [vars(s) | {"event_shape": list(s.event_shape), "plates": list(s.plates)} for s in self.sites],
+            "sites": [_site_json(s) for s in self.sites],
             "parameters": [vars(p) | {"shape": list(p.shape)} for p in self.parameters],
             "warnings": list(self.warnings),
         }
+
+
+def _site_json(site: Site) -> dict[str, Any]:
+    shown = {k: v for k, v in vars(site).items() if k != "constraint"}
+    return shown | {"event_shape": list(site.event_shape), "plates": list(site.plates)}
 
 
 def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Structure:
@@ -133,8 +140,8 @@ def local_log_prob(trace: pyro.poutine.Trace, data_dim: int, rows: int) -> Tenso
 
 
 def per_datum(node: Any, log_prob: Tensor, data_dim: int) -> Tensor:
-    """Sum out every plate but `data` and put the data dimension last: [..., n]."""
-    others = sorted({f.dim for f in node["cond_indep_stack"] if f.name != DATA_PLATE}, reverse=True)
+    """Sum out every plate but `data` (and a method's own plate of draws): [..., n]."""
+    others = sorted({f.dim for f in node["cond_indep_stack"] if f.name not in (DATA_PLATE, DRAWS_PLATE)})
     depth = max([-data_dim, *(-d for d in others)])
     log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (1,) * depth))
     if node["mask"] is not None:
@@ -211,6 +218,7 @@ def _site(node: Any) -> Site:
         discrete=discrete,
         cardinality=_cardinality(fn) if discrete and not node["is_observed"] else None,
         inner=inner,
+        constraint=fn.support,
     )
 
 

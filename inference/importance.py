@@ -1,0 +1,120 @@
+"""Importance sampling: log p(x) of each datum from weighted draws, with standard error, k-hat and effective sample size.
+
+Proposals: `prior` (naive Monte Carlo) and `guide` (an amortized q). θ is learned by the importance-weighted bound (Burda,
+Grosse & Salakhutdinov 2016), the guide by the wake phase of reweighted wake-sleep (Bornschein & Bengio 2015). What it
+claims is an estimate; k-hat above 0.7 says that it cannot be trusted (Vehtari et al. 2024).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from guides import amortized
+from inference import _weights
+from inference._fit import Evidence, Fit
+from inference._start import Start, begin
+from inference._task import Task
+from inference._training import History, train
+from zoo._options import positive
+from zoo._structure import Structure
+
+
+def refusal(structure: Structure) -> str | None:
+    """Why importance sampling cannot serve the program, or None."""
+    if structure.global_latents:
+        names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
+        return f"importance weighs each datum by itself, and the global latents {names} belong to all of them"
+    if not structure.local_latents:
+        return "importance needs a latent to draw, and the program has none"
+    return None
+
+
+def fit(
+    task: Task,
+    *,
+    proposal: Literal["guide", "prior"] = "guide",
+    samples: int = 1000,
+    particles: int = 16,
+    epochs: int = 500,
+    batch: int = 64,
+    lr: float = 0.02,
+    tol: float = 1e-3,
+    hidden: tuple[int, ...] = (64, 64),
+    start: Start = "auto",
+) -> Fit:
+    """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum."""
+    positive("samples", samples - 1)
+    positive("particles", particles)
+    positive("batch", batch)
+    if task.learn:
+        begin(task, start, task.seed)
+    guide = None if proposal == "prior" else (task.guide or amortized.Guide(task.structure, task.x, hidden=hidden))
+    parameters = [*(task.program.parameters() if task.learn else ()), *(guide.parameters() if guide is not None else ())]
+    with task.progress("importance", epochs) as step:
+        history = train(
+            parameters,
+            lambda rows: _objective(task, guide, rows, particles),
+            task.x,
+            epochs=epochs,
+            batch=min(batch, len(task.x)),
+            lr=lr,
+            tol=tol,
+            seed=task.seed,
+            step=step,
+        )
+    with torch.no_grad(), task.progress("importance: estimating", len(task.x)) as step:
+        return _estimate(task, guide, proposal, samples, history, step)
+
+
+def _objective(task: Task, guide: Any | None, rows: Tensor, particles: int) -> Tensor:
+    """The importance-weighted bound for θ plus the wake-phase objective for the guide, whose value is taken off again."""
+    log_p, log_q, _ = _weights.draw(task.program, task.structure, rows, guide, particles)
+    bound = _weights.log_mean(log_p - log_q.detach())[0]
+    if guide is None:
+        return bound.mean()
+    weights = (log_p - log_q).detach().softmax(0)
+    wake = (weights * log_q).sum(0)
+    return (bound + wake - wake.detach()).mean()
+
+
+def _estimate(task: Task, guide: Any | None, proposal: str, samples: int, history: History, step: Any) -> Fit:
+    from inference._arviz import psis
+
+    estimates, errors, khats, sizes = [], [], [], []
+    kept: dict[str, list[Tensor]] = {s.name: [] for s in task.structure.local_latents}
+    for rows in _weights.chunks(task.x, samples):
+        log_p, log_q, draws = _weights.draw(task.program, task.structure, rows, guide, samples)
+        log_w = log_p - log_q
+        estimate, error = _weights.log_mean(log_w)
+        khat, ess = psis(log_w.numpy())
+        estimates.append(estimate)
+        errors.append(error)
+        khats.append(torch.as_tensor(khat))
+        sizes.append(torch.as_tensor(ess))
+        chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
+        for name, pieces in kept.items():
+            value = draws[name].expand(samples, len(rows), *draws[name].shape[2:])
+            pieces.append(value[chosen, torch.arange(len(rows))])
+        step(len(rows))
+    khat = torch.cat(khats).numpy()
+    warnings = []
+    if bad := int((~(khat <= 0.7)).sum()):
+        warnings.append(f"k-hat is above 0.7 for {bad} of {len(task.x)} data: with proposal={proposal} their estimates "
+                        "cannot be trusted.")
+    if not history.converged:
+        warnings.append("importance did not converge: the bound was still rising; raise epochs or tol.")
+    return Fit(
+        parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
+        claimed=Evidence.from_per_datum(torch.cat(estimates).numpy(), "estimate", torch.cat(errors).numpy()),
+        draws={n: torch.cat(v, 1).numpy() for n, v in kept.items()},
+        khat=khat,
+        ess=torch.cat(sizes).numpy(),
+        trace={"bound_per_datum": history.objective, "lr": history.lr} if len(history.objective) else {},
+        converged=history.converged,
+        warnings=warnings,
+        notes={"proposal": proposal, "samples": samples, "epochs": len(history.objective)},
+        guide=guide,
+    )
