@@ -53,7 +53,7 @@ class Guide(PyroModule):
         if (reason := refusal(structure)) is not None:
             raise Refusal(reason)
         self.sites = structure.local_latents
-        self.data_dim = structure.data_dim
+        self.data_dim, self.hidden = structure.data_dim, tuple(hidden)
         flat = x.reshape(len(x), -1)
         center = flat.nanmean(0).nan_to_num(0.0)
         spread = (flat - center).square().nanmean(0).sqrt()

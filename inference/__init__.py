@@ -1,0 +1,22 @@
+"""Inference methods, one a file, and the runner that they share: `from inference import run, compare, infer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inference._fit import Evidence, Fit
+    from inference._runner import compare, infer, run
+
+__all__ = ["Evidence", "Fit", "compare", "infer", "run"]
+
+_WHERE = {"Evidence": "_fit", "Fit": "_fit", "compare": "_runner", "infer": "_runner", "run": "_runner"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use: naming a method must not cost the seconds that torch takes."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'inference' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(f"inference.{_WHERE[name]}"), name)

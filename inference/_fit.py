@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -84,11 +85,12 @@ class Fit:
     data: str = ""
     method: str = ""
     seed: int = 0
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)  # {"model": …, "method": …, "data": …}
+    options: dict[str, Any] = field(default_factory=dict)  # {"model": …, "method": …, "data": …, "limit": …}
     verified: Evidence | None = None
     local_sites: tuple[str, ...] = ()
     x: np.ndarray | None = None  # [n, ...] the observed data, NaN where unobserved
     columns: tuple[str, ...] = ()
+    image_shape: tuple[int, int] | None = None  # rows and columns, where each datum is an image
     labels: np.ndarray | None = None  # [n] class labels of the data set, where it has them
     predictive: np.ndarray | None = None  # [draws, n, ...] posterior predictive data
     log_likelihood: np.ndarray | None = None  # [draws, n] log p(x_i | θ draw), latents marginalised
@@ -102,6 +104,12 @@ class Fit:
     def n(self) -> int:
         """Number of data."""
         return 0 if self.x is None else len(self.x)
+
+    def save(self, out: str | os.PathLike[str]) -> str:
+        """Write the run folder `out`, whole or not at all; returns its path."""
+        from inference._store import check_out, save
+
+        return str(save(self, check_out(out)))
 
     @property
     def idata(self) -> Any:

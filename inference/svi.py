@@ -6,7 +6,7 @@ out exactly under it (Pyro's TraceEnum_ELBO), so their ELBO has no sampling nois
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,8 +72,13 @@ def fit(
         history = train(
             parameters, objective, task.x, epochs=epochs, batch=min(batch, N), lr=lr, tol=tol, seed=task.seed, step=step
         )
-        claimed = _bound(task, guide, lambda: objective(task.x))
+        claimed = _bound(task, guide, lambda: -_loss(elbo, task, enumerated))
     return _result(task, guide, claimed, history, list(globals))
+
+
+def _loss(elbo: TraceEnum_ELBO, task: Task, guide: Any) -> float:
+    with pyro.settings.context(module_local_params=True):
+        return elbo.loss(task.program, guide, task.x)
 
 
 @contextmanager
@@ -94,10 +99,10 @@ class _ScaleLocal(Messenger):
 
 
 @torch.no_grad()
-def _bound(task: Task, guide: Any, objective: Any) -> Evidence:
+def _bound(task: Task, guide: Any, draw_elbo: Callable[[], float]) -> Evidence:
     """The ELBO over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
     if task.structure.global_latents:
-        values = torch.stack([objective() for _ in range(BOUND_DRAWS)]) * len(task.x)
+        values = torch.tensor([draw_elbo() for _ in range(BOUND_DRAWS)], dtype=torch.float64)
         return Evidence(float(values.mean()), float(values.std() / BOUND_DRAWS**0.5), "lower bound")
     if task.structure.exact == "enumerable":
         return Evidence.from_per_datum(enumerated_bound(task, guide).numpy(), "lower bound")

@@ -13,8 +13,6 @@ import hashlib
 import io
 import os
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -204,10 +202,10 @@ def _read(spec: Any) -> tuple[_Raw, str]:
     name, _, part = str(spec).partition(":")
     if isinstance(spec, str) and name in _SETS:
         return _read_set(name, part), spec
+    if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
+        raise unknown("data set", spec, _SETS)
     if os.path.isdir(path):
         raise UsageError(f"'{spec}' is a folder; name a .csv, .npy or .npz file in it.")
-    if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.isfile(path):
-        raise unknown("data set", spec, _SETS)
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"'{spec}' is not a .csv, .npy or .npz file; give one, or the name of a data set.")
     if not os.path.isfile(path):
@@ -276,7 +274,7 @@ def _from_numpy(content: bytes, what: str, source: str) -> _Raw:
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged bytes raise a dozen kinds: of zip, zlib, tokenize, numpy
         if str(error).startswith("Object arrays"):
             raise UsageError(f"{what} holds Python objects, which are not loaded; save numbers.") from None
         # Not numpy's own text: for any bytes that it does not know it speaks of pickles.
@@ -307,7 +305,7 @@ def _from_csv(content: bytes, what: str, source: str) -> _Raw:
     header = bool(records) and _is_header(records, what)
     if len(records) == header:
         raise UsageError(f"{what} is empty: it has {'a header but ' * header}no rows; give at least one row.")
-    first = [cell.strip() if header else "" for cell in records[0][1]]
+    first = [" ".join(cell.split()) if header else "" for cell in records[0][1]]
     columns = [name or f"x{j}" for j, name in enumerate(first)]
     x = _numbers(records[header:], columns, records[0][0], what)
     if header and x.shape[1] > 1 and first[0] in ("", "rownames") and _counts(x[:, 0]):
@@ -382,6 +380,11 @@ def _number(cell: str) -> float | None:
     return None if "_" in cell else _float(cell)  # 1_000 is a number to Python alone
 
 
+def _shown(cell: str) -> str:
+    """A cell as an error message quotes it: on one line, and not all of a long one."""
+    return " ".join(cell.split())[:80]
+
+
 def _is_header(records: _Records, what: str) -> bool:
     """Whether the first record names the columns: it holds words, or columns 0, 1, … after a nameless index.
 
@@ -391,7 +394,7 @@ def _is_header(records: _Records, what: str) -> bool:
     words = [j for j, c in enumerate(cells) if _number(c) is None]
     numbers = [c for c in cells if _number(c) is not None and c.strip() not in _MISSING]
     if words and numbers:
-        bad = f"{what}, line {line}, column {words[0] + 1}: '{cells[words[0]]}' is not a number"
+        bad = f"{what}, line {line}, column {words[0] + 1}: '{_shown(cells[words[0]])}' is not a number"
         raise UsageError(f"{bad}, though '{numbers[0]}' is. Give numbers alone, or a header of names alone.")
     counted = len(cells) > 1 and [c.strip() for c in cells] == ["", *map(str, range(len(cells) - 1))]
     return bool(words) or (counted and all(c[0].strip() == str(i) for i, (_, c) in enumerate(rest)))
@@ -413,7 +416,7 @@ def _numbers(body: _Records, columns: list[str], first: int, what: str) -> np.nd
             pass
         for j, cell in enumerate(cells):
             if (value := _number(cell)) is None:
-                bad = f"{what}, line {line}, column '{columns[j]}': '{cell[:80]}' is not a number"
+                bad = f"{what}, line {line}, column '{columns[j]}': '{_shown(cell)}' is not a number"
                 remedy = "remove the column, or write an empty cell, NA, NaN or ? where nothing was observed"
                 raise UsageError(f"{bad}; {remedy} (a comma, semicolon or tab divides cells).")
             x[i, j] = value

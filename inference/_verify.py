@@ -1,0 +1,70 @@
+"""The runner's own look at log p(x): the best evaluator there is for a program, at a fit's own θ.
+
+- enumerable programs: the exact sum, by each site's own `log_prob` rather than by the products the method went through;
+- global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
+- otherwise: importance sampling from the fit's guide, or from the prior when it has none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inference import _weights
+from inference._fit import Evidence, Fit, GlobalGaussian
+from inference._task import Task
+
+GLOBAL_SAMPLES = 1000
+LOCAL_SAMPLES = 1000
+
+
+@torch.no_grad()
+def verify(task: Task, fit: Fit) -> Evidence | None:
+    """Evidence for `fit`, whose θ the program of `task` holds; None where nothing better than the claim can be had."""
+    if task.structure.exact == "enumerable":
+        if fit.global_gaussian is not None:
+            return _integrate_globals(task, fit, fit.global_gaussian)
+        point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
+        return Evidence.from_per_datum(task.exact.per_datum(None, point, own=True).numpy(), "exact", given=fit.claimed.given)
+    if task.structure.global_latents:
+        return None
+    return _by_importance(task, fit)
+
+
+def _integrate_globals(task: Task, fit: Fit, q: GlobalGaussian) -> Evidence:
+    """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
+    normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
+    flat = normal.sample((GLOBAL_SAMPLES,))
+    log_w = []
+    with task.progress("verifying", GLOBAL_SAMPLES) as step:
+        for u in flat:
+            values = q.coordinates.unflatten(u)
+            evidence, prior = task.exact.log_evidence(None, values)
+            log_w.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
+            step()
+    log_w = torch.stack(log_w).unsqueeze(1)
+    value, se = _weights.log_mean(log_w)
+    _note_khat(fit, log_w)
+    return Evidence(float(value), float(se), "estimate")
+
+
+def _note_khat(fit: Fit, log_w: Tensor) -> None:
+    from inference._arviz import psis
+
+    khat = float(psis(log_w.double().numpy())[0][0])
+    fit.notes["khat_of_globals"] = khat
+    if not khat <= 0.7:
+        fit.warnings.append(
+            f"k-hat of the Gaussian over the global latents is {khat:.2f}, above 0.7: its posterior is not close to "
+            "Gaussian, and the verified evidence cannot be trusted either."
+        )
+
+
+def _by_importance(task: Task, fit: Fit) -> Evidence:
+    estimates, errors = [], []
+    for rows in _weights.chunks(task.x, LOCAL_SAMPLES):
+        log_p, log_q, _ = _weights.draw(task.program, task.structure, rows, fit.guide, LOCAL_SAMPLES)
+        estimate, error = _weights.log_mean(log_p - log_q)
+        estimates.append(estimate)
+        errors.append(error)
+    return Evidence.from_per_datum(torch.cat(estimates).numpy(), "estimate", torch.cat(errors).numpy())
