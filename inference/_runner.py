@@ -120,7 +120,7 @@ class Refused:
     data: str
     method: str
     seed: int
-    n: int
+    n: int | None
     reason: str
 
     def to_json(self) -> dict[str, Any]:
@@ -358,7 +358,8 @@ def versions() -> dict[str, str]:
     return out
 
 
-def default_folder(model: str, data: str, what: str) -> Path:
-    """`runs/MODEL-DATA-WHAT-TIME`, with `_` for what a file name had better not hold."""
-    words = ("".join(c if c.isalnum() else "_" for c in w) for w in (Path(model.split(":")[0]).stem, data, what))
-    return Path("runs") / "-".join((*words, datetime.now().strftime("%Y%m%d-%H%M%S")))
+def free_folder(model: str, data: str, what: str) -> Path:
+    """`runs/MODEL-DATA-WHAT-TIME`, not taken yet, with `_` for what a file name had better not hold."""
+    words = (Path(model.split(":")[0]).stem, Path(data).stem, what, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    name = "-".join("".join(c if c.isalnum() or c == "-" else "_" for c in w) for w in words)
+    return _store.free(Path("runs") / name)

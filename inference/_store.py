@@ -73,7 +73,7 @@ def save(fit: Fit, folder: Path) -> Path:
         if fit.guide is not None:
             state |= {f"guide.{k}": v.contiguous() for k, v in fit.guide.state_dict().items()}
         save_file({k: v.clone() for k, v in state.items()}, temporary / "state.safetensors", {"format": str(FORMAT)})
-        final = _free(folder)
+        final = free(folder)
         fit.run = str(final)
         document = {"format": FORMAT, **fit.to_json(), "columns": list(fit.columns), **_extras(fit)}
         (temporary / "run.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -94,7 +94,8 @@ def _extras(fit: Fit) -> dict[str, Any]:
     return {"image_shape": fit.image_shape, "guide": None if fit.guide is None else {"hidden": list(fit.guide.hidden)}}
 
 
-def _free(folder: Path) -> Path:
+def free(folder: Path) -> Path:
+    """`folder`, or the first of folder-2, folder-3, … that is not taken."""
     number, candidate = 1, folder
     while candidate.exists():
         number += 1
@@ -110,7 +111,7 @@ def _rename(temporary: Path, final: Path) -> Path:
         except OSError:  # taken since we looked: a folder that is not empty cannot be renamed over
             if not final.exists():
                 raise
-            final = _free(final)
+            final = free(final)
             document = json.loads((temporary / "run.json").read_text(encoding="utf-8")) | {"run": str(final)}
             (temporary / "run.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
 

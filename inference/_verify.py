@@ -16,6 +16,7 @@ from inference._task import Task
 
 GLOBAL_SAMPLES = 1000
 LOCAL_SAMPLES = 1000
+DEFENSIVE = 0.1
 
 
 @torch.no_grad()
@@ -63,8 +64,8 @@ def _note_khat(fit: Fit, log_w: Tensor) -> None:
 def _by_importance(task: Task, fit: Fit) -> Evidence:
     estimates, errors = [], []
     for rows in _weights.chunks(task.x, LOCAL_SAMPLES):
-        log_p, log_q, _ = _weights.draw(task.program, task.structure, rows, fit.guide, LOCAL_SAMPLES)
-        estimate, error = _weights.log_mean(log_p - log_q)
+        drawn = _weights.draw(task.program, task.structure, rows, fit.guide, LOCAL_SAMPLES, DEFENSIVE)
+        estimate, error = _weights.log_mean(drawn.log_weights)
         estimates.append(estimate)
         errors.append(error)
     return Evidence.from_per_datum(torch.cat(estimates).numpy(), "estimate", torch.cat(errors).numpy())

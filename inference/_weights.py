@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -10,39 +11,85 @@ import torch
 from torch import Tensor
 
 from zoo._program import Program
-from zoo._structure import DRAWS_PLATE, Structure, is_local, local_log_prob, per_datum
+from zoo._structure import DRAWS_PLATE, Structure, local_log_prob, per_datum
 
 NUMBERS = 2**23  # numbers in the largest temporary
 
 
+@dataclass
+class Draws:
+    """Draws of the local latents of n data, and their log-densities [samples, n] in nats."""
+
+    values: dict[str, Tensor]  # site → [samples, n, …]
+    log_p: Tensor  # log p(x, z); differentiable in the program's parameters
+    log_guide: Tensor | None  # log q(z | x) of the guide; differentiable in its parameters
+    log_proposal: Tensor  # log-density of what the draws came from, held fixed
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) − log proposal(z | x) [samples, n]."""
+        return self.log_p - self.log_proposal
+
+
 def draw(
-    program: Program, structure: Structure, x: Tensor, guide: Any | None, samples: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    program: Program, structure: Structure, x: Tensor, guide: Any | None, samples: int, defensive: float = 0.0
+) -> Draws:
     """`samples` draws of the local latents for each row of x [n, …], from `guide`, or from the prior when it is None.
 
-    Returns log p(x, z) [samples, n] and log q(z | x) [samples, n] in nats, each differentiable in its own parameters with
-    the draws held fixed, and the draws, each [samples, n, …].
+    With `defensive`, that share of the draws comes from the prior, and the proposal is the mixture of the two (Hesterberg
+    1995): a guide that is too sure of itself then cannot hide a part of the posterior. The draws themselves carry no
+    gradient.
     """
-    n = len(x)
-    plate = pyro.plate(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
+    n, from_prior = len(x), samples if guide is None else round(defensive * samples)
+    pieces = []
+    with torch.no_grad():
+        if samples > from_prior:
+            pieces.append(guide_draws(structure, x, guide, samples - from_prior))
+        if from_prior:
+            with _plate(structure, from_prior):
+                pieces.append(_latents(program.trace(x), from_prior, n, structure))
+    values = {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
+    with _plate(structure, samples):
+        trace = program.trace(x, latents=values)
+    log_p = _shaped(local_log_prob(trace, structure.data_dim, n), samples, n)
+    log_prior = torch.zeros((), dtype=x.dtype)
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and node["name"] in values:
+            log_prior = log_prior + per_datum(node, node["fn"].log_prob(node["value"]), structure.data_dim).detach()
+    log_prior = _shaped(log_prior, samples, n)
     if guide is None:
-        with plate:
-            trace = program.trace(x)
-        latents = [v for v in trace.nodes.values() if v["type"] == "sample" and is_local(v) and not v["is_observed"]]
-        log_q = torch.zeros((), dtype=x.dtype)
-        for node in latents:
-            log_q = log_q + per_datum(node, node["fn"].log_prob(node["value"]), structure.data_dim)
-        draws = {v["name"]: v["value"] for v in latents}
-        return _shaped(local_log_prob(trace, structure.data_dim, n), samples, n), _shaped(log_q, samples, n), draws
-    with plate, pyro.settings.context(module_local_params=True), torch.no_grad():
-        drawn = pyro.poutine.trace(guide).get_trace(x)
-    draws = {k: v["value"].detach() for k, v in drawn.nodes.items() if v["type"] == "sample" and is_local(v)}
-    with plate:
-        p = program.trace(x, latents=draws)
-        with pyro.settings.context(module_local_params=True):
-            q = pyro.poutine.trace(pyro.poutine.condition(guide, data=draws)).get_trace(x)
-    log_p = local_log_prob(p, structure.data_dim, n)
-    return _shaped(log_p, samples, n), _shaped(local_log_prob(q, structure.data_dim, n), samples, n), draws
+        return Draws(values, log_p, None, log_prior)
+    with _plate(structure, samples), pyro.settings.context(module_local_params=True):
+        q = pyro.poutine.trace(pyro.poutine.condition(guide, data=values)).get_trace(x)
+    log_guide = _shaped(local_log_prob(q, structure.data_dim, n), samples, n)
+    proposal = log_guide.detach()
+    if from_prior:
+        share = torch.tensor(from_prior / samples, dtype=x.dtype)
+        proposal = torch.logaddexp(proposal + (-share).log1p(), log_prior + share.log())
+    return Draws(values, log_p, log_guide, proposal)
+
+
+@torch.no_grad()
+def guide_draws(structure: Structure, x: Tensor, guide: Any, samples: int) -> dict[str, Tensor]:
+    """Site → draws of the local latents from `guide` [samples, n, …]."""
+    with _plate(structure, samples), pyro.settings.context(module_local_params=True):
+        return _latents(pyro.poutine.trace(guide).get_trace(x), samples, len(x), structure)
+
+
+def _plate(structure: Structure, samples: int) -> Any:
+    return pyro.plate(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
+
+
+def _latents(trace: Any, samples: int, n: int, structure: Structure) -> dict[str, Tensor]:
+    """The drawn local latents of a trace, each [samples, …, n, …] in full."""
+    out = {}
+    for site in structure.local_latents:
+        node = trace.nodes[site.name]
+        shape = torch.Size(f.size for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim))
+        if len(shape) != structure.max_plate_nesting + 1:
+            shape = torch.Size((samples, *(1,) * (structure.max_plate_nesting - 1), n))
+        out[site.name] = node["value"].expand(*shape, *site.event_shape).detach()
+    return out
 
 
 def _shaped(value: Tensor, samples: int, n: int) -> Tensor:

@@ -18,6 +18,7 @@ from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, train
+from zoo._errors import UsageError
 from zoo._options import positive
 from zoo._structure import Structure
 
@@ -37,7 +38,8 @@ def fit(
     *,
     proposal: Literal["guide", "prior"] = "guide",
     samples: int = 1000,
-    particles: int = 16,
+    particles: int = 20,
+    defensive: float = 0.1,
     epochs: int = 500,
     batch: int = 64,
     lr: float = 0.02,
@@ -45,8 +47,14 @@ def fit(
     hidden: tuple[int, ...] = (64, 64),
     start: Start = "auto",
 ) -> Fit:
-    """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum."""
-    positive("samples", samples - 1)
+    """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum.
+
+    A share `defensive` of the guide's draws comes from the prior (Hesterberg 1995).
+    """
+    if samples < 2:
+        raise UsageError(f"samples must be at least 2, for a standard error; {samples} came.")
+    if not 0 <= defensive < 1:
+        raise UsageError(f"defensive is a share, at least 0 and less than 1; {defensive} came.")
     positive("particles", particles)
     positive("batch", batch)
     if task.learn:
@@ -56,7 +64,7 @@ def fit(
     with task.progress("importance", epochs) as step:
         history = train(
             parameters,
-            lambda rows: _objective(task, guide, rows, particles),
+            lambda rows: _objective(task, guide, rows, particles, defensive),
             task.x,
             epochs=epochs,
             batch=min(batch, len(task.x)),
@@ -66,28 +74,29 @@ def fit(
             step=step,
         )
     with torch.no_grad(), task.progress("importance: estimating", len(task.x)) as step:
-        return _estimate(task, guide, proposal, samples, history, step)
+        return _estimate(task, guide, proposal, samples, defensive, history, step)
 
 
-def _objective(task: Task, guide: Any | None, rows: Tensor, particles: int) -> Tensor:
+def _objective(task: Task, guide: Any | None, rows: Tensor, particles: int, defensive: float) -> Tensor:
     """The importance-weighted bound for θ plus the wake-phase objective for the guide, whose value is taken off again."""
-    log_p, log_q, _ = _weights.draw(task.program, task.structure, rows, guide, particles)
-    bound = _weights.log_mean(log_p - log_q.detach())[0]
-    if guide is None:
+    drawn = _weights.draw(task.program, task.structure, rows, guide, particles, defensive)
+    bound = _weights.log_mean(drawn.log_weights)[0]
+    if drawn.log_guide is None:
         return bound.mean()
-    weights = (log_p - log_q).detach().softmax(0)
-    wake = (weights * log_q).sum(0)
+    wake = (drawn.log_weights.detach().softmax(0) * drawn.log_guide).sum(0)
     return (bound + wake - wake.detach()).mean()
 
 
-def _estimate(task: Task, guide: Any | None, proposal: str, samples: int, history: History, step: Any) -> Fit:
+def _estimate(
+    task: Task, guide: Any | None, proposal: str, samples: int, defensive: float, history: History, step: Any
+) -> Fit:
     from inference._arviz import psis
 
     estimates, errors, khats, sizes = [], [], [], []
     kept: dict[str, list[Tensor]] = {s.name: [] for s in task.structure.local_latents}
     for rows in _weights.chunks(task.x, samples):
-        log_p, log_q, draws = _weights.draw(task.program, task.structure, rows, guide, samples)
-        log_w = log_p - log_q
+        drawn = _weights.draw(task.program, task.structure, rows, guide, samples, defensive)
+        log_w = drawn.log_weights
         estimate, error = _weights.log_mean(log_w)
         khat, ess = psis(log_w.numpy())
         estimates.append(estimate)
@@ -96,8 +105,7 @@ def _estimate(task: Task, guide: Any | None, proposal: str, samples: int, histor
         sizes.append(torch.as_tensor(ess))
         chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
         for name, pieces in kept.items():
-            value = draws[name].expand(samples, len(rows), *draws[name].shape[2:])
-            pieces.append(value[chosen, torch.arange(len(rows))])
+            pieces.append(drawn.values[name][chosen, torch.arange(len(rows))])
         step(len(rows))
     khat = torch.cat(khats).numpy()
     warnings = []

@@ -108,9 +108,9 @@ def _bound(task: Task, guide: Any, draw_elbo: Callable[[], float]) -> Evidence:
         return Evidence.from_per_datum(enumerated_bound(task, guide).numpy(), "lower bound")
     means, errors = [], []
     for rows in _weights.chunks(task.x, BOUND_DRAWS):
-        log_p, log_q, _ = _weights.draw(task.program, task.structure, rows, guide, BOUND_DRAWS)
-        means.append((log_p - log_q).mean(0))
-        errors.append((log_p - log_q).std(0) / BOUND_DRAWS**0.5)
+        log_w = _weights.draw(task.program, task.structure, rows, guide, BOUND_DRAWS).log_weights
+        means.append(log_w.mean(0))
+        errors.append(log_w.std(0) / BOUND_DRAWS**0.5)
     return Evidence.from_per_datum(torch.cat(means).numpy(), "lower bound", torch.cat(errors).numpy())
 
 
@@ -178,11 +178,8 @@ def _result(task: Task, guide: Any, claimed: Evidence, history: Any, names: list
 
 def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:
     """Draws from q of each local site [draws, N, …]."""
-    pieces: dict[str, list[Tensor]] = {s.name: [] for s in task.structure.local_latents}
-    plate = pyro.plate("_draws", task.draws, dim=-1 - task.structure.max_plate_nesting)
-    for rows in _weights.chunks(task.x, task.draws):
-        with plate, pyro.settings.context(module_local_params=True):
-            trace = pyro.poutine.trace(guide).get_trace(rows)
-        for name, kept in pieces.items():
-            kept.append(trace.nodes[name]["value"])
-    return {n: torch.cat(v, dim=1).numpy() for n, v in pieces.items()}
+    pieces = [
+        _weights.guide_draws(task.structure, rows, guide, task.draws)
+        for rows in _weights.chunks(task.x, task.draws)
+    ]
+    return {n: torch.cat([p[n] for p in pieces], dim=1).numpy() for n in pieces[0]}

@@ -44,12 +44,12 @@ class Program(nn.Module):
         self.name = name
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
+        self.module: nn.Module | None = None
+        self._function: Callable[..., Any] | None = model
         if isinstance(model, nn.Module):
             self.module = copy.deepcopy(model).to(x.dtype)
             localize(self.module)
-            self._call: Callable[..., Any] = self.module
-        else:
-            self._call = model
+            self._function = None
         self._unconstrained: dict[str, nn.Parameter] = {}
         self._plain: dict[str, tuple[nn.Module, str]] = {}
         self._collect(x[: min(len(x), 3)])
@@ -58,20 +58,20 @@ class Program(nn.Module):
         found = _Collect()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), found:
             self._run(x)
-        if isinstance(self._call, nn.Module):
-            owned = {id(p): n for n, p in self._call.named_parameters()}
+        if self.module is not None:
+            owned = {id(p): n for n, p in self.module.named_parameters()}
             for name, (parameter, constraint) in found.statements.items():
                 if id(parameter) in owned:
                     self._unconstrained[name] = parameter
                     self.constraints[name] = constraint
             seen = {id(p) for p in self._unconstrained.values()}
-            for path, parameter in self._call.named_parameters():
+            for path, parameter in self.module.named_parameters():
                 owner, _, leaf = path.rpartition(".")
                 if leaf.endswith("_unconstrained") and id(parameter) not in seen:
                     continue  # a PyroParam that no statement reached: nothing can be learned about it
                 name = next((n for n, p in self._unconstrained.items() if p is parameter), path)
                 if not leaf.endswith("_unconstrained"):
-                    self._plain[name] = (self._call.get_submodule(owner), leaf)
+                    self._plain[name] = (self.module.get_submodule(owner), leaf)
                     self._unconstrained[name] = parameter
                     self.constraints[name] = constraints.real
         else:
@@ -132,13 +132,14 @@ class Program(nn.Module):
 
     def _run(self, x: Tensor | None, size: int | None = None, raw: bool = False) -> Any:
         with _settings(self.dtype), contextlib.nullcontext() if raw else Unobserved():
-            return self._call(None, size=size) if x is None else self._call(x)
+            call = self.module if self.module is not None else self._function
+            return call(None, size=size) if x is None else call(x)
 
     @contextlib.contextmanager
     def _values_in_place(self, given: Mapping[str, Tensor]) -> Iterator[None]:
         plain = {n: v for n, v in given.items() if n in self._plain}
         # a PyroModule answers for its own PyroParams; a function has nobody but us
-        own = {} if isinstance(self._call, nn.Module) else self.values()
+        own = {} if self.module is not None else self.values()
         statements = {**own, **{n: v for n, v in given.items() if n not in plain}}
         kept = {}
         for name, value in plain.items():

@@ -26,6 +26,13 @@ def methods() -> dict[str, str]:
     return _public("inference")
 
 
+def benchmarks() -> dict[str, str]:
+    """Name → one line, for every benchmark: `peers/em` and so on."""
+    root = _ROOT / "benchmarks"
+    paths = [p for p in sorted(root.rglob("[!_]*.py")) if not any(part.startswith("_") for part in p.parts[-2:])]
+    return {p.relative_to(root).with_suffix("").as_posix(): _summary(p) for p in paths}
+
+
 def _public(folder: str) -> dict[str, str]:
     return {p.stem: _summary(p) for p in sorted((_ROOT / folder).glob("[!_]*.py"))}
 
