@@ -19,7 +19,7 @@ class LowerCholesky(transforms.Transform):
     """R^{D(D+1)/2} → lower-triangular D × D with a positive diagonal (logarithms on the diagonal)."""
 
     domain = constraints.real_vector
-    codomain = constraints.lower_cholesky
+    codomain: Any = constraints.lower_cholesky
     bijective = True
 
     @staticmethod
@@ -30,7 +30,8 @@ class LowerCholesky(transforms.Transform):
         D = self._size(x.shape[-1])
         row, column = torch.tril_indices(D, D)
         free = x.new_zeros(*x.shape[:-1], D, D)
-        free = free.index_put((..., row, column), x) if x.dim() == 1 else _scatter(free, row, column, x)
+        flat = free.flatten(-2).scatter(-1, (row * D + column).expand(x.shape), x)
+        free = flat.reshape(free.shape)
         return free.tril(-1) + free.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -59,11 +60,6 @@ class PositiveDefinite(LowerCholesky):
         D = y.shape[-1]
         power = torch.arange(D, 0, -1, dtype=y.dtype)  # d(LLᵀ)/dL: 2^D ∏ L_ii^{D−i+1}
         return diagonal.sum(-1) + D * torch.tensor(2.0, dtype=y.dtype).log() + (power * diagonal).sum(-1)
-
-
-def _scatter(free: Tensor, row: Tensor, column: Tensor, x: Tensor) -> Tensor:
-    flat = free.flatten(-2).scatter(-1, (row * free.shape[-1] + column).expand(x.shape), x)
-    return flat.reshape(free.shape)
 
 
 def bijection(support: Any) -> transforms.Transform:

@@ -7,9 +7,12 @@ any other site is evaluated by its own `log_prob`, and is still right.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from zoo._structure import Structure, global_log_prob, is_local, per_datum
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
+PAIRS = 64  # assignments that are set against each other at a time
+Sums = dict[str, dict[str, Tensor]]  # site → statistic → its sum over some rows
 
 
 @dataclass
@@ -30,6 +35,7 @@ class View:
     name: str
     latent: bool
     params: Params | None  # what the family's products need, or None: use the site's own log_prob
+    density: Tensor | None = None  # of a latent site: log p(a) [A], where a pass over the data has it ready
 
 
 @dataclass
@@ -55,6 +61,7 @@ class Enumeration:
         with torch.no_grad():
             self.assignments = self._joint_values()
         self.values, self.families = self._observed_values()
+        self._bases = self._parameter_free()
 
     def _joint_values(self) -> dict[str, Tensor]:
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
@@ -87,7 +94,9 @@ class Enumeration:
                 if name in self.assignments:
                     values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
                 elif parameters_of(fn, self.A) is not None and self.structure.max_plate_nesting == 1:
-                    same = node["value"].shape == self._probe.shape and node["value"].data_ptr() == self._probe.data_ptr()
+                    same = (
+                        node["value"].shape == self._probe.shape and node["value"].data_ptr() == self._probe.data_ptr()
+                    )
                     value = self.x if same else self._gather(name)
                     values[name] = value.reshape(self.N, -1)
             fns = {n["name"]: n["fn"] for n in self._locals(probe)}
@@ -98,11 +107,24 @@ class Enumeration:
                     families[name] = family(value)
         return values, families
 
+    @torch.no_grad()
+    def _parameter_free(self) -> dict[str, Tensor]:
+        """Observed site → the part of log p(x_i | a) that no parameter enters [N], where there is one."""
+        out = {}
+        for name, family in self.families.items():
+            if name not in self.assignments:
+                parts = [family.log_base(rows) for rows in self.values[name].split(4096)]
+                if parts[0] is not None:
+                    out[name] = torch.cat(parts)
+        return out
+
     def _gather(self, name: str) -> Tensor:
         """What the program observes at a site, for all rows, NaN where unobserved."""
         return torch.cat([self._trace(rows, raw=True).nodes[name]["value"] for rows in self.x.split(4096)])
 
-    def _trace(self, x: Tensor, parameters: Values | None = None, globals: Values | None = None, raw: bool = False) -> Any:
+    def _trace(
+        self, x: Tensor, parameters: Values | None = None, globals: Values | None = None, raw: bool = False
+    ) -> Any:
         return self.program.trace(x, parameters=parameters, latents={**self.assignments, **(globals or {})}, raw=raw)
 
     @staticmethod
@@ -126,16 +148,36 @@ class Enumeration:
         """log p(x_i, a) [rows, A] in nats, for the data in `rows`."""
         total: Tensor | float = 0.0
         for view in views:
-            if view.params is not None:
-                family, value = self.families[view.name], self.values[view.name]
-                if view.latent:
-                    total = total + family.log_prob(value, view.params).diagonal()
-                else:
-                    total = total + family.log_prob(value[rows], view.params)
+            if view.params is None:
+                continue
+            if view.latent:
+                total = total + (self._latent_density(view) if view.density is None else view.density)
+            else:
+                total = total + self.families[view.name].log_density(self.values[view.name][rows], view.params)
+                if view.name in self._bases:
+                    total = total + self._bases[view.name][rows].unsqueeze(1)
         general = {v.name for v in views if v.params is None}
         if general:
             total = total + self.general_log_prob(rows, general, parameters, globals)
         return torch.as_tensor(total).expand(rows.stop - rows.start, self.A)
+
+    def _ready(self, views: list[View]) -> list[View]:
+        """`views` with what is the same for all rows worked out."""
+        known = [v.latent and v.params is not None for v in views]
+        return [replace(v, density=self._latent_density(v)) if k else v for v, k in zip(views, known, strict=True)]
+
+    def _latent_density(self, view: View) -> Tensor:
+        """log p(a) [A] of a latent site: each assignment under its own parameters."""
+        family = self.families[view.name]
+        blocks = self._latent_blocks(view)
+        return torch.cat([family.log_prob(value, params).diagonal() for _, value, params in blocks])
+
+    def _latent_blocks(self, view: View) -> Iterator[tuple[slice, Tensor, Params]]:
+        """Some assignments at a time, a latent site's values and parameters: families work on all pairs of the two."""
+        assert view.params is not None
+        for start in range(0, self.A, PAIRS):
+            some = slice(start, start + PAIRS)
+            yield some, self.values[view.name][some], {name: value[some] for name, value in view.params.items()}
 
     def general_log_prob(
         self, rows: slice, sites: set[str], parameters: Values | None = None, globals: Values | None = None
@@ -150,36 +192,71 @@ class Enumeration:
                 total = total + log_prob.reshape(-1, log_prob.shape[-1])
         return total.expand(self.A, n).mT
 
-    def chunks(self) -> Iterator[slice]:
-        """Slices of rows whose temporaries stay small."""
-        width = max([v.shape[1] for n, v in self.values.items() if n not in self.assignments], default=self.x[0].numel())
-        rows = max(64, min(8192, CHUNK_NUMBERS // (self.A * (width + 1))))
+    def chunks(self, views: list[View] | None = None) -> Iterator[slice]:
+        """Slices of rows whose temporaries stay small: whatever the sites need, or what `views` do."""
+        observed = {n: v.shape[1] for n, v in self.values.items() if n not in self.assignments}
+        if views is not None and _traceless(views):
+            width = max(self.families[name].width(entries, self.A) for name, entries in observed.items())
+        else:
+            width = self.A * (max(observed.values(), default=self.x[0].numel()) + 1)
+        rows = max(64, min(8192, CHUNK_NUMBERS // width))
         for start in range(0, self.N, rows):
             yield slice(start, min(start + rows, self.N))
+
+    def _sweep(self, views: list[View], work: Callable[[slice], Sums]) -> Sums:
+        """The sum over all chunks of `work(rows)`, without gradients; the same to the last bit at a number of threads.
+
+        Each of torch's threads takes chunks of its own: the products of one chunk are too small to be shared out, and
+        threads that meet after each of them wait for the slowest every time. Where a site needs a trace of the program
+        there is one thread, because Pyro's handlers are not safe with more.
+        """
+
+        @torch.no_grad()
+        def share(mine: list[slice]) -> Sums:
+            return functools.reduce(_add, map(work, mine), {})
+
+        chunks = list(self.chunks(views))
+        threads = torch.get_num_threads() if _traceless(views) and self.x.device.type == "cpu" else 1
+        if min(threads, len(chunks)) == 1:
+            return share(chunks)
+        with _one_core_each(threads) as pool:
+            return functools.reduce(_add, pool.map(share, [chunks[i::threads] for i in range(threads)]))
 
     def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
         """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable, nats."""
         views, prior = self.views(parameters, globals)
-        total = sum(self.log_joint(r, views, parameters, globals).logsumexp(1).sum() for r in self.chunks())
+        total = sum(self.log_joint(r, views, parameters, globals).logsumexp(1).sum() for r in self.chunks(views))
         return torch.as_tensor(total), prior
 
     @torch.no_grad()
-    def per_datum(
-        self, parameters: Values | None = None, globals: Values | None = None, own: bool = False
-    ) -> Tensor:
+    def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
         """log p(x_i | θ, globals) [N], nats. `own`: by the sites' own `log_prob` throughout, as a check on the products."""
         views, _ = self.views(parameters, globals)
         if own:
             views = [View(v.name, v.latent, None) for v in views]
-        return torch.cat([self.log_joint(r, views, parameters, globals).logsumexp(1) for r in self.chunks()])
+        views, out = self._ready(views), self.x.new_empty(self.N)
+
+        def work(rows: slice) -> Sums:
+            out[rows] = self.log_joint(rows, views, parameters, globals).logsumexp(1)
+            return {}
+
+        self._sweep(views, work)
+        return out
 
     # ------------------------------------------------------------------------------------------------- posterior
 
     @torch.no_grad()
     def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
         """p(a | x_i) [N, A]."""
-        views, _ = self.views(parameters, globals)
-        return torch.cat([self.log_joint(r, views, parameters, globals).softmax(1) for r in self.chunks()])
+        views = self._ready(self.views(parameters, globals)[0])
+        out = self.x.new_empty(self.N, self.A)
+
+        def work(rows: slice) -> Sums:
+            out[rows] = _posterior(self.log_joint(rows, views, parameters, globals))[0]
+            return {}
+
+        self._sweep(views, work)
+        return out
 
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Tensor | None = None) -> Statistics:
@@ -187,27 +264,33 @@ class Enumeration:
 
         `responsibilities` [N, A]: use these in place of the posterior (a start from a clustering).
         """
-        views, _ = self.views(None, globals)
-        counts, sites, per_datum = torch.zeros(self.A, dtype=self.x.dtype), {}, []
-        for rows in self.chunks():
+        views = self._ready(self.views(None, globals)[0])
+        observed = [v for v in views if v.params is not None and not v.latent]
+        per_datum = self.x.new_empty(self.N if responsibilities is None else 0)
+
+        def work(rows: slice) -> Sums:
             if responsibilities is None:
-                joint = self.log_joint(rows, views, None, globals)
-                evidence = joint.logsumexp(1, keepdim=True)
-                weights = (joint - evidence).exp_()
-                per_datum.append(evidence[:, 0])
+                weights, per_datum[rows] = _posterior(self.log_joint(rows, views, None, globals))
             else:
                 weights = responsibilities[rows]
-            counts += weights.sum(0)
-            for view in views:
-                if view.params is not None and not view.latent:
-                    new = self.families[view.name].statistics(self.values[view.name][rows], weights, view.params)
-                    old = sites.get(view.name)
-                    sites[view.name] = new if old is None else {k: old[k] + v for k, v in new.items()}
+            sums = {"": {"counts": weights.sum(0)}}
+            for view in observed:
+                value = self.values[view.name][rows]
+                sums[view.name] = self.families[view.name].statistics(value, weights, view.params)
+            return sums
+
+        sites = self._sweep(views, work)
+        counts = sites.pop("")["counts"]
         for view in views:
             if view.params is not None and view.latent:
-                family, value = self.families[view.name], self.values[view.name]
-                sites[view.name] = family.statistics(value, counts.diag(), view.params)
-        return Statistics(counts, sites, torch.cat(per_datum) if per_datum else torch.zeros(0))
+                sites[view.name] = self._latent_statistics(view, counts)
+        return Statistics(counts, sites, per_datum)
+
+    def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
+        family, out = self.families[view.name], []
+        for some, value, params in self._latent_blocks(view):
+            out.append(family.statistics(value, counts[some].diag(), params))
+        return {name: torch.cat([stats[name] for stats in out]) for name in out[0]}
 
     def label(self, assignment: int) -> str:
         """An assignment in words: "z=1"."""
@@ -237,3 +320,31 @@ class Enumeration:
             value = self.assignments[site.name]
             out[site.name] = value.reshape(self.A, *(site.inner,) * (site.inner > 1), *site.event_shape)[chosen]
         return out
+
+
+def _traceless(views: list[View]) -> bool:
+    """Whether the families serve every site, so that the program need not be run for each chunk."""
+    return all(v.params is not None for v in views)
+
+
+def _posterior(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """p(a | x_i) [n, A] and log p(x_i) [n] from log p(x_i, a) [n, A], with one exponential an entry."""
+    top = joint.amax(1, keepdim=True)
+    top = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    weights = (joint - top).exp_()
+    total = weights.sum(1, keepdim=True)
+    return weights.div_(total), (top + total.log())[:, 0]
+
+
+def _add(old: Sums, new: Sums) -> Sums:
+    return {n: {k: old[n][k] + v for k, v in stats.items()} if n in old else stats for n, stats in new.items()}
+
+
+@contextlib.contextmanager
+def _one_core_each(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which torch does not start threads of its own."""
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # set in a thread it holds there, and for all threads that are still to come

@@ -41,15 +41,41 @@ class Family:
     vectors: dict[str, int] = {}  # parameter → how many trailing dimensions make one value
 
     def __init__(self, x: Tensor) -> None:
-        """`x` [n, E]: the site's data, NaN where unobserved."""
+        """`x` [N, E]: the site's data, NaN where unobserved; the other methods take some of its rows, [n, E]."""
+        self.complete = not bool(x.isnan().any())
 
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
+        base = self.log_base(x)
+        density = self.log_density(x, params)
+        return density if base is None else density + base.unsqueeze(1)
+
+    def log_base(self, x: Tensor) -> Tensor | None:
+        """The part of log p(x_i | a) that no parameter enters [n], None for zero: it need be worked out only once."""
+        return None
+
+    def log_density(self, x: Tensor, params: Params) -> Tensor:
+        """The rest of log p(x_i | a) [n, A]. Laid out with the data next to each other, so that work over a runs fast."""
         raise NotImplementedError
+
+    def width(self, entries: int, assignments: int) -> int:
+        """How many numbers the largest temporary of a pass over the data holds for each row."""
+        return max(entries, assignments)
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         """Sufficient statistics summed over x [n, E] with `weights` [n, A]; they add over chunks."""
         raise NotImplementedError
+
+    def _whole(self, x: Tensor) -> bool:
+        """Whether every entry of these rows was observed."""
+        return self.complete or not bool(x.isnan().any())
+
+    def _fill(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x with 0 where it is NaN, and 1.0 where it was seen (None when all of it was)."""
+        if self._whole(x):
+            return x, None
+        missing = x.isnan()
+        return x.masked_fill(missing, 0.0), (~missing).to(x.dtype)
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         """Σ_i Σ_a weight · log p(x_i | a) from the statistics, up to a constant; differentiable in `params`."""
@@ -102,29 +128,21 @@ class Elementwise(Family):
         """Natural parameters η, one [A, E] for each feature, and the log normaliser A(η) [A, E]."""
         raise NotImplementedError
 
-    def log_base(self, x: Tensor) -> Tensor:
-        """log h(x), entry by entry [n, E]."""
-        return torch.zeros_like(x)
-
-    def log_prob(self, x: Tensor, params: Params) -> Tensor:
-        x, seen = _fill(x)
+    def log_density(self, x: Tensor, params: Params) -> Tensor:
+        x, seen = self._fill(x)
         eta, normaliser = self.natural(params)
-        base = self.log_base(x)
-        if seen is None:
-            out = base.sum(1, keepdim=True) - normaliser.sum(1)
-            for t, e in zip(self.features(x), eta, strict=True):
-                out = torch.addmm(out, t, e.mT)
-            return out
-        out = (base * seen).sum(1, keepdim=True) - seen @ normaliser.mT
-        for t, e in zip(self.features(x), eta, strict=True):
-            out = torch.addmm(out, t * seen, e.mT)
-        return out
+        out = -normaliser.sum(1, keepdim=True) if seen is None else -(normaliser @ seen.mT)
+        for t, e in zip(self._seen_features(x, seen), eta, strict=True):
+            out = torch.addmm(out, e, t.mT)
+        return out.mT
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
-        x, seen = _fill(x)
+        x, seen = self._fill(x)
         n0 = weights.sum(0).unsqueeze(1).expand(-1, x.shape[1]) if seen is None else weights.mT @ seen
-        features = self.features(x) if seen is None else [t * seen for t in self.features(x)]
-        return {"S0": n0, **{f"S{i}": weights.mT @ t for i, t in enumerate(features, 1)}}
+        return {"S0": n0, **{f"S{i}": weights.mT @ t for i, t in enumerate(self._seen_features(x, seen), 1)}}
+
+    def _seen_features(self, x: Tensor, seen: Tensor | None) -> list[Tensor]:
+        return self.features(x) if seen is None else [t * seen for t in self.features(x)]
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         eta, normaliser = self.natural(params)
@@ -160,7 +178,7 @@ class Poisson(Elementwise):
         return [params["rate"].clamp(min=_tiny(params["rate"])).log()], params["rate"]
 
     def log_base(self, x: Tensor) -> Tensor:
-        return -torch.lgamma(x + 1)
+        return -torch.lgamma(x + 1).nansum(1)
 
 
 class Exponential(Elementwise):
@@ -179,6 +197,7 @@ class Normal(Elementwise):
     names = ("loc", "scale")
 
     def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
         self.center = x.nanmean(0).nan_to_num(0.0)  # [E]
         spread = (x - self.center).square().nanmean(0).sqrt()
         self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))  # nan > 0 is false: an unobserved column
@@ -188,7 +207,7 @@ class Normal(Elementwise):
         return [standard, standard.square()]
 
     def log_base(self, x: Tensor) -> Tensor:
-        return (-0.5 * LOG_2PI - self.spread.log()).expand_as(x)
+        return (~x.isnan()).to(x.dtype) @ (-0.5 * LOG_2PI - self.spread.log())
 
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         loc, scale = (params["loc"] - self.center) / self.spread, params["scale"] / self.spread
@@ -221,16 +240,23 @@ class Categorical(Elementwise):
     names = ("probs", "logits")
     vectors = {"probs": 1, "logits": 1}
 
-    def log_prob(self, x: Tensor, params: Params) -> Tensor:
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.categories = int(x.nan_to_num(0.0).max()) + 1
+
+    def width(self, entries: int, assignments: int) -> int:
+        return max(entries * self.categories, assignments)
+
+    def log_density(self, x: Tensor, params: Params) -> Tensor:
         logits = self._log_probs(params)
-        x, seen = _fill(x)
+        x, seen = self._fill(x)
         one_hot = self._one_hot(x, seen, logits.shape[-1])
         finite = logits.clamp(min=torch.finfo(logits.dtype).min)  # 0 · −inf is not a number
-        return one_hot @ finite.flatten(1).mT
+        return (finite.flatten(1) @ one_hot.mT).mT
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         categories = next(iter(params.values())).shape[-1]
-        x, seen = _fill(x)
+        x, seen = self._fill(x)
         counts = weights.mT @ self._one_hot(x, seen, categories)
         return {"counts": counts.reshape(weights.shape[1], x.shape[1], categories)}
 
@@ -265,12 +291,16 @@ class MultivariateNormal(Family):
     vectors = {"loc": 1, "scale_tril": 2, "covariance_matrix": 2, "precision_matrix": 2}
 
     def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
         self.center = x.nanmean(0).nan_to_num(0.0)
         spread = (x - self.center).square().nanmean(0).sqrt()
         self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
 
-    def log_prob(self, x: Tensor, params: Params) -> Tensor:
-        if not bool(x.isnan().any()):
+    def width(self, entries: int, assignments: int) -> int:
+        return assignments * (entries + 1)
+
+    def log_density(self, x: Tensor, params: Params) -> Tensor:
+        if self._whole(x):
             return self._whitened(x - self.center, params["loc"] - self.center, _cholesky(params))
         out = x.new_zeros(len(x), len(params["loc"]))
         pieces = []
@@ -287,15 +317,17 @@ class MultivariateNormal(Family):
     def _whitened(x: Tensor, loc: Tensor, tril: Tensor) -> Tensor:
         """log N(x_i; loc_a, L_a L_aᵀ) [n, A] for x [n, d], loc [A, d], L [A, d, d]."""
         A, d = loc.shape
-        inverse = torch.linalg.solve_triangular(tril, torch.eye(d, dtype=x.dtype).expand_as(tril), upper=False)
-        shift = (inverse @ loc.unsqueeze(-1)).reshape(-1)  # [A·d]
-        white = torch.addmm(-shift, x, inverse.reshape(A * d, d).mT).reshape(len(x), A, d)
-        constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return constant - 0.5 * white.square().sum(-1)
+        inverse = torch.linalg.solve_triangular(tril, torch.eye(d).to(x).expand_as(tril), upper=False)
+        shift = (inverse @ loc.unsqueeze(-1)).reshape(-1, 1)  # [A·d, 1]
+        white = torch.addmm(-shift, inverse.reshape(A * d, d), x.mT)  # [A·d, n]
+        # squared in place: the product above does not need its own value to be differentiated
+        distance = white.square_().reshape(A, d, len(x)).sum(1)
+        constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        return torch.add(constant, distance, alpha=-0.5).mT
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
-        if not bool(x.isnan().any()):
+        if self._whole(x):
             return {"moments": _second_moments(x - self.center, weights)}
         D, covariance = x.shape[1], _covariance(params)
         moments = x.new_zeros(weights.shape[1], D + 1, D + 1)
@@ -335,9 +367,9 @@ class MultivariateNormal(Family):
             scatter = moments.new_zeros(groups, D, D).index_add(0, blocks, total)
             covariance = scatter / n.clamp(min=_tiny(n))[:, None, None]
             value = self._in_form(name, self._floored(covariance, blocks, known, floor))
-        return torch.where(known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)).reshape(
-            pool.value.shape
-        )
+        return torch.where(
+            known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)
+        ).reshape(pool.value.shape)
 
     def _locs(self, blocks: Tensor, groups: int, moments: Tensor, params: Params) -> Tensor:
         """Means, precision-weighted where assignments with different covariances share one."""
@@ -381,9 +413,13 @@ def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
     """Σ_i w_ia u_i u_iᵀ [A, d+1, d+1] for u = [x, 1], x [n, d]; one product."""
     n, d = x.shape
     A = weights.shape[1]
-    u = torch.cat([x, x.new_ones(n, 1)], 1)
-    weighted = (weights.unsqueeze(2) * u.unsqueeze(1)).reshape(n, A * (d + 1))
-    return (u.mT @ weighted).reshape(d + 1, A, d + 1).transpose(0, 1)
+    u = torch.cat([x.mT, x.new_ones(1, n)])  # [d+1, n]
+    weighted = (weights.mT.unsqueeze(1) * u).reshape(A * (d + 1), n)
+    out = x.new_empty(A, d + 1, d + 1)
+    out[:, :d] = (u[:d] @ weighted.mT).reshape(d, A, d + 1).transpose(0, 1)
+    out[:, d, :d] = out[:, :d, d]  # what the product has already
+    out[:, d, d] = weights.sum(0)
+    return out
 
 
 def _complete(part: Tensor, loc: Tensor, covariance: Tensor, seen: Tensor) -> Tensor:
@@ -423,14 +459,6 @@ def _covariance(params: Params) -> Tensor:
     if "scale_tril" in params:
         return params["scale_tril"] @ params["scale_tril"].mT
     return torch.cholesky_inverse(torch.linalg.cholesky(params["precision_matrix"]))
-
-
-def _fill(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """x with 0 where it is NaN, and 1.0 where it was seen (None when all of it was)."""
-    missing = x.isnan() if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
-    if not bool(missing.any()):
-        return x, None
-    return x.masked_fill(missing, 0.0), (~missing).to(x.dtype)
 
 
 def _product(weight: Tensor, value: Tensor) -> Tensor:
@@ -498,6 +526,8 @@ def parameters_of(fn: Any, assignments: int) -> Params | None:
 
 
 def _whole(family: type[Family], params: Params) -> bool:
-    return {"loc", "scale"} <= set(params) if family is Normal else (
-        len(params) == 2 if family is MultivariateNormal else len(params) >= 1
+    return (
+        {"loc", "scale"} <= set(params)
+        if family is Normal
+        else (len(params) == 2 if family is MultivariateNormal else len(params) >= 1)
     )

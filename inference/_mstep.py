@@ -51,14 +51,15 @@ def plan(exact: Enumeration, globals: Values) -> Plan:
                 uses[theta] += [("", ""), ("", "")]
         for theta in _dependencies(prior, leaves):
             uses[theta] += [("", ""), ("", "")]
-    by_name = {v.name: v.params for v in views}
+    by_name = {v.name: v.params or {} for v in views}
     closed, index = {}, {}
     for theta, where in uses.items():
-        if len(where) == 1 and found[theta] is not None:
+        copies = found.get(theta)
+        if len(where) == 1 and copies is not None:
             site, name = where[0]
-            pool = Pool(theta, leaves[theta].detach(), found[theta])
+            pool = Pool(theta, leaves[theta].detach(), copies)
             if exact.families[site].closed(name, pool, by_name[site]):
-                closed[theta], index[theta] = (site, name), found[theta]
+                closed[theta], index[theta] = (site, name), copies
     numeric = tuple(n for n, where in uses.items() if n not in closed and where)
     return Plan(closed, index, numeric)
 
@@ -68,7 +69,7 @@ def _dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
     if not value.requires_grad:
         return []
     probe = torch.randn_like(value)
-    gradients = torch.autograd.grad((value * probe).sum(), leaves.values(), retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad((value * probe).sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
     return [n for n, g in zip(leaves, gradients, strict=True) if g is not None and bool((g != 0).any())]
 
 
@@ -199,4 +200,3 @@ def expected_log_joint(
             density = exact.general_log_prob(rows, general, parameters, globals)
             total = total + torch.where(weights == 0, torch.zeros_like(density), weights * density).sum()
     return total
-

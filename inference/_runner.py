@@ -151,13 +151,17 @@ def reopen(stored: _store.Run, methods: list[str] | None = None, options: Mappin
     """The program and data of a saved run; `options` are checked against `methods`."""
     spec, chosen = stored.json["model"], stored.json["options"]
     if spec not in _registry.models() and ":" not in spec:
-        raise UsageError(f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again.")
+        raise UsageError(
+            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again."
+        )
     columns = tuple(stored.json["columns"])
     raw = _datasets.load(stored.x)
     data = replace(raw, name=stored.json["data"], options=chosen["data"], columns=columns, warnings=())
     prepared = prepare(spec, data, {**chosen["model"], **(options or {})}, methods or [], limit=chosen["limit"])
     if changed := {k: v for k, v in prepared.options.items() if k in (options or {})}:
-        raise UsageError(f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here.")
+        raise UsageError(
+            f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here."
+        )
     return prepared
 
 
@@ -302,7 +306,7 @@ def _complete(task: Task, fit: Fit) -> None:
             for d in range(some if count else 0):
                 given = of(globals, d) | {k: draws[k][d] for k in local if k in draws}
                 trace = task.program.trace(None, size=len(task.x), parameters=of(theta, d), latents=given)
-                simulated.append(trace.nodes[observed]["value"].numpy())
+                simulated.append(torch.as_tensor(trace.nodes[observed]["value"]).numpy())
         fit.predictive = np.stack(simulated) if simulated else None
     except UsageError as error:
         fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")

@@ -67,5 +67,3 @@ def _kmeans(exact: Enumeration, seed: int) -> Tensor:
 def _quiet_mean(x: np.ndarray) -> np.ndarray:
     seen = ~np.isnan(x)
     return np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
-
-

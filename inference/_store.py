@@ -136,7 +136,9 @@ def load(folder: str | os.PathLike[str]) -> Run:
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if document.get("format", 0) > FORMAT:
-            raise UsageError(f"'{path}' was written by a newer version of this package; this one reads format {FORMAT}.")
+            raise UsageError(
+                f"'{path}' was written by a newer version of this package; this one reads format {FORMAT}."
+            )
         return Run(path, document, read_netcdf(path / "fit.nc"), load_file(path / "state.safetensors"))
     except UsageError:
         raise

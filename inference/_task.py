@@ -92,7 +92,8 @@ def _center(fn: Any) -> Tensor:
 class _Bar:
     def __init__(self, what: str, total: int | None, quiet: bool) -> None:
         self.what, self.total, self.quiet = what, total, quiet
-        self.done, self.began, self.bar, self.id = 0, time.monotonic(), None, None
+        self.done, self.began, self.id = 0, time.monotonic(), None
+        self.bar: Any = None
 
     def step(self, advance: int = 1, note: str = "") -> None:
         self.done += advance

@@ -51,24 +51,26 @@ def train(
         return History(np.zeros(0), np.zeros(0), True)
     optimiser = torch.optim.Adam(parameters, lr=lr)
     generator = torch.Generator().manual_seed(seed)
-    smoothed, best, since, rate = None, -np.inf, 0, lr
+    smoothed, best, since, rate = -np.inf, -np.inf, 0, lr
     seen, rates = [], []
     for epoch in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             optimiser.zero_grad()
-            value = objective(x[rows])
-            (-value).backward()
+            gain = objective(x[rows])
+            (-gain).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 100.0 * len(parameters) ** 0.5)
             optimiser.step()
-            total += float(value.detach()) * len(rows)
+            total += float(gain.detach()) * len(rows)
         mean = total / len(x)
         if not np.isfinite(mean):
-            raise ArithmeticError(f"training stopped at epoch {epoch + 1}: the objective became {mean}; try a smaller lr.")
+            raise ArithmeticError(
+                f"training stopped at epoch {epoch + 1}: the objective became {mean}; try a smaller lr."
+            )
         seen.append(mean)
         rates.append(rate)
         step(note=f"{mean:.4f} nats a datum")
-        smoothed = mean if smoothed is None else 0.8 * smoothed + 0.2 * mean
+        smoothed = 0.8 * smoothed + 0.2 * mean if epoch else mean
         if smoothed > best + tol:
             best, since = smoothed, 0
         else:

@@ -26,7 +26,9 @@ def verify(task: Task, fit: Fit) -> Evidence | None:
         if fit.global_gaussian is not None:
             return _integrate_globals(task, fit, fit.global_gaussian)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
-        return Evidence.from_per_datum(task.exact.per_datum(None, point, own=True).numpy(), "exact", given=fit.claimed.given)
+        return Evidence.from_per_datum(
+            task.exact.per_datum(None, point, own=True).numpy(), "exact", given=fit.claimed.given
+        )
     if task.structure.global_latents:
         return None
     return _by_importance(task, fit)
@@ -36,14 +38,14 @@ def _integrate_globals(task: Task, fit: Fit, q: GlobalGaussian) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
     normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
     flat = normal.sample((GLOBAL_SAMPLES,))
-    log_w = []
+    found = []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
             values = q.coordinates.unflatten(u)
             evidence, prior = task.exact.log_evidence(None, values)
-            log_w.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
+            found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
             step()
-    log_w = torch.stack(log_w).unsqueeze(1)
+    log_w = torch.stack(found).unsqueeze(1)
     value, se = _weights.log_mean(log_w)
     _note_khat(fit, log_w)
     return Evidence(float(value), float(se), "estimate")

@@ -50,7 +50,7 @@ def draw(
                 pieces.append(_latents(program.trace(x), from_prior, n, structure))
     values = {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
     with _plate(structure, samples):
-        trace = program.trace(x, latents=values)
+        trace: Any = program.trace(x, latents=values)
     log_p = _shaped(local_log_prob(trace, structure.data_dim, n), samples, n)
     log_prior = torch.zeros((), dtype=x.dtype)
     for node in trace.nodes.values():

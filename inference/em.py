@@ -29,7 +29,13 @@ def refusal(structure: Structure) -> str | None:
 
 
 def fit(
-    task: Task, *, max_iter: int = 1000, tol: float = 1e-10, restarts: int = 1, start: Start = "auto", floor: float = FLOOR
+    task: Task,
+    *,
+    max_iter: int = 1000,
+    tol: float = 1e-10,
+    restarts: int = 1,
+    start: Start = "auto",
+    floor: float = FLOOR,
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
@@ -101,7 +107,9 @@ def _stop(objective: list[float], tol: float, dtype: torch.dtype) -> bool:
     before, now = objective[-2:]
     rounding = (1e-8 if dtype == torch.float64 else 1e-3) * (1 + abs(before))
     if now < before - rounding:
-        raise ArithmeticError(f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {len(objective) - 1}.")
+        raise ArithmeticError(
+            f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {len(objective) - 1}."
+        )
     return abs(now - before) <= tol * abs(before)
 
 
@@ -137,7 +145,9 @@ def _warnings(task: Task, climb: _Climb) -> list[str]:
             name = task.exact.label(a)
             out.append(f"component {name} is empty: it holds {float(climb.counts[a]):.2g} of {len(task.x)} data.")
     for a in sorted(climb.floored):
-        out.append(f"component {task.exact.label(a)} collapsed: a variance of it rests on the floor; ask for fewer, or priors.")
+        out.append(
+            f"component {task.exact.label(a)} collapsed: a variance of it rests on the floor; ask for fewer, or priors."
+        )
     if climb.objective and not climb.converged:
         out.append(f"em did not converge in {len(climb.objective) - 1} iterations; raise max_iter or tol.")
     return out

@@ -60,7 +60,10 @@ def fit(
     if task.learn:
         begin(task, start, task.seed)
     guide = None if proposal == "prior" else (task.guide or amortized.Guide(task.structure, task.x, hidden=hidden))
-    parameters = [*(task.program.parameters() if task.learn else ()), *(guide.parameters() if guide is not None else ())]
+    parameters = [
+        *(task.program.parameters() if task.learn else ()),
+        *(guide.parameters() if guide is not None else ()),
+    ]
     with task.progress("importance", epochs) as step:
         history = train(
             parameters,
@@ -110,8 +113,10 @@ def _estimate(
     khat = torch.cat(khats).numpy()
     warnings = []
     if bad := int((~(khat <= 0.7)).sum()):
-        warnings.append(f"k-hat is above 0.7 for {bad} of {len(task.x)} data: with proposal={proposal} their estimates "
-                        "cannot be trusted.")
+        warnings.append(
+            f"k-hat is above 0.7 for {bad} of {len(task.x)} data: with proposal={proposal} their estimates "
+            "cannot be trusted."
+        )
     if not history.converged:
         warnings.append("importance did not converge: the bound was still rising; raise epochs or tol.")
     return Fit(

@@ -70,7 +70,9 @@ def fit(task: Task, *, max_iter: int = 500, tol: float = 1e-9, start: Start = "a
     return _result(task, coordinates, peak, values, set(globals))
 
 
-def _density(task: Task, coordinates: Coordinates, globals: set[str], theta: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+def _density(
+    task: Task, coordinates: Coordinates, globals: set[str], theta: dict[str, Tensor]
+) -> Callable[[Tensor], Tensor]:
     """flat ↦ log p(x, globals; θ), with the Jacobian of the globals' coordinates: their density, not that of θ's."""
     layout, places = coordinates.part(globals)
 
@@ -200,7 +202,9 @@ def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor
     return Evidence(value, None, "estimate")
 
 
-def _global_gaussian(coordinates: Coordinates, peak: _Peak, hessian: Tensor, globals: set[str]) -> GlobalGaussian | None:
+def _global_gaussian(
+    coordinates: Coordinates, peak: _Peak, hessian: Tensor, globals: set[str]
+) -> GlobalGaussian | None:
     if not globals:
         return None
     layout, index = coordinates.part(globals)

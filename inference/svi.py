@@ -179,7 +179,6 @@ def _result(task: Task, guide: Any, claimed: Evidence, history: Any, names: list
 def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:
     """Draws from q of each local site [draws, N, …]."""
     pieces = [
-        _weights.guide_draws(task.structure, rows, guide, task.draws)
-        for rows in _weights.chunks(task.x, task.draws)
+        _weights.guide_draws(task.structure, rows, guide, task.draws) for rows in _weights.chunks(task.x, task.draws)
     ]
     return {n: torch.cat([p[n] for p in pieces], dim=1).numpy() for n in pieces[0]}

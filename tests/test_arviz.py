@@ -151,9 +151,7 @@ def test_a_heavy_tail_on_top_of_ties_is_fitted():
 def test_zero_weights():
     rng = np.random.default_rng(8)
     log_weights = np.full((200, 4), -np.inf)
-    log_weights[:, 1] = np.where(
-        np.arange(200) < 100, 0.0, -np.inf
-    )  # as in rejection sampling, half accepted
+    log_weights[:, 1] = np.where(np.arange(200) < 100, 0.0, -np.inf)  # as in rejection sampling, half accepted
     log_weights[:, 2] = np.where(np.arange(200) < 150, rng.normal(size=200), -np.inf)
     log_weights[0, 3] = -1e5
     khat, ess = psis(log_weights)
@@ -279,9 +277,7 @@ def test_schema():
 
 def test_attributes():
     attrs = to_datatree(a_fit()).attrs
-    assert {
-        k: attrs[k] for k in ("model", "data", "method", "seed", "n", "inference_library", "converged")
-    } == {
+    assert {k: attrs[k] for k in ("model", "data", "method", "seed", "n", "inference_library", "converged")} == {
         "model": "gmm",
         "data": "faithful",
         "method": "em",
@@ -328,9 +324,7 @@ def test_names_and_shapes_that_need_care():
 
 
 def test_a_local_site_of_another_length_is_named():
-    with pytest.raises(
-        ValueError, match=r"local site 'z' has shape \(60, 4\); it must be \[draws, 5, \.\.\.\]"
-    ):
+    with pytest.raises(ValueError, match=r"local site 'z' has shape \(60, 4\); it must be \[draws, 5, \.\.\.\]"):
         to_datatree(a_fit(draws={"z": np.zeros((60, 4))}))
 
 
@@ -443,9 +437,7 @@ def test_attributes_round_trip(tmp_path):
 
 def test_the_file_is_closed_and_large_arrays_are_compressed(tmp_path):
     path = tmp_path / "fit.nc"
-    tree = to_datatree(
-        a_fit(2000, 50, draws={"z": np.zeros((2000, 50))}, predictive=None, log_likelihood=None)
-    )
+    tree = to_datatree(a_fit(2000, 50, draws={"z": np.zeros((2000, 50))}, predictive=None, log_likelihood=None))
     write_netcdf(tree, path)
     assert path.stat().st_size < tree["posterior/z"].nbytes / 5
     back = read_netcdf(path)

@@ -134,13 +134,9 @@ def test_names_are_lines_and_load_nothing():
         "heavy = {'torch', 'sklearn', 'scipy', 'pooch', 'mlxtend', 'pandas', 'requests'} & set(sys.modules);"
         "assert not heavy, heavy; print(n)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.stdout.strip() == str(len(names())), run.stderr
-    assert {"faithful", "digits", "mnist5k", "mnist", "fashion_mnist", "binarized_mnist", "frey_face"} <= set(
-        names()
-    )
+    assert {"faithful", "digits", "mnist5k", "mnist", "fashion_mnist", "binarized_mnist", "frey_face"} <= set(names())
     assert all(text and "\n" not in text for text in names().values())
 
 
@@ -240,10 +236,7 @@ def test_a_data_folder_that_is_none_is_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["binarized_mnist", "frey_face"])
 def test_a_set_without_a_download_says_what_to_do(no_folder, name):
     message = refused(name)
-    assert (
-        f"'{name}' has no download with a known checksum; set ZOO_DATA_DIR to a folder that holds {name}/"
-        in message
-    )
+    assert f"'{name}' has no download with a known checksum; set ZOO_DATA_DIR to a folder that holds {name}/" in message
 
 
 def test_a_failed_download_says_what_to_do(no_folder, monkeypatch):
@@ -266,9 +259,7 @@ def server(tmp_path, monkeypatch, no_folder):
     for kind, array in (("images-idx3", images), ("labels-idx1", np.array([7, 2, 1], dtype=np.uint8))):
         head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
         file = put(tmp_path, gzip.compress(head + array.tobytes()), f"t10k-{kind}-ubyte.gz")
-        monkeypatch.setitem(
-            _datasets._SHA256, f"mnist/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
-        )
+        monkeypatch.setitem(_datasets._SHA256, f"mnist/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest())
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -369,9 +360,7 @@ def test_decimal_commas(tmp_path):
 
 @pytest.mark.parametrize("text", ["a;b\n1,500;2.5\n", "a\tb\n1,500\t2\n"])
 def test_commas_that_may_divide_thousands_are_refused(tmp_path, text):
-    assert "t.csv', line 2: '1,500' has a comma; write a decimal point instead." in refused(
-        put(tmp_path, text)
-    )
+    assert "t.csv', line 2: '1,500' has a comma; write a decimal point instead." in refused(put(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -383,9 +372,7 @@ def test_a_column_that_counts_rows_is_dropped(tmp_path, text):
     assert d.x.tolist() == [[5, 6], [7, 8]]
     assert d.x.flags.c_contiguous
     assert d.columns == ("a", "b")
-    assert d.warnings == (
-        f"the first column of '{tmp_path / 't.csv'}' only counts its rows, and was dropped.",
-    )
+    assert d.warnings == (f"the first column of '{tmp_path / 't.csv'}' only counts its rows, and was dropped.",)
 
 
 def test_an_index_with_numbered_columns_is_a_header(tmp_path):
@@ -402,9 +389,7 @@ def test_a_named_column_that_counts_is_kept(tmp_path):
 def test_a_first_line_that_may_be_a_header_is_told(tmp_path):
     d = load(put(tmp_path, "0,1,2\n5,6,7\n"))
     assert d.x.tolist() == [[0, 1, 2], [5, 6, 7]]
-    assert d.warnings == (
-        f"'{tmp_path / 't.csv'}', line 1, reads 0, 1, 2, …: it was taken as data, not as a header.",
-    )
+    assert d.warnings == (f"'{tmp_path / 't.csv'}', line 1, reads 0, 1, 2, …: it was taken as data, not as a header.",)
 
 
 @pytest.mark.parametrize(
@@ -505,9 +490,7 @@ def test_objects_are_not_unpickled(tmp_path):
 @pytest.mark.parametrize("name", ["t.npy", "t.npz"])
 @pytest.mark.parametrize("keep", [0, 5, 90, 200])
 def test_truncated_files(tmp_path, name, keep):
-    path = (
-        save(tmp_path, np.arange(100.0)) if name == "t.npy" else save(tmp_path, name=name, x=np.arange(100.0))
-    )
+    path = save(tmp_path, np.arange(100.0)) if name == "t.npy" else save(tmp_path, name=name, x=np.arange(100.0))
     path.write_bytes(path.read_bytes()[:keep])
     assert refused(path) == f"'{path}' is empty, cut short or not a NumPy file; save it again."
 
@@ -577,9 +560,7 @@ def test_an_array_is_copied():
 
 
 def test_masked_entries_are_unobserved():
-    np.testing.assert_array_equal(
-        load(np.ma.array([[1, 2], [3, 4]], mask=[[0, 1], [0, 0]])).x, [[1, nan], [3, 4]]
-    )
+    np.testing.assert_array_equal(load(np.ma.array([[1, 2], [3, 4]], mask=[[0, 1], [0, 0]])).x, [[1, nan], [3, 4]])
 
 
 def test_a_tensor_that_requires_a_gradient():
@@ -602,13 +583,11 @@ def test_a_long_double_that_is_too_large():
 # --- round trips ---
 
 _VALUES = st.floats(-1e150, 1e150) | st.just(nan)
-_TABLES = hnp.arrays(
-    np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=_VALUES
-).filter(lambda x: not np.isnan(x).all())
-_NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8).map("c".__add__)
-_ROUND = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+_TABLES = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=_VALUES).filter(
+    lambda x: not np.isnan(x).all()
 )
+_NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8).map("c".__add__)
+_ROUND = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @_ROUND
@@ -617,9 +596,7 @@ def test_csv_round_trip(tmp_path, x, data):
     header = data.draw(st.none() | st.lists(_NAMES, min_size=x.shape[1], max_size=x.shape[1]))
     delimiter = data.draw(st.sampled_from(",;\t"))
     token = data.draw(st.sampled_from(["", "NA", "NaN", "nan", "?"]))
-    with open(
-        tmp_path / "t.csv", "w", newline="", encoding=data.draw(st.sampled_from(["utf-8", "utf-8-sig"]))
-    ) as f:
+    with open(tmp_path / "t.csv", "w", newline="", encoding=data.draw(st.sampled_from(["utf-8", "utf-8-sig"]))) as f:
         writer = csv.writer(f, delimiter=delimiter, lineterminator=data.draw(st.sampled_from(["\n", "\r\n"])))
         if header:
             writer.writerow(header)
@@ -632,9 +609,7 @@ def test_csv_round_trip(tmp_path, x, data):
 
 
 @_ROUND
-@given(
-    x=hnp.arrays(np.float64, hnp.array_shapes(max_dims=4, max_side=4), elements=_VALUES), zipped=st.booleans()
-)
+@given(x=hnp.arrays(np.float64, hnp.array_shapes(max_dims=4, max_side=4), elements=_VALUES), zipped=st.booleans())
 def test_numpy_round_trip(tmp_path, x, zipped):
     path = save(tmp_path, name="t.npz", x=x) if zipped else save(tmp_path, x)
     if np.isnan(x).all():
@@ -761,10 +736,7 @@ def test_rows_must_be_a_count(rows):
 
 
 def test_more_rows_than_there_are():
-    assert (
-        refused("faithful", rows=273)
-        == "rows is 273, but the data set 'faithful' has 272 rows; give at most 272."
-    )
+    assert refused("faithful", rows=273) == "rows is 273, but the data set 'faithful' has 272 rows; give at most 272."
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, None, "0"])
@@ -824,9 +796,7 @@ def test_binarize_must_be_known(value):
 
 
 def test_binarize_and_standardize_contradict():
-    assert "binarize and standardize contradict each other" in refused(
-        "digits", binarize="fixed", standardize=True
-    )
+    assert "binarize and standardize contradict each other" in refused("digits", binarize="fixed", standardize=True)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 0.95])
@@ -840,9 +810,7 @@ def test_missing_at_random(p):
     np.testing.assert_array_equal(load(x, missing=f"random:{p}", seed=7).x, d.x)
     assert d.options == {"source": "an array", "missing": f"random:{p}", "seed": 7}
     empty = hidden.all(axis=1).sum()
-    assert any(f"{empty} of 4000 rows of the array have nothing observed" in w for w in d.warnings) == (
-        empty > 0
-    )
+    assert any(f"{empty} of 4000 rows of the array have nothing observed" in w for w in d.warnings) == (empty > 0)
 
 
 def test_missing_adds_to_what_is_not_observed():
@@ -873,15 +841,12 @@ def test_missing_half_of_an_image(half, rows, columns):
 
 
 def test_missing_half_needs_images():
-    assert (
-        "missing top hides half of each image, and the data set 'wine' is not known to hold images"
-        in refused("wine", missing="top")
+    assert "missing top hides half of each image, and the data set 'wine' is not known to hold images" in refused(
+        "wine", missing="top"
     )
 
 
-@pytest.mark.parametrize(
-    "value", ["random", "random:1", "random:-0.1", "random:x", "random:nan", "middle", "", 0.3]
-)
+@pytest.mark.parametrize("value", ["random", "random:1", "random:-0.1", "random:x", "random:nan", "middle", "", 0.3])
 def test_missing_must_be_known(value):
     assert refused("digits", missing=value) == (
         f"missing is {value!r}; give top, bottom, left, right, or random:P with 0 <= P < 1."

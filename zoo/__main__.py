@@ -25,13 +25,19 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)]
-Data = Annotated[str, typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False)]
+Data = Annotated[
+    str, typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False)
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder to write; it must not exist yet.", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The folder to write; it must not exist yet.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else there.")]
 Rows = Annotated[int | None, typer.Option("--rows", help="Take this many rows at random.", show_default=False)]
-Standardize = Annotated[bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")]
+Standardize = Annotated[
+    bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
+]
 Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic, or a threshold.", show_default=False)]
 Missing = Annotated[str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right or random:P.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
@@ -240,7 +246,9 @@ def compare(
 @_plainly
 def plot(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; RUN/plots if not said.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; RUN/plots if not said.", show_default=False)
+    ] = None,
     format: Annotated[str, typer.Option("--format", help="png, pdf or svg.")] = "png",
     json: Json = False,
 ) -> None:

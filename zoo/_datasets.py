@@ -117,11 +117,7 @@ class _Raw:
         """The subject of a sentence: "column 'a' is", "4 of 9 columns ('a', 'b', 'c', …) are"."""
         places = np.argwhere(chosen)
         shown = ", ".join(f"'{self.column(at)}'" for at in places[:3]) + ", …" * (len(places) > 3)
-        return (
-            f"column {shown} is"
-            if len(places) == 1
-            else f"{len(places)} of {chosen.size} columns ({shown}) are"
-        )
+        return f"column {shown} is" if len(places) == 1 else f"{len(places)} of {chosen.size} columns ({shown}) are"
 
 
 def names() -> dict[str, str]:
@@ -164,9 +160,7 @@ def load(
     return _prepare(raw, name, options, how, share)
 
 
-def _check_options(
-    rows: Any, standardize: Any, binarize: Any, missing: Any, seed: Any
-) -> tuple[Any, float | None]:
+def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, seed: Any) -> tuple[Any, float | None]:
     """The binarisation ("fixed", "dynamic" or a number) and the P of ``random:P``; looks at no data."""
     for option, value, least in (("seed", seed, 0), ("rows", 1 if rows is None else rows, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -312,9 +306,7 @@ def _from_csv(content: bytes, what: str, source: str) -> _Raw:
         warnings.append(f"the first column of {what} only counts its rows, and was dropped.")
         x, columns = x[:, 1:], columns[1:]
     if not header and x.shape[1] > 2 and np.array_equal(x[0], np.arange(x.shape[1])):
-        warnings.append(
-            f"{what}, line {records[0][0]}, reads 0, 1, 2, …: it was taken as data, not as a header."
-        )
+        warnings.append(f"{what}, line {records[0][0]}, reads 0, 1, 2, …: it was taken as data, not as a header.")
     lines = np.array([line for line, _ in records[header:]])
     return _check_finite(_Raw(x, what, source, tuple(columns), lines=lines, warnings=warnings))
 
@@ -408,9 +400,7 @@ def _numbers(body: _Records, columns: list[str], first: int, what: str) -> np.nd
             found = f"{len(cells)} cells, but line {first} has {len(columns)}"
             raise UsageError(f"{what}, line {line}: {found}; leave a cell empty where nothing was observed.")
         try:
-            x[i] = [
-                float(cell.replace("_", "?")) for cell in cells
-            ]  # most rows; 1_000 is for _number to refuse
+            x[i] = [float(cell.replace("_", "?")) for cell in cells]  # most rows; 1_000 is for _number to refuse
             continue
         except ValueError:
             pass

@@ -88,10 +88,10 @@ class MarginalNormal(TorchDistribution):
         self.fn, self.observed = fn, observed
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MarginalNormal:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MarginalNormal:
         return MarginalNormal(self.fn.expand(batch_shape), self.observed)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
         return self.fn.sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         return _guess(value) if isinstance(value, str) else value
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
-        kinds = typing.get_args(annotation)
+        kinds = list(typing.get_args(annotation))
         if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() == "none")):
             return None
         kinds = [k for k in kinds if k is not type(None)]

@@ -132,7 +132,7 @@ class Program(nn.Module):
 
     def _run(self, x: Tensor | None, size: int | None = None, raw: bool = False) -> Any:
         with _settings(self.dtype), contextlib.nullcontext() if raw else Unobserved():
-            call = self.module if self.module is not None else self._function
+            call: Any = self.module if self.module is not None else self._function
             return call(None, size=size) if x is None else call(x)
 
     @contextlib.contextmanager
@@ -239,11 +239,10 @@ def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None) -> Prog
     chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
     with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        model: Any = target
         if inspect.isclass(target):
-            model = target(x, **chosen) if _takes_data(target) else target(**chosen)
-        elif isinstance(target, nn.Module) or not chosen:
-            model = target
-        else:
+            model = model(x, **chosen) if _takes_data(target) else model(**chosen)
+        elif chosen:
             model = functools.partial(target, **chosen)
     with blame(name):
         return Program(model, x, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -56,7 +56,9 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{result['method']}[/]"
     out.print(f"{head}, seed {result['seed']}", soft_wrap=True)
     claimed, verified = result["log_evidence"], result["verified_log_evidence"]
-    out.print(f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} ({claimed['value'] / n:.4f} a datum)", soft_wrap=True)
+    out.print(
+        f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} ({claimed['value'] / n:.4f} a datum)", soft_wrap=True
+    )
     if verified is not None:
         out.print(f"verified: {evidence(verified)} nats, {_kind(verified)}", soft_wrap=True)
     if result["khat"] is not None:
@@ -67,7 +69,7 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     out.print(f"{ended}; {cost}" + (f"; [bold]{escape(result['run'])}[/]" if result["run"] else ""), soft_wrap=True)
 
 
-def comparison(results: list[Mapping[str, Any]]) -> None:
+def comparison(results: Sequence[Mapping[str, Any]]) -> None:
     """The methods side by side."""
     first = results[0]
     title = f"{first['model']} on {first['data']}, n = {first['n']}: log p(x) in nats"
@@ -106,7 +108,7 @@ def comparison(results: list[Mapping[str, Any]]) -> None:
 
 
 def evidence(value: Mapping[str, Any]) -> str:
-    """"-1130.264 ± 0.112"."""
+    """ "-1130.264 ± 0.112"."""
     if value["value"] is None:
         return "not a number"
     return f"{value['value']:.3f}" + (f" ± {value['se']:.3f}" if value["se"] else "")

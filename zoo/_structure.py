@@ -164,12 +164,13 @@ def is_local(node: Any) -> bool:
     return any(f.name == DATA_PLATE for f in node["cond_indep_stack"])
 
 
-def _sample_nodes(trace: pyro.poutine.Trace) -> list[Any]:
+def _sample_nodes(trace: Any) -> list[Any]:
     return [
         node
         for node in trace.nodes.values()
-        if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
-        and not node.get("infer", {}).get("_deterministic", False)
+        if node["type"] == "sample"
+        and type(node["fn"]).__name__ != "_Subsample"
+        and not (node["infer"] or {}).get("_deterministic", False)
     ]
 
 

@@ -54,7 +54,7 @@ class Model(PyroModule):
         if x.dim() != 2:
             raise UsageError(f"gmm needs a table, n × D; data of shape {tuple(x.shape)} came.")
         if components > len(x):
-            raise UsageError(f"gmm: components={components} is more than the {len(x)} rows of the data; ask for fewer.")
+            raise UsageError(f"gmm: components={components} is more than the {len(x)} rows of the data.")
         K, D = components, x.shape[1]
         self.K, self.D, self.covariance, self.priors = K, D, covariance, priors
         observed = ~x.isnan()
@@ -67,7 +67,7 @@ class Model(PyroModule):
             self._parameters_from(torch.where(observed, x, center), center, spread)
 
     def _parameters_from(self, x: Tensor, center: Tensor, spread: Tensor) -> None:
-        K, D = self.K, self.D
+        K = self.K
         rows = torch.linspace(0, len(x) - 1, K).round().long()
         self.weights = PyroParam(torch.full((K,), 1.0 / K), constraints.simplex)
         self.locs = PyroParam(0.5 * (center + x[rows]), constraints.real)

@@ -1,0 +1,1047 @@
+"""The pictures of a run: clusters, profiles, traces, k-hat, missing entries.
+
+Which of them a run gets follows from its program's structure and its data, never from a model's name. Densities and
+colours come from the exact engine at the run's own θ, whatever method found it. A marginal density over one or two
+columns is log p of rows in which every other column is unobserved: the program itself integrates them out.
+
+Contours are highest-density regions (Hyndman 1996, "Computing and graphing highest density regions"): the smallest
+regions that hold a given share of the probability. Colours are Okabe & Ito's, which the colour-blind can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib import colors, patheffects
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, Patch
+from matplotlib.ticker import MaxNLocator
+
+from inference import _families, _store
+from inference._exact import Enumeration, View
+from inference._runner import reopen, task_of
+from inference._task import Task
+from zoo._errors import UsageError
+from zoo._program import blame
+
+Format = Literal["png", "pdf", "svg"]
+Draw = Callable[["_Scene"], Figure]
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
+SHADES = ("#F1F1F1", "#E3E3E3", "#D2D2D2", "#BEBEBE")  # outermost region first
+SHARES = (0.25, 0.5, 0.75, 0.95)  # of the probability, in the density's regions
+DRAWN_ROWS = 20_000  # more points say no more
+NUMBERS = 2**22  # numbers in one block of rows: bounds the memory
+MOST_LABELS = 12  # labels of components in one picture
+MOST_COMPONENTS = 40  # ellipses, curves or profile rows in one picture
+MOST_PAIRED = 5  # columns of a grid of pairs
+MOST_SCREENED = 200  # columns among which the best pair is sought
+
+
+def plot(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    format: Format = "png",
+    dpi: float = 150,
+) -> list[Path]:
+    """Draw the pictures that belong to a saved run, into `out` (its own folder `plots` when None); returns their paths.
+
+    - `clusters`: the data coloured by p(z | x), with the density's regions; `pairs`: the same for 3 to 5 columns
+    - `components`: each component's mean, as an image or as a row of a heat map
+    - `trace`: what was climbed, by iteration; `khat`: the weights' quality by datum; `missing`: what was unobserved
+
+    Raises `UsageError` when `run` is not a run, nothing can be drawn of it, or `out` cannot be written.
+    """
+    if format not in ("png", "pdf", "svg"):
+        raise UsageError(f"format is '{format}'; known: png, pdf, svg.")
+    if not 10 <= dpi <= 2400:
+        raise UsageError(f"dpi is {dpi:g}; give a number from 10 to 2400.")
+    stored = _store.load(run)
+    scene = _scene(stored)
+    folder = stored.folder / "plots" if out is None else Path(out)
+    # all are drawn before the first is written: a failure leaves no half set
+    figures = [(name, draw(scene)) for name, draw in _belonging(scene).items()]
+    return [_write(figure, folder, f"{name}.{format}", dpi) for name, figure in figures]
+
+
+def _belonging(scene: _Scene) -> dict[str, Draw]:
+    """Name → how to draw it, for each picture that the run has something to show in."""
+    pictures: dict[str, Draw] = {}
+    if scene.oracle is not None:
+        pictures |= _of_the_program(scene)
+    if scene.trace:
+        pictures["trace"] = _trace
+    if "khat" in scene.stats:
+        pictures["khat"] = _khat
+    if np.isnan(scene.x).any():
+        pictures["missing"] = _missing
+    if not pictures:
+        raise UsageError(
+            f"there is nothing to draw of '{scene.folder}': its posterior is not exact, nothing was iterated, no k-hat "
+            f"was taken and no entry is missing.{' ' + scene.obstacle if scene.obstacle else ''}"
+        )
+    if scene.obstacle:
+        warnings.warn(f"no picture of the clusters or components: {scene.obstacle}", stacklevel=3)
+    return pictures
+
+
+def _of_the_program(scene: _Scene) -> dict[str, Draw]:
+    pictures: dict[str, Draw] = {}
+    oracle, image = scene.oracle, scene.image_shape
+    assert oracle is not None
+    several = oracle.A > 1
+    if scene.is_table and image is None:
+        columns = scene.columns
+        if len(columns) == 1:
+            pictures["clusters"] = _histogram
+        elif len(columns) > 1 and max(len(np.unique(oracle.x[:, c])) for c in columns) > 2:
+            pictures["clusters"] = _clusters  # of two binary columns there are four points to see, and no clusters
+        if 3 <= scene.x.shape[1] <= MOST_PAIRED and "clusters" in pictures:
+            pictures["pairs"] = _pairs
+    wide = scene.x[0].size > MOST_PAIRED
+    if image is not None:
+        pictures["components"] = _images
+    elif several and scene.is_table and len(scene.columns) > 1 and (wide or not oracle.gaussian):
+        pictures["components"] = _profiles
+    return pictures
+
+
+def _write(figure: Figure, folder: Path, name: str, dpi: float) -> Path:
+    """Save under a temporary name, then rename: a reader never sees half a picture."""
+    path, temporary = folder / name, folder / f".{name}.{os.getpid()}"
+    kind = path.suffix[1:]
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, format=kind, dpi=dpi, facecolor="white", metadata=undated)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"cannot write '{path}': {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Scene:
+    """A run as the pictures see it."""
+
+    folder: Path
+    json: dict[str, Any]
+    x: np.ndarray  # [n, …], NaN where unobserved
+    stats: dict[str, np.ndarray]  # per datum
+    trace: dict[str, np.ndarray]  # over the iterations
+    oracle: _Oracle | None  # where the posterior is exact
+    obstacle: str = ""  # why there is no oracle although there could be one
+
+    @property
+    def is_table(self) -> bool:
+        return self.x.ndim == 2
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        shape = self.json.get("image_shape")
+        return tuple(shape) if shape and math.prod(shape) == self.x[0].size else None
+
+    @cached_property
+    def columns(self) -> list[int]:
+        """The columns with anything observed."""
+        return np.flatnonzero(~np.isnan(self.x.reshape(len(self.x), -1)).all(0)).tolist()
+
+    def name(self, column: int) -> str:
+        names = self.json.get("columns") or ()
+        return _plain(names[column] if column < len(names) else f"x{column}")
+
+    def title(self, what: str = "") -> str:
+        """Model, data and method; the evidence with its kind; what else is to be said."""
+        options = ", ".join(f"{k} = {v}" for k, v in self.json["options"]["model"].items())
+        model = _plain(Path(self.json["model"]).name, 60) + (f" ({_plain(options, 60)})" if options else "")
+        prepared = {k: v for k, v in self.json["options"]["data"].items() if k not in ("source", "seed")}
+        how = ", ".join(k if v is True else f"{k} {v}" for k, v in prepared.items())
+        data = _plain(self.json["data"]) + (f" ({_plain(how)})" if how else "")
+        lines = [f"{model} · {data} · {self.json['method']}", _evidence(self.json), what]
+        return "\n".join(line for line in lines if line)
+
+
+def _scene(stored: _store.Run) -> _Scene:
+    def group(name: str) -> dict[str, np.ndarray]:
+        return {str(k): v.values for k, v in stored.tree[name].data_vars.items()} if name in stored.tree else {}
+
+    oracle, obstacle = None, ""
+    try:
+        prepared = reopen(stored)
+        if prepared.structure.exact == "enumerable":
+            oracle = _Oracle(task_of(prepared, stored))
+    except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
+        obstacle = str(error)
+    return _Scene(
+        stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), oracle, obstacle
+    )
+
+
+class _Oracle:
+    """The program of a run at the run's own point: log p(x, a) of whatever rows are asked about, exactly."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.globals = task, task.global_start()
+        index = np.arange(len(task.x))
+        if len(index) > DRAWN_ROWS:
+            index = np.sort(np.random.default_rng(0).choice(index, DRAWN_ROWS, replace=False))
+        self.rows = index  # those that are drawn
+        self.x = task.x.numpy().reshape(len(task.x), -1)[index]  # [drawn, D]
+        self.exact = self._engine(task.x[index])
+        self.A = self.exact.A
+
+    def _engine(self, x: torch.Tensor) -> Enumeration:
+        with blame(self.task.program.name), torch.no_grad():
+            return Enumeration(self.task.program, self.task.structure, x)
+
+    @torch.no_grad()
+    def joint(self, x: np.ndarray) -> np.ndarray:
+        """log p(x_i, a) [rows, A] of rows [rows, D], nats. Raises `UsageError` where the program cannot say."""
+        out = []
+        for rows in torch.as_tensor(x).reshape(len(x), *self.task.x.shape[1:]).split(max(2, NUMBERS // x.shape[1])):
+            exact = self._engine(rows)
+            with blame(self.task.program.name):
+                views, _ = exact.views(None, self.globals)
+                out += [exact.log_joint(r, views, None, self.globals) for r in exact.chunks()]
+        return torch.cat(out).numpy()
+
+    @cached_property
+    def responsibilities(self) -> np.ndarray:
+        """p(a | x_i) [drawn, A]."""
+        return self.exact.responsibilities(None, self.globals).numpy()
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """p(a) [A]: the posterior of a row with nothing observed is the prior."""
+        nothing = np.full((2, self.x.shape[1]), np.nan)
+        try:
+            prior = np.exp(self.joint(nothing)[0])
+        except UsageError:
+            prior = np.zeros(self.A)
+        # where p(a) depends on the row, or the program cannot do without the data, the share of the data serves
+        return prior if abs(prior.sum() - 1) < 1e-6 else self.responsibilities.mean(0)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The components, the heaviest first."""
+        return np.argsort(-self.weights, kind="stable")
+
+    def label(self, a: int) -> str:
+        """ "z = 1", or "" for a program without latents."""
+        return _plain(self.exact.label(a).replace("=", " = "))
+
+    @cached_property
+    def _views(self) -> list[View]:
+        with torch.no_grad():
+            return self.exact.views(None, self.globals)[0]
+
+    @cached_property
+    def _sites(self) -> dict[str, tuple[Any, np.ndarray]]:
+        """Observed site → (its distribution on two rows under all assignments, the column of x of each entry or −1)."""
+        seen = np.argsort(np.isnan(self.x).sum(1), kind="stable")[:200]
+        few = self.task.x[self.rows[np.sort(seen)]]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), blame(self.task.program.name):
+            plain = self.task.program.trace(few, latents=self.globals, raw=True)
+            latents = {**self.exact.assignments, **self.globals}
+            probe = self.task.program.trace(few[[0, -1]].nan_to_num(0.0), latents=latents, raw=True)
+        x, out = few.reshape(len(few), -1), {}
+        for site in self.task.structure.observed:
+            value = plain.nodes[site.name]["value"]
+            if site.scope == "local" and value.shape[:1] == x.shape[:1]:
+                out[site.name] = (probe.nodes[site.name]["fn"], _columns_of(value.reshape(len(x), -1), x))
+        return out
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """E[x | a] [A, D]: the site's own mean, or the data's by responsibility where it has none."""
+        seen = ~np.isnan(self.x)
+        counts = self.responsibilities.T @ seen
+        means = self.responsibilities.T @ np.where(seen, self.x, 0.0) / np.maximum(counts, 1e-300)
+        means[counts < 1e-9] = np.nan
+        for fn, columns in self._sites.values():
+            own = _mean_of(fn, self.A)
+            if own is not None and own.shape[1] == len(columns):
+                use = (columns >= 0) & np.isfinite(own).all(0)
+                means[:, columns[use]] = own[:, use]
+        return means
+
+    def support(self, column: int) -> Any | None:
+        """The constraint on a column's values, or None where its site has none entry by entry."""
+        for fn, columns in self._sites.values():
+            if column in columns:
+                support = fn.support
+                while hasattr(support, "base_constraint"):
+                    support = support.base_constraint
+                return None if support.event_dim else support
+        return None
+
+    @cached_property
+    def gaussian(self) -> bool:
+        """Whether every column is Gaussian given the component."""
+        return self.covariance(list(range(self.x.shape[1]))[:2]) is not None and all(
+            isinstance(self.exact.families.get(n), _families.Normal | _families.MultivariateNormal) for n in self._sites
+        )
+
+    def covariance(self, columns: Sequence[int]) -> np.ndarray | None:
+        """Cov(x | a) [A, c, c] of a few columns, where they are Gaussian given the component; else None."""
+        out, known = np.zeros((self.A, len(columns), len(columns))), set()
+        for view in self._views:
+            entries = self._sites[view.name][1].tolist() if view.name in self._sites else []
+            place = [i for i, c in enumerate(columns) if c in entries]
+            if place:
+                block = _block(self.exact.families.get(view.name), view, [entries.index(columns[i]) for i in place])
+                if block is None:
+                    return None
+                out[np.ix_(range(self.A), place, place)] = block
+                known |= set(place)
+        return out if len(known) == len(columns) else None
+
+
+def _columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
+    """For each entry of a site's value [rows, E], the column of x [rows, D] that it is, or −1."""
+    if value.shape == x.shape and torch.equal(value.nan_to_num(0.0), x.nan_to_num(0.0)):
+        return np.arange(x.shape[1])
+    same = [
+        [bool(torch.equal(v.nan_to_num(0.0).to(c.dtype), c.nan_to_num(0.0))) for c in x.unbind(1)] for v in value.unbind(1)
+    ]
+    return np.array([row.index(True) if True in row else -1 for row in same], dtype=int)
+
+
+def _mean_of(fn: Any, assignments: int) -> np.ndarray | None:
+    """The mean [A, E] of a distribution over two rows, or None where it has none or differs from row to row."""
+    try:
+        mean = fn.mean
+        mean = mean.expand(assignments, 2, *fn.event_shape).reshape(assignments, 2, -1)
+    except (NotImplementedError, RuntimeError, AttributeError):
+        return None
+    return mean[:, 0].numpy() if torch.equal(mean[:, 0], mean[:, 1]) else None
+
+
+def _block(family: Any, view: View, entries: list[int]) -> np.ndarray | None:
+    """The covariance [A, e, e] of some entries of a Gaussian site, or None for another family."""
+    p = view.params
+    if p is None:
+        return None
+    if isinstance(family, _families.Normal):
+        return torch.diag_embed(p["scale"][:, entries].square()).numpy()
+    if not isinstance(family, _families.MultivariateNormal):
+        return None
+    if "scale_tril" in p:
+        part = p["scale_tril"][:, entries]
+        return (part @ part.mT).numpy()
+    full = p["covariance_matrix"] if "covariance_matrix" in p else torch.linalg.inv(p["precision_matrix"])
+    return full[:, entries][:, :, entries].numpy()
+
+
+# ---- colours, densities, columns -------------------------------------------------------------------------
+
+
+def component_colors(count: int) -> np.ndarray:
+    """`count` colours [count, 3], sRGB in [0, 1]: Okabe & Ito's, then lighter and darker ones of the same hues."""
+    base = np.array([colors.to_rgb(c) for c in OKABE_ITO])
+    rounds = [base, 0.5 * base + 0.5, 0.6 * base]
+    return np.concatenate([rounds[i % 3] for i in range(-(-count // len(base)))])[:count]
+
+
+def blend(responsibilities: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The mixture of the colours [A, 3] in the shares [n, A], as light mixes; sRGB [n, 3]."""
+    linear = np.where(palette <= 0.04045, palette / 12.92, ((palette + 0.055) / 1.055) ** 2.4)
+    mixed = np.clip(responsibilities @ linear, 0.0, 1.0)
+    return np.clip(np.where(mixed <= 0.0031308, 12.92 * mixed, 1.055 * mixed ** (1 / 2.4) - 0.055), 0.0, 1.0)
+
+
+def hdr_levels(log_density: np.ndarray, cell: np.ndarray | float, shares: Sequence[float] = SHARES) -> dict[float, float]:
+    """Share → the log density on the border of the smallest region that holds that share of the probability.
+
+    `log_density` on a grid, with the size of each grid point's `cell`. A share that the grid does not hold is left out.
+    """
+    flat = log_density.ravel()
+    order = np.argsort(-flat)
+    mass = np.cumsum(np.exp(flat[order]) * np.broadcast_to(cell, log_density.shape).ravel()[order])
+    return {q: float(np.interp(q, mass, flat[order])) for q in shares if q < mass[-1]}
+
+
+def cells(axis: np.ndarray) -> np.ndarray:
+    """The width that each point of an ascending axis stands for (the trapezoid rule)."""
+    gaps = np.diff(axis)
+    return np.concatenate([gaps[:1], gaps[:-1] + gaps[1:], gaps[-1:]]) / 2
+
+
+def telling_pair(x: np.ndarray, responsibilities: np.ndarray) -> tuple[int, int]:
+    """The two columns of x [n, D] in which the components differ most.
+
+    That is the least Wilks's Λ = det W / det T, where T = W + B are the total, within and between scatter of the two:
+    the product, over their two directions, of the share of the variance that the components leave unexplained.
+    """
+    seen = ~np.isnan(x)
+    center = np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
+    residual = np.where(seen, x - center, 0.0)
+    spread = np.sqrt(np.square(residual).sum(0) / np.maximum(seen.sum(0), 1))
+    residual = residual / np.where(spread > 0, spread, 1.0)
+    weight = responsibilities.T @ seen  # [A, D]
+    means = responsibilities.T @ residual / np.maximum(weight, 1e-300)
+    share = weight / np.maximum(weight.sum(0), 1e-300)
+    one = np.where(spread > 0, (share * means**2).sum(0), -1.0)  # a constant column tells nothing
+    best = np.sort(np.argsort(-one, kind="stable")[:MOST_SCREENED])
+    seen, residual, means, share = seen[:, best].astype(float), residual[:, best], means[:, best], share[:, best]
+    total = residual.T @ residual / np.maximum(seen.T @ seen, 1.0)
+    np.fill_diagonal(total, 1.0)
+    between = (np.sqrt(share) * means).T @ (np.sqrt(share) * means)
+    within = total - between
+
+    def log_det(m: np.ndarray) -> np.ndarray:  # of each pair's 2 × 2 block; missing entries can make one indefinite
+        d = np.diagonal(m)
+        return np.log(np.maximum(np.outer(d, d) - m**2, 1e-9))
+
+    score = log_det(total) - log_det(within)
+    score[(one[best] < 0)] = -1.0
+    score[:, (one[best] < 0)] = -1.0
+    score[np.tril_indices(len(best))] = -np.inf
+    i, j = np.unravel_index(int(score.argmax()), score.shape)
+    return int(best[i]), int(best[j])
+
+
+def _axis(oracle: _Oracle, column: int, count: int) -> tuple[np.ndarray, bool]:
+    """Values of a column to evaluate the density at, ascending, within its support; and whether they are whole numbers."""
+    values = oracle.x[:, column]
+    low, high = np.nanmin(values), np.nanmax(values)
+    support = oracle.support(column)
+    whole = bool(getattr(support, "is_discrete", False))
+    pad = 0.25 * (high - low) or 0.5 * max(1.0, abs(low))
+    covariance = oracle.covariance([column])
+    if whole:
+        axis = np.arange(math.floor(low) - 2, math.ceil(high) + 3, dtype=float)
+    else:
+        axis = np.linspace(low - pad, high + pad, count)
+    if covariance is not None:  # a component narrower than the steps would slip through
+        scale, step = np.sqrt(covariance[:, 0, 0]), axis[1] - axis[0]
+        narrow = [a for a in oracle.order if scale[a] < 3 * step][:6]
+        more = [oracle.means[a, column] + scale[a] * np.linspace(-4, 4, 33) for a in narrow]
+        axis = np.unique(np.concatenate([axis, *more]))
+    if support is not None:
+        inside = torch.as_tensor(support.check(torch.as_tensor(axis))).numpy()
+        axis = axis[inside] if inside.shape == axis.shape and inside.sum() > 1 else axis
+    return axis, whole
+
+
+@dataclass
+class _Density:
+    """log p(x, a) over one or two columns, the others unobserved."""
+
+    axes: list[np.ndarray]
+    joint: np.ndarray  # [points of the axes …, A], nats
+    cell: np.ndarray  # [points of the axes …]
+    whole: bool  # on whole numbers
+
+    @property
+    def log_density(self) -> np.ndarray:
+        return np.logaddexp.reduce(self.joint, axis=-1)
+
+
+def _density(oracle: _Oracle, columns: Sequence[int], count: int) -> _Density | None:
+    """The density over these columns, or None where the program gives none that could be drawn."""
+    made = [_axis(oracle, c, count) for c in columns]
+    axes = [axis for axis, _ in made]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(columns))
+    rows = np.full((len(points), oracle.x.shape[1]), np.nan)
+    rows[:, list(columns)] = points
+    try:
+        joint = oracle.joint(rows).reshape(*map(len, axes), oracle.A)
+    except UsageError:  # a family of which nothing can be left out
+        return None
+    cell: Any = 1.0
+    for axis, whole in made:
+        cell = np.multiply.outer(cell, np.ones_like(axis) if whole else cells(axis))
+    density = _Density(axes, joint, cell, any(whole for _, whole in made))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mass = (np.exp(density.log_density) * cell).sum()
+    # what does not come to one is no density of these columns: one given others, or too sharp for the grid
+    return density if 0.5 < mass < 1.05 else None
+
+
+# ---- the parts of a picture ------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    first, _, rest = title.partition("\n")
+    figure.suptitle(f"{first}\n{rest}" if rest else first, x=0.012, ha="left", fontsize=10, color=INK, linespacing=1.4)
+    return figure
+
+
+def _style(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.tick_params(colors=QUIET, labelcolor=INK, labelsize=9)
+    axes.xaxis.label.set(size=10, color=INK)
+    axes.yaxis.label.set(size=10, color=INK)
+    return axes
+
+
+def _plain(text: Any, most: int = 40) -> str:
+    """A user's own words: shortened, and without the dollar signs' meaning to matplotlib."""
+    words = str(text)
+    words = words if len(words) <= most else words[: most - 1] + "…"
+    return words.replace("$", r"\$")
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−").replace(",", " ") if math.isfinite(value) else str(value)
+
+
+def _evidence(document: dict[str, Any]) -> str:
+    """ "log p(x) = −1130.264 nats (exact)": what was verified, or else what was claimed."""
+    evidence = document.get("verified_log_evidence") or document["log_evidence"]
+    if evidence["value"] is None:
+        return f"log p(x) is not finite ({evidence['kind']})"
+    se, sign = evidence.get("se"), "≥" if evidence["kind"] == "lower bound" else "="
+    digits = 3 if not se else int(np.clip(1 - math.floor(math.log10(se)), 0, 6))
+    spread = f" ± {se:.{digits}f}" if se else ""
+    given = f", given {_plain(evidence['given'], 70)}" if evidence.get("given") else ""
+    sign = "≈" if evidence["kind"] == "estimate" else sign
+    return f"log p(x) {sign} {_number(evidence['value'], digits)}{spread} nats ({evidence['kind']}{given})"
+
+
+def _scatter(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, scale: float = 1.0) -> None:
+    """The data in two columns, coloured by responsibility; those seen in one of them only as ticks along its axis."""
+    x = oracle.x[:, list(pair)]
+    shade = blend(oracle.responsibilities, palette)
+    seen = ~np.isnan(x)
+    both = seen.all(1)
+    n = max(1, int(both.sum()))
+    size = scale * float(np.clip(2600 / n, 2.0, 26.0))
+    alpha = float(np.clip((1500 / n) ** 0.5, 0.15, 0.85))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(both))  # so that no component lies over another
+    points = {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": n > 2000, "zorder": 2}
+    axes.scatter(x[order, 0], x[order, 1], c=shade[order], **points)
+    for d in (0, 1):
+        alone = seen[:, d] & ~seen[:, 1 - d]
+        _ticks(axes, x[alone, d], shade[alone], d, 0.028 * scale**0.5)
+
+
+def _ticks(axes: Axes, at: np.ndarray, shade: np.ndarray, dimension: int, length: float) -> None:
+    """Ticks of a length in shares of the axes, inside the axis of one dimension."""
+    if not len(at):
+        return
+    near = np.stack([at, np.zeros_like(at)], 1)
+    far = np.stack([at, np.full_like(at, length)], 1)
+    segments = np.stack([near, far], 1)[:, :, [0, 1] if dimension == 0 else [1, 0]]
+    transform = axes.get_xaxis_transform() if dimension == 0 else axes.get_yaxis_transform()
+    lines = LineCollection(segments, colors=shade, transform=transform, linewidths=0.9, zorder=2, alpha=0.9)
+    axes.add_collection(lines, autolim=False)
+
+
+def _regions(axes: Axes, density: _Density | None) -> list[Patch]:
+    """Shade the highest-density regions; returns their legend."""
+    if density is None or (density.whole and min(map(len, density.axes)) < 8):
+        return []  # on a few whole numbers there are no contours
+    log_density = density.log_density
+    levels = hdr_levels(log_density, density.cell)
+    shares = sorted(levels, reverse=True)
+    heights = [levels[q] for q in shares]
+    if not shares or (np.diff(heights) <= 0).any():
+        return []
+    floor = heights[0] - 50
+    field = np.where(np.isfinite(log_density), np.maximum(log_density, floor), floor).T
+    shades = SHADES[-len(shares) :]
+    top = max(float(field.max()), heights[-1]) + 1
+    axes.contourf(*density.axes, field, levels=[*heights, top], colors=shades, zorder=0)
+    axes.contour(*density.axes, field, levels=heights, colors="#A0A0A0", linewidths=0.6, linestyles="solid", zorder=1)
+    return [Patch(facecolor=s, edgecolor="#A0A0A0", linewidth=0.6, label=f"{q:.0%}".replace("%", " %")) for q, s in
+            zip(shares, shades, strict=True)][::-1]
+
+
+def _ellipses(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, width: float = 1.6) -> None:
+    """Each component's mean and, where it is Gaussian, its ellipses of one and two standard deviations."""
+    covariance, drawn = oracle.covariance(pair), oracle.order[:MOST_COMPONENTS]
+    for a in drawn:
+        if covariance is not None:
+            values, vectors = np.linalg.eigh(covariance[a])
+            angle = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
+            for k in (1, 2):
+                long, short = (2 * k * np.sqrt(np.maximum(values[::-1], 0.0))).tolist()
+                line = {"edgecolor": palette[a], "facecolor": "none", "linewidth": width / k**0.5, "zorder": 3}
+                axes.add_patch(Ellipse(oracle.means[a, list(pair)], long, short, angle=angle, **line))
+        at = oracle.means[a, list(pair)]
+        axes.plot(*at, "P", color=palette[a], markersize=5.5 * width, markeredgecolor="white", markeredgewidth=0.9, zorder=4)
+
+
+def _limits(axes: Axes, oracle: _Oracle, pair: Sequence[int]) -> None:
+    """Room for the data and for the means."""
+    for column, set_limits in zip(pair, (axes.set_xlim, axes.set_ylim), strict=False):
+        low, high = np.nanmin(oracle.x[:, column]), np.nanmax(oracle.x[:, column])
+        pad = 0.08 * (high - low) or 0.5 * max(1.0, abs(low))
+        set_limits(low - pad, high + pad)
+
+
+def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, inches: tuple[float, float]) -> None:
+    """ "z = 0, 64 %" beside each mean, each where it covers the fewest data, means and other labels.
+
+    `inches`: about how large the axes are; good enough to tell what is in the way without drawing first.
+    """
+    if oracle.A == 1:
+        return
+    low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
+    to_points = lambda v: (v - low) / (high - low) * np.array(inches) * 72  # noqa: E731
+    shown = [a for a in oracle.order[:MOST_LABELS] if np.isfinite(oracle.means[a, list(pair)]).all()]
+    means = to_points(oracle.means[shown][:, list(pair)])
+    points = to_points(oracle.x[:, list(pair)][:2000])
+    points = points[np.isfinite(points).all(1)]
+    boxes: list[np.ndarray] = []
+    for a, mean in zip(shown, means, strict=True):
+        text = f"{oracle.label(a)}, {_percent(oracle.weights[a])}"
+        half = np.array([0.29 * 9 * len(text), 6.5])
+        offsets = [(0, 15), (0, -15), (half[0] + 9, 0), (-half[0] - 9, 0)]
+        offsets += [(s * (half[0] * 0.6 + 10), t * k) for s in (1, -1) for t in (1, -1) for k in (17, 34, 52)]
+        candidates = [np.concatenate([mean + o - half, mean + o + half]) for o in offsets]
+        costs = [_cost(box, boxes, means, points, inches) + 0.02 * np.hypot(*o) for box, o in zip(candidates, offsets, strict=True)]
+        best = int(np.argmin(costs))
+        boxes.append(candidates[best])
+        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+        where = {"xytext": offsets[best], "textcoords": "offset points", "ha": "center", "va": "center"}
+        far = abs(offsets[best][1]) > 20
+        arrow = {"arrowstyle": "-", "color": palette[a], "linewidth": 0.8, "shrinkB": 4} if far else None
+        axes.annotate(text, oracle.means[a, list(pair)], **where, fontsize=9, fontweight="bold", color=0.8 * palette[a],
+                      path_effects=halo, arrowprops=arrow, zorder=5)
+
+
+def _cost(box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: np.ndarray, inches: tuple[float, float]) -> float:
+    """How much a label's box [left, bottom, right, top] would cover, in points of the page."""
+    inside = lambda p: int(((p > box[:2]) & (p < box[2:])).all(1).sum())  # noqa: E731
+    size = np.array(inches) * 72
+    outside = float(np.maximum(-box[:2], 0).sum() + np.maximum(box[2:] - size, 0).sum())
+    clash = sum(bool((box[:2] < b[2:]).all() and (b[:2] < box[2:]).all()) for b in boxes)
+    return inside(points) * min(1.0, 300 / max(1, len(points))) + 15 * inside(means) + 40 * clash + 5 * outside
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else "< 1 %"
+
+
+def _note(oracle: _Oracle) -> str:
+    """What was left out of a picture."""
+    parts = []
+    if len(oracle.rows) < len(oracle.task.x):
+        parts.append(f"{_number(len(oracle.rows), 0)} of {_number(len(oracle.task.x), 0)} rows drawn")
+    if oracle.A > MOST_COMPONENTS:
+        parts.append(f"the {MOST_COMPONENTS} heaviest of {oracle.A} components drawn")
+    return "; ".join(parts)
+
+
+# ---- clusters --------------------------------------------------------------------------------------------
+
+
+def _clusters(scene: _Scene) -> Figure:
+    """Two columns: the data by responsibility, the density's regions, the components."""
+    oracle = scene.oracle
+    assert oracle is not None
+    pair = _pair(scene)
+    more = "" if scene.x.shape[1] == 2 else f"the two of {scene.x.shape[1]} columns in which the components differ most"
+    figure = _figure(7.2, 5.4, scene.title("; ".join(t for t in (more, _note(oracle)) if t)))
+    axes, palette = _style(figure.add_subplot()), component_colors(oracle.A)
+    regions = _regions(axes, _density(oracle, pair, 180))
+    _scatter(axes, oracle, pair, palette)
+    _ellipses(axes, oracle, pair, palette)
+    _limits(axes, oracle, pair)
+    _label_means(axes, oracle, pair, palette, (6.3, 4.3))
+    axes.set(xlabel=scene.name(pair[0]), ylabel=scene.name(pair[1]))
+    if regions:
+        _legend(figure, regions, "p(x): the smallest regions that hold")
+    return figure
+
+
+def _legend(figure: Figure, regions: list[Patch], title: str) -> None:
+    figure.legend(handles=[Patch(alpha=0, label=title), *regions], loc="outside lower right", ncols=1 + len(regions),
+                  frameon=False, fontsize=8, handlelength=1.2, columnspacing=1.0, handletextpad=0.5, labelcolor=QUIET)
+
+
+def _pair(scene: _Scene) -> tuple[int, int]:
+    oracle, usable = scene.oracle, scene.columns
+    assert oracle is not None
+    if len(usable) == 2:
+        return usable[0], usable[1]
+    few = slice(None, None, max(1, len(oracle.x) // 5000))
+    i, j = telling_pair(oracle.x[few][:, usable], oracle.responsibilities[few])
+    return usable[i], usable[j]
+
+
+def _pairs(scene: _Scene) -> Figure:
+    """Every pair of a few columns below the diagonal, each column's own density on it."""
+    oracle, columns = scene.oracle, scene.columns
+    assert oracle is not None
+    count, palette = len(columns), component_colors(oracle.A)
+    figure = _figure(2.1 * count, 2.0 * count + 0.6, scene.title(_note(oracle)))
+    grid = figure.subplots(count, count, squeeze=False)
+    regions: list[Patch] = []
+    for i, j in np.ndindex(count, count):
+        axes, pair = _style(grid[i, j]), (columns[j], columns[i])
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if j > i:
+            axes.set_axis_off()
+            continue
+        if i == j:
+            _bars(axes, oracle, columns[i], palette)
+        else:
+            regions = _regions(axes, _density(oracle, pair, 90)) or regions
+            _scatter(axes, oracle, pair, palette, 0.4)
+            _ellipses(axes, oracle, pair, palette, 1.0)
+        _limits(axes, oracle, pair if i != j else pair[:1])
+        axes.set_xlabel(scene.name(columns[j]) if i == count - 1 else "")
+        axes.set_ylabel(scene.name(columns[i]) if j == 0 and i > 0 else "")
+        axes.tick_params(labelbottom=i == count - 1, labelleft=j == 0 and i > 0)
+    _key(grid[0, -1], oracle, palette)
+    if regions:
+        _legend(figure, regions, "p(x): the smallest regions that hold")
+    return figure
+
+
+def _key(axes: Axes, oracle: _Oracle, palette: np.ndarray) -> None:
+    """Which colour is which component, and its weight."""
+    if oracle.A > 1:
+        handles = [Patch(color=palette[a], label=f"{oracle.label(a)}, {_percent(oracle.weights[a])}")
+                   for a in oracle.order[:MOST_LABELS]]
+        axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=9, handlelength=1.0, labelcolor=INK)
+
+
+def _histogram(scene: _Scene) -> Figure:
+    """One column: its histogram, the density, and each component's weighted share of it."""
+    oracle, column = scene.oracle, scene.columns[0]
+    assert oracle is not None
+    figure = _figure(7.2, 4.4, scene.title(_note(oracle)))
+    axes, palette = _style(figure.add_subplot()), component_colors(oracle.A)
+    whole = _bars(axes, oracle, column, palette)
+    known = ~np.isnan(oracle.x[:, column])
+    _ticks(axes, oracle.x[known, column], blend(oracle.responsibilities[known], palette), 0, 0.03)
+    _limits(axes, oracle, [column])
+    axes.set(xlabel=scene.name(column), ylabel="probability" if whole else "density")
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, 1.12 * top)
+    for a in oracle.order[:MOST_LABELS] if oracle.A > 1 else []:
+        at = oracle.means[a, column]
+        axes.axvline(at, 0, 0.9, color=palette[a], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+        axes.text(at, 1.03 * top, f"{oracle.label(a)}, {_percent(oracle.weights[a])}", ha="center", va="bottom", fontsize=9,
+                  fontweight="bold", color=0.8 * palette[a], path_effects=halo)
+    return figure
+
+
+def _bars(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> bool:
+    """A histogram with p(x) and its components; returns whether the column holds whole numbers."""
+    values = oracle.x[:, column]
+    values = values[~np.isnan(values)]
+    density = _density(oracle, [column], 400)
+    whole = bool(getattr(oracle.support(column), "is_discrete", False))
+    if whole and np.ptp(values) <= 200:
+        edges = np.arange(math.floor(values.min()) - 0.5, math.ceil(values.max()) + 1)
+    else:
+        fine = len(np.histogram_bin_edges(values, "fd")) - 1 if np.ptp(values) > 0 else 1
+        edges = np.histogram_bin_edges(values, int(np.clip(fine, 8, 60)))
+    axes.hist(values, edges, density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0)
+    axes.set_ylim(bottom=0)
+    if density is not None:
+        marker = "." if whole else None
+        for a in oracle.order[:MOST_COMPONENTS] if oracle.A > 1 else []:
+            height = np.exp(density.joint[:, a])
+            axes.plot(density.axes[0], height, color=palette[a], linewidth=1.4, marker=marker, zorder=2)
+            axes.fill_between(density.axes[0], height, color=palette[a], alpha=0.12, linewidth=0, zorder=1)
+        axes.plot(density.axes[0], np.exp(density.log_density), color=INK, linewidth=1.2, marker=marker, zorder=3)
+    return whole
+
+
+# ---- components ------------------------------------------------------------------------------------------
+
+
+def _images(scene: _Scene) -> Figure:
+    """Each component's mean image, the heaviest first."""
+    oracle, shape = scene.oracle, scene.image_shape
+    assert oracle is not None and shape is not None
+    shown = oracle.order[:100]
+    across = int(np.clip(math.ceil(math.sqrt(1.6 * len(shown))), 1, 12))
+    down = -(-len(shown) // across)
+    note = f"mean images, the heaviest first; {len(shown)} of {oracle.A} components" if oracle.A > len(shown) else (
+        "mean images, the heaviest first" if oracle.A > 1 else "mean image")
+    figure = _figure(max(5.2, 0.95 * across), 1.12 * down * shape[0] / shape[1] + 1.2, scene.title(note))
+    means = oracle.means[shown]
+    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    low, high = (0.0, 1.0) if low >= 0 and 0.5 < high <= 1 else (low, high)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, a in zip(grid, shown, strict=False):
+        image = axes.imshow(oracle.means[a].reshape(shape), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+        axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color=FAINT, linewidth=0.8, transform=axes.transAxes, clip_on=False)
+        if oracle.A > 1:
+            axes.set_title(f"{oracle.label(a)}, {_percent(oracle.weights[a])}", fontsize=8, color=INK, pad=3)
+    bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.6, aspect=18, pad=0.02)
+    bar.ax.tick_params(labelsize=8, colors=QUIET)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _profiles(scene: _Scene) -> Figure:
+    """Components × columns: the means, relative to each column's own mean and spread unless all are shares."""
+    oracle, columns = scene.oracle, scene.columns
+    assert oracle is not None
+    shown = oracle.order[:MOST_COMPONENTS]
+    means, x = oracle.means[shown][:, columns], oracle.x[:, columns]
+    binary = bool(np.isin(x[~np.isnan(x)], (0.0, 1.0)).all())
+    center, spread = np.nanmean(x, 0), np.nanstd(x, 0)
+    field = means if binary else (means - center) / np.where(spread > 0, spread, 1.0)
+    reach = float(np.nanquantile(np.abs(field), 0.99)) or 1.0
+    scale = {"cmap": "Blues", "vmin": 0, "vmax": 1} if binary else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+    width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 11))
+    figure = _figure(width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), scene.title(_note(oracle)))
+    axes = _style(figure.add_subplot())
+    image = axes.imshow(field, aspect="auto", interpolation="nearest", **scale)
+    axes.spines[:].set_visible(False)
+    axes.set_yticks(range(len(shown)), [f"{oracle.label(a)}, {_percent(oracle.weights[a])}" for a in shown])
+    if len(columns) <= 40:
+        turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 6 else {}
+        axes.set_xticks(range(len(columns)), [_plain(scene.name(c), 24) for c in columns], **turn)
+    else:
+        axes.set_xlabel(f"{len(columns)} columns, in their order")
+    if field.size <= 150 and width / len(columns) > 0.45:
+        for (i, j), value in np.ndenumerate(field):
+            dark = value > 0.6 if binary else abs(value) > 0.65 * reach
+            axes.text(j, i, f"{means[i, j]:.3g}".replace("-", "−"), ha="center", va="center", fontsize=8,
+                      color="white" if dark else INK)
+    bar = figure.colorbar(image, ax=axes, pad=0.015, extend="neither" if binary else "both")
+    bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=QUIET)
+    bar.outline.set_visible(False)
+    return figure
+
+
+# ---- trace -----------------------------------------------------------------------------------------------
+
+_CLIMBED = {
+    "log_likelihood": "log p(x; θ), nats",
+    "log_joint": "log p(x, globals; θ), nats",
+    "elbo_per_datum": "ELBO per datum, nats",
+    "bound_per_datum": "importance-weighted bound per datum, nats",
+}
+
+
+def _trace(scene: _Scene) -> Figure:
+    """What was climbed, and its distance to where it ended."""
+    name = next((k for k in scene.trace if k in _CLIMBED), next(k for k in scene.trace if k != "lr"))
+    values, noisy = scene.trace[name], "lr" in scene.trace
+    label = _CLIMBED.get(name, _plain(name.replace("_", " ")))
+    figure = _figure(8.4, 3.9, scene.title())
+    left, right = (_style(axes) for axes in figure.subplots(1, 2))
+    step = "epoch" if noisy else "iteration"
+    iterations = np.arange(noisy, len(values) + noisy)
+    for axes in (left, right):
+        axes.set_xlabel(step)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if noisy:
+            _rate_drops(axes, iterations, scene.trace["lr"])
+    _climb(left, iterations, values, label, noisy)
+    if name.endswith("per_datum"):
+        _verified(left, scene.json)
+    _restarts(left, scene.json["notes"].get("restarts") or [])
+    _distance(right, iterations, values, noisy)
+    return figure
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """A running mean over about a twentieth of the values, at least three."""
+    half = max(1, len(values) // 40)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _climb(axes: Axes, iterations: np.ndarray, values: np.ndarray, label: str, noisy: bool) -> None:
+    raw = {"color": OKABE_ITO[0], "linewidth": 0.8 if noisy else 1.6, "alpha": 0.35 if noisy else 1.0}
+    axes.plot(iterations, values, **raw, marker="." if len(values) <= 40 else None)
+    if noisy:
+        axes.plot(iterations, _smooth(values), color=OKABE_ITO[0], linewidth=1.6)
+    axes.set_ylabel(label)
+    # a first step from far away would flatten all that follows
+    low, high = float(values.min()), float(values.max())
+    late = float(values[len(values) // 10 :].min())
+    if high - low > 20 * (high - late) > 0:
+        axes.set_ylim(high - 5 * (high - late), high + 0.4 * (high - late))
+
+
+def _rate_drops(axes: Axes, iterations: np.ndarray, rates: np.ndarray) -> None:
+    """A line wherever the learning rate was lowered."""
+    drops = iterations[1:][rates[1:] < rates[:-1]]
+    for i, at in enumerate(drops):
+        axes.axvline(at, color=OKABE_ITO[4], linewidth=0.8, linestyle=(0, (2, 2)), zorder=0, label="" if i else "learning rate lowered")
+
+
+def _verified(axes: Axes, document: dict[str, Any]) -> None:
+    """The verified evidence per datum: what a bound stays below."""
+    verified = document.get("verified_log_evidence") or {}
+    if verified.get("per_datum_mean") is not None:
+        label = f"verified log p(x) / n ({verified['kind']})"
+        axes.axhline(verified["per_datum_mean"], color=INK, linewidth=0.9, linestyle=(0, (5, 3)), label=label)
+        axes.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
+
+
+def _restarts(axes: Axes, finals: list[float]) -> None:
+    """Where each restart ended, as ticks beside the axes."""
+    if len(finals) < 2:
+        return
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, min(finals)), high)
+    for value in finals:
+        axes.plot([1.0, 1.035], [value, value], color=OKABE_ITO[1], linewidth=1.2, transform=axes.get_yaxis_transform(), clip_on=False)
+    reached = sum(v > max(finals) - 1e-4 * (1 + abs(max(finals))) for v in finals)
+    axes.text(0.97, 0.05, f"ticks: where {len(finals)} restarts ended\n{reached} at the best", transform=axes.transAxes, ha="right",
+              va="bottom", fontsize=8, color=OKABE_ITO[1])
+
+
+def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: bool) -> None:
+    """|value − final| on a log axis: a straight line is linear convergence, and its slope the rate."""
+    if noisy:
+        final = float(values[-max(1, len(values) // 10) :].mean())
+        series = [(np.abs(values - final), 0.8, 0.35), (np.abs(_smooth(values) - final), 1.6, 1.0)]
+        axes.set_ylabel("distance to the mean of the last tenth, nats")
+    else:
+        final = float(values[-1])
+        series = [(np.abs(values[:-1] - final), 1.6, 1.0)]
+        axes.set_ylabel("distance to the final value, nats")
+    for distance, width, alpha in series:
+        kept = distance > 4 * np.finfo(float).eps * abs(final)  # below that it is rounding
+        at = iterations[: len(distance)]
+        axes.plot(at[kept], distance[kept], color=OKABE_ITO[2], linewidth=width, alpha=alpha, marker="." if len(values) <= 40 else None)
+    if any((d > 0).any() for d, _, _ in series):
+        axes.set_yscale("log")
+
+
+# ---- k-hat -----------------------------------------------------------------------------------------------
+
+
+def _khat(scene: _Scene) -> Figure:
+    """k-hat and effective sample size, by datum and sorted."""
+    khat = scene.stats["khat"]
+    ess = scene.stats.get("ess")
+    bad = int((~(khat <= 0.7)).sum())
+    verdict = "no datum above 0.7" if not bad else f"{_number(bad, 0)} of {_number(len(khat), 0)} data above 0.7: their estimates cannot be trusted"
+    figure = _figure(8.4, 5.2 if ess is not None else 3.4, scene.title(verdict))
+    rows = 1 if ess is None else 2
+    grid = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row", width_ratios=(3, 1))
+    for axes in grid.ravel():
+        _style(axes)
+    top = float(np.clip(np.nanmax(khat[np.isfinite(khat)], initial=0.9), 0.9, 3.0)) * 1.08
+    shown = np.minimum(np.where(np.isnan(khat), np.inf, khat), top)
+    shown = np.maximum(shown, -0.5)
+    shade = np.array(OKABE_ITO)[np.select([khat <= 0.5, khat <= 0.7], [0, 4], 1)]
+    _by_datum(grid[0, 0], grid[0, 1], shown, shade)
+    for axes in grid[0]:
+        for level in (0.5, 0.7):
+            axes.axhline(level, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+    grid[0, 0].set(ylabel="k-hat", ylim=(min(-0.05, float(shown.min()) - 0.05), top + 0.06))
+    _label_worst(grid[0, 0], shown, khat)
+    if ess is not None:
+        _by_datum(grid[1, 0], grid[1, 1], np.maximum(ess, 0.5), shade)
+        grid[1, 0].set(ylabel="effective sample size", yscale="log")
+    grid[-1, 0].set_xlabel("datum (row, counting from 0)")
+    grid[-1, 1].set_xlabel("share of the data below")
+    return figure
+
+
+def _by_datum(left: Axes, right: Axes, values: np.ndarray, shade: np.ndarray) -> None:
+    n = len(values)
+    points = {"s": float(np.clip(3000 / n, 2, 16)), "linewidths": 0, "rasterized": n > 2000}
+    left.scatter(np.arange(n), values, c=shade, alpha=float(np.clip((2000 / n) ** 0.5, 0.2, 0.85)), **points)
+    right.step((np.arange(n) + 1) / n, np.sort(values), where="pre", color=INK, linewidth=1.3)
+    right.set_xlim(-0.02, 1.02)
+
+
+def _label_worst(axes: Axes, shown: np.ndarray, khat: np.ndarray) -> None:
+    """The rows of the largest k-hat, five at most, by their index; what lies beyond the axis with its value."""
+    worst = np.argsort(-np.where(np.isnan(khat), np.inf, khat), kind="stable")[:5]
+    taken: list[tuple[float, float]] = []
+    span = np.diff(axes.get_ylim())[0]
+    for row in worst.tolist():
+        at = (row / len(khat), (shown[row] - axes.get_ylim()[0]) / span)
+        if any(abs(at[0] - u) < 0.07 and abs(at[1] - v) < 0.06 for u, v in taken):
+            continue
+        taken.append(at)
+        beyond = "" if khat[row] <= shown[row] else (" (∞)" if not np.isfinite(khat[row]) else f" ({khat[row]:.1f})")
+        axes.annotate(f"{row}{beyond}", (row, shown[row]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=INK)
+
+
+# ---- missing ---------------------------------------------------------------------------------------------
+
+
+def _missing(scene: _Scene) -> Figure:
+    """Rows × columns, the rows sorted by which entries they miss; beside it how many, above it how much of each column."""
+    x = scene.x.reshape(len(scene.x), -1)
+    missing = np.isnan(x)
+    order, bands = _bands(missing)
+    n, D = missing.shape
+    share = f"{_percent(missing.mean())} of {_number(n, 0)} × {_number(D, 0)} entries unobserved, {_number(len(bands), 0)} pattern"
+    figure = _figure(7.2, 5.0, scene.title(share + "s" * (len(bands) != 1)))
+    image = scene.image_shape
+    panels = figure.subplots(1, 2, width_ratios=(1.3, 1)) if image else [figure.add_subplot()]
+    axes = _style(panels[0])
+    few = order[np.linspace(0, n - 1, min(n, 2000)).round().astype(int)]
+    two = colors.ListedColormap(["#CFE0EC", OKABE_ITO[1]])
+    axes.imshow(missing[few], cmap=two, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(-0.5, D - 0.5, n, 0))
+    axes.set_ylabel("rows, sorted by pattern")
+    if D <= 30:
+        for d in range(D - 1):
+            axes.axvline(d + 0.5, color="white", linewidth=1.5)
+        names = [f"{scene.name(d)}\n{_percent(missing[:, d].mean())}" for d in range(D)]
+        axes.set_xticks(range(D), names, **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if D > 6 else {}))
+    else:
+        axes.set_xlabel(f"{D} columns, in their order")
+    for start, stop in bands if len(bands) < n else []:
+        if 0 < start and len(bands) <= 60:
+            axes.axhline(start, color="white", linewidth=0.8)
+        if stop - start >= 0.035 * n:
+            axes.text(D - 0.5, (start + stop) / 2, f"  {_number(stop - start, 0)} rows", va="center", fontsize=8, color=INK, clip_on=False)
+    if image:
+        _missing_map(figure, panels[1], missing.mean(0).reshape(image))
+    handles = [Patch(color=two(i), label=w) for i, w in enumerate(("observed", "unobserved"))]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False, fontsize=8, labelcolor=QUIET, handlelength=1.0)
+    return figure
+
+
+def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """The rows [n] in order of their pattern, the commonest first, and where each pattern starts and stops in it."""
+    _, inverse, counts = np.unique(np.packbits(missing, axis=1), axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.ravel()
+    amount = np.zeros(len(counts))
+    amount[inverse] = missing.sum(1)
+    place = np.empty(len(counts), dtype=int)
+    ranked = np.lexsort((amount, -counts))
+    place[ranked] = np.arange(len(counts))
+    stops = np.cumsum(counts[ranked])
+    return np.argsort(place[inverse], kind="stable"), list(zip((stops - counts[ranked]).tolist(), stops.tolist(), strict=True))
+
+
+def _missing_map(figure: Figure, axes: Axes, share: np.ndarray) -> None:
+    """The share of the images that miss each pixel."""
+    image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title("share unobserved, by pixel", fontsize=9, color=INK)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+    bar.ax.tick_params(labelsize=8, colors=QUIET)
+    bar.outline.set_visible(False)
