@@ -104,7 +104,7 @@ class Coordinates:
         """[..., d] → constrained values, each [..., its shape]; differentiable."""
         parts = torch.split(flat, list(self.sizes.values()), dim=-1)
         return {
-            n: self.transforms[n](part.reshape(*flat.shape[:-1], *self.shapes[n]))
+            n: self.transforms[n](part.reshape((*flat.shape[:-1], *self.shapes[n])))
             for n, part in zip(self.shapes, parts, strict=True)
         }
 
@@ -113,7 +113,7 @@ class Coordinates:
         total = flat.new_zeros(flat.shape[:-1])
         parts = torch.split(flat, list(self.sizes.values()), dim=-1)
         for n, part in zip(self.shapes, parts, strict=True):
-            free = part.reshape(*flat.shape[:-1], *self.shapes[n])
+            free = part.reshape((*flat.shape[:-1], *self.shapes[n]))
             term = self.transforms[n].log_abs_det_jacobian(free, self.transforms[n](free))
             total = total + term.reshape(*flat.shape[:-1], -1).sum(-1)
         return total

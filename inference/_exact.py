@@ -25,6 +25,7 @@ from zoo._structure import Structure, global_log_prob, is_local, per_datum
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
 PAIRS = 64  # assignments that are set against each other at a time
+LogProb = Callable[[slice], Tensor]  # rows ↦ log p [rows, A] or [A], nats
 Sums = dict[str, dict[str, Tensor]]  # site → statistic → its sum over some rows
 
 
@@ -35,7 +36,7 @@ class View:
     name: str
     latent: bool
     params: Params | None  # what the family's products need, or None: use the site's own log_prob
-    density: Tensor | None = None  # of a latent site: log p(a) [A], where a pass over the data has it ready
+    log_prob: LogProb | None = None  # its log-density, where a pass over the data has it ready
 
 
 @dataclass
@@ -135,7 +136,8 @@ class Enumeration:
 
     def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
         """The local sites at these values, and the log prior of the globals (nats)."""
-        trace = self._trace(self._probe, parameters, globals, raw=True)
+        with one_thread():  # for two rows, threads would do nothing but wait for each other
+            trace = self._trace(self._probe, parameters, globals, raw=True)
         views = []
         for node in self._locals(trace):
             params = parameters_of(node["fn"], self.A) if node["name"] in self.families else None
@@ -148,29 +150,28 @@ class Enumeration:
         """log p(x_i, a) [rows, A] in nats, for the data in `rows`."""
         total: Tensor | float = 0.0
         for view in views:
-            if view.params is None:
-                continue
-            if view.latent:
-                total = total + (self._latent_density(view) if view.density is None else view.density)
-            else:
-                total = total + self.families[view.name].log_density(self.values[view.name][rows], view.params)
-                if view.name in self._bases:
-                    total = total + self._bases[view.name][rows].unsqueeze(1)
+            if view.params is not None:
+                total = total + (view.log_prob or self._log_prob(view))(rows)
         general = {v.name for v in views if v.params is None}
         if general:
             total = total + self.general_log_prob(rows, general, parameters, globals)
         return torch.as_tensor(total).expand(rows.stop - rows.start, self.A)
 
     def _ready(self, views: list[View]) -> list[View]:
-        """`views` with what is the same for all rows worked out."""
-        known = [v.latent and v.params is not None for v in views]
-        return [replace(v, density=self._latent_density(v)) if k else v for v, k in zip(views, known, strict=True)]
+        """`views` with all that is the same for all rows worked out."""
+        return [v if v.params is None else replace(v, log_prob=self._log_prob(v)) for v in views]
 
-    def _latent_density(self, view: View) -> Tensor:
-        """log p(a) [A] of a latent site: each assignment under its own parameters."""
-        family = self.families[view.name]
-        blocks = self._latent_blocks(view)
-        return torch.cat([family.log_prob(value, params).diagonal() for _, value, params in blocks])
+    def _log_prob(self, view: View) -> LogProb:
+        assert view.params is not None
+        family, value = self.families[view.name], self.values[view.name]
+        if view.latent:  # each assignment under its own parameters
+            blocks = self._latent_blocks(view)
+            known = torch.cat([family.log_prob(value, params).diagonal() for _, value, params in blocks])
+            return lambda rows: known
+        density, base = family.density(view.params), self._bases.get(view.name)
+        if base is None:
+            return lambda rows: density(value[rows])
+        return lambda rows: density(value[rows]) + base[rows].unsqueeze(1)
 
     def _latent_blocks(self, view: View) -> Iterator[tuple[slice, Tensor, Params]]:
         """Some assignments at a time, a latent site's values and parameters: families work on all pairs of the two."""
@@ -216,11 +217,12 @@ class Enumeration:
             return functools.reduce(_add, map(work, mine), {})
 
         chunks = list(self.chunks(views))
-        threads = torch.get_num_threads() if _traceless(views) and self.x.device.type == "cpu" else 1
-        if min(threads, len(chunks)) == 1:
+        alone = not _traceless(views) or self.x.device.type != "cpu"
+        workers = 1 if alone else min(torch.get_num_threads(), len(chunks))
+        if workers == 1:
             return share(chunks)
-        with _one_core_each(threads) as pool:
-            return functools.reduce(_add, pool.map(share, [chunks[i::threads] for i in range(threads)]))
+        with one_thread(), ThreadPoolExecutor(workers) as pool:
+            return functools.reduce(_add, pool.map(share, [chunks[i::workers] for i in range(workers)]))
 
     def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
         """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable, nats."""
@@ -292,6 +294,10 @@ class Enumeration:
             out.append(family.statistics(value, counts[some].diag(), params))
         return {name: torch.cat([stats[name] for stats in out]) for name in out[0]}
 
+    def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Posterior means and standard deviations of continuous local latents: there are none."""
+        return {}, {}
+
     def label(self, assignment: int) -> str:
         """An assignment in words: "z=1"."""
         parts = []
@@ -310,7 +316,7 @@ class Enumeration:
                 out[site.name] = zero.index_add(1, index, responsibilities)
         return out
 
-    def draw(self, responsibilities: Tensor, draws: int) -> dict[str, Tensor]:
+    def draw(self, responsibilities: Tensor, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
         """Site → exact posterior draws [draws, N, …]."""
         if not self.assignments:
             return {}
@@ -341,10 +347,11 @@ def _add(old: Sums, new: Sums) -> Sums:
 
 
 @contextlib.contextmanager
-def _one_core_each(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch does not start threads of its own."""
+def one_thread() -> Iterator[None]:
+    """Torch without threads of its own, here and in Python's threads that start meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        yield
     finally:
-        torch.set_num_threads(threads)  # set in a thread it holds there, and for all threads that are still to come
+        torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from zoo._missing import patterns
 
 LOG_2PI = math.log(2 * math.pi)
 Params = dict[str, Tensor]
+Density = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -46,16 +47,18 @@ class Family:
 
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
-        base = self.log_base(x)
-        density = self.log_density(x, params)
-        return density if base is None else density + base.unsqueeze(1)
+        base, out = self.log_base(x), self.density(params)(x)
+        return out if base is None else out + base.unsqueeze(1)
 
     def log_base(self, x: Tensor) -> Tensor | None:
         """The part of log p(x_i | a) that no parameter enters [n], None for zero: it need be worked out only once."""
         return None
 
-    def log_density(self, x: Tensor, params: Params) -> Tensor:
-        """The rest of log p(x_i | a) [n, A]. Laid out with the data next to each other, so that work over a runs fast."""
+    def density(self, params: Params) -> Density:
+        """x [n, E] ↦ the rest of log p(x_i | a) [n, A], with all that needs no x worked out once.
+
+        It lies in memory with the data of one assignment next to each other: reductions over assignments run fast.
+        """
         raise NotImplementedError
 
     def width(self, entries: int, assignments: int) -> int:
@@ -128,13 +131,18 @@ class Elementwise(Family):
         """Natural parameters η, one [A, E] for each feature, and the log normaliser A(η) [A, E]."""
         raise NotImplementedError
 
-    def log_density(self, x: Tensor, params: Params) -> Tensor:
-        x, seen = self._fill(x)
+    def density(self, params: Params) -> Density:
         eta, normaliser = self.natural(params)
-        out = -normaliser.sum(1, keepdim=True) if seen is None else -(normaliser @ seen.mT)
-        for t, e in zip(self._seen_features(x, seen), eta, strict=True):
-            out = torch.addmm(out, e, t.mT)
-        return out.mT
+        total = normaliser.sum(1, keepdim=True)
+
+        def density(x: Tensor) -> Tensor:
+            x, seen = self._fill(x)
+            out = -total if seen is None else -(normaliser @ seen.mT)
+            for t, e in zip(self._seen_features(x, seen), eta, strict=True):
+                out = torch.addmm(out, e, t.mT)
+            return out.mT
+
+        return density
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         x, seen = self._fill(x)
@@ -247,12 +255,11 @@ class Categorical(Elementwise):
     def width(self, entries: int, assignments: int) -> int:
         return max(entries * self.categories, assignments)
 
-    def log_density(self, x: Tensor, params: Params) -> Tensor:
+    def density(self, params: Params) -> Density:
         logits = self._log_probs(params)
-        x, seen = self._fill(x)
-        one_hot = self._one_hot(x, seen, logits.shape[-1])
-        finite = logits.clamp(min=torch.finfo(logits.dtype).min)  # 0 · −inf is not a number
-        return (finite.flatten(1) @ one_hot.mT).mT
+        categories = logits.shape[-1]
+        finite = logits.clamp(min=torch.finfo(logits.dtype).min).flatten(1)  # 0 · −inf is not a number
+        return lambda x: (finite @ self._one_hot(*self._fill(x), categories).mT).mT
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         categories = next(iter(params.values())).shape[-1]
@@ -299,31 +306,21 @@ class MultivariateNormal(Family):
     def width(self, entries: int, assignments: int) -> int:
         return assignments * (entries + 1)
 
-    def log_density(self, x: Tensor, params: Params) -> Tensor:
-        if self._whole(x):
-            return self._whitened(x - self.center, params["loc"] - self.center, _cholesky(params))
-        out = x.new_zeros(len(x), len(params["loc"]))
-        pieces = []
-        for seen, rows in patterns(~x.isnan()):
-            if seen.any():
-                tril = torch.linalg.cholesky(_covariance(params)[:, seen][:, :, seen])
-                part = (x[rows] - self.center)[:, seen]
-                pieces.append((rows, self._whitened(part, (params["loc"] - self.center)[:, seen], tril)))
-        for rows, piece in pieces:
-            out = out.index_copy(0, rows, piece)
-        return out
+    def density(self, params: Params) -> Density:
+        loc, tril = params["loc"] - self.center, _cholesky(params)
+        whole = _whitened(loc, tril)
 
-    @staticmethod
-    def _whitened(x: Tensor, loc: Tensor, tril: Tensor) -> Tensor:
-        """log N(x_i; loc_a, L_a L_aᵀ) [n, A] for x [n, d], loc [A, d], L [A, d, d]."""
-        A, d = loc.shape
-        inverse = torch.linalg.solve_triangular(tril, torch.eye(d).to(x).expand_as(tril), upper=False)
-        shift = (inverse @ loc.unsqueeze(-1)).reshape(-1, 1)  # [A·d, 1]
-        white = torch.addmm(-shift, inverse.reshape(A * d, d), x.mT)  # [A·d, n]
-        # squared in place: the product above does not need its own value to be differentiated
-        distance = white.square_().reshape(A, d, len(x)).sum(1)
-        constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
-        return torch.add(constant, distance, alpha=-0.5).mT
+        def density(x: Tensor) -> Tensor:
+            if self._whole(x):
+                return whole(x - self.center)
+            out, covariance = x.new_zeros(len(x), len(loc)), tril @ tril.mT
+            for seen, rows in patterns(~x.isnan()):
+                if seen.any():
+                    part = _whitened(loc[:, seen], torch.linalg.cholesky(covariance[:, seen][:, :, seen]))
+                    out = out.index_copy(0, rows, part((x[rows] - self.center)[:, seen]))
+            return out
+
+        return density
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
@@ -407,6 +404,23 @@ class MultivariateNormal(Family):
             return covariance
         tril = torch.linalg.cholesky(covariance)
         return tril if name == "scale_tril" else torch.cholesky_inverse(tril)
+
+
+def _whitened(loc: Tensor, tril: Tensor) -> Density:
+    """x [n, d] ↦ log N(x_i; loc_a, L_a L_aᵀ) [n, A] for loc [A, d], L [A, d, d]; one product for all a."""
+    A, d = loc.shape
+    inverse = torch.linalg.solve_triangular(tril, torch.eye(d).to(loc).expand_as(tril), upper=False)
+    shift = -(inverse @ loc.unsqueeze(-1)).reshape(A * d, 1)
+    inverse = inverse.reshape(A * d, d)
+    constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)  # [A, 1]
+
+    def density(x: Tensor) -> Tensor:
+        white = torch.addmm(shift, inverse, x.mT)  # [A·d, n]
+        # in place, with gradients too: a product's derivative does not need its value
+        distance = white.square_().reshape(A, d, len(x)).sum(1)
+        return torch.add(constant, distance, alpha=-0.5).mT
+
+    return density
 
 
 def _second_moments(x: Tensor, weights: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ class Fit:
     parameters: dict[str, np.ndarray]  # θ̂, and the point value of each global latent, constrained
     claimed: Evidence
     draws: dict[str, np.ndarray] = field(default_factory=dict)  # latent site -> [draws, ...]; locals [draws, n, ...]
+    means: dict[str, np.ndarray] = field(default_factory=dict)  # continuous local site -> posterior mean [n, ...]
+    deviations: dict[str, np.ndarray] = field(default_factory=dict)  # the same, posterior standard deviation
     probabilities: dict[str, np.ndarray] = field(default_factory=dict)  # discrete local site -> [n, ..., support]
     standard_errors: dict[str, np.ndarray] = field(default_factory=dict)  # like `parameters`
     khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each datum

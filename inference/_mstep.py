@@ -9,6 +9,7 @@ sufficient statistics wherever a site has them, so that its cost does not grow w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,10 @@ from torch.distributions import constraints
 from inference._coordinates import Coordinates
 from inference._exact import Enumeration, Statistics, Values
 from inference._families import Floor, Pool
+from zoo._program import Program
+
+
+ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,15 @@ def plan(exact: Enumeration, globals: Values) -> Plan:
         found: dict[str, Tensor | None] = {}
         for view in views:
             for name, value in (view.params or {}).items():
-                for theta in _dependencies(value, leaves):
+                for theta in dependencies(value, leaves):
                     uses[theta].append((view.name, name))
-                    found[theta] = _copies(value, leaves[theta], exact.program.constraints[theta], name)
+                    found[theta] = copies(value, leaves[theta], exact.program.constraints[theta], name)
         general = {v.name for v in views if v.params is None}
         if general:
             density = exact.general_log_prob(slice(0, min(2, exact.N)), general, leaves, globals)
-            for theta in _dependencies(density, leaves):
+            for theta in dependencies(density, leaves):
                 uses[theta] += [("", ""), ("", "")]
-        for theta in _dependencies(prior, leaves):
+        for theta in dependencies(prior, leaves):
             uses[theta] += [("", ""), ("", "")]
     by_name = {v.name: v.params or {} for v in views}
     closed, index = {}, {}
@@ -64,16 +69,16 @@ def plan(exact: Enumeration, globals: Values) -> Plan:
     return Plan(closed, index, numeric)
 
 
-def _dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
+def dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
     """Which leaves `value` depends on."""
     if not value.requires_grad:
         return []
     probe = torch.randn_like(value)
     gradients = torch.autograd.grad((value * probe).sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
-    return [n for n, g in zip(leaves, gradients, strict=True) if g is not None and bool((g != 0).any())]
+    return [n for n, g in zip(leaves, gradients, strict=True) if g is not None and bool((g.abs() > ROUNDING).any())]
 
 
-def _copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tensor | None:
+def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tensor | None:
     """The entry of θ.flat that each entry of `value` copies, −1 for a constant; None when it is no such copy."""
     tangent = torch.randn_like(theta)
     normalised = type(constraint) is type(constraints.simplex)
@@ -120,7 +125,11 @@ def m_step(
     with torch.no_grad():
         _closed(exact, plan, stats, globals, floor)
     if plan.numeric or globals:
-        return _numeric(exact, plan, stats, globals, supports, responsibilities, iterations)
+
+        def expected(parameters: Values, point: Values) -> Tensor:
+            return expected_log_joint(exact, stats, parameters, point, responsibilities)
+
+        return climb_numerically(exact.program, plan.numeric, globals, supports, expected, exact.N, iterations)
     return globals
 
 
@@ -143,30 +152,33 @@ def _spread(theta: Tensor, index: Tensor, old: Tensor) -> Tensor:
     return torch.where(index >= 0, theta.reshape(-1)[index.clamp(min=0)], old)
 
 
-def _numeric(
-    exact: Enumeration,
-    plan: Plan,
-    stats: Statistics,
+def climb_numerically(
+    program: Program,
+    names: tuple[str, ...],
     globals: dict[str, Tensor],
     supports: dict[str, object],
-    responsibilities: Tensor | None,
+    expected: Callable[[Values, Values], Tensor],
+    N: int,
     iterations: int,
 ) -> dict[str, Tensor]:
-    start = {n: v.detach() for n, v in exact.program.values().items() if n in plan.numeric} | globals
-    held = {n: v.detach() for n, v in exact.program.values().items() if n not in plan.numeric}
-    coordinates = Coordinates(start, {**exact.program.constraints, **supports})
+    """Raise `expected(parameters, globals)` by L-BFGS over the parameters `names` (in place) and the globals (returned).
+
+    A step that does not help is not taken.
+    """
+    values = {n: v.detach() for n, v in program.values().items()}
+    start = {n: values[n] for n in names} | globals
+    held = {n: v for n, v in values.items() if n not in names}
+    coordinates = Coordinates(start, {**program.constraints, **supports})
     flat = coordinates.flatten(start).clone().requires_grad_()
     optimiser = torch.optim.LBFGS([flat], max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
 
-    def split(values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return (
-            {**held, **{n: v for n, v in values.items() if n not in globals}},
-            {n: v for n, v in values.items() if n in globals},
-        )
+    def split(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        parameters = {**held, **{n: v for n, v in found.items() if n not in globals}}
+        return parameters, {n: v for n, v in found.items() if n in globals}
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = -expected_log_joint(exact, stats, *split(coordinates.unflatten(flat)), responsibilities) / exact.N
+        value = -expected(*split(coordinates.unflatten(flat))) / N
         value.backward()
         return value
 
@@ -175,11 +187,11 @@ def _numeric(
         first = float(loss().detach())
         optimiser.step(loss)
         last = float(loss().detach())
-    if not last <= first:  # also when it is not a number: a step that does not help is not taken
+    if not last <= first:  # also when it is not a number
         flat = before
-    parameters, found = split({n: v.detach() for n, v in coordinates.unflatten(flat.detach()).items()})
-    exact.program.assign({n: parameters[n] for n in plan.numeric})
-    return found
+    parameters, point = split({n: v.detach() for n, v in coordinates.unflatten(flat.detach()).items()})
+    program.assign({n: parameters[n] for n in names})
+    return point
 
 
 def expected_log_joint(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib import colors, patheffects
+from matplotlib import colormaps, colors, patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from inference import _families, _store
 from inference._exact import Enumeration, View
@@ -170,7 +172,8 @@ class _Scene:
 
     def title(self, what: str = "") -> str:
         """Model, data and method; the evidence with its kind; what else is to be said."""
-        options = ", ".join(f"{k} = {v}" for k, v in self.json["options"]["model"].items())
+        chosen = self.json["options"]["model"]
+        options = ", ".join(k if v is True else f"{k} = {v}" for k, v in chosen.items())
         model = _plain(Path(self.json["model"]).name, 60) + (f" ({_plain(options, 60)})" if options else "")
         prepared = {k: v for k, v in self.json["options"]["data"].items() if k not in ("source", "seed")}
         how = ", ".join(k if v is True else f"{k} {v}" for k, v in prepared.items())
@@ -216,11 +219,12 @@ class _Oracle:
     def joint(self, x: np.ndarray) -> np.ndarray:
         """log p(x_i, a) [rows, A] of rows [rows, D], nats. Raises `UsageError` where the program cannot say."""
         out = []
-        for rows in torch.as_tensor(x).reshape(len(x), *self.task.x.shape[1:]).split(max(2, NUMBERS // x.shape[1])):
+        most = max(2, NUMBERS // (x.shape[1] * self.A))
+        for rows in torch.as_tensor(x).reshape(len(x), *self.task.x.shape[1:]).split(most):
             exact = self._engine(rows)
             with blame(self.task.program.name):
                 views, _ = exact.views(None, self.globals)
-                out += [exact.log_joint(r, views, None, self.globals) for r in exact.chunks()]
+                out.append(exact.log_joint(slice(0, len(rows)), views, None, self.globals).detach())
         return torch.cat(out).numpy()
 
     @cached_property
@@ -332,14 +336,14 @@ def _mean_of(fn: Any, assignments: int) -> np.ndarray | None:
         mean = mean.expand(assignments, 2, *fn.event_shape).reshape(assignments, 2, -1)
     except (NotImplementedError, RuntimeError, AttributeError):
         return None
-    return mean[:, 0].numpy() if torch.equal(mean[:, 0], mean[:, 1]) else None
+    return mean[:, 0].detach().numpy() if torch.equal(mean[:, 0], mean[:, 1]) else None
 
 
 def _block(family: Any, view: View, entries: list[int]) -> np.ndarray | None:
     """The covariance [A, e, e] of some entries of a Gaussian site, or None for another family."""
-    p = view.params
-    if p is None:
+    if view.params is None:
         return None
+    p = {k: v.detach() for k, v in view.params.items()}
     if isinstance(family, _families.Normal):
         return torch.diag_embed(p["scale"][:, entries].square()).numpy()
     if not isinstance(family, _families.MultivariateNormal):
@@ -425,21 +429,35 @@ def _axis(oracle: _Oracle, column: int, count: int) -> tuple[np.ndarray, bool]:
     low, high = np.nanmin(values), np.nanmax(values)
     support = oracle.support(column)
     whole = bool(getattr(support, "is_discrete", False))
-    pad = 0.25 * (high - low) or 0.5 * max(1.0, abs(low))
-    covariance = oracle.covariance([column])
+    span = (high - low) or max(1.0, abs(low))
     if whole:
-        axis = np.arange(math.floor(low) - 2, math.ceil(high) + 3, dtype=float)
-    else:
-        axis = np.linspace(low - pad, high + pad, count)
-    if covariance is not None:  # a component narrower than the steps would slip through
-        scale, step = np.sqrt(covariance[:, 0, 0]), axis[1] - axis[0]
-        narrow = [a for a in oracle.order if scale[a] < 3 * step][:6]
-        more = [oracle.means[a, column] + scale[a] * np.linspace(-4, 4, 33) for a in narrow]
-        axis = np.unique(np.concatenate([axis, *more]))
-    if support is not None:
-        inside = torch.as_tensor(support.check(torch.as_tensor(axis))).numpy()
-        axis = axis[inside] if inside.shape == axis.shape and inside.sum() > 1 else axis
-    return axis, whole
+        axis = np.arange(math.floor(low - 0.3 * span), math.ceil(high + 0.3 * span) + 1, dtype=float)
+    else:  # fine where it is seen; coarse beyond, where the rest of the probability is
+        beyond = np.linspace(0.36, 1.5, 14) * span
+        parts = [low - beyond, np.linspace(low - 0.33 * span, high + 0.33 * span, count), high + beyond]
+        covariance = oracle.covariance([column])
+        if covariance is not None:  # a component narrower than the steps would slip through, a wide one reach further
+            scale, step = np.sqrt(covariance[:, 0, 0]), parts[1][1] - parts[1][0]
+            odd = [a for a in oracle.order if scale[a] < 3 * step or scale[a] > 0.3 * span][:6]
+            parts += [oracle.means[a, column] + scale[a] * np.linspace(-4, 4, 33) for a in odd]
+        axis = np.unique(np.concatenate(parts))
+    return (axis if support is None else _within(axis, support, whole)), whole
+
+
+def _within(axis: np.ndarray, support: Any, whole: bool) -> np.ndarray:
+    """The points of an axis inside a support, and more of them towards its borders, where densities may be steep."""
+    inside = torch.as_tensor(support.check(torch.as_tensor(axis))).numpy()
+    if inside.shape != axis.shape or inside.sum() < 2:
+        return axis
+    kept = axis[inside]
+    more = [kept]
+    for first, step in ((kept[0], kept[0] - kept[1]), (kept[-1], kept[-1] - kept[-2])):
+        if not whole and not inside[0 if step < 0 else -1]:
+            shares = np.linspace(0, 1, 2**12, endpoint=False)  # of a step towards the border
+            reached = torch.as_tensor(support.check(torch.as_tensor(first + shares * step))).numpy()
+            border = first + shares[reached].max() * step
+            more.append(border + (first - border) * 0.6 ** np.arange(16))
+    return np.unique(np.concatenate(more))
 
 
 @dataclass
@@ -483,8 +501,9 @@ def _density(oracle: _Oracle, columns: Sequence[int], count: int) -> _Density | 
 def _figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    first, _, rest = title.partition("\n")
-    figure.suptitle(f"{first}\n{rest}" if rest else first, x=0.012, ha="left", fontsize=10, color=INK, linespacing=1.4)
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06)
+    lines = [textwrap.fill(line, int(13 * width), subsequent_indent="    ") for line in title.split("\n")]
+    figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=10, color=INK, linespacing=1.4)
     return figure
 
 
@@ -504,8 +523,12 @@ def _plain(text: Any, most: int = 40) -> str:
     return words.replace("$", r"\$")
 
 
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")  # a narrow space
+
+
 def _number(value: float, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}".replace("-", "−").replace(",", " ") if math.isfinite(value) else str(value)
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def _evidence(document: dict[str, Any]) -> str:
@@ -530,12 +553,23 @@ def _scatter(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.nda
     n = max(1, int(both.sum()))
     size = scale * float(np.clip(2600 / n, 2.0, 26.0))
     alpha = float(np.clip((1500 / n) ** 0.5, 0.15, 0.85))
-    order = np.random.default_rng(0).permutation(np.flatnonzero(both))  # so that no component lies over another
-    points = {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": n > 2000, "zorder": 2}
-    axes.scatter(x[order, 0], x[order, 1], c=shade[order], **points)
+    points, tint, times = _gathered(x[both], shade[both])
+    order = np.random.default_rng(0).permutation(len(points))  # so that no component lies over another
+    look = {"alpha": alpha, "linewidths": 0, "rasterized": len(points) > 2000, "zorder": 2}
+    axes.scatter(*points[order].T, s=size * times[order], c=tint[order], **look)
     for d in (0, 1):
         alone = seen[:, d] & ~seen[:, 1 - d]
         _ticks(axes, x[alone, d], shade[alone], d, 0.028 * scale**0.5)
+
+
+def _gathered(points: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points [m, 2], their colours, and how many data each stands for: counts often fall on the same spot."""
+    spots, inverse, times = np.unique(points, axis=0, return_inverse=True, return_counts=True)
+    if len(spots) > 0.6 * len(points):
+        return points, shade, np.ones(len(points))
+    tint = np.zeros((len(spots), 3))
+    np.add.at(tint, inverse.ravel(), shade)
+    return spots, tint / times[:, None], times.astype(float)
 
 
 def _ticks(axes: Axes, at: np.ndarray, shade: np.ndarray, dimension: int, length: float) -> None:
@@ -550,7 +584,7 @@ def _ticks(axes: Axes, at: np.ndarray, shade: np.ndarray, dimension: int, length
     axes.add_collection(lines, autolim=False)
 
 
-def _regions(axes: Axes, density: _Density | None) -> list[Patch]:
+def _regions(axes: Axes, density: _Density | None, line: float = 0.6) -> list[Patch]:
     """Shade the highest-density regions; returns their legend."""
     if density is None or (density.whole and min(map(len, density.axes)) < 8):
         return []  # on a few whole numbers there are no contours
@@ -565,7 +599,7 @@ def _regions(axes: Axes, density: _Density | None) -> list[Patch]:
     shades = SHADES[-len(shares) :]
     top = max(float(field.max()), heights[-1]) + 1
     axes.contourf(*density.axes, field, levels=[*heights, top], colors=shades, zorder=0)
-    axes.contour(*density.axes, field, levels=heights, colors="#A0A0A0", linewidths=0.6, linestyles="solid", zorder=1)
+    axes.contour(*density.axes, field, levels=heights, colors="#A0A0A0", linewidths=line, linestyles="solid", zorder=1)
     return [Patch(facecolor=s, edgecolor="#A0A0A0", linewidth=0.6, label=f"{q:.0%}".replace("%", " %")) for q, s in
             zip(shares, shades, strict=True)][::-1]
 
@@ -582,15 +616,20 @@ def _ellipses(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.nd
                 line = {"edgecolor": palette[a], "facecolor": "none", "linewidth": width / k**0.5, "zorder": 3}
                 axes.add_patch(Ellipse(oracle.means[a, list(pair)], long, short, angle=angle, **line))
         at = oracle.means[a, list(pair)]
-        axes.plot(*at, "P", color=palette[a], markersize=5.5 * width, markeredgecolor="white", markeredgewidth=0.9, zorder=4)
+        axes.plot(*at, "P", color=palette[a], markersize=5.5 * width, markeredgecolor="white", markeredgewidth=0.55 * width, zorder=4)
 
 
 def _limits(axes: Axes, oracle: _Oracle, pair: Sequence[int]) -> None:
-    """Room for the data and for the means."""
+    """Room for the data and, within reason, for the components."""
     for column, set_limits in zip(pair, (axes.set_xlim, axes.set_ylim), strict=False):
         low, high = np.nanmin(oracle.x[:, column]), np.nanmax(oracle.x[:, column])
-        pad = 0.08 * (high - low) or 0.5 * max(1.0, abs(low))
-        set_limits(low - pad, high + pad)
+        span = (high - low) or max(1.0, abs(low))
+        lows, highs = [low], [high]
+        covariance = oracle.covariance([column])
+        if covariance is not None:
+            reach = 2.5 * np.sqrt(covariance[:, 0, 0])
+            lows, highs = [*lows, *(oracle.means[:, column] - reach)], [*highs, *(oracle.means[:, column] + reach)]
+        set_limits(max(min(lows), low - 0.25 * span) - 0.06 * span, min(max(highs), high + 0.25 * span) + 0.06 * span)
 
 
 def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, inches: tuple[float, float]) -> None:
@@ -604,24 +643,26 @@ def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np
     to_points = lambda v: (v - low) / (high - low) * np.array(inches) * 72  # noqa: E731
     shown = [a for a in oracle.order[:MOST_LABELS] if np.isfinite(oracle.means[a, list(pair)]).all()]
     means = to_points(oracle.means[shown][:, list(pair)])
+    covariance = oracle.covariance(pair)
+    spread = np.zeros((oracle.A, 2)) if covariance is None else np.sqrt(np.diagonal(covariance, 0, 1, 2))
+    edges = to_points(low + 2.5 * spread[shown])  # from the mean to beyond the outer ellipse, in points
     points = to_points(oracle.x[:, list(pair)][:2000])
     points = points[np.isfinite(points).all(1)]
     boxes: list[np.ndarray] = []
-    for a, mean in zip(shown, means, strict=True):
+    for a, mean, edge in zip(shown, means, edges, strict=True):
         text = f"{oracle.label(a)}, {_percent(oracle.weights[a])}"
         half = np.array([0.29 * 9 * len(text), 6.5])
-        offsets = [(0, 15), (0, -15), (half[0] + 9, 0), (-half[0] - 9, 0)]
-        offsets += [(s * (half[0] * 0.6 + 10), t * k) for s in (1, -1) for t in (1, -1) for k in (17, 34, 52)]
+        offsets = [(0.0, s * (edge[1] + 9)) for s in (1, -1)] + [(s * (edge[0] + half[0] + 5), 0.0) for s in (1, -1)]
+        offsets += [(s * k * edge[0], t * (edge[1] + 9)) for s in (1, -1) for t in (1, -1) for k in (0.5, 1.0)]
+        offsets += [(0.0, 15.0), (0.0, -15.0), (half[0] + 9, 0.0), (-half[0] - 9, 0.0)]
         candidates = [np.concatenate([mean + o - half, mean + o + half]) for o in offsets]
         costs = [_cost(box, boxes, means, points, inches) + 0.02 * np.hypot(*o) for box, o in zip(candidates, offsets, strict=True)]
         best = int(np.argmin(costs))
         boxes.append(candidates[best])
         halo = [patheffects.withStroke(linewidth=3, foreground="white")]
         where = {"xytext": offsets[best], "textcoords": "offset points", "ha": "center", "va": "center"}
-        far = abs(offsets[best][1]) > 20
-        arrow = {"arrowstyle": "-", "color": palette[a], "linewidth": 0.8, "shrinkB": 4} if far else None
         axes.annotate(text, oracle.means[a, list(pair)], **where, fontsize=9, fontweight="bold", color=0.8 * palette[a],
-                      path_effects=halo, arrowprops=arrow, zorder=5)
+                      path_effects=halo, zorder=5)
 
 
 def _cost(box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: np.ndarray, inches: tuple[float, float]) -> float:
@@ -633,6 +674,11 @@ def _cost(box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: n
     return inside(points) * min(1.0, 300 / max(1, len(points))) + 15 * inside(means) + 40 * clash + 5 * outside
 
 
+def _short(value: float) -> str:
+    """Three digits, and no exponent up to a million."""
+    return (f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}").replace("-", "−")
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else "< 1 %"
 
@@ -641,7 +687,7 @@ def _note(oracle: _Oracle) -> str:
     """What was left out of a picture."""
     parts = []
     if len(oracle.rows) < len(oracle.task.x):
-        parts.append(f"{_number(len(oracle.rows), 0)} of {_number(len(oracle.task.x), 0)} rows drawn")
+        parts.append(f"{_count(len(oracle.rows))} of {_count(len(oracle.task.x))} rows drawn")
     if oracle.A > MOST_COMPONENTS:
         parts.append(f"the {MOST_COMPONENTS} heaviest of {oracle.A} components drawn")
     return "; ".join(parts)
@@ -658,18 +704,20 @@ def _clusters(scene: _Scene) -> Figure:
     more = "" if scene.x.shape[1] == 2 else f"the two of {scene.x.shape[1]} columns in which the components differ most"
     figure = _figure(7.2, 5.4, scene.title("; ".join(t for t in (more, _note(oracle)) if t)))
     axes, palette = _style(figure.add_subplot()), component_colors(oracle.A)
-    regions = _regions(axes, _density(oracle, pair, 180))
+    regions = _regions(axes, _density(oracle, pair, 180 if scene.x.shape[1] <= 50 else 110))
     _scatter(axes, oracle, pair, palette)
     _ellipses(axes, oracle, pair, palette)
     _limits(axes, oracle, pair)
     _label_means(axes, oracle, pair, palette, (6.3, 4.3))
     axes.set(xlabel=scene.name(pair[0]), ylabel=scene.name(pair[1]))
     if regions:
-        _legend(figure, regions, "p(x): the smallest regions that hold")
+        _legend(figure, oracle, pair, regions)
     return figure
 
 
-def _legend(figure: Figure, regions: list[Patch], title: str) -> None:
+def _legend(figure: Figure, oracle: _Oracle, pair: tuple[int, int], regions: list[Patch]) -> None:
+    gaussian = oracle.covariance(pair) is not None
+    title = ("Ellipses: 1 and 2 standard deviations.  " if gaussian else "") + "Shaded: the smallest regions that hold"
     figure.legend(handles=[Patch(alpha=0, label=title), *regions], loc="outside lower right", ncols=1 + len(regions),
                   frameon=False, fontsize=8, handlelength=1.2, columnspacing=1.0, handletextpad=0.5, labelcolor=QUIET)
 
@@ -702,16 +750,16 @@ def _pairs(scene: _Scene) -> Figure:
         if i == j:
             _bars(axes, oracle, columns[i], palette)
         else:
-            regions = _regions(axes, _density(oracle, pair, 90)) or regions
+            regions = _regions(axes, _density(oracle, pair, 64), 0.0) or regions
             _scatter(axes, oracle, pair, palette, 0.4)
-            _ellipses(axes, oracle, pair, palette, 1.0)
+            _ellipses(axes, oracle, pair, palette, 0.9)
         _limits(axes, oracle, pair if i != j else pair[:1])
         axes.set_xlabel(scene.name(columns[j]) if i == count - 1 else "")
         axes.set_ylabel(scene.name(columns[i]) if j == 0 and i > 0 else "")
         axes.tick_params(labelbottom=i == count - 1, labelleft=j == 0 and i > 0)
     _key(grid[0, -1], oracle, palette)
     if regions:
-        _legend(figure, regions, "p(x): the smallest regions that hold")
+        _legend(figure, oracle, (columns[0], columns[1]), regions)
     return figure
 
 
@@ -734,6 +782,8 @@ def _histogram(scene: _Scene) -> Figure:
     _ticks(axes, oracle.x[known, column], blend(oracle.responsibilities[known], palette), 0, 0.03)
     _limits(axes, oracle, [column])
     axes.set(xlabel=scene.name(column), ylabel="probability" if whole else "density")
+    key = [Line2D([], [], color=INK, linewidth=1.2, label="p(x)"), Patch(color=FAINT, label="data")]
+    axes.legend(handles=key, loc="center left", frameon=False, fontsize=8, labelcolor=QUIET, handlelength=1.2)
     top = axes.get_ylim()[1]
     axes.set_ylim(0, 1.12 * top)
     for a in oracle.order[:MOST_LABELS] if oracle.A > 1 else []:
@@ -751,13 +801,7 @@ def _bars(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> bool
     values = values[~np.isnan(values)]
     density = _density(oracle, [column], 400)
     whole = bool(getattr(oracle.support(column), "is_discrete", False))
-    if whole and np.ptp(values) <= 200:
-        edges = np.arange(math.floor(values.min()) - 0.5, math.ceil(values.max()) + 1)
-    else:
-        fine = len(np.histogram_bin_edges(values, "fd")) - 1 if np.ptp(values) > 0 else 1
-        edges = np.histogram_bin_edges(values, int(np.clip(fine, 8, 60)))
-    axes.hist(values, edges, density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0)
-    axes.set_ylim(bottom=0)
+    axes.hist(values, _edges(values, whole), density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0)
     if density is not None:
         marker = "." if whole else None
         for a in oracle.order[:MOST_COMPONENTS] if oracle.A > 1 else []:
@@ -765,7 +809,17 @@ def _bars(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> bool
             axes.plot(density.axes[0], height, color=palette[a], linewidth=1.4, marker=marker, zorder=2)
             axes.fill_between(density.axes[0], height, color=palette[a], alpha=0.12, linewidth=0, zorder=1)
         axes.plot(density.axes[0], np.exp(density.log_density), color=INK, linewidth=1.2, marker=marker, zorder=3)
+    axes.set_ylim(bottom=0)
     return whole
+
+
+def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
+    """Edges of about √n bars, of up to 60 for counts; of whole numbers, each bar holds as many as the next."""
+    bars = 60 if whole else int(np.clip(math.sqrt(len(values)), 8, 60))
+    if np.ptp(values) < 2 or (values != np.round(values)).any():
+        return np.histogram_bin_edges(values, bars)
+    width = max(1, round(np.ptp(values) / bars))
+    return np.arange(values.min() - 0.5, values.max() + width, width)
 
 
 # ---- components ------------------------------------------------------------------------------------------
@@ -776,19 +830,23 @@ def _images(scene: _Scene) -> Figure:
     oracle, shape = scene.oracle, scene.image_shape
     assert oracle is not None and shape is not None
     shown = oracle.order[:100]
-    across = int(np.clip(math.ceil(math.sqrt(1.6 * len(shown))), 1, 12))
-    down = -(-len(shown) // across)
+    down = -(-len(shown) // min(len(shown), 12, math.ceil(math.sqrt(2.2 * len(shown)))))
+    across = -(-len(shown) // down)
     note = f"mean images, the heaviest first; {len(shown)} of {oracle.A} components" if oracle.A > len(shown) else (
         "mean images, the heaviest first" if oracle.A > 1 else "mean image")
-    figure = _figure(max(5.2, 0.95 * across), 1.12 * down * shape[0] / shape[1] + 1.2, scene.title(note))
+    note += "; tinted: never observed" if len(scene.columns) < scene.x[0].size else ""
+    figure = _figure(7.2, (6.3 / max(3, across) * shape[0] / shape[1] + 0.25) * down + 0.8, scene.title(note))
     means = oracle.means[shown]
+    unseen = np.setdiff1d(np.arange(means.shape[1]), scene.columns)
+    means[:, unseen] = np.nan  # nothing was learned about them
+    cmap = colormaps["gray_r"].with_extremes(bad="#F3DFC8")
     low, high = float(np.nanmin(means)), float(np.nanmax(means))
     low, high = (0.0, 1.0) if low >= 0 and 0.5 < high <= 1 else (low, high)
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, a in zip(grid, shown, strict=False):
-        image = axes.imshow(oracle.means[a].reshape(shape), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+    for axes, a, mean in zip(grid, shown, means, strict=False):
+        image = axes.imshow(mean.reshape(shape), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color=FAINT, linewidth=0.8, transform=axes.transAxes, clip_on=False)
         if oracle.A > 1:
             axes.set_title(f"{oracle.label(a)}, {_percent(oracle.weights[a])}", fontsize=8, color=INK, pad=3)
@@ -823,7 +881,7 @@ def _profiles(scene: _Scene) -> Figure:
     if field.size <= 150 and width / len(columns) > 0.45:
         for (i, j), value in np.ndenumerate(field):
             dark = value > 0.6 if binary else abs(value) > 0.65 * reach
-            axes.text(j, i, f"{means[i, j]:.3g}".replace("-", "−"), ha="center", va="center", fontsize=8,
+            axes.text(j, i, _short(means[i, j]), ha="center", va="center", fontsize=8,
                       color="white" if dark else INK)
     bar = figure.colorbar(image, ax=axes, pad=0.015, extend="neither" if binary else "both")
     bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
@@ -849,10 +907,11 @@ def _trace(scene: _Scene) -> Figure:
     label = _CLIMBED.get(name, _plain(name.replace("_", " ")))
     figure = _figure(8.4, 3.9, scene.title())
     left, right = (_style(axes) for axes in figure.subplots(1, 2))
-    step = "epoch" if noisy else "iteration"
+    step = "epoch" if noisy else "evaluation" if "evaluations" in scene.json["notes"] else "iteration"
     iterations = np.arange(noisy, len(values) + noisy)
     for axes in (left, right):
         axes.set_xlabel(step)
+        axes.ticklabel_format(axis="y", useOffset=False, style="plain")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if noisy:
             _rate_drops(axes, iterations, scene.trace["lr"])
@@ -865,12 +924,10 @@ def _trace(scene: _Scene) -> Figure:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A running mean over about a twentieth of the values, at least three."""
+    """A running median over about a twentieth of the values, at least three: it keeps steps, and drops spikes."""
     half = max(1, len(values) // 40)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="edge"), 2 * half + 1)
+    return np.median(windows, axis=1)
 
 
 def _climb(axes: Axes, iterations: np.ndarray, values: np.ndarray, label: str, noisy: bool) -> None:
@@ -878,7 +935,7 @@ def _climb(axes: Axes, iterations: np.ndarray, values: np.ndarray, label: str, n
     axes.plot(iterations, values, **raw, marker="." if len(values) <= 40 else None)
     if noisy:
         axes.plot(iterations, _smooth(values), color=OKABE_ITO[0], linewidth=1.6)
-    axes.set_ylabel(label)
+    axes.set_title(label, loc="left", fontsize=9, color=INK)
     # a first step from far away would flatten all that follows
     low, high = float(values.min()), float(values.max())
     late = float(values[len(values) // 10 :].min())
@@ -920,11 +977,12 @@ def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: boo
     if noisy:
         final = float(values[-max(1, len(values) // 10) :].mean())
         series = [(np.abs(values - final), 0.8, 0.35), (np.abs(_smooth(values) - final), 1.6, 1.0)]
-        axes.set_ylabel("distance to the mean of the last tenth, nats")
+        end = "the mean of the last tenth"
     else:
         final = float(values[-1])
         series = [(np.abs(values[:-1] - final), 1.6, 1.0)]
-        axes.set_ylabel("distance to the final value, nats")
+        end = "the final value"
+    axes.set_title(f"distance to {end}, nats", loc="left", fontsize=9, color=INK)
     for distance, width, alpha in series:
         kept = distance > 4 * np.finfo(float).eps * abs(final)  # below that it is rounding
         at = iterations[: len(distance)]
@@ -941,7 +999,7 @@ def _khat(scene: _Scene) -> Figure:
     khat = scene.stats["khat"]
     ess = scene.stats.get("ess")
     bad = int((~(khat <= 0.7)).sum())
-    verdict = "no datum above 0.7" if not bad else f"{_number(bad, 0)} of {_number(len(khat), 0)} data above 0.7: their estimates cannot be trusted"
+    verdict = "no datum above 0.7" if not bad else f"{_count(bad)} of {_count(len(khat))} data above 0.7: their estimates cannot be trusted"
     figure = _figure(8.4, 5.2 if ess is not None else 3.4, scene.title(verdict))
     rows = 1 if ess is None else 2
     grid = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row", width_ratios=(3, 1))
@@ -955,11 +1013,15 @@ def _khat(scene: _Scene) -> Figure:
     for axes in grid[0]:
         for level in (0.5, 0.7):
             axes.axhline(level, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-    grid[0, 0].set(ylabel="k-hat", ylim=(min(-0.05, float(shown.min()) - 0.05), top + 0.06))
+    below = " (lower ones at −0.5)" if (khat < -0.5).any() else ""
+    grid[0, 0].set(ylabel=f"k-hat{below}", ylim=(min(-0.05, float(shown.min()) - 0.05), top + 0.06))
     _label_worst(grid[0, 0], shown, khat)
     if ess is not None:
         _by_datum(grid[1, 0], grid[1, 1], np.maximum(ess, 0.5), shade)
         grid[1, 0].set(ylabel="effective sample size", yscale="log")
+        grid[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        grid[1, 0].yaxis.set_minor_locator(NullLocator())
     grid[-1, 0].set_xlabel("datum (row, counting from 0)")
     grid[-1, 1].set_xlabel("share of the data below")
     return figure
@@ -978,7 +1040,7 @@ def _label_worst(axes: Axes, shown: np.ndarray, khat: np.ndarray) -> None:
     worst = np.argsort(-np.where(np.isnan(khat), np.inf, khat), kind="stable")[:5]
     taken: list[tuple[float, float]] = []
     span = np.diff(axes.get_ylim())[0]
-    for row in worst.tolist():
+    for row in worst[~(khat[worst] <= 0.5)].tolist():
         at = (row / len(khat), (shown[row] - axes.get_ylim()[0]) / span)
         if any(abs(at[0] - u) < 0.07 and abs(at[1] - v) < 0.06 for u, v in taken):
             continue
@@ -996,7 +1058,7 @@ def _missing(scene: _Scene) -> Figure:
     missing = np.isnan(x)
     order, bands = _bands(missing)
     n, D = missing.shape
-    share = f"{_percent(missing.mean())} of {_number(n, 0)} × {_number(D, 0)} entries unobserved, {_number(len(bands), 0)} pattern"
+    share = f"{_percent(missing.mean())} of {_count(n)} × {_count(D)} entries unobserved, {_count(len(bands))} pattern"
     figure = _figure(7.2, 5.0, scene.title(share + "s" * (len(bands) != 1)))
     image = scene.image_shape
     panels = figure.subplots(1, 2, width_ratios=(1.3, 1)) if image else [figure.add_subplot()]
@@ -1016,7 +1078,7 @@ def _missing(scene: _Scene) -> Figure:
         if 0 < start and len(bands) <= 60:
             axes.axhline(start, color="white", linewidth=0.8)
         if stop - start >= 0.035 * n:
-            axes.text(D - 0.5, (start + stop) / 2, f"  {_number(stop - start, 0)} rows", va="center", fontsize=8, color=INK, clip_on=False)
+            axes.text(D - 0.5, (start + stop) / 2, f"  {_count(stop - start)} rows", va="center", fontsize=8, color=INK, clip_on=False)
     if image:
         _missing_map(figure, panels[1], missing.mean(0).reshape(image))
     handles = [Patch(color=two(i), label=w) for i, w in enumerate(("observed", "unobserved"))]
@@ -1026,12 +1088,12 @@ def _missing(scene: _Scene) -> Figure:
 
 def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """The rows [n] in order of their pattern, the commonest first, and where each pattern starts and stops in it."""
-    _, inverse, counts = np.unique(np.packbits(missing, axis=1), axis=0, return_inverse=True, return_counts=True)
+    packed = np.packbits(missing, axis=1)
+    _, first, inverse, counts = np.unique(packed, axis=0, return_index=True, return_inverse=True, return_counts=True)
     inverse = inverse.ravel()
-    amount = np.zeros(len(counts))
-    amount[inverse] = missing.sum(1)
+    amount = np.bincount(inverse, missing.sum(1))
     place = np.empty(len(counts), dtype=int)
-    ranked = np.lexsort((amount, -counts))
+    ranked = np.lexsort((first, amount / counts, -counts))
     place[ranked] = np.arange(len(counts))
     stops = np.cumsum(counts[ranked])
     return np.argsort(place[inverse], kind="stable"), list(zip((stops - counts[ranked]).tolist(), stops.tolist(), strict=True))
@@ -1039,7 +1101,7 @@ def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 def _missing_map(figure: Figure, axes: Axes, share: np.ndarray) -> None:
     """The share of the images that miss each pixel."""
-    image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=min(1.0, 2 * float(share.max())), interpolation="nearest")
     axes.set_axis_off()
     axes.set_title("share unobserved, by pixel", fontsize=9, color=INK)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)

@@ -293,7 +293,7 @@ def _complete(task: Task, fit: Fit) -> None:
         return point | {k: draws[k][d] for k in names if k in draws}
 
     evidence = fit.verified or fit.claimed
-    if task.structure.exact == "enumerable" and (theta or any(g in draws for g in globals)):
+    if task.structure.exact != "no" and (theta or any(g in draws for g in globals)):
         rows = [task.exact.per_datum(of(theta, d), of(globals, d)).numpy() for d in range(count)]
         fit.log_likelihood = np.stack(rows)
     elif evidence.per_datum is not None and count:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference._exact import Enumeration
 from inference._families import Floor
-from inference._mstep import m_step, plan
 from inference._task import Task
 
 Start = Literal["auto", "kmeans", "random", "program"]
@@ -29,23 +27,34 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
     - `auto`: `kmeans` where the program has discrete local latents that can be enumerated and there are data enough.
     """
     globals = task.global_start()
-    exact_program = task.structure.exact == "enumerable" and task.structure.assignments > 1
-    if start == "program" or not exact_program or (start == "auto" and task.structure.assignments > len(task.x)):
+    mixture = task.structure.exact != "no" and task.structure.assignments > 1
+    if start == "random" and not mixture:
+        _jitter(task, seed)
+    if start == "program" or not mixture or (start == "auto" and task.structure.assignments > len(task.x)):
         return globals
     exact = task.exact
     weights = _random(exact, seed) if start == "random" else _kmeans(exact, seed)
     stats = exact.e_step(globals, weights)
-    how = plan(exact, globals)
+    how = task.plan(globals)
     floor = floor or Floor(FLOOR, set())
-    return m_step(exact, how, stats, globals, task.global_supports, floor, weights, iterations=100)
+    return task.m_step(how, stats, globals, floor, weights, iterations=100)
 
 
-def _random(exact: Enumeration, seed: int) -> Tensor:
+@torch.no_grad()
+def _jitter(task: Task, seed: int) -> None:
+    """Move each free parameter by about its own size."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in task.program.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+        parameter += 0.5 * parameter.square().mean().sqrt() * noise
+
+
+def _random(exact: Any, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(exact.N, exact.A, generator=generator, dtype=torch.float64).to(exact.x.dtype).softmax(1)
 
 
-def _kmeans(exact: Enumeration, seed: int) -> Tensor:
+def _kmeans(exact: Any, seed: int) -> Tensor:
     """Responsibilities [N, A], 0 or 1, of a k-means clustering; the largest cluster first."""
     from sklearn.cluster import KMeans
 

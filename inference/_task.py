@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference import _linear_mstep, _mstep
 from inference._coordinates import bijection
 from inference._exact import Enumeration
+from inference._families import Floor
+from inference._linear import LinearGaussian
 from zoo._program import Program
 from zoo._structure import Structure
 
@@ -37,9 +40,31 @@ class Task:
     globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
 
     @cached_property
-    def exact(self) -> Enumeration:
-        """The exact engine; only for programs whose structure is enumerable."""
-        return Enumeration(self.program, self.structure, self.x)
+    def exact(self) -> Any:
+        """The exact engine, an `Enumeration` or a `LinearGaussian`; only for programs whose structure is exact."""
+        engine = Enumeration if self.structure.exact == "enumerable" else LinearGaussian
+        return engine(self.program, self.structure, self.x)
+
+    def plan(self, globals: dict[str, Tensor]) -> Any:
+        """How the M-step will update each parameter."""
+        return self._m_steps.plan(self.exact, globals)
+
+    def m_step(
+        self,
+        how: Any,
+        stats: Any,
+        globals: dict[str, Tensor],
+        floor: Floor,
+        responsibilities: Tensor | None = None,
+        iterations: int = 10,
+    ) -> dict[str, Tensor]:
+        """Maximise the expected complete log joint: θ in place, the globals returned."""
+        supports = self.global_supports
+        return self._m_steps.m_step(self.exact, how, stats, globals, supports, floor, responsibilities, iterations)
+
+    @property
+    def _m_steps(self) -> Any:
+        return _mstep if self.structure.exact == "enumerable" else _linear_mstep
 
     @cached_property
     def global_supports(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The runner's own look at log p(x): the best evaluator there is for a program, at a fit's own θ.
 
-- enumerable programs: the exact sum, by each site's own `log_prob` rather than by the products the method went through;
+- exact programs: the exact value, by each site's own `log_prob` rather than by the products the method went through;
 - global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
 - otherwise: importance sampling from the fit's guide, or from the prior when it has none.
 """
@@ -22,7 +22,7 @@ DEFENSIVE = 0.1
 @torch.no_grad()
 def verify(task: Task, fit: Fit) -> Evidence | None:
     """Evidence for `fit`, whose θ the program of `task` holds; None where nothing better than the claim can be had."""
-    if task.structure.exact == "enumerable":
+    if task.structure.exact != "no":
         if fit.global_gaussian is not None:
             return _integrate_globals(task, fit, fit.global_gaussian)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from inference._families import Floor
 from inference._fit import Evidence, Fit
-from inference._mstep import m_step, plan
 from inference._start import FLOOR, Start, begin
 from inference._task import Task
 from zoo._options import positive
@@ -54,7 +53,8 @@ def fit(
         for r in range(restarts):
             task.program.assign(initial)
             # the program's own values are one start: a second from the same place would add nothing
-            how = "random" if start == "program" and r > 0 else start
+            again = r > 0 and (start == "program" or task.structure.assignments == 1)
+            how = "random" if again else start
             climbs.append(_climb(task, how, task.seed + r, max_iter, tol, Floor(floor, set()), step))
     best = max(climbs, key=lambda c: c.objective[-1])
     task.program.assign(best.parameters)
@@ -76,7 +76,7 @@ class _Climb:
 def _climb(task: Task, start: Start, seed: int, max_iter: int, tol: float, floor: Floor, step) -> _Climb:
     exact = task.exact
     globals = begin(task, start, seed, floor)
-    how = plan(exact, globals)
+    how = task.plan(globals)
     views, _ = exact.views(None, globals)
     general = any(v.params is None for v in views)
     climb = _Climb(globals, closed=tuple(how.closed), numeric=how.numeric + tuple(globals))
@@ -93,7 +93,7 @@ def _climb(task: Task, start: Start, seed: int, max_iter: int, tol: float, floor
             break
         floor.reached.clear()
         weights = exact.responsibilities(None, globals) if general else None
-        globals = m_step(exact, how, stats, globals, task.global_supports, floor, weights)
+        globals = task.m_step(how, stats, globals, floor, weights)
     climb.globals, climb.counts, climb.floored = globals, stats.counts, set(floor.reached)
     climb.parameters = {n: v.detach().clone() for n, v in task.program.values().items()}
     return climb
@@ -119,6 +119,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb]) -> Fit:
     posterior = exact.responsibilities(None, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
+    means, deviations = exact.summary(globals)
     notes = {
         "iterations": max(0, len(climb.objective) - 1),
         "closed_form": list(climb.closed),
@@ -129,7 +130,9 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb]) -> Fit:
     return Fit(
         parameters=parameters,
         claimed=Evidence.from_per_datum(per_datum.numpy(), "exact", given=given),
-        draws={n: v.numpy() for n, v in exact.draw(posterior, task.draws).items()},
+        draws={n: v.numpy() for n, v in exact.draw(posterior, task.draws, globals).items()},
+        means={n: v.numpy() for n, v in means.items()},
+        deviations={n: v.numpy() for n, v in deviations.items()},
         probabilities={n: v.numpy() for n, v in exact.marginals(posterior).items()},
         trace={"log_joint" if globals else "log_likelihood": np.asarray(climb.objective)} if climbs else {},
         converged=climb.converged if climbs else None,

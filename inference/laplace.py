@@ -1,6 +1,7 @@
 """Laplace's approximation: a Gaussian at the mode, with the inverse Hessian for its covariance.
 
-Discrete latents are enumerated. With global latents (parameters with priors) the Gaussian is over them, in unconstrained
+Discrete local latents are enumerated; for continuous ones whose log joint is quadratic one Newton step from anywhere gives
+the mode, the Gaussian is the posterior itself, and log p(x) is exact. With global latents (parameters with priors) the Gaussian is over them, in unconstrained
 coordinates, and gives log p(x) (MacKay 2003, §27; Tierney & Kadane 1986). A program with none has nothing continuous to
 approximate: its log p(x; θ̂) is exact, and the Gaussian is the large-sample one over θ itself, from the observed
 information (Efron & Hinkley 1978): standard errors.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +31,8 @@ MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
 def refusal(structure: Structure) -> str | None:
     """Why Laplace's approximation cannot serve the program, or None."""
-    if structure.continuous_locals:
-        site = structure.continuous_locals[0]
-        return (
-            f"laplace approximates global latents and θ of programs whose local latents can be enumerated, "
-            f"and '{site.name}' ({site.family}) is a continuous local latent"
-        )
     if structure.exact == "no":
-        return f"laplace needs the local latents enumerated, and {structure.reason}"
+        return f"laplace approximates global latents and θ of programs whose local latents are exact, and {structure.reason}"
     return None
 
 
@@ -55,8 +51,8 @@ def fit(task: Task, *, max_iter: int = 500, tol: float = 1e-9, start: Start = "a
     coordinates = Coordinates(free, supports)
     if coordinates.d > MOST_PARAMETERS:
         raise Refusal(
-            f"laplace would need a Hessian over {coordinates.d:,} numbers, more than {MOST_PARAMETERS:,}; em, svi and "
-            "importance need none."
+            f"laplace would need a Hessian over {coordinates.d:,} numbers, more than {MOST_PARAMETERS:,}. Methods that need "
+            "none: em, svi, importance."
         )
     density = _density(task, coordinates, set(globals), theta)
     flat = coordinates.flatten(free).to(task.x.dtype)
@@ -175,21 +171,32 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     draws = coordinates.unflatten(peak.flat + noise @ tril.mT)
     point = {n: v for n, v in values.items() if n in globals}
     posterior = task.exact.responsibilities(None, point)
-    local = {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws).items()}
+    means, deviations = task.exact.summary(point)
+    local = {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws, point).items()}
     errors = _standard_errors(coordinates, peak.flat, tril)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     return Fit(
         parameters={**theta, **{n: v.numpy() for n, v in point.items()}},
         claimed=_evidence(task, coordinates, peak, hessian, point),
         draws={**{n: v.detach().numpy() for n, v in draws.items()}, **local},
+        means={n: v.numpy() for n, v in means.items()},
+        deviations={n: v.numpy() for n, v in deviations.items()},
         probabilities={n: v.numpy() for n, v in task.exact.marginals(posterior).items()},
         standard_errors={n: v.numpy() for n, v in errors.items()},
         trace={"log_joint" if globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
         warnings=warnings,
-        notes={"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)},
+        notes=_notes(task, coordinates, peak, raised),
         global_gaussian=_global_gaussian(coordinates, peak, hessian, globals),
     )
+
+
+def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, Any]:
+    notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
+    if task.structure.continuous_locals:
+        names = ", ".join(f"'{s.name}'" for s in task.structure.continuous_locals)
+        notes |= {"newton_steps": 1, "exact": f"the log joint is quadratic in {names}: Laplace's approximation is exact"}
+    return notes
 
 
 def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:

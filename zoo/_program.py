@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
+import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +31,6 @@ from zoo import _options
 from zoo._errors import UsageError, unknown
 from zoo._missing import Unobserved
 
-DATA_PLATE = "data"
 
 
 class Program(nn.Module):
@@ -268,9 +271,11 @@ def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
 def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
     if not path.is_file():
         raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
-    spec = importlib.util.spec_from_file_location(f"_zoo_user_{path.stem}", path)
+    unique = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"_zoo_user_{path.stem}_{unique}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and annotations look their module up there
     with blame(str(path)):
         spec.loader.exec_module(module)
     if not callable(getattr(module, attribute, None)):
@@ -301,7 +306,7 @@ def blame(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        libraries = ("site-packages", str(Path(__file__).parent / "_"), "importlib")
+        libraries = ("site-packages", str(Path(__file__).parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
         mine = [f for f in frames if not any(part in f.filename for part in libraries)]
         where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from zoo._errors import UsageError
-from zoo._program import DATA_PLATE, Program, blame
+from zoo._latents import DATA_PLATE, Layout, joint_values
+from zoo._program import Program, blame
 
-Exactness = Literal["enumerable", "no"]
+Exactness = Literal["enumerable", "linear-gaussian", "conditionally linear-gaussian", "no"]
 
 PROBE_ROWS = 20
 ENUMERATION_LIMIT = 10_000
+CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number of terms
+CURVATURE_SCALES = (0.0, 1.0, 1.0, 3.0, 10.0)  # standard deviations of the points; the first is the origin
+CURVATURE_ASSIGNMENTS = 64
 DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
 
 
@@ -63,6 +67,7 @@ class Structure:
     assignments: int = 1  # joint values of the discrete local latents
     data_dim: int = -1  # the batch dimension of the `data` plate
     max_plate_nesting: int = 1
+    curvature_change: float | None = None  # of the log joint in the continuous local latents, relative; None: there are none
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -93,6 +98,7 @@ class Structure:
             "exact": self.exact,
             "reason": self.reason,
             "assignments": self.assignments,
+            "curvature_change": self.curvature_change,
             "sites": [_site_json(s) for s in self.sites],
             "parameters": [vars(p) | {"shape": list(p.shape)} for p in self.parameters],
             "warnings": list(self.warnings),
@@ -124,9 +130,12 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         _check_support(program, x)
         dependent = _rows_depend(program, probe, nodes, data_dim)
     exact, reason, assignments = _exactness(sites, dependent, limit)
+    change = None
+    if exact != "no" and any(s.role == "latent" and s.scope == "local" and not s.discrete for s in sites):
+        exact, reason, change = _curvature(program, probe, nodes, data_dim, depth, assignments)
     values = program.values()
     parameters = tuple(Parameter(n, tuple(v.shape), _plain(program.constraints[n])) for n, v in values.items())
-    return Structure(program.name, len(x), sites, parameters, exact, reason, assignments, data_dim, depth)
+    return Structure(program.name, len(x), sites, parameters, exact, reason, assignments, data_dim, depth, change)
 
 
 def local_log_prob(trace: pyro.poutine.Trace, data_dim: int, rows: int) -> Tensor:
@@ -245,38 +254,161 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
         if s.scope == "global" and s.discrete:
             return "no", f"the global latent '{s.name}' is discrete", 1
     for s in local:
-        if not s.discrete:
-            return "no", f"the local latent '{s.name}' ({s.family}) is continuous", 1
-        if s.cardinality is None:
+        if s.discrete and s.cardinality is None:
             return "no", f"the support of '{s.name}' ({s.family}) cannot be enumerated", 1
-    count = math.prod((s.cardinality or 1) ** s.inner for s in local)
+    discrete = [s for s in local if s.discrete]
+    count = math.prod((s.cardinality or 1) ** s.inner for s in discrete)
     if count > limit:
-        names = ", ".join(f"'{s.name}'" for s in local)
+        names = ", ".join(f"'{s.name}'" for s in discrete)
         return "no", f"the discrete latents {names} have {count:,} joint values, more than the limit of {limit:,}", 1
     if not local:
         return "enumerable", "it has no local latents: the density itself is exact", 1
-    names = " × ".join(f"'{s.name}'" for s in local)
+    names = " × ".join(f"'{s.name}'" for s in discrete)
     return "enumerable", f"the joint values of {names} can all be visited: {count}", count
+
+
+def _curvature(
+    program: Program, probe: Tensor, nodes: list[Any], data_dim: int, depth: int, assignments: int
+) -> tuple[Exactness, str, float]:
+    """Whether the log joint is quadratic in the continuous local latents, why, and by how much its curvature changes."""
+    by_name = {n["name"]: n for n in nodes}
+    latent = [n for n in nodes if is_local(n) and not n["is_observed"]]
+    continuous = [n["name"] for n in latent if not n["fn"].support.is_discrete]
+    discrete = [n["name"] for n in latent if n["fn"].support.is_discrete]
+    shown = ", ".join(f"'{n}'" for n in continuous)
+    for name in continuous:
+        if "Real" not in _plain(by_name[name]["fn"].support):
+            family = type(by_name[name]["fn"]).__name__
+            return "no", f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
+    layout = Layout(by_name, continuous, data_dim, depth)
+    joint = joint_values(by_name, discrete, data_dim, depth)
+    rows = probe[:4].nan_to_num(0.0).double()
+    change = curvature_change(program, rows, layout, joint, assignments, data_dim, by_name)
+    worst = max(change, key=lambda name: change[name])
+    family = _site(by_name[worst]).family if worst in by_name else ""
+    if not change[worst] <= CURVATURE_TOLERANCE:
+        return (
+            "no",
+            f"log p(x, z) is not quadratic in the continuous latents {shown}: at site '{worst}' ({family}) its curvature "
+            f"changes by {change[worst]:.1e} of itself between random points",
+            change[worst],
+        )
+    why = f"log p(x, z) is quadratic in {shown}: its curvature changes by {change[worst]:.0e} of itself between random points"
+    if discrete:
+        names = ", ".join(f"'{n}'" for n in discrete)
+        return "conditionally linear-gaussian", f"given each of the {assignments} joint values of {names}, {why}", change[worst]
+    return "linear-gaussian", why, change[worst]
+
+
+def curvature_change(
+    program: Program,
+    rows: Tensor,
+    layout: Layout,
+    joint: dict[str, Tensor],
+    assignments: int,
+    data_dim: int,
+    nodes: dict[str, Any],
+) -> dict[str, float]:
+    """Site → how far its log-density is from a quadratic in the continuous local latents, relative.
+
+    At random points, near and far, compares Hessian-vector products with those at the first point, and values with the
+    quadratic that value, gradient and Hessian make there. An exact quadratic gives rounding, about 1e-15; a decoder
+    tanh(w z) gives about w².
+    """
+    generator = torch.Generator().manual_seed(7)
+    some = torch.randperm(assignments, generator=generator)[:CURVATURE_ASSIGNMENTS]
+    A, T, n, L = len(some), len(CURVATURE_SCALES), len(rows), layout.L
+    scales = torch.tensor(CURVATURE_SCALES, dtype=torch.float64)[:, None, None, None]
+    z = (scales * torch.randn(T, A, n, L, generator=generator, dtype=torch.float64)).reshape(T * A, n, L)
+    z = z.to(rows.dtype).requires_grad_()
+    discrete = {k: v[some].repeat(T, *(1,) * (v.dim() - 1)) for k, v in joint.items()}
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        trace = program.trace(rows, latents={**discrete, **_globals_of(nodes), **layout.unflatten(z)})
+        out = {}
+        for node in _sample_nodes(trace):
+            if not is_local(node):
+                continue
+            value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim)
+            if value.requires_grad:
+                out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, (T, A, n, L), generator)
+    return out
+
+
+def _from_quadratic(value: Tensor, z: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> float:
+    T, A, n, L = shape
+    (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
+    if gradient is None:
+        return 0.0
+    points = z.detach().reshape(shape)
+    steps = points - points[:1]  # from the first point to each
+    worst = 0.0
+    directions = [torch.randn(L, generator=generator, dtype=z.dtype).expand(shape) for _ in range(min(L, 8))]
+    for direction in [*directions, *steps[1:, None].expand(T - 1, T, A, n, L)]:
+        product = torch.zeros_like(z)
+        if gradient.requires_grad:
+            got = torch.autograd.grad(gradient, z, direction.reshape(z.shape), retain_graph=True, allow_unused=True)[0]
+            product = torch.zeros_like(z) if got is None else got
+        product = product.reshape(shape)
+        size = product[0].abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        worst = max(worst, float(((product - product[:1]).abs() / size).max()))
+    for t in range(1, T):
+        worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape))
+    return worst if math.isfinite(worst) else math.inf
+
+
+def _from_expansion(value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t: int, shape: tuple[int, ...]) -> float:
+    """How far the value at point t is from the quadratic made at point 0, relative to its largest term."""
+    f = value.detach().reshape(shape[:3])
+    g = gradient.detach().reshape(shape)[0]
+    curved = torch.zeros_like(step)
+    if gradient.requires_grad:
+        got = torch.autograd.grad(gradient, z, step.expand(shape).reshape(z.shape), retain_graph=True, allow_unused=True)[0]
+        curved = curved if got is None else got.reshape(shape)[0]
+    linear, quadratic = (g * step).sum(-1), 0.5 * (curved * step).sum(-1)
+    size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()
+    return float(((f[t] - f[0] - linear - quadratic).abs() / size.clamp(min=1e-30)).max())
+
+
+def _globals_of(nodes: dict[str, Any]) -> dict[str, Tensor]:
+    return {k: n["value"] for k, n in nodes.items() if not is_local(n) and not n["is_observed"]}
 
 
 def _check_support(program: Program, x: Tensor) -> None:
     """Every observed value must lie in the support of its site; the first that does not is named."""
     from pyro.poutine import block
 
-    with block(), pyro.validation_enabled(False):
+    with blame(program.name), block(), pyro.validation_enabled(False):
         trace = program.trace(x)
     for node in _sample_nodes(trace):
         if not node["is_observed"] or not isinstance(node["value"], Tensor):
             continue
         fn, value = node["fn"], node["value"]
+        _check_shape(program, node)
         ok = torch.as_tensor(fn.support.check(value))
         if bool(ok.all()):
             continue
-        row = int((~ok).nonzero()[0, -1]) if ok.dim() else 0
-        shown = value[row].flatten()[:4].tolist() if value.dim() else value.item()
+        dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
+        row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
+        axis = dim - len(fn.event_shape)
+        shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
         raise UsageError(
             f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
             f"{_plain(fn.support)}: row {row} (counting from 0) holds {shown}."
+        )
+
+
+def _check_shape(program: Program, node: Any) -> None:
+    """An observed value must have the shape of its distribution: else every row would meet every other."""
+    fn, value = node["fn"], node["value"]
+    whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
+    try:
+        fits = torch.broadcast_shapes(value.shape, whole) == whole
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
+            f"has the shape {whole}; a table has one row a datum and its columns in the event: `.to_event(1)`."
         )
 
 

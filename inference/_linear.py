@@ -1,0 +1,465 @@
+"""Exact posterior and evidence of a program whose log joint is quadratic in its continuous local latents.
+
+Given each joint value of the discrete local latents (if there are any) the posterior of the continuous ones, z, is normal.
+Where every site's parameters are the same for all rows, the program is run at z = 0 and at the L unit vectors: that shows
+each normal site's mean B z + b and its scale, and everything goes by matrix products over chunks of rows, O(N·D·L) a pass;
+the L × L system is solved once for all rows with the same missingness pattern. Otherwise gradient and Hessian of the log
+joint by autograd give the posterior row by row, and log p(x) = log p(x, m) + (L/2) log 2π − ½ log det P at its mean m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference._families import Family, Params, family_of, parameters_of
+from zoo._latents import Layout, joint_values
+from zoo._program import Program
+from zoo._structure import Structure, global_log_prob, is_local, local_log_prob
+
+Values = Mapping[str, Tensor]
+CHUNK_NUMBERS = 2**20
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass
+class Gaussian:
+    """A normal site at one setting of the parameters: its value is B z + b + noise."""
+
+    name: str
+    coefficients: Tensor  # B [A, E, L]
+    offset: Tensor  # b [A, E]
+    scale: Tensor  # [A, E], or a Cholesky factor [A, E, E]
+    form: str  # the distribution's own parameter: scale, scale_tril, covariance_matrix, precision_matrix
+    given: Tensor  # that parameter
+    place: slice | None  # where in z the site's value stands; None for an observed site
+
+    @property
+    def diagonal(self) -> bool:
+        return self.form == "scale"
+
+    def precision_times(self, matrix: Tensor) -> Tensor:
+        """S⁻¹ M [A, E, k] for M [A, E, k]."""
+        if self.diagonal:
+            return matrix / self.scale.square().unsqueeze(-1)
+        return torch.cholesky_solve(matrix, self.scale)
+
+    def log_det(self) -> Tensor:
+        """½ log det S [A]."""
+        return (self.scale if self.diagonal else self.scale.diagonal(dim1=-2, dim2=-1)).log().sum(-1)
+
+    def selected(self, L: int) -> Tensor:
+        """The matrix E [size, L] that picks the site's value out of z."""
+        assert self.place is not None
+        return torch.eye(L, dtype=self.offset.dtype)[self.place]
+
+
+@dataclass
+class Posterior:
+    """q(a, z | x) of some rows: weights [n, A], means [n, A, L], and covariances [n or 1, A, L, L]."""
+
+    log_evidence: Tensor  # [n, A] log p(x, a)
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        return self.log_evidence.softmax(1)
+
+
+@dataclass
+class Moments:
+    """What an E-step leaves for the M-step."""
+
+    counts: Tensor  # [A]
+    per_datum: Tensor  # [N] log p(x_i)
+    zz: Tensor  # [A, L+1, L+1] Σ w E[z̃ z̃ᵀ], z̃ = [z, 1]
+    sites: dict[str, dict[str, Tensor]]  # observed site → its moments with z̃, or its family's statistics
+    posterior: list[Posterior] | None = None  # of each chunk, where sites have no moments
+
+
+class LinearGaussian:
+    """The exact engine of `program` for data `x` [N, …]; the same calls as `Enumeration`."""
+
+    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
+        self.program, self.structure, self.x = program, structure, x
+        self.N, self.A = len(x), structure.assignments
+        self._probe = x[[0, -1]].nan_to_num(0.0)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            nodes = self._locals(program.trace(self._probe, raw=True))
+        by_name = {n["name"]: n for n in nodes}
+        dims = structure.data_dim, structure.max_plate_nesting
+        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], *dims)
+        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], *dims)
+        self.L = self.layout.L
+        self.missing = bool(x.isnan().any()) if x.is_floating_point() else False
+        self.values: dict[str, Tensor] = {}
+        self.families: dict[str, Family] = {}
+        self.centers: dict[str, Tensor] = {}
+        self.fast = structure.max_plate_nesting == 1 and self._can_be_fast()
+
+    @staticmethod
+    def _locals(trace: Any) -> list[Any]:
+        return [n for n in trace.nodes.values() if n["type"] == "sample" and is_local(n)]
+
+    @torch.no_grad()
+    def _can_be_fast(self) -> bool:
+        """Collect what each site observes; False when a site's parameters differ from row to row."""
+        nodes = self._locals(self._trace(self._probe, self._units(), raw=True))
+        if any(parameters_of(n["fn"], self.A * (self.L + 1)) is None for n in nodes):
+            return False
+        for node in nodes:
+            name = node["name"]
+            if name in self.assignments:
+                self.values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
+            elif name not in self.layout.places:
+                pieces = [self._trace(r, self._units(), raw=True).nodes[name]["value"] for r in self.x.split(4096)]
+                self.values[name] = torch.cat(pieces).reshape(self.N, -1)
+                if self.missing and "MultivariateNormal" in type(node["fn"]).__name__:
+                    return False
+                self.centers[name] = self.values[name].nanmean(0).nan_to_num(0.0)
+            family = family_of(node["fn"])
+            if family is not None and name in self.values:
+                self.families[name] = family(self.values[name])
+        return True
+
+    def _units(self) -> Tensor:
+        """z = 0 and the unit vectors, under each assignment: [A·(L+1), 1, L]."""
+        points = torch.cat([torch.zeros(1, self.L), torch.eye(self.L)]).to(self.x.dtype)
+        return points.repeat(self.A, 1).unsqueeze(1)
+
+    def _trace(
+        self,
+        x: Tensor,
+        z: Tensor,
+        parameters: Values | None = None,
+        globals: Values | None = None,
+        raw: bool = False,
+    ) -> Any:
+        """The program at z [A·T, n or 1, L]: T points under each assignment."""
+        T = len(z) // self.A
+        discrete = {k: v.repeat_interleave(T, 0) for k, v in self.assignments.items()}
+        latents = {**discrete, **self.layout.unflatten(z), **(globals or {})}
+        return self.program.trace(x, parameters=parameters, latents=latents, raw=raw)
+
+    # ------------------------------------------------------------------------------------------------ the model, seen
+
+    def sites(
+        self, parameters: Values | None = None, globals: Values | None = None
+    ) -> tuple[list[Gaussian], dict[str, Params], Tensor]:
+        """The normal sites, the parameters of the others, and the log prior of the globals; where `fast`."""
+        trace = self._trace(self._probe, self._units(), parameters, globals, raw=True)
+        gaussians, others = [], {}
+        for node in self._locals(trace):
+            params = parameters_of(node["fn"], self.A * (self.L + 1))
+            assert params is not None
+            points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
+            if "loc" not in points:
+                others[node["name"]] = {k: v[:, 0] for k, v in points.items()}
+                continue
+            loc = points.pop("loc")  # [A, L+1, E]
+            ((form, given),) = ((k, v[:, 0]) for k, v in points.items())
+            gaussians.append(
+                Gaussian(
+                    node["name"],
+                    (loc[:, 1:] - loc[:, :1]).mT,
+                    loc[:, 0],
+                    _scale(form, given),
+                    form,
+                    given,
+                    self.layout.places.get(node["name"]),
+                )
+            )
+        return gaussians, others, global_log_prob(trace)
+
+    def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[Any], Tensor]:
+        """No views, and the log prior of the globals."""
+        return [], global_log_prob(self._trace(self._probe, self._units(), parameters, globals, raw=True))
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of rows whose temporaries stay small."""
+        width = max([v.shape[-1] for v in self.values.values()], default=self.x[0].numel())
+        per_row = self.A * (width + (self.L + 1) ** 2) * (1 if self.fast else 2 * self.L + 1)
+        rows = max(16, min(8192, CHUNK_NUMBERS // per_row))
+        for start in range(0, self.N, rows):
+            yield slice(start, min(start + rows, self.N))
+
+    # ------------------------------------------------------------------------------------------------ posterior
+
+    def posterior(
+        self, rows: slice, seen: Any, parameters: Values | None = None, globals: Values | None = None
+    ) -> Posterior:
+        """q(a, z | x) of `rows`; `seen` is what `sites` returned, or None for the general way. Differentiable."""
+        if seen is None:
+            return self._general(rows, parameters, globals)
+        gaussians, others, _ = seen
+        posterior = self._normal(rows, gaussians)
+        for name, params in others.items():
+            log_prob = self.families[name].log_prob(
+                self.values[name] if name in self.assignments else self.values[name][rows], params
+            )
+            posterior.log_evidence = posterior.log_evidence + (
+                log_prob.diagonal() if name in self.assignments else log_prob
+            )
+        return posterior
+
+    def _normal(self, rows: slice, gaussians: list[Gaussian]) -> Posterior:
+        n, masks = rows.stop - rows.start, self._masks(rows, gaussians)
+        precision, linear = self._information(rows, gaussians, masks)  # [U, A, L, L], [n, A, L]
+        factor = torch.linalg.cholesky(precision)
+        inverse = torch.cholesky_inverse(factor)
+        which = masks[2]
+        if len(inverse) == 1:
+            mean = torch.einsum("nal,alm->nam", linear, inverse[0])
+        else:
+            mean = (inverse[which] @ linear.unsqueeze(-1)).squeeze(-1)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # ½ log det P [U, A]
+        log_p = 0.5 * self.L * LOG_2PI - (log_det if len(log_det) == 1 else log_det[which])
+        log_p = log_p.expand(n, self.A)
+        for g in gaussians:
+            log_p = log_p + self._density_at(g, rows, mean, masks[0].get(g.name))
+        return Posterior(log_p, mean, inverse if len(inverse) == 1 else inverse[which])
+
+    def _masks(self, rows: slice, gaussians: list[Gaussian]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Site → 1.0 where seen [n, E]; site → the same for each distinct pattern [U, E]; each row's pattern [n]."""
+        if not self.missing:
+            return {}, {}, torch.zeros(0, dtype=torch.long)
+        names = [g.name for g in gaussians if g.place is None]
+        seen = {name: ~self.values[name][rows].isnan() for name in names}
+        unique, which = torch.unique(torch.cat(list(seen.values()), 1), dim=0, return_inverse=True)
+        parts = torch.split(unique.to(self.x.dtype), [seen[n].shape[1] for n in names], dim=1)
+        return {k: v.to(self.x.dtype) for k, v in seen.items()}, dict(zip(names, parts, strict=True)), which
+
+    def _information(self, rows: slice, gaussians: list[Gaussian], masks: Any) -> tuple[Tensor, Tensor]:
+        """The posterior's precision P [U, A, L, L] and precision times mean [n, A, L]."""
+        precision: Tensor = torch.zeros((), dtype=self.x.dtype)
+        linear: Tensor = torch.zeros((), dtype=self.x.dtype)
+        for g in gaussians:
+            if g.place is not None:
+                away = g.selected(self.L) - g.coefficients
+                weighted = g.precision_times(away)
+                precision = precision + away.mT @ weighted
+                linear = linear + (weighted.mT @ g.offset.unsqueeze(-1)).squeeze(-1)
+                continue
+            weighted = g.precision_times(g.coefficients)  # [A, E, L]
+            x = self._centered(g.name, rows)
+            offset = g.offset - self.centers[g.name]
+            if g.name not in masks[0]:
+                precision = precision + g.coefficients.mT @ weighted
+                linear = linear + torch.einsum("ne,ael->nal", x, weighted) - torch.einsum("ae,ael->al", offset, weighted)
+                continue
+            outer = weighted.unsqueeze(-1) * g.coefficients.unsqueeze(-2)  # [A, E, L, L]
+            precision = precision + torch.einsum("ue,aelm->ualm", masks[1][g.name], outer)
+            linear = linear + torch.einsum("ne,ael->nal", x, weighted)
+            linear = linear - torch.einsum("ne,ael->nal", masks[0][g.name], offset.unsqueeze(-1) * weighted)
+        return precision.reshape(-1, self.A, self.L, self.L), linear.expand(rows.stop - rows.start, self.A, self.L)
+
+    def _centered(self, name: str, rows: slice) -> Tensor:
+        """A site's data less their column means [n, E], 0 where unobserved: moments about 0 would lose digits."""
+        x = self.values[name][rows] - self.centers[name]
+        return x.nan_to_num(0.0) if self.missing else x
+
+    def _density_at(self, g: Gaussian, rows: slice, mean: Tensor, mask: Tensor | None) -> Tensor:
+        """log N of the site at z = its posterior mean [n, A]: a residual, which does not cancel as x² − m² would."""
+        fitted = torch.einsum("nal,ael->nae", mean, g.coefficients)
+        if g.place is None:
+            fitted = fitted + (g.offset - self.centers[g.name])
+            residual = self._centered(g.name, rows).unsqueeze(1) - fitted
+        else:
+            residual = mean[..., g.place] - fitted - g.offset
+        if not g.diagonal:
+            white = torch.linalg.solve_triangular(g.scale, residual.permute(1, 2, 0), upper=False)
+            return -0.5 * white.square().sum(1).mT - g.log_det() - 0.5 * residual.shape[-1] * LOG_2PI
+        squares = (residual / g.scale).square()
+        if mask is None:
+            return -0.5 * squares.sum(-1) - g.log_det() - 0.5 * residual.shape[-1] * LOG_2PI
+        half = torch.einsum("nae,ne->na", squares, mask)
+        return -0.5 * half - mask @ g.scale.log().mT - 0.5 * LOG_2PI * mask.sum(1, keepdim=True)
+
+    def _general(self, rows: slice, parameters: Values | None, globals: Values | None) -> Posterior:
+        """By autograd: value, gradient and Hessian of the log joint at z = 0 [n, A, …]."""
+        x, n, keep = self.x[rows], rows.stop - rows.start, torch.is_grad_enabled()
+        with torch.enable_grad():
+            z = torch.zeros(self.A, n, self.L, dtype=x.dtype, requires_grad=True)
+            value = self._log_joint(x, z, parameters, globals)
+            (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+            columns = [
+                torch.autograd.grad(gradient[..., k].sum(), z, create_graph=keep, retain_graph=True)[0]
+                for k in range(self.L)
+            ]
+        precision = -torch.stack(columns, -1)
+        if not keep:
+            value, gradient = value.detach(), gradient.detach()
+        factor = torch.linalg.cholesky((precision + precision.mT) / 2)
+        mean = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
+        at_mean = value + 0.5 * (gradient * mean).sum(-1)
+        if not keep:  # once more at the mean itself, where nothing cancels
+            at_mean = self._log_joint(x, mean, parameters, globals).detach()
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_p = at_mean + 0.5 * self.L * LOG_2PI - log_det
+        return Posterior(log_p.mT, mean.movedim(0, 1), torch.cholesky_inverse(factor).movedim(0, 1))
+
+    def _log_joint(self, x: Tensor, z: Tensor, parameters: Values | None, globals: Values | None) -> Tensor:
+        """log p(x_i, a, z) [A·T, n] at z [A·T, n, L]."""
+        trace = self._trace(x, z, parameters, globals)
+        value = local_log_prob(trace, self.structure.data_dim, len(x))
+        return value.reshape(-1, len(x)).expand(len(z), len(x))
+
+    # ------------------------------------------------------------------------------------------------ evidence
+
+    def _seen(self, parameters: Values | None, globals: Values | None) -> Any:
+        return self.sites(parameters, globals) if self.fast else None
+
+    def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+        """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable, nats."""
+        seen = self._seen(parameters, globals)
+        total: Any = 0.0
+        for rows in self.chunks():
+            total = total + self.posterior(rows, seen, parameters, globals).log_evidence.logsumexp(1).sum()
+        return total, seen[2] if seen is not None else self.views(parameters, globals)[1]
+
+    @torch.no_grad()
+    def per_datum(
+        self, parameters: Values | None = None, globals: Values | None = None, own: bool = False
+    ) -> Tensor:
+        """log p(x_i | θ, globals) [N], nats. `own`: by the sites' own `log_prob`, as a check on the matrix products."""
+        seen = None if own else self._seen(parameters, globals)
+        return torch.cat([self.posterior(r, seen, parameters, globals).log_evidence.logsumexp(1) for r in self.chunks()])
+
+    @torch.no_grad()
+    def e_step(self, globals: Values | None = None, responsibilities: Tensor | None = None) -> Moments:
+        """Expected sufficient statistics and log p(x_i), in one pass over the data.
+
+        `responsibilities` [N, A]: use these for the discrete latents, in place of their posterior.
+        """
+        seen, L = self._seen(None, globals), self.L
+        counts, zz = self.x.new_zeros(self.A), self.x.new_zeros(self.A, L + 1, L + 1)
+        moments = Moments(counts, self.x.new_zeros(0), zz, {}, None if self.fast else [])
+        per_datum = []
+        for rows in self.chunks():
+            posterior = self.posterior(rows, seen, None, globals)
+            per_datum.append(posterior.log_evidence.logsumexp(1))
+            weights = posterior.weights if responsibilities is None else responsibilities[rows]
+            counts += weights.sum(0)
+            if moments.posterior is not None:
+                if responsibilities is not None:
+                    posterior.log_evidence = weights.clamp(min=1e-300).log()
+                moments.posterior.append(posterior)
+            else:
+                self._add(moments, rows, seen, posterior, weights)
+        for name, value in self.values.items():
+            if name in self.assignments:
+                params = seen[1][name]
+                moments.sites[name] = self.families[name].statistics(value, counts.diag(), params)
+        moments.per_datum = torch.cat(per_datum)
+        return moments
+
+    def _add(self, moments: Moments, rows: slice, seen: Any, posterior: Posterior, weights: Tensor) -> None:
+        n, L = len(weights), self.L
+        extended = torch.cat([posterior.mean, posterior.mean.new_ones(n, self.A, 1)], -1)  # z̃ [n, A, L+1]
+        weighted = weights.unsqueeze(-1) * extended
+        zz = torch.einsum("nal,nam->alm", weighted, extended)
+        if len(posterior.covariance) == 1:
+            zz[:, :L, :L] += weights.sum(0)[:, None, None] * posterior.covariance[0]
+        else:
+            zz[:, :L, :L] += torch.einsum("na,nalm->alm", weights, posterior.covariance)
+        moments.zz += zz
+        for g in seen[0]:
+            if g.place is None:
+                new = self._site_moments(g, rows, posterior, weights, extended, weighted)
+                old = moments.sites.get(g.name)
+                moments.sites[g.name] = new if old is None else {k: old[k] + v for k, v in new.items()}
+        for name, params in seen[1].items():
+            if name not in self.assignments:
+                new = self.families[name].statistics(self.values[name][rows], weights, params)
+                old = moments.sites.get(name)
+                moments.sites[name] = new if old is None else {k: old[k] + v for k, v in new.items()}
+
+    def _site_moments(
+        self, g: Gaussian, rows: slice, posterior: Posterior, weights: Tensor, extended: Tensor, weighted: Tensor
+    ) -> dict[str, Tensor]:
+        """Σ w x z̃ᵀ [A, E, L+1] and Σ w x² [A, E] (or x xᵀ), x centred; with holes also Σ w z̃ z̃ᵀ for each column."""
+        x = self._centered(g.name, rows)
+        out = {"xz": torch.einsum("ne,nal->ael", x, weighted)}
+        if g.diagonal:
+            out["xx"] = weights.mT @ x.square()
+        else:
+            out["xx"] = torch.einsum("na,ne,nf->aef", weights, x, x)
+        if self.missing:
+            L = self.L
+            second = weighted.unsqueeze(-1) * extended.unsqueeze(-2)  # [n, A, L+1, L+1]
+            second[..., :L, :L] += weights[:, :, None, None] * posterior.covariance
+            mask = (~self.values[g.name][rows].isnan()).to(x.dtype)
+            flat = mask.mT @ second.reshape(len(x), -1)
+            out["zz"] = flat.reshape(-1, self.A, L + 1, L + 1).movedim(0, 1)  # [A, E, L+1, L+1]
+        return out
+
+    # ------------------------------------------------------------------------------------------------ what it means
+
+    @torch.no_grad()
+    def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
+        """p(a | x_i) [N, A]."""
+        seen = self._seen(parameters, globals)
+        return torch.cat([self.posterior(r, seen, parameters, globals).weights for r in self.chunks()])
+
+    @torch.no_grad()
+    def draw(self, responsibilities: Tensor, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
+        """Site → exact posterior draws [draws, N, …] of every local latent, discrete and continuous together."""
+        seen, pieces = self._seen(None, globals), []
+        for rows in self.chunks():
+            posterior, n = self.posterior(rows, seen, None, globals), rows.stop - rows.start
+            chosen = torch.multinomial(responsibilities[rows], draws, replacement=True).mT  # [draws, n]
+            tril = torch.linalg.cholesky(posterior.covariance).expand(n, self.A, self.L, self.L)
+            index = torch.arange(n)
+            noise = torch.randn(draws, n, self.L, 1, dtype=self.x.dtype)
+            z = posterior.mean[index, chosen] + (tril[index, chosen] @ noise).squeeze(-1)
+            one = {k: v.reshape(self.A, -1).squeeze(-1)[chosen] for k, v in self.assignments.items()}
+            pieces.append({**one, **self.layout.natural(z)})
+        return {k: torch.cat([p[k] for p in pieces], 1) for k in pieces[0]}
+
+    @torch.no_grad()
+    def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Posterior mean and standard deviation of each continuous local latent, site → [N, …]."""
+        seen, means, deviations = self._seen(None, globals), [], []
+        for rows in self.chunks():
+            posterior = self.posterior(rows, seen, None, globals)
+            weights = posterior.weights.unsqueeze(-1)
+            mean = (weights * posterior.mean).sum(1)
+            variance = posterior.covariance.diagonal(dim1=-2, dim2=-1) + posterior.mean.square()
+            means.append(mean)
+            deviations.append(((weights * variance).sum(1) - mean.square()).clamp(min=0).sqrt())
+        mean, deviation = torch.cat(means).unsqueeze(0), torch.cat(deviations).unsqueeze(0)
+        natural = self.layout.natural(mean), self.layout.natural(deviation)
+        return {k: v[0] for k, v in natural[0].items()}, {k: v[0] for k, v in natural[1].items()}
+
+    def label(self, assignment: int) -> str:
+        """An assignment in words: "z=1"."""
+        parts = []
+        for name, value in self.assignments.items():
+            shown = value[assignment].flatten().tolist()
+            parts.append(f"{name}={shown[0] if len(shown) == 1 else shown}")
+        return ", ".join(parts)
+
+    def marginals(self, responsibilities: Tensor) -> dict[str, Tensor]:
+        """Site → p(z = k | x_i) [N, K], for discrete sites with one value a datum."""
+        out = {}
+        for site in self.structure.discrete_locals:
+            if site.inner == 1 and not site.event_shape:
+                values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
+                zero = responsibilities.new_zeros(self.N, len(values))
+                out[site.name] = zero.index_add(1, index, responsibilities)
+        return out
+
+
+def _scale(form: str, given: Tensor) -> Tensor:
+    """[A, E] standard deviations, or the Cholesky factor [A, E, E]."""
+    if form in ("scale", "scale_tril"):
+        return given
+    if form == "covariance_matrix":
+        return torch.linalg.cholesky(given)
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(given)))

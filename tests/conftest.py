@@ -1,0 +1,20 @@
+"""What all tests share: one thread a worker, the same random examples each time, and a folder to write in."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("zoo", deadline=None, derandomize=True, print_blob=False)
+hypothesis.settings.load_profile("zoo")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, with a space and Greek in its name."""
+    folder = tmp_path / "a folder φ"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

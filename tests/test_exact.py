@@ -1,0 +1,318 @@
+"""Exact evidence and posterior against independent closed forms: SciPy, scikit-learn, and plain loops over all values."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import user_programs as user
+from families import CASES
+from helpers import exact_of, hide, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+from sklearn.mixture import GaussianMixture
+
+from inference import _exact
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def check(exact, log_joint: np.ndarray, order: list[int] | None = None) -> None:
+    """Evidence and posterior of the engine against log p(x_i, a) [n, A], by both of its ways."""
+    evidence = special.logsumexp(log_joint, axis=1)
+    np.testing.assert_allclose(exact.per_datum(), evidence, **TIGHT)
+    np.testing.assert_allclose(exact.per_datum(own=True), exact.per_datum(), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(float(exact.log_evidence()[0]), evidence.sum(), **TIGHT)
+    posterior = exact.responsibilities().numpy()[:, order or slice(None)]
+    np.testing.assert_allclose(posterior, np.exp(log_joint - evidence[:, None]), atol=1e-9)
+    statistics = exact.e_step()
+    np.testing.assert_allclose(statistics.per_datum, evidence, **TIGHT)
+    np.testing.assert_allclose(statistics.counts.numpy()[order or slice(None)], posterior.sum(0), **TIGHT)
+
+
+# ---- one family each ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_each_family_against_scipy(name, missing):
+    case, rng = CASES[name], np.random.default_rng(1)
+    x = case.data(rng, 60)
+    x = hide(x, missing) if missing else x
+    theta = case.draw_theta(2)
+    if missing:
+        x[5] = np.nan
+    exact = exact_of(case.program, x, theta)
+    check(exact, case.log_joint(theta, x))
+    if missing:
+        assert float(exact.per_datum()[5]) == pytest.approx(0.0, abs=1e-12)  # nothing observed: the empty product
+
+
+@pytest.mark.parametrize("name", ["normal", "mvn_tril", "poisson", "student"])
+def test_data_longer_than_a_chunk(name, monkeypatch):
+    monkeypatch.setattr(_exact, "CHUNK_NUMBERS", 1)
+    case = CASES[name]
+    x = hide(case.data(np.random.default_rng(3), 500), 0.2)
+    theta = case.draw_theta(4)
+    exact = exact_of(case.program, x, theta)
+    assert len(list(exact.chunks())) > 3
+    check(exact, case.log_joint(theta, x))
+
+
+@pytest.mark.parametrize("name", ["normal", "mvn_tril", "mvn_precision"])
+def test_data_far_from_the_origin_keep_their_digits(name):
+    """Sufficient statistics of data at 1e6 ± 1 cancel, unless they are centred first."""
+    case = CASES[name]
+    x, theta = case.data(np.random.default_rng(5), 50), case.draw_theta(6)
+    near = exact_of(case.program, x, theta).per_datum()
+    far = exact_of(case.program, x + 1e6, {**theta, "locs": theta["locs"] + 1e6})
+    np.testing.assert_allclose(far.per_datum(), near, atol=1e-6)
+
+
+def test_data_far_from_every_component_have_a_finite_density():
+    theta = {"weights": [0.5, 0.5], "locs": np.zeros((2, 3)), "scales": np.full((2, 3), 0.01)}
+    x = np.array([[1e4, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    check(exact_of(user.normal, x, theta), CASES["normal"].log_joint({k: np.asarray(v) for k, v in theta.items()}, x))
+
+
+# ---- the mixture of Gaussians -----------------------------------------------------------------------------------
+
+SKLEARN = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
+
+
+def gmm_theta(covariance: str, K: int, D: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Parameters of zoo.gmm, and their covariances [K, D, D]."""
+    theta = {"weights": rng.dirichlet(np.full(K, 3.0)), "locs": 2 * rng.normal(size=(K, D))}
+    if covariance in ("full", "tied"):
+        shape = (K, D, D) if covariance == "full" else (D, D)
+        tril = np.tril(rng.normal(size=shape), -1) + np.eye(D) * rng.uniform(0.5, 2.0, shape[:-1])[..., None]
+        theta["scale_tril"] = tril
+        return theta, np.broadcast_to(tril @ np.swapaxes(tril, -1, -2), (K, D, D))
+    theta["scales"] = rng.uniform(0.5, 2.0, (K, D) if covariance == "diagonal" else K)
+    variances = np.broadcast_to(theta["scales"].reshape(K, -1) ** 2, (K, D))
+    return theta, np.stack([np.diag(v) for v in variances])
+
+
+@pytest.mark.parametrize("covariance", SKLEARN)
+def test_gmm_against_scikit_learn(covariance):
+    K, D, rng = 3, 4, np.random.default_rng(7)
+    x = 2 * rng.normal(size=(200, D))
+    theta, covariances = gmm_theta(covariance, K, D, rng)
+    exact = exact_of("gmm", x, theta, components=K, covariance=covariance)
+    peer = GaussianMixture(K, covariance_type=SKLEARN[covariance])
+    peer.weights_, peer.means_ = theta["weights"], theta["locs"]
+    small = {
+        "full": covariances,
+        "tied": covariances[0],
+        "diagonal": covariances.diagonal(axis1=1, axis2=2),
+        "spherical": covariances[:, 0, 0],
+    }[covariance]
+    peer.covariances_ = small
+    inverse = np.linalg.cholesky(np.linalg.inv(small)) if covariance in ("full", "tied") else small**-0.5
+    peer.precisions_cholesky_ = inverse
+    np.testing.assert_allclose(exact.per_datum(), peer.score_samples(x), **TIGHT)
+    np.testing.assert_allclose(exact.responsibilities(), peer.predict_proba(x), atol=1e-9)
+
+
+@settings(max_examples=25)
+@given(
+    K=st.integers(1, 4),
+    D=st.integers(1, 5),
+    n=st.integers(1, 40),
+    covariance=st.sampled_from(list(SKLEARN)),
+    missing=st.sampled_from([0.0, 0.3, 0.9]),
+    seed=st.integers(0, 1000),
+)
+def test_gmm_of_any_shape_against_scipy(K, D, n, covariance, missing, seed):
+    rng = np.random.default_rng(seed)
+    x = hide(3 * rng.normal(size=(max(n, K), D)), missing, seed)
+    theta, covariances = gmm_theta(covariance, K, D, rng)
+    exact = exact_of("gmm", x, theta, components=K, covariance=covariance)
+    expected = np.empty((len(x), K))
+    for i, k in itertools.product(range(len(x)), range(K)):
+        seen = np.flatnonzero(~np.isnan(x[i]))
+        block = covariances[k][np.ix_(seen, seen)]
+        density = stats.multivariate_normal(theta["locs"][k][seen], block).logpdf(x[i][seen]) if len(seen) else 0.0
+        expected[i, k] = np.log(theta["weights"][k]) + density
+    check(exact, expected)
+
+
+def test_the_log_prior_of_gmm_against_scipy():
+    """π ~ Dirichlet(2), μ ~ N(m, (2s)²), v ~ InverseGamma(2, s²), C ~ LKJ(2): for D = 2 the density of ρ is ¾ (1 − ρ²)."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(50, 2)) * [2.0, 5.0] + [1.0, -3.0]
+    m, s = x.mean(0), x.std(0)
+    weights, locs, variances = np.array([0.3, 0.7]), rng.normal(size=(2, 2)), rng.uniform(1, 4, (2, 2))
+    rho = np.array([0.4, -0.8])
+    correlations = np.stack([[[1, 0], [r, np.sqrt(1 - r**2)]] for r in rho])
+    point = {"weights": weights, "locs": locs, "variances": variances, "correlations": correlations}
+    exact = exact_of("gmm", x, priors=True)
+    evidence, prior = exact.log_evidence(None, {k: tensor(v) for k, v in point.items()})
+    expected = (
+        stats.dirichlet([2, 2]).logpdf(weights)
+        + stats.norm.logpdf(locs, m, 2 * s).sum()
+        + stats.invgamma.logpdf(variances, 2, scale=s**2).sum()
+        + np.log(0.75 * (1 - rho**2)).sum()
+    )
+    assert float(prior) == pytest.approx(expected, rel=1e-9)
+    density = 0.0
+    for k in range(2):
+        covariance = np.sqrt(np.outer(variances[k], variances[k])) * np.array([[1, rho[k]], [rho[k], 1]])
+        density = density + weights[k] * stats.multivariate_normal(locs[k], covariance).pdf(x)
+    assert float(evidence) == pytest.approx(np.log(density).sum(), rel=1e-9)
+
+
+# ---- more than one discrete latent --------------------------------------------------------------------------------
+
+
+def test_two_sites_against_a_loop():
+    rng = np.random.default_rng(9)
+    first, second = rng.dirichlet([2, 2]), rng.dirichlet([1, 1, 1], 2)
+    locs, scale = 2 * rng.normal(size=(2, 3, 3)), rng.uniform(0.5, 1.5, 3)
+    x = hide(2 * rng.normal(size=(40, 3)), 0.2)
+    exact = exact_of(user.two_sites, x, {"first": first, "second": second, "locs": locs, "scale": scale})
+    names = [(int(a), int(b)) for a, b in zip(exact.assignments["z1"].flatten(), exact.assignments["z2"].flatten(), strict=True)]
+    joint = np.empty((len(x), 6))
+    pairs = list(itertools.product(range(2), range(3)))
+    for i, (j, (a, b)) in itertools.product(range(len(x)), enumerate(pairs)):
+        seen = ~np.isnan(x[i])
+        density = stats.norm.logpdf(x[i][seen], locs[a, b][seen], scale[seen]).sum()
+        joint[i, j] = np.log(first[a]) + np.log(second[a, b]) + density
+    check(exact, joint, [names.index(p) for p in pairs])
+    posterior = np.exp(joint - special.logsumexp(joint, axis=1, keepdims=True)).reshape(-1, 2, 3)
+    marginals = exact.marginals(exact.responsibilities())
+    np.testing.assert_allclose(marginals["z1"], posterior.sum(2), atol=1e-9)
+    np.testing.assert_allclose(marginals["z2"], posterior.sum(1), atol=1e-9)
+    assert exact.label(names.index((1, 2))) == "z1=1, z2=2"
+
+
+def test_latents_in_a_plate_inside_data_against_a_loop():
+    rng = np.random.default_rng(10)
+    probs, effects, scale = rng.uniform(0.1, 0.9, 3), rng.normal(size=(3, 3)), rng.uniform(0.5, 1.5, 3)
+    x = hide(rng.normal(size=(30, 3)), 0.2)
+    exact = exact_of(user.causes, x, {"probs": probs, "effects": effects, "scale": scale})
+    values = exact.assignments["on"].reshape(8, 3).numpy()
+    assert sorted(map(tuple, values)) == sorted(itertools.product((0.0, 1.0), repeat=3))
+    joint = np.empty((len(x), 8))
+    for i, (a, on) in itertools.product(range(len(x)), enumerate(values)):
+        seen = ~np.isnan(x[i])
+        prior = stats.bernoulli.logpmf(on, probs).sum()
+        joint[i, a] = prior + stats.norm.logpdf(x[i][seen], (on @ effects)[seen], scale[seen]).sum()
+    check(exact, joint)
+
+
+def test_observations_in_a_plate_inside_data():
+    """The same density, written with an inner plate or with an event."""
+    rng = np.random.default_rng(11)
+    theta = CASES["bernoulli"].draw_theta(12)
+    x = hide(CASES["bernoulli"].data(rng, 40), 0.3)
+    check(exact_of(user.pixels, x, theta), CASES["bernoulli"].log_joint(theta, x))
+
+
+def test_a_mean_that_differs_from_row_to_row():
+    rng = np.random.default_rng(13)
+    x = rng.normal(size=(50, 2))
+    x[4, 1] = np.nan
+    weights, a, b, s = rng.dirichlet([2, 2]), rng.normal(size=2), rng.normal(size=2), rng.uniform(0.5, 1.5, 2)
+    exact = exact_of(user.regressions, x, {"weights": weights, "offsets": a, "slopes": b, "scales": s})
+    joint = np.log(weights) + np.nan_to_num(stats.norm.logpdf(x[:, 1:], a + b * x[:, :1], s))
+    check(exact, joint)
+
+
+def test_a_mask_of_the_program_is_honoured():
+    """A program may leave rows out by a mask of its own: what is masked has a density of 1."""
+    import pyro
+    import pyro.distributions as dist
+
+    def masked(x=None, size=None):
+        weights, locs = user.simplex(), user.real("locs", 2, 3)
+        with user.rows(x, size), pyro.poutine.mask(mask=x[:, 0] > 0):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x)
+
+    rng = np.random.default_rng(14)
+    x, locs, weights = rng.normal(size=(30, 3)), rng.normal(size=(2, 3)), np.array([0.3, 0.7])
+    expected = np.log(np.exp(stats.norm.logpdf(x[:, None], locs).sum(-1)) @ weights)
+    exact = exact_of(masked, x, {"weights": weights, "locs": locs})
+    np.testing.assert_allclose(exact.per_datum(own=True)[x[:, 0] > 0], expected[x[:, 0] > 0], **TIGHT)
+    np.testing.assert_allclose(exact.per_datum(), exact.per_datum(own=True), rtol=1e-10, atol=1e-10)
+
+
+def test_two_observed_sites():
+    import pyro
+    import pyro.distributions as dist
+
+    def both(x=None, size=None):
+        weights, rates, locs = user.simplex(), user.positive("rates", 2), user.real("locs", 2, 2)
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("count", dist.Poisson(rates[z]), obs=x[:, 0])
+            pyro.sample("place", dist.Normal(locs[z], 1.0).to_event(1), obs=x[:, 1:])
+
+    rng = np.random.default_rng(15)
+    x = hide(np.column_stack([rng.poisson(3, 40), rng.normal(size=(40, 2))]), 0.3)
+    weights, rates, locs = rng.dirichlet([2, 2]), rng.uniform(1, 5, 2), rng.normal(size=(2, 2))
+    joint = np.empty((40, 2))
+    for i, k in itertools.product(range(40), range(2)):
+        count = 0.0 if np.isnan(x[i, 0]) else stats.poisson.logpmf(x[i, 0], rates[k])
+        seen = ~np.isnan(x[i, 1:])
+        joint[i, k] = np.log(weights[k]) + count + stats.norm.logpdf(x[i, 1:][seen], locs[k][seen]).sum()
+    check(exact_of(both, x, {"weights": weights, "rates": rates, "locs": locs}), joint)
+
+
+def test_a_program_with_no_latent_is_its_own_density():
+    exact = exact_of(user.normal_mean, np.ones((4, 1)))
+    evidence, prior = exact.log_evidence(None, {"mean": tensor(0.3)})
+    assert float(evidence) == pytest.approx(4 * stats.norm.logpdf(1.0, 0.3, 0.7), rel=1e-12)
+    assert float(prior) == pytest.approx(stats.norm.logpdf(0.3, 1.0, 2.0), rel=1e-12)
+
+
+# ---- gradients and draws ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["poisson", "mvn_tril", "student"])
+def test_the_evidence_is_differentiable(name):
+    """By finite differences along a random direction of each parameter."""
+    case = CASES[name]
+    theta, x = case.draw_theta(16), case.data(np.random.default_rng(17), 30)
+    exact = exact_of(case.program, x, theta)
+    leaves = {n: v.detach().requires_grad_() for n, v in exact.program.values().items()}
+    exact.log_evidence(leaves)[0].backward()
+    rng = np.random.default_rng(18)
+    for n, leaf in leaves.items():
+        direction = rng.normal(size=leaf.shape)
+        if n == "weights":
+            direction -= direction.mean()  # along the simplex
+        if n == "trils":
+            direction = np.tril(direction)
+        step = 1e-6
+        ends = [case.log_evidence({**theta, n: theta[n] + sign * step * direction}, x).sum() for sign in (1, -1)]
+        slope = float((leaf.grad * tensor(direction)).sum())
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-4)
+
+
+def test_posterior_draws_have_the_frequencies_of_the_posterior():
+    case = CASES["poisson"]
+    exact = exact_of(case.program, case.data(np.random.default_rng(19), 20), case.draw_theta(20))
+    posterior = exact.responsibilities()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = exact.draw(posterior, 4000)["z"]
+    assert draws.shape == (4000, 20)
+    p = posterior[:, 1].numpy()
+    error = draws.double().mean(0).numpy() - p
+    assert np.all(np.abs(error) <= 5 * np.sqrt(p * (1 - p) / 4000) + 1e-9)
+
+
+def test_posterior_draws_of_a_site_in_an_inner_plate():
+    exact = exact_of(user.causes, np.random.default_rng(21).normal(size=(10, 3)))
+    posterior = exact.responsibilities()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = exact.draw(posterior, 3000)["on"]
+    assert draws.shape == (3000, 10, 3)
+    expected = posterior @ exact.assignments["on"].reshape(8, 3).double()
+    assert float((draws.double().mean(0) - expected).abs().max()) < 5 * 0.5 / 3000**0.5

@@ -1,0 +1,78 @@
+"""The local latents of a program as one table a datum: all joint values of the discrete, one flat vector of the continuous."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DATA_PLATE = "data"
+
+
+def joint_values(nodes: Mapping[str, Any], names: Sequence[str], data_dim: int, depth: int) -> dict[str, Tensor]:
+    """Discrete site → its value under every joint assignment, [A, 1, …, 1, event] (inner plates in full).
+
+    `nodes` are the sites of a trace; `depth` is the number of batch dimensions that plates take.
+    """
+    if not names:
+        return {}
+    keys, supports = [], {}
+    for name in names:
+        node = nodes[name]
+        supports[name] = node["fn"].enumerate_support(expand=False)
+        inner = math.prod(f.size for f in node["cond_indep_stack"] if f.name != DATA_PLATE)
+        keys += [(name, i) for i in range(inner)]
+    sizes = [range(len(supports[name])) for name, _ in keys]
+    choices = torch.tensor(list(itertools.product(*sizes)), dtype=torch.long)  # [A, keys]
+    out = {}
+    for name in names:
+        event = tuple(nodes[name]["fn"].event_shape)
+        columns = [i for i, (owner, _) in enumerate(keys) if owner == name]
+        plates = [1] * depth
+        for frame in nodes[name]["cond_indep_stack"]:
+            if frame.dim is not None and frame.dim != data_dim:
+                plates[frame.dim] = frame.size
+        values = supports[name].reshape(-1, *event)[choices[:, columns]]
+        out[name] = values.reshape(len(choices), *plates, *event)
+    return out
+
+
+class Layout:
+    """The continuous local latents of one datum as a flat vector of L numbers, and back."""
+
+    def __init__(self, nodes: Mapping[str, Any], names: Sequence[str], data_dim: int, depth: int) -> None:
+        self.position = depth + data_dim  # of the data dimension, among the plates'
+        self.plates: dict[str, tuple[int, ...]] = {}  # the other plates' extents, left to right
+        self.events: dict[str, tuple[int, ...]] = {}
+        self.places: dict[str, slice] = {}
+        self.L = 0
+        for name in names:
+            extents = [1] * depth
+            for frame in nodes[name]["cond_indep_stack"]:
+                if frame.dim is not None:
+                    extents[frame.dim] = frame.size
+            del extents[self.position]
+            self.plates[name], self.events[name] = tuple(extents), tuple(nodes[name]["fn"].event_shape)
+            size = math.prod(extents) * math.prod(self.events[name])
+            self.places[name] = slice(self.L, self.L + size)
+            self.L += size
+
+    def unflatten(self, z: Tensor) -> dict[str, Tensor]:
+        """z [T, n, L] → site → its value [T, plates with n among them, event]; differentiable."""
+        out = {}
+        for name, place in self.places.items():
+            full = z[..., place].reshape(*z.shape[:2], *self.plates[name], *self.events[name])
+            out[name] = full.movedim(1, 1 + self.position)
+        return out
+
+    def natural(self, z: Tensor) -> dict[str, Tensor]:
+        """z [T, n, L] → site → its value with the data dimension first, [T, n, inner plates, event]."""
+        out = {}
+        for name, place in self.places.items():
+            inner = tuple(s for s in self.plates[name] if s != 1)
+            out[name] = z[..., place].reshape(*z.shape[:2], *inner, *self.events[name])
+        return out

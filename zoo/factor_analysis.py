@@ -1,0 +1,53 @@
+"""Factor analysis: a few shared causes, and noise of its own for every column.
+
+Generative story (Rubin & Thayer 1982; Bishop 2006, §12.2.4):
+
+    z_i ~ N(0, I_L)                               the factors
+    x_i | z_i ~ N(W z_i + μ, Ψ),  Ψ diagonal      the linear Gaussian model
+
+Unlike PCA it does not mind the columns' units: rescaling a column rescales its row of W and its noise.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from zoo._errors import UsageError
+from zoo._options import positive
+
+
+class Model(PyroModule):
+    """`Model(x, latents=2)` for data x [n, D].
+
+    Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` the standard deviations √Ψ [D].
+
+    Raises `UsageError` for latents ≥ columns, where the model is not identified, or data that are not a table.
+    """
+
+    def __init__(self, x: Tensor, *, latents: int = 2) -> None:
+        super().__init__()
+        positive("latents", latents)
+        if x.dim() != 2:
+            raise UsageError(f"factor_analysis needs a table, n × D; data of shape {tuple(x.shape)} came.")
+        D = x.shape[1]
+        if latents >= D:
+            raise UsageError(f"factor_analysis needs fewer latents than columns; {latents} for {D} came.")
+        self.L = latents
+        center = x.nanmean(0).nan_to_num(0.0)
+        spread = (x - center).square().nanmean(0).nan_to_num(1.0).sqrt()
+        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        self.loadings = PyroParam(spread.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5, constraints.real)
+        self.mean = PyroParam(center, constraints.real)
+        self.noise = PyroParam(spread, constraints.positive)
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The program: x [n, D] or None to simulate `size` data. Returns x [n, D]."""
+        W, mean, noise = self.loadings, self.mean, self.noise
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.L), 1.0).to_event(1))  # [n, L]
+            return pyro.sample("x", dist.Normal(z @ W.mT + mean, noise).to_event(1), obs=x)  # [n, D]

@@ -1,0 +1,79 @@
+"""Probabilistic PCA: a few shared causes and the same noise in every direction.
+
+Generative story (Tipping & Bishop 1999):
+
+    z_i ~ N(0, I_L)                               where the datum lies in the latent plane
+    x_i | z_i ~ N(W z_i + μ, σ² I_D)
+
+As σ² → 0 it becomes principal component analysis, and its EM two alternating least-squares steps, which is a linear
+autoencoder with tied pseudo-inverse weights (Roweis 1998): `noise=0` holds σ at a millionth of the data's spread.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from zoo._errors import UsageError
+from zoo._options import positive
+
+
+class Model(PyroModule):
+    """`Model(x, latents=2, noise=None, init="random")` for data x [n, D].
+
+    Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` σ [] (unless `noise` fixes it).
+    `init="eigenvectors"` begins at the maximum of the likelihood in closed form (Tipping & Bishop 1999, eq. 7-8).
+
+    Raises `UsageError` for latents ≥ columns, where W and σ are not both identified, or data that are not a table.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        *,
+        latents: int = 2,
+        noise: float | None = None,
+        init: Literal["random", "eigenvectors"] = "random",
+    ) -> None:
+        super().__init__()
+        positive("latents", latents)
+        if x.dim() != 2:
+            raise UsageError(f"ppca needs a table, n × D; data of shape {tuple(x.shape)} came.")
+        D = x.shape[1]
+        if latents >= D:
+            raise UsageError(f"ppca needs fewer latents than columns, or no noise is left; {latents} for {D} came.")
+        self.L, self.D = latents, D
+        center = x.nanmean(0).nan_to_num(0.0)
+        spread = (x - center).square().nanmean().sqrt()
+        if init == "eigenvectors":
+            loadings, sigma = _eigenvectors(x, center, latents)
+        else:
+            loadings, sigma = spread * torch.randn(D, latents) / latents**0.5, spread
+        self.loadings = PyroParam(loadings, constraints.real)
+        self.mean = PyroParam(center, constraints.real)
+        if noise is None:
+            self.noise = PyroParam(sigma.clamp(min=1e-6 * spread), constraints.positive)
+        else:
+            positive("noise", noise, zero=True)
+            self.register_buffer("noise", torch.as_tensor(noise or 1e-6 * float(spread), dtype=x.dtype))
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The program: x [n, D] or None to simulate `size` data. Returns x [n, D]."""
+        W, mean, noise = self.loadings, self.mean, self.noise
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.L), 1.0).to_event(1))  # [n, L]
+            return pyro.sample("x", dist.Normal(z @ W.mT + mean, noise).to_event(1), obs=x)  # [n, D]
+
+
+def _eigenvectors(x: Tensor, center: Tensor, latents: int) -> tuple[Tensor, Tensor]:
+    """W and σ of largest likelihood, missing entries at their column's mean."""
+    values, vectors = torch.linalg.eigh(torch.cov((x - center).nan_to_num(0.0).mT, correction=0))
+    variance = values[:-latents].mean()
+    kept = values[-latents:].flip(0), vectors[:, -latents:].flip(1)
+    return kept[1] * (kept[0] - variance).clamp(min=0).sqrt(), variance.sqrt()
