@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inference._families import Family, Params, family_of, parameters_of
 from zoo._program import Program
-from zoo._structure import Structure, global_log_prob, is_local, per_datum
+from zoo._structure import Structure, global_log_prob, is_local, is_plain, per_datum
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
@@ -94,16 +94,16 @@ class Enumeration:
                 name, fn = node["name"], node["fn"]
                 if name in self.assignments:
                     values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
-                elif parameters_of(fn, self.A) is not None and self.structure.max_plate_nesting == 1:
+                elif is_plain(node) and parameters_of(fn, self.A) is not None and self.structure.max_plate_nesting == 1:
                     same = (
                         node["value"].shape == self._probe.shape and node["value"].data_ptr() == self._probe.data_ptr()
                     )
                     value = self.x if same else self._gather(name)
                     values[name] = value.reshape(self.N, -1)
-            fns = {n["name"]: n["fn"] for n in self._locals(probe)}
+            fns = {n["name"]: n["fn"] for n in self._locals(probe) if is_plain(n)}
             families = {}
             for name, value in values.items():
-                family = family_of(fns[name])
+                family = family_of(fns.get(name))
                 if family is not None and self.structure.max_plate_nesting == 1:
                     families[name] = family(value)
         return values, families
@@ -114,7 +114,8 @@ class Enumeration:
         out = {}
         for name, family in self.families.items():
             if name not in self.assignments:
-                parts = [family.log_base(rows) for rows in self.values[name].split(4096)]
+                with one_thread():
+                    parts = [family.log_base(rows) for rows in self.values[name].split(4096)]
                 if parts[0] is not None:
                     out[name] = torch.cat(parts)
         return out

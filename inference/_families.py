@@ -214,13 +214,10 @@ class Normal(Elementwise):
         standard = (x - self.center) / self.spread
         return [standard, standard.square()]
 
-    def log_base(self, x: Tensor) -> Tensor:
-        return (~x.isnan()).to(x.dtype) @ (-0.5 * LOG_2PI - self.spread.log())
-
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         loc, scale = (params["loc"] - self.center) / self.spread, params["scale"] / self.spread
         precision = scale**-2
-        return [loc * precision, -0.5 * precision], 0.5 * loc.square() * precision + scale.log()
+        return [loc * precision, -0.5 * precision], 0.5 * loc.square() * precision + params["scale"].log() + 0.5 * LOG_2PI
 
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
         s0, s1 = stats["S0"], stats["S1"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from inference._families import Family, Params, family_of, parameters_of
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
-from zoo._structure import Structure, global_log_prob, is_local, local_log_prob
+from zoo._structure import Structure, global_log_prob, is_local, is_plain, local_log_prob
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20
@@ -111,7 +111,7 @@ class LinearGaussian:
     def _can_be_fast(self) -> bool:
         """Collect what each site observes; False when a site's parameters differ from row to row."""
         nodes = self._locals(self._trace(self._probe, self._units(), raw=True))
-        if any(parameters_of(n["fn"], self.A * (self.L + 1)) is None for n in nodes):
+        if not all(is_plain(n) and parameters_of(n["fn"], self.A * (self.L + 1)) is not None for n in nodes):
             return False
         for node in nodes:
             name = node["name"]

@@ -55,7 +55,8 @@ def draw(
     log_prior = torch.zeros((), dtype=x.dtype)
     for node in trace.nodes.values():
         if node["type"] == "sample" and node["name"] in values:
-            log_prior = log_prior + per_datum(node, node["fn"].log_prob(node["value"]), structure.data_dim).detach()
+            log_prob = node["fn"].log_prob(node["value"])
+            log_prior = log_prior + per_datum(node, log_prob, structure.data_dim, structure.max_plate_nesting).detach()
     log_prior = _shaped(log_prior, samples, n)
     if guide is None:
         return Draws(values, log_p, None, log_prior)

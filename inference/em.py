@@ -7,17 +7,21 @@ claims is exact: log p(x; θ̂), given the globals at their mode where there are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inference._coordinates import Coordinates
 from inference._families import Floor
 from inference._fit import Evidence, Fit
 from inference._start import FLOOR, Start, begin
 from inference._task import Task
 from zoo._options import positive
 from zoo._structure import Structure
+
+PLAIN_ITERATIONS = 20
 
 
 def refusal(structure: Structure) -> str | None:
@@ -35,9 +39,11 @@ def fit(
     restarts: int = 1,
     start: Start = "auto",
     floor: float = FLOOR,
+    accelerate: bool = True,
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
+    `accelerate`: extrapolate when it is still climbing after 20 plain iterations; the log-likelihood never falls for it.
     `floor` is the smallest variance an M-step sets, as a share of the data's own. Raises `ArithmeticError` if the
     log-likelihood falls by more than rounding, which only a wrong M-step could make it do.
     """
@@ -55,7 +61,7 @@ def fit(
             # the program's own values are one start: a second from the same place would add nothing
             again = r > 0 and (start == "program" or task.structure.assignments == 1)
             how = "random" if again else start
-            climbs.append(_climb(task, how, task.seed + r, max_iter, tol, Floor(floor, set()), step))
+            climbs.append(_climb(task, how, task.seed + r, max_iter, tol, Floor(floor, set()), accelerate, step))
     best = max(climbs, key=lambda c: c.objective[-1])
     task.program.assign(best.parameters)
     return _result(task, best, climbs)
@@ -73,19 +79,23 @@ class _Climb:
     numeric: tuple[str, ...] = ()
 
 
-def _climb(task: Task, start: Start, seed: int, max_iter: int, tol: float, floor: Floor, step) -> _Climb:
+def _climb(
+    task: Task, start: Start, seed: int, max_iter: int, tol: float, floor: Floor, accelerate: bool, step: Any
+) -> _Climb:
     exact = task.exact
     globals = begin(task, start, seed, floor)
     how = task.plan(globals)
     views, _ = exact.views(None, globals)
     general = any(v.params is None for v in views)
     climb = _Climb(globals, closed=tuple(how.closed), numeric=how.numeric + tuple(globals))
+    leap = _Leap(task)
     for i in range(max_iter + 1):
-        stats = exact.e_step(globals)
-        with torch.no_grad():
-            prior = float(exact.views(None, globals)[1])
-        climb.objective.append(float(stats.per_datum.sum()) + prior)
-        step(note=f"log p(x) {climb.objective[-1]:.4f}")
+        stats, value = _e_step(task, globals)
+        if leap.taken and not value >= climb.objective[-1]:
+            globals = leap.back()
+            stats, value = _e_step(task, globals)
+        climb.objective.append(value)
+        step(note=f"log p(x) {value:.4f}")
         if _stop(climb.objective, tol, task.x.dtype):
             climb.converged = True
             break
@@ -94,9 +104,57 @@ def _climb(task: Task, start: Start, seed: int, max_iter: int, tol: float, floor
         floor.reached.clear()
         weights = exact.responsibilities(None, globals) if general else None
         globals = task.m_step(how, stats, globals, floor, weights)
+        if accelerate and i >= PLAIN_ITERATIONS:
+            globals = leap.after(globals, allowed=not floor.reached)
     climb.globals, climb.counts, climb.floored = globals, stats.counts, set(floor.reached)
     climb.parameters = {n: v.detach().clone() for n, v in task.program.values().items()}
     return climb
+
+
+def _e_step(task: Task, globals: dict[str, Tensor]) -> tuple[Any, float]:
+    """The statistics, and log p(x, globals; θ)."""
+    stats = task.exact.e_step(globals)
+    with torch.no_grad():
+        return stats, float(stats.per_datum.sum()) + float(task.exact.views(None, globals)[1])
+
+
+class _Leap:
+    """SQUAREM: from three points in a row, extrapolate where slow steps are heading (Varadhan & Roland 2008, scheme S3).
+
+    Where the log-likelihood at the extrapolated point is lower than it was, `back` takes the plain step instead.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.points, self.taken = task, [], False
+        self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+
+    def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
+        """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
+        self.taken = False
+        theta = {n: v.detach().clone() for n, v in self.task.program.values().items()}
+        supports = {**self.task.program.constraints, **self.task.global_supports}
+        layout = Coordinates({**theta, **globals}, supports)
+        self.points.append(layout.flatten({**theta, **globals}))
+        if len(self.points) < 3:
+            return globals
+        first, second, third = self.points
+        self.points = []
+        step, bend = second - first, third - 2 * second + first
+        if not allowed or not bool(third.isfinite().all()) or not float(bend.norm()) > 0:
+            return globals
+        length = max(1.0, float(step.norm() / bend.norm()))
+        values = layout.unflatten(first + 2 * length * step + length**2 * bend)
+        if not all(bool(v.isfinite().all()) for v in values.values()):
+            return globals
+        self.plain, self.taken = (theta, globals), True
+        self.task.program.assign({n: values[n] for n in theta})
+        return {n: values[n] for n in globals}
+
+    def back(self) -> dict[str, Tensor]:
+        """Undo the leap."""
+        self.taken = False
+        self.task.program.assign(self.plain[0])
+        return self.plain[1]
 
 
 def _stop(objective: list[float], tol: float, dtype: torch.dtype) -> bool:

@@ -26,6 +26,7 @@ from zoo._errors import Refusal
 from zoo._options import positive
 from zoo._structure import Structure
 
+SMALLEST_EIGENVALUE = 1e-9  # as a share of the largest
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
 
@@ -150,30 +151,39 @@ def damped(hessian: Tensor) -> tuple[Tensor, int]:
     if not len(hessian):
         return hessian, 0
     values, vectors = torch.linalg.eigh(hessian)
-    smallest = 1e-9 * float(values.abs().max().clamp(min=1e-12))
+    smallest = SMALLEST_EIGENVALUE * float(values.abs().max().clamp(min=1e-12))
     low = values < smallest
     return (vectors * values.clamp(min=smallest)) @ vectors.mT, int(low.sum())
 
 
+def _spread(hessian: Tensor) -> Tensor:
+    """A factor F with F Fᵀ the inverse Hessian on the directions that the data identify; none along the others."""
+    if not len(hessian):
+        return hessian
+    values, vectors = torch.linalg.eigh(hessian)
+    known = values > SMALLEST_EIGENVALUE * values.abs().max()
+    return vectors * torch.where(known, values.abs().clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
+
+
 def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:
     hessian, raised = damped(peak.hessian)
-    tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian))) if len(hessian) else hessian
+    factor = _spread(peak.hessian)
     warnings = []
     if raised:
         warnings.append(
-            f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were raised, so "
-            "the standard errors along them mean nothing (a component that is not identified, or not at a mode)."
+            f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The data "
+            "do not identify those directions (a rotation of loadings, an empty component); standard errors leave them out."
         )
     if not peak.converged:
         warnings.append("laplace did not reach the mode to the tolerance asked for; raise max_iter or tol.")
     generator = torch.Generator().manual_seed(task.seed)
     noise = torch.randn(task.draws, coordinates.d, generator=generator, dtype=torch.float64).to(peak.flat.dtype)
-    draws = coordinates.unflatten(peak.flat + noise @ tril.mT)
+    draws = coordinates.unflatten(peak.flat + noise @ factor.mT)
     point = {n: v for n, v in values.items() if n in globals}
     posterior = task.exact.responsibilities(None, point)
     means, deviations = task.exact.summary(point)
     local = {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws, point).items()}
-    errors = _standard_errors(coordinates, peak.flat, tril)
+    errors = _standard_errors(coordinates, peak.flat, factor)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     return Fit(
         parameters={**theta, **{n: v.numpy() for n, v in point.items()}},
@@ -219,11 +229,11 @@ def _global_gaussian(
     return GlobalGaussian(layout, peak.flat[index], tril)
 
 
-def _standard_errors(coordinates: Coordinates, flat: Tensor, tril: Tensor) -> dict[str, Tensor]:
+def _standard_errors(coordinates: Coordinates, flat: Tensor, factor: Tensor) -> dict[str, Tensor]:
     """Of the constrained values, by the delta method: √diag(J Σ Jᵀ)."""
     out = {}
     for name in coordinates.sizes:
         jacobian = torch.autograd.functional.jacobian(lambda f, n=name: coordinates.unflatten(f)[n], flat)
         assert isinstance(jacobian, Tensor)
-        out[name] = (jacobian @ tril).square().sum(-1).sqrt()
+        out[name] = (jacobian @ factor).square().sum(-1).sqrt()
     return out

@@ -18,18 +18,19 @@ from sklearn.mixture import GaussianMixture
 from inference import _exact
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+BESSEL = {"rtol": 1e-6, "atol": 1e-6}  # torch's Bessel function has 7 digits
 
 
-def check(exact, log_joint: np.ndarray, order: list[int] | None = None) -> None:
+def check(exact, log_joint: np.ndarray, order: list[int] | None = None, close: dict[str, float] = TIGHT) -> None:
     """Evidence and posterior of the engine against log p(x_i, a) [n, A], by both of its ways."""
     evidence = special.logsumexp(log_joint, axis=1)
-    np.testing.assert_allclose(exact.per_datum(), evidence, **TIGHT)
+    np.testing.assert_allclose(exact.per_datum(), evidence, **close)
     np.testing.assert_allclose(exact.per_datum(own=True), exact.per_datum(), rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(float(exact.log_evidence()[0]), evidence.sum(), **TIGHT)
+    np.testing.assert_allclose(float(exact.log_evidence()[0].detach()), evidence.sum(), **close)
     posterior = exact.responsibilities().numpy()[:, order or slice(None)]
-    np.testing.assert_allclose(posterior, np.exp(log_joint - evidence[:, None]), atol=1e-9)
+    np.testing.assert_allclose(posterior, np.exp(log_joint - evidence[:, None]), atol=close["atol"])
     statistics = exact.e_step()
-    np.testing.assert_allclose(statistics.per_datum, evidence, **TIGHT)
+    np.testing.assert_allclose(statistics.per_datum, evidence, **close)
     np.testing.assert_allclose(statistics.counts.numpy()[order or slice(None)], posterior.sum(0), **TIGHT)
 
 
@@ -46,7 +47,7 @@ def test_each_family_against_scipy(name, missing):
     if missing:
         x[5] = np.nan
     exact = exact_of(case.program, x, theta)
-    check(exact, case.log_joint(theta, x))
+    check(exact, case.log_joint(theta, x), close=BESSEL if name == "von_mises" else TIGHT)
     if missing:
         assert float(exact.per_datum()[5]) == pytest.approx(0.0, abs=1e-12)  # nothing observed: the empty product
 
@@ -73,9 +74,12 @@ def test_data_far_from_the_origin_keep_their_digits(name):
 
 
 def test_data_far_from_every_component_have_a_finite_density():
-    theta = {"weights": [0.5, 0.5], "locs": np.zeros((2, 3)), "scales": np.full((2, 3), 0.01)}
+    """A million standard deviations away; an underflow to zero would make it −inf, and the posterior 0/0."""
+    theta = {"weights": np.array([0.2, 0.8]), "locs": np.zeros((2, 3)), "scales": np.full((2, 3), 0.01)}
     x = np.array([[1e4, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    check(exact_of(user.normal, x, theta), CASES["normal"].log_joint({k: np.asarray(v) for k, v in theta.items()}, x))
+    exact = exact_of(user.normal, x, theta)
+    np.testing.assert_allclose(exact.per_datum(), CASES["normal"].log_evidence(theta, x), rtol=1e-5)
+    np.testing.assert_allclose(exact.responsibilities(), [[0.2, 0.8], [0.2, 0.8]], rtol=1e-3)
 
 
 # ---- the mixture of Gaussians -----------------------------------------------------------------------------------
@@ -229,16 +233,34 @@ def test_a_mask_of_the_program_is_honoured():
 
     def masked(x=None, size=None):
         weights, locs = user.simplex(), user.real("locs", 2, 3)
-        with user.rows(x, size), pyro.poutine.mask(mask=x[:, 0] > 0):
+        with user.rows(x, size):
             z = pyro.sample("z", dist.Categorical(weights))
-            pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x)
+            with pyro.poutine.mask(mask=x[:, 0] > 0):
+                pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x)
 
     rng = np.random.default_rng(14)
     x, locs, weights = rng.normal(size=(30, 3)), rng.normal(size=(2, 3)), np.array([0.3, 0.7])
-    expected = np.log(np.exp(stats.norm.logpdf(x[:, None], locs).sum(-1)) @ weights)
-    exact = exact_of(masked, x, {"weights": weights, "locs": locs})
-    np.testing.assert_allclose(exact.per_datum(own=True)[x[:, 0] > 0], expected[x[:, 0] > 0], **TIGHT)
-    np.testing.assert_allclose(exact.per_datum(), exact.per_datum(own=True), rtol=1e-10, atol=1e-10)
+    density = np.where(x[:, :1] > 0, stats.norm.logpdf(x[:, None], locs).sum(-1), 0.0)
+    check(exact_of(masked, x, {"weights": weights, "locs": locs}), np.log(weights) + density)
+
+
+def test_a_scale_of_the_program_is_honoured():
+    """A weight on the log-density of each row, as for observations that stand for several."""
+    import pyro
+    import pyro.distributions as dist
+
+    def weighted(x=None, size=None):
+        weights, locs = user.simplex(), user.real("locs", 2, 2)
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Categorical(weights))
+            with pyro.poutine.scale(scale=x[:, 0]):
+                pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x[:, 1:])
+
+    rng = np.random.default_rng(14)
+    x = np.column_stack([rng.uniform(0.5, 3, 30), rng.normal(size=(30, 2))])
+    locs, weights = rng.normal(size=(2, 2)), np.array([0.3, 0.7])
+    density = x[:, :1] * stats.norm.logpdf(x[:, None, 1:], locs).sum(-1)
+    check(exact_of(weighted, x, {"weights": weights, "locs": locs}), np.log(weights) + density)
 
 
 def test_two_observed_sites():
