@@ -114,9 +114,9 @@ class Enumeration:
         out = {}
         for name, family in self.families.items():
             if name not in self.assignments:
-                with one_thread():
-                    parts = [family.log_base(rows) for rows in self.values[name].split(4096)]
-                if parts[0] is not None:
+                bases = map(family.log_base, self.values[name].split(4096))
+                parts = [base for base in bases if base is not None]
+                if parts:
                     out[name] = torch.cat(parts)
         return out
 
@@ -176,7 +176,7 @@ class Enumeration:
 
     def _latent_blocks(self, view: View) -> Iterator[tuple[slice, Tensor, Params]]:
         """Some assignments at a time, a latent site's values and parameters: families work on all pairs of the two."""
-        assert view.params is not None
+        assert view.params is not None  # only such views come here
         for start in range(0, self.A, PAIRS):
             some = slice(start, start + PAIRS)
             yield some, self.values[view.name][some], {name: value[some] for name, value in view.params.items()}
@@ -198,7 +198,7 @@ class Enumeration:
         """Slices of rows whose temporaries stay small: whatever the sites need, or what `views` do."""
         observed = {n: v.shape[1] for n, v in self.values.items() if n not in self.assignments}
         if views is not None and _traceless(views):
-            width = max(self.families[name].width(entries, self.A) for name, entries in observed.items())
+            width = max([self.families[name].width(entries, self.A) for name, entries in observed.items()], default=1)
         else:
             width = self.A * (max(observed.values(), default=self.x[0].numel()) + 1)
         rows = max(64, min(8192, CHUNK_NUMBERS // width))
@@ -206,11 +206,11 @@ class Enumeration:
             yield slice(start, min(start + rows, self.N))
 
     def _sweep(self, views: list[View], work: Callable[[slice], Sums]) -> Sums:
-        """The sum over all chunks of `work(rows)`, without gradients; the same to the last bit at a number of threads.
+        """The sum over all chunks of `work(rows)`, without gradients; to the last bit the same in every run.
 
-        Each of torch's threads takes chunks of its own: the products of one chunk are too small to be shared out, and
-        threads that meet after each of them wait for the slowest every time. Where a site needs a trace of the program
-        there is one thread, because Pyro's handlers are not safe with more.
+        Each of torch's threads takes chunks of its own, the same ones every time. Shared out one by one, the products of
+        a chunk are so small that the threads would mostly wait for each other. Where a site needs a trace of the program
+        there is one thread, because Pyro's handlers are not made for more.
         """
 
         @torch.no_grad()
@@ -268,7 +268,7 @@ class Enumeration:
         `responsibilities` [N, A]: use these in place of the posterior (a start from a clustering).
         """
         views = self._ready(self.views(None, globals)[0])
-        observed = [v for v in views if v.params is not None and not v.latent]
+        observed = [(v.name, v.params) for v in views if v.params is not None and not v.latent]
         per_datum = self.x.new_empty(self.N if responsibilities is None else 0)
 
         def work(rows: slice) -> Sums:
@@ -277,9 +277,8 @@ class Enumeration:
             else:
                 weights = responsibilities[rows]
             sums = {"": {"counts": weights.sum(0)}}
-            for view in observed:
-                value = self.values[view.name][rows]
-                sums[view.name] = self.families[view.name].statistics(value, weights, view.params)
+            for name, params in observed:
+                sums[name] = self.families[name].statistics(self.values[name][rows], weights, params)
             return sums
 
         sites = self._sweep(views, work)

@@ -128,7 +128,7 @@ class Elementwise(Family):
         return [x]
 
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
-        """Natural parameters η, one [A, E] for each feature, and the log normaliser A(η) [A, E]."""
+        """Natural parameters η, one [A, E] for each feature, and the log normaliser A(η) [A, E], constants included."""
         raise NotImplementedError
 
     def density(self, params: Params) -> Density:
@@ -217,7 +217,8 @@ class Normal(Elementwise):
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         loc, scale = (params["loc"] - self.center) / self.spread, params["scale"] / self.spread
         precision = scale**-2
-        return [loc * precision, -0.5 * precision], 0.5 * loc.square() * precision + params["scale"].log() + 0.5 * LOG_2PI
+        normaliser = 0.5 * (loc.square() * precision + LOG_2PI) + params["scale"].log()
+        return [loc * precision, -0.5 * precision], normaliser
 
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
         s0, s1 = stats["S0"], stats["S1"]

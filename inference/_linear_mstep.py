@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference._families import Floor, Pool
 from inference._linear import Gaussian, LinearGaussian, Moments, Values
-from inference._mstep import climb_numerically, copies, dependencies
+from inference._mstep import climb_numerically, usage
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
 
@@ -38,23 +38,19 @@ class Plan:
 
 
 def plan(engine: LinearGaussian, globals: Values) -> Plan:
-    """Find, by differentiation at the program's current θ, which parameters have a closed-form update."""
-    leaves = {n: v.detach().clone().requires_grad_() for n, v in engine.program.values().items()}
+    """Find, by differentiation, which parameters have a closed-form update."""
+    leaves = {n: v.detach() for n, v in engine.program.values().items()}
     if not leaves or not engine.fast:
         return Plan(numeric=tuple(leaves))
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20)
-        gaussians, others, prior = engine.sites(leaves, globals)
-        uses: dict[str, list[tuple[str, str]]] = {n: [] for n in leaves}
-        found: dict[str, Tensor | None] = {}
+
+    def look(at: Values) -> tuple[list[tuple[str, str, Tensor]], list[Tensor]]:
+        gaussians, others, prior = engine.sites(at, globals)
         tensors = [(g.name, part, value) for g in gaussians for part, value in _parts(g)]
         tensors += [(site, name, value) for site, params in others.items() for name, value in params.items()]
-        for site, part, value in tensors:
-            for theta in dependencies(value, leaves):
-                uses[theta].append((site, part))
-                found[theta] = copies(value, leaves[theta], engine.program.constraints[theta], part)
-        for theta in dependencies(prior, leaves):
-            uses[theta] += [("", ""), ("", "")]
+        return tensors, [prior]
+
+    uses, found = usage(engine.program, look)
+    gaussians, others, _ = engine.sites(None, globals)
     return _sort(engine, leaves, uses, found, {g.name: g for g in gaussians}, others)
 
 

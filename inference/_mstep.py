@@ -9,12 +9,13 @@ sufficient statistics wherever a site has them, so that its cost does not grow w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from inference._coordinates import Coordinates
 from inference._exact import Enumeration, Statistics, Values
@@ -35,38 +36,84 @@ class Plan:
 
 
 def plan(exact: Enumeration, globals: Values) -> Plan:
-    """Find, by differentiation at the program's current θ, which parameters have a closed-form update."""
-    leaves = {n: v.detach().clone().requires_grad_() for n, v in exact.program.values().items()}
-    if not leaves:
-        return Plan({}, {}, ())
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20)
+    """Find, by differentiation, which parameters have a closed-form update."""
+
+    def look(leaves: Values) -> tuple[list[tuple[str, str, Tensor]], list[Tensor]]:
         views, prior = exact.views(leaves, globals)
-        uses: dict[str, list[tuple[str, str]]] = {n: [] for n in leaves}
-        found: dict[str, Tensor | None] = {}
-        for view in views:
-            for name, value in (view.params or {}).items():
-                for theta in dependencies(value, leaves):
-                    uses[theta].append((view.name, name))
-                    found[theta] = copies(value, leaves[theta], exact.program.constraints[theta], name)
+        given = [(v.name, name, value) for v in views for name, value in (v.params or {}).items()]
         general = {v.name for v in views if v.params is None}
-        if general:
-            density = exact.general_log_prob(slice(0, min(2, exact.N)), general, leaves, globals)
-            for theta in dependencies(density, leaves):
-                uses[theta] += [("", ""), ("", "")]
-        for theta in dependencies(prior, leaves):
-            uses[theta] += [("", ""), ("", "")]
-    by_name = {v.name: v.params or {} for v in views}
-    closed, index = {}, {}
+        rows = slice(0, min(2, exact.N))
+        return given, [prior, *([exact.general_log_prob(rows, general, leaves, globals)] if general else [])]
+
+    uses, found = usage(exact.program, look)
+    by_name = {v.name: v.params or {} for v in exact.views(None, globals)[0]}
+    values, closed, index = exact.program.values(), {}, {}
     for theta, where in uses.items():
-        copies = found.get(theta)
-        if len(where) == 1 and copies is not None:
+        copied = found.get(theta)
+        if len(where) == 1 and copied is not None:
             site, name = where[0]
-            pool = Pool(theta, leaves[theta].detach(), copies)
+            pool = Pool(theta, values[theta].detach(), copied)
             if exact.families[site].closed(name, pool, by_name[site]):
-                closed[theta], index[theta] = (site, name), copies
+                closed[theta], index[theta] = (site, name), copied
     numeric = tuple(n for n, where in uses.items() if n not in closed and where)
     return Plan(closed, index, numeric)
+
+
+Uses = dict[str, list[tuple[str, str]]]  # θ → the (site, parameter) pairs that it enters; ("", "") for anything else
+Look = Callable[[Values], tuple[list[tuple[str, str, Tensor]], list[Tensor]]]
+
+
+def usage(program: Program, look: Look) -> tuple[Uses, dict[str, Tensor | None]]:
+    """Where each θ enters, and the index by which it is copied there, or None.
+
+    `look` maps θ to (site, parameter, value) triples and to whatever else depends on θ. It is asked at the program's θ and
+    at others: tanh(θ) is a copy of θ at 0, and |θ| where θ is positive, but nowhere else. Points that the program's
+    distributions do not take are passed over.
+    """
+    uses: Uses = {n: [] for n in program.values()}
+    found: dict[str, Tensor | None] = {}
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20)
+        for number, values in enumerate(_places(program)):
+            leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
+            try:
+                given, rest = look(leaves)
+            except (ValueError, RuntimeError):
+                if number == 0:
+                    raise
+                continue
+            for site, name, value in given:
+                for theta in dependencies(value, leaves):
+                    copied = copies(value, leaves[theta], program.constraints[theta], name)
+                    before = found.get(theta, copied)
+                    same = copied is not None and before is not None and torch.equal(copied, before)
+                    found[theta] = copied if same else None
+                    uses[theta] += [(site, name)] * ((site, name) not in uses[theta])
+            for value in rest:
+                for theta in _connected(value, leaves):
+                    uses[theta].append(("", ""))
+                    found[theta] = None
+    return uses, found
+
+
+def _places(program: Program) -> Iterator[dict[str, Tensor]]:
+    """The program's θ, and points away from it on either side of zero."""
+    yield program.values()
+    for sign in (1.0, -1.0, -1.0):
+        moved = {}
+        for name, p in program.unconstrained().items():
+            noise = torch.randn(p.shape, dtype=torch.float64).to(p)
+            free = sign * p.detach() + 0.5 * (1 + p.detach().abs()).clamp(max=3.0) * noise
+            moved[name] = transform_to(program.constraints[name])(free)
+        yield moved
+
+
+def _connected(value: Tensor, leaves: Values) -> list[str]:
+    """Which leaves enter the computation of `value`, also where the derivative happens to be zero."""
+    if not value.requires_grad:
+        return []
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
+    return [n for n, g in zip(leaves, gradients, strict=True) if g is not None]
 
 
 def dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
@@ -79,7 +126,12 @@ def dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
 
 
 def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tensor | None:
-    """The entry of θ.flat that each entry of `value` copies, −1 for a constant; None when it is no such copy."""
+    """The entry of θ.flat that each entry of `value` copies, −1 for a constant; None when it is no such copy.
+
+    Nor is it one where θ's constraint is narrower than the parameter's: the best value may then be out of θ's reach.
+    """
+    if not _suits(constraint, name, value.dim()):
+        return None
     tangent = torch.randn_like(theta)
     normalised = type(constraint) is type(constraints.simplex)
     if normalised:  # a tangent of the simplex: distributions normalise their weights once more
@@ -106,6 +158,25 @@ def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tenso
     if not bool(((copied & same) | constant).all()):
         return None
     return torch.where(copied, best, torch.full_like(best, -1))
+
+
+def _suits(constraint: Any, name: str, dims: int) -> bool:
+    """Whether θ under `constraint` reaches all values of the distribution's parameter `name`."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if constraint is constraints.real:
+        return True
+    if name in ("scale", "rate"):
+        return getattr(constraint, "lower_bound", None) == 0 and not hasattr(constraint, "upper_bound")
+    if name == "probs" and dims == 2:  # of a Bernoulli
+        return getattr(constraint, "lower_bound", None) == 0 and getattr(constraint, "upper_bound", None) == 1
+    natural = {
+        "probs": constraints.simplex,
+        "scale_tril": constraints.lower_cholesky,
+        "covariance_matrix": constraints.positive_definite,
+        "precision_matrix": constraints.positive_definite,
+    }.get(name)
+    return natural is not None and type(constraint) is type(natural)
 
 
 def m_step(

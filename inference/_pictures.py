@@ -109,7 +109,7 @@ def _of_the_program(scene: _Scene) -> dict[str, Draw]:
         columns = scene.columns
         if len(columns) == 1:
             pictures["clusters"] = _histogram
-        elif len(columns) > 1 and max(len(np.unique(oracle.x[:, c])) for c in columns) > 2:
+        elif len(columns) > 1 and not all(map(oracle.is_binary, columns)):
             pictures["clusters"] = _clusters  # of two binary columns there are four points to see, and no clusters
         if 3 <= scene.x.shape[1] <= MOST_PAIRED and "clusters" in pictures:
             pictures["pairs"] = _pairs
@@ -297,6 +297,14 @@ class _Oracle:
                 return None if support.event_dim else support
         return None
 
+    def is_whole(self, column: int) -> bool:
+        """Whether a column's values are counts or categories."""
+        return bool(getattr(self.support(column), "is_discrete", False))
+
+    def is_binary(self, column: int) -> bool:
+        values = self.x[:, column]
+        return self.is_whole(column) and bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
+
     @cached_property
     def gaussian(self) -> bool:
         """Whether every column is Gaussian given the component."""
@@ -317,6 +325,16 @@ class _Oracle:
                 out[np.ix_(range(self.A), place, place)] = block
                 known |= set(place)
         return out if len(known) == len(columns) else None
+
+
+    def spread(self, columns: Sequence[int]) -> np.ndarray:
+        """About how far each component reaches in a few columns: standard deviations [A, c]."""
+        covariance = self.covariance(columns)
+        if covariance is not None:
+            return np.sqrt(np.diagonal(covariance, 0, 1, 2))
+        x, seen = self.x[:, list(columns)], ~np.isnan(self.x[:, list(columns)])
+        squares = [r @ np.where(seen, x - m, 0.0) ** 2 for r, m in zip(self.responsibilities.T, self.means[:, list(columns)], strict=True)]
+        return np.sqrt(np.array(squares) / np.maximum(self.responsibilities.T @ seen, 1e-300))
 
 
 def _columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
@@ -428,7 +446,7 @@ def _axis(oracle: _Oracle, column: int, count: int) -> tuple[np.ndarray, bool]:
     values = oracle.x[:, column]
     low, high = np.nanmin(values), np.nanmax(values)
     support = oracle.support(column)
-    whole = bool(getattr(support, "is_discrete", False))
+    whole = oracle.is_whole(column)
     span = (high - low) or max(1.0, abs(low))
     if whole:
         axis = np.arange(math.floor(low - 0.3 * span), math.ceil(high + 0.3 * span) + 1, dtype=float)
@@ -643,9 +661,7 @@ def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np
     to_points = lambda v: (v - low) / (high - low) * np.array(inches) * 72  # noqa: E731
     shown = [a for a in oracle.order[:MOST_LABELS] if np.isfinite(oracle.means[a, list(pair)]).all()]
     means = to_points(oracle.means[shown][:, list(pair)])
-    covariance = oracle.covariance(pair)
-    spread = np.zeros((oracle.A, 2)) if covariance is None else np.sqrt(np.diagonal(covariance, 0, 1, 2))
-    edges = to_points(low + 2.5 * spread[shown])  # from the mean to beyond the outer ellipse, in points
+    edges = to_points(low + 2.5 * oracle.spread(pair)[shown])  # from the mean to beyond the outer ellipse, in points
     points = to_points(oracle.x[:, list(pair)][:2000])
     points = points[np.isfinite(points).all(1)]
     boxes: list[np.ndarray] = []
@@ -800,7 +816,7 @@ def _bars(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> bool
     values = oracle.x[:, column]
     values = values[~np.isnan(values)]
     density = _density(oracle, [column], 400)
-    whole = bool(getattr(oracle.support(column), "is_discrete", False))
+    whole = oracle.is_whole(column)
     axes.hist(values, _edges(values, whole), density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0)
     if density is not None:
         marker = "." if whole else None
@@ -862,7 +878,7 @@ def _profiles(scene: _Scene) -> Figure:
     assert oracle is not None
     shown = oracle.order[:MOST_COMPONENTS]
     means, x = oracle.means[shown][:, columns], oracle.x[:, columns]
-    binary = bool(np.isin(x[~np.isnan(x)], (0.0, 1.0)).all())
+    binary = all(map(oracle.is_binary, columns))
     center, spread = np.nanmean(x, 0), np.nanstd(x, 0)
     field = means if binary else (means - center) / np.where(spread > 0, spread, 1.0)
     reach = float(np.nanquantile(np.abs(field), 0.99)) or 1.0

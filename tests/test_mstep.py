@@ -93,12 +93,6 @@ def test_some_entries_may_be_constants():
 # ---- near misses: what looks like a copy, and is none ------------------------------------------------------------
 
 
-def shared_by_two_sites():
-    rates = user.positive("theta", 2, 3)
-    z = pyro.sample("z", dist.Categorical(user.simplex()))
-    return rates[z], rates[z][..., :1]
-
-
 def mixture(make_rates, constraint=constraints.positive, start=None):
     """A Poisson mixture whose rates are made from θ."""
 
@@ -229,7 +223,7 @@ def expected_log_joint(case, theta: dict[str, np.ndarray], x: np.ndarray, weight
 
 
 def to_numpy(task) -> dict[str, np.ndarray]:
-    return {n: v.detach().numpy() for n, v in task.program.values().items()}
+    return {n: v.detach().clone().numpy() for n, v in task.program.values().items()}
 
 
 @pytest.mark.parametrize("name", CLOSED)

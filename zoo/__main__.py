@@ -74,9 +74,9 @@ def _fail(message: str, status: int) -> None:
 @_plainly
 def list_(json: Json = False) -> None:
     """Models, methods and data sets."""
-    from zoo import _datasets
+    from zoo import _catalogue
 
-    groups = {"models": _registry.models(), "methods": _registry.methods(), "data": _datasets.names()}
+    groups = {"models": _registry.models(), "methods": _registry.methods(), "data": _catalogue.names()}
     if json:
         _print_json(groups)
         return

@@ -32,7 +32,6 @@ from zoo._errors import UsageError, unknown
 from zoo._missing import Unobserved
 
 
-
 class Program(nn.Module):
     """A Pyro program p(x, z; θ) with its parameters θ.
 

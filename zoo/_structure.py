@@ -67,7 +67,9 @@ class Structure:
     assignments: int = 1  # joint values of the discrete local latents
     data_dim: int = -1  # the batch dimension of the `data` plate
     max_plate_nesting: int = 1
-    curvature_change: float | None = None  # of the log joint in the continuous local latents, relative; None: there are none
+    curvature_change: float | None = (
+        None  # of the log joint in the continuous local latents, relative; None: there are none
+    )
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -309,7 +311,11 @@ def _curvature(
     why = f"log p(x, z) is quadratic in {shown}: its curvature changes by {change[worst]:.0e} of itself between random points"
     if discrete:
         names = ", ".join(f"'{n}'" for n in discrete)
-        return "conditionally linear-gaussian", f"given each of the {assignments} joint values of {names}, {why}", change[worst]
+        return (
+            "conditionally linear-gaussian",
+            f"given each of the {assignments} joint values of {names}, {why}",
+            change[worst],
+        )
     return "linear-gaussian", why, change[worst]
 
 
@@ -375,7 +381,9 @@ def _from_expansion(value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t:
     g = gradient.detach().reshape(shape)[0]
     curved = torch.zeros_like(step)
     if gradient.requires_grad:
-        got = torch.autograd.grad(gradient, z, step.expand(shape).reshape(z.shape), retain_graph=True, allow_unused=True)[0]
+        got = torch.autograd.grad(
+            gradient, z, step.expand(shape).reshape(z.shape), retain_graph=True, allow_unused=True
+        )[0]
         curved = curved if got is None else got.reshape(shape)[0]
     linear, quadratic = (g * step).sum(-1), 0.5 * (curved * step).sum(-1)
     size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()

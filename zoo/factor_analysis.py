@@ -41,7 +41,9 @@ class Model(PyroModule):
         center = x.nanmean(0).nan_to_num(0.0)
         spread = (x - center).square().nanmean(0).nan_to_num(1.0).sqrt()
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        self.loadings = PyroParam(spread.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5, constraints.real)
+        self.loadings = PyroParam(
+            spread.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5, constraints.real
+        )
         self.mean = PyroParam(center, constraints.real)
         self.noise = PyroParam(spread, constraints.positive)
 

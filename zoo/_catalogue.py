@@ -1,0 +1,44 @@
+"""The named data sets: what they are, their parts, addresses and checksums. Imports nothing, so listing them is instant."""
+
+from __future__ import annotations
+
+SETS = {  # name: what it is; its size, and what else there is to know
+    "faithful": "eruptions of Old Faithful, duration and waiting time to the next (minutes); 272 x 2",
+    "digits": "handwritten digits, 0 to 16; 1,797 x 64 (8 x 8 pixels); labels",
+    "mnist5k": "MNIST training images, 500 of each digit, in [0, 1]; 5,000 x 784; labels",
+    "iris": "measurements of iris flowers (cm); 150 x 4; labels",
+    "wine": "chemical analysis of wines; 178 x 13; labels",
+    "breast_cancer": "measurements of cell nuclei; 569 x 30; labels",
+    "mnist": "handwritten digits in [0, 1]; 60,000 x 784 (mnist:test 10,000); labels; downloaded",
+    "fashion_mnist": "clothes in [0, 1]; 60,000 x 784 (fashion_mnist:test 10,000); labels; downloaded",
+    "binarized_mnist": "MNIST, binarised once; 50,000 x 784 (:valid and :test 10,000); from ZOO_DATA_DIR",
+    "frey_face": "frames of a face in [0, 1]; 1,965 x 560 (28 x 20 pixels); from ZOO_DATA_DIR",
+}
+PARTS = {
+    "mnist": ("train", "test"),
+    "fashion_mnist": ("train", "test"),
+    "binarized_mnist": ("train", "valid", "test"),
+}
+# The other two have no address whose bytes have the checksum below: they come from ZOO_DATA_DIR alone.
+URLS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+}
+DIGESTS = """
+440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609  mnist/train-images-idx3-ubyte.gz
+3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c  mnist/train-labels-idx1-ubyte.gz
+8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6  mnist/t10k-images-idx3-ubyte.gz
+f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6  mnist/t10k-labels-idx1-ubyte.gz
+3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84  fashion_mnist/train-images-idx3-ubyte.gz
+a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845  fashion_mnist/train-labels-idx1-ubyte.gz
+346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073  fashion_mnist/t10k-images-idx3-ubyte.gz
+67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5  fashion_mnist/t10k-labels-idx1-ubyte.gz
+50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5  binarized_mnist/binarized_mnist.npz
+265a83a23adb081755cd3de375509828e690324d1d60f076b8ecebc840d59c64  frey_face/frey_rawface.mat
+"""
+SHA256 = {path: digest for digest, path in map(str.split, DIGESTS.strip().splitlines())}
+
+
+def names() -> dict[str, str]:
+    """Name → one line, for every named data set."""
+    return dict(SETS)
