@@ -20,7 +20,8 @@ from torch import Tensor
 
 from inference._families import Family, Params, family_of, parameters_of
 from zoo._program import Program
-from zoo._structure import Structure, global_log_prob, is_local, is_plain, per_datum
+from zoo._structure import Structure, is_plain
+from zoo._trace import global_log_prob, is_local, per_datum
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache

@@ -20,7 +20,8 @@ from torch import Tensor
 from inference._families import Family, Params, family_of, parameters_of
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
-from zoo._structure import Structure, global_log_prob, is_local, is_plain, local_log_prob
+from zoo._structure import Structure, is_plain
+from zoo._trace import global_log_prob, is_local, local_log_prob
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20
@@ -251,7 +252,9 @@ class LinearGaussian:
             offset = g.offset - self.centers[g.name]
             if g.name not in masks[0]:
                 precision = precision + g.coefficients.mT @ weighted
-                linear = linear + torch.einsum("ne,ael->nal", x, weighted) - torch.einsum("ae,ael->al", offset, weighted)
+                linear = (
+                    linear + torch.einsum("ne,ael->nal", x, weighted) - torch.einsum("ae,ael->al", offset, weighted)
+                )
                 continue
             outer = weighted.unsqueeze(-1) * g.coefficients.unsqueeze(-2)  # [A, E, L, L]
             precision = precision + torch.einsum("ue,aelm->ualm", masks[1][g.name], outer)
@@ -324,12 +327,12 @@ class LinearGaussian:
         return total, seen[2] if seen is not None else self.views(parameters, globals)[1]
 
     @torch.no_grad()
-    def per_datum(
-        self, parameters: Values | None = None, globals: Values | None = None, own: bool = False
-    ) -> Tensor:
+    def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
         """log p(x_i | θ, globals) [N], nats. `own`: by the sites' own `log_prob`, as a check on the matrix products."""
         seen = None if own else self._seen(parameters, globals)
-        return torch.cat([self.posterior(r, seen, parameters, globals).log_evidence.logsumexp(1) for r in self.chunks()])
+        return torch.cat(
+            [self.posterior(r, seen, parameters, globals).log_evidence.logsumexp(1) for r in self.chunks()]
+        )
 
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Tensor | None = None) -> Moments:

@@ -22,7 +22,6 @@ from inference._exact import Enumeration, Statistics, Values
 from inference._families import Floor, Pool
 from zoo._program import Program
 
-
 ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel
 
 
@@ -164,7 +163,7 @@ def _suits(constraint: Any, name: str, dims: int) -> bool:
     """Whether θ under `constraint` reaches all values of the distribution's parameter `name`."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    if constraint is constraints.real:
+    if type(constraint) is type(constraints.real):
         return True
     if name in ("scale", "rate"):
         return getattr(constraint, "lower_bound", None) == 0 and not hasattr(constraint, "upper_bound")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -193,9 +194,7 @@ def _scene(stored: _store.Run) -> _Scene:
             oracle = _Oracle(task_of(prepared, stored))
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
         obstacle = str(error)
-    return _Scene(
-        stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), oracle, obstacle
-    )
+    return _Scene(stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), oracle, obstacle)
 
 
 class _Oracle:
@@ -250,7 +249,7 @@ class _Oracle:
 
     def label(self, a: int) -> str:
         """ "z = 1", or "" for a program without latents."""
-        return _plain(self.exact.label(a).replace("=", " = "))
+        return _plain(re.sub(r"(\d)\.0(?!\d)", r"\1", self.exact.label(a)).replace("=", " = "))
 
     @cached_property
     def _views(self) -> list[View]:
@@ -326,14 +325,16 @@ class _Oracle:
                 known |= set(place)
         return out if len(known) == len(columns) else None
 
-
     def spread(self, columns: Sequence[int]) -> np.ndarray:
         """About how far each component reaches in a few columns: standard deviations [A, c]."""
         covariance = self.covariance(columns)
         if covariance is not None:
             return np.sqrt(np.diagonal(covariance, 0, 1, 2))
         x, seen = self.x[:, list(columns)], ~np.isnan(self.x[:, list(columns)])
-        squares = [r @ np.where(seen, x - m, 0.0) ** 2 for r, m in zip(self.responsibilities.T, self.means[:, list(columns)], strict=True)]
+        squares = [
+            r @ np.where(seen, x - m, 0.0) ** 2
+            for r, m in zip(self.responsibilities.T, self.means[:, list(columns)], strict=True)
+        ]
         return np.sqrt(np.array(squares) / np.maximum(self.responsibilities.T @ seen, 1e-300))
 
 
@@ -342,7 +343,8 @@ def _columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
     if value.shape == x.shape and torch.equal(value.nan_to_num(0.0), x.nan_to_num(0.0)):
         return np.arange(x.shape[1])
     same = [
-        [bool(torch.equal(v.nan_to_num(0.0).to(c.dtype), c.nan_to_num(0.0))) for c in x.unbind(1)] for v in value.unbind(1)
+        [bool(torch.equal(v.nan_to_num(0.0).to(c.dtype), c.nan_to_num(0.0))) for c in x.unbind(1)]
+        for v in value.unbind(1)
     ]
     return np.array([row.index(True) if True in row else -1 for row in same], dtype=int)
 
@@ -390,7 +392,9 @@ def blend(responsibilities: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return np.clip(np.where(mixed <= 0.0031308, 12.92 * mixed, 1.055 * mixed ** (1 / 2.4) - 0.055), 0.0, 1.0)
 
 
-def hdr_levels(log_density: np.ndarray, cell: np.ndarray | float, shares: Sequence[float] = SHARES) -> dict[float, float]:
+def hdr_levels(
+    log_density: np.ndarray, cell: np.ndarray | float, shares: Sequence[float] = SHARES
+) -> dict[float, float]:
     """Share → the log density on the border of the smallest region that holds that share of the probability.
 
     `log_density` on a grid, with the size of each grid point's `cell`. A share that the grid does not hold is left out.
@@ -618,8 +622,10 @@ def _regions(axes: Axes, density: _Density | None, line: float = 0.6) -> list[Pa
     top = max(float(field.max()), heights[-1]) + 1
     axes.contourf(*density.axes, field, levels=[*heights, top], colors=shades, zorder=0)
     axes.contour(*density.axes, field, levels=heights, colors="#A0A0A0", linewidths=line, linestyles="solid", zorder=1)
-    return [Patch(facecolor=s, edgecolor="#A0A0A0", linewidth=0.6, label=f"{q:.0%}".replace("%", " %")) for q, s in
-            zip(shares, shades, strict=True)][::-1]
+    return [
+        Patch(facecolor=s, edgecolor="#A0A0A0", linewidth=0.6, label=f"{q:.0%}".replace("%", " %"))
+        for q, s in zip(shares, shades, strict=True)
+    ][::-1]
 
 
 def _ellipses(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, width: float = 1.6) -> None:
@@ -634,7 +640,15 @@ def _ellipses(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.nd
                 line = {"edgecolor": palette[a], "facecolor": "none", "linewidth": width / k**0.5, "zorder": 3}
                 axes.add_patch(Ellipse(oracle.means[a, list(pair)], long, short, angle=angle, **line))
         at = oracle.means[a, list(pair)]
-        axes.plot(*at, "P", color=palette[a], markersize=5.5 * width, markeredgecolor="white", markeredgewidth=0.55 * width, zorder=4)
+        axes.plot(
+            *at,
+            "P",
+            color=palette[a],
+            markersize=5.5 * width,
+            markeredgecolor="white",
+            markeredgewidth=0.55 * width,
+            zorder=4,
+        )
 
 
 def _limits(axes: Axes, oracle: _Oracle, pair: Sequence[int]) -> None:
@@ -650,7 +664,9 @@ def _limits(axes: Axes, oracle: _Oracle, pair: Sequence[int]) -> None:
         set_limits(max(min(lows), low - 0.25 * span) - 0.06 * span, min(max(highs), high + 0.25 * span) + 0.06 * span)
 
 
-def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, inches: tuple[float, float]) -> None:
+def _label_means(
+    axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, inches: tuple[float, float]
+) -> None:
     """ "z = 0, 64 %" beside each mean, each where it covers the fewest data, means and other labels.
 
     `inches`: about how large the axes are; good enough to tell what is in the way without drawing first.
@@ -672,16 +688,30 @@ def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np
         offsets += [(s * k * edge[0], t * (edge[1] + 9)) for s in (1, -1) for t in (1, -1) for k in (0.5, 1.0)]
         offsets += [(0.0, 15.0), (0.0, -15.0), (half[0] + 9, 0.0), (-half[0] - 9, 0.0)]
         candidates = [np.concatenate([mean + o - half, mean + o + half]) for o in offsets]
-        costs = [_cost(box, boxes, means, points, inches) + 0.02 * np.hypot(*o) for box, o in zip(candidates, offsets, strict=True)]
+        near = [0.0] * 12 + [2.0] * 4  # on the ellipses rather than beside them
+        costs = [
+            _cost(box, boxes, means, points, inches) + 0.02 * math.hypot(*offset) + more
+            for box, offset, more in zip(candidates, offsets, near, strict=True)
+        ]
         best = int(np.argmin(costs))
         boxes.append(candidates[best])
         halo = [patheffects.withStroke(linewidth=3, foreground="white")]
         where = {"xytext": offsets[best], "textcoords": "offset points", "ha": "center", "va": "center"}
-        axes.annotate(text, oracle.means[a, list(pair)], **where, fontsize=9, fontweight="bold", color=0.8 * palette[a],
-                      path_effects=halo, zorder=5)
+        axes.annotate(
+            text,
+            oracle.means[a, list(pair)],
+            **where,
+            fontsize=9,
+            fontweight="bold",
+            color=0.8 * palette[a],
+            path_effects=halo,
+            zorder=5,
+        )
 
 
-def _cost(box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: np.ndarray, inches: tuple[float, float]) -> float:
+def _cost(
+    box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: np.ndarray, inches: tuple[float, float]
+) -> float:
     """How much a label's box [left, bottom, right, top] would cover, in points of the page."""
     inside = lambda p: int(((p > box[:2]) & (p < box[2:])).all(1).sum())  # noqa: E731
     size = np.array(inches) * 72
@@ -734,8 +764,17 @@ def _clusters(scene: _Scene) -> Figure:
 def _legend(figure: Figure, oracle: _Oracle, pair: tuple[int, int], regions: list[Patch]) -> None:
     gaussian = oracle.covariance(pair) is not None
     title = ("Ellipses: 1 and 2 standard deviations.  " if gaussian else "") + "Shaded: the smallest regions that hold"
-    figure.legend(handles=[Patch(alpha=0, label=title), *regions], loc="outside lower right", ncols=1 + len(regions),
-                  frameon=False, fontsize=8, handlelength=1.2, columnspacing=1.0, handletextpad=0.5, labelcolor=QUIET)
+    figure.legend(
+        handles=[Patch(alpha=0, label=title), *regions],
+        loc="outside lower right",
+        ncols=1 + len(regions),
+        frameon=False,
+        fontsize=8,
+        handlelength=1.2,
+        columnspacing=1.0,
+        handletextpad=0.5,
+        labelcolor=QUIET,
+    )
 
 
 def _pair(scene: _Scene) -> tuple[int, int]:
@@ -782,8 +821,10 @@ def _pairs(scene: _Scene) -> Figure:
 def _key(axes: Axes, oracle: _Oracle, palette: np.ndarray) -> None:
     """Which colour is which component, and its weight."""
     if oracle.A > 1:
-        handles = [Patch(color=palette[a], label=f"{oracle.label(a)}, {_percent(oracle.weights[a])}")
-                   for a in oracle.order[:MOST_LABELS]]
+        handles = [
+            Patch(color=palette[a], label=f"{oracle.label(a)}, {_percent(oracle.weights[a])}")
+            for a in oracle.order[:MOST_LABELS]
+        ]
         axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=9, handlelength=1.0, labelcolor=INK)
 
 
@@ -800,15 +841,27 @@ def _histogram(scene: _Scene) -> Figure:
     axes.set(xlabel=scene.name(column), ylabel="probability" if whole else "density")
     key = [Line2D([], [], color=INK, linewidth=1.2, label="p(x)"), Patch(color=FAINT, label="data")]
     axes.legend(handles=key, loc="center left", frameon=False, fontsize=8, labelcolor=QUIET, handlelength=1.2)
-    top = axes.get_ylim()[1]
-    axes.set_ylim(0, 1.12 * top)
-    for a in oracle.order[:MOST_LABELS] if oracle.A > 1 else []:
-        at = oracle.means[a, column]
-        axes.axvline(at, 0, 0.9, color=palette[a], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
-        axes.text(at, 1.03 * top, f"{oracle.label(a)}, {_percent(oracle.weights[a])}", ha="center", va="bottom", fontsize=9,
-                  fontweight="bold", color=0.8 * palette[a], path_effects=halo)
+    if oracle.A > 1:
+        _label_curves(axes, oracle, column, palette)
     return figure
+
+
+def _label_curves(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> None:
+    """ "z = 0, 64 %" above the curves at each component's mean, in as many lines as keep them apart."""
+    (left, right), top = axes.get_xlim(), axes.get_ylim()[1]
+    shown = sorted(oracle.order[:MOST_LABELS], key=lambda a: oracle.means[a, column])
+    ends: list[float] = []  # where the last label of each line ends
+    for a in shown:
+        text, at = f"{oracle.label(a)}, {_percent(oracle.weights[a])}", oracle.means[a, column]
+        half = 0.0065 * len(text) * (right - left)
+        line = next((i for i, end in enumerate(ends) if at - half > end), len(ends))
+        ends[line : line + 1] = [at + half]
+        height = (1.04 + 0.075 * line) * top
+        axes.plot([at, at], [0, height - 0.01 * top], color=palette[a], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+        words = {"fontsize": 9, "fontweight": "bold", "color": 0.8 * palette[a], "path_effects": halo}
+        axes.text(at, height, text, ha="center", va="bottom", **words)
+    axes.set_ylim(0, (1.06 + 0.075 * len(ends)) * top)
 
 
 def _bars(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> bool:
@@ -848,8 +901,11 @@ def _images(scene: _Scene) -> Figure:
     shown = oracle.order[:100]
     down = -(-len(shown) // min(len(shown), 12, math.ceil(math.sqrt(2.2 * len(shown)))))
     across = -(-len(shown) // down)
-    note = f"mean images, the heaviest first; {len(shown)} of {oracle.A} components" if oracle.A > len(shown) else (
-        "mean images, the heaviest first" if oracle.A > 1 else "mean image")
+    note = (
+        f"mean images, the heaviest first; {len(shown)} of {oracle.A} components"
+        if len(shown) < oracle.A
+        else ("mean images, the heaviest first" if oracle.A > 1 else "mean image")
+    )
     note += "; tinted: never observed" if len(scene.columns) < scene.x[0].size else ""
     figure = _figure(7.2, (6.3 / max(3, across) * shape[0] / shape[1] + 0.25) * down + 0.8, scene.title(note))
     means = oracle.means[shown]
@@ -865,7 +921,8 @@ def _images(scene: _Scene) -> Figure:
         image = axes.imshow(mean.reshape(shape), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color=FAINT, linewidth=0.8, transform=axes.transAxes, clip_on=False)
         if oracle.A > 1:
-            axes.set_title(f"{oracle.label(a)}, {_percent(oracle.weights[a])}", fontsize=8, color=INK, pad=3)
+            weight = _percent(oracle.weights[a])
+            axes.set_title(weight if across > 8 else f"{oracle.label(a)}, {weight}", fontsize=8, color=INK, pad=3)
     bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.6, aspect=18, pad=0.02)
     bar.ax.tick_params(labelsize=8, colors=QUIET)
     bar.outline.set_visible(False)
@@ -897,8 +954,7 @@ def _profiles(scene: _Scene) -> Figure:
     if field.size <= 150 and width / len(columns) > 0.45:
         for (i, j), value in np.ndenumerate(field):
             dark = value > 0.6 if binary else abs(value) > 0.65 * reach
-            axes.text(j, i, _short(means[i, j]), ha="center", va="center", fontsize=8,
-                      color="white" if dark else INK)
+            axes.text(j, i, _short(means[i, j]), ha="center", va="center", fontsize=8, color="white" if dark else INK)
     bar = figure.colorbar(image, ax=axes, pad=0.015, extend="neither" if binary else "both")
     bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=8, colors=QUIET)
@@ -963,7 +1019,14 @@ def _rate_drops(axes: Axes, iterations: np.ndarray, rates: np.ndarray) -> None:
     """A line wherever the learning rate was lowered."""
     drops = iterations[1:][rates[1:] < rates[:-1]]
     for i, at in enumerate(drops):
-        axes.axvline(at, color=OKABE_ITO[4], linewidth=0.8, linestyle=(0, (2, 2)), zorder=0, label="" if i else "learning rate lowered")
+        axes.axvline(
+            at,
+            color=OKABE_ITO[4],
+            linewidth=0.8,
+            linestyle=(0, (2, 2)),
+            zorder=0,
+            label="" if i else "learning rate lowered",
+        )
 
 
 def _verified(axes: Axes, document: dict[str, Any]) -> None:
@@ -982,10 +1045,25 @@ def _restarts(axes: Axes, finals: list[float]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, min(finals)), high)
     for value in finals:
-        axes.plot([1.0, 1.035], [value, value], color=OKABE_ITO[1], linewidth=1.2, transform=axes.get_yaxis_transform(), clip_on=False)
+        axes.plot(
+            [1.0, 1.035],
+            [value, value],
+            color=OKABE_ITO[1],
+            linewidth=1.2,
+            transform=axes.get_yaxis_transform(),
+            clip_on=False,
+        )
     reached = sum(v > max(finals) - 1e-4 * (1 + abs(max(finals))) for v in finals)
-    axes.text(0.97, 0.05, f"ticks: where {len(finals)} restarts ended\n{reached} at the best", transform=axes.transAxes, ha="right",
-              va="bottom", fontsize=8, color=OKABE_ITO[1])
+    axes.text(
+        0.97,
+        0.05,
+        f"ticks: where {len(finals)} restarts ended\n{reached} at the best",
+        transform=axes.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=OKABE_ITO[1],
+    )
 
 
 def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: bool) -> None:
@@ -1002,7 +1080,14 @@ def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: boo
     for distance, width, alpha in series:
         kept = distance > 4 * np.finfo(float).eps * abs(final)  # below that it is rounding
         at = iterations[: len(distance)]
-        axes.plot(at[kept], distance[kept], color=OKABE_ITO[2], linewidth=width, alpha=alpha, marker="." if len(values) <= 40 else None)
+        axes.plot(
+            at[kept],
+            distance[kept],
+            color=OKABE_ITO[2],
+            linewidth=width,
+            alpha=alpha,
+            marker="." if len(values) <= 40 else None,
+        )
     if any((d > 0).any() for d, _, _ in series):
         axes.set_yscale("log")
 
@@ -1015,7 +1100,11 @@ def _khat(scene: _Scene) -> Figure:
     khat = scene.stats["khat"]
     ess = scene.stats.get("ess")
     bad = int((~(khat <= 0.7)).sum())
-    verdict = "no datum above 0.7" if not bad else f"{_count(bad)} of {_count(len(khat))} data above 0.7: their estimates cannot be trusted"
+    verdict = (
+        "no datum above 0.7"
+        if not bad
+        else f"{_count(bad)} of {_count(len(khat))} data above 0.7: their estimates cannot be trusted"
+    )
     figure = _figure(8.4, 5.2 if ess is not None else 3.4, scene.title(verdict))
     rows = 1 if ess is None else 2
     grid = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row", width_ratios=(3, 1))
@@ -1062,7 +1151,9 @@ def _label_worst(axes: Axes, shown: np.ndarray, khat: np.ndarray) -> None:
             continue
         taken.append(at)
         beyond = "" if khat[row] <= shown[row] else (" (∞)" if not np.isfinite(khat[row]) else f" ({khat[row]:.1f})")
-        axes.annotate(f"{row}{beyond}", (row, shown[row]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=INK)
+        axes.annotate(
+            f"{row}{beyond}", (row, shown[row]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=INK
+        )
 
 
 # ---- missing ---------------------------------------------------------------------------------------------
@@ -1081,24 +1172,44 @@ def _missing(scene: _Scene) -> Figure:
     axes = _style(panels[0])
     few = order[np.linspace(0, n - 1, min(n, 2000)).round().astype(int)]
     two = colors.ListedColormap(["#CFE0EC", OKABE_ITO[1]])
-    axes.imshow(missing[few], cmap=two, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(-0.5, D - 0.5, n, 0))
+    axes.imshow(
+        missing[few], cmap=two, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(-0.5, D - 0.5, n, 0)
+    )
     axes.set_ylabel("rows, sorted by pattern")
     if D <= 30:
         for d in range(D - 1):
             axes.axvline(d + 0.5, color="white", linewidth=1.5)
         names = [f"{scene.name(d)}\n{_percent(missing[:, d].mean())}" for d in range(D)]
-        axes.set_xticks(range(D), names, **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if D > 6 else {}))
+        axes.set_xticks(
+            range(D), names, **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if D > 6 else {})
+        )
     else:
         axes.set_xlabel(f"{D} columns, in their order")
     for start, stop in bands if len(bands) < n else []:
-        if 0 < start and len(bands) <= 60:
+        if start > 0 and len(bands) <= 60:
             axes.axhline(start, color="white", linewidth=0.8)
         if stop - start >= 0.035 * n:
-            axes.text(D - 0.5, (start + stop) / 2, f"  {_count(stop - start)} rows", va="center", fontsize=8, color=INK, clip_on=False)
+            axes.text(
+                D - 0.5,
+                (start + stop) / 2,
+                f"  {_count(stop - start)} rows",
+                va="center",
+                fontsize=8,
+                color=INK,
+                clip_on=False,
+            )
     if image:
         _missing_map(figure, panels[1], missing.mean(0).reshape(image))
     handles = [Patch(color=two(i), label=w) for i, w in enumerate(("observed", "unobserved"))]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False, fontsize=8, labelcolor=QUIET, handlelength=1.0)
+    figure.legend(
+        handles=handles,
+        loc="outside lower right",
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+        labelcolor=QUIET,
+        handlelength=1.0,
+    )
     return figure
 
 
@@ -1112,7 +1223,9 @@ def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     ranked = np.lexsort((first, amount / counts, -counts))
     place[ranked] = np.arange(len(counts))
     stops = np.cumsum(counts[ranked])
-    return np.argsort(place[inverse], kind="stable"), list(zip((stops - counts[ranked]).tolist(), stops.tolist(), strict=True))
+    return np.argsort(place[inverse], kind="stable"), list(
+        zip((stops - counts[ranked]).tolist(), stops.tolist(), strict=True)
+    )
 
 
 def _missing_map(figure: Figure, axes: Axes, share: np.ndarray) -> None:

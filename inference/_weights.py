@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from zoo._program import Program
-from zoo._structure import DRAWS_PLATE, Structure, local_log_prob, per_datum
+from zoo._structure import Structure
+from zoo._trace import DRAWS_PLATE, local_log_prob, per_datum
 
 NUMBERS = 2**23  # numbers in the largest temporary
 

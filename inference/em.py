@@ -125,7 +125,8 @@ class _Leap:
     """
 
     def __init__(self, task: Task) -> None:
-        self.task, self.points, self.taken = task, [], False
+        self.task, self.taken = task, False
+        self.points: list[Tensor] = []
         self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 
     def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """Laplace's approximation: a Gaussian at the mode, with the inverse Hessian for its covariance.
 
 Discrete local latents are enumerated; for continuous ones whose log joint is quadratic one Newton step from anywhere gives
-the mode, the Gaussian is the posterior itself, and log p(x) is exact. With global latents (parameters with priors) the Gaussian is over them, in unconstrained
-coordinates, and gives log p(x) (MacKay 2003, §27; Tierney & Kadane 1986). A program with none has nothing continuous to
-approximate: its log p(x; θ̂) is exact, and the Gaussian is the large-sample one over θ itself, from the observed
-information (Efron & Hinkley 1978): standard errors.
+the mode, the Gaussian is the posterior itself, and log p(x) is exact. With global latents (parameters with priors) the
+Gaussian is over them, in unconstrained coordinates, and gives log p(x) (MacKay 2003, §27; Tierney & Kadane 1986). A program
+with none has no more to approximate, and the Gaussian is the large-sample one over θ itself, from the observed information
+(Efron & Hinkley 1978): standard errors.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     warnings = []
     if raised:
         warnings.append(
-            f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The data "
-            "do not identify those directions (a rotation of loadings, an empty component); standard errors leave them out."
+            f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
+            "data do not identify those directions (a rotation of loadings, an empty component); standard errors leave them out."
         )
     if not peak.converged:
         warnings.append("laplace did not reach the mode to the tolerance asked for; raise max_iter or tol.")
@@ -205,7 +205,10 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
     notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
     if task.structure.continuous_locals:
         names = ", ".join(f"'{s.name}'" for s in task.structure.continuous_locals)
-        notes |= {"newton_steps": 1, "exact": f"the log joint is quadratic in {names}: Laplace's approximation is exact"}
+        notes |= {
+            "newton_steps": 1,
+            "exact": f"the log joint is quadratic in {names}: Laplace's approximation is exact",
+        }
     return notes
 
 

@@ -25,7 +25,8 @@ from inference._start import Start, begin
 from inference._task import Task
 from inference._training import train
 from zoo._options import positive
-from zoo._structure import DATA_PLATE, Structure
+from zoo._structure import Structure
+from zoo._trace import DATA_PLATE
 
 BOUND_DRAWS = 200
 
@@ -127,7 +128,7 @@ def enumerated_bound(task: Task, guide: Any) -> Tensor:
 
 def log_guide(task: Task, guide: Any, rows: slice) -> Tensor:
     """log q(a | x_i) [rows, A] for every joint assignment."""
-    from zoo._structure import local_log_prob
+    from zoo._trace import local_log_prob
 
     conditioned = pyro.poutine.condition(guide, data=task.exact.assignments)
     with pyro.settings.context(module_local_params=True):

@@ -178,7 +178,10 @@ def test_two_sites_against_a_loop():
     locs, scale = 2 * rng.normal(size=(2, 3, 3)), rng.uniform(0.5, 1.5, 3)
     x = hide(2 * rng.normal(size=(40, 3)), 0.2)
     exact = exact_of(user.two_sites, x, {"first": first, "second": second, "locs": locs, "scale": scale})
-    names = [(int(a), int(b)) for a, b in zip(exact.assignments["z1"].flatten(), exact.assignments["z2"].flatten(), strict=True)]
+    names = [
+        (int(a), int(b))
+        for a, b in zip(exact.assignments["z1"].flatten(), exact.assignments["z2"].flatten(), strict=True)
+    ]
     joint = np.empty((len(x), 6))
     pairs = list(itertools.product(range(2), range(3)))
     for i, (j, (a, b)) in itertools.product(range(len(x)), enumerate(pairs)):

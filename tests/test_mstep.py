@@ -12,6 +12,7 @@ import torch
 import user_programs as user
 from families import CASES, CLOSED
 from helpers import hide, task_of, tensor
+from scipy import optimize, stats
 from torch.distributions import constraints, transform_to
 
 from inference._families import Floor
@@ -145,8 +146,11 @@ def test_near_misses_are_numeric(name):
     assert set(plan.closed) == {"weights"}
 
 
+AT_A_BORDER = {"absolute value", "relu", "positive locations"}  # the best mean is 0, and the data's is below
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_near_misses_still_climb_to_a_stationary_point(name):
+def test_near_misses_still_climb_to_the_maximum(name):
     from inference import em
 
     model, x = NEAR_MISSES[name]
@@ -154,7 +158,10 @@ def test_near_misses_still_climb_to_a_stationary_point(name):
     fit = em.fit(task, start="program", max_iter=60, tol=1e-12)
     trace = fit.trace["log_likelihood"]
     assert np.all(np.diff(trace) >= -1e-8 * (1 + np.abs(trace[:-1])))
-    assert trace[-1] >= trace[0]
+    if name in AT_A_BORDER:
+        assert trace[-1] == pytest.approx(stats.norm.logpdf(x).sum(), abs=0.1)
+        return
+    assert trace[-1] > trace[0]
     for n, gradient in gradients(task).items():
         assert float(gradient.abs().max()) < 0.02 * len(x) ** 0.5, n
 
@@ -276,7 +283,9 @@ def test_the_update_is_where_an_optimiser_ends(name):
 
     closed = float(objective(None).detach())
     leaves = {n: (p.detach() + 0.3).requires_grad_() for n, p in task.program.unconstrained().items()}
-    optimiser = torch.optim.LBFGS(list(leaves.values()), max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+    optimiser = torch.optim.LBFGS(
+        list(leaves.values()), max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-9
+    )
 
     def loss():
         optimiser.zero_grad()
@@ -318,7 +327,9 @@ def test_a_normal_with_gaps_takes_the_step_of_little_and_rubin():
         filled, w = np.array(filled), np.array(total)
         locs[k] = w @ filled / w.sum()
         centred = filled - locs[k]
-        covariances[k] = (np.einsum("i,ij,ik->jk", w, centred, centred) + np.einsum("i,ijk->jk", w, conditional)) / w.sum()
+        covariances[k] = (
+            np.einsum("i,ij,ik->jk", w, centred, centred) + np.einsum("i,ijk->jk", w, conditional)
+        ) / w.sum()
     task = task_of(case.program, x)
     task.program.assign({n: tensor(v) for n, v in theta.items()})
     task.m_step(task.plan({}), task.exact.e_step({}), {}, Floor(1e-9, set()))
@@ -330,8 +341,6 @@ def test_a_normal_with_gaps_takes_the_step_of_little_and_rubin():
 
 def test_the_numeric_step_ends_where_an_optimiser_does():
     """A gamma has no closed form: its shapes and rates against SciPy's maximum likelihood, component by component."""
-    from scipy import optimize, stats
-
     case = CASES["gamma"]
     rng = np.random.default_rng(9)
     x = case.data(rng, 60)

@@ -22,7 +22,9 @@ BINARY = (np.random.default_rng(1).random((30, 3)) < 0.5).astype(float)
 
 
 def sites(structure) -> dict[str, tuple]:
-    return {s.name: (s.role, s.scope, s.family, s.event_shape, s.plates, s.cardinality, s.inner) for s in structure.sites}
+    return {
+        s.name: (s.role, s.scope, s.family, s.event_shape, s.plates, s.cardinality, s.inner) for s in structure.sites
+    }
 
 
 def refused(model, x=GAUSSIAN, **options) -> str:
@@ -302,7 +304,9 @@ def test_a_parameter_read_before_it_has_a_value():
     assert "'w'" in refused(model)
 
 
-@pytest.mark.parametrize(("model", "column", "value"), [(user.poisson, 1, -2.0), (user.bernoulli, 2, 3.0), (user.poisson, 0, 0.5)])
+@pytest.mark.parametrize(
+    ("model", "column", "value"), [(user.poisson, 1, -2.0), (user.bernoulli, 2, 3.0), (user.poisson, 0, 0.5)]
+)
 def test_data_outside_the_support_name_site_and_row(model, column, value):
     x = BINARY.copy()
     x[17, column] = value
@@ -347,7 +351,9 @@ def test_the_limit_of_enumeration():
         with pyro.plate("data", len(x)):
             with pyro.plate("bits", 14):
                 b = pyro.sample("b", dist.Bernoulli(0.5))
-            pyro.sample("x", dist.Normal(b.sum(-2).unsqueeze(-1), 1.0).expand([*b.shape[:-2], len(x), 3]).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(b.sum(-2).unsqueeze(-1), 1.0).expand([*b.shape[:-2], len(x), 3]).to_event(1), obs=x
+            )
 
     program = load(wide, tensor(GAUSSIAN))
     found = describe(program, tensor(GAUSSIAN), limit=2**14 - 1)

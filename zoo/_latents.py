@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DATA_PLATE = "data"
+from zoo._trace import DATA_PLATE
 
 
 def joint_values(nodes: Mapping[str, Any], names: Sequence[str], data_dim: int, depth: int) -> dict[str, Tensor]:

@@ -14,18 +14,15 @@ import pyro
 import torch
 from torch import Tensor
 
+from zoo._curvature import quadratic
 from zoo._errors import UsageError
-from zoo._latents import DATA_PLATE, Layout, joint_values
 from zoo._program import Program, blame
+from zoo._trace import DATA_PLATE, family_name, is_local, local_log_prob, sample_nodes
 
 Exactness = Literal["enumerable", "linear-gaussian", "conditionally linear-gaussian", "no"]
 
 PROBE_ROWS = 20
 ENUMERATION_LIMIT = 10_000
-CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number of terms
-CURVATURE_SCALES = (0.0, 1.0, 1.0, 3.0, 10.0)  # standard deviations of the points; the first is the origin
-CURVATURE_ASSIGNMENTS = 64
-DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         torch.manual_seed(0)
         with blame(program.name):
             trace = program.trace(probe)
-        nodes = _sample_nodes(trace)
+        nodes = sample_nodes(trace)
         data_dim = _check_contract(program, trace, nodes, len(probe))
         sites = tuple(_site(node) for node in nodes)
         depth = max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.dim is not None), default=1)
@@ -134,68 +131,10 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     exact, reason, assignments = _exactness(sites, dependent, limit)
     change = None
     if exact != "no" and any(s.role == "latent" and s.scope == "local" and not s.discrete for s in sites):
-        exact, reason, change = _curvature(program, probe, nodes, data_dim, depth, assignments)
+        exact, reason, change = quadratic(program, probe, nodes, data_dim, depth, assignments)
     values = program.values()
     parameters = tuple(Parameter(n, tuple(v.shape), _plain(program.constraints[n])) for n, v in values.items())
     return Structure(program.name, len(x), sites, parameters, exact, reason, assignments, data_dim, depth, change)
-
-
-def local_log_prob(trace: pyro.poutine.Trace, data_dim: int, rows: int) -> Tensor:
-    """Σ over the local sites of log p, kept apart per datum: [..., rows], where leading dimensions are enumeration or
-    sampling dimensions and every plate but `data` is summed out. Nats."""
-    total = torch.zeros(())
-    local = [node for node in _sample_nodes(trace) if is_local(node)]
-    depth = max((_depth(node) for node in local), default=1)
-    for node in local:
-        total = total + per_datum(node, node["fn"].log_prob(node["value"]), data_dim, depth)
-    return total.expand(torch.broadcast_shapes(total.shape, (rows,)))
-
-
-def per_datum(node: Any, log_prob: Tensor, data_dim: int, depth: int = 1) -> Tensor:
-    """Sum out every plate but `data` (and a method's own plate of draws): [..., n].
-
-    `depth`: how many dimensions the plates of the whole program take, where this site's own are fewer.
-    """
-    depth = max(depth, -data_dim, _depth(node))
-    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (1,) * depth))
-    if node["mask"] is not None:
-        log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
-    log_prob = log_prob * node["scale"]
-    # plate dimensions count from the right; what stands left of the deepest plate is enumeration
-    drop = [d for d in range(-depth, 0) if d != data_dim]
-    return log_prob.sum(drop) if drop else log_prob
-
-
-def _depth(node: Any) -> int:
-    return max((-f.dim for f in node["cond_indep_stack"] if f.dim is not None and f.name != DRAWS_PLATE), default=1)
-
-
-def is_plain(node: Any) -> bool:
-    """Whether a site's log-density counts as it is: the program puts no mask and no scale on it."""
-    return node["mask"] is None and isinstance(node["scale"], float | int) and node["scale"] == 1
-
-
-def global_log_prob(trace: pyro.poutine.Trace) -> Tensor:
-    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents."""
-    total = torch.zeros(())
-    for node in _sample_nodes(trace):
-        if not is_local(node):
-            total = total + (node["fn"].log_prob(node["value"]) * node["scale"]).sum()
-    return total
-
-
-def is_local(node: Any) -> bool:
-    return any(f.name == DATA_PLATE for f in node["cond_indep_stack"])
-
-
-def _sample_nodes(trace: Any) -> list[Any]:
-    return [
-        node
-        for node in trace.nodes.values()
-        if node["type"] == "sample"
-        and type(node["fn"]).__name__ != "_Subsample"
-        and not (node["infer"] or {}).get("_deterministic", False)
-    ]
 
 
 def _probe_rows(x: Tensor) -> Tensor:
@@ -225,9 +164,6 @@ def _check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -
 
 def _site(node: Any) -> Site:
     fn = node["fn"]
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
     discrete = bool(getattr(fn.support, "is_discrete", False))
     local = is_local(node)
     plates = tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: -f.dim))
@@ -236,7 +172,7 @@ def _site(node: Any) -> Site:
         name=node["name"],
         role="observed" if node["is_observed"] else "latent",
         scope="local" if local else "global",
-        family=type(base).__name__.removeprefix("Marginal"),
+        family=family_name(fn),
         event_shape=tuple(fn.event_shape),
         plates=plates,
         support=_plain(fn.support),
@@ -282,125 +218,13 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
     return "enumerable", f"the joint values of {names} can all be visited: {count}", count
 
 
-def _curvature(
-    program: Program, probe: Tensor, nodes: list[Any], data_dim: int, depth: int, assignments: int
-) -> tuple[Exactness, str, float]:
-    """Whether the log joint is quadratic in the continuous local latents, why, and by how much its curvature changes."""
-    by_name = {n["name"]: n for n in nodes}
-    latent = [n for n in nodes if is_local(n) and not n["is_observed"]]
-    continuous = [n["name"] for n in latent if not n["fn"].support.is_discrete]
-    discrete = [n["name"] for n in latent if n["fn"].support.is_discrete]
-    shown = ", ".join(f"'{n}'" for n in continuous)
-    for name in continuous:
-        if "Real" not in _plain(by_name[name]["fn"].support):
-            family = type(by_name[name]["fn"]).__name__
-            return "no", f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
-    layout = Layout(by_name, continuous, data_dim, depth)
-    joint = joint_values(by_name, discrete, data_dim, depth)
-    rows = probe[:4].nan_to_num(0.0).double()
-    change = curvature_change(program, rows, layout, joint, assignments, data_dim, by_name)
-    worst = max(change, key=lambda name: change[name])
-    family = _site(by_name[worst]).family if worst in by_name else ""
-    if not change[worst] <= CURVATURE_TOLERANCE:
-        return (
-            "no",
-            f"log p(x, z) is not quadratic in the continuous latents {shown}: at site '{worst}' ({family}) its curvature "
-            f"changes by {change[worst]:.1e} of itself between random points",
-            change[worst],
-        )
-    why = f"log p(x, z) is quadratic in {shown}: its curvature changes by {change[worst]:.0e} of itself between random points"
-    if discrete:
-        names = ", ".join(f"'{n}'" for n in discrete)
-        return (
-            "conditionally linear-gaussian",
-            f"given each of the {assignments} joint values of {names}, {why}",
-            change[worst],
-        )
-    return "linear-gaussian", why, change[worst]
-
-
-def curvature_change(
-    program: Program,
-    rows: Tensor,
-    layout: Layout,
-    joint: dict[str, Tensor],
-    assignments: int,
-    data_dim: int,
-    nodes: dict[str, Any],
-) -> dict[str, float]:
-    """Site → how far its log-density is from a quadratic in the continuous local latents, relative.
-
-    At random points, near and far, compares Hessian-vector products with those at the first point, and values with the
-    quadratic that value, gradient and Hessian make there. An exact quadratic gives rounding, about 1e-15; a decoder
-    tanh(w z) gives about w².
-    """
-    generator = torch.Generator().manual_seed(7)
-    some = torch.randperm(assignments, generator=generator)[:CURVATURE_ASSIGNMENTS]
-    A, T, n, L = len(some), len(CURVATURE_SCALES), len(rows), layout.L
-    scales = torch.tensor(CURVATURE_SCALES, dtype=torch.float64)[:, None, None, None]
-    z = (scales * torch.randn(T, A, n, L, generator=generator, dtype=torch.float64)).reshape(T * A, n, L)
-    z = z.to(rows.dtype).requires_grad_()
-    discrete = {k: v[some].repeat(T, *(1,) * (v.dim() - 1)) for k, v in joint.items()}
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        trace = program.trace(rows, latents={**discrete, **_globals_of(nodes), **layout.unflatten(z)})
-        out = {}
-        for node in _sample_nodes(trace):
-            if not is_local(node):
-                continue
-            value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim)
-            if value.requires_grad:
-                out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, (T, A, n, L), generator)
-    return out
-
-
-def _from_quadratic(value: Tensor, z: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> float:
-    T, A, n, L = shape
-    (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
-    if gradient is None:
-        return 0.0
-    points = z.detach().reshape(shape)
-    steps = points - points[:1]  # from the first point to each
-    worst = 0.0
-    directions = [torch.randn(L, generator=generator, dtype=z.dtype).expand(shape) for _ in range(min(L, 8))]
-    for direction in [*directions, *steps[1:, None].expand(T - 1, T, A, n, L)]:
-        product = torch.zeros_like(z)
-        if gradient.requires_grad:
-            got = torch.autograd.grad(gradient, z, direction.reshape(z.shape), retain_graph=True, allow_unused=True)[0]
-            product = torch.zeros_like(z) if got is None else got
-        product = product.reshape(shape)
-        size = product[0].abs().amax(-1, keepdim=True).clamp(min=1e-30)
-        worst = max(worst, float(((product - product[:1]).abs() / size).max()))
-    for t in range(1, T):
-        worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape))
-    return worst if math.isfinite(worst) else math.inf
-
-
-def _from_expansion(value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t: int, shape: tuple[int, ...]) -> float:
-    """How far the value at point t is from the quadratic made at point 0, relative to its largest term."""
-    f = value.detach().reshape(shape[:3])
-    g = gradient.detach().reshape(shape)[0]
-    curved = torch.zeros_like(step)
-    if gradient.requires_grad:
-        got = torch.autograd.grad(
-            gradient, z, step.expand(shape).reshape(z.shape), retain_graph=True, allow_unused=True
-        )[0]
-        curved = curved if got is None else got.reshape(shape)[0]
-    linear, quadratic = (g * step).sum(-1), 0.5 * (curved * step).sum(-1)
-    size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()
-    return float(((f[t] - f[0] - linear - quadratic).abs() / size.clamp(min=1e-30)).max())
-
-
-def _globals_of(nodes: dict[str, Any]) -> dict[str, Tensor]:
-    return {k: n["value"] for k, n in nodes.items() if not is_local(n) and not n["is_observed"]}
-
-
 def _check_support(program: Program, x: Tensor) -> None:
     """Every observed value must lie in the support of its site; the first that does not is named."""
     from pyro.poutine import block
 
     with blame(program.name), block(), pyro.validation_enabled(False):
         trace = program.trace(x)
-    for node in _sample_nodes(trace):
+    for node in sample_nodes(trace):
         if not node["is_observed"] or not isinstance(node["value"], Tensor):
             continue
         fn, value = node["fn"], node["value"]

@@ -1,0 +1,143 @@
+"""Is the log joint quadratic in the continuous local latents? Measured, by its curvature at random points near and far.
+
+The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. In float64 the curvature of a quadratic
+changes by rounding alone, about 1e-15 of itself, and that of tanh(w z) by about w², so that the tolerance of 1e-9 refuses
+all w above 1e-6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from zoo._latents import Layout, joint_values
+from zoo._program import Program
+from zoo._trace import family_name, is_local, per_datum, sample_nodes
+
+CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number of terms
+CURVATURE_SCALES = (0.0, 1.0, 1.0, 3.0, 10.0)  # standard deviations of the points; the first is the origin
+CURVATURE_ASSIGNMENTS = 64
+
+Verdict = Literal["linear-gaussian", "conditionally linear-gaussian", "no"]
+
+
+def quadratic(
+    program: Program, probe: Tensor, nodes: list[Any], data_dim: int, depth: int, assignments: int
+) -> tuple[Verdict, str, float]:
+    """Whether the log joint is quadratic in the continuous local latents, why, and by how much its curvature changes."""
+    by_name = {n["name"]: n for n in nodes}
+    latent = [n for n in nodes if is_local(n) and not n["is_observed"]]
+    continuous = [n["name"] for n in latent if not n["fn"].support.is_discrete]
+    discrete = [n["name"] for n in latent if n["fn"].support.is_discrete]
+    shown = ", ".join(f"'{n}'" for n in continuous)
+    for name in continuous:
+        if not _unbounded(by_name[name]["fn"].support):
+            family = family_name(by_name[name]["fn"])
+            return "no", f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
+    layout = Layout(by_name, continuous, data_dim, depth)
+    joint = joint_values(by_name, discrete, data_dim, depth)
+    rows = probe[:4].nan_to_num(0.0).double()
+    change = curvature_change(program, rows, layout, joint, assignments, data_dim, by_name)
+    worst = max(change, key=lambda name: change[name])
+    family = family_name(by_name[worst]["fn"])
+    if not change[worst] <= CURVATURE_TOLERANCE:
+        return (
+            "no",
+            f"log p(x, z) is not quadratic in the continuous latents {shown}: at site '{worst}' ({family}) its curvature "
+            f"changes by {change[worst]:.1e} of itself between random points",
+            change[worst],
+        )
+    why = f"log p(x, z) is quadratic in {shown}: its curvature changes by {change[worst]:.0e} of itself between random points"
+    if discrete:
+        names = ", ".join(f"'{n}'" for n in discrete)
+        return (
+            "conditionally linear-gaussian",
+            f"given each of the {assignments} joint values of {names}, {why}",
+            change[worst],
+        )
+    return "linear-gaussian", why, change[worst]
+
+
+def curvature_change(
+    program: Program,
+    rows: Tensor,
+    layout: Layout,
+    joint: dict[str, Tensor],
+    assignments: int,
+    data_dim: int,
+    nodes: dict[str, Any],
+) -> dict[str, float]:
+    """Site → how far its log-density is from a quadratic in the continuous local latents, relative.
+
+    At random points, near and far, compares Hessian-vector products with those at the first point, and values with the
+    quadratic that value, gradient and Hessian make there. An exact quadratic gives rounding, about 1e-15; a decoder
+    tanh(w z) gives about w².
+    """
+    generator = torch.Generator().manual_seed(7)
+    some = torch.randperm(assignments, generator=generator)[:CURVATURE_ASSIGNMENTS]
+    A, T, n, L = len(some), len(CURVATURE_SCALES), len(rows), layout.L
+    scales = torch.tensor(CURVATURE_SCALES, dtype=torch.float64)[:, None, None, None]
+    z = (scales * torch.randn(T, A, n, L, generator=generator, dtype=torch.float64)).reshape(T * A, n, L)
+    z = z.to(rows.dtype).requires_grad_()
+    discrete = {k: v[some].repeat(T, *(1,) * (v.dim() - 1)) for k, v in joint.items()}
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        trace = program.trace(rows, latents={**discrete, **_globals_of(nodes), **layout.unflatten(z)})
+        out = {}
+        for node in sample_nodes(trace):
+            if not is_local(node):
+                continue
+            value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim)
+            if value.requires_grad:
+                out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, (T, A, n, L), generator)
+    return out
+
+
+def _from_quadratic(value: Tensor, z: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> float:
+    T, A, n, L = shape
+    (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
+    if gradient is None:
+        return 0.0
+    points = z.detach().reshape(shape)
+    steps = points - points[:1]  # from the first point to each
+    worst = 0.0
+    directions = [torch.randn(L, generator=generator, dtype=z.dtype).expand(shape) for _ in range(min(L, 8))]
+    for direction in [*directions, *steps[1:, None].expand(T - 1, T, A, n, L)]:
+        product = torch.zeros_like(z)
+        if gradient.requires_grad:
+            got = torch.autograd.grad(gradient, z, direction.reshape(z.shape), retain_graph=True, allow_unused=True)[0]
+            product = torch.zeros_like(z) if got is None else got
+        product = product.reshape(shape)
+        size = product[0].abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        worst = max(worst, float(((product - product[:1]).abs() / size).max()))
+    for t in range(1, T):
+        worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape))
+    return worst if math.isfinite(worst) else math.inf
+
+
+def _from_expansion(value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t: int, shape: tuple[int, ...]) -> float:
+    """How far the value at point t is from the quadratic made at point 0, relative to its largest term."""
+    f = value.detach().reshape(shape[:3])
+    g = gradient.detach().reshape(shape)[0]
+    curved = torch.zeros_like(step)
+    if gradient.requires_grad:
+        got = torch.autograd.grad(
+            gradient, z, step.expand(shape).reshape(z.shape), retain_graph=True, allow_unused=True
+        )[0]
+        curved = curved if got is None else got.reshape(shape)[0]
+    linear, quadratic = (g * step).sum(-1), 0.5 * (curved * step).sum(-1)
+    size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()
+    return float(((f[t] - f[0] - linear - quadratic).abs() / size.clamp(min=1e-30)).max())
+
+
+def _unbounded(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _globals_of(nodes: dict[str, Any]) -> dict[str, Tensor]:
+    return {k: n["value"] for k, n in nodes.items() if not is_local(n) and not n["is_observed"]}

@@ -1,0 +1,76 @@
+"""Reading densities off a Pyro trace: which sites belong to a datum, and their log-densities, datum by datum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DATA_PLATE = "data"
+DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
+
+
+def local_log_prob(trace: Any, data_dim: int, rows: int) -> Tensor:
+    """Σ over the local sites of log p, kept apart per datum: [..., rows], where leading dimensions are enumeration or
+    sampling dimensions and every plate but `data` is summed out. Nats."""
+    total = torch.zeros(())
+    local = [node for node in sample_nodes(trace) if is_local(node)]
+    depth = max((_depth(node) for node in local), default=1)
+    for node in local:
+        total = total + per_datum(node, node["fn"].log_prob(node["value"]), data_dim, depth)
+    return total.expand(torch.broadcast_shapes(total.shape, (rows,)))
+
+
+def per_datum(node: Any, log_prob: Tensor, data_dim: int, depth: int = 1) -> Tensor:
+    """Sum out every plate but `data` (and a method's own plate of draws): [..., n].
+
+    `depth`: how many dimensions the plates of the whole program take, where this site's own are fewer.
+    """
+    depth = max(depth, -data_dim, _depth(node))
+    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (1,) * depth))
+    if node["mask"] is not None:
+        log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
+    log_prob = log_prob * node["scale"]
+    # plate dimensions count from the right; what stands left of the deepest plate is enumeration
+    drop = [d for d in range(-depth, 0) if d != data_dim]
+    return log_prob.sum(drop) if drop else log_prob
+
+
+def _depth(node: Any) -> int:
+    return max((-f.dim for f in node["cond_indep_stack"] if f.dim is not None and f.name != DRAWS_PLATE), default=1)
+
+
+def is_plain(node: Any) -> bool:
+    """Whether a site's log-density counts as it is: the program puts no mask and no scale on it."""
+    return node["mask"] is None and isinstance(node["scale"], float | int) and node["scale"] == 1
+
+
+def global_log_prob(trace: Any) -> Tensor:
+    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents."""
+    total = torch.zeros(())
+    for node in sample_nodes(trace):
+        if not is_local(node):
+            total = total + (node["fn"].log_prob(node["value"]) * node["scale"]).sum()
+    return total
+
+
+def is_local(node: Any) -> bool:
+    return any(f.name == DATA_PLATE for f in node["cond_indep_stack"])
+
+
+def sample_nodes(trace: Any) -> list[Any]:
+    return [
+        node
+        for node in trace.nodes.values()
+        if node["type"] == "sample"
+        and type(node["fn"]).__name__ != "_Subsample"
+        and not (node["infer"] or {}).get("_deterministic", False)
+    ]
+
+
+def family_name(fn: Any) -> str:
+    """The family of a distribution, without what is wrapped around it."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__.removeprefix("Marginal")
