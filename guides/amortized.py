@@ -87,7 +87,8 @@ class Guide(PyroModule):
         heads = self.encode(x)
         with pyro.plate("data", len(x), dim=self.data_dim):
             for site in self.sites:
-                pyro.sample(site.name, self.posterior(site, heads[site.name]))
+                head = heads[site.name].reshape(len(x), *(1,) * (-1 - self.data_dim), -1)  # plates right of `data`
+                pyro.sample(site.name, self.posterior(site, head))
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
         """Site → the numbers that parametrise its q, [n, outputs]."""
@@ -99,14 +100,14 @@ class Guide(PyroModule):
 
     @staticmethod
     def posterior(site: Site, head: Tensor) -> dist.TorchDistribution:
-        """q(site | x) with batch shape [n]."""
+        """q(site | x) with the batch shape of `head`, [n] or [n, 1, …]."""
         if site.discrete and _binary(site):
-            q = dist.Bernoulli(logits=head.reshape(len(head), *site.event_shape))
+            q = dist.Bernoulli(logits=head.reshape(*head.shape[:-1], *site.event_shape))
             return q.to_event(len(site.event_shape))
         if site.discrete:
             return dist.Categorical(logits=head)
         shape = free_shape(site)
-        loc, log_scale = head.reshape(len(head), *shape, 2).unbind(-1)
+        loc, log_scale = head.reshape(*head.shape[:-1], *shape, 2).unbind(-1)
         q = dist.Normal(loc, torch.nn.functional.softplus(log_scale) + 1e-6).to_event(len(shape))
         return q if site.support == "Real" else dist.TransformedDistribution(q, [biject_to(site.constraint)])
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from inference._families import Family, Params, family_of, parameters_of
+from zoo._latents import by_datum
 from zoo._program import Program
-from zoo._structure import Structure, is_plain
-from zoo._trace import global_log_prob, is_local, per_datum
+from zoo._structure import Structure
+from zoo._trace import global_log_prob, is_local, is_plain, per_datum
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
@@ -324,8 +325,8 @@ class Enumeration:
         chosen = torch.multinomial(responsibilities, draws, replacement=True).mT  # [draws, N]
         out = {}
         for site in self.structure.discrete_locals:
-            value = self.assignments[site.name]
-            out[site.name] = value.reshape(self.A, *(site.inner,) * (site.inner > 1), *site.event_shape)[chosen]
+            value = by_datum(self.assignments[site.name], site, self.structure)  # [A, 1, inner plates, event]
+            out[site.name] = value[:, 0][chosen]
         return out
 
 

@@ -20,8 +20,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from zoo._missing import patterns
-
+BLOCK_NUMBERS = 2**22  # in the covariances of a block of rows with holes
 LOG_2PI = math.log(2 * math.pi)
 Params = dict[str, Tensor]
 Density = Callable[[Tensor], Tensor]
@@ -311,12 +310,7 @@ class MultivariateNormal(Family):
         def density(x: Tensor) -> Tensor:
             if self._whole(x):
                 return whole(x - self.center)
-            out, covariance = x.new_zeros(len(x), len(loc)), tril @ tril.mT
-            for seen, rows in patterns(~x.isnan()):
-                if seen.any():
-                    part = _whitened(loc[:, seen], torch.linalg.cholesky(covariance[:, seen][:, :, seen]))
-                    out = out.index_copy(0, rows, part((x[rows] - self.center)[:, seen]))
-            return out
+            return torch.cat([self._marginal(rows, loc, tril @ tril.mT) for rows in self._blocks(x, len(loc))])
 
         return density
 
@@ -324,13 +318,41 @@ class MultivariateNormal(Family):
         """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
         if self._whole(x):
             return {"moments": _second_moments(x - self.center, weights)}
-        D, covariance = x.shape[1], _covariance(params)
-        moments = x.new_zeros(weights.shape[1], D + 1, D + 1)
-        for seen, rows in patterns(~x.isnan()):
-            if seen.any():
-                part = _second_moments((x[rows] - self.center)[:, seen], weights[rows])
-                moments += _complete(part, params["loc"] - self.center, covariance, seen)
-        return {"moments": moments}
+        loc, covariance = params["loc"] - self.center, _covariance(params)
+        blocks = zip(self._blocks(x, len(loc)), self._blocks(weights, len(loc), x.shape[1]), strict=True)
+        return {"moments": torch.stack([self._completed(rows, w, loc, covariance) for rows, w in blocks]).sum(0)}
+
+    @staticmethod
+    def _blocks(x: Tensor, assignments: int, entries: int | None = None) -> tuple[Tensor, ...]:
+        """Rows in pieces for which a D × D matrix a row and assignment is little memory."""
+        return x.split(max(1, BLOCK_NUMBERS // (assignments * (entries or x.shape[1]) ** 2)))
+
+    def _marginal(self, x: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
+        """log-density of the seen entries of each row [n, A]; each missingness pattern is factorised once."""
+        mask, unique, which = _patterns(x)
+        factor = torch.linalg.cholesky(_masked(covariance, unique))  # [U, A, D, D]
+        eye = torch.eye(x.shape[1], dtype=x.dtype).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+        difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)  # [n, A, D]
+        white = (inverse[which] @ difference.unsqueeze(-1)).squeeze(-1)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * white.square().sum(-1) - log_det[which] - 0.5 * LOG_2PI * mask.sum(1, keepdim=True)
+
+    def _completed(self, x: Tensor, weights: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
+        """Second moments [A, D+1, D+1], unseen entries by their conditional mean and covariance given the seen ones."""
+        mask, unique, which = _patterns(x)
+        seen, D = unique[:, None, :, None], x.shape[1]
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_masked(covariance, unique)))
+        gain = covariance @ (inverse * seen * seen.mT)  # [U, A, D, D]: from seen differences to all expected ones
+        conditional = (covariance - gain @ covariance) * (1 - seen) * (1 - seen.mT)
+        difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)
+        filled = torch.where(mask.unsqueeze(1) > 0, difference, (gain[which] @ difference.unsqueeze(-1)).squeeze(-1))
+        extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1)  # [n, A, D+1]
+        weights = weights * (mask.sum(1, keepdim=True) > 0)
+        moments = torch.einsum("na,nad,nae->ade", weights, extended, extended)
+        by_pattern = weights.new_zeros(len(unique), weights.shape[1]).index_add(0, which, weights)
+        moments[:, :D, :D] += torch.einsum("ua,uade->ade", by_pattern, conditional)
+        return moments
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         tril = _cholesky(params)
@@ -434,25 +456,17 @@ def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _complete(part: Tensor, loc: Tensor, covariance: Tensor, seen: Tensor) -> Tensor:
-    """Second moments of all D entries from those of the seen ones, by the conditional mean and covariance."""
-    A, D = loc.shape
-    d, gone = int(seen.sum()), ~seen
-    lift = part.new_zeros(A, d + 1, D + 1)  # u_seen ↦ E[u | u_seen]
-    index = seen.nonzero()[:, 0]
-    lift[:, torch.arange(d), index] = 1.0
-    lift[:, d, D] = 1.0
-    moments = part.new_zeros(A, D + 1, D + 1)
-    if gone.any():
-        cross = covariance[:, seen][:, :, gone]
-        gain = torch.linalg.solve(covariance[:, seen][:, :, seen], cross)  # [A, d, m]
-        missing = gone.nonzero()[:, 0]
-        lift[:, :d, missing] = gain
-        lift[:, d, missing] = loc[:, gone] - (loc[:, seen].unsqueeze(1) @ gain).squeeze(1)
-        conditional = covariance[:, gone][:, :, gone] - cross.mT @ gain
-        spread = part[:, -1, -1][:, None, None] * conditional
-        moments[:, missing.unsqueeze(1), missing] = spread
-    return moments + lift.mT @ part @ lift
+def _patterns(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1.0 where x [n, D] was seen; the distinct patterns of that [U, D]; and which of them each row has [n]."""
+    seen = ~x.isnan()
+    unique, which = torch.unique(seen, dim=0, return_inverse=True)
+    return seen.to(x.dtype), unique.to(x.dtype), which
+
+
+def _masked(covariance: Tensor, unique: Tensor) -> Tensor:
+    """[U, A, D, D]: the covariance among the seen entries of each pattern, the identity among the others."""
+    seen = unique[:, None, :, None]
+    return covariance * seen * seen.mT + torch.diag_embed(1 - unique).unsqueeze(1)
 
 
 def _block_size(family: Family, name: str, params: Params) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from inference._impute import Imputation
 
 Kind = Literal["exact", "lower bound", "estimate"]
 
@@ -92,6 +95,9 @@ class Fit:
     local_sites: tuple[str, ...] = ()
     x: np.ndarray | None = None  # [n, ...] the observed data, NaN where unobserved
     columns: tuple[str, ...] = ()
+    center: np.ndarray | None = None  # what standardising subtracted, [...] of one row
+    scale: np.ndarray | None = None  # and divided by
+    task: Any = None
     image_shape: tuple[int, int] | None = None  # rows and columns, where each datum is an image
     labels: np.ndarray | None = None  # [n] class labels of the data set, where it has them
     predictive: np.ndarray | None = None  # [draws, n, ...] posterior predictive data
@@ -106,6 +112,15 @@ class Fit:
     def n(self) -> int:
         """Number of data."""
         return 0 if self.x is None else len(self.x)
+
+    def impute(self, draws: int = 20, seed: int | None = None) -> Imputation:
+        """Mean, standard deviation and joint draws of the unobserved entries, in the data's own units.
+
+        Given the globals at their point values, where there are any. `seed`: the fit's own when None.
+        """
+        from inference._runner import imputed
+
+        return imputed(self, draws, self.seed if seed is None else seed)
 
     def save(self, out: str | os.PathLike[str]) -> str:
         """Write the run folder `out`, whole or not at all; returns its path."""

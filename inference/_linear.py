@@ -20,8 +20,8 @@ from torch import Tensor
 from inference._families import Family, Params, family_of, parameters_of
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
-from zoo._structure import Structure, is_plain
-from zoo._trace import global_log_prob, is_local, local_log_prob
+from zoo._structure import Structure
+from zoo._trace import global_log_prob, is_local, is_plain, local_log_prob
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20

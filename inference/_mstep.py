@@ -9,6 +9,7 @@ sufficient statistics wherever a site has them, so that its cost does not grow w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -233,7 +234,7 @@ def climb_numerically(
 ) -> dict[str, Tensor]:
     """Raise `expected(parameters, globals)` by L-BFGS over the parameters `names` (in place) and the globals (returned).
 
-    A step that does not help is not taken.
+    Of all the points it visits the best is taken: a line search that runs out of the distributions' support ends there.
     """
     values = {n: v.detach() for n, v in program.values().items()}
     start = {n: values[n] for n in names} | globals
@@ -246,20 +247,24 @@ def climb_numerically(
         parameters = {**held, **{n: v for n, v in found.items() if n not in globals}}
         return parameters, {n: v for n, v in found.items() if n in globals}
 
+    lowest, best = math.inf, flat.detach().clone()
+
     def loss() -> Tensor:
+        nonlocal lowest, best
         optimiser.zero_grad()
         value = -expected(*split(coordinates.unflatten(flat))) / N
         value.backward()
+        if float(value.detach()) < lowest:
+            lowest, best = float(value.detach()), flat.detach().clone()
         return value
 
-    before = flat.detach().clone()
     with torch.enable_grad():
-        first = float(loss().detach())
-        optimiser.step(loss)
-        last = float(loss().detach())
-    if not last <= first:  # also when it is not a number
-        flat = before
-    parameters, point = split({n: v.detach() for n, v in coordinates.unflatten(flat.detach()).items()})
+        try:
+            optimiser.step(loss)
+        except (ValueError, RuntimeError):  # a parameter that its distribution does not take
+            if lowest == math.inf:
+                raise
+    parameters, point = split({n: v.detach() for n, v in coordinates.unflatten(best).items()})
     program.assign({n: parameters[n] for n in names})
     return point
 

@@ -10,6 +10,7 @@ regions that hold a given share of the probability. Colours are Okabe & Ito's, w
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -40,6 +42,8 @@ from zoo._errors import UsageError
 from zoo._program import blame
 
 Format = Literal["png", "pdf", "svg"]
+Inches = tuple[float, float]
+Look = dict[str, Any]  # keywords of a matplotlib artist
 Draw = Callable[["_Scene"], Figure]
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -85,7 +89,7 @@ def _belonging(scene: _Scene) -> dict[str, Draw]:
     pictures: dict[str, Draw] = {}
     if scene.oracle is not None:
         pictures |= _of_the_program(scene)
-    if scene.trace:
+    if any(len(values) for name, values in scene.trace.items() if name != "lr"):
         pictures["trace"] = _trace
     if "khat" in scene.stats:
         pictures["khat"] = _khat
@@ -134,7 +138,8 @@ def _write(figure: Figure, folder: Path, name: str, dpi: float) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write '{path}': {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
@@ -164,8 +169,9 @@ class _Scene:
 
     @cached_property
     def columns(self) -> list[int]:
-        """The columns with anything observed."""
-        return np.flatnonzero(~np.isnan(self.x.reshape(len(self.x), -1)).all(0)).tolist()
+        """The columns with anything observed, in the rows that are drawn."""
+        x = self.x.reshape(len(self.x), -1) if self.oracle is None else self.oracle.x
+        return np.flatnonzero(~np.isnan(x).all(0)).tolist()
 
     def name(self, column: int) -> str:
         names = self.json.get("columns") or ()
@@ -248,8 +254,17 @@ class _Oracle:
         return np.argsort(-self.weights, kind="stable")
 
     def label(self, a: int) -> str:
-        """ "z = 1", or "" for a program without latents."""
+        """ "z = 1"; "" for a program without latents."""
         return _plain(re.sub(r"(\d)\.0(?!\d)", r"\1", self.exact.label(a)).replace("=", " = "))
+
+    def caption(self, a: int) -> str:
+        """ "z = 1, 36 %"."""
+        return f"{self.label(a)}, {_percent(self.weights[a])}"
+
+    def at(self, a: int, columns: Sequence[int]) -> tuple[float, float]:
+        """A component's mean in two columns."""
+        x, y = self.means[a, list(columns)].tolist()
+        return x, y
 
     @cached_property
     def _views(self) -> list[View]:
@@ -265,9 +280,10 @@ class _Oracle:
             plain = self.task.program.trace(few, latents=self.globals, raw=True)
             latents = {**self.exact.assignments, **self.globals}
             probe = self.task.program.trace(few[[0, -1]].nan_to_num(0.0), latents=latents, raw=True)
-        x, out = few.reshape(len(few), -1), {}
+        x = few.reshape(len(few), -1)
+        out: dict[str, tuple[Any, np.ndarray]] = {}
         for site in self.task.structure.observed:
-            value = plain.nodes[site.name]["value"]
+            value: Any = plain.nodes[site.name]["value"]
             if site.scope == "local" and value.shape[:1] == x.shape[:1]:
                 out[site.name] = (probe.nodes[site.name]["fn"], _columns_of(value.reshape(len(x), -1), x))
         return out
@@ -521,9 +537,8 @@ def _density(oracle: _Oracle, columns: Sequence[int], count: int) -> _Density | 
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.06))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06)
     lines = [textwrap.fill(line, int(13 * width), subsequent_indent="    ") for line in title.split("\n")]
     figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=10, color=INK, linespacing=1.4)
     return figure
@@ -536,6 +551,18 @@ def _style(axes: Axes) -> Axes:
     axes.xaxis.label.set(size=10, color=INK)
     axes.yaxis.label.set(size=10, color=INK)
     return axes
+
+
+def _bar(figure: Figure, image: Any, axes: Any, **how: Any) -> Any:
+    bar: Any = figure.colorbar(image, ax=axes, **how)
+    bar.ax.tick_params(labelsize=8, colors=QUIET)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def _turned(labels: int) -> Look:
+    """How to write so many labels side by side."""
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if labels > 6 else {}
 
 
 def _plain(text: Any, most: int = 40) -> str:
@@ -577,8 +604,8 @@ def _scatter(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.nda
     alpha = float(np.clip((1500 / n) ** 0.5, 0.15, 0.85))
     points, tint, times = _gathered(x[both], shade[both])
     order = np.random.default_rng(0).permutation(len(points))  # so that no component lies over another
-    look = {"alpha": alpha, "linewidths": 0, "rasterized": len(points) > 2000, "zorder": 2}
-    axes.scatter(*points[order].T, s=size * times[order], c=tint[order], **look)
+    look: Look = {"alpha": alpha, "linewidths": 0, "rasterized": len(points) > 2000, "zorder": 2}
+    axes.scatter(points[order, 0], points[order, 1], s=size * times[order], c=tint[order], **look)
     for d in (0, 1):
         alone = seen[:, d] & ~seen[:, 1 - d]
         _ticks(axes, x[alone, d], shade[alone], d, 0.028 * scale**0.5)
@@ -602,7 +629,7 @@ def _ticks(axes: Axes, at: np.ndarray, shade: np.ndarray, dimension: int, length
     far = np.stack([at, np.full_like(at, length)], 1)
     segments = np.stack([near, far], 1)[:, :, [0, 1] if dimension == 0 else [1, 0]]
     transform = axes.get_xaxis_transform() if dimension == 0 else axes.get_yaxis_transform()
-    lines = LineCollection(segments, colors=shade, transform=transform, linewidths=0.9, zorder=2, alpha=0.9)
+    lines = LineCollection(list(segments), colors=shade, transform=transform, linewidths=0.9, zorder=2, alpha=0.9)
     axes.add_collection(lines, autolim=False)
 
 
@@ -630,30 +657,24 @@ def _regions(axes: Axes, density: _Density | None, line: float = 0.6) -> list[Pa
 
 def _ellipses(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, width: float = 1.6) -> None:
     """Each component's mean and, where it is Gaussian, its ellipses of one and two standard deviations."""
-    covariance, drawn = oracle.covariance(pair), oracle.order[:MOST_COMPONENTS]
-    for a in drawn:
+    covariance = oracle.covariance(pair)
+    cross: Look = {"markersize": 5.5 * width, "markeredgecolor": "white", "markeredgewidth": 0.55 * width, "zorder": 4}
+    for a in oracle.order[:MOST_COMPONENTS]:
+        at = oracle.at(a, pair)
         if covariance is not None:
             values, vectors = np.linalg.eigh(covariance[a])
             angle = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
             for k in (1, 2):
                 long, short = (2 * k * np.sqrt(np.maximum(values[::-1], 0.0))).tolist()
-                line = {"edgecolor": palette[a], "facecolor": "none", "linewidth": width / k**0.5, "zorder": 3}
-                axes.add_patch(Ellipse(oracle.means[a, list(pair)], long, short, angle=angle, **line))
-        at = oracle.means[a, list(pair)]
-        axes.plot(
-            *at,
-            "P",
-            color=palette[a],
-            markersize=5.5 * width,
-            markeredgecolor="white",
-            markeredgewidth=0.55 * width,
-            zorder=4,
-        )
+                line: Look = {"edgecolor": palette[a], "facecolor": "none", "linewidth": width / k**0.5, "zorder": 3}
+                axes.add_patch(Ellipse(at, long, short, angle=angle, **line))
+        axes.plot(*at, "P", color=palette[a], **cross)
 
 
 def _limits(axes: Axes, oracle: _Oracle, pair: Sequence[int]) -> None:
     """Room for the data and, within reason, for the components."""
-    for column, set_limits in zip(pair, (axes.set_xlim, axes.set_ylim), strict=False):
+    setters: list[Callable[..., Any]] = [axes.set_xlim, axes.set_ylim]
+    for column, set_limits in zip(pair, setters, strict=False):
         low, high = np.nanmin(oracle.x[:, column]), np.nanmax(oracle.x[:, column])
         span = (high - low) or max(1.0, abs(low))
         lows, highs = [low], [high]
@@ -664,9 +685,7 @@ def _limits(axes: Axes, oracle: _Oracle, pair: Sequence[int]) -> None:
         set_limits(max(min(lows), low - 0.25 * span) - 0.06 * span, min(max(highs), high + 0.25 * span) + 0.06 * span)
 
 
-def _label_means(
-    axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, inches: tuple[float, float]
-) -> None:
+def _label_means(axes: Axes, oracle: _Oracle, pair: tuple[int, int], palette: np.ndarray, inches: Inches) -> None:
     """ "z = 0, 64 %" beside each mean, each where it covers the fewest data, means and other labels.
 
     `inches`: about how large the axes are; good enough to tell what is in the way without drawing first.
@@ -674,46 +693,54 @@ def _label_means(
     if oracle.A == 1:
         return
     low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
-    to_points = lambda v: (v - low) / (high - low) * np.array(inches) * 72  # noqa: E731
-    shown = [a for a in oracle.order[:MOST_LABELS] if np.isfinite(oracle.means[a, list(pair)]).all()]
-    means = to_points(oracle.means[shown][:, list(pair)])
-    edges = to_points(low + 2.5 * oracle.spread(pair)[shown])  # from the mean to beyond the outer ellipse, in points
-    points = to_points(oracle.x[:, list(pair)][:2000])
+    columns = list(pair)
+
+    def on_page(values: np.ndarray) -> np.ndarray:  # in points
+        return (values - low) / (high - low) * np.array(inches) * 72
+
+    shown = [a for a in oracle.order[:MOST_LABELS] if np.isfinite(oracle.means[a, columns]).all()]
+    means = on_page(oracle.means[shown][:, columns])
+    edges = on_page(low + 2.5 * oracle.spread(pair)[shown])  # from the mean to beyond the outer ellipse
+    points = on_page(oracle.x[:, columns][:2000])
     points = points[np.isfinite(points).all(1)]
     boxes: list[np.ndarray] = []
     for a, mean, edge in zip(shown, means, edges, strict=True):
-        text = f"{oracle.label(a)}, {_percent(oracle.weights[a])}"
+        text = oracle.caption(a)
         half = np.array([0.29 * 9 * len(text), 6.5])
-        offsets = [(0.0, s * (edge[1] + 9)) for s in (1, -1)] + [(s * (edge[0] + half[0] + 5), 0.0) for s in (1, -1)]
-        offsets += [(s * k * edge[0], t * (edge[1] + 9)) for s in (1, -1) for t in (1, -1) for k in (0.5, 1.0)]
-        offsets += [(0.0, 15.0), (0.0, -15.0), (half[0] + 9, 0.0), (-half[0] - 9, 0.0)]
+        offsets = _around(edge, half)
         candidates = [np.concatenate([mean + o - half, mean + o + half]) for o in offsets]
-        near = [0.0] * 12 + [2.0] * 4  # on the ellipses rather than beside them
         costs = [
-            _cost(box, boxes, means, points, inches) + 0.02 * math.hypot(*offset) + more
-            for box, offset, more in zip(candidates, offsets, near, strict=True)
+            _cost(box, boxes, means, points, inches) + 0.02 * math.hypot(*offset) + (2 if i >= 12 else 0)
+            for i, (box, offset) in enumerate(zip(candidates, offsets, strict=True))
         ]
         best = int(np.argmin(costs))
         boxes.append(candidates[best])
-        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
-        where = {"xytext": offsets[best], "textcoords": "offset points", "ha": "center", "va": "center"}
-        axes.annotate(
-            text,
-            oracle.means[a, list(pair)],
-            **where,
-            fontsize=9,
-            fontweight="bold",
-            color=0.8 * palette[a],
-            path_effects=halo,
-            zorder=5,
-        )
+        place: Look = {"xytext": offsets[best], "textcoords": "offset points", "ha": "center", "va": "center"}
+        far = oracle.A > 4 and math.hypot(*offsets[best]) > 75  # points: it takes a line to see whose label it is
+        line: Look = {"arrowstyle": "-", "color": palette[a], "linewidth": 0.7, "alpha": 0.7, "shrinkB": 4}
+        axes.annotate(text, oracle.at(a, pair), arrowprops=line if far else None, **place, **_bold(palette[a]))
 
 
-def _cost(
-    box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: np.ndarray, inches: tuple[float, float]
-) -> float:
+def _bold(color: np.ndarray) -> Look:
+    """A label in a component's colour, darker, that can be read over anything."""
+    halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+    return {"fontsize": 9, "fontweight": "bold", "color": 0.8 * color, "path_effects": halo, "zorder": 5}
+
+
+def _around(edge: np.ndarray, half: np.ndarray) -> list[tuple[float, float]]:
+    """Where a label of half size `half` may go from a mean: 12 places beyond the ellipse's `edge`, then 4 inside it."""
+    (x, y), width = edge, half[0]
+    places = [(0.0, y + 9), (0.0, -y - 9), (x + width + 5, 0.0), (-x - width - 5, 0.0)]
+    places += [(k * x, t * (y + 9)) for k in (0.5, -0.5, 1.0, -1.0) for t in (1, -1)]
+    return [*places, (0.0, 15.0), (0.0, -15.0), (width + 9, 0.0), (-width - 9, 0.0)]
+
+
+def _cost(box: np.ndarray, boxes: list[np.ndarray], means: np.ndarray, points: np.ndarray, inches: Inches) -> float:
     """How much a label's box [left, bottom, right, top] would cover, in points of the page."""
-    inside = lambda p: int(((p > box[:2]) & (p < box[2:])).all(1).sum())  # noqa: E731
+
+    def inside(p: np.ndarray) -> int:
+        return int(((p > box[:2]) & (p < box[2:])).all(1).sum())
+
     size = np.array(inches) * 72
     outside = float(np.maximum(-box[:2], 0).sum() + np.maximum(box[2:] - size, 0).sum())
     clash = sum(bool((box[:2] < b[2:]).all() and (b[:2] < box[2:]).all()) for b in boxes)
@@ -796,7 +823,9 @@ def _pairs(scene: _Scene) -> Figure:
     grid = figure.subplots(count, count, squeeze=False)
     regions: list[Patch] = []
     for i, j in np.ndindex(count, count):
-        axes, pair = _style(grid[i, j]), (columns[j], columns[i])
+        axes: Any = grid[i, j]
+        pair = (columns[j], columns[i])
+        _style(axes)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         if j > i:
@@ -821,10 +850,7 @@ def _pairs(scene: _Scene) -> Figure:
 def _key(axes: Axes, oracle: _Oracle, palette: np.ndarray) -> None:
     """Which colour is which component, and its weight."""
     if oracle.A > 1:
-        handles = [
-            Patch(color=palette[a], label=f"{oracle.label(a)}, {_percent(oracle.weights[a])}")
-            for a in oracle.order[:MOST_LABELS]
-        ]
+        handles = [Patch(color=palette[a], label=oracle.caption(a)) for a in oracle.order[:MOST_LABELS]]
         axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=9, handlelength=1.0, labelcolor=INK)
 
 
@@ -852,15 +878,13 @@ def _label_curves(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray)
     shown = sorted(oracle.order[:MOST_LABELS], key=lambda a: oracle.means[a, column])
     ends: list[float] = []  # where the last label of each line ends
     for a in shown:
-        text, at = f"{oracle.label(a)}, {_percent(oracle.weights[a])}", oracle.means[a, column]
+        text, at = oracle.caption(a), oracle.means[a, column]
         half = 0.0065 * len(text) * (right - left)
         line = next((i for i, end in enumerate(ends) if at - half > end), len(ends))
         ends[line : line + 1] = [at + half]
         height = (1.04 + 0.075 * line) * top
         axes.plot([at, at], [0, height - 0.01 * top], color=palette[a], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        halo = [patheffects.withStroke(linewidth=3, foreground="white")]
-        words = {"fontsize": 9, "fontweight": "bold", "color": 0.8 * palette[a], "path_effects": halo}
-        axes.text(at, height, text, ha="center", va="bottom", **words)
+        axes.text(at, height, text, ha="center", va="bottom", **_bold(palette[a]))
     axes.set_ylim(0, (1.06 + 0.075 * len(ends)) * top)
 
 
@@ -870,7 +894,9 @@ def _bars(axes: Axes, oracle: _Oracle, column: int, palette: np.ndarray) -> bool
     values = values[~np.isnan(values)]
     density = _density(oracle, [column], 400)
     whole = oracle.is_whole(column)
-    axes.hist(values, _edges(values, whole), density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0)
+    axes.hist(
+        values, _edges(values, whole).tolist(), density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0
+    )
     if density is not None:
         marker = "." if whole else None
         for a in oracle.order[:MOST_COMPONENTS] if oracle.A > 1 else []:
@@ -901,11 +927,8 @@ def _images(scene: _Scene) -> Figure:
     shown = oracle.order[:100]
     down = -(-len(shown) // min(len(shown), 12, math.ceil(math.sqrt(2.2 * len(shown)))))
     across = -(-len(shown) // down)
-    note = (
-        f"mean images, the heaviest first; {len(shown)} of {oracle.A} components"
-        if len(shown) < oracle.A
-        else ("mean images, the heaviest first" if oracle.A > 1 else "mean image")
-    )
+    note = "mean images, the heaviest first" if oracle.A > 1 else "mean image"
+    note += f"; {len(shown)} of {oracle.A} components" if len(shown) < oracle.A else ""
     note += "; tinted: never observed" if len(scene.columns) < scene.x[0].size else ""
     figure = _figure(7.2, (6.3 / max(3, across) * shape[0] / shape[1] + 0.25) * down + 0.8, scene.title(note))
     means = oracle.means[shown]
@@ -923,9 +946,7 @@ def _images(scene: _Scene) -> Figure:
         if oracle.A > 1:
             weight = _percent(oracle.weights[a])
             axes.set_title(weight if across > 8 else f"{oracle.label(a)}, {weight}", fontsize=8, color=INK, pad=3)
-    bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.6, aspect=18, pad=0.02)
-    bar.ax.tick_params(labelsize=8, colors=QUIET)
-    bar.outline.set_visible(False)
+    _bar(figure, image, grid.tolist(), shrink=0.6, aspect=18, pad=0.02)
     return figure
 
 
@@ -939,26 +960,26 @@ def _profiles(scene: _Scene) -> Figure:
     center, spread = np.nanmean(x, 0), np.nanstd(x, 0)
     field = means if binary else (means - center) / np.where(spread > 0, spread, 1.0)
     reach = float(np.nanquantile(np.abs(field), 0.99)) or 1.0
-    scale = {"cmap": "Blues", "vmin": 0, "vmax": 1} if binary else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
-    width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 11))
+    scale: Look = (
+        {"cmap": "Blues", "vmin": 0, "vmax": 1} if binary else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+    )
+    width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 9.6))
     figure = _figure(width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), scene.title(_note(oracle)))
     axes = _style(figure.add_subplot())
     image = axes.imshow(field, aspect="auto", interpolation="nearest", **scale)
-    axes.spines[:].set_visible(False)
-    axes.set_yticks(range(len(shown)), [f"{oracle.label(a)}, {_percent(oracle.weights[a])}" for a in shown])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_yticks(range(len(shown)), [oracle.caption(a) for a in shown])
     if len(columns) <= 40:
-        turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 6 else {}
-        axes.set_xticks(range(len(columns)), [_plain(scene.name(c), 24) for c in columns], **turn)
+        names = [_plain(scene.name(c), 24) for c in columns]
+        axes.set_xticks(range(len(columns)), names, **_turned(len(columns)))
     else:
         axes.set_xlabel(f"{len(columns)} columns, in their order")
     if field.size <= 150 and width / len(columns) > 0.45:
         for (i, j), value in np.ndenumerate(field):
             dark = value > 0.6 if binary else abs(value) > 0.65 * reach
             axes.text(j, i, _short(means[i, j]), ha="center", va="center", fontsize=8, color="white" if dark else INK)
-    bar = figure.colorbar(image, ax=axes, pad=0.015, extend="neither" if binary else "both")
+    bar = _bar(figure, image, axes, pad=0.015, extend="neither" if binary else "both")
     bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
-    bar.ax.tick_params(labelsize=8, colors=QUIET)
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -974,7 +995,7 @@ _CLIMBED = {
 
 def _trace(scene: _Scene) -> Figure:
     """What was climbed, and its distance to where it ended."""
-    name = next((k for k in scene.trace if k in _CLIMBED), next(k for k in scene.trace if k != "lr"))
+    name = min((k for k in scene.trace if k != "lr"), key=lambda k: k not in _CLIMBED)
     values, noisy = scene.trace[name], "lr" in scene.trace
     label = _CLIMBED.get(name, _plain(name.replace("_", " ")))
     figure = _figure(8.4, 3.9, scene.title())
@@ -1003,7 +1024,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _climb(axes: Axes, iterations: np.ndarray, values: np.ndarray, label: str, noisy: bool) -> None:
-    raw = {"color": OKABE_ITO[0], "linewidth": 0.8 if noisy else 1.6, "alpha": 0.35 if noisy else 1.0}
+    raw: Look = {"color": OKABE_ITO[0], "linewidth": 0.8 if noisy else 1.6, "alpha": 0.35 if noisy else 1.0}
     axes.plot(iterations, values, **raw, marker="." if len(values) <= 40 else None)
     if noisy:
         axes.plot(iterations, _smooth(values), color=OKABE_ITO[0], linewidth=1.6)
@@ -1019,14 +1040,8 @@ def _rate_drops(axes: Axes, iterations: np.ndarray, rates: np.ndarray) -> None:
     """A line wherever the learning rate was lowered."""
     drops = iterations[1:][rates[1:] < rates[:-1]]
     for i, at in enumerate(drops):
-        axes.axvline(
-            at,
-            color=OKABE_ITO[4],
-            linewidth=0.8,
-            linestyle=(0, (2, 2)),
-            zorder=0,
-            label="" if i else "learning rate lowered",
-        )
+        label = "" if i else "learning rate lowered"
+        axes.axvline(at, color=OKABE_ITO[4], linewidth=0.8, linestyle=(0, (2, 2)), zorder=0, label=label)
 
 
 def _verified(axes: Axes, document: dict[str, Any]) -> None:
@@ -1044,26 +1059,13 @@ def _restarts(axes: Axes, finals: list[float]) -> None:
         return
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, min(finals)), high)
+    tick: Look = {"color": OKABE_ITO[1], "transform": axes.get_yaxis_transform(), "clip_on": False}
     for value in finals:
-        axes.plot(
-            [1.0, 1.035],
-            [value, value],
-            color=OKABE_ITO[1],
-            linewidth=1.2,
-            transform=axes.get_yaxis_transform(),
-            clip_on=False,
-        )
-    reached = sum(v > max(finals) - 1e-4 * (1 + abs(max(finals))) for v in finals)
-    axes.text(
-        0.97,
-        0.05,
-        f"ticks: where {len(finals)} restarts ended\n{reached} at the best",
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        fontsize=8,
-        color=OKABE_ITO[1],
-    )
+        axes.plot([1.0, 1.035], [value, value], linewidth=1.2, **tick)
+    reached = sum(v > max(finals) - 1e-6 * (1 + abs(max(finals))) for v in finals)
+    text = f"ticks: where {len(finals)} restarts ended\n{reached} at the best"
+    corner: Look = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+    axes.text(0.97, 0.05, text, fontsize=8, color=OKABE_ITO[1], **corner)
 
 
 def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: bool) -> None:
@@ -1077,19 +1079,13 @@ def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: boo
         series = [(np.abs(values[:-1] - final), 1.6, 1.0)]
         end = "the final value"
     axes.set_title(f"distance to {end}, nats", loc="left", fontsize=9, color=INK)
+    marker = "." if len(values) <= 40 else None
     for distance, width, alpha in series:
         kept = distance > 4 * np.finfo(float).eps * abs(final)  # below that it is rounding
-        at = iterations[: len(distance)]
-        axes.plot(
-            at[kept],
-            distance[kept],
-            color=OKABE_ITO[2],
-            linewidth=width,
-            alpha=alpha,
-            marker="." if len(values) <= 40 else None,
-        )
-    if any((d > 0).any() for d, _, _ in series):
-        axes.set_yscale("log")
+        at = iterations[: len(distance)][kept]
+        axes.plot(at, distance[kept], color=OKABE_ITO[2], linewidth=width, alpha=alpha, marker=marker)
+        if kept.any():
+            axes.set_yscale("log")
 
 
 # ---- k-hat -----------------------------------------------------------------------------------------------
@@ -1100,11 +1096,8 @@ def _khat(scene: _Scene) -> Figure:
     khat = scene.stats["khat"]
     ess = scene.stats.get("ess")
     bad = int((~(khat <= 0.7)).sum())
-    verdict = (
-        "no datum above 0.7"
-        if not bad
-        else f"{_count(bad)} of {_count(len(khat))} data above 0.7: their estimates cannot be trusted"
-    )
+    verdict = f"{_count(bad)} of {_count(len(khat))} data above 0.7: their estimates cannot be trusted"
+    verdict = verdict if bad else "no datum above 0.7"
     figure = _figure(8.4, 5.2 if ess is not None else 3.4, scene.title(verdict))
     rows = 1 if ess is None else 2
     grid = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row", width_ratios=(3, 1))
@@ -1134,7 +1127,7 @@ def _khat(scene: _Scene) -> Figure:
 
 def _by_datum(left: Axes, right: Axes, values: np.ndarray, shade: np.ndarray) -> None:
     n = len(values)
-    points = {"s": float(np.clip(3000 / n, 2, 16)), "linewidths": 0, "rasterized": n > 2000}
+    points: Look = {"s": float(np.clip(3000 / n, 2, 16)), "linewidths": 0, "rasterized": n > 2000}
     left.scatter(np.arange(n), values, c=shade, alpha=float(np.clip((2000 / n) ** 0.5, 0.2, 0.85)), **points)
     right.step((np.arange(n) + 1) / n, np.sort(values), where="pre", color=INK, linewidth=1.3)
     right.set_xlim(-0.02, 1.02)
@@ -1150,19 +1143,17 @@ def _label_worst(axes: Axes, shown: np.ndarray, khat: np.ndarray) -> None:
         if any(abs(at[0] - u) < 0.07 and abs(at[1] - v) < 0.06 for u, v in taken):
             continue
         taken.append(at)
-        beyond = "" if khat[row] <= shown[row] else (" (∞)" if not np.isfinite(khat[row]) else f" ({khat[row]:.1f})")
-        axes.annotate(
-            f"{row}{beyond}", (row, shown[row]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=INK
-        )
+        value = f"{khat[row]:.1f}" if np.isfinite(khat[row]) else "∞"
+        text = f"{row}" if khat[row] <= shown[row] else f"{row} ({value})"
+        axes.annotate(text, (row, shown[row]), (4, 2), textcoords="offset points", fontsize=8, color=INK)
 
 
 # ---- missing ---------------------------------------------------------------------------------------------
 
 
 def _missing(scene: _Scene) -> Figure:
-    """Rows × columns, the rows sorted by which entries they miss; beside it how many, above it how much of each column."""
-    x = scene.x.reshape(len(scene.x), -1)
-    missing = np.isnan(x)
+    """Rows × columns, the rows sorted by which entries they miss, with how many rows and how much of each column."""
+    missing = np.isnan(scene.x.reshape(len(scene.x), -1))
     order, bands = _bands(missing)
     n, D = missing.shape
     share = f"{_percent(missing.mean())} of {_count(n)} × {_count(D)} entries unobserved, {_count(len(bands))} pattern"
@@ -1172,45 +1163,35 @@ def _missing(scene: _Scene) -> Figure:
     axes = _style(panels[0])
     few = order[np.linspace(0, n - 1, min(n, 2000)).round().astype(int)]
     two = colors.ListedColormap(["#CFE0EC", OKABE_ITO[1]])
-    axes.imshow(
-        missing[few], cmap=two, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(-0.5, D - 0.5, n, 0)
-    )
+    look: Look = {"cmap": two, "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
+    axes.imshow(missing[few], extent=(-0.5, D - 0.5, n, 0), **look)
     axes.set_ylabel("rows, sorted by pattern")
     if D <= 30:
         for d in range(D - 1):
             axes.axvline(d + 0.5, color="white", linewidth=1.5)
         names = [f"{scene.name(d)}\n{_percent(missing[:, d].mean())}" for d in range(D)]
-        axes.set_xticks(
-            range(D), names, **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if D > 6 else {})
-        )
+        axes.set_xticks(range(D), names, **_turned(D))
     else:
         axes.set_xlabel(f"{D} columns, in their order")
-    for start, stop in bands if len(bands) < n else []:
-        if start > 0 and len(bands) <= 60:
-            axes.axhline(start, color="white", linewidth=0.8)
-        if stop - start >= 0.035 * n:
-            axes.text(
-                D - 0.5,
-                (start + stop) / 2,
-                f"  {_count(stop - start)} rows",
-                va="center",
-                fontsize=8,
-                color=INK,
-                clip_on=False,
-            )
+    _count_bands(axes, bands, n, D - 0.5)
     if image:
         _missing_map(figure, panels[1], missing.mean(0).reshape(image))
     handles = [Patch(color=two(i), label=w) for i, w in enumerate(("observed", "unobserved"))]
-    figure.legend(
-        handles=handles,
-        loc="outside lower right",
-        ncols=2,
-        frameon=False,
-        fontsize=8,
-        labelcolor=QUIET,
-        handlelength=1.0,
-    )
+    look = {"frameon": False, "fontsize": 8, "labelcolor": QUIET, "handlelength": 1.0}
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, **look)
     return figure
+
+
+def _count_bands(axes: Axes, bands: list[tuple[int, int]], n: int, right: float) -> None:
+    """Set the patterns apart, and write beside the common ones how many rows they have."""
+    if len(bands) == n > 1:
+        return  # every row has a pattern of its own
+    for start, stop in bands:
+        if start > 0 and len(bands) <= 60:
+            axes.axhline(start, color="white", linewidth=0.8)
+        if stop - start >= 0.035 * n:
+            text = f"  {_count(stop - start)} row" + "s" * (stop - start > 1)
+            axes.text(right, (start + stop) / 2, text, va="center", fontsize=8, color=INK, clip_on=False)
 
 
 def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -1223,9 +1204,8 @@ def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     ranked = np.lexsort((first, amount / counts, -counts))
     place[ranked] = np.arange(len(counts))
     stops = np.cumsum(counts[ranked])
-    return np.argsort(place[inverse], kind="stable"), list(
-        zip((stops - counts[ranked]).tolist(), stops.tolist(), strict=True)
-    )
+    bands = list(zip((stops - counts[ranked]).tolist(), stops.tolist(), strict=True))
+    return np.argsort(place[inverse], kind="stable"), bands
 
 
 def _missing_map(figure: Figure, axes: Axes, share: np.ndarray) -> None:
@@ -1233,6 +1213,4 @@ def _missing_map(figure: Figure, axes: Axes, share: np.ndarray) -> None:
     image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=min(1.0, 2 * float(share.max())), interpolation="nearest")
     axes.set_axis_off()
     axes.set_title("share unobserved, by pixel", fontsize=9, color=INK)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
-    bar.ax.tick_params(labelsize=8, colors=QUIET)
-    bar.outline.set_visible(False)
+    _bar(figure, image, axes, shrink=0.6, pad=0.02)

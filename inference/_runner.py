@@ -23,10 +23,12 @@ import torch
 
 from inference import _store
 from inference._fit import Fit
+from inference._impute import Imputation, impute
 from inference._task import Task
 from inference._verify import verify
 from zoo import _datasets, _options, _program, _registry
 from zoo._errors import Refusal, UsageError, unknown
+from zoo._latents import for_program
 from zoo._structure import ENUMERATION_LIMIT, Structure, describe
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
@@ -254,13 +256,25 @@ def run_prepared(
     fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed
     fit.options = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
     fit.x, fit.columns, fit.labels = prepared.x.numpy(), prepared.data.columns, prepared.data.labels
-    fit.image_shape = prepared.data.image_shape
+    fit.image_shape, fit.center, fit.scale = prepared.data.image_shape, prepared.data.center, prepared.data.scale
+    fit.task = task
     fit.local_sites = tuple(s.name for s in prepared.structure.local_latents)
     fit.warnings = [*prepared.data.warnings, *fit.warnings]
     fit.versions = versions()
     if folder is not None:
         _store.save(fit, folder)
     return fit
+
+
+def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
+    """The unobserved entries of a fit's data, in the data's own units. Raises `UsageError` when nothing is missing."""
+    if not np.isnan(fit.x).any():
+        raise UsageError("nothing is missing in the data of this run: there is nothing to impute.")
+    names = [s.name for s in fit.task.structure.global_latents]
+    globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
+    local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
+    with _seeded(seed):
+        return impute(fit.task, local, globals, draws).in_units(fit.center, fit.scale)
 
 
 def _resume(task: Task, stored: _store.Run) -> None:
@@ -282,7 +296,7 @@ def _resume(task: Task, stored: _store.Run) -> None:
 @torch.no_grad()
 def _complete(task: Task, fit: Fit) -> None:
     """Add what ArviZ wants: the pointwise log-likelihood of each draw, and simulated data."""
-    local = {s.name for s in task.structure.local_latents}
+    local = {s.name: s for s in task.structure.local_latents}
     draws = {k: torch.as_tensor(v) for k, v in fit.draws.items()}
     theta = [k for k in draws if k in task.program.constraints]
     globals = [s.name for s in task.structure.global_latents]
@@ -304,7 +318,9 @@ def _complete(task: Task, fit: Fit) -> None:
         with _program.blame(fit.model):
             simulated = []
             for d in range(some if count else 0):
-                given = of(globals, d) | {k: draws[k][d] for k in local if k in draws}
+                given = of(globals, d) | {
+                    k: for_program(draws[k][d], s, task.structure) for k, s in local.items() if k in draws
+                }
                 trace = task.program.trace(None, size=len(task.x), parameters=of(theta, d), latents=given)
                 simulated.append(torch.as_tensor(trace.nodes[observed]["value"]).numpy())
         fit.predictive = np.stack(simulated) if simulated else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference._families import Floor
 from inference._task import Task
+from zoo._errors import UsageError
 
 Start = Literal["auto", "kmeans", "random", "program"]
 KMEANS_ROWS = 20_000  # a start needs no more
@@ -33,6 +34,8 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
     if start == "program" or not mixture or (start == "auto" and task.structure.assignments > len(task.x)):
         return globals
     exact = task.exact
+    if start == "kmeans" and exact.A > exact.N:
+        raise UsageError(f"start=kmeans needs a row for each of the {exact.A} joint values of the latents; there are {exact.N}.")
     weights = _random(exact, seed) if start == "random" else _kmeans(exact, seed)
     stats = exact.e_step(globals, weights)
     how = task.plan(globals)

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from zoo._errors import Refusal
 from zoo._program import Program
 from zoo._structure import Structure
 from zoo._trace import DRAWS_PLATE, local_log_prob, per_datum
@@ -72,6 +73,32 @@ def draw(
 
 
 @torch.no_grad()
+def check(program: Program, structure: Structure, x: Tensor) -> None:
+    """Raise `Refusal` unless many draws of the latents can go through the program side by side, and stay apart."""
+    rows = x[:2]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with _plate(structure, 3):
+            values = _latents(program.trace(rows), 3, len(rows), structure)
+
+    def log_p(some: dict[str, Tensor], count: int) -> Tensor:
+        with _plate(structure, count):
+            trace = program.trace(rows, latents=some)
+        return _shaped(local_log_prob(trace, structure.data_dim, len(rows)), count, len(rows))
+
+    try:
+        alone = torch.cat([log_p({k: v[s : s + 1] for k, v in values.items()}, 1) for s in range(3)])
+        apart = bool(torch.isclose(log_p(values, 3), alone, rtol=1e-4, atol=1e-4, equal_nan=True).all())
+    except RuntimeError:
+        apart = False
+    if not apart:
+        raise Refusal(
+            f"'{program.name}' mixes up draws that go through it side by side: where it sums over a plate or drops a "
+            "dimension left of `data`, it must keep the dimension (keepdim=True)"
+        )
+
+
+@torch.no_grad()
 def guide_draws(structure: Structure, x: Tensor, guide: Any, samples: int) -> dict[str, Tensor]:
     """Site → draws of the local latents from `guide` [samples, n, …]."""
     with _plate(structure, samples), pyro.settings.context(module_local_params=True):
@@ -86,11 +113,10 @@ def _latents(trace: Any, samples: int, n: int, structure: Structure) -> dict[str
     """The drawn local latents of a trace, each [samples, …, n, …] in full."""
     out = {}
     for site in structure.local_latents:
-        node = trace.nodes[site.name]
-        shape = torch.Size(f.size for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim))
-        if len(shape) != structure.max_plate_nesting + 1:
-            shape = torch.Size((samples, *(1,) * (structure.max_plate_nesting - 1), n))
-        out[site.name] = node["value"].expand(*shape, *site.event_shape).detach()
+        plates = [1] * structure.max_plate_nesting
+        for dim, size in [*site.inner_dims, (structure.data_dim, n)]:
+            plates[dim] = size
+        out[site.name] = trace.nodes[site.name]["value"].expand(samples, *plates, *site.event_shape).detach()
     return out
 
 

@@ -19,6 +19,7 @@ from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, train
 from zoo._errors import UsageError
+from zoo._latents import by_datum
 from zoo._options import positive
 from zoo._structure import Structure
 
@@ -57,6 +58,7 @@ def fit(
         raise UsageError(f"defensive is a share, at least 0 and less than 1; {defensive} came.")
     positive("particles", particles)
     positive("batch", batch)
+    _weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)
     guide = None if proposal == "prior" else (task.guide or amortized.Guide(task.structure, task.x, hidden=hidden))
@@ -107,8 +109,9 @@ def _estimate(
         khats.append(torch.as_tensor(khat))
         sizes.append(torch.as_tensor(ess))
         chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
-        for name, pieces in kept.items():
-            pieces.append(drawn.values[name][chosen, torch.arange(len(rows))])
+        for site in task.structure.local_latents:
+            values = by_datum(drawn.values[site.name], site, task.structure)
+            kept[site.name].append(values[chosen, torch.arange(len(rows))])
         step(len(rows))
     khat = torch.cat(khats).numpy()
     warnings = []

@@ -24,6 +24,7 @@ from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import train
+from zoo._latents import by_datum
 from zoo._options import positive
 from zoo._structure import Structure
 from zoo._trace import DATA_PLATE
@@ -56,6 +57,8 @@ def fit(
     A batch larger than the data means all of them.
     """
     positive("batch", batch)
+    if task.structure.exact != "enumerable":
+        _weights.check(task.program, task.structure, task.x)
     globals = begin(task, start, task.seed) if task.learn else task.global_start()
     guide = task.guide or amortized.Guide(
         task.structure, task.x, globals, {n: bijection(s) for n, s in task.global_supports.items()}, hidden=hidden
@@ -182,4 +185,7 @@ def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:
     pieces = [
         _weights.guide_draws(task.structure, rows, guide, task.draws) for rows in _weights.chunks(task.x, task.draws)
     ]
-    return {n: torch.cat([p[n] for p in pieces], dim=1).numpy() for n in pieces[0]}
+    return {
+        s.name: torch.cat([by_datum(p[s.name], s, task.structure) for p in pieces], dim=1).numpy()
+        for s in task.structure.local_latents
+    }

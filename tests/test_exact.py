@@ -196,11 +196,12 @@ def test_two_sites_against_a_loop():
     assert exact.label(names.index((1, 2))) == "z1=1, z2=2"
 
 
-def test_latents_in_a_plate_inside_data_against_a_loop():
+@pytest.mark.parametrize("program", [user.causes, user.causes_apart])
+def test_latents_in_a_plate_inside_data_against_a_loop(program):
     rng = np.random.default_rng(10)
     probs, effects, scale = rng.uniform(0.1, 0.9, 3), rng.normal(size=(3, 3)), rng.uniform(0.5, 1.5, 3)
     x = hide(rng.normal(size=(30, 3)), 0.2)
-    exact = exact_of(user.causes, x, {"probs": probs, "effects": effects, "scale": scale})
+    exact = exact_of(program, x, {"probs": probs, "effects": effects, "scale": scale})
     values = exact.assignments["on"].reshape(8, 3).numpy()
     assert sorted(map(tuple, values)) == sorted(itertools.product((0.0, 1.0), repeat=3))
     joint = np.empty((len(x), 8))
@@ -211,12 +212,13 @@ def test_latents_in_a_plate_inside_data_against_a_loop():
     check(exact, joint)
 
 
-def test_observations_in_a_plate_inside_data():
+@pytest.mark.parametrize("program", [user.pixels, user.pixels_left])
+def test_observations_in_a_plate_inside_data(program):
     """The same density, written with an inner plate or with an event."""
     rng = np.random.default_rng(11)
     theta = CASES["bernoulli"].draw_theta(12)
     x = hide(CASES["bernoulli"].data(rng, 40), 0.3)
-    check(exact_of(user.pixels, x, theta), CASES["bernoulli"].log_joint(theta, x))
+    check(exact_of(program, x, theta), CASES["bernoulli"].log_joint(theta, x))
 
 
 def test_a_mean_that_differs_from_row_to_row():

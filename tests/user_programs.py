@@ -197,6 +197,16 @@ def causes(x=None, size=None):
         return pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
 
+def causes_apart(x=None, size=None):
+    """The same, with the causes' dimension kept: draws of many causes can go through it side by side."""
+    probs, effects, scale = share("probs", 3), real("effects", 3, D), positive("scale", D)
+    with rows(x, size):
+        with pyro.plate("causes", 3):
+            on = pyro.sample("on", dist.Bernoulli(probs.unsqueeze(-1)))  # [3, n]
+        loc = (on.unsqueeze(-1) * effects.unsqueeze(-2)).sum(-3, keepdim=True)  # [1, n, 3]
+        return pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+
 def pixels(x=None, size=None):
     """The entries of a datum in a plate of their own; x [n, 3]."""
     weights, probs = simplex(), share("probs", K, D)
@@ -205,6 +215,16 @@ def pixels(x=None, size=None):
         z = pyro.sample("z", dist.Categorical(weights))  # [n, 1]
         with pyro.plate("pixels", D, dim=-1):
             return pyro.sample("x", dist.Bernoulli(probs[z.squeeze(-1)]), obs=x)
+
+
+def pixels_left(x=None, size=None):
+    """The same with Pyro's own choice of dimensions: the inner plate's is left of the data's, and x is transposed."""
+    weights, probs = simplex(), share("probs", K, D)
+    with rows(x, size):
+        z = pyro.sample("z", dist.Categorical(weights))  # [n]
+        with pyro.plate("pixels", D):
+            chosen = probs[z, torch.arange(D).unsqueeze(-1)]  # [3, n]
+            return pyro.sample("x", dist.Bernoulli(chosen), obs=None if x is None else x.mT).mT
 
 
 def regressions(x=None, size=None):

@@ -76,3 +76,17 @@ class Layout:
             inner = tuple(s for s in self.plates[name] if s != 1)
             out[name] = z[..., place].reshape(*z.shape[:2], *inner, *self.events[name])
         return out
+
+
+def by_datum(value: Tensor, site: Any, structure: Any) -> Tensor:
+    """A local site's value as a program has it, [draws, plates with n among them, event], as [draws, n, inner plates, event]."""
+    moved = value.movedim(1 + structure.max_plate_nesting + structure.data_dim, 1)
+    return moved.reshape(*moved.shape[:2], *(size for _, size in site.inner_dims), *site.event_shape)
+
+
+def for_program(value: Tensor, site: Any, structure: Any) -> Tensor:
+    """One value of a local site, [n, inner plates, event], in the shape that the program gives it."""
+    sizes = dict(site.inner_dims)
+    others = [sizes.get(d, 1) for d in range(-structure.max_plate_nesting, 0) if d != structure.data_dim]
+    full = value.reshape(len(value), *others, *site.event_shape)
+    return full.movedim(0, structure.max_plate_nesting + structure.data_dim)

@@ -76,7 +76,7 @@ def _harmless(base: Any) -> float:
 
 
 class MarginalNormal(TorchDistribution):
-    """A multivariate normal's density over the observed entries of each row; rows that share a pattern go together.
+    """A multivariate normal's density over the observed entries of each row.
 
     `fn` has batch shape [..., n] and event shape [D]; `observed` is a boolean [n, D].
     """
@@ -96,29 +96,12 @@ class MarginalNormal(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[..., n] log-density of the observed entries, nats."""
-        loc, tril = self.fn.loc, self.fn.scale_tril
-        out = loc.new_zeros(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
-        pieces = []
-        for pattern, rows in patterns(self.observed):
-            if not pattern.any():
-                continue
-            index = pattern.nonzero()[:, 0]
-            few = loc[..., rows, :][..., index]  # [..., rows, d]
-            # the Cholesky factor of a sub-block: that of the sub-rows' Gram matrix
-            part = tril[..., rows, :, :][..., index, :]  # [..., rows, d, D]
-            factor = torch.linalg.cholesky(part @ part.mT)
-            difference = (value[..., rows, :][..., index] - few).unsqueeze(-1)
-            white = torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
-            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            pieces.append((rows, -0.5 * (white**2).sum(-1) - log_det - 0.5 * len(index) * math.log(2 * math.pi)))
-        for rows, piece in pieces:
-            out = out.index_copy(-1, rows, piece.expand(*out.shape[:-1], len(rows)))
-        return out
-
-
-def patterns(observed: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The distinct missingness patterns of a boolean [n, D]: (pattern [D], indices of its rows)."""
-    unique, inverse = torch.unique(observed, dim=0, return_inverse=True)
-    order = torch.argsort(inverse, stable=True)
-    counts = torch.bincount(inverse, minlength=len(unique))
-    return list(zip(unique, torch.split(order, counts.tolist()), strict=True))
+        seen = self.observed.to(self.fn.loc.dtype)  # [n, D]
+        covariance = self.fn.scale_tril @ self.fn.scale_tril.mT
+        # the identity in the place of what was not seen: it adds nothing to the determinant or to the distance
+        covariance = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
+        factor = torch.linalg.cholesky(covariance)
+        difference = ((value - self.fn.loc) * seen).unsqueeze(-1)
+        white = torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * white.square().sum(-1) - log_det - 0.5 * math.log(2 * math.pi) * seen.sum(-1)

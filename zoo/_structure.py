@@ -39,6 +39,7 @@ class Site:
     discrete: bool
     cardinality: int | None = None  # values of the support, when it can be enumerated
     inner: int = 1  # independent copies of the site in each datum, from plates besides `data`
+    inner_dims: tuple[tuple[int, int], ...] = ()  # the batch dimension and size of each of those plates
     constraint: Any = field(default=None, repr=False, compare=False)  # the support itself
 
 
@@ -105,7 +106,7 @@ class Structure:
 
 
 def _site_json(site: Site) -> dict[str, Any]:
-    shown = {k: v for k, v in vars(site).items() if k != "constraint"}
+    shown = {k: v for k, v in vars(site).items() if k not in ("constraint", "inner_dims")}
     return shown | {"event_shape": list(site.event_shape), "plates": list(site.plates)}
 
 
@@ -179,6 +180,7 @@ def _site(node: Any) -> Site:
         discrete=discrete,
         cardinality=_cardinality(fn) if discrete and not node["is_observed"] else None,
         inner=inner,
+        inner_dims=tuple((f.dim, f.size) for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.name != DATA_PLATE),
         constraint=fn.support,
     )
 

@@ -1,0 +1,178 @@
+"""What the unobserved entries were, given the observed ones: mean, standard deviation and joint draws.
+
+The posterior of the latents is laid out as weighted points: the joint assignments of an enumerable program, 2L sigma points
+for each under a linear-Gaussian one (exact for the mean and variance of what is linear in z), else the fit's own draws. At
+each point the missing entries have a distribution given the seen ones: the family's own for independent entries, the
+conditional normal for a multivariate normal. Nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from inference._families import base_of
+from inference._linear import LinearGaussian
+from inference._task import Task
+from zoo._errors import UsageError
+from zoo._latents import for_program
+
+BLOCK_NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """Completed data. Where an entry was observed, `mean` and `draws` hold it, and `sd` is 0."""
+
+    mean: np.ndarray  # [N, …] the data, with the posterior mean of what was missing
+    sd: np.ndarray  # [N, …] its posterior standard deviation
+    draws: np.ndarray  # [draws, N, …] joint draws
+    missing: np.ndarray  # [N, …] true where an entry was not observed
+
+    def in_units(self, center: np.ndarray | None, scale: np.ndarray | None) -> Imputation:
+        """The same in the units of the data before they were standardised."""
+        if center is None or scale is None:
+            return self
+        return Imputation(self.mean * scale + center, self.sd * scale, self.draws * scale + center, self.missing)
+
+
+@torch.no_grad()
+def impute(task: Task, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int) -> Imputation:
+    """Impute the data of `task`, at its program's θ; `latent_draws` are posterior draws [S, N, …] of the local latents."""
+    site = _site(task)
+    x, missing = task.x, task.x.isnan()
+    mean, square, size = torch.zeros_like(x), torch.zeros_like(x), _block(x)
+    for start in range(0, len(x), size):
+        rows = slice(start, min(start + size, len(x)))
+        gone = missing[rows]
+        for weight, latents in _points(task, rows, latent_draws, globals):
+            fn = _distribution(task, site, rows, latents, globals)
+            center, variance = _conditional(fn, x[rows], gone, site)
+            weight = weight.reshape(-1, *(1,) * (x.dim() - 1))
+            mean[rows] += weight * center
+            square[rows] += weight * (variance + center.square())
+    sd = (square - mean.square()).clamp(min=0).sqrt()
+    drawn = _draws(task, site, latent_draws, globals, draws)
+    zero = torch.zeros_like(x)
+    return Imputation(
+        torch.where(missing, mean, x).numpy(), torch.where(missing, sd, zero).numpy(), drawn.numpy(), missing.numpy()
+    )
+
+
+def _block(x: Tensor) -> int:
+    """Rows at once, so that a matrix a row is little memory."""
+    return max(1, BLOCK_NUMBERS // x[0].numel() ** 2)
+
+
+def _site(task: Task) -> str:
+    """The one site that observes x itself."""
+    if len(task.structure.observed) != 1:
+        names = ", ".join(f"'{s.name}'" for s in task.structure.observed)
+        raise UsageError(f"imputing needs one observed site, and '{task.program.name}' has {names}.")
+    return task.structure.observed[0].name
+
+
+def _points(
+    task: Task, rows: slice, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Weights [n] and values of the local latents, each with the data dimension in its place."""
+    n = rows.stop - rows.start
+    if task.structure.exact == "no":
+        count = len(next(iter(latent_draws.values())))
+        for s in range(count):
+            yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)
+        return
+    exact = task.exact
+    if not isinstance(exact, LinearGaussian):
+        weights = _weights(exact, rows, globals)
+        for a in range(exact.A):
+            yield weights[:, a], {k: v[a] for k, v in exact.assignments.items()}
+        return
+    posterior = exact.posterior(rows, exact.sites(None, globals) if exact.fast else None, None, globals)
+    root = torch.linalg.cholesky(posterior.covariance).expand(n, exact.A, exact.L, exact.L) * exact.L**0.5
+    for a in range(exact.A):
+        discrete = {k: v[a] for k, v in exact.assignments.items()}
+        for k in range(exact.L):
+            for sign in (1.0, -1.0):
+                z = posterior.mean[:, a] + sign * root[:, a, :, k]
+                continuous = {name: v[0] for name, v in exact.layout.unflatten(z.unsqueeze(0)).items()}
+                yield posterior.weights[:, a] / (2 * exact.L), {**discrete, **continuous}
+
+
+def _weights(exact: Any, rows: slice, globals: dict[str, Tensor]) -> Tensor:
+    views, _ = exact.views(None, globals)
+    return exact.log_joint(rows, views, None, globals).softmax(1)
+
+
+def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice) -> dict[str, Tensor]:
+    sites = {site.name: site for site in task.structure.local_latents}
+    return {k: for_program(torch.as_tensor(v[s][rows]), sites[k], task.structure) for k, v in latent_draws.items()}
+
+
+def _distribution(task: Task, site: str, rows: slice, latents: dict[str, Tensor], globals: dict[str, Tensor]) -> Any:
+    """The observed site's distribution at these latents."""
+    trace = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
+    fn = trace.nodes[site]["fn"]
+    return fn.expand((rows.stop - rows.start,)) if task.structure.max_plate_nesting == 1 else fn
+
+
+def _conditional(fn: Any, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
+    """Mean and variance [n, …] of the missing entries given the seen ones, at one value of the latents."""
+    base = base_of(fn)
+    if isinstance(base, dist.MultivariateNormal) and base is fn:
+        center, covariance = _normal(fn, x, missing)
+        return center, covariance.diagonal(dim1=-2, dim2=-1)
+    _check_independent(base, missing, site)
+    return fn.mean.expand(x.shape), fn.variance.expand(x.shape)
+
+
+def _check_independent(base: Any, missing: Tensor, site: str) -> None:
+    if not base.event_shape:
+        return
+    flat = missing.flatten(1)
+    if bool((flat.any(1) & ~flat.all(1)).any()):
+        raise UsageError(f"site '{site}': entries of a {type(base).__name__} cannot be imputed one by one.")
+
+
+def _normal(fn: Any, x: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Conditional mean [n, D] and covariance [n, D, D] of a multivariate normal's missing entries given the seen."""
+    seen = (~missing).to(x.dtype)
+    covariance = fn.covariance_matrix.expand(len(x), *fn.covariance_matrix.shape[-2:])
+    pair = seen.unsqueeze(-1) * seen.unsqueeze(-2)
+    known = torch.linalg.cholesky(covariance * pair + torch.diag_embed(1 - seen))
+    gain = covariance @ (torch.cholesky_inverse(known) * pair)  # [n, D, D]: from seen differences to expected ones
+    difference = ((x.nan_to_num(0.0) - fn.loc) * seen).unsqueeze(-1)
+    gone = (1 - seen).unsqueeze(-1) * (1 - seen).unsqueeze(-2)
+    return fn.loc + (gain @ difference).squeeze(-1), (covariance - gain @ covariance) * gone
+
+
+def _draws(
+    task: Task, site: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int
+) -> Tensor:
+    """Joint draws [draws, N, …]: latents from their posterior, then the missing entries given them."""
+    x, missing = task.x, task.x.isnan()
+    count = len(next(iter(latent_draws.values()))) if latent_draws else draws
+    out, size = [], _block(x)
+    for s in range(draws):
+        pieces = []
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            fn = _distribution(task, site, rows, _at(task, latent_draws, s % count, rows), globals)
+            pieces.append(torch.where(missing[rows], _sample(fn, x[rows], missing[rows]), x[rows]))
+        out.append(torch.cat(pieces))
+    return torch.stack(out)
+
+
+def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
+    if not isinstance(fn, dist.MultivariateNormal):
+        return fn.sample().to(x.dtype).expand(x.shape)
+    mean, covariance = _normal(fn, x, missing)
+    values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)  # singular where entries were seen
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
