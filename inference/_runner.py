@@ -277,6 +277,25 @@ def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
         return impute(fit.task, local, globals, draws).in_units(fit.center, fit.scale)
 
 
+def impute_run(
+    run: str | os.PathLike[str], draws: int, seed: int, out: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data."""
+    stored = _store.load(run)
+    folder = _store.check_out(out or stored.folder / "imputed")
+    prepared = reopen(stored)
+    with _seeded(seed):
+        task = task_of(prepared, stored)
+        local = {s.name for s in task.structure.local_latents}
+        latents = {k: v.values[0] for k, v in stored.tree["posterior"].data_vars.items() if k in local}
+        if not np.isnan(stored.x).any():
+            raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
+        found = impute(task, latents, task.globals, draws)
+    center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
+    source = str(stored.json["options"]["data"].get("source", ""))
+    return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
+
+
 def _resume(task: Task, stored: _store.Run) -> None:
     task.learn = False
     _store.restore(task.program, stored.state, "program.")

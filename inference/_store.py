@@ -5,6 +5,7 @@ Everything goes into a temporary folder beside the final one, is flushed to the 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -91,7 +92,44 @@ def save(fit: Fit, folder: Path) -> Path:
 
 
 def _extras(fit: Fit) -> dict[str, Any]:
-    return {"image_shape": fit.image_shape, "guide": None if fit.guide is None else {"hidden": list(fit.guide.hidden)}}
+    units = {k: None if v is None else np.asarray(v).tolist() for k, v in (("center", fit.center), ("scale", fit.scale))}
+    return units | {"image_shape": fit.image_shape, "guide": None if fit.guide is None else {"hidden": list(fit.guide.hidden)}}
+
+
+def save_imputation(found: Any, folder: Path, columns: list[str], source: str) -> list[Path]:
+    """Write mean, sd and draws to `folder`, whole or not at all: .csv for a table with named columns, .npz if the data came
+    from one, else .npy. The draws of a .csv stand under each other, with a first column `draw`."""
+    parts = {"mean": found.mean, "sd": found.sd, "draws": found.draws}
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        if ".npz" in source:
+            np.savez_compressed(temporary / "imputed.npz", missing=found.missing, **parts)
+        elif columns and found.mean.ndim == 2 and ".npy" not in source:
+            for name, values in parts.items():
+                _write_csv(temporary / f"{name}.csv", values, columns)
+        else:
+            for name, values in parts.items():
+                np.save(temporary / f"{name}.npy", values)
+        for path in temporary.iterdir():
+            _flush(path)
+        temporary.chmod(0o755)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return sorted(folder.iterdir())
+
+
+def _write_csv(path: Path, values: np.ndarray, columns: list[str]) -> None:
+    header = list(columns)
+    if values.ndim == 3:
+        number = np.repeat(np.arange(len(values)), values.shape[1])
+        values, header = np.column_stack([number, values.reshape(-1, values.shape[2])]), ["draw", *header]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        # repr of a float is the shortest text that reads back as the same number; a draw's number stays whole
+        writer.writerows([int(v) if h == "draw" else float(v) for h, v in zip(header, row, strict=True)] for row in values)
 
 
 def free(folder: Path) -> Path:

@@ -266,6 +266,25 @@ def plot(
 
 @app.command()
 @_plainly
+def impute(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Joint draws to write.")] = 20,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; RUN/imputed if not said.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """What the unobserved entries of a run's data were: mean, standard deviation, joint draws."""
+    from inference import _runner
+
+    paths = [str(p) for p in _runner.impute_run(folder, draws, seed, out)]
+    if json:
+        _print_json({"run": str(folder), "files": paths})
+    else:
+        print("\n".join(paths))
+
+
+@app.command()
+@_plainly
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, such as peers/em.", show_default=False)],
     quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that it works.")] = False,

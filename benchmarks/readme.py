@@ -1,0 +1,105 @@
+"""The README's table and picture: every method on Old Faithful, and PPCA and factor analysis on wine.
+
+`zoo bench readme` runs them anew, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
+tables between the README's markers. A test says when a table and the numbers differ.
+"""
+
+from __future__ import annotations
+
+import json as json_
+import platform
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from zoo import _show
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FAITHFUL = (
+    ("em", {}),
+    ("laplace", {}),
+    ("svi", {}),
+    ("importance", {}),
+    ("em", {"covariance": "tied"}),
+    ("em", {"covariance": "diagonal"}),
+    ("laplace", {"priors": True}),
+)
+WINE = (("ppca", {"latents": 2}), ("ppca", {"latents": 3}), ("factor_analysis", {"latents": 2}), ("factor_analysis", {"latents": 3}))
+
+
+def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
+    """Run, keep and write; with `quick`, only two rows, and nothing is written."""
+    results = measure(FAITHFUL[:1] if quick else FAITHFUL, WINE[:1] if quick else WINE, None if quick else RESULTS)
+    if not quick:
+        (RESULTS / "readme.json").write_text(json_.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path = ROOT / "README.md"
+        path.write_text(rewritten(path.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print(json_.dumps(results, indent=1, ensure_ascii=False) if json else "\n\n".join(tables(results).values()))
+    return results
+
+
+def measure(faithful: Any, wine: Any, pictures: Path | None) -> dict[str, Any]:
+    """Run the rows; the picture goes to the folder `pictures`."""
+    from inference import run
+    from inference._runner import versions
+
+    out: dict[str, Any] = {
+        "command": "zoo bench readme",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": platform.machine(),
+        "versions": versions(),
+        "faithful": [],
+        "wine": [],
+    }
+    for method, options in faithful:
+        with tempfile.TemporaryDirectory() as folder:
+            fit = run("gmm", "faithful", method, out=Path(folder) / "run", **options)
+            if pictures is not None and not out["faithful"]:
+                _picture(Path(folder) / "run", pictures)
+        out["faithful"].append(_row(fit, method, options))
+    for model, options in wine:
+        out["wine"].append(_row(run(model, "wine", "em", standardize=True, **options), model, options))
+    return out
+
+
+def _picture(run: Path, pictures: Path) -> None:
+    from inference._pictures import plot
+
+    for path in plot(run, run / "plots"):
+        if path.stem == "clusters":
+            (pictures / "faithful.png").write_bytes(path.read_bytes())
+
+
+def _row(fit: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    document = fit.to_json()
+    kept = {k: document[k] for k in ("log_evidence", "verified_log_evidence", "khat")}
+    return {"name": name, "options": options, **kept}
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Marker → its Markdown table."""
+    lines = ["| method | model | claimed log p(x), nats | kind | verified, nats | kind |", "| --- | --- | --- | --- | --- | --- |"]
+    for r in results["faithful"]:
+        claimed, verified = r["log_evidence"], r["verified_log_evidence"]
+        cells = (f"`{r['name']}`", _options(r["options"]), _show.evidence(claimed), claimed["kind"])
+        lines.append("| " + " | ".join((*cells, _show.evidence(verified), verified["kind"])) + " |")
+    wine = ["| model | options | log p(x; θ̂), nats |", "| --- | --- | --- |"]
+    for r in results["wine"]:
+        wine.append(f"| `{r['name']}` | {_options(r['options'])} | {_show.evidence(r['log_evidence'])} |")
+    return {"faithful": "\n".join(lines), "wine": "\n".join(wine)}
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()) or "full covariance"
+
+
+def rewritten(readme: str, results: dict[str, Any]) -> str:
+    """The README with the tables between its markers replaced."""
+    for name, table in tables(results).items():
+        begin, end = f"<!-- table {name}: zoo bench readme -->\n", f"\n<!-- end of table {name} -->"
+        before, _, rest = readme.partition(begin)
+        _, _, after = rest.partition(end)
+        readme = before + begin + table + end + after
+    return readme
