@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from inference._exact import one_thread
 from inference._families import Floor, Pool
 from inference._linear import Gaussian, LinearGaussian, Moments, Values
 from inference._mstep import climb_numerically, usage
@@ -127,7 +128,7 @@ def m_step(
 ) -> dict[str, Tensor]:
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
     if plan.closed:
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
             _closed(engine, plan, moments, globals, floor)
     if not plan.numeric and not globals:
         return globals

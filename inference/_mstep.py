@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from inference._coordinates import Coordinates
-from inference._exact import Enumeration, Statistics, Values
+from inference._exact import Enumeration, Statistics, Values, one_thread
 from inference._families import Floor, Pool
 from zoo._program import Program
 
@@ -193,7 +193,7 @@ def m_step(
 
     `responsibilities` [N, A] are needed only where a site has no sufficient statistics.
     """
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
         _closed(exact, plan, stats, globals, floor)
     if plan.numeric or globals:
 

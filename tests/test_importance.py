@@ -198,7 +198,7 @@ def test_a_proposal_that_cannot_be_trusted_is_reported():
     def needle(x=None, size=None):
         with user.rows(x, size):
             z = pyro.sample("z", dist.Normal(0.0, 100.0))
-            pyro.sample("x", dist.StudentT(3.0, z, 0.01).expand(z.shape).mask(True), obs=x[:, 0])
+            pyro.sample("x", dist.StudentT(3.0, z, 0.01), obs=x[:, 0])
 
     fit = run(needle, np.random.default_rng(4).normal(size=(20, 1)) * 100, "importance", proposal="prior", samples=200, epochs=1)
     assert any("k-hat is above 0.7" in w for w in fit.warnings)
