@@ -26,14 +26,21 @@ FAITHFUL = (
     ("em", {"covariance": "diagonal"}),
     ("laplace", {"priors": True}),
 )
-WINE = (("ppca", {"latents": 2}), ("ppca", {"latents": 3}), ("factor_analysis", {"latents": 2}), ("factor_analysis", {"latents": 3}))
+WINE = (
+    ("ppca", {"latents": 2}),
+    ("ppca", {"latents": 3}),
+    ("factor_analysis", {"latents": 2}),
+    ("factor_analysis", {"latents": 3}),
+)
 
 
 def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     """Run, keep and write; with `quick`, only two rows, and nothing is written."""
     results = measure(FAITHFUL[:1] if quick else FAITHFUL, WINE[:1] if quick else WINE, None if quick else RESULTS)
     if not quick:
-        (RESULTS / "readme.json").write_text(json_.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (RESULTS / "readme.json").write_text(
+            json_.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         path = ROOT / "README.md"
         path.write_text(rewritten(path.read_text(encoding="utf-8"), results), encoding="utf-8")
     print(json_.dumps(results, indent=1, ensure_ascii=False) if json else "\n\n".join(tables(results).values()))
@@ -80,7 +87,10 @@ def _row(fit: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Marker → its Markdown table."""
-    lines = ["| method | model | claimed log p(x), nats | kind | verified, nats | kind |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| method | model | claimed log p(x), nats | kind | verified, nats | kind |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for r in results["faithful"]:
         claimed, verified = r["log_evidence"], r["verified_log_evidence"]
         cells = (f"`{r['name']}`", _options(r["options"]), _show.evidence(claimed), claimed["kind"])
@@ -92,7 +102,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def _options(options: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()) or "full covariance"
+    return (
+        ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
+        or "full covariance"
+    )
 
 
 def rewritten(readme: str, results: dict[str, Any]) -> str:

@@ -137,7 +137,7 @@ class Fit:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `zoo run … --json` prints. Parameters of more than 1,000 numbers are left out."""
-        return {
+        document = {
             "model": self.model,
             "data": self.data,
             "method": self.method,
@@ -159,10 +159,20 @@ class Fit:
             "notes": self.notes,
             "versions": self.versions,
         }
+        return {k: _strict(v) for k, v in document.items()}
 
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _small(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

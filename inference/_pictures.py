@@ -237,16 +237,32 @@ class _Oracle:
         """p(a | x_i) [drawn, A]."""
         return self.exact.responsibilities(None, self.globals).numpy()
 
+    def marginal(self, points: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+        """log p(x, a) [points, A] of points [points, c] in a few columns, the others unobserved; nats."""
+        covariance, prior = self.covariance(columns), self._log_prior
+        if covariance is not None and prior is not None and len(columns) < self.x.shape[1]:
+            # a normal's marginal is known: hundreds of columns need not be integrated out for each point
+            means = torch.as_tensor(self.means[:, list(columns)])
+            with blame(self.task.program.name):
+                normal = torch.distributions.MultivariateNormal(means, torch.as_tensor(covariance))
+                return prior + normal.log_prob(torch.as_tensor(points).unsqueeze(1)).numpy()
+        rows = np.full((len(points), self.x.shape[1]), np.nan)
+        rows[:, list(columns)] = points
+        return self.joint(rows)
+
+    @cached_property
+    def _log_prior(self) -> np.ndarray | None:
+        """log p(a) [A]: the joint of a row with nothing observed. None where it depends on the row's own data."""
+        try:
+            prior = self.joint(np.full((2, self.x.shape[1]), np.nan))[0]
+        except UsageError:
+            return None
+        return prior if abs(np.exp(prior).sum() - 1) < 1e-6 else None
+
     @cached_property
     def weights(self) -> np.ndarray:
-        """p(a) [A]: the posterior of a row with nothing observed is the prior."""
-        nothing = np.full((2, self.x.shape[1]), np.nan)
-        try:
-            prior = np.exp(self.joint(nothing)[0])
-        except UsageError:
-            prior = np.zeros(self.A)
-        # where p(a) depends on the row, or the program cannot do without the data, the share of the data serves
-        return prior if abs(prior.sum() - 1) < 1e-6 else self.responsibilities.mean(0)
+        """p(a) [A], or the share of the data where a program has none that is the same for all rows."""
+        return self.responsibilities.mean(0) if self._log_prior is None else np.exp(self._log_prior)
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -517,10 +533,8 @@ def _density(oracle: _Oracle, columns: Sequence[int], count: int) -> _Density | 
     made = [_axis(oracle, c, count) for c in columns]
     axes = [axis for axis, _ in made]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(columns))
-    rows = np.full((len(points), oracle.x.shape[1]), np.nan)
-    rows[:, list(columns)] = points
     try:
-        joint = oracle.joint(rows).reshape(*map(len, axes), oracle.A)
+        joint = oracle.marginal(points, columns).reshape(*map(len, axes), oracle.A)
     except UsageError:  # a family of which nothing can be left out
         return None
     cell: Any = 1.0

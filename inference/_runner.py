@@ -158,7 +158,16 @@ def reopen(stored: _store.Run, methods: list[str] | None = None, options: Mappin
         )
     columns = tuple(stored.json["columns"])
     raw = _datasets.load(stored.x)
-    data = replace(raw, name=stored.json["data"], options=chosen["data"], columns=columns, warnings=())
+    image_shape = stored.json.get("image_shape")
+    data = replace(
+        raw,
+        name=stored.json["data"],
+        options=chosen["data"],
+        columns=columns,
+        image_shape=None if image_shape is None else tuple(image_shape),
+        labels=stored.labels(),
+        warnings=(),
+    )
     prepared = prepare(spec, data, {**chosen["model"], **(options or {})}, methods or [], limit=chosen["limit"])
     if changed := {k: v for k, v in prepared.options.items() if k in (options or {})}:
         raise UsageError(
@@ -301,7 +310,7 @@ def _resume(task: Task, stored: _store.Run) -> None:
     _store.restore(task.program, stored.state, "program.")
     known = stored.parameters()
     names = [s.name for s in task.structure.global_latents]
-    task.globals = {n: torch.as_tensor(known[n]) for n in names if n in known}
+    task.globals = {n: torch.as_tensor(known[n.replace("/", ".")]) for n in names if n.replace("/", ".") in known}
     if stored.json.get("guide"):
         from guides import amortized
         from inference._coordinates import bijection

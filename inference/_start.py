@@ -35,7 +35,9 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
         return globals
     exact = task.exact
     if start == "kmeans" and exact.A > exact.N:
-        raise UsageError(f"start=kmeans needs a row for each of the {exact.A} joint values of the latents; there are {exact.N}.")
+        raise UsageError(
+            f"start=kmeans needs a row for each of the {exact.A} joint values of the latents; there are {exact.N}."
+        )
     weights = _random(exact, seed) if start == "random" else _kmeans(exact, seed)
     stats = exact.e_step(globals, weights)
     how = task.plan(globals)

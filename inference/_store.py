@@ -42,7 +42,13 @@ class Run:
         """Every parameter's point value, constrained."""
         if "constant_data" not in self.tree:
             return {}
-        return {k: v.values for k, v in self.tree["constant_data"].data_vars.items() if k != "labels"}
+        return {k: v.values for k, v in self.tree["constant_data"].data_vars.items() if v.dims != ("data",)}
+
+    def labels(self) -> np.ndarray | None:
+        """Class labels of the data, where they have any."""
+        if "constant_data" not in self.tree:
+            return None
+        return next((v.values for v in self.tree["constant_data"].data_vars.values() if v.dims == ("data",)), None)
 
 
 def check_out(out: str | os.PathLike[str]) -> Path:
@@ -50,13 +56,14 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     folder = Path(out)
     if folder.exists():
         raise UsageError(f"'{folder}' exists already; name another folder with --out.")
-    parent = folder.parent
+    parent = folder.absolute().parent
+    while not os.path.lexists(parent):  # nothing is made before there is something to write
+        parent = parent.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise UsageError(f"cannot write to '{parent}': {error.strerror or error}.") from error
+        raise UsageError(f"cannot write to '{folder.parent}': {error.strerror or error}.") from error
     return folder
 
 
@@ -92,8 +99,13 @@ def save(fit: Fit, folder: Path) -> Path:
 
 
 def _extras(fit: Fit) -> dict[str, Any]:
-    units = {k: None if v is None else np.asarray(v).tolist() for k, v in (("center", fit.center), ("scale", fit.scale))}
-    return units | {"image_shape": fit.image_shape, "guide": None if fit.guide is None else {"hidden": list(fit.guide.hidden)}}
+    units = {
+        k: None if v is None else np.asarray(v).tolist() for k, v in (("center", fit.center), ("scale", fit.scale))
+    }
+    return units | {
+        "image_shape": fit.image_shape,
+        "guide": None if fit.guide is None else {"hidden": list(fit.guide.hidden)},
+    }
 
 
 def save_imputation(found: Any, folder: Path, columns: list[str], source: str) -> list[Path]:
@@ -129,7 +141,9 @@ def _write_csv(path: Path, values: np.ndarray, columns: list[str]) -> None:
         writer = csv.writer(file)
         writer.writerow(header)
         # repr of a float is the shortest text that reads back as the same number; a draw's number stays whole
-        writer.writerows([int(v) if h == "draw" else float(v) for h, v in zip(header, row, strict=True)] for row in values)
+        writer.writerows(
+            [int(v) if h == "draw" else float(v) for h, v in zip(header, row, strict=True)] for row in values
+        )
 
 
 def free(folder: Path) -> Path:

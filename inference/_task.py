@@ -132,9 +132,10 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(file=sys.stderr)
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
         columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        self.bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.id = self.bar.add_task(self.what, total=self.total, note="")
         self.bar.start()
 

@@ -18,7 +18,7 @@ from inference._families import Floor
 from inference._fit import Evidence, Fit
 from inference._start import FLOOR, Start, begin
 from inference._task import Task
-from zoo._options import positive
+from zoo._options import Count, NotNegative, Positive
 from zoo._structure import Structure
 
 PLAIN_ITERATIONS = 20
@@ -34,11 +34,11 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    max_iter: int = 1000,
-    tol: float = 1e-10,
-    restarts: int = 1,
+    max_iter: Count = 1000,
+    tol: NotNegative = 1e-10,
+    restarts: Count = 1,
     start: Start = "auto",
-    floor: float = FLOOR,
+    floor: Positive = FLOOR,
     accelerate: bool = True,
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
@@ -47,10 +47,6 @@ def fit(
     `floor` is the smallest variance an M-step sets, as a share of the data's own. Raises `ArithmeticError` if the
     log-likelihood falls by more than rounding, which only a wrong M-step could make it do.
     """
-    positive("max_iter", max_iter)
-    positive("restarts", restarts)
-    positive("tol", tol, zero=True)
-    positive("floor", floor)
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [])
     initial = {n: v.detach().clone() for n, v in task.program.values().items()}

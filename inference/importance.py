@@ -7,7 +7,7 @@ claims is an estimate; k-hat above 0.7 says that it cannot be trusted (Vehtari e
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, train
-from zoo._errors import UsageError
 from zoo._latents import by_datum
-from zoo._options import positive
+from zoo._options import Count, Limits, Positive
 from zoo._structure import Structure
 
 
@@ -38,26 +37,20 @@ def fit(
     task: Task,
     *,
     proposal: Literal["guide", "prior"] = "guide",
-    samples: int = 1000,
-    particles: int = 20,
-    defensive: float = 0.1,
-    epochs: int = 500,
-    batch: int = 64,
-    lr: float = 0.02,
-    tol: float = 1e-3,
-    hidden: tuple[int, ...] = (64, 64),
+    samples: Annotated[int, Limits(least=2)] = 1000,
+    particles: Count = 20,
+    defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
+    epochs: Count = 500,
+    batch: Count = 64,
+    lr: Positive = 0.02,
+    tol: Positive = 1e-3,
+    hidden: tuple[Count, ...] = (64, 64),
     start: Start = "auto",
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum.
 
     A share `defensive` of the guide's draws comes from the prior (Hesterberg 1995).
     """
-    if samples < 2:
-        raise UsageError(f"samples must be at least 2, for a standard error; {samples} came.")
-    if not 0 <= defensive < 1:
-        raise UsageError(f"defensive is a share, at least 0 and less than 1; {defensive} came.")
-    positive("particles", particles)
-    positive("batch", batch)
     _weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)

@@ -23,7 +23,7 @@ from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._start import Start, begin
 from inference._task import Task
 from zoo._errors import Refusal
-from zoo._options import positive
+from zoo._options import Count, Positive
 from zoo._structure import Structure
 
 SMALLEST_EIGENVALUE = 1e-9  # as a share of the largest
@@ -37,14 +37,12 @@ def refusal(structure: Structure) -> str | None:
     return None
 
 
-def fit(task: Task, *, max_iter: int = 500, tol: float = 1e-9, start: Start = "auto") -> Fit:
+def fit(task: Task, *, max_iter: Count = 500, tol: Positive = 1e-9, start: Start = "auto") -> Fit:
     """Climb to the mode by L-BFGS, finish with Newton steps, and take the Hessian there.
 
     `tol`: the Newton decrement (nats still to be gained) at which the mode counts as found. A Hessian that is not positive
     definite is damped, and the fit says so.
     """
-    positive("max_iter", max_iter)
-    positive("tol", tol)
     globals = begin(task, start, task.seed) if task.learn else task.global_start()
     theta = {n: v.detach().clone() for n, v in task.program.values().items()}
     free = globals | (theta if task.learn or not globals else {})
@@ -63,7 +61,8 @@ def fit(task: Task, *, max_iter: int = 500, tol: float = 1e-9, start: Start = "a
         else:
             peak = _Peak(flat, *_value_and_hessian(density, flat), converged=True, trace=[])
     values = {n: v.detach() for n, v in coordinates.unflatten(peak.flat).items()}
-    task.program.assign({n: v for n, v in values.items() if n in theta})
+    if task.learn:
+        task.program.assign({n: v for n, v in values.items() if n in theta})
     return _result(task, coordinates, peak, values, set(globals))
 
 

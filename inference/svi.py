@@ -25,7 +25,7 @@ from inference._start import Start, begin
 from inference._task import Task
 from inference._training import train
 from zoo._latents import by_datum
-from zoo._options import positive
+from zoo._options import Count, Positive
 from zoo._structure import Structure
 from zoo._trace import DATA_PLATE
 
@@ -45,18 +45,17 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    epochs: int = 1000,
-    batch: int = 64,
-    lr: float = 0.02,
-    tol: float = 1e-4,
-    hidden: tuple[int, ...] = (64, 64),
+    epochs: Count = 1000,
+    batch: Count = 64,
+    lr: Positive = 0.02,
+    tol: Positive = 1e-4,
+    hidden: tuple[Count, ...] = (64, 64),
     start: Start = "auto",
 ) -> Fit:
     """Climb the ELBO until its smoothed value rises by less than `tol` nats a datum, or for `epochs` epochs.
 
     A batch larger than the data means all of them.
     """
-    positive("batch", batch)
     if task.structure.exact != "enumerable":
         _weights.check(task.program, task.structure, task.x)
     globals = begin(task, start, task.seed) if task.learn else task.global_start()

@@ -59,6 +59,10 @@ def _counts(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.poisson(rng.choice([1.0, 6.0], (n, 1)), (n, D)).astype(float)
 
 
+def _bursts(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.poisson(rng.gamma(1.0, rng.choice([1.0, 6.0], (n, 1)), (n, D))).astype(float)
+
+
 def _bits(rng: np.random.Generator, n: int) -> np.ndarray:
     return (rng.random((n, D)) < rng.choice([0.2, 0.8], (n, 1))).astype(float)
 
@@ -210,7 +214,7 @@ CASES: dict[str, Case] = {
     "negative_binomial": Case(
         user.negative_binomial,
         lambda rng: {"counts": rng.uniform(0.5, 5, (K, D)), "probs": rng.uniform(0.1, 0.9, (K, D))},
-        _counts,
+        _bursts,
         _each(lambda t, k, v, c: stats.nbinom.logpmf(v, t["counts"][k, c], 1 - t["probs"][k, c])),
     ),
     "von_mises": Case(

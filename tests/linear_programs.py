@@ -42,7 +42,9 @@ def random_intercept(x=None, size=None):
     spread = pyro.param("spread", torch.tensor(0.8), constraint=constraints.positive)
     with rows(x, size):
         effect = pyro.sample("effect", dist.Normal(0.0, spread))
-        return pyro.sample("x", dist.Normal((level + effect).unsqueeze(-1).expand(*effect.shape, D), noise()).to_event(1), obs=x)
+        return pyro.sample(
+            "x", dist.Normal((level + effect).unsqueeze(-1).expand(*effect.shape, D), noise()).to_event(1), obs=x
+        )
 
 
 def random_intercept_in_a_plate(x=None, size=None):

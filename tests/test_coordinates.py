@@ -59,7 +59,10 @@ VALUES = {
     "locs": (torch.tensor([[1.0, -2.0], [0.5, 3.0]]), constraints.real),
     "variances": (torch.tensor([0.5, 2.0, 7.0]), constraints.positive),
     "tril": (torch.tensor([[[1.0, 0.0], [0.5, 2.0]], [[0.3, 0.0], [-1.0, 0.7]]]), constraints.lower_cholesky),
-    "corr": (torch.linalg.cholesky(torch.tensor([[1.0, 0.4], [0.4, 1.0]], dtype=torch.float64)), constraints.corr_cholesky),
+    "corr": (
+        torch.linalg.cholesky(torch.tensor([[1.0, 0.4], [0.4, 1.0]], dtype=torch.float64)),
+        constraints.corr_cholesky,
+    ),
     "scalar": (torch.tensor(1.5), constraints.positive),
     "events": (torch.tensor([0.1, 0.9]), constraints.independent(constraints.unit_interval, 1)),
 }
@@ -119,7 +122,12 @@ def test_a_part_is_a_layout_of_its_own():
 
 
 @settings(max_examples=40)
-@given(name=st.sampled_from(list(SUPPORTS)), D=st.integers(2, 6), scale=st.sampled_from([0.1, 1.0, 3.0]), seed=st.integers(0, 999))
+@given(
+    name=st.sampled_from(list(SUPPORTS)),
+    D=st.integers(2, 6),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    seed=st.integers(0, 999),
+)
 def test_any_point_goes_there_and_back(name, D, scale, seed):
     support, _, size = SUPPORTS[name]
     u = scale * torch.randn(size(D), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

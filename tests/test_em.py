@@ -60,7 +60,9 @@ def test_every_family_climbs_to_a_stationary_point(name, missing):
     assert fit.claimed.kind == "exact" and fit.claimed.se == 0.0
 
 
-@pytest.mark.parametrize(("model", "columns"), [(user.two_sites, 3), (user.causes, 3), (user.regressions, 2), (user.Decoder, 3)])
+@pytest.mark.parametrize(
+    ("model", "columns"), [(user.two_sites, 3), (user.causes, 3), (user.regressions, 2), (user.Decoder, 3)]
+)
 def test_other_programs_climb_too(model, columns):
     x = hide(np.random.default_rng(2).normal(size=(60, 3)) * 2, 0.1)[:, :columns]
     x[:, 0] = np.nan_to_num(x[:, 0])
@@ -163,7 +165,8 @@ def test_each_step_is_that_of_scikit_learn(covariance, iterations):
 
 
 @pytest.mark.parametrize(
-    ("covariance", "total", "within"), [("full", -1130.264, 0.001), ("tied", -1140.187, 0.01), ("diagonal", -1147.806, 0.01)]
+    ("covariance", "total", "within"),
+    [("full", -1130.264, 0.001), ("tied", -1140.187, 0.01), ("diagonal", -1147.806, 0.01)],
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_faithful(covariance, total, within, seed):
@@ -332,7 +335,7 @@ def test_as_many_components_as_rows():
         ({"max_iter": 0}, "max_iter must be more than zero"),
         ({"max_iter": "2.5"}, "max_iter is a whole number"),
         ({"restarts": -1}, "restarts must be more than zero"),
-        ({"tol": -1e-3}, "tol must be zero or more"),
+        ({"tol": -1e-3}, "tol must be at least zero"),
         ({"floor": 0}, "floor must be more than zero"),
         ({"start": "kmean"}, "auto, kmeans, random, program; 'kmean' came"),
     ],
@@ -412,7 +415,10 @@ def test_a_mixture_of_another_family_gets_closed_form_em(name):
     """And finds the components that made the data."""
     case = CASES[name]
     rng = np.random.default_rng(10)
-    truth = {"poisson": ("rates", [[1.0, 4.0, 2.0], [6.0, 1.0, 9.0]]), "bernoulli": ("probs", [[0.1, 0.2, 0.9], [0.8, 0.9, 0.1]])}
+    truth = {
+        "poisson": ("rates", [[1.0, 4.0, 2.0], [6.0, 1.0, 9.0]]),
+        "bernoulli": ("probs", [[0.1, 0.2, 0.9], [0.8, 0.9, 0.1]]),
+    }
     truth |= {"exponential": ("rates", [[0.2, 5.0, 1.0], [6.0, 0.3, 8.0]])}
     truth |= {"categorical": ("probs", np.eye(4)[[[0, 1, 2], [3, 0, 1]]] * 0.8 + 0.05)}
     parameter, values = truth[name]

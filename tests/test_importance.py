@@ -86,7 +86,11 @@ def relative_variance() -> np.ndarray:
     """Var(w)/E(w)² for draws from the prior: Σ_k π_k p(x|k)² / p(x)² − 1, in closed form."""
     theta = {n: v.detach().numpy() for n, v in fitted().program.values().items()}
     likelihood = np.stack(
-        [stats.multivariate_normal(m, L @ L.T).pdf(FAITHFUL) for m, L in zip(theta["locs"], theta["scale_tril"], strict=True)], 1
+        [
+            stats.multivariate_normal(m, L @ L.T).pdf(FAITHFUL)
+            for m, L in zip(theta["locs"], theta["scale_tril"], strict=True)
+        ],
+        1,
     )
     return (likelihood**2 @ theta["weights"]) / (likelihood @ theta["weights"]) ** 2 - 1
 
@@ -200,7 +204,14 @@ def test_a_proposal_that_cannot_be_trusted_is_reported():
             z = pyro.sample("z", dist.Normal(0.0, 100.0))
             pyro.sample("x", dist.StudentT(3.0, z, 0.01), obs=x[:, 0])
 
-    fit = run(needle, np.random.default_rng(4).normal(size=(20, 1)) * 100, "importance", proposal="prior", samples=200, epochs=1)
+    fit = run(
+        needle,
+        np.random.default_rng(4).normal(size=(20, 1)) * 100,
+        "importance",
+        proposal="prior",
+        samples=200,
+        epochs=1,
+    )
     assert any("k-hat is above 0.7" in w for w in fit.warnings)
     assert fit.to_json()["khat"]["frac_above_0.7"] > 0.5
 
@@ -270,7 +281,7 @@ def test_latents_in_a_plate_inside_data_by_the_prior():
 
 
 def test_a_program_that_would_mix_up_its_draws_is_refused():
-    with pytest.raises(Refusal, match="'causes' mixes up draws .*keepdim"):
+    with pytest.raises(Refusal, match=r"'causes' mixes up draws .*keepdim"):
         run(user.causes, np.zeros((10, 3)), "importance", proposal="prior")
 
 
@@ -297,8 +308,8 @@ def test_the_same_seed_gives_the_same_bits():
         ({"samples": 1}, "samples must be at least 2"),
         ({"samples": "2.5"}, "samples is a whole number"),
         ({"particles": 0}, "particles must be more than zero"),
-        ({"defensive": 1.0}, "defensive is a share"),
-        ({"defensive": -0.1}, "defensive is a share"),
+        ({"defensive": 1.0}, "defensive must be at least zero and less than 1"),
+        ({"defensive": -0.1}, "defensive must be at least zero and less than 1"),
         ({"proposal": "posterior"}, "guide, prior.*; 'posterior' came"),
     ],
 )
@@ -309,5 +320,5 @@ def test_options(options, says):
 
 def test_what_it_cannot_do():
     assert "'p'" in importance.refusal(structure_of(user.coin, np.ones((5, 1))))
-    with pytest.raises(Refusal, match="Methods that can: .*laplace"):
+    with pytest.raises(Refusal, match=r"Methods that can: .*laplace"):
         run("gmm", "faithful", "importance", priors=True)

@@ -60,7 +60,9 @@ def test_standard_errors_against_finite_differences(covariance):
         first, second = (stats.multivariate_normal(locs[k], S[k]).logpdf(FAITHFUL) for k in range(2))
         return np.logaddexp(np.log(w) + first, np.log1p(-w) + second).sum()
 
-    at = np.concatenate([fit.parameters["weights"][:1], fit.parameters["locs"].ravel(), flat_scale(fit.parameters[scale])])
+    at = np.concatenate(
+        [fit.parameters["weights"][:1], fit.parameters["locs"].ravel(), flat_scale(fit.parameters[scale])]
+    )
     assert log_likelihood(at) == pytest.approx(fit.claimed.value, rel=1e-10)
     expected = np.sqrt(np.diag(np.linalg.inv(-hessian(log_likelihood, at))))
     errors = fit.standard_errors
@@ -171,7 +173,11 @@ def test_a_normal_with_unknown_mean_and_variance_against_quadrature():
     x = np.random.default_rng(4).normal(0.5, 1.2, 60)
 
     truth = normal_quadrature(
-        x, lambda mean: stats.norm.logpdf(mean, 0, 2), lambda v: stats.invgamma.logpdf(v, 3, scale=2), (-1, 2), (-2, 2.5)
+        x,
+        lambda mean: stats.norm.logpdf(mean, 0, 2),
+        lambda v: stats.invgamma.logpdf(v, 3, scale=2),
+        (-1, 2),
+        (-2, 2.5),
     )
     fit = run(program, x, "laplace")
     assert abs(fit.claimed.value - truth) < 0.1

@@ -203,6 +203,9 @@ def test_the_density_of_two_columns_is_the_mixtures_marginal(covariance: str, tm
     grid = torch.as_tensor(np.stack(np.meshgrid(*density.axes, indexing="ij"), -1))
     np.testing.assert_allclose(density.log_density, truth.log_prob(grid), atol=1e-8)
     assert (np.exp(density.log_density) * density.cell).sum() == pytest.approx(1, abs=0.01)
+    rows = np.full((25, 3), np.nan)
+    rows[:, [0, 2]] = grid.reshape(-1, 2)[::250][:25]
+    np.testing.assert_allclose(oracle.marginal(rows[:, [0, 2]], [0, 2]), oracle.joint(rows), atol=1e-8)
 
 
 def test_regions_hold_their_share_of_simulated_data(found: _pictures._Scene) -> None:

@@ -74,7 +74,7 @@ def test_a_module_of_the_users_is_left_as_it_was():
 
 
 def test_a_network_that_a_function_registers_is_shared_by_no_two_runs():
-    """`pyro.module` hands out the user's own tensors: they must come back untouched, and be learned all the same."""
+    """`pyro.module` hands out the user's own tensors: they come back untouched, and are learned all the same."""
     network = torch.nn.Linear(2, 3)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
 
@@ -86,16 +86,49 @@ def test_a_network_that_a_function_registers_is_shared_by_no_two_runs():
             pyro.sample("x", pyro.distributions.Normal(loc, 1.0).to_event(1), obs=x)
 
     x = np.random.default_rng(2).normal(size=(40, 3)) + 3
-    try:
-        first = run(program, x, "em", start="program", max_iter=10)
-    except UsageError as error:
-        assert "pyro.module" in str(error) and "PyroModule" in str(error)  # a clear no is right as well
-    else:
-        second = run(program, x, "em", start="program", max_iter=10)
-        assert first.trace["log_likelihood"][-1] > first.trace["log_likelihood"][0] + 10
-        assert np.array_equal(first.trace["log_likelihood"], second.trace["log_likelihood"])
+    first, second = (run(program, x, "em", start="program", max_iter=10) for _ in range(2))
+    assert set(first.parameters) == {"network.weight", "network.bias"}
+    assert first.trace["log_likelihood"][-1] > first.trace["log_likelihood"][0] + 10
+    assert np.array_equal(first.trace["log_likelihood"], second.trace["log_likelihood"])
+    errors = run(program, x, "laplace", start="program").standard_errors
+    assert errors["network.weight"].shape == (3, 2)
     for n, p in network.named_parameters():
         assert torch.equal(p, before[n]) and p.dtype == before[n].dtype, n
+
+
+def test_a_method_of_a_module_is_a_model_too():
+    """As in `vae.model`; its parameters are found, learned, and the user's own left alone."""
+
+    class Holder(user.Decoder):
+        def model(self, x=None, size=None):
+            return user.Decoder.forward(self, x, size)
+
+        def forward(self, *args, **kwargs):
+            raise AssertionError("not this one")
+
+    holder, x = Holder(), np.random.default_rng(3).normal(size=(30, 3))
+    before = {n: p.detach().clone() for n, p in holder.named_parameters()}
+    fit = run(holder.model, x, "em", start="program", max_iter=5)
+    same = run(user.Decoder(), x, "em", start="program", max_iter=5)
+    np.testing.assert_allclose(fit.trace["log_likelihood"], same.trace["log_likelihood"], rtol=1e-9)
+    assert all(torch.equal(p, before[n]) for n, p in holder.named_parameters())
+
+
+def test_a_parameter_object_of_the_users_is_copied():
+    mine = torch.nn.Parameter(torch.zeros(3))
+
+    def program(x=None, size=None):
+        with user.rows(x, size):
+            pyro.sample("x", pyro.distributions.Normal(pyro.param("loc", mine), 1.0).to_event(1), obs=x)
+
+    fit = run(program, np.random.default_rng(4).normal(size=(20, 3)) + 5, "em")
+    assert np.all(fit.parameters["loc"] > 3)
+    assert torch.equal(mine, torch.zeros(3)) and mine.dtype == torch.float32
+
+
+def test_a_module_that_a_function_calls_is_refused_rather_than_not_learned():
+    module = user.Decoder()
+    says("make the module the model", lambda x=None, size=None: module(x, size), np.zeros((10, 3)))
 
 
 @pytest.mark.parametrize("method", ["em", "laplace", "svi", "importance"])
@@ -145,7 +178,10 @@ def test_methods_side_by_side_give_what_each_gives_alone():
 
 
 def test_rows_prepared_by_the_same_seed_are_the_same():
-    one, two = (run("gmm", "digits", "em", rows=40, standardize=True, missing="random:0.2", covariance="spherical") for _ in range(2))
+    one, two = (
+        run("gmm", "digits", "em", rows=40, standardize=True, missing="random:0.2", covariance="spherical")
+        for _ in range(2)
+    )
     assert np.array_equal(one.x, two.x, equal_nan=True)
     assert one.options["data"]["rows"] == 40
     assert one.options["data"]["missing"] == "random:0.2"
@@ -197,7 +233,9 @@ def test_json_stays_strict_whatever_the_numbers():
     assert document["khat"] == {"max": None, "frac_above_0.7": 0.5}
 
 
-@pytest.mark.parametrize(("method", "priors"), [("em", False), ("em", True), ("laplace", False), ("laplace", True), ("importance", False)])
+@pytest.mark.parametrize(
+    ("method", "priors"), [("em", False), ("em", True), ("laplace", False), ("laplace", True), ("importance", False)]
+)
 def test_arviz_takes_the_result(method, priors):
     options = {"epochs": 2, "samples": 50} if method == "importance" else {"covariance": "spherical"}
     tree = run("gmm", FAITHFUL[::3], method, priors=priors, **options).idata
@@ -250,7 +288,12 @@ def test_a_run_folder_holds_what_it_should(here):
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [("gmm", {}), (f"{user.__file__}:poisson", {}), (f"{user.__file__}:Mixture", {"components": 3}), (f"{user.__file__}:Decoder", {})],
+    [
+        ("gmm", {}),
+        (f"{user.__file__}:poisson", {}),
+        (f"{user.__file__}:Mixture", {"components": 3}),
+        (f"{user.__file__}:Decoder", {}),
+    ],
 )
 def test_infer_keeps_theta_to_the_bit(model, options, here):
     x = COUNTS if model != "gmm" else FAITHFUL
@@ -372,7 +415,9 @@ def test_a_kill_in_the_middle_leaves_no_half_folder(here):
     child.wait()
     child.stdout.close()
     assert not Path("runs/killed").exists()
-    assert run("gmm", "faithful", "em", out="runs/killed", max_iter=1).run == str(Path("runs/killed"))  # the name is still free
+    assert run("gmm", "faithful", "em", out="runs/killed", max_iter=1).run == str(
+        Path("runs/killed")
+    )  # the name is still free
     assert strict(Path("runs/killed/run.json").read_text())["status"] == "ok"
 
 
@@ -481,7 +526,12 @@ def test_data_of_one_column_and_arrays_of_any_kind():
 
 def test_missing_entries_go_through_every_method():
     x = hide(FAITHFUL, 0.2)
-    for method, options in (("em", {}), ("laplace", {}), ("svi", {"epochs": 3}), ("importance", {"epochs": 3, "samples": 50})):
+    for method, options in (
+        ("em", {}),
+        ("laplace", {}),
+        ("svi", {"epochs": 3}),
+        ("importance", {"epochs": 3, "samples": 50}),
+    ):
         fit = run("gmm", x, method, **options)
         assert np.isfinite(fit.claimed.value) and fit.verified.kind == "exact", method
 
@@ -501,8 +551,9 @@ def test_a_bar_comes_up_after_two_seconds_and_on_standard_error(monkeypatch, cap
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     task = task_of("gmm", FAITHFUL)
-    for quiet, expected in ((True, False), (False, True)):
+    for quiet, terminal in ((True, True), (False, False), (False, True)):
         task.quiet = quiet
+        monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
         with task.progress("working", 10) as step:
             step(note="a note")
             out, err = capsys.readouterr()
@@ -511,4 +562,6 @@ def test_a_bar_comes_up_after_two_seconds_and_on_standard_error(monkeypatch, cap
             step(note="another note")
             time.sleep(0.3)
         out, err = capsys.readouterr()
-        assert out == "" and ("working" in err) is expected
+        assert out == ""
+        assert ("working" in err) == (terminal and not quiet)
+        assert terminal or err == ""

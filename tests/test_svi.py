@@ -70,7 +70,10 @@ def test_the_guide_approaches_the_posterior():
     assert np.abs(fit.probabilities["z"] - posterior).mean() < 0.01
 
 
-@pytest.mark.parametrize(("model", "name"), [(user.poisson, "poisson"), (user.bernoulli_logits, "bernoulli_logits"), (user.student, "student")])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(user.poisson, "poisson"), (user.bernoulli_logits, "bernoulli_logits"), (user.student, "student")],
+)
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_every_claim_is_below_the_exact_evidence(model, name, missing):
     """After hardly any training, too: a bound is a bound for any guide."""
@@ -250,7 +253,14 @@ def test_options(options, says):
 
 def test_a_rate_that_is_too_large_is_a_plain_error():
     with pytest.raises((ArithmeticError, UsageError)):
-        run(user.exponential, np.random.default_rng(8).gamma(2.0, size=(20, 3)) * 1e8, "svi", lr=1e4, epochs=50, start="program")
+        run(
+            user.exponential,
+            np.random.default_rng(8).gamma(2.0, size=(20, 3)) * 1e8,
+            "svi",
+            lr=1e4,
+            epochs=50,
+            start="program",
+        )
 
 
 # ---- the guide ------------------------------------------------------------------------------------------------------------
@@ -280,5 +290,5 @@ def test_the_guide_does_not_care_for_units():
 
 def test_what_it_cannot_do():
     assert "'on' stands in a plate inside `data`" in svi.refusal(structure_of(user.causes, FAITHFUL @ np.ones((2, 3))))
-    with pytest.raises(Refusal, match="Methods that can: .*em"):
+    with pytest.raises(Refusal, match=r"Methods that can: .*em"):
         run(user.causes, np.zeros((10, 3)), "svi")

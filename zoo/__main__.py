@@ -270,7 +270,9 @@ def impute(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     draws: Annotated[int, typer.Option("--draws", min=1, help="Joint draws to write.")] = 20,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; RUN/imputed if not said.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; RUN/imputed if not said.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """What the unobserved entries of a run's data were: mean, standard deviation, joint draws."""

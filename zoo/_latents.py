@@ -79,7 +79,7 @@ class Layout:
 
 
 def by_datum(value: Tensor, site: Any, structure: Any) -> Tensor:
-    """A local site's value as a program has it, [draws, plates with n among them, event], as [draws, n, inner plates, event]."""
+    """A local site's value in a program, [draws, plates with n among them, event], as [draws, n, inner plates, event]."""
     moved = value.movedim(1 + structure.max_plate_nesting + structure.data_dim, 1)
     return moved.reshape(*moved.shape[:2], *(size for _, size in site.inner_dims), *site.event_shape)
 

@@ -6,9 +6,33 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from zoo._errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an option's number may be, as its annotation says: `samples: Annotated[int, Limits(least=2)]`."""
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+
+    def check(self, name: str, value: float) -> None:
+        """Raise `UsageError` unless `value` lies within."""
+        words = {"above": "more than", "least": "at least", "below": "less than"}
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        fits = {"above": lambda v: value > v, "least": lambda v: value >= v, "below": lambda v: value < v}
+        if not all(fits[k](v) for k, v in given.items()):
+            rule = " and ".join(f"{words[k]} {'zero' if v == 0 else format(v, 'g')}" for k, v in given.items())
+            raise UsageError(f"{name} must be {rule}; {value:g} came.")
+
+
+Count = typing.Annotated[int, Limits(above=0)]
+Positive = typing.Annotated[float, Limits(above=0)]
+NotNegative = typing.Annotated[float, Limits(least=0)]
 
 
 def schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -48,6 +72,11 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty:
         return _guess(value) if isinstance(value, str) else value
     origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        kind, limits = typing.get_args(annotation)
+        number = _value(name, value, kind)
+        limits.check(name, number)
+        return number
     if origin in (typing.Union, types.UnionType):
         kinds = list(typing.get_args(annotation))
         if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() == "none")):

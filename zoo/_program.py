@@ -48,6 +48,11 @@ class Program(nn.Module):
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
         self._function: Callable[..., Any] | None = model
+        self._method = ""
+        self._given: Mapping[str, Tensor] = {}
+        owner = getattr(model, "__self__", None)
+        if isinstance(owner, nn.Module) and not isinstance(model, nn.Module):  # vae.model, say
+            model, self._method = owner, model.__name__
         if isinstance(model, nn.Module):
             self.module = copy.deepcopy(model).to(x.dtype)
             localize(self.module)
@@ -57,9 +62,16 @@ class Program(nn.Module):
         self._collect(x[: min(len(x), 3)])
 
     def _collect(self, x: Tensor) -> None:
-        found = _Collect()
+        found = _Collect(self.module is None)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), found:
-            self._run(x)
+            try:
+                self._run(x)
+            except AttributeError as error:
+                if "param_state" in str(error):  # made without module_local_params, and not ours to change
+                    raise ValueError(
+                        "a PyroModule that the function calls cannot be learned: make the module the model"
+                    ) from None
+                raise
         if self.module is not None:
             owned = {id(p): n for n, p in self.module.named_parameters()}
             for name, (parameter, constraint) in found.statements.items():
@@ -78,7 +90,7 @@ class Program(nn.Module):
                     self.constraints[name] = constraints.real
         else:
             for name, (parameter, constraint) in found.statements.items():
-                parameter.data = parameter.data.to(x.dtype)
+                parameter.data = parameter.data.to(x.dtype)  # ours: `_Collect` made a copy
                 self._unconstrained[name] = parameter
                 self.constraints[name] = constraint
             self._owned = nn.ParameterList(self._unconstrained.values())
@@ -133,9 +145,42 @@ class Program(nn.Module):
             return self._run(x, size)
 
     def _run(self, x: Tensor | None, size: int | None = None, raw: bool = False) -> Any:
-        with _settings(self.dtype), contextlib.nullcontext() if raw else Unobserved():
-            call: Any = self.module if self.module is not None else self._function
+        call: Any = self.module if self.module is not None else self._function
+        context: Any = contextlib.nullcontext()
+        if self._method:
+            call = getattr(self.module, self._method)
+            context = getattr(self.module, "_pyro_context", context)
+        with _settings(self.dtype), contextlib.nullcontext() if raw else Unobserved(), context, self._networks():
             return call(None, size=size) if x is None else call(x)
+
+    @contextlib.contextmanager
+    def _networks(self) -> Iterator[None]:
+        """A function's `pyro.module(name, network)`: for a run, the network holds this program's tensors, not its own."""
+        if self.module is not None:
+            yield
+            return
+        original, kept, names = pyro.module, [], {}
+
+        def module(name: str, network: nn.Module, update_module_params: bool = False) -> nn.Module:
+            for path, parameter in list(network.named_parameters(remove_duplicate=False)):
+                full = names.setdefault(id(parameter), f"{name}.{path}")
+                if full not in self._unconstrained:
+                    self._unconstrained[full] = nn.Parameter(parameter.detach().to(self.dtype, copy=True))
+                    self.constraints[full] = constraints.real
+                owner, _, leaf = path.rpartition(".")
+                part = network.get_submodule(owner)
+                kept.append((part, leaf, part._parameters.pop(leaf)))
+                object.__setattr__(part, leaf, self._given.get(full, self._unconstrained[full]))
+            return network
+
+        pyro.module = module
+        try:
+            yield
+        finally:
+            pyro.module = original
+            for part, leaf, parameter in reversed(kept):
+                object.__delattr__(part, leaf)
+                part._parameters[leaf] = parameter
 
     @contextlib.contextmanager
     def _values_in_place(self, given: Mapping[str, Tensor]) -> Iterator[None]:
@@ -148,10 +193,12 @@ class Program(nn.Module):
             owner, leaf = self._plain[name]
             kept[name] = owner._parameters.pop(leaf)
             object.__setattr__(owner, leaf, value)
+        before, self._given = self._given, statements
         try:
             with _Parameters(statements):
                 yield
         finally:
+            self._given = before
             for name, parameter in kept.items():
                 owner, leaf = self._plain[name]
                 object.__delattr__(owner, leaf)
@@ -161,8 +208,9 @@ class Program(nn.Module):
 class _Collect(Messenger):
     """Notes each parameter statement: its unconstrained leaf and its constraint."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: bool) -> None:
         super().__init__()
+        self.function = function  # rather than a module, which owns its parameters
         self.statements: dict[str, tuple[nn.Parameter, constraints.Constraint]] = {}
         self._made: dict[str, Tensor] = {}
 
@@ -170,8 +218,14 @@ class _Collect(Messenger):
         if msg["name"] in self._made:
             msg["value"], msg["done"] = self._made[msg["name"]], True
             return
-        if getattr(msg["fn"], "__name__", "") == "<lambda>":
-            return  # a PyroModule's own statement: it brings its value
+        if getattr(msg["fn"], "__name__", "") == "<lambda>":  # a PyroModule's own statement: it brings its value
+            if self.function:
+                raise ValueError(
+                    f"'{msg['name']}' belongs to a PyroModule that the function calls: make the module the model"
+                )
+            return
+        if self.function and "$$$" in msg["name"]:
+            raise ValueError(f"'{msg['name']}' comes from pyro.module imported by name: call it as pyro.module(…)")
         args = msg["args"]
         if len(args) < 2:
             raise ValueError(f"pyro.param('{msg['name']}') is read before it is given an initial value")
@@ -179,7 +233,7 @@ class _Collect(Messenger):
         constraint = msg["kwargs"].get("constraint", constraints.real)
         leaf = (
             value
-            if isinstance(value, nn.Parameter) and constraint is constraints.real
+            if isinstance(value, nn.Parameter) and constraint is constraints.real and not self.function
             else nn.Parameter(transform_to(constraint).inv(value.detach()).clone().contiguous())
         )
         self.statements[msg["name"]] = (leaf, constraint)
@@ -252,16 +306,17 @@ def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None) -> Prog
 
 def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
     """The callable that `spec` names, and the name to show for it."""
+    from zoo import _registry
+
     if callable(spec):
-        return spec, getattr(spec, "__name__", type(spec).__name__)
+        name = getattr(spec, "__name__", type(spec).__name__)
+        return spec, f"{getattr(spec, '__module__', '')}.{name}" if name in _registry.models() else name
     text = str(spec)
     path, colon, attribute = text.rpartition(":")
     if colon and path.endswith(".py"):
         return _from_file(Path(path), attribute), text
     if text.endswith(".py"):
         raise UsageError(f"'{text}' is a file: say which callable of it is the model, as '{text}:callable'.")
-    from zoo import _registry
-
     if text not in _registry.models():
         raise unknown("model", text, _registry.models())
     return importlib.import_module(f"zoo.{text}").Model, text

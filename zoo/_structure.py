@@ -180,7 +180,9 @@ def _site(node: Any) -> Site:
         discrete=discrete,
         cardinality=_cardinality(fn) if discrete and not node["is_observed"] else None,
         inner=inner,
-        inner_dims=tuple((f.dim, f.size) for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.name != DATA_PLATE),
+        inner_dims=tuple(
+            (f.dim, f.size) for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.name != DATA_PLATE
+        ),
         constraint=fn.support,
     )
 
