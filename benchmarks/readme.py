@@ -17,7 +17,7 @@ from zoo import _show
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FAITHFUL = (
+FAITHFUL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("em", {}),
     ("laplace", {}),
     ("svi", {}),
@@ -26,7 +26,7 @@ FAITHFUL = (
     ("em", {"covariance": "diagonal"}),
     ("laplace", {"priors": True}),
 )
-WINE = (
+WINE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ppca", {"latents": 2}),
     ("ppca", {"latents": 3}),
     ("factor_analysis", {"latents": 2}),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inference._families import Family, Params, family_of, parameters_of
-from zoo._latents import by_datum
+from zoo._latents import by_datum, joint_values
 from zoo._program import Program
 from zoo._structure import Structure
 from zoo._trace import global_log_prob, is_local, is_plain, per_datum
@@ -68,25 +67,9 @@ class Enumeration:
 
     def _joint_values(self) -> dict[str, Tensor]:
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
-        locals_ = self.structure.discrete_locals
-        if not locals_:
-            return {}
-        fns = {n["name"]: n for n in self.program.trace(self._probe).nodes.values() if n["type"] == "sample"}
-        supports = {s.name: fns[s.name]["fn"].enumerate_support(expand=False) for s in locals_}
-        keys = [(s.name, i) for s in locals_ for i in range(s.inner)]
-        choices = torch.tensor(
-            list(itertools.product(*(range(len(supports[name])) for name, _ in keys))), dtype=torch.long
-        )  # [A, keys]
-        depth, out = self.structure.max_plate_nesting, {}
-        for s in locals_:
-            support = supports[s.name].reshape(len(supports[s.name]), *s.event_shape)
-            columns = [i for i, (name, _) in enumerate(keys) if name == s.name]
-            inner = [1] * depth
-            for frame in fns[s.name]["cond_indep_stack"]:
-                if frame.dim != self.structure.data_dim:
-                    inner[frame.dim] = frame.size
-            out[s.name] = support[choices[:, columns]].reshape(len(choices), *inner, *s.event_shape)
-        return out
+        names = [site.name for site in self.structure.discrete_locals]
+        nodes = {n["name"]: n for n in self._locals(self.program.trace(self._probe))} if names else {}
+        return joint_values(nodes, names, self.structure.data_dim, self.structure.max_plate_nesting)
 
     def _observed_values(self) -> tuple[dict[str, Tensor], dict[str, Family]]:
         with torch.no_grad():

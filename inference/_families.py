@@ -12,7 +12,7 @@ A family knows distributions, never models: it sees parameters [A, E] (A assignm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-BLOCK_NUMBERS = 2**22  # in the covariances of a block of rows with holes
+BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
+SHARED = 8  # rows to a pattern from which one pattern at a time is faster
 LOG_2PI = math.log(2 * math.pi)
 Params = dict[str, Tensor]
 Density = Callable[[Tensor], Tensor]
@@ -310,7 +311,10 @@ class MultivariateNormal(Family):
         def density(x: Tensor) -> Tensor:
             if self._whole(x):
                 return whole(x - self.center)
-            return torch.cat([self._marginal(rows, loc, tril @ tril.mT) for rows in self._blocks(x, len(loc))])
+            out = x.new_zeros(len(x), len(loc))
+            for unique, which, rows in _patterns(x, len(loc)):
+                out = out.index_copy(0, rows, self._marginal(x[rows], loc, tril @ tril.mT, unique, which))
+            return out
 
         return density
 
@@ -319,34 +323,34 @@ class MultivariateNormal(Family):
         if self._whole(x):
             return {"moments": _second_moments(x - self.center, weights)}
         loc, covariance = params["loc"] - self.center, _covariance(params)
-        blocks = zip(self._blocks(x, len(loc)), self._blocks(weights, len(loc), x.shape[1]), strict=True)
-        return {"moments": torch.stack([self._completed(rows, w, loc, covariance) for rows, w in blocks]).sum(0)}
+        moments = x.new_zeros(len(loc), x.shape[1] + 1, x.shape[1] + 1)
+        for unique, which, rows in _patterns(x, len(loc)):
+            if unique.any():
+                moments += self._completed(x[rows], weights[rows], loc, covariance, unique, which)
+        return {"moments": moments}
 
-    @staticmethod
-    def _blocks(x: Tensor, assignments: int, entries: int | None = None) -> tuple[Tensor, ...]:
-        """Rows in pieces for which a D × D matrix a row and assignment is little memory."""
-        return x.split(max(1, BLOCK_NUMBERS // (assignments * (entries or x.shape[1]) ** 2)))
-
-    def _marginal(self, x: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
-        """log-density of the seen entries of each row [n, A]; each missingness pattern is factorised once."""
-        mask, unique, which = _patterns(x)
+    def _marginal(self, x: Tensor, loc: Tensor, covariance: Tensor, unique: Tensor, which: Tensor) -> Tensor:
+        """log-density of the seen entries of each row [n, A], row i with the pattern unique[which[i]]."""
+        mask = unique[which]
         factor = torch.linalg.cholesky(_masked(covariance, unique))  # [U, A, D, D]
         eye = torch.eye(x.shape[1], dtype=x.dtype).expand_as(factor)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)  # [n, A, D]
-        white = (inverse[which] @ difference.unsqueeze(-1)).squeeze(-1)
+        white = _each(inverse, which, difference)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * white.square().sum(-1) - log_det[which] - 0.5 * LOG_2PI * mask.sum(1, keepdim=True)
 
-    def _completed(self, x: Tensor, weights: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
+    def _completed(
+        self, x: Tensor, weights: Tensor, loc: Tensor, covariance: Tensor, unique: Tensor, which: Tensor
+    ) -> Tensor:
         """Second moments [A, D+1, D+1], unseen entries by their conditional mean and covariance given the seen ones."""
-        mask, unique, which = _patterns(x)
+        mask = unique[which]
         seen, D = unique[:, None, :, None], x.shape[1]
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(_masked(covariance, unique)))
         gain = covariance @ (inverse * seen * seen.mT)  # [U, A, D, D]: from seen differences to all expected ones
         conditional = (covariance - gain @ covariance) * (1 - seen) * (1 - seen.mT)
         difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)
-        filled = torch.where(mask.unsqueeze(1) > 0, difference, (gain[which] @ difference.unsqueeze(-1)).squeeze(-1))
+        filled = torch.where(mask.unsqueeze(1) > 0, difference, _each(gain, which, difference))
         extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1)  # [n, A, D+1]
         weights = weights * (mask.sum(1, keepdim=True) > 0)
         moments = torch.einsum("na,nad,nae->ade", weights, extended, extended)
@@ -456,11 +460,26 @@ def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _patterns(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """1.0 where x [n, D] was seen; the distinct patterns of that [U, D]; and which of them each row has [n]."""
-    seen = ~x.isnan()
-    unique, which = torch.unique(seen, dim=0, return_inverse=True)
-    return seen.to(x.dtype), unique.to(x.dtype), which
+def _patterns(x: Tensor, assignments: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The missingness patterns of x [n, D], in groups that need little memory: patterns [U, D] (1.0 where seen), which of
+    them each row of the group has, and the rows. A pattern that many rows share is a group of its own."""
+    unique, which = torch.unique(~x.isnan(), dim=0, return_inverse=True)
+    order = torch.argsort(which, stable=True)
+    counts = torch.bincount(which, minlength=len(unique))
+    shared = len(x) >= SHARED * len(unique)
+    size = 1 if shared else max(1, BLOCK_NUMBERS // (SHARED * assignments * x.shape[1] ** 2))
+    ends = counts.cumsum(0).tolist()
+    for first in range(0, len(unique), size):
+        last = min(first + size, len(unique))
+        rows = order[(ends[first - 1] if first else 0) : ends[last - 1]]
+        yield unique[first:last].to(x.dtype), which[rows] - first, rows
+
+
+def _each(matrices: Tensor, which: Tensor, vectors: Tensor) -> Tensor:
+    """matrices[which[i], a] @ vectors[i, a] [n, A, D], for matrices [U, A, D, D]."""
+    if len(matrices) == 1:
+        return torch.einsum("ade,nae->nad", matrices[0], vectors)
+    return (matrices[which] @ vectors.unsqueeze(-1)).squeeze(-1)
 
 
 def _masked(covariance: Tensor, unique: Tensor) -> Tensor:

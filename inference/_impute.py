@@ -117,7 +117,7 @@ def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice) ->
 
 def _distribution(task: Task, site: str, rows: slice, latents: dict[str, Tensor], globals: dict[str, Tensor]) -> Any:
     """The observed site's distribution at these latents."""
-    trace = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
+    trace: Any = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
     fn = trace.nodes[site]["fn"]
     return fn.expand((rows.stop - rows.start,)) if task.structure.max_plate_nesting == 1 else fn
 

@@ -277,7 +277,7 @@ def run_prepared(
 
 def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     """The unobserved entries of a fit's data, in the data's own units. Raises `UsageError` when nothing is missing."""
-    if not np.isnan(fit.x).any():
+    if fit.x is None or not np.isnan(fit.x).any():
         raise UsageError("nothing is missing in the data of this run: there is nothing to impute.")
     names = [s.name for s in fit.task.structure.global_latents]
     globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}

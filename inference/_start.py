@@ -51,7 +51,7 @@ def _jitter(task: Task, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in task.program.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
-        parameter += 0.5 * parameter.square().mean().sqrt() * noise
+        parameter.add_(0.5 * parameter.square().mean().sqrt() * noise)
 
 
 def _random(exact: Any, seed: int) -> Tensor:

@@ -257,7 +257,7 @@ def plot(
 
     if format not in ("png", "pdf", "svg"):
         raise unknown("format", format, ("png", "pdf", "svg"))
-    paths = [str(p) for p in _pictures.plot(folder, out, format)]
+    paths = [str(p) for p in _pictures.plot(folder, out, format)]  # type: ignore[arg-type]
     if json:
         _print_json({"run": str(folder), "plots": paths})
     else:

@@ -47,8 +47,8 @@ class Program(nn.Module):
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
-        self._function: Callable[..., Any] | None = model
-        self._method = ""
+        self._function: Any = model
+        self._method: Any = ""
         self._given: Mapping[str, Tensor] = {}
         owner = getattr(model, "__self__", None)
         if isinstance(owner, nn.Module) and not isinstance(model, nn.Module):  # vae.model, say
@@ -159,7 +159,9 @@ class Program(nn.Module):
         if self.module is not None:
             yield
             return
-        original, kept, names = pyro.module, [], {}
+        original: Any = pyro.module
+        kept: list[tuple[nn.Module, str, Any]] = []
+        names: dict[int, str] = {}
 
         def module(name: str, network: nn.Module, update_module_params: bool = False) -> nn.Module:
             for path, parameter in list(network.named_parameters(remove_duplicate=False)):
@@ -173,7 +175,7 @@ class Program(nn.Module):
                 object.__setattr__(part, leaf, self._given.get(full, self._unconstrained[full]))
             return network
 
-        pyro.module = module
+        pyro.module = module  # type: ignore[assignment]
         try:
             yield
         finally:

@@ -224,9 +224,14 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
 
 def _check_support(program: Program, x: Tensor) -> None:
     """Every observed value must lie in the support of its site; the first that does not is named."""
-    from pyro.poutine import block
+    width = x[0].numel()
+    size = max(16, min(8192, 2**22 // max(1, width**2)))  # a program may make a matrix for each row
+    for start in range(0, len(x), size):
+        _check_rows(program, x[start : start + size], start)
 
-    with blame(program.name), block(), pyro.validation_enabled(False):
+
+def _check_rows(program: Program, x: Tensor, start: int) -> None:
+    with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
         trace = program.trace(x)
     for node in sample_nodes(trace):
         if not node["is_observed"] or not isinstance(node["value"], Tensor):
@@ -242,7 +247,7 @@ def _check_support(program: Program, x: Tensor) -> None:
         shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
         raise UsageError(
             f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
-            f"{_plain(fn.support)}: row {row} (counting from 0) holds {shown}."
+            f"{_plain(fn.support)}: row {start + row} (counting from 0) holds {shown}."
         )
 
 

@@ -1,0 +1,74 @@
+"""A run as its pictures see it: data, diagnostics, and its program at the run's own θ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference import _store
+from inference._pictures_oracle import Oracle
+from inference._pictures_style import evidence_line, plain
+from inference._runner import reopen, task_of
+from zoo._errors import UsageError
+
+
+@dataclass
+class Scene:
+    """A run as the pictures see it."""
+
+    folder: Path
+    json: dict[str, Any]
+    x: np.ndarray  # [n, …], NaN where unobserved
+    stats: dict[str, np.ndarray]  # per datum
+    trace: dict[str, np.ndarray]  # over the iterations
+    oracle: Oracle | None  # where the posterior is exact
+    obstacle: str = ""  # why there is no oracle although there could be one
+
+    @property
+    def is_table(self) -> bool:
+        return self.x.ndim == 2
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        shape = self.json.get("image_shape")
+        return tuple(shape) if shape and math.prod(shape) == self.x[0].size else None
+
+    @cached_property
+    def columns(self) -> list[int]:
+        """The columns with anything observed, in the rows that are drawn."""
+        x = self.x.reshape(len(self.x), -1) if self.oracle is None else self.oracle.x
+        return np.flatnonzero(~np.isnan(x).all(0)).tolist()
+
+    def name(self, column: int) -> str:
+        names = self.json.get("columns") or ()
+        return plain(names[column] if column < len(names) else f"x{column}")
+
+    def title(self, what: str = "") -> str:
+        """Model, data and method; the evidence with its kind; what else is to be said."""
+        chosen = self.json["options"]["model"]
+        options = ", ".join(k if v is True else f"{k} = {v}" for k, v in chosen.items())
+        model = plain(Path(self.json["model"]).name, 60) + (f" ({plain(options, 60)})" if options else "")
+        prepared = {k: v for k, v in self.json["options"]["data"].items() if k not in ("source", "seed")}
+        how = ", ".join(k if v is True else f"{k} {v}" for k, v in prepared.items())
+        data = plain(self.json["data"]) + (f" ({plain(how)})" if how else "")
+        lines = [f"{model} · {data} · {self.json['method']}", evidence_line(self.json), what]
+        return "\n".join(line for line in lines if line)
+
+
+def scene_of(stored: _store.Run) -> Scene:
+    def group(name: str) -> dict[str, np.ndarray]:
+        return {str(k): v.values for k, v in stored.tree[name].data_vars.items()} if name in stored.tree else {}
+
+    oracle, obstacle = None, ""
+    try:
+        prepared = reopen(stored)
+        if prepared.structure.exact == "enumerable":
+            oracle = Oracle(task_of(prepared, stored))
+    except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
+        obstacle = str(error)
+    return Scene(stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), oracle, obstacle)
