@@ -111,8 +111,10 @@ def _options(options: dict[str, Any]) -> str:
 def rewritten(readme: str, results: dict[str, Any]) -> str:
     """The README with the tables between its markers replaced."""
     for name, table in tables(results).items():
-        begin, end = f"<!-- table {name}: zoo bench readme -->\n", f"\n<!-- end of table {name} -->"
-        before, _, rest = readme.partition(begin)
-        _, _, after = rest.partition(end)
-        readme = before + begin + table + end + after
+        begin, end = f"<!-- table {name}: zoo bench readme -->", f"<!-- end of table {name} -->"
+        before, found, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"the README has no place for the table '{name}': '{begin}' … '{end}'")
+        readme = f"{before}{begin}\n{table}\n{end}{after}"
     return readme

@@ -171,7 +171,7 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     if raised:
         warnings.append(
             f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
-            "data do not identify those directions (a rotation of loadings, an empty component); standard errors leave them out."
+            "data do not identify those directions (rotated loadings, an empty component); standard errors leave them out."
         )
     if not peak.converged:
         warnings.append("laplace did not reach the mode to the tolerance asked for; raise max_iter or tol.")

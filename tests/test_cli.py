@@ -103,9 +103,9 @@ def test_counts_of_rows():
     refused("rows is -3", "run", *FAITHFUL, "--rows", "-3")
     refused("give at most 272", "run", *FAITHFUL, "--rows", "300")
     status, out, err = zoo("run", *FAITHFUL, "--rows", "1.5")
-    assert status == 2 and out == "" and "1.5" in err
+    assert status == 2 and out == "" and "--rows" in err and "integer" in err
     status, out, err = zoo("run", *FAITHFUL, "--seed", "-1")
-    assert status == 2 and out == "" and "-1" in err
+    assert status == 2 and out == "" and "--seed" in err
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -131,7 +131,13 @@ def test_programs_that_break_the_contract():
     refused("no plate named 'data'", "run", "program.py:no_plate", "--data", "faithful")
     refused("IndexError at program.py:5: list index out of range", "run", "program.py:raises", "--data", "faithful")
     refused("observes nothing", "describe", "program.py:blind", "--data", "faithful")
-    refused("unknown callable of 'program.py' 'raise'; did you mean raises?", "run", "program.py:raise", "--data", "faithful")
+    refused(
+        "unknown callable of 'program.py' 'raise'; did you mean raises?",
+        "run",
+        "program.py:raise",
+        "--data",
+        "faithful",
+    )
     refused("say which callable", "run", "program.py", "--data", "faithful")
     refused("there is no file 'none.py'", "run", "none.py:model", "--data", "faithful")
 
@@ -140,7 +146,9 @@ def test_data_that_cannot_be_used():
     Path("t.csv").write_text("a,b\n1,2\n3,x\n")
     refused("line 3, column 'b': 'x' is not a number", "run", "gmm", "--data", "t.csv")
     refused("there is no file 'u.csv'; did you mean t.csv?", "run", "gmm", "--data", "u.csv")
-    refused("outside the support of site 'x'", "run", f"{user.__file__}:bernoulli", "--data", save(np.full((5, 3), 7.0)))
+    refused(
+        "outside the support of site 'x'", "run", f"{user.__file__}:bernoulli", "--data", save(np.full((5, 3), 7.0))
+    )
 
 
 def save(x: np.ndarray) -> str:
@@ -253,7 +261,15 @@ def test_describe():
     assert status == 0
     text = flat(out)
     assert "exact: enumerable, because the joint values of 'z' can all be visited: 2" in text
-    for word in ("weights", "scale_tril", "Categorical", "MultivariateNormal", "local latent", "observed", "importance"):
+    for word in (
+        "weights",
+        "scale_tril",
+        "Categorical",
+        "MultivariateNormal",
+        "local latent",
+        "observed",
+        "importance",
+    ):
         assert word in text
     status, out, _ = zoo("describe", *FAITHFUL, "--set", "priors=true", "--json")
     found = document(out)
@@ -295,7 +311,9 @@ def test_compare():
     assert [r["method"] for r in runs] == ["em", "importance"]
     assert all(r["status"] == "ok" and r["verified_log_evidence"]["kind"] == "exact" for r in runs)
     assert sorted(p.name for p in Path("both").iterdir()) == ["em", "importance"]
-    status, out, _ = zoo("compare", *FAITHFUL, "--methods", "em,importance", "--set", "priors=true", "--set", "max_iter=2")
+    status, out, _ = zoo(
+        "compare", *FAITHFUL, "--methods", "em,importance", "--set", "priors=true", "--set", "max_iter=2"
+    )
     assert status == 0
     assert "refused" in out and "belong to all of them" in flat(out)
 
@@ -322,7 +340,9 @@ def test_a_program_and_data_with_spaces_and_greek_in_their_paths():
     result = document(out)
     assert result["notes"]["numeric"] == []
     assert Path(result["run"]).is_dir()
-    status, out, err = zoo("infer", result["run"], "--method", "importance", "--set", "samples=20", "--set", "epochs=1", "--json")
+    status, out, err = zoo(
+        "infer", result["run"], "--method", "importance", "--set", "samples=20", "--set", "epochs=1", "--json"
+    )
     assert status == 0, err
     assert document(out)["parameters"] == result["parameters"]
 

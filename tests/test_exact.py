@@ -63,6 +63,24 @@ def test_data_longer_than_a_chunk(name, monkeypatch):
     check(exact, case.log_joint(theta, x))
 
 
+@pytest.mark.parametrize("name", ["normal", "mvn_tril", "categorical", "student"])
+def test_threads_share_out_the_chunks(name, monkeypatch):
+    """Each of torch's threads takes chunks of its own; the same numbers twice, and those of one thread but for rounding."""
+    monkeypatch.setattr(_exact, "CHUNK_NUMBERS", 1)
+    case = CASES[name]
+    x, theta = hide(case.data(np.random.default_rng(3), 700), 0.2), case.draw_theta(4)
+    found = []
+    for threads in (1, 2, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        exact = exact_of(case.program, x, theta)
+        check(exact, case.log_joint(theta, x))
+        statistics = exact.e_step()
+        found.append([statistics.counts, *(v for site in statistics.sites.values() for v in site.values())])
+    for one, two, again in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-10)
+        assert torch.equal(two, again)
+
+
 @pytest.mark.parametrize("name", ["normal", "mvn_tril", "mvn_precision"])
 def test_data_far_from_the_origin_keep_their_digits(name):
     """Sufficient statistics of data at 1e6 ± 1 cancel, unless they are centred first."""

@@ -16,7 +16,14 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Ellipse
 
 from inference import _pictures, _store, infer, run
-from inference._pictures import blend, cells, component_colors, hdr_levels, plot, telling_pair
+from inference._pictures import plot
+from inference._pictures_checks import khat_by_datum, trace
+from inference._pictures_components import images
+from inference._pictures_density import SHARES, cells, density_of, hdr_levels
+from inference._pictures_missing import _bands
+from inference._pictures_mixture import clusters, histogram, telling_pair
+from inference._pictures_scene import Scene, scene_of
+from inference._pictures_style import OKABE_ITO, blend, component_colors, evidence_line
 from zoo._errors import UsageError
 
 PROGRAMS = """
@@ -80,12 +87,12 @@ def faithful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scene(folder: Path) -> _pictures._Scene:
-    return _pictures._scene(_store.load(folder))
+def scene(folder: Path) -> Scene:
+    return scene_of(_store.load(folder))
 
 
 @pytest.fixture(scope="module")
-def found(faithful: Path) -> _pictures._Scene:
+def found(faithful: Path) -> Scene:
     return scene(faithful)
 
 
@@ -142,7 +149,7 @@ def test_hdr_levels_of_a_normal_are_the_analytic_ones() -> None:
     levels = hdr_levels(log_density, np.multiply.outer(cells(axis), cells(axis)))
     for share, level in levels.items():  # mass q lies within radius² = −2 log(1 − q)
         assert level == pytest.approx(math.log(1 - share) - math.log(2 * math.pi), abs=0.01)
-    assert set(levels) == set(_pictures.SHARES)
+    assert set(levels) == set(SHARES)
 
 
 def test_hdr_levels_leave_out_what_the_grid_does_not_hold() -> None:
@@ -173,7 +180,7 @@ def test_the_telling_pair_needs_no_components() -> None:
 # ---- what the program says -------------------------------------------------------------------------------
 
 
-def test_weights_means_and_responsibilities_are_the_fits(faithful: Path, found: _pictures._Scene) -> None:
+def test_weights_means_and_responsibilities_are_the_fits(faithful: Path, found: Scene) -> None:
     oracle, theta = found.oracle, _store.load(faithful).parameters()
     assert oracle is not None
     np.testing.assert_allclose(oracle.weights, theta["weights"], atol=1e-9)
@@ -192,7 +199,7 @@ def test_the_density_of_two_columns_is_the_mixtures_marginal(covariance: str, tm
     )
     oracle = scene(tmp_path / "run").oracle
     assert oracle is not None
-    density = _pictures._density(oracle, [0, 2], 40)
+    density = density_of(oracle, [0, 2], 40)
     blocks = oracle.covariance([0, 2])
     assert density is not None and blocks is not None
     components = torch.distributions.MultivariateNormal(
@@ -208,10 +215,10 @@ def test_the_density_of_two_columns_is_the_mixtures_marginal(covariance: str, tm
     np.testing.assert_allclose(oracle.marginal(rows[:, [0, 2]], [0, 2]), oracle.joint(rows), atol=1e-8)
 
 
-def test_regions_hold_their_share_of_simulated_data(found: _pictures._Scene) -> None:
+def test_regions_hold_their_share_of_simulated_data(found: Scene) -> None:
     oracle = found.oracle
     assert oracle is not None
-    density = _pictures._density(oracle, [0, 1], 180)
+    density = density_of(oracle, [0, 1], 180)
     assert density is not None
     levels = hdr_levels(density.log_density, density.cell)
     with torch.random.fork_rng(), torch.no_grad():
@@ -228,7 +235,7 @@ def test_the_density_keeps_to_the_support(programs: str, tmp_path: Path) -> None
     run(programs + "exponential", x, "em", out=tmp_path / "run")
     oracle = scene(tmp_path / "run").oracle
     assert oracle is not None
-    density = _pictures._density(oracle, [0, 1], 120)
+    density = density_of(oracle, [0, 1], 120)
     assert density is not None and min(axis[0] for axis in density.axes) >= 0
     assert (np.exp(density.log_density) * density.cell).sum() == pytest.approx(1, abs=0.03)
 
@@ -239,7 +246,7 @@ def test_what_is_no_density_of_the_columns_gets_no_contours(programs: str, tmp_p
     x = np.stack([u, np.where(rng.random(100) < 0.5, u, 2 - u) + 0.3 * rng.normal(size=100)], 1)
     run(programs + "regression", x, "em", max_iter=3, out=tmp_path / "run")
     found = scene(tmp_path / "run")
-    assert found.oracle is not None and _pictures._density(found.oracle, [0, 1], 60) is None
+    assert found.oracle is not None and density_of(found.oracle, [0, 1], 60) is None
     assert found.oracle.covariance([0, 1]) is None
     assert "clusters.png" in names(plot(tmp_path / "run"))
 
@@ -247,8 +254,8 @@ def test_what_is_no_density_of_the_columns_gets_no_contours(programs: str, tmp_p
 # ---- what is drawn ---------------------------------------------------------------------------------------
 
 
-def test_points_have_the_colour_of_their_responsibilities(found: _pictures._Scene) -> None:
-    axes = _pictures._clusters(found).axes[0]
+def test_points_have_the_colour_of_their_responsibilities(found: Scene) -> None:
+    axes = clusters(found).axes[0]
     assert found.oracle is not None
     (points,) = (c for c in axes.collections if isinstance(c, PathCollection))
     at = {tuple(np.round(p, 9)): c[:3] for p, c in zip(points.get_offsets(), points.get_facecolors(), strict=True)}
@@ -257,8 +264,8 @@ def test_points_have_the_colour_of_their_responsibilities(found: _pictures._Scen
         np.testing.assert_allclose(at[tuple(np.round(row, 9))], color, atol=1e-6)
 
 
-def test_ellipses_are_one_and_two_standard_deviations(found: _pictures._Scene) -> None:
-    axes = _pictures._clusters(found).axes[0]
+def test_ellipses_are_one_and_two_standard_deviations(found: Scene) -> None:
+    axes = clusters(found).axes[0]
     ellipses = [p for p in axes.patches if isinstance(p, Ellipse)]
     assert found.oracle is not None and len(ellipses) == 4
     covariance, mean = found.oracle.covariance([0, 1]), found.oracle.means
@@ -274,7 +281,7 @@ def test_rows_seen_in_one_column_are_ticks_on_its_axis(tmp_path: Path) -> None:
     x, _ = mixed(4, 120, np.array([[0.0, 0.0], [6.0, 6.0]]))
     x[:7, 0], x[7:10, 1], x[10] = np.nan, np.nan, np.nan
     run("gmm", x, "em", out=tmp_path / "run")
-    axes = _pictures._clusters(scene(tmp_path / "run")).axes[0]
+    axes = clusters(scene(tmp_path / "run")).axes[0]
     ticks = sorted(len(c.get_segments()) for c in axes.collections if isinstance(c, LineCollection))
     assert ticks == [3, 7]
     assert names(plot(tmp_path / "run")) == {"clusters.png", "trace.png", "missing.png"}
@@ -283,7 +290,7 @@ def test_rows_seen_in_one_column_are_ticks_on_its_axis(tmp_path: Path) -> None:
 def test_rows_are_sorted_by_their_pattern() -> None:
     missing = np.zeros((10, 3), dtype=bool)
     missing[[1, 4, 5], 0] = missing[7] = True
-    order, bands = _pictures._bands(missing)
+    order, bands = _bands(missing)
     assert bands == [(0, 6), (6, 9), (9, 10)]
     assert order.tolist() == [0, 2, 3, 6, 8, 9, 1, 4, 5, 7]
 
@@ -301,11 +308,11 @@ def test_rows_are_sorted_by_their_pattern() -> None:
     ],
 )
 def test_the_title_says_what_kind_of_number_it_is(evidence: dict, text: str) -> None:
-    assert _pictures._evidence({"verified_log_evidence": None, "log_evidence": evidence}) == text
+    assert evidence_line({"verified_log_evidence": None, "log_evidence": evidence}) == text
 
 
-def test_trace_falls_to_its_end_and_shows_the_restarts(found: _pictures._Scene) -> None:
-    left, right = _pictures._trace(found).axes
+def test_trace_falls_to_its_end_and_shows_the_restarts(found: Scene) -> None:
+    left, right = trace(found).axes
     assert right.get_yscale() == "log"
     assert sum(not line.get_clip_on() for line in left.lines) == 3
 
@@ -319,7 +326,7 @@ def test_pictures_of_faithful(faithful: Path, tmp_path: Path) -> None:
     assert names(paths) == {"clusters.png", "trace.png"} == {p.name for p in (tmp_path / "deep" / "out").iterdir()}
     image = pixels(tmp_path / "deep" / "out" / "clusters.png")
     assert image.shape == (540, 720, 3)
-    assert all(holds(image, color) for color in _pictures.OKABE_ITO[:2]) and not holds(image, _pictures.OKABE_ITO[2])
+    assert all(holds(image, color) for color in OKABE_ITO[:2]) and not holds(image, OKABE_ITO[2])
     assert dict(matplotlib.rcParams) == before
 
 
@@ -336,7 +343,7 @@ def test_formats(faithful: Path, tmp_path: Path, format: str, magic: bytes) -> N
         assert path.suffix == f".{format}" and path.read_bytes().startswith(magic) and path.stat().st_size > 5000
 
 
-def test_what_cannot_be_is_said(faithful: Path, found: _pictures._Scene, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said(faithful: Path, found: Scene, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="known: png, pdf, svg"):
         plot(faithful, tmp_path, "gif")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="dpi"):
@@ -381,7 +388,7 @@ def test_khat_of_untrustworthy_estimates(programs: str, tmp_path: Path) -> None:
     x = np.exp(3 * np.random.default_rng(5).normal(size=(60, 2)))
     fit = run(programs + "continuous", x, "importance", proposal="prior", samples=30, epochs=2, out=tmp_path / "run")
     assert fit.khat is not None and (fit.khat > 0.7).any()
-    figure = _pictures._khat(scene(tmp_path / "run"))
+    figure = khat_by_datum(scene(tmp_path / "run"))
     assert "above 0.7: their estimates cannot be trusted" in figure.get_suptitle()
     assert str(int(fit.khat.argmax())) in {t.get_text().split()[0] for t in figure.axes[0].texts}
     pixels(next(p for p in plot(tmp_path / "run") if p.name == "khat.png"))
@@ -398,7 +405,7 @@ def test_a_users_mixture_of_counts(programs: str, tmp_path: Path) -> None:
     oracle = scene(tmp_path / "run").oracle
     assert oracle is not None and oracle.covariance([0, 1]) is None
     np.testing.assert_allclose(oracle.means, fit.parameters["r"])
-    density = _pictures._density(oracle, [0, 1], 0)
+    density = density_of(oracle, [0, 1], 0)
     assert density is not None and density.whole
     assert np.exp(density.log_density).sum() == pytest.approx(1, abs=0.01)
 
@@ -407,7 +414,7 @@ def test_one_column_is_a_histogram(tmp_path: Path) -> None:
     x, _ = mixed(7, 200, np.array([[0.0], [6.0]]))
     fit = run("gmm", x, "em", out=tmp_path / "run")
     assert names(plot(tmp_path / "run")) == {"clusters.png", "trace.png"}
-    axes = _pictures._histogram(scene(tmp_path / "run")).axes[0]
+    axes = histogram(scene(tmp_path / "run")).axes[0]
     areas = sorted(
         (cells(line.get_xdata()) * line.get_ydata()).sum() for line in axes.lines if len(line.get_xdata()) > 9
     )
@@ -423,7 +430,7 @@ def test_a_few_columns_are_also_drawn_in_pairs(tmp_path: Path) -> None:
     assert names(paths) == {"clusters.png", "pairs.png", "trace.png"}
     for path in paths:
         pixels(path)
-    axes = _pictures._clusters(scene(tmp_path / "run")).axes[0]
+    axes = clusters(scene(tmp_path / "run")).axes[0]
     assert axes.get_xlabel() == r"price in \$ of a \$thing" and axes.get_ylabel() == "c"
 
 
@@ -432,7 +439,7 @@ def test_many_columns_get_the_telling_two_and_the_profiles(tmp_path: Path) -> No
     means[1, [17, 45]] = 8
     run("gmm", mixed(9, 300, means)[0], "em", covariance="diagonal", out=tmp_path / "run")
     assert names(plot(tmp_path / "run")) == {"clusters.png", "components.png", "trace.png"}
-    axes = _pictures._clusters(scene(tmp_path / "run")).axes[0]
+    axes = clusters(scene(tmp_path / "run")).axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x17", "x45")
 
 
@@ -441,7 +448,7 @@ def test_images_show_each_components_mean(programs: str, tmp_path: Path) -> None
     fit = run(programs + "bernoulli", "digits", "em", max_iter=20, out=tmp_path / "run", **options)
     assert names(plot(tmp_path / "run")) == {"components.png", "trace.png", "missing.png"}
     found = scene(tmp_path / "run")
-    shown = [axes.images[0].get_array() for axes in _pictures._images(found).axes if axes.images]
+    shown = [axes.images[0].get_array() for axes in images(found).axes if axes.images]
     assert found.oracle is not None and len(shown) == 3
     for a, image in zip(found.oracle.order, shown, strict=True):
         assert np.ma.getmaskarray(image)[:4].all()  # nothing was learned of what was never observed
@@ -467,4 +474,4 @@ def test_many_rows_are_quick_and_counted(tmp_path: Path) -> None:
     plot(tmp_path / "run", format="pdf")
     assert time.process_time() - began < 10
     assert (tmp_path / "run" / "plots" / "clusters.pdf").stat().st_size < 2_000_000  # points rasterised
-    assert "20\u202f000 of 50\u202f000 rows drawn" in _pictures._clusters(scene(tmp_path / "run")).get_suptitle()
+    assert "20\u202f000 of 50\u202f000 rows drawn" in clusters(scene(tmp_path / "run")).get_suptitle()

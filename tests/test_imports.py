@@ -1,0 +1,163 @@
+"""The layout held to: which way imports run, what each public file has, and how long files and functions may be."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("zoo", "guides", "inference", "benchmarks")  # each may import those before it
+COMPOSITION_ROOT = "zoo/__main__.py"
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 70
+MOST_LINES_OF_A_MODEL, MOST_LINES_OF_A_MODELS_FUNCTION = 200, 40
+
+FILES = sorted(str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+PUBLIC = [f for f in FILES if not Path(f).name.startswith("_")]
+MODELS = [f for f in PUBLIC if f.startswith("zoo/")]
+METHODS = [f for f in PUBLIC if f.startswith("inference/")]
+
+
+@functools.cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+
+
+def imports(file: str) -> set[str]:
+    """Every module that a file imports, wherever in it: "zoo._structure", "torch"; `from zoo import gmm` counts as both."""
+    out = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            out |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            out |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return out
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_the_files_are_there():
+    """Or the tests below would hold of nothing."""
+    assert "zoo/gmm.py" in MODELS
+    assert {"inference/em.py", "inference/laplace.py", "inference/svi.py", "inference/importance.py"} <= set(METHODS)
+    assert "numpy" in imports("inference/em.py") and "zoo._structure" in imports("inference/em.py")
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != COMPOSITION_ROOT])
+def test_imports_run_one_way(file):
+    rank = PACKAGES.index(Path(file).parts[0])
+    later = set(PACKAGES[rank + 1 :])
+    assert not {m for m in imports(file) if top(m) in later}
+    assert "zoo.__main__" not in imports(file)
+
+
+@pytest.mark.parametrize("file", METHODS)
+def test_a_method_knows_no_other_method_and_no_model(file):
+    others = {Path(m).stem for m in METHODS} - {Path(file).stem}
+    models = {Path(m).stem for m in MODELS}
+    assert not imports(file) & {f"inference.{m}" for m in others}
+    assert not imports(file) & {f"zoo.{m}" for m in models}
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for model in models:
+        assert not re.search(rf"\b{model}\b", text), f"{file} speaks of the model {model}"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("inference/_") or f.startswith("guides/")])
+def test_the_machinery_names_no_model(file):
+    names = "|".join(Path(m).stem for m in MODELS)
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not _is_docstring(node, tree(file)):
+            assert not re.fullmatch(names, node.value), f"{file}:{node.lineno} asks for the model {node.value}"
+
+
+def _is_docstring(constant: ast.Constant, module: ast.Module) -> bool:
+    return any(isinstance(n, ast.Expr) and n.value is constant for n in ast.walk(module))
+
+
+@pytest.mark.parametrize("file", MODELS)
+def test_a_model_stands_alone(file):
+    others = {f"zoo.{Path(m).stem}" for m in MODELS if m != file}
+    used = imports(file)
+    assert not used & others
+    assert not {top(m) for m in used} & {
+        "inference",
+        "guides",
+        "benchmarks",
+        "matplotlib",
+        "arviz",
+        "arviz_stats",
+        "sklearn",
+    }
+    assert not any(isinstance(n, ast.Attribute) and n.attr in ("cuda", "backward") for n in ast.walk(tree(file)))
+
+
+def test_one_file_alone_imports_arviz():
+    users = [f for f in FILES if any(top(m).startswith("arviz") for m in imports(f))]
+    assert users == ["inference/_arviz.py"]
+
+
+def test_matplotlib_is_for_pictures_and_reports():
+    users = [f for f in FILES if any(top(m) == "matplotlib" for m in imports(f))]
+    assert all("_picture" in f or f.startswith("benchmarks/") for f in users), users
+
+
+def test_the_command_imports_nothing_heavy_at_its_head():
+    head = {n for node in tree(COMPOSITION_ROOT).body for n in _imported(node)}
+    light = {"functools", "importlib", "json", "os", "sys", "collections.abc", "pathlib", "typing", "typer"}
+    assert head <= {"__future__", *light, "zoo", "zoo._errors"}
+
+
+def _imported(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    return {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+
+
+@pytest.mark.parametrize("file", PUBLIC)
+def test_a_public_file_says_what_it_is_in_one_line(file):
+    first = (ast.get_docstring(tree(file)) or "").split("\n")[0]
+    assert 15 < len(first) < 130
+
+
+@pytest.mark.parametrize("file", METHODS)
+def test_a_method_has_a_refusal_and_a_fit(file):
+    functions = {n.name: n for n in tree(file).body if isinstance(n, ast.FunctionDef)}
+    assert [a.arg for a in functions["refusal"].args.args] == ["structure"]
+    fit = functions["fit"].args
+    assert [a.arg for a in fit.args] == ["task"] and not fit.kwarg and not fit.vararg
+    assert all(default is not None for default in fit.kw_defaults)  # every option has a default
+    assert all(a.annotation is not None for a in fit.kwonlyargs)  # and a type, which the command line reads
+
+
+@pytest.mark.parametrize("file", MODELS)
+def test_a_model_has_a_class_of_that_name(file):
+    (model,) = (n for n in tree(file).body if isinstance(n, ast.ClassDef) and n.name == "Model")
+    forward = next(n for n in model.body if isinstance(n, ast.FunctionDef) and n.name == "forward")
+    assert [a.arg for a in forward.args.args] == ["self", "x", "size"]
+    assert len(forward.args.defaults) == 2
+
+
+def functions(file: str):
+    return [n for n in ast.walk(tree(file)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_and_functions_are_short(file):
+    lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
+    assert lines <= (MOST_LINES_OF_A_MODEL if file in MODELS else MOST_LINES)
+    most = MOST_LINES_OF_A_MODELS_FUNCTION if file in MODELS else MOST_LINES_OF_A_FUNCTION
+    long = {f.name: n for f in functions(file) if (n := (f.end_lineno or 0) - f.lineno + 1) > most}
+    assert not long
+
+
+def test_nothing_speaks_of_the_machine_it_was_written_on():
+    files = [*FILES, *(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("*.py"))]
+    for file in files:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert not re.search(r"/(home|root|Users|work)/\w", text), file

@@ -1,0 +1,70 @@
+"""The README: its tables are what the kept results say, its programs run, and its commands exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import readme as generator
+from inference import run
+from zoo.__main__ import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "readme.json").read_text(encoding="utf-8"))
+
+
+def test_the_tables_are_those_of_the_kept_results():
+    assert generator.rewritten(README, RESULTS) == README, "run `zoo bench readme`"
+
+
+def test_the_exact_rows_come_out_again():
+    for row in [*RESULTS["faithful"], *RESULTS["wine"]]:
+        if row["name"] in ("em", "ppca"):
+            model, data, method = ("gmm", "faithful", "em") if row["name"] == "em" else ("ppca", "wine", "em")
+            fit = run(model, data, method, standardize=data == "wine", **row["options"])
+            assert fit.claimed.value == pytest.approx(row["log_evidence"]["value"], abs=1e-4)
+
+
+def test_the_users_program_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if c.startswith("# poisson.py"))
+    (tmp_path / "poisson.py").write_text(code, encoding="utf-8")
+    (tmp_path / "counts.csv").write_text(
+        "n\n" + "\n".join(map(str, [0, 1, 2, 0, 1, 9, 7, 8, 11, 6, 1, 0])), encoding="utf-8"
+    )
+    result = CliRunner().invoke(app, ["run", "poisson.py:mixture", "--data", "counts.csv", "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["notes"]["closed_form"] == ["weights", "rates"]
+    assert document["log_evidence"]["kind"] == "exact"
+
+
+def test_the_commands_of_the_table_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "holes.csv").write_text(
+        "a,b\n" + "".join(f"{i % 7},{i % 5 or ''}\n" for i in range(40)), encoding="utf-8"
+    )
+    runner = CliRunner()
+    assert runner.invoke(app, ["run", "gmm", "--data", "holes.csv", "--out", "RUN"]).exit_code == 0
+    commands = [c for c in re.findall(r"^\| `zoo ([^`]*)` \|", README, re.M) if not c.startswith("bench")]
+    assert len(commands) >= 7
+    for command in commands:
+        result = runner.invoke(app, command.split())
+        assert result.exit_code == 0, f"zoo {command}: {result.output}"
+
+
+def test_the_python_of_the_readme_runs():
+    code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "from inference import" in c)
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert scope["fit"].claimed.kind == "exact"
+
+
+def test_the_bench_commands_work_in_small(capsys):
+    assert generator.main(quick=True)["faithful"]
+    assert "| `em` |" in capsys.readouterr().out
