@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from inference import _store
 from inference._pictures_checks import khat_by_datum, trace
 from inference._pictures_components import images, profiles
+from inference._pictures_linear import latents, loadings, reconstruction
 from inference._pictures_missing import missing_entries
 from inference._pictures_mixture import clusters, histogram, pairs
 from inference._pictures_scene import Scene, scene_of
@@ -39,6 +40,7 @@ def plot(
 
     - `clusters`: the data coloured by p(z | x), with the density's regions; `pairs`: the same for 3 to 5 columns
     - `components`: each component's mean, as an image or as a row of a heat map
+    - `loadings`, `latents`, `reconstruction`: the factors of a linear-Gaussian program, and what they say of the data
     - `trace`: what was climbed, by iteration; `khat`: the weights' quality by datum; `missing`: what was unobserved
 
     Raises `UsageError` when `run` is not a run, nothing can be drawn of it, or `out` cannot be written.
@@ -52,14 +54,21 @@ def plot(
     folder = stored.folder / "plots" if out is None else Path(out)
     # all are drawn before the first is written: a failure leaves no half set
     figures = [(name, draw(scene)) for name, draw in _belonging(scene).items()]
-    return [_write(figure, folder, f"{name}.{format}", dpi) for name, figure in figures]
+    paths = [_write(figure, folder, f"{name}.{format}", dpi) for name, figure in figures]
+    if scene.obstacle:
+        warnings.warn(f"no pictures of the model itself: {scene.obstacle}", stacklevel=2)
+    return paths
 
 
 def _belonging(scene: Scene) -> dict[str, Draw]:
     """Name → how to draw it, for each picture that the run has something to show in."""
     pictures: dict[str, Draw] = {}
     if scene.oracle is not None:
-        pictures |= _of_the_program(scene)
+        pictures |= _of_components(scene)
+    if scene.factors is not None:
+        pictures |= {"loadings": loadings, "reconstruction": reconstruction}
+        if scene.factors.A == 1:
+            pictures["latents"] = latents
     if any(len(values) for name, values in scene.trace.items() if name != "lr"):
         pictures["trace"] = trace
     if "khat" in scene.stats:
@@ -67,16 +76,13 @@ def _belonging(scene: Scene) -> dict[str, Draw]:
     if np.isnan(scene.x).any():
         pictures["missing"] = missing_entries
     if not pictures:
-        raise UsageError(
-            f"there is nothing to draw of '{scene.folder}': its posterior is not exact, nothing was iterated, no k-hat "
-            f"was taken and no entry is missing.{' ' + scene.obstacle if scene.obstacle else ''}"
-        )
-    if scene.obstacle:
-        warnings.warn(f"no picture of the clusters or components: {scene.obstacle}", stacklevel=3)
+        why = f"no picture of its model: {scene.obstacle[:-1]}" if scene.obstacle else "its posterior is not exact"
+        rest = "nothing was iterated, no k-hat was taken and no entry is missing"
+        raise UsageError(f"there is nothing to draw of '{scene.folder}': {why}; {rest}.")
     return pictures
 
 
-def _of_the_program(scene: Scene) -> dict[str, Draw]:
+def _of_components(scene: Scene) -> dict[str, Draw]:
     pictures: dict[str, Draw] = {}
     oracle, image = scene.oracle, scene.image_shape
     assert oracle is not None

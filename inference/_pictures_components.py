@@ -13,6 +13,7 @@ from inference._pictures_scene import Scene
 from inference._pictures_style import (
     FAINT,
     INK,
+    UNSEEN,
     Look,
     color_bar,
     counted,
@@ -41,7 +42,7 @@ def images(scene: Scene) -> Figure:
     means = oracle.means[shown]
     unseen = np.setdiff1d(np.arange(means.shape[1]), scene.columns)
     means[:, unseen] = np.nan  # nothing was learned about them
-    cmap = colormaps["gray_r"].with_extremes(bad="#F3DFC8")
+    cmap = colormaps["gray_r"].with_extremes(bad=UNSEEN)
     low, high = float(np.nanmin(means)), float(np.nanmax(means))
     low, high = (0.0, 1.0) if low >= 0 and 0.5 < high <= 1 else (low, high)
     grid = figure.subplots(down, across, squeeze=False).ravel()

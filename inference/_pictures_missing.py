@@ -1,13 +1,19 @@
-"""Which entries were unobserved."""
+"""Which entries were unobserved, and what the run's program takes them for."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import torch
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from inference._impute import Imputation, impute
+from inference._pictures_images import draw_image_rows, few_images
 from inference._pictures_scene import Scene
 from inference._pictures_style import (
     INK,
@@ -18,24 +24,49 @@ from inference._pictures_style import (
     counted,
     new_figure,
     percent,
+    plain,
     styled,
     turned,
 )
+from zoo._errors import UsageError
+
+MOST_IMPUTED = 400  # rows that are imputed for a picture
+MOST_COLUMNS = 6  # whose imputed values are drawn
 
 
 def missing_entries(scene: Scene) -> Figure:
-    """Rows × columns, the rows sorted by which entries they miss, with how many rows and how much of each column."""
+    """The pattern of what was unobserved; where it can be imputed, below it what came out."""
     missing = np.isnan(scene.x.reshape(len(scene.x), -1))
     order, bands = _bands(missing)
     n, D = missing.shape
     share = (
         f"{percent(missing.mean())} of {counted(n)} × {counted(D)} entries unobserved, {counted(len(bands))} pattern"
     )
-    figure = new_figure(7.2, 5.0, scene.title(share + "s" * (len(bands) != 1)))
+    share += "s" * (len(bands) != 1)
+    rows, found = _imputed(scene)
     image = scene.image_shape
-    panels = figure.subplots(1, 2, width_ratios=(1.3, 1)) if image else [figure.add_subplot()]
-    axes = styled(panels[0])
-    few = order[np.linspace(0, n - 1, min(n, 2000)).round().astype(int)]
+    if found is None:
+        figure = new_figure(7.2, 5.0, scene.title(share))
+        top: Any = figure
+    else:
+        figure = new_figure(8.4, 8.2 if image is None else 7.6, scene.title(share))
+        top, below = figure.subfigures(2, 1, height_ratios=(1.1, 1) if image is None else (1.5, 1))
+        if image is None:
+            _imputed_columns(below, scene, rows, found)
+        else:
+            _imputed_images(below, scene, rows, found)
+    panels = top.subplots(1, 2, width_ratios=(1.3, 1)) if image else [top.add_subplot()]
+    _pattern(top, styled(panels[0]), scene, missing[order])
+    _count_bands(panels[0], bands, n, D - 0.5)
+    if image:
+        _missing_map(top, panels[1], missing.mean(0).reshape(image))
+    return figure
+
+
+def _pattern(figure: Any, axes: Axes, scene: Scene, missing: np.ndarray) -> None:
+    """Rows × columns of what was unobserved, with how much of each column."""
+    n, D = missing.shape
+    few = np.linspace(0, n - 1, min(n, 2000)).round().astype(int)
     two = colors.ListedColormap(["#CFE0EC", OKABE_ITO[1]])
     look: Look = {"cmap": two, "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
     axes.imshow(missing[few], extent=(-0.5, D - 0.5, n, 0), **look)
@@ -47,13 +78,72 @@ def missing_entries(scene: Scene) -> Figure:
         axes.set_xticks(range(D), names, **turned(D))
     else:
         axes.set_xlabel(f"{D} columns, in their order")
-    _count_bands(axes, bands, n, D - 0.5)
-    if image:
-        _missing_map(figure, panels[1], missing.mean(0).reshape(image))
     handles = [Patch(color=two(i), label=w) for i, w in enumerate(("observed", "unobserved"))]
     look = {"frameon": False, "fontsize": 8, "labelcolor": QUIET, "handlelength": 1.0}
     figure.legend(handles=handles, loc="outside lower right", ncols=2, **look)
-    return figure
+
+
+# ---- what was imputed ------------------------------------------------------------------------------------
+
+
+def _imputed(scene: Scene) -> tuple[np.ndarray, Imputation | None]:
+    """The rows that are drawn, and their imputation in the data's own units; None where there is none to be had."""
+    task = scene.task
+    if task is None:
+        return np.zeros(0, dtype=int), None
+    seen = ~np.isnan(scene.x.reshape(len(scene.x), -1))
+    rows = np.flatnonzero(~seen.all(1) & seen.any(1))
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_IMPUTED)).round().astype(int)]
+    local = {s.name for s in task.structure.local_latents}
+    draws = {k: v[0][:, rows] for k, v in scene.draws.items() if k in local}
+    if not len(rows) or draws.keys() != local:
+        return rows, None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = impute(replace(task, x=task.x[rows]), draws, task.global_start(), 1)
+    except UsageError:  # a family whose entries cannot be imputed
+        return rows, None
+    center, scale = (None if scene.json.get(k) is None else np.asarray(scene.json[k]) for k in ("center", "scale"))
+    return rows, found.in_units(center, scale)
+
+
+def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputation) -> None:
+    """The most-missing columns: the observed values beside what was imputed, each with its standard deviation."""
+    missing = found.missing.mean(0)
+    columns = np.flatnonzero((missing > 0) & ~np.isnan(scene.x).all(0))
+    columns = columns[np.argsort(-np.isnan(scene.x[:, columns]).mean(0), kind="stable")][:MOST_COLUMNS]
+    if not len(columns):
+        return
+    random = np.random.default_rng(0)
+    center, scale = (np.asarray(scene.json.get(k) or v) for k, v in (("center", 0.0), ("scale", 1.0)))
+    whole = scene.x * scale + center
+    for axes, d in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        styled(axes).set_title(plain(scene.name(d), 18), loc="left", fontsize=9, color=INK)
+        values = whole[~np.isnan(whole[:, d]), d]
+        values = random.choice(values, min(len(values), 400), replace=False)
+        look: Look = {"color": QUIET, "s": 6, "alpha": 0.5, "linewidths": 0, "zorder": 1}
+        axes.scatter(random.uniform(-0.3, 0.3, len(values)), values, **look)
+        gone = np.flatnonzero(found.missing[:, d])
+        gone = gone[np.linspace(0, len(gone) - 1, min(len(gone), 40)).round().astype(int)]
+        gone = gone[np.argsort(found.mean[gone, d], kind="stable")]
+        bars: Look = {"fmt": ".", "color": OKABE_ITO[1], "markersize": 4, "linewidth": 0.8, "alpha": 0.9}
+        axes.errorbar(np.linspace(0.7, 1.6, len(gone)), found.mean[gone, d], yerr=found.sd[gone, d], **bars)
+        axes.set_xticks([0, 1.15], ["observed", "imputed"], fontsize=8)
+        axes.set_xlim(-0.45, 1.75)
+    note = (
+        "imputed: posterior mean ± standard deviation given what was observed of the same row, in the data's own units"
+    )
+    figure.supxlabel(note, fontsize=8, color=QUIET)
+
+
+def _imputed_images(figure: Any, scene: Scene, rows: np.ndarray, found: Imputation) -> None:
+    """Ten images with their holes, filled in, and how sure that is."""
+    few = few_images(len(rows), None if scene.labels is None else scene.labels[rows])
+    parts = (found.mean[few], found.sd[few], found.missing[few])
+    mean, sd, missing = (part.reshape(len(few), -1) for part in parts)
+    named = [("observed", np.where(missing, np.nan, mean)), ("imputed", mean), ("sd", sd)]
+    draw_image_rows(figure, scene, named)
 
 
 def _count_bands(axes: Axes, bands: list[tuple[int, int]], n: int, right: float) -> None:
@@ -82,7 +172,7 @@ def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     return np.argsort(place[inverse], kind="stable"), bands
 
 
-def _missing_map(figure: Figure, axes: Axes, share: np.ndarray) -> None:
+def _missing_map(figure: Any, axes: Axes, share: np.ndarray) -> None:
     """The share of the images that miss each pixel."""
     image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=min(1.0, 2 * float(share.max())), interpolation="nearest")
     axes.set_axis_off()

@@ -25,15 +25,19 @@ DRAWN_ROWS = 20_000  # more points say no more
 NUMBERS = 2**22  # numbers in one block of rows: bounds the memory
 
 
+def drawn_rows(n: int) -> np.ndarray:
+    """Those of n rows that are drawn, in their order."""
+    if n <= DRAWN_ROWS:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, DRAWN_ROWS, replace=False))
+
+
 class Oracle:
     """The program of a run at the run's own point: log p(x, a) of whatever rows are asked about, exactly."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.globals = task, task.global_start()
-        index = np.arange(len(task.x))
-        if len(index) > DRAWN_ROWS:
-            index = np.sort(np.random.default_rng(0).choice(index, DRAWN_ROWS, replace=False))
-        self.rows = index  # those that are drawn
+        self.rows = index = drawn_rows(len(task.x))
         self.x = task.x.numpy().reshape(len(task.x), -1)[index]  # [drawn, D]
         self.exact = self._engine(task.x[index])
         self.A = self.exact.A
@@ -123,7 +127,7 @@ class Oracle:
         for site in self.task.structure.observed:
             value: Any = plain.nodes[site.name]["value"]
             if site.scope == "local" and value.shape[:1] == x.shape[:1]:
-                out[site.name] = (probe.nodes[site.name]["fn"], _columns_of(value.reshape(len(x), -1), x))
+                out[site.name] = (probe.nodes[site.name]["fn"], columns_of(value.reshape(len(x), -1), x))
         return out
 
     @cached_property
@@ -192,7 +196,7 @@ class Oracle:
         return np.sqrt(np.array(squares) / np.maximum(self.responsibilities.T @ seen, 1e-300))
 
 
-def _columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
+def columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
     """For each entry of a site's value [rows, E], the column of x [rows, D] that it is, or −1."""
     if value.shape == x.shape and torch.equal(value.nan_to_num(0.0), x.nan_to_num(0.0)):
         return np.arange(x.shape[1])

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from inference import _store
+from inference._pictures_factors import Factors
 from inference._pictures_oracle import Oracle
 from inference._pictures_style import evidence_line, plain
 from inference._runner import reopen, task_of
+from inference._task import Task
 from zoo._errors import UsageError
 
 
@@ -26,8 +28,12 @@ class Scene:
     x: np.ndarray  # [n, …], NaN where unobserved
     stats: dict[str, np.ndarray]  # per datum
     trace: dict[str, np.ndarray]  # over the iterations
-    oracle: Oracle | None  # where the posterior is exact
-    obstacle: str = ""  # why there is no oracle although there could be one
+    draws: dict[str, np.ndarray]  # latent → [1, draws, …]
+    labels: np.ndarray | None = None  # [n] classes, where the data have any
+    task: Task | None = None  # the program at the run's θ; None where it cannot be had
+    oracle: Oracle | None = None  # where the discrete latents are all there is
+    factors: Factors | None = None  # where the rest is linear and Gaussian
+    obstacle: str = ""  # why there is no task
 
     @property
     def is_table(self) -> bool:
@@ -64,11 +70,21 @@ def scene_of(stored: _store.Run) -> Scene:
     def group(name: str) -> dict[str, np.ndarray]:
         return {str(k): v.values for k, v in stored.tree[name].data_vars.items()} if name in stored.tree else {}
 
-    oracle, obstacle = None, ""
+    scene = Scene(
+        stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), group("posterior"), stored.labels()
+    )
     try:
         prepared = reopen(stored)
-        if prepared.structure.exact == "enumerable":
-            oracle = Oracle(task_of(prepared, stored))
+        scene.task = task_of(prepared, stored)
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
-        obstacle = str(error)
-    return Scene(stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), oracle, obstacle)
+        scene.obstacle = str(error)
+        return scene
+    except RuntimeError:  # its file is another one by now
+        scene.obstacle = f"the parameters of '{stored.json['model']}' are no longer those of '{stored.folder}'."
+        return scene
+    if prepared.structure.exact == "enumerable":
+        scene.oracle = Oracle(scene.task)
+    elif prepared.structure.exact != "no":
+        factors = Factors(scene.task)
+        scene.factors = factors if len(factors.columns) else None
+    return scene

@@ -20,6 +20,7 @@ Look = dict[str, Any]  # keywords of a matplotlib artist
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
+UNSEEN = "#F3DFC8"  # a pixel that was not observed
 
 
 def component_colors(count: int) -> np.ndarray:
@@ -42,6 +43,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     lines = [textwrap.fill(line, int(13 * width), subsequent_indent="    ") for line in title.split("\n")]
     figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=10, color=INK, linespacing=1.4)
     return figure
+
+
+def taller_figure(width: float, height: float, title: str) -> Figure:
+    """A figure with room for its title above `height`."""
+    return new_figure(width, height + 0.22 * (2 + title.count("\n")), title)
 
 
 def styled(axes: Axes) -> Axes:

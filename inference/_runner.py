@@ -336,8 +336,15 @@ def _complete(task: Task, fit: Fit) -> None:
 
     evidence = fit.verified or fit.claimed
     if task.structure.exact != "no" and (theta or any(g in draws for g in globals)):
-        rows = [task.exact.per_datum(of(theta, d), of(globals, d)).numpy() for d in range(count)]
-        fit.log_likelihood = np.stack(rows)
+        try:
+            rows = [task.exact.per_datum(of(theta, d), of(globals, d)).numpy() for d in range(count)]
+            fit.log_likelihood = np.stack(rows)
+        except (ValueError, torch.linalg.LinAlgError):
+            fit.warnings.append(
+                "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
+                "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
+            )
+            return
     elif evidence.per_datum is not None and count:
         fit.log_likelihood = np.broadcast_to(evidence.per_datum, (count, len(task.x))).copy()
     some = max(1, min(count, 50, DRAW_NUMBERS // max(1, task.x.numel())))

@@ -48,7 +48,7 @@ def fit(
     log-likelihood falls by more than rounding, which only a wrong M-step could make it do.
     """
     if not task.learn:
-        return _result(task, _Climb(globals=task.global_start(), converged=True), [])
+        return _result(task, _Climb(globals=task.global_start(), converged=True), [], floor)
     initial = {n: v.detach().clone() for n, v in task.program.values().items()}
     climbs = []
     with task.progress("em", max_iter * restarts) as step:
@@ -60,7 +60,7 @@ def fit(
             climbs.append(_climb(task, how, task.seed + r, max_iter, tol, Floor(floor, set()), accelerate, step))
     best = max(climbs, key=lambda c: c.objective[-1])
     task.program.assign(best.parameters)
-    return _result(task, best, climbs)
+    return _result(task, best, climbs, floor)
 
 
 @dataclass
@@ -69,6 +69,7 @@ class _Climb:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     objective: list[float] = field(default_factory=list)  # log p(x, globals; θ) before each M-step and at the end
     counts: Tensor | None = None
+    iterations: int = 0
     converged: bool = False
     floored: set[int] = field(default_factory=set)
     closed: tuple[str, ...] = ()
@@ -87,10 +88,11 @@ def _climb(
     leap = _Leap(task)
     for i in range(max_iter + 1):
         stats, value = _e_step(task, globals)
-        if leap.taken and not value >= climb.objective[-1]:
-            globals = leap.back()
+        if leap.fresh and not value >= climb.objective[-1]:
+            globals = leap.back(climb.objective)
             stats, value = _e_step(task, globals)
         climb.objective.append(value)
+        climb.iterations = i
         step(note=f"log p(x) {value:.4f}")
         if _stop(climb.objective, tol, task.x.dtype):
             climb.converged = True
@@ -117,17 +119,18 @@ def _e_step(task: Task, globals: dict[str, Tensor]) -> tuple[Any, float]:
 class _Leap:
     """SQUAREM: from three points in a row, extrapolate where slow steps are heading (Varadhan & Roland 2008, scheme S3).
 
-    Where the log-likelihood at the extrapolated point is lower than it was, `back` takes the plain step instead.
+    Where the log-likelihood there is lower than it was, or falls at the next M-step (whose floor the leap went under),
+    `back` takes the plain step instead.
     """
 
     def __init__(self, task: Task) -> None:
-        self.task, self.taken = task, False
+        self.task, self.fresh, self.since = task, 0, 0
         self.points: list[Tensor] = []
         self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 
     def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
         """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
-        self.taken = False
+        self.fresh, self.since = max(0, self.fresh - 1), self.since + 1
         theta = {n: v.detach().clone() for n, v in self.task.program.values().items()}
         supports = {**self.task.program.constraints, **self.task.global_supports}
         layout = Coordinates({**theta, **globals}, supports)
@@ -143,13 +146,14 @@ class _Leap:
         values = layout.unflatten(first + 2 * length * step + length**2 * bend)
         if not all(bool(v.isfinite().all()) for v in values.values()):
             return globals
-        self.plain, self.taken = (theta, globals), True
+        self.plain, self.fresh, self.since = (theta, globals), 2, 0
         self.task.program.assign({n: values[n] for n in theta})
         return {n: values[n] for n in globals}
 
-    def back(self) -> dict[str, Tensor]:
-        """Undo the leap."""
-        self.taken = False
+    def back(self, objective: list[float]) -> dict[str, Tensor]:
+        """Undo the leap, and what it left in the list of log-likelihoods."""
+        del objective[len(objective) - self.since :]
+        self.fresh, self.points = 0, []
         self.task.program.assign(self.plain[0])
         return self.plain[1]
 
@@ -168,7 +172,7 @@ def _stop(objective: list[float], tol: float, dtype: torch.dtype) -> bool:
     return abs(now - before) <= tol * abs(before)
 
 
-def _result(task: Task, climb: _Climb, climbs: list[_Climb]) -> Fit:
+def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
     exact, globals = task.exact, climb.globals
     per_datum = exact.per_datum(None, globals)
     posterior = exact.responsibilities(None, globals)
@@ -176,12 +180,12 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb]) -> Fit:
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
     means, deviations = exact.summary(globals)
     notes = {
-        "iterations": max(0, len(climb.objective) - 1),
+        "iterations": climb.iterations,
         "closed_form": list(climb.closed),
         "numeric": list(climb.numeric),
     }
     if climbs:
-        notes["restarts"] = [c.objective[-1] for c in climbs]
+        notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     return Fit(
         parameters=parameters,
         claimed=Evidence.from_per_datum(per_datum.numpy(), "exact", given=given),
@@ -191,21 +195,26 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb]) -> Fit:
         probabilities={n: v.numpy() for n, v in exact.marginals(posterior).items()},
         trace={"log_joint" if globals else "log_likelihood": np.asarray(climb.objective)} if climbs else {},
         converged=climb.converged if climbs else None,
-        warnings=_warnings(task, climb),
+        warnings=_warnings(task, climb, floor),
         notes=notes,
     )
 
 
-def _warnings(task: Task, climb: _Climb) -> list[str]:
+def _component(task: Task, assignment: int) -> str:
+    return f"component {task.exact.label(assignment)}" if task.structure.assignments > 1 else "the one component"
+
+
+def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     out = []
     if climb.counts is not None and task.structure.assignments > 1:
         for a in (climb.counts < 1).nonzero()[:, 0].tolist():
-            name = task.exact.label(a)
-            out.append(f"component {name} is empty: it holds {float(climb.counts[a]):.2g} of {len(task.x)} data.")
+            name = _component(task, a)
+            out.append(f"{name} is empty: it holds {float(climb.counts[a]):.2g} of {len(task.x)} data.")
     for a in sorted(climb.floored):
         out.append(
-            f"component {task.exact.label(a)} collapsed: a variance of it rests on the floor; ask for fewer, or priors."
+            f"{_component(task, a)} collapsed: a variance rests on the floor, {floor:g} of the data's own; "
+            "ask for fewer components or latents, or priors."
         )
     if climb.objective and not climb.converged:
-        out.append(f"em did not converge in {len(climb.objective) - 1} iterations; raise max_iter or tol.")
+        out.append(f"em did not converge in {climb.iterations} iterations; raise max_iter or tol.")
     return out

@@ -10,7 +10,8 @@ with none has no more to approximate, and the Gaussian is the large-sample one o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from zoo._errors import Refusal
 from zoo._options import Count, Positive
 from zoo._structure import Structure
 
-SMALLEST_EIGENVALUE = 1e-9  # as a share of the largest
+SMALLEST_EIGENVALUE = 1e-9  # of a Hessian with ones on its diagonal
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
 
@@ -55,7 +56,7 @@ def fit(task: Task, *, max_iter: Count = 500, tol: Positive = 1e-9, start: Start
         )
     density = _density(task, coordinates, set(globals), theta)
     flat = coordinates.flatten(free).to(task.x.dtype)
-    with task.progress("laplace", max_iter) as step:
+    with task.progress("laplace", max_iter) as step, _unbounded_is_a_refusal():
         if task.learn or globals:
             peak = _climb(density, flat, max_iter, tol, step)
         else:
@@ -81,6 +82,18 @@ def _density(
     return density
 
 
+@contextmanager
+def _unbounded_is_a_refusal() -> Iterator[None]:
+    """A climb that ends where the program's own distributions refuse their parameters has no maximum to end at."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError, ArithmeticError) as error:
+        raise Refusal(
+            "laplace found no mode: the density grows without bound on these data (a component or a noise collapses on a "
+            "few of them). em rests such a variance on a floor; else ask for fewer components, or priors."
+        ) from error
+
+
 @dataclass
 class _Peak:
     flat: Tensor
@@ -91,20 +104,23 @@ class _Peak:
 
 
 def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step) -> _Peak:
-    flat = flat.clone().requires_grad_()
+    # coordinates come in units of their own: walk in steps of about one standard deviation of each
+    begin, unit = flat, _value_and_hessian(density, flat)[1].diagonal().abs().clamp(min=1e-30).rsqrt()
+    unit = torch.where(unit < 1e14, unit, torch.ones_like(unit))
+    walk = torch.zeros_like(flat).requires_grad_()
     trace: list[float] = []
-    optimiser = torch.optim.LBFGS([flat], max_iter=max_iter, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    optimiser = torch.optim.LBFGS([walk], max_iter=max_iter, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = -density(flat)
+        value = -density(begin + unit * walk)
         value.backward()
         trace.append(-float(value.detach()))
         step(note=f"{trace[-1]:.4f}")
         return value
 
     optimiser.step(loss)
-    flat = flat.detach()
+    flat = begin + unit * walk.detach()
     if not bool(flat.isfinite().all()):
         raise ArithmeticError("laplace: the climb to the mode ran off to infinity; try another seed, or priors.")
     value, hessian = _value_and_hessian(density, flat)
@@ -145,23 +161,31 @@ def _value_and_hessian(density: Callable[[Tensor], Tensor], flat: Tensor) -> tup
     return value, (hessian + hessian.mT) / 2
 
 
+def _eigen(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues and -vectors of S⁻¹ H S⁻¹ with S = √|diag H|, and S: free of the units of each coordinate."""
+    size = hessian.diagonal().abs().sqrt()
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    values, vectors = torch.linalg.eigh(hessian / torch.outer(size, size))
+    return values, vectors, size
+
+
 def damped(hessian: Tensor) -> tuple[Tensor, int]:
-    """The Hessian with its eigenvalues raised to a small positive share of the largest, and how many were raised."""
+    """The Hessian with small and negative eigenvalues raised, in units of its diagonal, and how many were."""
     if not len(hessian):
         return hessian, 0
-    values, vectors = torch.linalg.eigh(hessian)
-    smallest = SMALLEST_EIGENVALUE * float(values.abs().max().clamp(min=1e-12))
-    low = values < smallest
-    return (vectors * values.clamp(min=smallest)) @ vectors.mT, int(low.sum())
+    values, vectors, size = _eigen(hessian)
+    low = values < SMALLEST_EIGENVALUE
+    scaled = (vectors * values.clamp(min=SMALLEST_EIGENVALUE)) @ vectors.mT
+    return scaled * torch.outer(size, size), int(low.sum())
 
 
 def _spread(hessian: Tensor) -> Tensor:
     """A factor F with F Fᵀ the inverse Hessian on the directions that the data identify; none along the others."""
     if not len(hessian):
         return hessian
-    values, vectors = torch.linalg.eigh(hessian)
-    known = values > SMALLEST_EIGENVALUE * values.abs().max()
-    return vectors * torch.where(known, values.abs().clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
+    values, vectors, size = _eigen(hessian)
+    root = torch.where(values > SMALLEST_EIGENVALUE, values.abs().clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
+    return vectors * root / size.unsqueeze(1)
 
 
 def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:

@@ -84,6 +84,7 @@ def curvature_change(
     z = (scales * torch.randn(T, A, n, L, generator=generator, dtype=torch.float64)).reshape(T * A, n, L)
     z = z.to(rows.dtype).requires_grad_()
     discrete = {k: v[some].repeat(T, *(1,) * (v.dim() - 1)) for k, v in joint.items()}
+    rows = rows.clone().requires_grad_()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         trace = program.trace(rows, latents={**discrete, **_globals_of(nodes), **layout.unflatten(z)})
         out = {}
@@ -92,11 +93,13 @@ def curvature_change(
                 continue
             value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim)
             if value.requires_grad:
-                out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, (T, A, n, L), generator)
+                out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
     return out
 
 
-def _from_quadratic(value: Tensor, z: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> float:
+def _from_quadratic(
+    value: Tensor, z: Tensor, rows: Tensor, shape: tuple[int, ...], generator: torch.Generator
+) -> float:
     T, A, n, L = shape
     (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
     if gradient is None:
@@ -113,12 +116,23 @@ def _from_quadratic(value: Tensor, z: Tensor, shape: tuple[int, ...], generator:
         product = product.reshape(shape)
         size = product[0].abs().amax(-1, keepdim=True).clamp(min=1e-30)
         worst = max(worst, float(((product - product[:1]).abs() / size).max()))
+    noise = _rounding(value, rows)
     for t in range(1, T):
-        worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape))
+        worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape, noise))
     return worst if math.isfinite(worst) else math.inf
 
 
-def _from_expansion(value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t: int, shape: tuple[int, ...]) -> float:
+def _rounding(value: Tensor, rows: Tensor) -> float:
+    """How far the data's own last digits move the value, nats: data far from 0 leave few digits to their differences."""
+    (slope,) = torch.autograd.grad(value.sum(), rows, retain_graph=True, allow_unused=True)
+    if slope is None:
+        return 0.0
+    return 16 * torch.finfo(rows.dtype).eps * float((slope * rows.detach()).abs().sum())
+
+
+def _from_expansion(
+    value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t: int, shape: tuple[int, ...], noise: float
+) -> float:
     """How far the value at point t is from the quadratic made at point 0, relative to its largest term."""
     f = value.detach().reshape(shape[:3])
     g = gradient.detach().reshape(shape)[0]
@@ -130,7 +144,8 @@ def _from_expansion(value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t:
         curved = curved if got is None else got.reshape(shape)[0]
     linear, quadratic = (g * step).sum(-1), 0.5 * (curved * step).sum(-1)
     size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()
-    return float(((f[t] - f[0] - linear - quadratic).abs() / size.clamp(min=1e-30)).max())
+    away = ((f[t] - f[0] - linear - quadratic).abs() - noise).clamp(min=0)
+    return float((away / size.clamp(min=1e-30)).max())
 
 
 def _unbounded(support: Any) -> bool:

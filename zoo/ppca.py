@@ -51,6 +51,7 @@ class Model(PyroModule):
         self.L, self.D = latents, D
         center = x.nanmean(0).nan_to_num(0.0)
         spread = (x - center).square().nanmean().sqrt()
+        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         if init == "eigenvectors":
             loadings, sigma = _eigenvectors(x, center, latents)
         else:
