@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference._families import Family, Params, family_of, parameters_of
+from inference._families import family_of, parameters_of
+from inference._family import Family, Params
 from zoo._latents import by_datum, joint_values
 from zoo._program import Program
 from zoo._structure import Structure
@@ -49,7 +50,33 @@ class Statistics:
     per_datum: Tensor  # [N] log p(x_i)
 
 
-class Enumeration:
+class Assignments:
+    """The joint values of the discrete local latents: `assignments` is site → its value under each [A, …]."""
+
+    assignments: dict[str, Tensor]
+    structure: Structure
+    N: int
+
+    def label(self, assignment: int) -> str:
+        """An assignment in words: "z=1"."""
+        parts = []
+        for name, value in self.assignments.items():
+            shown = value[assignment].flatten().tolist()
+            parts.append(f"{name}={shown[0] if len(shown) == 1 else shown}")
+        return ", ".join(parts)
+
+    def marginals(self, responsibilities: Tensor) -> dict[str, Tensor]:
+        """Site → p(z = k | x_i) [N, K], for discrete sites with one value a datum."""
+        out = {}
+        for site in self.structure.discrete_locals:
+            if site.inner == 1 and not site.event_shape:
+                values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
+                zero = responsibilities.new_zeros(self.N, len(values))
+                out[site.name] = zero.index_add(1, index, responsibilities)
+        return out
+
+
+class Enumeration(Assignments):
     """The exact posterior over the joint assignments of the discrete local latents of `program`, for data `x` [N, …].
 
     `parameters` and `globals` in the methods are constrained values used in place of the program's own; differentiable.
@@ -282,24 +309,6 @@ class Enumeration:
     def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Posterior means and standard deviations of continuous local latents: there are none."""
         return {}, {}
-
-    def label(self, assignment: int) -> str:
-        """An assignment in words: "z=1"."""
-        parts = []
-        for name, value in self.assignments.items():
-            shown = value[assignment].flatten().tolist()
-            parts.append(f"{name}={shown[0] if len(shown) == 1 else shown}")
-        return ", ".join(parts)
-
-    def marginals(self, responsibilities: Tensor) -> dict[str, Tensor]:
-        """Site → p(z = k | x_i) [N, K], for discrete sites with one value a datum."""
-        out = {}
-        for site in self.structure.discrete_locals:
-            if site.inner == 1 and not site.event_shape:
-                values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
-                zero = responsibilities.new_zeros(self.N, len(values))
-                out[site.name] = zero.index_add(1, index, responsibilities)
-        return out
 
     def draw(self, responsibilities: Tensor, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
         """Site → exact posterior draws [draws, N, …]."""

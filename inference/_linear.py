@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference._families import Family, Params, family_of, parameters_of
+from inference._exact import Assignments
+from inference._families import family_of, parameters_of
+from inference._family import Family, Params
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
 from zoo._structure import Structure
@@ -84,7 +86,7 @@ class Moments:
     posterior: list[Posterior] | None = None  # of each chunk, where sites have no moments
 
 
-class LinearGaussian:
+class LinearGaussian(Assignments):
     """The exact engine of `program` for data `x` [N, …]; the same calls as `Enumeration`."""
 
     def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
@@ -201,12 +203,9 @@ class LinearGaussian:
         gaussians, others, _ = seen
         posterior = self._normal(rows, gaussians)
         for name, params in others.items():
-            log_prob = self.families[name].log_prob(
-                self.values[name] if name in self.assignments else self.values[name][rows], params
-            )
-            posterior.log_evidence = posterior.log_evidence + (
-                log_prob.diagonal() if name in self.assignments else log_prob
-            )
+            latent = name in self.assignments
+            log_prob = self.families[name].log_prob(self.values[name] if latent else self.values[name][rows], params)
+            posterior.log_evidence = posterior.log_evidence + (log_prob.diagonal() if latent else log_prob)
         return posterior
 
     def _normal(self, rows: slice, gaussians: list[Gaussian]) -> Posterior:
@@ -439,24 +438,6 @@ class LinearGaussian:
         mean, deviation = torch.cat(means).unsqueeze(0), torch.cat(deviations).unsqueeze(0)
         natural = self.layout.natural(mean), self.layout.natural(deviation)
         return {k: v[0] for k, v in natural[0].items()}, {k: v[0] for k, v in natural[1].items()}
-
-    def label(self, assignment: int) -> str:
-        """An assignment in words: "z=1"."""
-        parts = []
-        for name, value in self.assignments.items():
-            shown = value[assignment].flatten().tolist()
-            parts.append(f"{name}={shown[0] if len(shown) == 1 else shown}")
-        return ", ".join(parts)
-
-    def marginals(self, responsibilities: Tensor) -> dict[str, Tensor]:
-        """Site → p(z = k | x_i) [N, K], for discrete sites with one value a datum."""
-        out = {}
-        for site in self.structure.discrete_locals:
-            if site.inner == 1 and not site.event_shape:
-                values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
-                zero = responsibilities.new_zeros(self.N, len(values))
-                out[site.name] = zero.index_add(1, index, responsibilities)
-        return out
 
 
 def _scale(form: str, given: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inference._exact import one_thread
-from inference._families import Floor, Pool
+from inference._family import Floor, Pool
 from inference._linear import Gaussian, LinearGaussian, Moments, Values
 from inference._mstep import climb_numerically, usage
 

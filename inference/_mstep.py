@@ -20,7 +20,7 @@ from torch.distributions import constraints, transform_to
 
 from inference._coordinates import Coordinates
 from inference._exact import Enumeration, Statistics, Values, one_thread
-from inference._families import Floor, Pool
+from inference._family import Floor, Pool
 from zoo._program import Program
 
 ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel

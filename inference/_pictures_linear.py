@@ -77,8 +77,8 @@ def _loading_table(scene: Scene, factors: Factors) -> Figure:
         heat.set_title(name or "correlation with\nthe factor", loc="left", fontsize=9, color=INK)
         _noise_bars(left, block)
         left.set_ylim(heat.get_ylim())
-        heat.set_yticks(range(D) if named else [], [scene.name(c) for c in columns] if named and not i else None)
-        if not named:
+        heat.set_yticks(range(D) if named else [], [scene.name(c) if i == 0 else "" for c in columns] if named else [])
+        if not named and i == 0:
             heat.set_ylabel(f"{D} columns, in their order")
     if len(blocks) == 1:
         _scree(styled(grid[-1]), blocks[0][1])
@@ -186,7 +186,7 @@ def latents(scene: Scene) -> Figure:
     block = factors.loadings(0)
     if factors.L == 1:
         return _one_latent(scene, mean[:, 0], np.sqrt(covariance[:, 0, 0]), block.shares[0], labels, note)
-    figure = new_figure(7.2, 6.0, scene.title(f"posterior means of the {TURNED}{note}"))
+    figure = new_figure(7.2, 6.0, scene.title(f"posterior means on principal axes (B is known up to a rotation){note}"))
     axes = styled(figure.add_subplot())
     axes.set_aspect("equal", adjustable="datalim")
     _points(figure, axes, mean[:, :2], labels)
@@ -247,19 +247,24 @@ def _arrows(axes: Axes, loads: np.ndarray, names: list[str], points: np.ndarray)
     length = np.hypot(*loads.T)
     strongest = [k for k in np.argsort(-length)[:8] if length[k] > 0.3 * length.max()]
     factor = 0.8 * float(np.quantile(np.hypot(*points.T), 0.98)) / length.max()
-    taken: list[tuple[float, float]] = []
     span = float(np.ptp(points, axis=0).max())
+    taken: list[tuple[float, float, float]] = []  # left, right and height of each label
     for k in strongest:
         tip = factor * loads[k]
         arrow: Look = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "alpha": 0.8}
         axes.annotate("", tip, (0, 0), arrowprops=arrow, zorder=4)
-        x, y = 1.06 * tip
-        while any(abs(y - v) < 0.035 * span and abs(x - u) < 0.3 * span for u, v in taken):
-            y += math.copysign(0.01 * span, tip[1])
-        taken.append((x, y))
-        side = "left" if tip[0] > 0 else "right"
-        axes.text(x, y, plain(names[k], 28), ha=side, va="center", **bold(np.full(3, 0.2)) | {"fontsize": 8})
-    axes.update_datalim([(1.5 * u, v) for u, v in taken])
+        text = plain(names[k], 24)
+        (x, y), width = 1.06 * tip, 0.02 * span * len(text)
+        left = x if tip[0] > 0 else x - width
+        for step in sorted(np.arange(-12, 13), key=abs):  # as near to the tip as other labels let it
+            y = 1.06 * tip[1] + 0.015 * step * span
+            if not any(left < u and v < left + width and abs(y - h) < 0.04 * span for v, u, h in taken):
+                break
+        taken.append((left, left + width, y))
+        axes.text(
+            x, y, text, ha="left" if tip[0] > 0 else "right", va="center", **bold(np.full(3, 0.2)) | {"fontsize": 8}
+        )
+    axes.update_datalim([(u, h) for v, w, h in taken for u in (v, w)])
     axes.autoscale_view()
 
 

@@ -74,7 +74,7 @@ def _pattern(figure: Any, axes: Axes, scene: Scene, missing: np.ndarray) -> None
     if D <= 30:
         for d in range(D - 1):
             axes.axvline(d + 0.5, color="white", linewidth=1.5)
-        names = [f"{scene.name(d)}\n{percent(missing[:, d].mean())}" for d in range(D)]
+        names = [f"{plain(scene.name(d), 40 if D <= 6 else 16)}\n{percent(missing[:, d].mean())}" for d in range(D)]
         axes.set_xticks(range(D), names, **turned(D))
     else:
         axes.set_xlabel(f"{D} columns, in their order")
@@ -111,9 +111,9 @@ def _imputed(scene: Scene) -> tuple[np.ndarray, Imputation | None]:
 def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputation) -> None:
     """The most-missing columns: the observed values beside what was imputed, each with its standard deviation."""
     missing = found.missing.mean(0)
-    columns = np.flatnonzero((missing > 0) & ~np.isnan(scene.x).all(0))
-    columns = columns[np.argsort(-np.isnan(scene.x[:, columns]).mean(0), kind="stable")][:MOST_COLUMNS]
-    if not len(columns):
+    share = np.isnan(scene.x).mean(0)
+    columns = [int(d) for d in np.argsort(-share, kind="stable") if missing[d] > 0 and share[d] < 1][:MOST_COLUMNS]
+    if not columns:
         return
     random = np.random.default_rng(0)
     center, scale = (np.asarray(scene.json.get(k) or v) for k, v in (("center", 0.0), ("scale", 1.0)))
@@ -125,7 +125,7 @@ def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputat
         look: Look = {"color": QUIET, "s": 6, "alpha": 0.5, "linewidths": 0, "zorder": 1}
         axes.scatter(random.uniform(-0.3, 0.3, len(values)), values, **look)
         gone = np.flatnonzero(found.missing[:, d])
-        gone = gone[np.linspace(0, len(gone) - 1, min(len(gone), 40)).round().astype(int)]
+        gone = gone[np.linspace(0, len(gone) - 1, min(len(gone), 20)).round().astype(int)]
         gone = gone[np.argsort(found.mean[gone, d], kind="stable")]
         bars: Look = {"fmt": ".", "color": OKABE_ITO[1], "markersize": 4, "linewidth": 0.8, "alpha": 0.9}
         axes.errorbar(np.linspace(0.7, 1.6, len(gone)), found.mean[gone, d], yerr=found.sd[gone, d], **bars)

@@ -200,7 +200,7 @@ def prepare(
     target, name = _program.resolve(model)
     mine = _split(options, _program.option_schema(target), modules, methods, name)
     loaded = data if isinstance(data, _datasets.Dataset) else _datasets.load(data, seed=seed, **preparation)
-    x = torch.as_tensor(loaded.x, dtype=DTYPE)
+    x = torch.as_tensor(loaded.x, dtype=DTYPE).clone()  # in memory that torch aligned: else the last bits may differ
     structure = describe(_program.load(model, x, mine), x, limit)
     return Prepared(model, name, loaded, x, mine, structure, limit)
 

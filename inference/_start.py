@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._families import Floor
+from inference._family import Floor
 from inference._task import Task
 from zoo._errors import UsageError
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from inference import _linear_mstep, _mstep
 from inference._coordinates import bijection
 from inference._exact import Enumeration
-from inference._families import Floor
+from inference._family import Floor
 from inference._linear import LinearGaussian
 from zoo._program import Program
 from zoo._structure import Structure

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inference._coordinates import Coordinates
-from inference._families import Floor
+from inference._family import Floor
 from inference._fit import Evidence, Fit
 from inference._start import FLOOR, Start, begin
 from inference._task import Task

@@ -15,7 +15,7 @@ from helpers import hide, task_of, tensor
 from scipy import optimize, stats
 from torch.distributions import constraints, transform_to
 
-from inference._families import Floor
+from inference._family import Floor
 
 GAUSSIAN = 1.0 + np.random.default_rng(0).normal(size=(60, 3))
 WEIGHTS = {"weights", "weight_logits"}

@@ -86,7 +86,9 @@ def test_a_network_that_a_function_registers_is_shared_by_no_two_runs():
             pyro.sample("x", pyro.distributions.Normal(loc, 1.0).to_event(1), obs=x)
 
     x = np.random.default_rng(2).normal(size=(40, 3)) + 3
-    first, second = (run(program, x, "em", start="program", max_iter=10) for _ in range(2))
+    first, second, third = (run(program, x, "em", start="program", max_iter=10) for _ in range(3))
+    assert list(network.state_dict()) == ["weight", "bias"]  # in their order, too
+    assert np.array_equal(first.trace["log_likelihood"], third.trace["log_likelihood"])
     assert set(first.parameters) == {"network.weight", "network.bias"}
     assert first.trace["log_likelihood"][-1] > first.trace["log_likelihood"][0] + 10
     assert np.array_equal(first.trace["log_likelihood"], second.trace["log_likelihood"])

@@ -206,6 +206,16 @@ def test_two_files_of_one_name_are_two_programs(tmp_path):
     assert names == ["first", "second"]
 
 
+def test_running_a_program_at_other_values_leaves_its_parameters_in_their_order():
+    program = load(user.Decoder, tensor(GAUSSIAN))
+    names = [n for n, _ in program.named_parameters()]
+    values = {n: v.detach() + 1 for n, v in program.values().items()}
+    program.trace(tensor(GAUSSIAN), parameters=dict(reversed(values.items())))
+    program.trace(tensor(GAUSSIAN), parameters={"embedding": values["embedding"]})
+    assert [n for n, _ in program.named_parameters()] == names
+    assert all(torch.equal(v, program.values()[n] + 1) for n, v in values.items())
+
+
 # ---- programs that break the contract -------------------------------------------------------------------------
 
 

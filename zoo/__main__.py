@@ -7,6 +7,7 @@ import importlib
 import json as json_
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -257,7 +258,13 @@ def plot(
 
     if format not in ("png", "pdf", "svg"):
         raise unknown("format", format, ("png", "pdf", "svg"))
-    paths = [str(p) for p in _pictures.plot(folder, out, format)]  # type: ignore[arg-type]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        paths = [str(p) for p in _pictures.plot(folder, out, format)]  # type: ignore[arg-type]
+    if caught:
+        from zoo import _show
+
+        _show.warnings(str(w.message) for w in caught)
     if json:
         _print_json({"run": str(folder), "plots": paths})
     else:

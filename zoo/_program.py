@@ -160,7 +160,7 @@ class Program(nn.Module):
             yield
             return
         original: Any = pyro.module
-        kept: list[tuple[nn.Module, str, Any]] = []
+        lent = _Lent()
         names: dict[int, str] = {}
 
         def module(name: str, network: nn.Module, update_module_params: bool = False) -> nn.Module:
@@ -170,9 +170,7 @@ class Program(nn.Module):
                     self._unconstrained[full] = nn.Parameter(parameter.detach().to(self.dtype, copy=True))
                     self.constraints[full] = constraints.real
                 owner, _, leaf = path.rpartition(".")
-                part = network.get_submodule(owner)
-                kept.append((part, leaf, part._parameters.pop(leaf)))
-                object.__setattr__(part, leaf, self._given.get(full, self._unconstrained[full]))
+                lent.put(network.get_submodule(owner), leaf, self._given.get(full, self._unconstrained[full]))
             return network
 
         pyro.module = module  # type: ignore[assignment]
@@ -180,9 +178,7 @@ class Program(nn.Module):
             yield
         finally:
             pyro.module = original
-            for part, leaf, parameter in reversed(kept):
-                object.__delattr__(part, leaf)
-                part._parameters[leaf] = parameter
+            lent.give_back()
 
     @contextlib.contextmanager
     def _values_in_place(self, given: Mapping[str, Tensor]) -> Iterator[None]:
@@ -190,21 +186,37 @@ class Program(nn.Module):
         # a PyroModule answers for its own PyroParams; a function has nobody but us
         own = {} if self.module is not None else self.values()
         statements = {**own, **{n: v for n, v in given.items() if n not in plain}}
-        kept = {}
+        lent = _Lent()
         for name, value in plain.items():
-            owner, leaf = self._plain[name]
-            kept[name] = owner._parameters.pop(leaf)
-            object.__setattr__(owner, leaf, value)
+            lent.put(*self._plain[name], value)
         before, self._given = self._given, statements
         try:
             with _Parameters(statements):
                 yield
         finally:
             self._given = before
-            for name, parameter in kept.items():
-                owner, leaf = self._plain[name]
-                object.__delattr__(owner, leaf)
-                owner._parameters[leaf] = parameter
+            lent.give_back()
+
+
+class _Lent:
+    """Tensors in the place of modules' parameters, for a while; afterwards all is as it was, the order too."""
+
+    def __init__(self) -> None:
+        self._before: dict[nn.Module, dict[str, Any]] = {}
+        self._leaves: list[tuple[nn.Module, str]] = []
+
+    def put(self, owner: nn.Module, leaf: str, value: Tensor) -> None:
+        self._before.setdefault(owner, dict(owner._parameters))
+        del owner._parameters[leaf]
+        object.__setattr__(owner, leaf, value)
+        self._leaves.append((owner, leaf))
+
+    def give_back(self) -> None:
+        for owner, leaf in self._leaves:
+            object.__delattr__(owner, leaf)
+        for owner, parameters in self._before.items():
+            owner._parameters.clear()
+            owner._parameters.update(parameters)
 
 
 class _Collect(Messenger):

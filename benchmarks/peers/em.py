@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from inference._families import Floor
+from inference._family import Floor
 from inference._runner import versions
 from inference._start import FLOOR
 from inference._task import Task

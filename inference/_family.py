@@ -1,0 +1,120 @@
+"""What a family with sufficient statistics is: `Family`, and how its parameters are pooled into θ: `Pool`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+Params = dict[str, Tensor]
+Density = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Floor:
+    """The smallest variance the M-step may set, as a share of the data's own, and who reached it."""
+
+    share: float
+    reached: set[int]  # assignments
+
+
+class Family:
+    """What the E- and M-step need of a site's distribution. `names` lists its parameters by torch's names."""
+
+    names: tuple[str, ...]
+    vectors: dict[str, int] = {}  # parameter → how many trailing dimensions make one value
+
+    def __init__(self, x: Tensor) -> None:
+        """`x` [N, E]: the site's data, NaN where unobserved; the other methods take some of its rows, [n, E]."""
+        self.complete = not bool(x.isnan().any())
+
+    def log_prob(self, x: Tensor, params: Params) -> Tensor:
+        """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
+        base, out = self.log_base(x), self.density(params)(x)
+        return out if base is None else out + base.unsqueeze(1)
+
+    def log_base(self, x: Tensor) -> Tensor | None:
+        """The part of log p(x_i | a) that no parameter enters [n], None for zero: it need be worked out only once."""
+        return None
+
+    def density(self, params: Params) -> Density:
+        """x [n, E] ↦ the rest of log p(x_i | a) [n, A], with all that needs no x worked out once.
+
+        It lies in memory with the data of one assignment next to each other: reductions over assignments run fast.
+        """
+        raise NotImplementedError
+
+    def width(self, entries: int, assignments: int) -> int:
+        """How many numbers the largest temporary of a pass over the data holds for each row."""
+        return max(entries, assignments)
+
+    def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
+        """Sufficient statistics summed over x [n, E] with `weights` [n, A]; they add over chunks."""
+        raise NotImplementedError
+
+    def _whole(self, x: Tensor) -> bool:
+        """Whether every entry of these rows was observed."""
+        return self.complete or not bool(x.isnan().any())
+
+    def _fill(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x with 0 where it is NaN, and 1.0 where it was seen (None when all of it was)."""
+        if self._whole(x):
+            return x, None
+        missing = x.isnan()
+        return x.masked_fill(missing, 0.0), (~missing).to(x.dtype)
+
+    def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
+        """Σ_i Σ_a weight · log p(x_i | a) from the statistics, up to a constant; differentiable in `params`."""
+        raise NotImplementedError
+
+    def closed(self, name: str, pool: Pool, params: Params) -> bool:
+        """Whether `maximise` has a closed form: vectors and matrices must be copied whole."""
+        return name not in self.vectors or pool.blocks(block_size(self, name, params)) is not None
+
+    def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
+        """θ with the entries that parameter `name` copies at their best value, the other parameters held."""
+        raise NotImplementedError
+
+
+@dataclass
+class Pool:
+    """Which entry of θ each entry of a distribution's parameter [A, …] is a copy of: `index` into θ.flat, −1 for none."""
+
+    theta: str
+    value: Tensor  # θ as it stands
+    index: Tensor  # like the parameter
+
+    def total(self, statistic: Tensor) -> Tensor:
+        """Sum a statistic, shaped like the parameter, over the copies of each θ entry: θ.flat's shape."""
+        flat = self.index.reshape(-1)
+        used = flat >= 0
+        out = statistic.new_zeros(self.value.numel())
+        return out.index_add(0, flat[used], statistic.expand(self.index.shape).reshape(-1)[used])
+
+    def fill(self, values: Tensor, known: Tensor) -> Tensor:
+        """θ with the entries where `known` replaced by `values` (both flat)."""
+        return torch.where(known, values, self.value.reshape(-1)).reshape(self.value.shape)
+
+    def blocks(self, size: int) -> Tensor | None:
+        """For parameters that copy θ in whole blocks of `size` entries: which block, for each of theirs; or None."""
+        flat = self.index.reshape(-1, size)
+        first = flat.max(dim=1).values // size
+        wanted = first.unsqueeze(1) * size + torch.arange(size)
+        return first if bool(((flat == wanted) | (flat < 0)).all()) and bool((first >= 0).all()) else None
+
+
+def block_size(family: Family, name: str, params: Params) -> int:
+    return math.prod(params[name].shape[-family.vectors[name] :])
+
+
+def product(weight: Tensor, value: Tensor) -> Tensor:
+    """weight · value, with 0 · ±inf = 0."""
+    return torch.where(weight == 0, torch.zeros(()).to(value), weight * value)
+
+
+def tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny
