@@ -18,6 +18,7 @@ from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, train
+from zoo._errors import Refusal
 from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
 from zoo._structure import Structure
@@ -51,6 +52,8 @@ def fit(
 
     A share `defensive` of the guide's draws comes from the prior (Hesterberg 1995).
     """
+    if proposal == "guide" and task.guide is None and (reason := amortized.refusal(task.structure)) is not None:
+        raise Refusal(f"{reason}, or take proposal=prior")
     _weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)

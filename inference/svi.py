@@ -67,7 +67,7 @@ def fit(
     N = len(task.x)
 
     def objective(rows: Tensor) -> Tensor:
-        with _scaled(N / len(rows)):
+        with task.program.settings(), _scaled(N / len(rows)):
             return -elbo.differentiable_loss(task.program, enumerated, rows) / N
 
     parameters = [*guide.parameters(), *(task.program.parameters() if task.learn else ())]
@@ -80,14 +80,14 @@ def fit(
 
 
 def _loss(elbo: TraceEnum_ELBO, task: Task, guide: Any) -> float:
-    with pyro.settings.context(module_local_params=True):
+    with task.program.settings():
         return elbo.loss(task.program, guide, task.x)
 
 
 @contextmanager
 def _scaled(factor: float) -> Iterator[None]:
     """Each local site counts `factor` times: a batch stands for all the data."""
-    with pyro.settings.context(module_local_params=True), _ScaleLocal(factor):
+    with _ScaleLocal(factor):
         yield
 
 

@@ -280,6 +280,21 @@ def test_latents_in_a_plate_inside_data_by_the_prior():
     np.testing.assert_allclose(fit.draws["on"].mean(0), expected, atol=5 * 0.5 / np.sqrt(task.draws) + 0.1)
 
 
+def test_a_latent_that_no_guide_serves_is_drawn_from_its_prior():
+    def one_hot(x=None, size=None):
+        weights, locs = user.simplex(), user.real("locs", 2, 3)
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.OneHotCategorical(weights))
+            pyro.sample("x", dist.Normal(z @ locs, 1.0).to_event(1), obs=x)
+
+    x = np.random.default_rng(10).normal(size=(40, 3))
+    with pytest.raises(Refusal, match="'z'.*take proposal=prior"):
+        run(one_hot, x, "importance")
+    fit = run(one_hot, x, "importance", proposal="prior", epochs=2)
+    assert abs(fit.claimed.value - fit.verified.value) < 3.5 * fit.claimed.se
+    assert fit.draws["z"].shape[1:] == (40, 2)
+
+
 def test_a_program_that_would_mix_up_its_draws_is_refused():
     with pytest.raises(Refusal, match=r"'causes' mixes up draws .*keepdim"):
         run(user.causes, np.zeros((10, 3)), "importance", proposal="prior")

@@ -331,11 +331,33 @@ def test_data_outside_the_support_of_a_site_in_an_inner_plate():
     assert "site 'x'" in said and "row 17 " in said
 
 
+def test_a_missing_entry_that_the_program_computes_with():
+    x = GAUSSIAN[:, :2].copy()
+    x[17, 1] = np.nan  # y: observed by a site, so it may be missing
+    assert structure_of(user.regressions, x).exact == "enumerable"
+    x[21, 0] = np.nan  # u: what y's mean is made from
+    said = refused(user.regressions, x)
+    assert "site 'y'" in said and "row 21 " in said and "missing" in said
+
+
 def test_missing_entries_are_in_every_support():
     x = BINARY.copy()
     x[17, 1] = np.nan
     x[3] = np.nan
     assert structure_of(user.poisson, x).n == 30
+
+
+def test_deterministic_sites_change_nothing():
+    def named(x=None, size=None):
+        weights, locs = user.simplex(), user.real("locs", 2, 3)
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Categorical(weights))
+            loc = pyro.deterministic("loc", locs[z], event_dim=1)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    found = structure_of(named, GAUSSIAN)
+    assert [s.name for s in found.sites] == ["z", "x"]
+    assert found.exact == "enumerable"
 
 
 # ---- exact or not, and why --------------------------------------------------------------------------------------

@@ -105,6 +105,23 @@ def test_observations_in_a_plate_inside_data(program):
     assert fit.verified.value == pytest.approx(CASES["bernoulli"].log_evidence(theta, x).sum(), rel=1e-9)
 
 
+def test_a_program_with_constants_and_deterministic_sites():
+    """Pyro makes their densities itself, in the default dtype, which must be that of the data."""
+
+    def named(x=None, size=None):
+        weights, locs = user.simplex(), user.real("locs", 2, 3)
+        with user.rows(x, size):
+            z = pyro.sample("z", pyro.distributions.Categorical(weights))
+            loc = pyro.deterministic("loc", locs[z], event_dim=1)
+            pyro.sample("x", pyro.distributions.Normal(loc, 1.0).to_event(1), obs=x)
+
+    x = np.random.default_rng(10).normal(size=(30, 3))
+    for method in ("em", "laplace", "svi", "importance"):
+        fit = run(named, x, method, **({} if method in ("em", "laplace") else {"epochs": 2}))
+        assert fit.verified.kind == "exact", method
+    assert task_of(named, x).plan({}).numeric == ()
+
+
 # ---- continuous local latents -----------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,10 @@ class Program(nn.Module):
         with self._values_in_place({}):
             return self._run(x, size)
 
+    def settings(self) -> contextlib.AbstractContextManager[None]:
+        """For Pyro's own inference around the program: parameters local to modules, constants in the dtype of the data."""
+        return _settings(self.dtype)
+
     def _run(self, x: Tensor | None, size: int | None = None, raw: bool = False) -> Any:
         call: Any = self.module if self.module is not None else self._function
         context: Any = contextlib.nullcontext()

@@ -239,15 +239,28 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         fn, value = node["fn"], node["value"]
         _check_shape(program, node)
         ok = torch.as_tensor(fn.support.check(value))
-        if bool(ok.all()):
-            continue
         dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
+        if bool(ok.all()):
+            _check_density(program, node, dim, start)
+            continue
         row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
         axis = dim - len(fn.event_shape)
         shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
         raise UsageError(
             f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
             f"{_plain(fn.support)}: row {start + row} (counting from 0) holds {shown}."
+        )
+
+
+def _check_density(program: Program, node: Any, dim: int, start: int) -> None:
+    """A density that is not a number: the program computes with an entry of x that is not observed, say."""
+    with blame(program.name), pyro.validation_enabled(False):
+        bad = node["fn"].log_prob(node["value"]).isnan()
+    if bad.any():
+        row = int(bad.nonzero()[0, dim]) if bad.dim() else 0
+        raise UsageError(
+            f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row} (counting from 0): "
+            "does it compute with an entry of x that is missing there? Only what a site observes may be missing."
         )
 
 
