@@ -22,7 +22,6 @@ from inference._linear import LinearGaussian
 from inference._task import Task
 from zoo._errors import UsageError
 from zoo._latents import for_program
-from zoo._latents import for_program
 
 BLOCK_NUMBERS = 2**22
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from inference import _store
+from inference._exact import one_thread
 from inference._fit import Fit
 from inference._impute import Imputation, impute
 from inference._task import Task
@@ -34,6 +35,7 @@ from zoo._structure import ENUMERATION_LIMIT, Structure, describe
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 DTYPE = torch.float64
+SMALL_NUMBERS = 1_000_000  # data × assignments
 
 
 @dataclass(frozen=True)
@@ -251,14 +253,14 @@ def run_prepared(
         raise Refusal(f"{reason}. {hint}")
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
-    with _seeded(seed), _measured() as cost:
+    with _seeded(seed), _threads(prepared), _measured() as cost:
         task = Task(prepared.program(), prepared.structure, prepared.x, seed=seed, quiet=quiet)
         task.draws = max(1, min(200, DRAW_NUMBERS // len(prepared.x)))
         if stored is not None:
             _resume(task, stored)
         fit = module.fit(task, **chosen)
         fit.program = task.program
-    with _seeded(seed):
+    with _seeded(seed), _threads(prepared):
         fit.verified = verify(task, fit)
         _complete(task, fit)
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
@@ -376,6 +378,12 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _threads(prepared: Prepared) -> contextlib.AbstractContextManager[None]:
+    """One thread for a small problem: in steps of a millisecond, threads wait for each other longer than they work."""
+    small = prepared.x.numel() * prepared.structure.assignments < SMALL_NUMBERS
+    return one_thread() if small else contextlib.nullcontext()
 
 
 @dataclass

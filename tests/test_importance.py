@@ -288,7 +288,7 @@ def test_a_latent_that_no_guide_serves_is_drawn_from_its_prior():
             pyro.sample("x", dist.Normal(z @ locs, 1.0).to_event(1), obs=x)
 
     x = np.random.default_rng(10).normal(size=(40, 3))
-    with pytest.raises(Refusal, match="'z'.*take proposal=prior"):
+    with pytest.raises(Refusal, match=r"'z'.*take proposal=prior"):
         run(one_hot, x, "importance")
     fit = run(one_hot, x, "importance", proposal="prior", epochs=2)
     assert abs(fit.claimed.value - fit.verified.value) < 3.5 * fit.claimed.se

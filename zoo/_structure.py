@@ -139,9 +139,11 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
 
 
 def _probe_rows(x: Tensor) -> Tensor:
-    """A few rows spread over the data, the fullest first among equals: an unobserved row tells little."""
-    index = torch.linspace(0, len(x) - 1, min(len(x), PROBE_ROWS)).round().long().unique()
-    return x[index]
+    """A few rows spread over the data, of those with the least missing: an unobserved row tells little."""
+    missing = x.isnan().flatten(1).sum(1)
+    count = max(int((missing == missing.min()).sum()), min(len(x), PROBE_ROWS))
+    fullest = missing.argsort(stable=True)[:count].sort().values
+    return x[fullest[torch.linspace(0, count - 1, min(count, PROBE_ROWS)).round().long().unique()]]
 
 
 def _check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
