@@ -223,7 +223,7 @@ def parameters_of(fn: Any, assignments: int) -> Params | None:
     """The parameters a distribution was given, [A, E] and so on, or None where they differ from row to row.
 
     `fn` has batch shape [A, rows], [1, rows] or [rows]. Pyro expands parameters to the plate, so that a constant one has
-    stride 0 along it: the shape says nothing (§10 of the design).
+    stride 0 along it: the shape says nothing.
     """
     family, base = family_of(fn), base_of(fn)
     if family is None or len(fn.batch_shape) > 2:

@@ -16,11 +16,6 @@ def models() -> dict[str, str]:
     return _public("zoo")
 
 
-def guides() -> dict[str, str]:
-    """Name → one line, for every guide."""
-    return _public("guides")
-
-
 def methods() -> dict[str, str]:
     """Name → one line, for every inference method."""
     return _public("inference")
