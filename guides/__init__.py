@@ -1,0 +1,8 @@
+"""q(z | x): one guide a file; `make` builds one by name, `at` turns it to some rows of the data."""
+
+from __future__ import annotations
+
+from guides._heads import Covariance
+from guides._make import at, make, refusal
+
+__all__ = ["Covariance", "at", "make", "refusal"]

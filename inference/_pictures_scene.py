@@ -14,7 +14,7 @@ from inference import _store
 from inference._pictures_factors import Factors
 from inference._pictures_oracle import Oracle
 from inference._pictures_style import evidence_line, plain
-from inference._runner import reopen, task_of
+from inference._reopen import reopen, task_of
 from inference._task import Task
 from zoo._errors import UsageError
 

@@ -3,62 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.metadata
+import math
 import os
-import platform
 import random
-import resource
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from inference import _store
+from inference import _checkpoint, _store
+from inference._cost import measured, versions
 from inference._exact import one_thread
 from inference._fit import Fit
 from inference._impute import Imputation, impute
+from inference._prepare import Prepared, method_module, prepare, serving
+from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
-from zoo import _datasets, _options, _program, _registry
-from zoo._errors import Refusal, UsageError, unknown
+from zoo import _options, _program
+from zoo._errors import Refusal, UsageError
 from zoo._latents import for_program
-from zoo._structure import ENUMERATION_LIMIT, Structure, describe
+from zoo._structure import ENUMERATION_LIMIT, Structure
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
-DTYPE = torch.float64
 SMALL_NUMBERS = 1_000_000  # data × assignments
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A program on data, with its structure: what every method starts from."""
-
-    model: Any
-    name: str
-    data: _datasets.Dataset
-    x: torch.Tensor
-    options: dict[str, Any]  # the model's, as given
-    structure: Structure
-    limit: int  # of enumeration
-
-    def program(self) -> _program.Program:
-        """A program of its own for each run, so that no two share a parameter."""
-        return _program.load(self.model, self.x, self.options)
-
-
 def run(
-    model: Any,
-    data: Any,
-    method: str = "em",
+    model: Any = None,
+    data: Any = None,
+    method: str | None = None,
     *,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -67,21 +46,62 @@ def run(
     binarize: str | float | None = None,
     missing: str | None = None,
     limit: int = ENUMERATION_LIMIT,
+    dtype: str = "auto",
+    resume: str | os.PathLike[str] | None = None,
+    checkpoint: float = _checkpoint.INTERVAL,
     quiet: bool = True,
     **options: Any,
 ) -> Fit:
-    """Fit `model` to `data` by `method` and return the `Fit`, its evidence verified.
+    """Fit `model` to `data` by `method` (`em` when None) and return the `Fit`, its evidence verified.
 
     - `model`: a name in the zoo, `"file.py:callable"`, or the callable; `data`: a name, a file, or an array [n, …].
     - `options`: the model's and the method's, as after `--set`; `rows`, `standardize`, `binarize`, `missing` prepare data.
-    - `out`: a folder to write the run to; None writes nothing.
+    - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
+      exact.
+    - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
+      seconds.
+    - `resume`: the folder of a run that was stopped: it goes on from its checkpoint, and ends with the same numbers as if it
+      had not been. All the rest is known, but for a model or data that have no name.
 
     Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
     """
+    request = {
+        "model": model,
+        "data": data,
+        "method": method,
+        "seed": seed,
+        "limit": limit,
+        "dtype": dtype,
+        "preparation": {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing},
+        "options": options,
+    }
+    if resume is not None:
+        if out is not None:
+            raise UsageError("a run that is gone on with keeps its folder: give resume or out, not both.")
+        request, out = _checkpoint.resumed(resume, request), resume
+    if request["model"] is None or request["data"] is None:
+        raise UsageError("a run needs a model and data.")
+    method = request["method"] or "em"
     folder = None if out is None else _store.check_out(out)
-    preparation = {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    prepared = prepare(model, data, options, [method], seed=seed, limit=limit, **preparation)
-    return run_prepared(prepared, method, options, seed=seed, folder=folder, quiet=quiet)
+    prepared = prepare(
+        request["model"],
+        request["data"],
+        request["options"],
+        [method],
+        seed=request["seed"],
+        limit=request["limit"],
+        dtype=request["dtype"],
+        **request["preparation"],
+    )
+    kept = None
+    if folder is not None:
+        kept = _checkpoint.Checkpoints(folder, request | {"method": method}, prepared.x, checkpoint, resume is not None)
+    fit = run_prepared(
+        prepared, method, request["options"], seed=request["seed"], folder=folder, quiet=quiet, checkpoints=kept
+    )
+    if kept is not None:
+        kept.discard()
+    return fit
 
 
 def compare(
@@ -96,6 +116,7 @@ def compare(
     binarize: str | float | None = None,
     missing: str | None = None,
     limit: int = ENUMERATION_LIMIT,
+    dtype: str = "auto",
     quiet: bool = True,
     **options: Any,
 ) -> list[Fit | Refused]:
@@ -105,7 +126,7 @@ def compare(
     """
     folder = None if out is None else _store.check_out(out)
     preparation = {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, **preparation)
+    prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, dtype=dtype, **preparation)
     results: list[Fit | Refused] = []
     for method in methods:
         place = None if folder is None else folder / method
@@ -139,100 +160,28 @@ def infer(
     run: str | os.PathLike[str],
     method: str,
     *,
+    data: Any = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    rows: int | None = None,
+    binarize: str | float | None = None,
+    missing: str | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> Fit:
-    """Another method on the θ (and the guide) of a saved run; θ stays as it is."""
+    """Another method on the θ (and the guide) of a saved run; θ stays as it is.
+
+    `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
+    standardised its own to.
+    """
     folder = None if out is None else _store.check_out(out)
     stored = _store.load(run)
-    prepared = reopen(stored, [method], options)
+    preparation = {"rows": rows, "binarize": binarize, "missing": missing}
+    if data is None and any(v is not None for v in preparation.values()):
+        raise UsageError("the run's own data are prepared already; rows, binarize and missing go with other data.")
+    other = None if data is None else other_data(stored, data, seed, preparation)
+    prepared = reopen(stored, [method], options, other)
     return run_prepared(prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored)
-
-
-def reopen(stored: _store.Run, methods: list[str] | None = None, options: Mapping[str, Any] | None = None) -> Prepared:
-    """The program and data of a saved run; `options` are checked against `methods`."""
-    spec, chosen = stored.json["model"], stored.json["options"]
-    if spec not in _registry.models() and ":" not in spec:
-        raise UsageError(
-            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again."
-        )
-    columns = tuple(stored.json["columns"])
-    raw = _datasets.load(stored.x)
-    image_shape = stored.json.get("image_shape")
-    data = replace(
-        raw,
-        name=stored.json["data"],
-        options=chosen["data"],
-        columns=columns,
-        image_shape=None if image_shape is None else tuple(image_shape),
-        labels=stored.labels(),
-        warnings=(),
-    )
-    prepared = prepare(spec, data, {**chosen["model"], **(options or {})}, methods or [], limit=chosen["limit"])
-    if changed := {k: v for k, v in prepared.options.items() if k in (options or {})}:
-        raise UsageError(
-            f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here."
-        )
-    return prepared
-
-
-def task_of(prepared: Prepared, stored: _store.Run) -> Task:
-    """A task that holds the θ, globals and guide of a saved run, and keeps its θ."""
-    task = Task(prepared.program(), prepared.structure, prepared.x)
-    _resume(task, stored)
-    return task
-
-
-def prepare(
-    model: Any,
-    data: Any,
-    options: Mapping[str, Any],
-    methods: list[str],
-    *,
-    seed: int = 0,
-    limit: int = ENUMERATION_LIMIT,
-    **preparation: Any,
-) -> Prepared:
-    """Check everything that can be checked before any work: names, options, the data, the program's contract."""
-    if seed < 0:
-        raise UsageError(f"seed must be zero or more; {seed} came.")
-    modules = [method_module(name) for name in methods]
-    target, name = _program.resolve(model)
-    mine = _split(options, _program.option_schema(target), modules, methods, name)
-    loaded = data if isinstance(data, _datasets.Dataset) else _datasets.load(data, seed=seed, **preparation)
-    x = torch.as_tensor(loaded.x, dtype=DTYPE).clone()  # in memory that torch aligned: else the last bits may differ
-    structure = describe(_program.load(model, x, mine), x, limit)
-    return Prepared(model, name, loaded, x, mine, structure, limit)
-
-
-def _split(
-    options: Mapping[str, Any], schema: Mapping[str, Any], modules: list[ModuleType], methods: list[str], name: str
-) -> dict[str, Any]:
-    """The model's share of the options. Raises `UsageError` for one that neither it nor any of the methods knows."""
-    of_methods: dict[str, Any] = {}
-    for module in modules:
-        of_methods |= _options.schema(module.fit)
-    for key, value in options.items():
-        if key not in schema and key not in of_methods:
-            what = f"option of model '{name}'" + (f" or method {', '.join(map(repr, methods))}" if methods else "")
-            raise unknown(what, key, {*schema, *of_methods})
-        if key in of_methods:
-            _options.convert(of_methods, {key: value}, "option")
-    return {k: v for k, v in options.items() if k in schema}
-
-
-def method_module(name: str) -> ModuleType:
-    """The module of a method. Raises `UsageError` for an unknown name."""
-    if name not in _registry.methods():
-        raise unknown("method", name, _registry.methods())
-    return importlib.import_module(f"inference.{name}")
-
-
-def serving(structure: Structure) -> dict[str, str | None]:
-    """For each method: None when it can serve the program, or why not."""
-    return {name: method_module(name).refusal(structure) for name in _registry.methods()}
 
 
 def run_prepared(
@@ -244,6 +193,7 @@ def run_prepared(
     folder: Path | None = None,
     quiet: bool = True,
     stored: _store.Run | None = None,
+    checkpoints: _checkpoint.Checkpoints | None = None,
 ) -> Fit:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept."""
     module = method_module(method)
@@ -253,11 +203,14 @@ def run_prepared(
         raise Refusal(f"{reason}. {hint}")
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
-    with _seeded(seed), _threads(prepared), _measured() as cost:
-        task = Task(prepared.program(), prepared.structure, prepared.x, seed=seed, quiet=quiet)
-        task.draws = max(1, min(200, DRAW_NUMBERS // len(prepared.x)))
+    with _seeded(seed), _threads(prepared), measured() as cost:
+        task = Task(
+            prepared.program(seed), prepared.structure, prepared.x, seed=seed, quiet=quiet, limit=prepared.limit
+        )
+        task.draws = max(1, min(200, DRAW_NUMBERS // (len(prepared.x) * _widest(prepared.structure))))
+        task.intensities, task.checkpoints = prepared.intensities, checkpoints
         if stored is not None:
-            _resume(task, stored)
+            restore(task, stored)
         fit = module.fit(task, **chosen)
         fit.program = task.program
     with _seeded(seed), _threads(prepared):
@@ -266,6 +219,7 @@ def run_prepared(
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
     fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed
     fit.options = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
+    fit.options["dtype"] = str(prepared.x.dtype).removeprefix("torch.")
     fit.x, fit.columns, fit.labels = prepared.x.numpy(), prepared.data.columns, prepared.data.labels
     fit.image_shape, fit.center, fit.scale = prepared.data.image_shape, prepared.data.center, prepared.data.scale
     fit.task = task
@@ -275,6 +229,11 @@ def run_prepared(
     if folder is not None:
         _store.save(fit, folder)
     return fit
+
+
+def _widest(structure: Structure) -> int:
+    """Numbers in one draw of the largest local latent of one datum."""
+    return max((s.inner * math.prod(s.event_shape) for s in structure.local_latents), default=1)
 
 
 def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
@@ -305,22 +264,6 @@ def impute_run(
     center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
     source = str(stored.json["options"]["data"].get("source", ""))
     return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
-
-
-def _resume(task: Task, stored: _store.Run) -> None:
-    task.learn = False
-    _store.restore(task.program, stored.state, "program.")
-    known = stored.parameters()
-    names = [s.name for s in task.structure.global_latents]
-    task.globals = {n: torch.as_tensor(known[n.replace("/", ".")]) for n in names if n.replace("/", ".") in known}
-    if stored.json.get("guide"):
-        from guides import amortized
-        from inference._coordinates import bijection
-
-        bijections = {n: bijection(s) for n, s in task.global_supports.items()}
-        hidden = tuple(stored.json["guide"]["hidden"])
-        task.guide = amortized.Guide(task.structure, task.x, task.global_start(), bijections, hidden=hidden)
-        _store.restore(task.guide, stored.state, "guide.")
 
 
 @torch.no_grad()
@@ -384,41 +327,6 @@ def _threads(prepared: Prepared) -> contextlib.AbstractContextManager[None]:
     """One thread for a small problem: in steps of a millisecond, threads wait for each other longer than they work."""
     small = prepared.x.numel() * prepared.structure.assignments < SMALL_NUMBERS
     return one_thread() if small else contextlib.nullcontext()
-
-
-@dataclass
-class _Cost:
-    seconds: float = 0.0
-    peak_mb: float = 0.0
-
-
-@contextlib.contextmanager
-def _measured() -> Iterator[_Cost]:
-    """Wall-clock seconds, and the most memory the process held meanwhile (since its start, where that is all there is)."""
-    cost, began = _Cost(), time.perf_counter()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: begin the high-water mark anew
-    yield cost
-    cost.seconds = time.perf_counter() - began
-    cost.peak_mb = _high_water()
-
-
-def _high_water() -> float:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    scale = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    out = {"python": platform.python_version()}
-    for package in ("latent-zoo", "pyro-ppl", "torch", "numpy", "arviz-stats", "scikit-learn"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            out[package] = importlib.metadata.version(package)
-    return out
 
 
 def free_folder(model: str, data: str, what: str) -> Path:

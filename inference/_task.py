@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from inference import _linear_mstep, _mstep
+from inference._checkpoint import Checkpoints
 from inference._coordinates import bijection
 from inference._exact import Enumeration
 from inference._family import Floor
 from inference._linear import LinearGaussian
 from zoo._program import Program
-from zoo._structure import Structure
+from zoo._structure import ENUMERATION_LIMIT, Structure
 
 
 @dataclass
@@ -38,6 +39,18 @@ class Task:
     quiet: bool = False
     guide: Any = None  # a guide that was fitted before, to go on from
     globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
+    limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
+    intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
+    checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
+    device: str = "cpu"  # where training is done
+
+    def at_epoch(self, epoch: int) -> Tensor:
+        """The data as training sees them at an epoch: the same, or binarised anew (Salakhutdinov & Murray 2008)."""
+        if self.intensities is None:
+            return self.x
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        drawn = torch.rand(self.intensities.shape, generator=generator, dtype=torch.float32) < self.intensities
+        return torch.where(self.intensities.isnan(), self.intensities, drawn.to(self.x.dtype))
 
     @cached_property
     def exact(self) -> Any:

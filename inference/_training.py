@@ -1,16 +1,31 @@
-"""The one training loop: mini-batches, Adam, a learning rate that falls when progress stops, and a guard against NaN."""
+"""The one training loop: mini-batches, Adam, a schedule, early stopping, a guard against NaN, and checkpoints.
+
+A run that was killed and goes on from its checkpoint ends with the same numbers, bit for bit, as one that was not: what is
+saved holds the parameters, the optimiser, the schedule, the random state and the place in the data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from inference._task import Task
 from zoo._errors import UsageError
 from zoo._options import positive
+
+Schedule = Literal["plateau", "cosine", "constant"]
+Objective = Callable[[Any, Tensor], Tensor]
+
+WARM_UP = 0.02  # of all steps, of the cosine schedule
+LAST_RATE = 0.005  # of the first rate, at the end of the cosine schedule
+SMALLEST_RATE = 1 / 64  # of the first rate: where a plateau counts as the end
 
 
 @dataclass
@@ -20,65 +35,221 @@ class History:
     objective: np.ndarray  # [epochs]
     lr: np.ndarray  # [epochs]
     converged: bool
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [epochs] of the rows kept aside
+
+    def trace(self, name: str) -> dict[str, np.ndarray]:
+        """What a fit shows of it."""
+        if not len(self.objective):
+            return {}
+        out = {name: self.objective, "lr": self.lr}
+        return out | ({f"{name}_held_out": self.held_out} if len(self.held_out) else {})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: see the options of `svi`."""
+
+    epochs: int
+    batch: int
+    lr: float
+    tol: float
+    schedule: Schedule = "plateau"
+    patience: int = 10
+    clip: float = 1000.0
+    held_out: float = 0.0
 
 
 def train(
-    parameters: Iterable[Tensor],
-    objective: Callable[[Tensor], Tensor],
-    x: Tensor,
+    task: Task,
+    modules: Mapping[str, nn.Module],
+    objective: Objective,
+    plan: Plan,
     *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    tol: float,
-    seed: int,
     step: Callable[..., None],
-    patience: int = 10,
+    evaluate: Objective | None = None,
+    culprit: Callable[[Any, Tensor], str] | None = None,
 ) -> History:
-    """Maximise `objective(rows)`, the mean per datum over a batch, by Adam (Kingma & Ba 2015).
+    """Maximise `objective(rows, x[rows])`, the mean per datum over a batch, by Adam (Kingma & Ba 2015).
 
-    The objective is smoothed over epochs; when it has not risen by `tol` (nats per datum) in `patience` epochs the rate
-    is halved, and at 1/64 of the first rate training has converged.
+    - `modules`: name → what is learned; their states are what a checkpoint holds.
+    - `evaluate`: the figure to watch on the rows held out; the objective when None.
+    - `culprit`: says in words what stopped being a number, and where.
 
-    Raises `ArithmeticError` with the epoch when the objective is not a number, `UsageError` for impossible settings.
+    `schedule=plateau`: when the smoothed objective (or that of the held-out rows) has not risen by `tol` nats a datum in
+    `patience` epochs the rate is halved, and at 1/64 of the first rate training has converged. `cosine`: the rate falls
+    along a half cosine over all epochs (Loshchilov & Hutter 2017). With rows held out, the parameters of the epoch that was
+    best on them are kept.
+
+    Raises `ArithmeticError` with the step when the objective is not a number, `UsageError` for impossible settings.
     """
-    for name, value in {"epochs": epochs, "batch": batch, "lr": lr, "tol": tol}.items():
-        positive(name, value)
-    if batch > len(x):
-        raise UsageError(f"batch={batch} is more than the {len(x)} rows of the data.")
-    parameters = [p for p in parameters if p.requires_grad]
-    if not parameters:
+    for name in ("epochs", "batch", "lr", "tol"):
+        positive(name, getattr(plan, name))
+    if plan.batch > len(task.x):
+        raise UsageError(f"batch={plan.batch} is more than the {len(task.x)} rows of the data.")
+    loop = _Loop(task, modules, objective, plan, evaluate or objective, culprit)
+    if not loop.parameters:
         return History(np.zeros(0), np.zeros(0), True)
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    generator = torch.Generator().manual_seed(seed)
-    smoothed, best, since, rate = -np.inf, -np.inf, 0, lr
-    seen, rates = [], []
-    for epoch in range(epochs):
+    loop.resume()
+    step(loop.epoch)
+    while loop.epoch < plan.epochs and not loop.done:
+        loop.run_epoch()
+        step(note=f"{loop.seen[-1]:.4f} nats a datum")
+    loop.keep_best()
+    return History(
+        np.asarray(loop.seen), np.asarray(loop.rates), loop.done or plan.schedule != "plateau", np.asarray(loop.watched)
+    )
+
+
+class _Loop:
+    """Everything that training goes on from."""
+
+    def __init__(
+        self,
+        task: Task,
+        modules: Mapping[str, nn.Module],
+        objective: Objective,
+        plan: Plan,
+        evaluate: Any,
+        culprit: Any,
+    ) -> None:
+        self.task, self.modules, self.plan = task, modules, plan
+        self.objective, self.evaluate, self.culprit = objective, evaluate, culprit
+        self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        self.generator = torch.Generator().manual_seed(task.seed)
+        self.kept, self.aside = self._split()
+        if self.parameters:
+            self.optimiser = torch.optim.Adam(self.parameters, lr=plan.lr, fused=True)
+        self.epoch, self.batch = 0, 0  # the next to do
+        self.order = torch.zeros(0, dtype=torch.long)
+        self.total, self.done = 0.0, False
+        self.seen: list[float] = []
+        self.rates: list[float] = []
+        self.watched: list[float] = []
+        self.smoothed, self.best, self.since, self.rate = -math.inf, -math.inf, 0, plan.lr
+        self.best_state: dict[str, dict[str, Tensor]] | None = None
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        N = len(self.task.x)
+        count = round(self.plan.held_out * N)
+        if not count:
+            return torch.arange(N), torch.arange(0)
+        if N - count < 1:
+            raise UsageError(f"held_out={self.plan.held_out:g} leaves no row of {N} to learn from.")
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(self.task.seed + 1))
+        return order[count:].sort().values, order[:count].sort().values
+
+    # ------------------------------------------------------------------------------------------------------ steps
+
+    def run_epoch(self) -> None:
+        x = self.task.at_epoch(self.epoch)
+        size = min(self.plan.batch, len(self.kept))
+        if not self.batch:
+            self.order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
+            self.total = 0.0
+        batches = self.order.split(size)
+        while self.batch < len(batches):
+            rows = batches[self.batch]
+            self.total += self._step(rows, x[rows], len(batches)) * len(rows)
+            self.batch += 1
+            if self.batch < len(batches):
+                self._checkpoint()
+        self._end_of_epoch()
+        self._checkpoint()
+
+    def _step(self, rows: Tensor, x: Tensor, batches: int) -> float:
+        rate = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        gain = self.objective(rows, x)
+        value = float(gain.detach())
+        if not math.isfinite(value):
+            self._stop(value, rows, x)
+        (-gain).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
+        if not bool(norm.isfinite()):
+            self._stop(math.nan, rows, x)
+        self.optimiser.step()
+        return value
+
+    def _stop(self, value: float, rows: Tensor, x: Tensor) -> None:
+        why = f" ({self.culprit(rows, x)})" if self.culprit is not None else ""
+        raise ArithmeticError(
+            f"training stopped at step {self.batch + 1} of epoch {self.epoch + 1}: the objective became {value}{why}; try a "
+            "smaller lr."
+        )
+
+    def _rate(self, progress: float) -> float:
+        if self.plan.schedule != "cosine":
+            return self.rate
+        half = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.plan.lr * min(1.0, (progress + 1e-9) / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * half)
+
+    def _end_of_epoch(self) -> None:
+        mean = self.total / len(self.kept)
+        self.seen.append(mean)
+        self.rates.append(self.optimiser.param_groups[0]["lr"])
+        figure = mean
+        if len(self.aside):
+            figure = self._watch()
+            self.watched.append(figure)
+        self.smoothed = figure if len(self.seen) == 1 else 0.8 * self.smoothed + 0.2 * figure
+        better = self.smoothed > self.best + self.plan.tol
+        self.since = 0 if better else self.since + 1
+        if better:
+            self.best = self.smoothed
+        if len(self.aside) and figure >= max(self.watched):
+            self.best_state = {name: copy.deepcopy(m.state_dict()) for name, m in self.modules.items()}
+        if self.plan.schedule == "plateau" and self.since >= self.plan.patience:
+            self.since, self.rate = 0, self.rate / 2
+            self.done = self.rate < self.plan.lr * SMALLEST_RATE
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    @torch.no_grad()
+    def _watch(self) -> float:
+        """The figure of the rows held out, by the same draws at every epoch."""
         total = 0.0
-        for rows in torch.randperm(len(x), generator=generator).split(batch):
-            optimiser.zero_grad()
-            gain = objective(x[rows])
-            (-gain).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 100.0 * len(parameters) ** 0.5)
-            optimiser.step()
-            total += float(gain.detach()) * len(rows)
-        mean = total / len(x)
-        if not np.isfinite(mean):
-            raise ArithmeticError(
-                f"training stopped at epoch {epoch + 1}: the objective became {mean}; try a smaller lr."
-            )
-        seen.append(mean)
-        rates.append(rate)
-        step(note=f"{mean:.4f} nats a datum")
-        smoothed = 0.8 * smoothed + 0.2 * mean if epoch else mean
-        if smoothed > best + tol:
-            best, since = smoothed, 0
-        else:
-            since += 1
-        if since >= patience:
-            since, rate = 0, rate / 2
-            if rate < lr / 64:
-                return History(np.asarray(seen), np.asarray(rates), True)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-    return History(np.asarray(seen), np.asarray(rates), False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.task.seed)
+            for rows in self.aside.split(max(self.plan.batch, 256)):
+                total += float(self.evaluate(rows, self.task.x[rows])) * len(rows)
+        return total / len(self.aside)
+
+    def keep_best(self) -> None:
+        """Put back the parameters of the epoch that was best on the rows held out."""
+        if self.best_state is not None:
+            for name, module in self.modules.items():
+                module.load_state_dict(self.best_state[name])
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _checkpoint(self) -> None:
+        if self.task.checkpoints is not None and self.task.checkpoints.due():
+            self.task.checkpoints.write(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as tensors, numbers and lists."""
+        plain = ("epoch", "batch", "total", "done", "seen", "rates", "watched", "smoothed", "best", "since", "rate")
+        return {
+            "modules": {name: m.state_dict() for name, m in self.modules.items()},
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "order": self.order,
+            "best_state": self.best_state,
+            "plain": {k: getattr(self, k) for k in plain},
+        }
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, where there is one."""
+        found = None if self.task.checkpoints is None else self.task.checkpoints.read()
+        if found is None:
+            return
+        for name, module in self.modules.items():
+            module.load_state_dict(found["modules"][name])
+        self.optimiser.load_state_dict(found["optimiser"])
+        self.generator.set_state(found["generator"])
+        torch.set_rng_state(found["random"])
+        self.order, self.best_state = found["order"], found["best_state"]
+        for name, value in found["plain"].items():
+            setattr(self, name, value)

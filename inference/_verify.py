@@ -10,12 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guides import at
 from inference import _weights
 from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._task import Task
 
 GLOBAL_SAMPLES = 1000
 LOCAL_SAMPLES = 1000
+LEAST_SAMPLES = 50
 DEFENSIVE = 0.1
 
 
@@ -64,10 +66,14 @@ def _note_khat(fit: Fit, log_w: Tensor) -> None:
 
 
 def _by_importance(task: Task, fit: Fit) -> Evidence:
+    samples = _weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
     estimates, errors = [], []
-    for rows in _weights.chunks(task.x, LOCAL_SAMPLES):
-        drawn = _weights.draw(task.program, task.structure, rows, fit.guide, LOCAL_SAMPLES, DEFENSIVE)
-        estimate, error = _weights.log_mean(drawn.log_weights)
-        estimates.append(estimate)
-        errors.append(error)
+    with task.progress("verifying", len(task.x)) as step:
+        for rows in _weights.chunks(task.x, samples):
+            guide = None if fit.guide is None else at(fit.guide, rows)
+            drawn = _weights.draw(task.program, task.structure, task.x[rows], guide, samples, DEFENSIVE)
+            estimate, error = _weights.log_mean(drawn.log_weights)
+            estimates.append(estimate)
+            errors.append(error)
+            step(len(estimate))
     return Evidence.from_per_datum(torch.cat(estimates).numpy(), "estimate", torch.cat(errors).numpy())

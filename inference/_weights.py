@@ -16,6 +16,7 @@ from zoo._structure import Structure
 from zoo._trace import DRAWS_PLATE, local_log_prob, per_datum
 
 NUMBERS = 2**23  # numbers in the largest temporary
+EFFORT = 1_000_000_000  # numbers in all, some twenty seconds of them
 
 
 @dataclass
@@ -43,33 +44,52 @@ def draw(
     gradient.
     """
     n, from_prior = len(x), samples if guide is None else round(defensive * samples)
-    pieces = []
+    pieces, log_guide = [], None
     with torch.no_grad():
         if samples > from_prior:
-            pieces.append(guide_draws(structure, x, guide, samples - from_prior))
+            with draws_plate(structure, samples - from_prior):
+                q = _guide_trace(guide, x, program)
+            pieces.append(_latents(q, samples - from_prior, n, structure))
+            if not from_prior:
+                log_guide = _log_local(q, structure, samples, n)
         if from_prior:
-            with _plate(structure, from_prior):
+            with draws_plate(structure, from_prior):
                 pieces.append(_latents(program.trace(x), from_prior, n, structure))
-    values = {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
-    with _plate(structure, samples):
+    values = {name: torch.cat([p[name] for p in pieces]) if len(pieces) > 1 else pieces[0][name] for name in pieces[0]}
+    with draws_plate(structure, samples):
         trace: Any = program.trace(x, latents=values)
-    log_p = _shaped(local_log_prob(trace, structure.data_dim, n), samples, n)
-    log_prior = torch.zeros((), dtype=x.dtype)
-    for node in trace.nodes.values():
-        if node["type"] == "sample" and node["name"] in values:
-            log_prob = node["fn"].log_prob(node["value"])
-            log_prior = log_prior + per_datum(node, log_prob, structure.data_dim, structure.max_plate_nesting).detach()
-    log_prior = _shaped(log_prior, samples, n)
+    log_p = _log_local(trace, structure, samples, n)
+    log_prior = _log_prior(trace, values, structure, samples, n) if from_prior else None
     if guide is None:
+        assert log_prior is not None
         return Draws(values, log_p, None, log_prior)
-    with _plate(structure, samples), pyro.settings.context(module_local_params=True):
-        q = pyro.poutine.trace(pyro.poutine.condition(guide, data=values)).get_trace(x)
-    log_guide = _shaped(local_log_prob(q, structure.data_dim, n), samples, n)
+    if log_guide is None or torch.is_grad_enabled():
+        with draws_plate(structure, samples):
+            q = _guide_trace(pyro.poutine.condition(guide, data=values), x, program)
+        log_guide = _log_local(q, structure, samples, n)
     proposal = log_guide.detach()
-    if from_prior:
+    if log_prior is not None:
         share = torch.tensor(from_prior / samples, dtype=x.dtype)
         proposal = torch.logaddexp(proposal + (-share).log1p(), log_prior + share.log())
     return Draws(values, log_p, log_guide, proposal)
+
+
+def _guide_trace(guide: Any, x: Tensor, program: Program) -> Any:
+    with program.settings():
+        return pyro.poutine.trace(guide).get_trace(x)
+
+
+def _log_local(trace: Any, structure: Structure, samples: int, n: int) -> Tensor:
+    return _shaped(local_log_prob(trace, structure.data_dim, n), samples, n)
+
+
+def _log_prior(trace: Any, values: dict[str, Tensor], structure: Structure, samples: int, n: int) -> Tensor:
+    total = torch.zeros(())
+    for name, value in values.items():
+        node = trace.nodes[name]
+        log_prob = node["fn"].log_prob(value)
+        total = total + per_datum(node, log_prob, structure.data_dim, structure.max_plate_nesting).detach()
+    return _shaped(total, samples, n)
 
 
 @torch.no_grad()
@@ -78,11 +98,11 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
     rows = x[:2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with _plate(structure, 3):
+        with draws_plate(structure, 3):
             values = _latents(program.trace(rows), 3, len(rows), structure)
 
     def log_p(some: dict[str, Tensor], count: int) -> Tensor:
-        with _plate(structure, count):
+        with draws_plate(structure, count):
             trace = program.trace(rows, latents=some)
         return _shaped(local_log_prob(trace, structure.data_dim, len(rows)), count, len(rows))
 
@@ -99,13 +119,14 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def guide_draws(structure: Structure, x: Tensor, guide: Any, samples: int) -> dict[str, Tensor]:
+def guide_draws(program: Program, structure: Structure, x: Tensor, guide: Any, samples: int) -> dict[str, Tensor]:
     """Site → draws of the local latents from `guide` [samples, n, …]."""
-    with _plate(structure, samples), pyro.settings.context(module_local_params=True):
-        return _latents(pyro.poutine.trace(guide).get_trace(x), samples, len(x), structure)
+    with draws_plate(structure, samples):
+        return _latents(_guide_trace(guide, x, program), samples, len(x), structure)
 
 
-def _plate(structure: Structure, samples: int) -> Any:
+def draws_plate(structure: Structure, samples: int) -> Any:
+    """A plate around a program or guide: `samples` draws for each datum at once."""
     return pyro.plate(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
 
 
@@ -124,9 +145,15 @@ def _shaped(value: Tensor, samples: int, n: int) -> Tensor:
     return value.expand(torch.broadcast_shapes(value.shape, (samples, n))).reshape(samples, n)
 
 
-def chunks(x: Tensor, samples: int) -> Iterator[Tensor]:
-    """x in pieces for which `samples` draws a row fit in memory."""
-    yield from x.split(max(1, NUMBERS // max(1, samples * x[0].numel())))
+def chunks(x: Tensor, samples: int) -> Iterator[slice]:
+    """Slices of rows for which `samples` draws a row fit in memory."""
+    size = max(1, NUMBERS // max(1, samples * x[0].numel()))
+    yield from (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
+
+
+def affordable(x: Tensor, most: int, least: int) -> int:
+    """How many draws a datum are worth their time: `most`, unless that makes more numbers than `EFFORT`; at least `least`."""
+    return max(least, min(most, EFFORT // max(1, x.numel())))
 
 
 def log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
-from guides import amortized
-from inference import _weights
+import guides
+from guides import at
+from inference import _elbo, _weights
 from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
-from inference._training import History, train
+from inference._training import History, Plan, train
 from zoo._errors import Refusal
 from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
 from zoo._structure import Structure
+
+WIDE = 100  # columns from which the defaults are those for images
+NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 
 def refusal(structure: Structure) -> str | None:
@@ -41,46 +47,58 @@ def fit(
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
-    epochs: Count = 500,
-    batch: Count = 64,
-    lr: Positive = 0.02,
+    epochs: Annotated[int, Limits(least=0)] | None = None,
+    batch: Count | None = None,
+    lr: Positive | None = None,
     tol: Positive = 1e-3,
-    hidden: tuple[Count, ...] = (64, 64),
+    guide: str = "amortized",
+    hidden: tuple[Count, ...] | None = None,
+    guide_covariance: guides.Covariance = "diagonal",
     start: Start = "auto",
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum.
 
-    A share `defensive` of the guide's draws comes from the prior (Hesterberg 1995).
+    - `epochs`: when None 500, and 0 where nothing has to be learned: θ is kept, and the guide came with it.
+    - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
+    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200).
     """
-    if proposal == "guide" and task.guide is None and (reason := amortized.refusal(task.structure)) is not None:
+    if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
         raise Refusal(f"{reason}, or take proposal=prior")
     _weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)
-    guide = None if proposal == "prior" else (task.guide or amortized.Guide(task.structure, task.x, hidden=hidden))
-    parameters = [
-        *(task.program.parameters() if task.learn else ()),
-        *(guide.parameters() if guide is not None else ()),
-    ]
-    with task.progress("importance", epochs) as step:
-        history = train(
-            parameters,
-            lambda rows: _objective(task, guide, rows, particles, defensive),
-            task.x,
-            epochs=epochs,
-            batch=min(batch, len(task.x)),
-            lr=lr,
-            tol=tol,
-            seed=task.seed,
-            step=step,
-        )
-    with torch.no_grad(), task.progress("importance: estimating", len(task.x)) as step:
-        return _estimate(task, guide, proposal, samples, defensive, history, step)
+    wide = task.x[0].numel() >= WIDE
+    hidden = hidden or ((200, 200) if wide else (64, 64))
+    ready = proposal == "prior" or task.guide is not None
+    q = task.guide
+    if not ready:
+        q = guides.make(guide, task.structure, task.x, hidden=hidden, covariance=guide_covariance)
+    q = None if proposal == "prior" else q
+    modules: dict[str, torch.nn.Module] = ({"program": task.program} if task.learn else {}) | (
+        {} if q is None else {"guide": q}
+    )
+    if epochs is None:
+        epochs = 0 if ready and not task.learn else 500
+    plan = Plan(max(1, epochs), min(batch or (128 if wide else 64), len(task.x)), lr or (0.002 if wide else 0.02), tol)
+    history = NO_HISTORY
+    if epochs:
+        with task.progress("importance", epochs) as step, pyro.validation_enabled(False):
+            history = train(
+                task,
+                modules,
+                lambda rows, x: _objective(task, q, rows, x, particles, defensive),
+                plan,
+                step=step,
+                culprit=lambda rows, x: _elbo.culprit(task, q, rows, x),
+            )
+    with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
+        return _estimate(task, q, proposal, samples, defensive, history, step)
 
 
-def _objective(task: Task, guide: Any | None, rows: Tensor, particles: int, defensive: float) -> Tensor:
+def _objective(task: Task, guide: Any | None, rows: Any, x: Tensor, particles: int, defensive: float) -> Tensor:
     """The importance-weighted bound for θ plus the wake-phase objective for the guide, whose value is taken off again."""
-    drawn = _weights.draw(task.program, task.structure, rows, guide, particles, defensive)
+    q = None if guide is None else at(guide, rows)
+    drawn = _weights.draw(task.program, task.structure, x, q, particles, defensive)
     bound = _weights.log_mean(drawn.log_weights)[0]
     if drawn.log_guide is None:
         return bound.mean()
@@ -96,7 +114,8 @@ def _estimate(
     estimates, errors, khats, sizes = [], [], [], []
     kept: dict[str, list[Tensor]] = {s.name: [] for s in task.structure.local_latents}
     for rows in _weights.chunks(task.x, samples):
-        drawn = _weights.draw(task.program, task.structure, rows, guide, samples, defensive)
+        q = None if guide is None else at(guide, rows)
+        drawn = _weights.draw(task.program, task.structure, task.x[rows], q, samples, defensive)
         log_w = drawn.log_weights
         estimate, error = _weights.log_mean(log_w)
         khat, ess = psis(log_w.numpy())
@@ -107,8 +126,8 @@ def _estimate(
         chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
         for site in task.structure.local_latents:
             values = by_datum(drawn.values[site.name], site, task.structure)
-            kept[site.name].append(values[chosen, torch.arange(len(rows))])
-        step(len(rows))
+            kept[site.name].append(values[chosen, torch.arange(len(estimate))])
+        step(len(estimate))
     khat = torch.cat(khats).numpy()
     warnings = []
     if bad := int((~(khat <= 0.7)).sum()):
@@ -124,7 +143,7 @@ def _estimate(
         draws={n: torch.cat(v, 1).numpy() for n, v in kept.items()},
         khat=khat,
         ess=torch.cat(sizes).numpy(),
-        trace={"bound_per_datum": history.objective, "lr": history.lr} if len(history.objective) else {},
+        trace=history.trace("bound_per_datum"),
         converged=history.converged,
         warnings=warnings,
         notes={"proposal": proposal, "samples": samples, "epochs": len(history.objective)},

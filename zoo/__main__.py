@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json as json_
 import os
 import sys
@@ -42,6 +41,9 @@ Standardize = Annotated[
 Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic, or a threshold.", show_default=False)]
 Missing = Annotated[str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right or random:P.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
+]
 ENUMERATION_LIMIT = 10_000  # zoo._structure's own, which costs torch to look up; a test holds them equal
 
 
@@ -129,17 +131,30 @@ def describe(
 @app.command()
 @_plainly
 def run(
-    model: Model,
-    data: Data,
-    method: Annotated[str, typer.Option("--method", help="An inference method.")] = "em",
+    model: Annotated[
+        str | None, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="An inference method; em if not said.", show_default=False)
+    ] = None,
     settings: Set = None,
     rows: Rows = None,
     standardize: Standardize = False,
     binarize: Binarize = None,
     missing: Missing = None,
     limit: Limit = ENUMERATION_LIMIT,
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[float, typer.Option("--checkpoint", min=0, help="Seconds between checkpoints.")] = 30.0,
     json: Json = False,
 ) -> None:
     """One fit: a progress bar, a run folder, a verdict."""
@@ -148,7 +163,11 @@ def run(
 
     options = _options.parse(settings or [])
     _no_clash(options)
-    folder = out or _runner.free_folder(model, data, method)
+    if resume is None and (model is None or data is None):
+        raise UsageError("zoo run needs a MODEL and --data, or --resume RUN.")
+    folder = out
+    if resume is None and out is None:
+        folder = _runner.free_folder(str(model), str(data), method or "em")
     try:
         fit = inference.run(
             model,
@@ -161,11 +180,14 @@ def run(
             binarize=binarize,
             missing=missing,
             limit=limit,
+            dtype=dtype,
+            resume=resume,
+            checkpoint=checkpoint,
             quiet=False,
             **options,
         )
     except Refusal as refusal:
-        _refused(refusal, model, data, method, seed, json)
+        _refused(refusal, str(model), str(data), method or "em", seed, json)
     else:
         _report(fit, json)
 
@@ -175,23 +197,40 @@ def run(
 def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Other data than the run's own.", show_default=False)
+    ] = None,
     settings: Set = None,
+    rows: Rows = None,
+    binarize: Binarize = None,
+    missing: Missing = None,
     seed: Seed = 0,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Another method on the θ of a run, which stays as it is."""
+    """Another method on the θ of a run, which stays as it is; on its own data or on others."""
     import inference
     from inference import _runner, _store
 
     stored = _store.load(folder).json
     options = _options.parse(settings or [])
     _no_clash(options)
-    place = out or _runner.free_folder(stored["model"], stored["data"], method)
+    place = out or _runner.free_folder(stored["model"], data or stored["data"], method)
     try:
-        fit = inference.infer(folder, method, seed=seed, out=place, quiet=False, **options)
+        fit = inference.infer(
+            folder,
+            method,
+            data=data,
+            seed=seed,
+            out=place,
+            rows=rows,
+            binarize=binarize,
+            missing=missing,
+            quiet=False,
+            **options,
+        )
     except Refusal as refusal:
-        _refused(refusal, stored["model"], stored["data"], method, seed, json)
+        _refused(refusal, stored["model"], data or stored["data"], method, seed, json)
     else:
         _report(fit, json)
 
@@ -210,6 +249,7 @@ def compare(
     binarize: Binarize = None,
     missing: Missing = None,
     limit: Limit = ENUMERATION_LIMIT,
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     out: Out = None,
     json: Json = False,
@@ -231,6 +271,7 @@ def compare(
         binarize=binarize,
         missing=missing,
         limit=limit,
+        dtype=dtype,
         quiet=False,
         **options,
     )
@@ -295,18 +336,91 @@ def impute(
 @app.command()
 @_plainly
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, such as peers/em.", show_default=False)],
-    quick: Annotated[bool, typer.Option("--quick", help="A small version, to see that it works.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SUITE", help="A suite, a suite file (.toml) or a benchmark; without it, a list of them."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Cells at once; as many as processors if not said.", show_default=False),
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", help="joblib's: loky, dask, ray, sequential, …")] = "loky",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The results folder; results/SUITE if not said.", show_default=False)
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Do one cell anew: the beginning of its id.", show_default=False)
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Do cells again that failed or ran out of time.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small version of a benchmark, to see that it works.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """A benchmark."""
-    if name not in _registry.benchmarks():
-        raise unknown("benchmark", name, _registry.benchmarks())
-    importlib.import_module("benchmarks." + name.replace("/", ".")).main(json=json, quick=quick)
+    """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
+    if name is None:
+        from benchmarks import _names
+
+        listings = {"suites": _names.suites(), "benchmarks": _registry.benchmarks()}
+        if json:
+            _print_json(listings)
+            return
+        from zoo import _show
+
+        for title, entries in listings.items():
+            _show.listing(title, entries)
+        return
+    from benchmarks import _bench
+
+    status = _bench.main(
+        name, json=json, quick=quick, jobs=jobs, backend=backend, out=out, only=only or None, retry=retry
+    )
+    if status:
+        sys.exit(status)
+
+
+@app.command()
+@_plainly
+def report(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR", help="A suite's results; the latest in results/ if not said.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page; DIR/report.html if not said.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """One self-contained HTML page of a suite's results."""
+    from benchmarks import _report
+
+    path = str(_report.write(folder, out))
+    if json:
+        _print_json({"page": path})
+    else:
+        print(path)
 
 
 def _no_clash(options: dict[str, str]) -> None:
-    taken = {"seed", "out", "rows", "standardize", "binarize", "missing", "limit", "quiet", "model", "data", "method"}
+    taken = {
+        "seed",
+        "out",
+        "rows",
+        "standardize",
+        "binarize",
+        "missing",
+        "limit",
+        "dtype",
+        "resume",
+        "quiet",
+        "model",
+        "data",
+        "method",
+    }
     for key in sorted(taken & set(options)):
         raise UsageError(f"'{key}' is not set with --set; it is the option --{key}.")
 

@@ -7,6 +7,7 @@ all w above 1e-6.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ def quadratic(
     layout = Layout(by_name, continuous, data_dim, depth)
     joint = joint_values(by_name, discrete, data_dim, depth)
     rows = probe[:4].nan_to_num(0.0).double()
-    change = curvature_change(program, rows, layout, joint, assignments, data_dim, by_name)
+    change = curvature_change(_in_double(program), rows, layout, joint, assignments, data_dim, by_name)
     worst = max(change, key=lambda name: change[name])
     family = family_name(by_name[worst]["fn"])
     if not change[worst] <= CURVATURE_TOLERANCE:
@@ -60,6 +61,15 @@ def quadratic(
             change[worst],
         )
     return "linear-gaussian", why, change[worst]
+
+
+def _in_double(program: Program) -> Program:
+    """The program in float64: a curvature to 1e-9 cannot be read off in less."""
+    if program.dtype == torch.float64:
+        return program
+    program = copy.deepcopy(program).double()
+    program.dtype = torch.float64
+    return program
 
 
 def curvature_change(

@@ -301,8 +301,8 @@ def _settings(dtype: torch.dtype) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------ loading
 
 
-def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None) -> Program:
-    """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`.
+def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None, seed: int = 0) -> Program:
+    """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`; `seed`: for its own draws.
 
     `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
     ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
@@ -312,7 +312,7 @@ def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None) -> Prog
     target, name = resolve(spec)
     chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
     with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model: Any = target
         if inspect.isclass(target):
             model = model(x, **chosen) if _takes_data(target) else model(**chosen)

@@ -21,6 +21,11 @@ def methods() -> dict[str, str]:
     return _public("inference")
 
 
+def guides() -> dict[str, str]:
+    """Name → one line, for every guide."""
+    return _public("guides")
+
+
 def benchmarks() -> dict[str, str]:
     """Name → one line, for every benchmark: `peers/em` and so on."""
     root = _ROOT / "benchmarks"

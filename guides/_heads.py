@@ -1,0 +1,183 @@
+"""What every guide is made of: a q for each kind of latent site, from a vector of numbers; and q of the global latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import biject_to
+from torch.nn.functional import one_hot, softplus
+
+from zoo._errors import Refusal
+from zoo._program import localize
+from zoo._structure import Site, Structure
+
+Covariance = Literal["diagonal", "full"]
+LEAST_SCALE = 1e-6
+
+
+def refusal(structure: Structure) -> str | None:
+    """Why no guide can be derived for the program, or None."""
+    for site in structure.local_latents:
+        if site.inner > 1:
+            return f"the local latent '{site.name}' stands in a plate inside `data`; write a guide for it"
+        if site.discrete and not binary(site) and (site.event_shape or not site.support.startswith("IntegerInterval")):
+            return f"there is no derived guide for the {site.family} site '{site.name}'; write a guide for it"
+    return None
+
+
+class Derived(PyroModule):
+    """A guide that draws every latent of a structure; what it looks at to draw a local one is the subclass's business.
+
+    Sites are drawn discrete ones first, continuous ones from the data upwards (the reverse of the program's order).
+    """
+
+    by_row = False  # whether it has to know which rows of the data it is called with
+    settings: dict[str, Any]  # what it can be made again from
+
+    def __init__(
+        self,
+        structure: Structure,
+        globals: Mapping[str, Tensor] | None,
+        bijections: Mapping[str, Any] | None,
+        covariance: Covariance,
+    ) -> None:
+        super().__init__()
+        if (reason := refusal(structure)) is not None:
+            raise Refusal(reason)
+        continuous = tuple(reversed(structure.continuous_locals))
+        self.sites = (*structure.discrete_locals, *continuous)
+        self.data_dim, self.covariance = structure.data_dim, covariance
+        self.bijections = dict(bijections or {})
+        self.free = nn.ParameterDict()
+        for name, value in (globals or {}).items():
+            u = self.bijections[name].inv(value.detach())
+            self.free[f"{name}_loc"] = nn.Parameter(u.clone())
+            self.free[f"{name}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Options that were read off the data, and that other data must not change."""
+        return {}
+
+    def ready(self, x: Tensor) -> None:
+        """To be called last in building: the dtype of the data, and no global parameter store."""
+        self.to(x.dtype)
+        localize(self)
+
+    def forward(self, x: Tensor | None = None, size: int | None = None, rows: Any = None) -> None:
+        """Draw every latent given x [n, …], the rows `rows` of the guide's data."""
+        if x is None:
+            raise ValueError("a guide needs data to look at")
+        for name in self.bijections:
+            pyro.sample(name, self.global_posterior(name))
+        if not self.sites:
+            return
+        seen = self.look(x, rows)
+        drawn: list[Tensor] = []
+        with pyro.plate("data", len(x), dim=self.data_dim):
+            for site in self.sites:
+                head = self.head(site, seen, drawn)
+                drawn.append(features(site, pyro.sample(site.name, posterior(site, head, self.covariance))))
+
+    def look(self, x: Tensor, rows: Any) -> Any:
+        """What the heads are to see of the data."""
+        raise NotImplementedError
+
+    def head(self, site: Site, seen: Any, drawn: list[Tensor]) -> Tensor:
+        """The numbers that parametrise q of `site`, [batch…, outputs]; `drawn`: features of the sites drawn before."""
+        raise NotImplementedError
+
+    def in_plates(self, values: Tensor) -> Tensor:
+        """[n, k] with the data dimension where the program has it, [n, 1, …, k]: inner plates stand right of `data`."""
+        return values.reshape(len(values), *(1,) * (-1 - self.data_dim), -1)
+
+    def global_posterior(self, name: str) -> dist.TorchDistribution:
+        """q(global latent)."""
+        loc, scale = self.free[f"{name}_loc"], self.free[f"{name}_log_scale"].exp()
+        transform = self.bijections[name]
+        q = dist.Normal(loc, scale).to_event(transform.domain.event_dim)
+        q = dist.TransformedDistribution(q, [transform])
+        return q.to_event(len(q.batch_shape))
+
+
+def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> dist.TorchDistribution:
+    """q(site) with the batch shape of `head`, [n] or [n, 1, …]."""
+    if site.discrete and binary(site):
+        q = dist.Bernoulli(logits=head.reshape(*head.shape[:-1], *site.event_shape))
+        return q.to_event(len(site.event_shape))
+    if site.discrete:
+        return dist.Categorical(logits=head)
+    shape = free_shape(site)
+    if full(site, covariance):
+        L = shape[0]
+        loc, spread, below = head.split([L, L, L * (L - 1) // 2], -1)
+        tril = (softplus(spread) + LEAST_SCALE).diag_embed()
+        row, column = torch.tril_indices(L, L, -1)
+        tril = tril.flatten(-2).index_add(-1, row * L + column, below).reshape(tril.shape)
+        q = dist.MultivariateNormal(loc, scale_tril=tril)
+    else:
+        loc, spread = head.chunk(2, -1)
+        loc, spread = (v.reshape(*head.shape[:-1], *shape) for v in (loc, spread))
+        q = dist.Normal(loc, softplus(spread) + LEAST_SCALE).to_event(len(shape))
+    return q if site.support == "Real" else dist.TransformedDistribution(q, [biject_to(site.constraint)])
+
+
+def full(site: Site, covariance: Covariance) -> bool:
+    """Whether q of the site has a covariance matrix: only a vector of free numbers can."""
+    return covariance == "full" and not site.discrete and len(free_shape(site)) == 1
+
+
+def features(site: Site, value: Tensor) -> Tensor:
+    """A drawn value as numbers for a network, [batch…, k]."""
+    if site.discrete and not binary(site):
+        return one_hot(value.long(), site.cardinality or -1).to(torch.get_default_dtype())
+    if not site.discrete and site.support != "Real":
+        value = biject_to(site.constraint).inv(value)
+    return value.reshape(*value.shape[: value.dim() - len(free_shape(site))], -1)
+
+
+def width(site: Site) -> int:
+    """How many numbers `features` makes of a value."""
+    return int(site.cardinality or 0) if site.discrete and not binary(site) else math.prod(free_shape(site))
+
+
+def outputs(site: Site, covariance: Covariance) -> int:
+    """How many numbers parametrise q of the site."""
+    size = math.prod(free_shape(site))
+    if full(site, covariance):
+        return 2 * size + size * (size - 1) // 2
+    if site.discrete:
+        return size if binary(site) else int(site.cardinality or 0)
+    return 2 * size
+
+
+def join(parts: list[Tensor]) -> Tensor:
+    """Concatenate features along the last dimension; their batch shapes broadcast (an enumerated value has more)."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return torch.cat([p.expand(*batch, p.shape[-1]) for p in parts], -1)
+
+
+def binary(site: Site) -> bool:
+    """Whether each entry of the site is 0 or 1."""
+    return site.family == "Bernoulli"
+
+
+def key(site: Site) -> str:
+    """The site's name as nn.ModuleDict takes it: without dots."""
+    return site.name.replace(".", "_")
+
+
+def free_shape(site: Site) -> tuple[int, ...]:
+    """The shape of one value of the site in unconstrained coordinates."""
+    if site.discrete:
+        return site.event_shape
+    return tuple(biject_to(site.constraint).inverse_shape(torch.Size(site.event_shape)))

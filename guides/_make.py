@@ -1,0 +1,75 @@
+"""A guide by name, by `file.py:callable`, or the callable itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zoo import _options, _program, _registry
+from zoo._errors import UsageError, unknown
+from zoo._structure import Structure
+
+
+def refusal(guide: Any, structure: Structure) -> str | None:
+    """Why the guide that `guide` names cannot serve the program, or None."""
+    if isinstance(guide, str) and not _from_file(guide):
+        return _module(guide).refusal(structure)
+    return None
+
+
+def make(
+    guide: Any,
+    structure: Structure,
+    x: Tensor,
+    globals: Mapping[str, Tensor] | None = None,
+    bijections: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """The guide that `guide` names: a file of `guides/`, `path/to/file.py:callable`, or a callable of the user's own.
+
+    - `globals`: global latent → a value to begin at; `bijections`: the maps from free numbers onto their supports.
+    - `options`: what the zoo's own guides take; those that a guide does not know are left out.
+
+    Raises `UsageError` for an unknown name or a guide that does not draw the program's latents.
+    """
+    if isinstance(guide, str) and not _from_file(guide):
+        known = _options.schema(_module(guide).Guide)
+        chosen = {k: v for k, v in options.items() if k in known}
+        made = _module(guide).Guide(structure, x, globals, bijections, **chosen)
+        made.settings = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
+        return made
+    target, name = _program.resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
+    given = _program.Program(target() if isinstance(target, type) else target, x, name)
+    _check_latents(given, structure, x)
+    given.settings = {"name": name, "options": {}}
+    return given
+
+
+def at(guide: Any, rows: Any) -> Callable[..., Any]:
+    """The guide for the rows `rows` (a slice or indices) of its data: a free q per datum has to know which they are."""
+    return functools.partial(guide, rows=rows) if getattr(guide, "by_row", False) else guide
+
+
+def _from_file(guide: str) -> bool:
+    return ":" in guide or guide.endswith(".py")
+
+
+def _module(name: str) -> Any:
+    if name not in _registry.guides():
+        raise unknown("guide", name, _registry.guides())
+    return importlib.import_module(f"guides.{name}")
+
+
+def _check_latents(guide: Any, structure: Structure, x: Tensor) -> None:
+    with _program.blame(guide.name):
+        drawn = {n for n, node in guide.trace(x[:2]).nodes.items() if node["type"] == "sample" and n != "data"}
+    wanted = {s.name for s in structure.sites if s.role == "latent"}
+    if drawn != wanted:
+        raise UsageError(
+            f"the guide '{guide.name}' draws {', '.join(sorted(drawn)) or 'nothing'}, and the latents of "
+            f"'{structure.program}' are {', '.join(sorted(wanted))}."
+        )

@@ -1,0 +1,101 @@
+"""A program on data, checked: names, options, the data and the program's contract, before any work."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from zoo import _datasets, _options, _program, _registry
+from zoo._errors import UsageError, unknown
+from zoo._structure import ENUMERATION_LIMIT, Structure, describe
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+LARGE_NUMBERS = 1_000_000  # of data, from which a program that is not exact runs in float32 unless told otherwise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program on data, with its structure: what every method starts from."""
+
+    model: Any
+    name: str
+    data: _datasets.Dataset
+    x: torch.Tensor
+    options: dict[str, Any]  # the model's, as given
+    structure: Structure
+    limit: int  # of enumeration
+    intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
+
+    def program(self, seed: int = 0) -> _program.Program:
+        """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
+        return _program.load(self.model, self.x, self.options, seed)
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    options: Mapping[str, Any],
+    methods: list[str],
+    *,
+    seed: int = 0,
+    limit: int = ENUMERATION_LIMIT,
+    dtype: str = "auto",
+    **preparation: Any,
+) -> Prepared:
+    """Check everything that can be checked before any work: names, options, the data, the program's contract."""
+    if seed < 0:
+        raise UsageError(f"seed must be zero or more; {seed} came.")
+    if dtype not in ("auto", *DTYPES):
+        raise unknown("dtype", dtype, ("auto", *DTYPES))
+    modules = [method_module(name) for name in methods]
+    target, name = _program.resolve(model)
+    mine = _split(options, _program.option_schema(target), modules, methods, name)
+    loaded = data if isinstance(data, _datasets.Dataset) else _datasets.load(data, seed=seed, **preparation)
+    # in memory that torch aligned: else the last bits may differ
+    x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
+    if loaded.options.get("binarize") == "dynamic":
+        x, intensities = _one_binarisation(x, seed), x
+    structure = describe(_program.load(model, x, mine), x, limit)
+    if dtype == "auto" and structure.exact == "no" and x.numel() > LARGE_NUMBERS:
+        x, intensities = x.float(), None if intensities is None else intensities.float()
+    return Prepared(model, name, loaded, x, mine, structure, limit, intensities)
+
+
+def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
+    """What evidence is taken on, where every epoch of training draws its own."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(intensities.shape, generator=generator) < intensities
+    return torch.where(intensities.isnan(), intensities, drawn.to(intensities.dtype))
+
+
+def _split(
+    options: Mapping[str, Any], schema: Mapping[str, Any], modules: list[ModuleType], methods: list[str], name: str
+) -> dict[str, Any]:
+    """The model's share of the options. Raises `UsageError` for one that neither it nor any of the methods knows."""
+    of_methods: dict[str, Any] = {}
+    for module in modules:
+        of_methods |= _options.schema(module.fit)
+    for key, value in options.items():
+        if key not in schema and key not in of_methods:
+            what = f"option of model '{name}'" + (f" or method {', '.join(map(repr, methods))}" if methods else "")
+            raise unknown(what, key, {*schema, *of_methods})
+        if key in of_methods:
+            _options.convert(of_methods, {key: value}, "option")
+    return {k: v for k, v in options.items() if k in schema}
+
+
+def method_module(name: str) -> ModuleType:
+    """The module of a method. Raises `UsageError` for an unknown name."""
+    if name not in _registry.methods():
+        raise unknown("method", name, _registry.methods())
+    return importlib.import_module(f"inference.{name}")
+
+
+def serving(structure: Structure) -> dict[str, str | None]:
+    """For each method: None when it can serve the program, or why not."""
+    return {name: method_module(name).refusal(structure) for name in _registry.methods()}

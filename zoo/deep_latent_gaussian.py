@@ -1,0 +1,158 @@
+"""Deep latent Gaussian model: a few Gaussian causes, and a network that turns them into data.
+
+Generative story (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014):
+
+    z_i ~ N(0, I_L)
+    x_i | z_i ~ N(μ_θ(z_i), diag σ²_θ(z_i))       or Bernoulli with logits from the network, for binary data
+
+and, by option:
+
+- `prior=mixture`: z_i ~ Σ_k π_k N(m_k, diag s_k²), all learned (Dilokthanakul et al. 2016; Jiang et al. 2017);
+- `layers=2`: z2_i ~ N(0, I_L), z1_i | z2_i ~ N(μ(z2), σ²(z2)) of 2L numbers, x_i | z1_i (Burda et al. 2016, figure 1);
+- `classes=C`: the last column of x is a label 0 … C − 1 that the decoder is told: p(x | z, label), the conditional
+  variational autoencoder (Sohn, Lee & Yan 2015);
+- `decoder=linear`: μ = W z + b with noise of its own for every column: factor analysis (Rubin & Thayer 1982), or for binary
+  data a logistic latent trait model (Bartholomew 1987).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import one_hot, softplus
+
+from zoo._errors import UsageError
+from zoo._options import Count, Limits
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
+LEAST_SCALE = 0.01  # of a column's own spread: a pixel that never changes would have an infinite density
+
+
+class Model(PyroModule):
+    """`Model(x, latents=10, hidden=(200, 200), likelihood="gaussian", …)` for data x [n, D] (with a label: [n, D + 1]).
+
+    `hidden`: widths of the decoder from z to x; between two stochastic layers they are halved. A Gaussian's standard
+    deviations are at least 0.01 of their columns' own.
+
+    Raises `UsageError` for data that are not a table, are not binary where they have to be, or whose last column holds no
+    labels where `classes` says so.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        *,
+        latents: Count = 10,
+        hidden: tuple[Count, ...] = (200, 200),
+        likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
+        prior: Literal["standard", "mixture"] = "standard",
+        components: Count = 10,
+        layers: Literal[1, 2] = 1,
+        decoder: Literal["mlp", "linear"] = "mlp",
+        activation: Literal["tanh", "relu", "softplus", "silu"] = "tanh",
+        classes: Annotated[int, Limits(least=0)] = 0,
+    ) -> None:
+        super().__init__()
+        _check(x, likelihood, classes)
+        if prior == "mixture" and layers == 2:
+            raise UsageError("deep_latent_gaussian: prior=mixture goes with layers=1.")
+        pixels = x[:, : x.shape[1] - (classes > 0)]
+        D, L = pixels.shape[1], latents
+        self.L, self.D, self.likelihood, self.layers, self.classes = L, D, likelihood, layers, classes
+        self.mixture, self.linear = prior == "mixture", decoder == "linear"
+        center = pixels.nanmean(0).nan_to_num(0.0)
+        spread = (pixels - center).square().nanmean(0).nan_to_num(0.0).sqrt()
+        self.register_buffer("center", center)  # [D]
+        self.register_buffer("spread", torch.where(spread > 0, spread, spread.mean() if spread.any() else 1.0))  # [D]
+        self._networks(tuple(hidden), activation)
+        if likelihood == "gaussian" and self.linear:
+            self.noise = PyroParam(self.spread.clone(), constraints.positive)  # [D]
+        if self.mixture:
+            self.weights = PyroParam(torch.full((components,), 1.0 / components), constraints.simplex)
+            self.locs = PyroParam(torch.randn(components, L), constraints.real)
+            self.scales = PyroParam(torch.ones(components, L), constraints.positive)
+
+    def _networks(self, hidden: tuple[int, ...], activation: str) -> None:
+        gaussian = self.likelihood == "gaussian"
+        wide = self.layers * self.L  # numbers in the latent next to x
+        outputs = 2 * self.D if gaussian and not self.linear else self.D
+        self.decoder = _network(wide + self.classes, () if self.linear else hidden, outputs, activation)
+        if not gaussian:
+            with torch.no_grad():
+                self.decoder[-1].bias.copy_(self.center.clamp(0.001, 0.999).logit())
+        if self.layers == 2:
+            self.between = _network(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """The program: x [n, D] (or [n, D + 1]), or None to simulate `size` data. Returns x [n, D]."""
+        n = size if x is None else len(x)
+        label = self._label(x, n)
+        observed = None if x is None else x[:, : self.D]
+        with pyro.plate("data", n):
+            z = self._draw_latents()  # [n, L], or [n, 2L] with two layers
+            if self.classes:
+                z = torch.cat([z, label.expand(*z.shape[:-1], self.classes)], -1)
+            return pyro.sample("x", self._observation(z), obs=observed)
+
+    def _draw_latents(self) -> Tensor:
+        zero = self.center.new_zeros(self.L)
+        if self.mixture:
+            parts = dist.Normal(self.locs, self.scales).to_event(1)
+            return pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(self.weights), parts))
+        top = dist.Normal(zero, 1.0).to_event(1)
+        if self.layers == 1:
+            return pyro.sample("z", top)
+        loc, scale = self.between(pyro.sample("z2", top)).chunk(2, -1)
+        return pyro.sample("z1", dist.Normal(loc, softplus(scale) + LEAST_SCALE).to_event(1))
+
+    def _observation(self, z: Tensor) -> dist.TorchDistribution:
+        out = self.decoder(z)
+        if self.likelihood == "bernoulli":
+            return dist.Bernoulli(logits=out).to_event(1)
+        if self.linear:
+            return dist.Normal(self.center + self.spread * out, self.noise).to_event(1)
+        loc, scale = out.chunk(2, -1)
+        return dist.Normal(self.center + self.spread * loc, self.spread * (softplus(scale) + LEAST_SCALE)).to_event(1)
+
+    def _label(self, x: Tensor | None, n: int | None) -> Tensor:
+        """[n, classes], one-hot; in turn where data are simulated."""
+        if not self.classes:
+            return self.center.new_zeros(0)
+        label = torch.arange(n) % self.classes if x is None else x[:, -1].long()
+        return one_hot(label, self.classes).to(self.center.dtype)
+
+
+def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> PyroModule:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
+        inputs = width
+    layers.append(nn.Linear(inputs, outputs))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return PyroModule[nn.Sequential](*layers)
+
+
+def _check(x: Tensor, likelihood: str, classes: int) -> None:
+    if x.dim() != 2:
+        raise UsageError(f"deep_latent_gaussian needs a table, n × D; data of shape {tuple(x.shape)} came.")
+    if classes and (x.shape[1] < 2 or not bool(((x[:, -1] >= 0) & (x[:, -1] < classes) & (x[:, -1] % 1 == 0)).all())):
+        raise UsageError(
+            f"deep_latent_gaussian: with classes={classes} the last column of x must hold labels from 0 to {classes - 1}, all "
+            "of them observed."
+        )
+    pixels = x[:, :-1] if classes else x
+    if likelihood == "bernoulli" and not bool(((pixels == 0) | (pixels == 1) | pixels.isnan()).all()):
+        raise UsageError(
+            f"likelihood=bernoulli needs data of 0 and 1; data from {float(pixels.nan_to_num(0).min()):g} to "
+            f"{float(pixels.nan_to_num(0).max()):g} came. Binarise them (--binarize fixed, dynamic or a threshold), or take "
+            "likelihood=gaussian."
+        )
