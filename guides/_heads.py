@@ -39,7 +39,7 @@ class Derived(PyroModule):
     """
 
     by_row = False  # whether it has to know which rows of the data it is called with
-    settings: dict[str, Any]  # what it can be made again from
+    recipe: dict[str, Any]  # what it can be made again from
 
     def __init__(
         self,
@@ -96,6 +96,8 @@ class Derived(PyroModule):
 
     def in_plates(self, values: Tensor) -> Tensor:
         """[n, k] with the data dimension where the program has it, [n, 1, …, k]: inner plates stand right of `data`."""
+        if self.data_dim == -1:
+            return values
         return values.reshape(len(values), *(1,) * (-1 - self.data_dim), -1)
 
     def global_posterior(self, name: str) -> dist.TorchDistribution:

@@ -40,12 +40,12 @@ def make(
         known = _options.schema(_module(guide).Guide)
         chosen = {k: v for k, v in options.items() if k in known}
         made = _module(guide).Guide(structure, x, globals, bijections, **chosen)
-        made.settings = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
+        made.recipe = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
         return made
     target, name = _program.resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
-    given = _program.Program(target() if isinstance(target, type) else target, x, name)
+    given: Any = _program.Program(target() if isinstance(target, type) else target, x, name)
     _check_latents(given, structure, x)
-    given.settings = {"name": name, "options": {}}
+    given.recipe = {"name": name, "options": {}}
     return given
 
 

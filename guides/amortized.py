@@ -15,6 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from guides._heads import Covariance, Derived, join, key, outputs, refusal, width
+from zoo._missing import holds_nan
 from zoo._structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]
@@ -27,6 +28,7 @@ class Guide(Derived):
     - `globals`: name → a value to begin at, constrained; `bijections`: name → the map from free numbers onto its support.
     - `hidden`: widths of the encoder's layers; `covariance`: of each Gaussian q, `diagonal` or `full`.
     - `sees_mask`: whether the encoder is told which entries were seen; when None, if any of x is missing.
+    - `scaled`: whether columns are divided by their standard deviations; when None, unless x is binary or in [0, 1].
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Guide(Derived):
         hidden: tuple[int, ...] = (64, 64),
         covariance: Covariance = "diagonal",
         sees_mask: bool | None = None,
+        scaled: bool | None = None,
     ) -> None:
         super().__init__(structure, globals, bijections, covariance)
         flat = x.reshape(len(x), -1)
         center = flat.nanmean(0).nan_to_num(0.0)
         self.register_buffer("center", center)
         self.register_buffer("spread", _spread(flat, center))
+        self.scaled = bool((self.spread != 1).any()) if scaled is None else scaled
         self.sees_mask = bool(x.isnan().any()) if sees_mask is None else sees_mask
         size = flat.shape[1] * (2 if self.sees_mask else 1)
         layers: list[nn.Module] = []
@@ -52,26 +56,31 @@ class Guide(Derived):
             layers += [nn.Linear(size, wide), nn.Tanh()]
             size = wide
         # as PyroModules, they are read without a parameter statement for every layer: a millisecond a step
-        self.encoder = PyroModule[nn.Sequential](*layers)
+        sequence: Any = PyroModule[nn.Sequential]
+        table: Any = PyroModule[nn.ModuleDict]
+        self.encoder: Any = sequence(*layers)
         heads, before = {}, 0
         for site in self.sites:
             heads[key(site)] = _head(size, before, outputs(site, covariance))
             before += width(site)
-        self.heads = PyroModule[nn.ModuleDict](heads)
+        self.heads: Any = table(heads)
         self.ready(x)
 
     @property
     def extras(self) -> dict[str, Any]:
         """The encoder's shape."""
-        return {"sees_mask": self.sees_mask}
+        return {"sees_mask": self.sees_mask, "scaled": self.scaled}
 
     def look(self, x: Tensor, rows: Any) -> Tensor:
         """Features [n, 1, …, hidden] of x [n, …]; a missing entry stands at its column's mean."""
-        flat = (x.reshape(len(x), -1) - self.center) / self.spread
-        filled = flat.nan_to_num(0.0)
+        flat = x.reshape(len(x), -1) - self.center
+        if self.scaled:
+            flat = flat / self.spread
         if self.sees_mask:
-            filled = torch.cat([filled, (~flat.isnan()).to(flat.dtype)], 1)
-        return self.in_plates(self.encoder(filled))
+            flat = torch.cat([flat.nan_to_num(0.0), (~flat.isnan()).to(flat.dtype)], 1)
+        elif holds_nan(flat):
+            flat = flat.nan_to_num(0.0)
+        return self.in_plates(self.encoder(flat))
 
     def head(self, site: Site, seen: Tensor, drawn: list[Tensor]) -> Tensor:
         """[batch…, outputs] from the features and what was drawn before."""

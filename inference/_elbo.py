@@ -91,10 +91,11 @@ class Bound:
         """A scalar whose value is the bound (nats a datum) and whose gradient is an unbiased estimate of the bound's."""
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
-        share = self._globals(q, p) / len(self.task.x)
-        value = _weights.log_mean(local)[0] if self.weighted else local.mean(0)
+        value = _weights.log_mean(local)[0] if self.weighted else local
+        share = self._globals(q, p) / len(self.task.x) if self.structure.global_latents else 0.0
         if not self.score:
             return value.mean() + share
+        value = value if self.weighted else value.mean(0)
         log_q = sum(self._log_prob(q.nodes[name], len(x)) for name in self.score)
         signal = _vimco(local.detach()) if self.weighted else _leave_one_out(local.detach())
         learn = (signal * log_q).sum(0)
@@ -143,6 +144,8 @@ class Bound:
         )
 
     def _shaped(self, value: Tensor, n: int) -> Tensor:
+        if self.K == 1 and value.shape == (n,):  # the usual case, at every step
+            return value.unsqueeze(0)
         return value.expand(torch.broadcast_shapes(value.shape, (self.K, n))).reshape(self.K, n)
 
     def _closed_forms(self, q: Any, p: Any, latents: list[str]) -> dict[str, bool]:

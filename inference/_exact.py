@@ -213,7 +213,9 @@ class Enumeration(Assignments):
             width = max([self.families[name].width(entries, self.A) for name, entries in observed.items()], default=1)
         else:
             width = self.A * (max(observed.values(), default=self.x[0].numel()) + 1)
-        rows = max(64, min(8192, CHUNK_NUMBERS // width))
+        # completions are so many that a few rows of them are much memory already
+        least = 1 if any(s.completes for s in self.structure.discrete_locals) else 64
+        rows = max(least, min(8192, CHUNK_NUMBERS // width))
         for start in range(0, self.N, rows):
             yield slice(start, min(start + rows, self.N))
 

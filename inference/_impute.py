@@ -3,7 +3,8 @@
 The posterior of the latents is laid out as weighted points: the joint assignments of an enumerable program, 2L sigma points
 for each under a linear-Gaussian one (exact for the mean and variance of what is linear in z), else the fit's own draws. At
 each point the missing entries have a distribution given the seen ones: the family's own for independent entries, the
-conditional normal for a multivariate normal. Nothing here knows a model.
+conditional normal for a multivariate normal. Where the missing entries are latents themselves (`x_missing`), their posterior
+is what is asked for, and is put into their places. Nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from inference._families import base_of
 from inference._linear import LinearGaussian
 from inference._task import Task
 from zoo._errors import UsageError
-from zoo._latents import for_program
+from zoo._latents import by_datum, for_program
+from zoo._missing import complete
 
 BLOCK_NUMBERS = 2**22
+UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draws
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,22 @@ def impute(task: Task, latent_draws: dict[str, np.ndarray], globals: dict[str, T
     """Impute the data of `task`, at its program's θ; `latent_draws` are posterior draws [S, N, …] of the local latents."""
     site = _site(task)
     x, missing = task.x, task.x.isnan()
+    drawn = _draws(task, site, latent_draws, globals, draws)
+    if (slots := _slots(task, site)) is not None:
+        mean, sd = _of_slots(task, site, slots, latent_draws, globals)
+    else:
+        mean, sd = _moments(task, site, latent_draws, globals)
+    zero = torch.zeros_like(x)
+    return Imputation(
+        torch.where(missing, mean, x).numpy(), torch.where(missing, sd, zero).numpy(), drawn.numpy(), missing.numpy()
+    )
+
+
+def _moments(
+    task: Task, site: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [N, …] of the missing entries, from their distribution at points of the latents."""
+    x, missing = task.x, task.x.isnan()
     mean, square, size = torch.zeros_like(x), torch.zeros_like(x), _block(x)
     for start in range(0, len(x), size):
         rows = slice(start, min(start + size, len(x)))
@@ -57,12 +76,58 @@ def impute(task: Task, latent_draws: dict[str, np.ndarray], globals: dict[str, T
             weight = weight.reshape(-1, *(1,) * (x.dim() - 1))
             mean[rows] += weight * center
             square[rows] += weight * (variance + center.square())
-    sd = (square - mean.square()).clamp(min=0).sqrt()
-    drawn = _draws(task, site, latent_draws, globals, draws)
-    zero = torch.zeros_like(x)
-    return Imputation(
-        torch.where(missing, mean, x).numpy(), torch.where(missing, sd, zero).numpy(), drawn.numpy(), missing.numpy()
-    )
+    return mean, (square - mean.square()).clamp(min=0).sqrt()
+
+
+def _slots(task: Task, site: str) -> str | None:
+    """The latent site that stands for what is missing at `site`, if one does."""
+    return next((s.name for s in task.structure.local_latents if s.completes == site), None)
+
+
+def _of_slots(
+    task: Task, site: str, slots: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same from the posterior of the latent `slots`; rows with nothing observed from draws of the program."""
+    x = task.x
+    if task.structure.exact == "no":
+        given = torch.as_tensor(latent_draws[slots], dtype=x.dtype)
+        center, deviation = given.mean(0), given.std(0, correction=0)
+    elif slots in task.exact.assignments:
+        latent = next(s for s in task.structure.local_latents if s.name == slots)
+        values = by_datum(task.exact.assignments[slots].to(x.dtype), latent, task.structure)[:, 0]  # [A, …, M], 0 or 1
+        flat = task.exact.responsibilities(None, globals) @ values.flatten(1)
+        center = flat.reshape(len(x), *values.shape[1:])
+        deviation = (center * (1 - center)).clamp(min=0).sqrt()
+    else:
+        means, deviations = task.exact.summary(globals)
+        center, deviation = means[slots], deviations[slots]
+    mean, sd = _completed(task, site, center), _completed(task, site, deviation)
+    if len(rows := _with_nan(mean)):
+        drawn = torch.stack([_unseen(task, site, rows, latent_draws, globals, s) for s in range(UNSEEN_DRAWS)])
+        mean[rows] = torch.where(mean[rows].isnan(), drawn.mean(0), mean[rows])
+        sd[rows] = torch.where(sd[rows].isnan(), drawn.std(0, correction=0), sd[rows])
+    return mean, sd
+
+
+def _with_nan(x: Tensor) -> Tensor:
+    """The rows of x [N, …] that hold NaN: a row with nothing observed has no slots."""
+    return x.flatten(1).isnan().any(1).nonzero()[:, 0]
+
+
+def _completed(task: Task, site: str, given: Tensor) -> Tensor:
+    """x with the slots given [N, …, M] in the places of its missing entries."""
+    event = next(len(s.event_shape) for s in task.structure.observed if s.name == site)
+    flat = task.x.flatten(task.x.dim() - event)
+    return complete(flat, given.reshape(*flat.shape[:-1], -1)).reshape(task.x.shape)
+
+
+def _unseen(
+    task: Task, site: str, rows: Tensor, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], s: int
+) -> Tensor:
+    """A draw of what nothing was observed of, `rows` of x, at posterior draw s of the other latents."""
+    count = len(next(iter(latent_draws.values())))
+    fn = _distribution(task, site, rows, _at(task, latent_draws, s % count, rows), globals)
+    return fn.sample().to(task.x.dtype).expand(task.x[rows].shape)
 
 
 def _block(x: Tensor) -> int:
@@ -110,16 +175,18 @@ def _weights(exact: Any, rows: slice, globals: dict[str, Tensor]) -> Tensor:
     return exact.log_joint(rows, views, None, globals).softmax(1)
 
 
-def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice) -> dict[str, Tensor]:
+def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | Tensor) -> dict[str, Tensor]:
     sites = {site.name: site for site in task.structure.local_latents}
-    return {k: for_program(torch.as_tensor(v[s][rows]), sites[k], task.structure) for k, v in latent_draws.items()}
+    return {k: for_program(torch.as_tensor(v[s])[rows], sites[k], task.structure) for k, v in latent_draws.items()}
 
 
-def _distribution(task: Task, site: str, rows: slice, latents: dict[str, Tensor], globals: dict[str, Tensor]) -> Any:
+def _distribution(
+    task: Task, site: str, rows: slice | Tensor, latents: dict[str, Tensor], globals: dict[str, Tensor]
+) -> Any:
     """The observed site's distribution at these latents."""
     trace: Any = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
     fn = trace.nodes[site]["fn"]
-    return fn.expand((rows.stop - rows.start,)) if task.structure.max_plate_nesting == 1 else fn
+    return fn.expand((len(task.x[rows]),)) if task.structure.max_plate_nesting == 1 else fn
 
 
 def _conditional(fn: Any, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
@@ -158,6 +225,8 @@ def _draws(
     """Joint draws [draws, N, …]: latents from their posterior, then the missing entries given them."""
     x, missing = task.x, task.x.isnan()
     count = len(next(iter(latent_draws.values()))) if latent_draws else draws
+    if (slots := _slots(task, site)) is not None:
+        return _draws_of_slots(task, site, slots, latent_draws, globals, draws)
     out, size = [], _block(x)
     for s in range(draws):
         pieces = []
@@ -166,6 +235,21 @@ def _draws(
             fn = _distribution(task, site, rows, _at(task, latent_draws, s % count, rows), globals)
             pieces.append(torch.where(missing[rows], _sample(fn, x[rows], missing[rows]), x[rows]))
         out.append(torch.cat(pieces))
+    return torch.stack(out)
+
+
+def _draws_of_slots(
+    task: Task, site: str, slots: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int
+) -> Tensor:
+    """The same where the missing entries are latents: their draws, in their places."""
+    given = torch.as_tensor(latent_draws[slots], dtype=task.x.dtype)
+    out = []
+    for s in range(draws):
+        value = _completed(task, site, given[s % len(given)])
+        if len(rows := _with_nan(value)):
+            unseen = _unseen(task, site, rows, latent_draws, globals, s)
+            value[rows] = torch.where(value[rows].isnan(), unseen, value[rows])
+        out.append(value)
     return torch.stack(out)
 
 

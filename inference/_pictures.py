@@ -16,12 +16,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from inference import _store
-from inference._pictures_checks import khat_by_datum, trace
+from inference._pictures_checks import khat_by_datum, trace, worst_khat
 from inference._pictures_components import images, profiles
+from inference._pictures_deep import decoder_grid, interpolation, latent_plane, reconstructions
 from inference._pictures_linear import latents, loadings, reconstruction
 from inference._pictures_missing import missing_entries
 from inference._pictures_mixture import clusters, histogram, pairs
 from inference._pictures_scene import Scene, scene_of
+from inference._pictures_simulated import samples
 from zoo._errors import UsageError
 
 Format = Literal["png", "pdf", "svg"]
@@ -41,7 +43,10 @@ def plot(
     - `clusters`: the data coloured by p(z | x), with the density's regions; `pairs`: the same for 3 to 5 columns
     - `components`: each component's mean, as an image or as a row of a heat map
     - `loadings`, `latents`, `reconstruction`: the factors of a linear-Gaussian program, and what they say of the data
-    - `trace`: what was climbed, by iteration; `khat`: the weights' quality by datum; `missing`: what was unobserved
+    - `samples`, `reconstructions`, `latent_plane`: what a program whose posterior is not exact draws from its prior, and what
+      its continuous latents say of the data; of images also `interpolation` between two, and `decoder_grid` over two latents
+    - `trace`: what was climbed, by iteration; `khat`: the weights' quality by datum; `worst_khat`: the images where it is
+      worst; `missing`: what was unobserved
 
     Raises `UsageError` when `run` is not a run, nothing can be drawn of it, or `out` cannot be written.
     """
@@ -69,14 +74,22 @@ def _belonging(scene: Scene) -> dict[str, Draw]:
         pictures |= {"loadings": loadings, "reconstruction": reconstruction}
         if scene.factors.A == 1:
             pictures["latents"] = latents
+    if scene.decoder is not None:
+        pictures |= _of_latents(scene)
     if any(len(values) for name, values in scene.trace.items() if name != "lr"):
         pictures["trace"] = trace
     if "khat" in scene.stats:
         pictures["khat"] = khat_by_datum
+        if scene.image_shape is not None and len(scene.x) > 1:
+            pictures["worst_khat"] = worst_khat
     if np.isnan(scene.x).any():
         pictures["missing"] = missing_entries
     if not pictures:
-        why = f"no picture of its model: {scene.obstacle[:-1]}" if scene.obstacle else "its posterior is not exact"
+        why = (
+            f"no picture of its model: {scene.obstacle[:-1]}"
+            if scene.obstacle
+            else "no exact posterior, no continuous latent"
+        )
         rest = "nothing was iterated, no k-hat was taken and no entry is missing"
         raise UsageError(f"there is nothing to draw of '{scene.folder}': {why}; {rest}.")
     return pictures
@@ -100,6 +113,24 @@ def _of_components(scene: Scene) -> dict[str, Draw]:
         pictures["components"] = images
     elif several and scene.is_table and len(scene.columns) > 1 and (wide or not oracle.gaussian):
         pictures["components"] = profiles
+    return pictures
+
+
+def _of_latents(scene: Scene) -> dict[str, Draw]:
+    pictures: dict[str, Draw] = {}
+    decoder = scene.decoder
+    assert decoder is not None
+    if decoder.simulated(2) is not None:
+        pictures["samples"] = samples
+    makes = decoder.reconstructed(decoder.rows[:2]) is not None
+    if makes:
+        pictures["reconstructions"] = reconstructions
+    if decoder.plane is not None:
+        pictures["latent_plane"] = latent_plane
+    if makes and scene.decodes_images and (~np.isnan(decoder.x)).any(1).sum() > 1:
+        pictures["interpolation"] = interpolation
+    if scene.decodes_images and decoder.over_prior(np.array([0.5])) is not None:
+        pictures["decoder_grid"] = decoder_grid
     return pictures
 
 

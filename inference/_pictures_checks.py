@@ -9,20 +9,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from inference._pictures_images import grey_range, montage, show
 from inference._pictures_scene import Scene
-from inference._pictures_style import INK, OKABE_ITO, QUIET, Look, counted, new_figure, plain, styled
+from inference._pictures_style import INK, OKABE_ITO, QUIET, Look, counted, new_figure, plain, styled, taller_figure
+
+MOST_IMAGES = 10  # with the worst k-hat, and as many with the best
 
 _CLIMBED = {
     "log_likelihood": "log p(x; θ), nats",
     "log_joint": "log p(x, globals; θ), nats",
     "elbo_per_datum": "ELBO per datum, nats",
     "bound_per_datum": "importance-weighted bound per datum, nats",
+    "log_likelihood_per_datum": "log p(x; θ) per datum, nats",
+    "log_evidence_per_datum": "estimated log p(x; θ) per datum, nats",
 }
+_HELD_OUT = "_held_out"
 
 
 def trace(scene: Scene) -> Figure:
-    """What was climbed, and its distance to where it ended."""
-    name = min((k for k in scene.trace if k != "lr"), key=lambda k: k not in _CLIMBED)
+    """What was climbed, and its distance to where it ended; with rows held out, what it came to on them, and the end of it."""
+    name = min((k for k in scene.trace if k != "lr" and not k.endswith(_HELD_OUT)), key=lambda k: k not in _CLIMBED)
+    watched = scene.trace.get(name + _HELD_OUT)
     values, noisy = scene.trace[name], "lr" in scene.trace
     label = _CLIMBED.get(name, plain(name.replace("_", " ")))
     figure = new_figure(8.4, 3.9, scene.title())
@@ -35,12 +42,35 @@ def trace(scene: Scene) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if noisy:
             _rate_drops(axes, iterations, scene.trace["lr"])
-    _climb(left, iterations, values, label, noisy)
-    if name.endswith("per_datum"):
-        _verified(left, scene.json)
+    if watched is not None:
+        _both(left, right, iterations, values, watched, label)
+    else:
+        _climb(left, iterations, values, label, noisy)
+    for axes in (left,) if watched is None else (left, right):
+        if name.endswith("per_datum"):
+            _verified(axes, scene.json, legend=axes is left)
     _restarts(left, scene.json["notes"].get("restarts") or [])
-    _distance(right, iterations, values, noisy)
+    if watched is None:
+        _distance(right, iterations, values, noisy)
     return figure
+
+
+def _both(left: Axes, right: Axes, iterations: np.ndarray, values: np.ndarray, watched: np.ndarray, label: str) -> None:
+    """Training rows and rows held out, all epochs and the later ones, with the best epoch: its parameters were kept."""
+    best, late = len(watched) - 1 - int(np.argmax(watched[::-1])), len(values) // 3
+    marker = "." if len(values) <= 40 else None
+    for axes, first in ((left, 0), (right, late)):
+        for name, series, color in (("training rows", values, OKABE_ITO[0]), ("held out", watched, OKABE_ITO[1])):
+            axes.plot(
+                iterations[first:], series[first:], color=color, linewidth=1.4, marker=marker, markersize=4, label=name
+            )
+        if best >= first:
+            look: Look = {"marker": "o", "markersize": 6, "markerfacecolor": "white", "linestyle": ""}
+            text = f"best on the rows held out (epoch {iterations[best]}): kept"
+            axes.plot(iterations[best], watched[best], color=OKABE_ITO[1], zorder=4, label=text, **look)
+    left.set_title(label, loc="left", fontsize=9, color=INK)
+    right.set_title(f"from epoch {iterations[late]}", loc="left", fontsize=9, color=INK)
+    left.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -64,20 +94,23 @@ def _climb(axes: Axes, iterations: np.ndarray, values: np.ndarray, label: str, n
 
 
 def _rate_drops(axes: Axes, iterations: np.ndarray, rates: np.ndarray) -> None:
-    """A line wherever the learning rate was lowered."""
-    drops = iterations[1:][rates[1:] < rates[:-1]]
+    """A line wherever the learning rate was lowered after it had stood: one that falls all the time gets none."""
+    stood = np.concatenate([[True], rates[1:-1] == rates[:-2]]) if len(rates) > 1 else np.zeros(0, dtype=bool)
+    drops = iterations[1:][(rates[1:] < rates[:-1]) & stood]
+    drops = drops if (rates[1:] == rates[:-1]).any() else drops[:0]
     for i, at in enumerate(drops):
         label = "" if i else "learning rate lowered"
         axes.axvline(at, color=OKABE_ITO[4], linewidth=0.8, linestyle=(0, (2, 2)), zorder=0, label=label)
 
 
-def _verified(axes: Axes, document: dict[str, Any]) -> None:
+def _verified(axes: Axes, document: dict[str, Any], legend: bool) -> None:
     """The verified evidence per datum: what a bound stays below."""
     verified = document.get("verified_log_evidence") or {}
     if verified.get("per_datum_mean") is not None:
         label = f"verified log p(x) / n ({verified['kind']})"
         axes.axhline(verified["per_datum_mean"], color=INK, linewidth=0.9, linestyle=(0, (5, 3)), label=label)
-        axes.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
+        if legend:
+            axes.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
 
 
 def _restarts(axes: Axes, finals: list[float]) -> None:
@@ -170,3 +203,37 @@ def _label_worst(axes: Axes, shown: np.ndarray, khat: np.ndarray) -> None:
         value = f"{khat[row]:.1f}" if np.isfinite(khat[row]) else "∞"
         text = f"{row}" if khat[row] <= shown[row] else f"{row} ({value})"
         axes.annotate(text, (row, shown[row]), (4, 2), textcoords="offset points", fontsize=8, color=INK)
+
+
+def worst_khat(scene: Scene) -> Figure:
+    """The images with the largest k-hat, and those with the smallest; below each what the latents keep of it."""
+    khat, shape = scene.stats["khat"], scene.image_shape
+    assert shape is not None
+    order = np.argsort(np.where(np.isnan(khat), np.inf, khat), kind="stable")
+    count = min(MOST_IMAGES, len(khat) // 2)
+    x = scene.x.reshape(len(scene.x), -1)
+    grey = grey_range(x[np.concatenate([order[:count], order[-count:]])])
+    what = f"the images with the worst and the best k-hat of their importance weights{scene.tint}"
+    figure = taller_figure(8.8, 0.0, scene.title(what))
+    parts, blocks = [], (("worst", order[::-1][:count].copy()), ("best", order[:count]))
+    for name, rows in blocks:
+        lines = [x[rows]]
+        made = scene.decoder.reconstructed(rows) if scene.decodes_images and scene.decoder is not None else None
+        lines += [] if made is None else [scene.tinted(made)]
+        parts.append((name, rows, montage(np.concatenate(lines), shape, count, grey)))
+    lines_each = (parts[0][2].shape[0] - 1) // (shape[0] + 1)
+    tall = 2 * (lines_each * 0.8 * shape[0] / shape[1] + 0.38)
+    figure.set_size_inches(8.8, figure.get_figheight() + tall)
+    for axes, (name, rows, picture) in zip(figure.subplots(2, 1), parts, strict=True):
+        show(axes, picture)
+        axes.set_anchor("W")
+        at = np.arange(count) * (shape[1] + 1) + (shape[1] + 1) / 2
+        axes.set_xticks(at, [f"row {row}\n{_khat_text(khat[row])}" for row in rows.tolist()], fontsize=8, color=INK)
+        axes.tick_params(labelbottom=False, labeltop=True, length=0)
+        labels = [name, "mean of x"][:lines_each]
+        axes.set_yticks((np.arange(lines_each) + 0.5) * (shape[0] + 1), labels, fontsize=9, color=INK)
+    return figure
+
+
+def _khat_text(khat: float) -> str:
+    return f"{khat:.2f}".replace("-", "−") if np.isfinite(khat) else "∞"

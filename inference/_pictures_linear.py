@@ -8,21 +8,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from inference._pictures_factors import Factors, Loadings
+from inference._pictures_fits import explained, fits
 from inference._pictures_images import few_images, framed, image_rows
+from inference._pictures_plane import one_latent, points, spreads
 from inference._pictures_scene import Scene
 from inference._pictures_style import (
     INK,
     OKABE_ITO,
-    QUIET,
     Look,
     bold,
     color_bar,
-    component_colors,
     counted,
     new_figure,
     percent,
@@ -36,8 +34,6 @@ MOST_FACTORS = 24  # of loadings in one picture
 MOST_BLOCKS = 4  # joint values of the discrete latents whose loadings are drawn
 MOST_NAMED = 40  # columns with their names beside them
 MOST_ARROWED = 15  # columns in a biplot
-MOST_CLASSES = 20  # labels with a colour each
-MOST_PANELS = 16  # columns of a reconstruction
 TURNED = "factors on principal axes (B is known up to a rotation), strongest signal first"
 
 
@@ -185,61 +181,20 @@ def latents(scene: Scene) -> Figure:
     labels = None if scene.labels is None else scene.labels[factors.rows]
     block = factors.loadings(0)
     if factors.L == 1:
-        return _one_latent(scene, mean[:, 0], np.sqrt(covariance[:, 0, 0]), block.shares[0], labels, note)
+        name = f"factor 1 ({percent(block.shares[0])} of the variance)"
+        title = f"posterior means of the only factor{note}"
+        return one_latent(scene, mean[:, 0], np.sqrt(covariance[:, 0, 0]), labels, title, name)
     figure = new_figure(7.2, 6.0, scene.title(f"posterior means on principal axes (B is known up to a rotation){note}"))
     axes = styled(figure.add_subplot())
     axes.set_aspect("equal", adjustable="datalim")
-    _points(figure, axes, mean[:, :2], labels)
+    points(figure, axes, mean[:, :2], labels)
     few = np.linspace(0, len(mean) - 1, min(len(mean), 12)).round().astype(int)
-    _spreads(axes, mean[few, :2], covariance[few, :2, :2])
+    spreads(axes, mean[few, :2], covariance[few, :2, :2])
     if len(factors.columns) <= MOST_ARROWED and scene.image_shape is None:
         _arrows(axes, block.correlations[:, :2], [scene.name(c) for c in factors.columns], mean[:, :2])
     axes.set_xlabel(f"factor 1 ({percent(block.shares[0])} of the variance)")
     axes.set_ylabel(f"factor 2 ({percent(block.shares[1])})")
     return figure
-
-
-def _points(figure: Figure, axes: Axes, at: np.ndarray, labels: np.ndarray | None) -> None:
-    n = len(at)
-    look: Look = {"s": float(np.clip(3500 / n, 3, 26)), "linewidths": 0, "rasterized": n > 2000, "zorder": 2}
-    look["alpha"] = float(np.clip((1500 / n) ** 0.5, 0.25, 0.85))
-    if labels is None:
-        axes.scatter(at[:, 0], at[:, 1], color=OKABE_ITO[0], **look)
-        return
-    classes, which = np.unique(labels, return_inverse=True)
-    if len(classes) > MOST_CLASSES:
-        color_bar(figure, axes.scatter(at[:, 0], at[:, 1], c=labels, cmap="viridis", **look), axes, pad=0.02).set_label(
-            "label"
-        )
-        return
-    palette, order = component_colors(len(classes)), np.random.default_rng(0).permutation(n)
-    axes.scatter(at[order, 0], at[order, 1], c=palette[which[order]], **look)
-    if len(classes) > 7:  # more than can be told apart by colour alone
-        for k, name in enumerate(classes):
-            x, y = np.median(at[which == k], 0).tolist()
-            axes.text(x, y, plain(name, 20), ha="center", va="center", **bold(palette[k]))
-    _legend(figure, classes, palette)
-
-
-def _legend(figure: Figure, classes: np.ndarray, palette: np.ndarray) -> None:
-    dot: Look = {"marker": "o", "linestyle": "", "markersize": 5}
-    handles = [Line2D([], [], color=c, label=plain(k, 20), **dot) for k, c in zip(classes, palette, strict=True)]
-    look: Look = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handletextpad": 0.1, "columnspacing": 1.0}
-    figure.legend(
-        handles=[Line2D([], [], alpha=0, label="label:"), *handles], loc="outside lower left", ncols=11, **look
-    )
-
-
-def _spreads(axes: Axes, means: np.ndarray, covariances: np.ndarray) -> None:
-    """Ellipses of one posterior standard deviation around a few data."""
-    for mean, covariance in zip(means, covariances, strict=True):
-        values, vectors = np.linalg.eigh(covariance)
-        angle = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
-        long, short = (2 * np.sqrt(np.maximum(values[::-1], 0.0))).tolist()
-        look: Look = {"facecolor": "#00000010", "edgecolor": "#999999", "linewidth": 0.6, "zorder": 3}
-        axes.add_patch(Ellipse(tuple(mean), long, short, angle=angle, **look))
-    text = f"ellipses: posterior standard deviation, of {len(means)} of the data"
-    axes.text(0.0, 1.01, text, transform=axes.transAxes, fontsize=8, color=QUIET)
 
 
 def _arrows(axes: Axes, loads: np.ndarray, names: list[str], points: np.ndarray) -> None:
@@ -268,30 +223,6 @@ def _arrows(axes: Axes, loads: np.ndarray, names: list[str], points: np.ndarray)
     axes.autoscale_view()
 
 
-def _one_latent(
-    scene: Scene, at: np.ndarray, sd: np.ndarray, share: float, labels: np.ndarray | None, note: str
-) -> Figure:
-    """A histogram of the only factor, and the posterior's width."""
-    figure = new_figure(7.2, 4.2, scene.title(f"posterior means of the only factor{note}"))
-    axes = styled(figure.add_subplot())
-    classes = np.unique(labels) if labels is not None else np.zeros(0)
-    bins = np.histogram_bin_edges(at, int(np.clip(1.5 * math.sqrt(len(at)), 10, 60))).tolist()
-    if 2 <= len(classes) <= MOST_CLASSES:
-        palette = component_colors(len(classes))
-        groups = [at[labels == k] for k in classes]
-        axes.hist(groups, bins, stacked=True, color=list(palette), edgecolor="white", linewidth=0.5)
-        _legend(figure, classes, palette)
-    else:
-        axes.hist(at, bins, color=OKABE_ITO[0], edgecolor="white", linewidth=0.5)
-    top = 1.08 * axes.get_ylim()[1]
-    center = float(np.median(at))
-    axes.errorbar([center], [top], xerr=[float(np.median(sd))], color=QUIET, capsize=3, linewidth=1, marker="o", ms=3)
-    width = "  posterior standard deviation" + (", the median" if np.ptp(sd) > 1e-9 else "")
-    axes.text(center + float(np.median(sd)), top, width, va="center", fontsize=8, color=QUIET)
-    axes.set(xlabel=f"factor 1 ({percent(share)} of the variance)", ylabel="data")
-    return figure
-
-
 # ---- reconstruction --------------------------------------------------------------------------------------
 
 
@@ -303,57 +234,14 @@ def reconstruction(scene: Scene) -> Figure:
     if scene.image_shape is not None and len(factors.columns) == math.prod(scene.image_shape):
         order = np.argsort(factors.columns)
         return _image_rows(scene, x[:, order], factors.signal[:, order], factors.rows)
-    return _fits(scene, x, factors.signal, factors.columns)
-
-
-def explained(x: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """R² [D]: 1 − Σ (x − made)² / Σ (x − its mean)² over the observed entries; NaN where a column does not vary."""
-    seen = ~np.isnan(x)
-    center = np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
-    total = np.where(seen, x - center, 0.0)
-    left = np.where(seen, x - made, 0.0)
-    spread = np.square(total).sum(0)
-    return np.where(spread > 0, 1 - np.square(left).sum(0) / np.where(spread > 0, spread, 1.0), np.nan)
-
-
-def _fits(scene: Scene, x: np.ndarray, made: np.ndarray, columns: np.ndarray) -> Figure:
-    """Observed against reconstructed, a panel a column."""
-    r2 = explained(x, made)
-    shown, note = np.arange(len(columns)), ""
-    if len(columns) > MOST_PANELS:
-        ranked = [k for k in np.argsort(-r2, kind="stable") if np.isfinite(r2[k])]
-        half = MOST_PANELS // 2
-        shown = np.array(ranked[:half] + ranked[half:][-half:], dtype=int)
-        note = f"; of {counted(len(columns))} columns the {half} with the largest and the {half} with the smallest R²"
-    across = min(len(shown), 4 if len(shown) <= 8 else 5)
-    down = -(-len(shown) // across)
-    title = scene.title(f"observed against B E[z | x] + b, what the factors keep of each datum{note}")
-    figure = taller_figure(max(5.0, 1.9 * across), 1.75 * down + 0.3, title)
-    grid: Any = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in grid[len(shown) :]:
-        axes.set_axis_off()
-    n = len(x)
-    look: Look = {"s": float(np.clip(1500 / n, 1.5, 12)), "linewidths": 0, "rasterized": n > 1000}
-    look["alpha"] = float(np.clip((400 / n) ** 0.5, 0.1, 0.7))
-    for axes, k in zip(grid, shown, strict=False):
-        styled(axes).set_title(plain(scene.name(columns[k]), 24), loc="left", fontsize=9, color=INK)
-        axes.scatter(made[:, k], x[:, k], color=OKABE_ITO[0], **look)
-        low, high = np.nanmin([made[:, k], x[:, k]]), np.nanmax([made[:, k], x[:, k]])
-        axes.plot([low, high], [low, high], color=OKABE_ITO[1], linewidth=0.9, zorder=0)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_locator(MaxNLocator(3))
-        text = "does not vary" if np.isnan(r2[k]) else f"R² = {r2[k]:.2f}".replace("-", "−")
-        axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", **bold(np.full(3, 0.2)) | {"fontsize": 8})
-    figure.supxlabel("reconstructed", fontsize=10, color=INK)
-    figure.supylabel("observed", fontsize=10, color=INK)
-    return figure
+    title = "observed against B E[z | x] + b, what the factors keep of each datum"
+    return fits(scene, x, factors.signal, factors.columns, title)
 
 
 def _image_rows(scene: Scene, x: np.ndarray, made: np.ndarray, rows: np.ndarray) -> Figure:
     """Ten images, their reconstructions below them."""
     labels = None if scene.labels is None else scene.labels[rows]
     few = few_images(len(x), labels)
-    r2 = 1 - np.nansum((x - made) ** 2) / np.nansum((x - np.nanmean(x)) ** 2)
-    kept = three_digits(float(r2))
+    kept = three_digits(float(explained(x.reshape(-1, 1), made.reshape(-1, 1))[0]))
     title = scene.title(f"originals above B E[z | x] + b, what the factors keep of them; R² over all pixels {kept}")
     return image_rows(scene, title, [("original", x[few]), ("reconstruction", made[few])])

@@ -31,6 +31,7 @@ from inference._pictures_style import (
 from zoo._errors import UsageError
 
 MOST_IMPUTED = 400  # rows that are imputed for a picture
+IMAGE_DRAWS = 3  # joint draws of each image
 MOST_COLUMNS = 6  # whose imputed values are drawn
 
 
@@ -49,12 +50,13 @@ def missing_entries(scene: Scene) -> Figure:
         figure = new_figure(7.2, 5.0, scene.title(share))
         top: Any = figure
     else:
-        figure = new_figure(8.4, 8.2 if image is None else 7.6, scene.title(share))
-        top, below = figure.subfigures(2, 1, height_ratios=(1.1, 1) if image is None else (1.5, 1))
+        tall = 3.8 if image is None else (3 + len(found.draws)) * (0.76 * image[0] / image[1] + 0.06)
+        figure = new_figure(8.4, 4.4 + tall, scene.title(share))
+        top, below = figure.subfigures(2, 1, height_ratios=(4.4, tall))
         if image is None:
             _imputed_columns(below, scene, rows, found)
         else:
-            _imputed_images(below, scene, rows, found)
+            _imputed_images(below, scene, found)
     panels = top.subplots(1, 2, width_ratios=(1.3, 1)) if image else [top.add_subplot()]
     _pattern(top, styled(panels[0]), scene, missing[order])
     _count_bands(panels[0], bands, n, D - 0.5)
@@ -93,19 +95,32 @@ def _imputed(scene: Scene) -> tuple[np.ndarray, Imputation | None]:
         return np.zeros(0, dtype=int), None
     seen = ~np.isnan(scene.x.reshape(len(scene.x), -1))
     rows = np.flatnonzero(~seen.all(1) & seen.any(1))
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_IMPUTED)).round().astype(int)]
-    local = {s.name for s in task.structure.local_latents}
-    draws = {k: v[0][:, rows] for k, v in scene.draws.items() if k in local}
-    if not len(rows) or draws.keys() != local:
+    if scene.image_shape is None:
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_IMPUTED)).round().astype(int)]
+    else:
+        rows = rows[few_images(len(rows), None if scene.labels is None else scene.labels[rows])]
+    draws = _posterior(scene, rows)
+    if not len(rows) or draws is None:
         return rows, None
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = impute(replace(task, x=task.x[rows]), draws, task.global_start(), 1)
+            found = impute(replace(task, x=task.x[rows]), draws, task.global_start(), IMAGE_DRAWS)
     except UsageError:  # a family whose entries cannot be imputed
         return rows, None
     center, scale = (None if scene.json.get(k) is None else np.asarray(scene.json[k]) for k in ("center", "scale"))
     return rows, found.in_units(center, scale)
+
+
+def _posterior(scene: Scene, rows: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Draws of every local latent of some rows, site → [draws, rows, …], or None where there are none."""
+    assert scene.task is not None
+    local = {s.name.replace("/", "."): s.name for s in scene.task.structure.local_latents}
+    if scene.decoder is not None and {s.name for s in scene.decoder.sites} == set(local.values()):
+        drawn = scene.decoder.draws(rows)
+        return None if drawn is None else {k: v.numpy() for k, v in drawn.items()}
+    draws = {local[k]: v[0][:, rows] for k, v in scene.draws.items() if k in local}
+    return draws if len(draws) == len(local) else None
 
 
 def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputation) -> None:
@@ -137,13 +152,12 @@ def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputat
     figure.supxlabel(note, fontsize=8, color=QUIET)
 
 
-def _imputed_images(figure: Any, scene: Scene, rows: np.ndarray, found: Imputation) -> None:
-    """Ten images with their holes, filled in, and how sure that is."""
-    few = few_images(len(rows), None if scene.labels is None else scene.labels[rows])
-    parts = (found.mean[few], found.sd[few], found.missing[few])
-    mean, sd, missing = (part.reshape(len(few), -1) for part in parts)
-    named = [("observed", np.where(missing, np.nan, mean)), ("imputed", mean), ("sd", sd)]
-    draw_image_rows(figure, scene, named)
+def _imputed_images(figure: Any, scene: Scene, found: Imputation) -> None:
+    """Ten images with their holes, filled in, and how sure that is: standard deviations and joint draws."""
+    mean, sd, missing = (part.reshape(len(part), -1) for part in (found.mean, found.sd, found.missing))
+    named = [("observed", np.where(missing, np.nan, mean)), ("mean", mean), ("sd", sd)]
+    named += [(f"draw {k + 1}", draw.reshape(len(draw), -1)) for k, draw in enumerate(found.draws)]
+    draw_image_rows(figure, scene, [(name, scene.tinted(images)) for name, images in named])
 
 
 def _count_bands(axes: Axes, bands: list[tuple[int, int]], n: int, right: float) -> None:

@@ -197,14 +197,22 @@ class Oracle:
 
 
 def columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
-    """For each entry of a site's value [rows, E], the column of x [rows, D] that it is, or −1."""
+    """For each entry of a site's value [rows, E], the column of x [rows, D] that it is, or −1; of equal columns, the next."""
     if value.shape == x.shape and torch.equal(value.nan_to_num(0.0), x.nan_to_num(0.0)):
         return np.arange(x.shape[1])
-    same = [
-        [bool(torch.equal(v.nan_to_num(0.0).to(c.dtype), c.nan_to_num(0.0))) for c in x.unbind(1)]
-        for v in value.unbind(1)
-    ]
-    return np.array([row.index(True) if True in row else -1 for row in same], dtype=int)
+    places: dict[bytes, list[int]] = {}
+    for d, column in enumerate(_exactly(x, x.dtype)):
+        places.setdefault(column, []).append(d)
+    out = []
+    for column in _exactly(value, x.dtype):
+        same = places.get(column, [-1])
+        out.append(same.pop(0) if len(same) > 1 else same[0])
+    return np.array(out, dtype=int)
+
+
+def _exactly(values: torch.Tensor, dtype: torch.dtype) -> list[bytes]:
+    """Each column's numbers, 0 for NaN and for −0."""
+    return [column.tobytes() for column in (values.to(dtype).nan_to_num(0.0) + 0.0).numpy().T]
 
 
 def _mean_of(fn: Any, assignments: int) -> np.ndarray | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from inference import _store
+from inference._pictures_decoder import Decoder, has_decoder
 from inference._pictures_factors import Factors
 from inference._pictures_oracle import Oracle
 from inference._pictures_style import evidence_line, plain
@@ -33,6 +34,7 @@ class Scene:
     task: Task | None = None  # the program at the run's θ; None where it cannot be had
     oracle: Oracle | None = None  # where the discrete latents are all there is
     factors: Factors | None = None  # where the rest is linear and Gaussian
+    decoder: Decoder | None = None  # where continuous latents have no exact posterior
     obstacle: str = ""  # why there is no task
 
     @property
@@ -44,11 +46,29 @@ class Scene:
         shape = self.json.get("image_shape")
         return tuple(shape) if shape and math.prod(shape) == self.x[0].size else None
 
+    @property
+    def decodes_images(self) -> bool:
+        """Whether the program observes whole images."""
+        return self.image_shape is not None and self.decoder is not None and self.decoder.whole
+
     @cached_property
     def columns(self) -> list[int]:
         """The columns with anything observed, in the rows that are drawn."""
         x = self.x.reshape(len(self.x), -1) if self.oracle is None else self.oracle.x
         return np.flatnonzero(~np.isnan(x).all(0)).tolist()
+
+    def tinted(self, images: np.ndarray) -> np.ndarray:
+        """Images [k, D] without the pixels that no datum has: nothing was learned of them."""
+        return np.where(self._unseen, np.nan, images) if self._unseen.any() else images
+
+    @cached_property
+    def _unseen(self) -> np.ndarray:
+        return np.isnan(self.x.reshape(len(self.x), -1)).all(0)
+
+    @cached_property
+    def tint(self) -> str:
+        """What a picture with tinted pixels has to say of them."""
+        return "; tinted: unobserved" if np.isnan(self.x).any() else ""
 
     def name(self, column: int) -> str:
         names = self.json.get("columns") or ()
@@ -84,6 +104,8 @@ def scene_of(stored: _store.Run) -> Scene:
         return scene
     if prepared.structure.exact == "enumerable":
         scene.oracle = Oracle(scene.task)
+    elif has_decoder(prepared.structure):
+        scene.decoder = Decoder(scene.task, {k: v[0] for k, v in scene.draws.items()})
     elif prepared.structure.exact != "no":
         factors = Factors(scene.task)
         scene.factors = factors if len(factors.columns) else None

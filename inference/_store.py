@@ -104,7 +104,7 @@ def _extras(fit: Fit) -> dict[str, Any]:
     }
     return units | {
         "image_shape": fit.image_shape,
-        "guide": None if fit.guide is None else fit.guide.settings,
+        "guide": None if fit.guide is None else fit.guide.recipe,
     }
 
 

@@ -67,13 +67,11 @@ def _note_khat(fit: Fit, log_w: Tensor) -> None:
 
 def _by_importance(task: Task, fit: Fit) -> Evidence:
     samples = _weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
-    estimates, errors = [], []
+    value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
     with task.progress("verifying", len(task.x)) as step:
         for rows in _weights.chunks(task.x, samples):
             guide = None if fit.guide is None else at(fit.guide, rows)
             drawn = _weights.draw(task.program, task.structure, task.x[rows], guide, samples, DEFENSIVE)
-            estimate, error = _weights.log_mean(drawn.log_weights)
-            estimates.append(estimate)
-            errors.append(error)
-            step(len(estimate))
-    return Evidence.from_per_datum(torch.cat(estimates).numpy(), "estimate", torch.cat(errors).numpy())
+            value[rows], se[rows] = _weights.log_mean(drawn.log_weights)
+            step(drawn.log_weights.shape[1])
+    return Evidence.from_per_datum(value.numpy(), "estimate", se.numpy())

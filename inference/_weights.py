@@ -98,12 +98,14 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
     rows = x[:2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        once = program.trace(rows)
+        globals: dict[str, Any] = {s.name: once.nodes[s.name]["value"] for s in structure.global_latents}
         with draws_plate(structure, 3):
-            values = _latents(program.trace(rows), 3, len(rows), structure)
+            values = _latents(program.trace(rows, latents=globals), 3, len(rows), structure)
 
     def log_p(some: dict[str, Tensor], count: int) -> Tensor:
         with draws_plate(structure, count):
-            trace = program.trace(rows, latents=some)
+            trace = program.trace(rows, latents={**some, **globals})
         return _shaped(local_log_prob(trace, structure.data_dim, len(rows)), count, len(rows))
 
     try:

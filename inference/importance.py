@@ -1,8 +1,9 @@
 """Importance sampling: log p(x) of each datum from weighted draws, with standard error, k-hat and effective sample size.
 
-Proposals: `prior` (naive Monte Carlo) and `guide` (an amortized q). θ is learned by the importance-weighted bound (Burda,
-Grosse & Salakhutdinov 2016), the guide by the wake phase of reweighted wake-sleep (Bornschein & Bengio 2015). What it
-claims is an estimate; k-hat above 0.7 says that it cannot be trusted (Vehtari et al. 2024).
+Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q) and `laplace` (a Gaussian at each datum's mode). θ is
+learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake phase of reweighted
+wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate; k-hat above 0.7 says that it cannot be trusted (Vehtari
+et al. 2024).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _elbo, _weights
+from inference import _elbo, _local_density, _mode_guide, _newton, _weights
 from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
@@ -43,7 +44,7 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    proposal: Literal["guide", "prior"] = "guide",
+    proposal: Literal["guide", "prior", "laplace"] = "guide",
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
@@ -60,26 +61,29 @@ def fit(
 
     - `epochs`: when None 500, and 0 where nothing has to be learned: θ is kept, and the guide came with it.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
-    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200).
+    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
+      program with networks of its own is learned at 0.002.
     """
+    if proposal == "laplace":
+        _check_laplace(task)
     if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
         raise Refusal(f"{reason}, or take proposal=prior")
     _weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)
     wide = task.x[0].numel() >= WIDE
+    lr = lr or (0.002 if wide or task.program.has_networks else 0.02)
     hidden = hidden or ((200, 200) if wide else (64, 64))
-    ready = proposal == "prior" or task.guide is not None
-    q = task.guide
+    ready = proposal != "guide" or task.guide is not None
+    q = task.guide if proposal == "guide" else None
     if not ready:
         q = guides.make(guide, task.structure, task.x, hidden=hidden, covariance=guide_covariance)
-    q = None if proposal == "prior" else q
     modules: dict[str, torch.nn.Module] = ({"program": task.program} if task.learn else {}) | (
         {} if q is None else {"guide": q}
     )
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
-    plan = Plan(max(1, epochs), min(batch or (128 if wide else 64), len(task.x)), lr or (0.002 if wide else 0.02), tol)
+    plan = Plan(max(1, epochs), min(batch or (128 if wide else 64), len(task.x)), lr, tol)
     history = NO_HISTORY
     if epochs:
         with task.progress("importance", epochs) as step, pyro.validation_enabled(False):
@@ -91,8 +95,31 @@ def fit(
                 step=step,
                 culprit=lambda rows, x: _elbo.culprit(task, q, rows, x),
             )
+    if proposal == "laplace":
+        q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
         return _estimate(task, q, proposal, samples, defensive, history, step)
+
+
+def _check_laplace(task: Task) -> None:
+    if task.learn and task.program.unconstrained():
+        raise Refusal(
+            "the modes hold for one θ: fit the program by another method, then `zoo infer RUN --method importance`"
+        )
+    if not task.structure.continuous_locals:
+        raise Refusal("proposal=laplace needs a continuous local latent, and the program has none")
+    if (reason := _local_density.refusal(task.structure)) is not None:
+        raise Refusal(f"{reason}, so that it has no modes to propose from")
+
+
+@torch.no_grad()
+def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
+    """Each datum's Laplace Gaussian, as a guide."""
+    density = _local_density.LocalDensity(task.program, task.structure, task.x)
+    if (reason := _mode_guide.refusal(density)) is not None:
+        raise Refusal(reason)
+    with task.progress("importance: modes", len(task.x)) as step:
+        return _mode_guide.ModeGuide(density, _newton.modes(density, step=step))
 
 
 def _objective(task: Task, guide: Any | None, rows: Any, x: Tensor, particles: int, defensive: float) -> Tensor:
@@ -111,24 +138,23 @@ def _estimate(
 ) -> Fit:
     from inference._arviz import psis
 
-    estimates, errors, khats, sizes = [], [], [], []
-    kept: dict[str, list[Tensor]] = {s.name: [] for s in task.structure.local_latents}
+    structure, N = task.structure, len(task.x)
+    # made before the work: small results left between large temporaries would cut the memory that those need into pieces
+    estimate, error, khat, size = (torch.empty(N, dtype=torch.float64) for _ in range(4))
+    kept: dict[str, Tensor] = {}
     for rows in _weights.chunks(task.x, samples):
         q = None if guide is None else at(guide, rows)
-        drawn = _weights.draw(task.program, task.structure, task.x[rows], q, samples, defensive)
+        drawn = _weights.draw(task.program, structure, task.x[rows], q, samples, defensive)
         log_w = drawn.log_weights
-        estimate, error = _weights.log_mean(log_w)
-        khat, ess = psis(log_w.numpy())
-        estimates.append(estimate)
-        errors.append(error)
-        khats.append(torch.as_tensor(khat))
-        sizes.append(torch.as_tensor(ess))
+        estimate[rows], error[rows] = _weights.log_mean(log_w)
+        khat[rows], size[rows] = map(torch.as_tensor, psis(log_w.numpy()))
         chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
-        for site in task.structure.local_latents:
-            values = by_datum(drawn.values[site.name], site, task.structure)
-            kept[site.name].append(values[chosen, torch.arange(len(estimate))])
-        step(len(estimate))
-    khat = torch.cat(khats).numpy()
+        for site in structure.local_latents:
+            values = by_datum(drawn.values[site.name], site, structure)
+            if site.name not in kept:
+                kept[site.name] = values.new_empty(task.draws, N, *values.shape[2:])
+            kept[site.name][:, rows] = values[chosen, torch.arange(log_w.shape[1])]
+        step(log_w.shape[1])
     warnings = []
     if bad := int((~(khat <= 0.7)).sum()):
         warnings.append(
@@ -139,10 +165,10 @@ def _estimate(
         warnings.append("importance did not converge: the bound was still rising; raise epochs or tol.")
     return Fit(
         parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
-        claimed=Evidence.from_per_datum(torch.cat(estimates).numpy(), "estimate", torch.cat(errors).numpy()),
-        draws={n: torch.cat(v, 1).numpy() for n, v in kept.items()},
-        khat=khat,
-        ess=torch.cat(sizes).numpy(),
+        claimed=Evidence.from_per_datum(estimate.numpy(), "estimate", error.numpy()),
+        draws={n: v.numpy() for n, v in kept.items()},
+        khat=khat.numpy(),
+        ess=size.numpy(),
         trace=history.trace("bound_per_datum"),
         converged=history.converged,
         warnings=warnings,

@@ -60,7 +60,8 @@ def fit(
 ) -> Fit:
     """Climb the bound for `epochs` epochs, or until it stops rising by `tol` nats a datum.
 
-    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200).
+    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
+      program with networks of its own is learned at 0.002.
       A batch larger than the data means all of them.
     - `particles`: draws a datum of the importance-weighted bound; 1 is the ELBO.
     - `guide`: `amortized`, `mean_field` or `file.py:callable`; `guide_covariance` and `hidden` are for the first two.
@@ -69,8 +70,9 @@ def fit(
     - `clip`: the largest norm of a step's gradient (nats a datum).
     """
     wide = task.x[0].numel() >= WIDE
+    lr = lr or (0.002 if wide or task.program.has_networks else 0.02)
     batch = min(batch or (128 if wide else 64), len(task.x))
-    lr, hidden = lr or (0.002 if wide else 0.02), hidden or ((200, 200) if wide else (64, 64))
+    hidden = hidden or ((200, 200) if wide else (64, 64))
     latents = bool(task.structure.local_latents or task.structure.global_latents)
     if particles > 1 and task.structure.global_latents:
         raise Refusal(
@@ -101,9 +103,9 @@ def fit(
 def _bound(task: Task, guide: Any, particles: int, objective: _elbo.Objective) -> Evidence:
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
     if guide is None:
-        rows = [task.x[r] for r in _weights.chunks(task.x, 1)]
+        parts = [task.x[r] for r in _weights.chunks(task.x, 1)]
         data_dim = task.structure.data_dim
-        exact = [local_log_prob(task.program.trace(x), data_dim, len(x)).reshape(len(x)) for x in rows]
+        exact = [local_log_prob(task.program.trace(x), data_dim, len(x)).reshape(len(x)) for x in parts]
         return Evidence.from_per_datum(torch.cat(exact).numpy(), "exact")
     if task.structure.global_latents:
         whole = range(BOUND_DRAWS)
@@ -112,14 +114,13 @@ def _bound(task: Task, guide: Any, particles: int, objective: _elbo.Objective) -
     if task.structure.exact == "enumerable" and particles == 1:
         return Evidence.from_per_datum(enumerated_bound(task, guide).numpy(), "lower bound")
     times = max(10, _weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
-    means, errors = [], []
+    value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
     for rows in _weights.chunks(task.x, times * particles):
         x = task.x[rows]
         log_w = _weights.draw(task.program, task.structure, x, at(guide, rows), times * particles).log_weights
         bound = _weights.log_mean(log_w.reshape(particles, times, len(x)))[0]
-        means.append(bound.mean(0))
-        errors.append(bound.std(0) / times**0.5)
-    return Evidence.from_per_datum(torch.cat(means).numpy(), "lower bound", torch.cat(errors).numpy())
+        value[rows], se[rows] = bound.mean(0), bound.std(0) / times**0.5
+    return Evidence.from_per_datum(value.numpy(), "lower bound", se.numpy())
 
 
 def enumerated_bound(task: Task, guide: Any) -> Tensor:

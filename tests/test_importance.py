@@ -14,7 +14,7 @@ from families import CASES
 from helpers import hide, structure_of, task_of, tensor
 from scipy import special, stats
 
-from inference import _weights, importance, run
+from inference import _weights, importance, infer, run
 from inference._task import Task
 from zoo import _datasets
 from zoo._errors import Refusal, UsageError
@@ -337,3 +337,25 @@ def test_what_it_cannot_do():
     assert "'p'" in importance.refusal(structure_of(user.coin, np.ones((5, 1))))
     with pytest.raises(Refusal, match=r"Methods that can: .*laplace"):
         run("gmm", "faithful", "importance", priors=True)
+
+
+# ---- at the modes ---------------------------------------------------------------------------------------------------
+
+
+def test_the_laplace_proposal_is_exact_where_the_posterior_is_a_gaussian(tmp_path):
+    """Then every weight is p(x): no spread, but for the share of draws from the prior."""
+    x = np.random.default_rng(8).normal(size=(30, 4)) @ np.diag([3.0, 1.0, 1.0, 0.5])
+    run("factor_analysis", x, "em", latents=2, out=tmp_path / "run", max_iter=50)
+    fit = infer(tmp_path / "run", "importance", proposal="laplace", defensive=0.0, samples=50)
+    np.testing.assert_allclose(fit.claimed.per_datum, fit.verified.per_datum, rtol=1e-8)
+    assert fit.claimed.se < 1e-6
+    mixed = infer(tmp_path / "run", "importance", proposal="laplace", samples=500)
+    assert abs(mixed.claimed.value - mixed.verified.value) < 4 * mixed.claimed.se
+    with pytest.raises(Refusal, match="the modes hold for one θ"):
+        run("factor_analysis", x, "importance", proposal="laplace", latents=2)
+
+
+def test_the_laplace_proposal_needs_modes(tmp_path):
+    run("gmm", "faithful", "em", out=tmp_path / "run")
+    with pytest.raises(Refusal, match="needs a continuous local latent"):
+        infer(tmp_path / "run", "importance", proposal="laplace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 
+import local_programs as local
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ import user_programs as user
 from helpers import structure_of, task_of, tensor
 from scipy import special, stats
 
-from inference import laplace, run
+from inference import _laplace_globals, laplace, run
 from zoo import _datasets
 from zoo._errors import Refusal, UsageError
 
@@ -257,11 +258,11 @@ def test_a_direction_the_data_cannot_see_is_damped_and_reported():
 
 def test_damping_leaves_a_good_hessian_alone():
     good = tensor([[2.0, 0.5], [0.5, 1.0]])
-    same, raised = laplace.damped(good)
+    same, raised = _laplace_globals.damped(good)
     assert raised == 0
     np.testing.assert_allclose(same, good, rtol=1e-12)
     bad = tensor([[1.0, 0.0], [0.0, -3.0]])
-    better, raised = laplace.damped(bad)
+    better, raised = _laplace_globals.damped(bad)
     assert raised == 1
     assert np.linalg.eigvalsh(better.numpy()).min() > 0
 
@@ -277,11 +278,23 @@ def test_learn_false_keeps_theta():
         np.testing.assert_allclose(fit.parameters[n], v, rtol=1e-12)
 
 
+def neighbours(x=None, size=None):
+    with local.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        return pyro.sample("x", dist.Normal(z.tanh().unsqueeze(-1) + x.mean(), 1.0).to_event(1), obs=x)
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_it_cannot_do():
-    assert "'intensity'" in laplace.refusal(structure_of(user.counts, np.ones((5, 1))))
+    both = laplace.refusal(structure_of(local.both_kinds, np.ones((5, 1))))
+    assert "'level'" in both and "'z'" in both and "global" in both
+    assert "'k' (Poisson) cannot be enumerated" in laplace.refusal(
+        structure_of(local.unbounded_choice, np.ones((5, 1)))
+    )
+    assert "rows are not independent" in laplace.refusal(structure_of(neighbours, np.arange(5.0)[:, None]))
+    assert laplace.refusal(structure_of(user.counts, np.ones((5, 1)))) is None
     assert laplace.refusal(structure_of("gmm", FAITHFUL)) is None
     with pytest.raises(UsageError, match="max_iter must be more than zero"):
         run("gmm", "faithful", "laplace", max_iter=0)

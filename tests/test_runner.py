@@ -313,7 +313,7 @@ def test_infer_goes_on_with_the_guide_of_the_run(here):
     svi = run("gmm", "faithful", "svi", epochs=30, hidden="8", out="svi")
     again = infer("svi", "svi", epochs=1, lr=1e-12)
     np.testing.assert_allclose(again.claimed.per_datum, svi.claimed.per_datum, rtol=1e-6)
-    assert again.guide.settings["options"]["hidden"] == [8]
+    assert again.guide.recipe["options"]["hidden"] == [8]
 
 
 def test_infer_keeps_the_globals_of_the_run(here):

@@ -337,47 +337,26 @@ def impute(
 @_plainly
 def bench(
     name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SUITE", help="A suite, a suite file (.toml) or a benchmark; without it, a list of them."
-        ),
+        str | None, typer.Argument(metavar="SUITE", help="A suite, its file, or a benchmark; without it, a list.")
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Cells at once; as many as processors if not said.", show_default=False),
-    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; as many as processors.")] = None,
     backend: Annotated[str, typer.Option("--backend", help="joblib's: loky, dask, ray, sequential, …")] = "loky",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The results folder; results/SUITE if not said.", show_default=False)
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Do one cell anew: the beginning of its id.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The results folder; results/SUITE.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Do a cell anew: the start of its id.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Do cells again that failed or ran out of time.")] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A small version of a benchmark, to see that it works.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version of a benchmark.")] = False,
     json: Json = False,
 ) -> None:
     """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
     if name is None:
         from benchmarks import _names
 
-        listings = {"suites": _names.suites(), "benchmarks": _registry.benchmarks()}
-        if json:
-            _print_json(listings)
-            return
-        from zoo import _show
-
-        for title, entries in listings.items():
-            _show.listing(title, entries)
+        _names.show(json)
         return
     from benchmarks import _bench
 
-    status = _bench.main(
-        name, json=json, quick=quick, jobs=jobs, backend=backend, out=out, only=only or None, retry=retry
-    )
-    if status:
+    how = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
+    if status := _bench.main(name, json=json, quick=quick, **how):
         sys.exit(status)
 
 
@@ -385,24 +364,16 @@ def bench(
 @_plainly
 def report(
     folder: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="DIR", help="A suite's results; the latest in results/ if not said.", show_default=False
-        ),
+        Path | None, typer.Argument(metavar="DIR", help="A suite's results; the latest in results/ if not said.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The page; DIR/report.html if not said.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The page; DIR/report.html if not said.")] = None,
     json: Json = False,
 ) -> None:
     """One self-contained HTML page of a suite's results."""
     from benchmarks import _report
 
     path = str(_report.write(folder, out))
-    if json:
-        _print_json({"page": path})
-    else:
-        print(path)
+    print(json_.dumps({"page": path}) if json else path)
 
 
 def _no_clash(options: dict[str, str]) -> None:

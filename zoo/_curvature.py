@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
-from zoo._trace import family_name, is_local, per_datum, sample_nodes
+from zoo._trace import family_name, is_local, per_datum, sample_nodes, support_of
 
 CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number of terms
 CURVATURE_SCALES = (0.0, 1.0, 1.0, 3.0, 10.0)  # standard deviations of the points; the first is the origin
@@ -36,7 +36,7 @@ def quadratic(
     discrete = [n["name"] for n in latent if n["fn"].support.is_discrete]
     shown = ", ".join(f"'{n}'" for n in continuous)
     for name in continuous:
-        if not _unbounded(by_name[name]["fn"].support):
+        if not _unbounded(support_of(by_name[name]["fn"])):
             family = family_name(by_name[name]["fn"])
             return "no", f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
     layout = Layout(by_name, continuous, data_dim, depth)
@@ -101,7 +101,7 @@ def curvature_change(
         for node in sample_nodes(trace):
             if not is_local(node):
                 continue
-            value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim)
+            value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim, layout.depth)
             if value.requires_grad:
                 out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
     return out

@@ -45,7 +45,7 @@ class Layout:
     """The continuous local latents of one datum as a flat vector of L numbers, and back."""
 
     def __init__(self, nodes: Mapping[str, Any], names: Sequence[str], data_dim: int, depth: int) -> None:
-        self.position = depth + data_dim  # of the data dimension, among the plates'
+        self.depth, self.position = depth, depth + data_dim  # of the plates; of the data dimension among them
         self.plates: dict[str, tuple[int, ...]] = {}  # the other plates' extents, left to right
         self.events: dict[str, tuple[int, ...]] = {}
         self.places: dict[str, slice] = {}

@@ -85,8 +85,9 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         return _first_that_fits(name, value, kinds)
     if origin is typing.Literal:
         choices = typing.get_args(annotation)
-        if value in choices:
-            return value
+        for choice in choices:
+            if str(value) == str(choice):  # a number from the command line comes as text
+                return choice
         raise UsageError(f"{name} is one of {', '.join(map(str, choices))}; '{value}' came.")
     if origin in (tuple, list):
         parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value)

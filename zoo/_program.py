@@ -29,14 +29,15 @@ from torch.distributions import constraints, transform_to
 
 from zoo import _options
 from zoo._errors import UsageError, unknown
-from zoo._missing import Unobserved
+from zoo._missing import Counting, Gaps, Unobserved, holds_nan
 
 
 class Program(nn.Module):
     """A Pyro program p(x, z; θ) with its parameters θ.
 
     `parameters` of this module are the unconstrained θ, so optimisers, `.to()` and `state_dict` work as always.
-    Building one runs the program once, on the first rows of `x`, to find the parameters it uses.
+    Building one runs the program once, on the first rows of `x`, to find the parameters it uses; and, where missing entries
+    become a latent, on all incomplete rows, so that this latent has the same shape in every batch.
 
     Raises `UsageError` where the program itself raises, saying where.
     """
@@ -59,11 +60,16 @@ class Program(nn.Module):
             self._function = None
         self._unconstrained: dict[str, nn.Parameter] = {}
         self._plain: dict[str, tuple[nn.Module, str]] = {}
-        self._collect(x[: min(len(x), 3)])
+        self._gaps = Gaps()
+        self._hidden: Tensor | None = None
+        completed = self._collect(x[: min(len(x), 3)])
+        if completed and holds_nan(x):
+            self._gaps = self._count_slots(x)
 
-    def _collect(self, x: Tensor) -> None:
-        found = _Collect(self.module is None)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), found:
+    def _collect(self, x: Tensor) -> bool:
+        """Find the parameters; returns whether there is a site at which a missing entry becomes a latent."""
+        found, counting = _Collect(self.module is None), Counting()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), found, counting:
             try:
                 self._run(x)
             except AttributeError as error:
@@ -94,8 +100,23 @@ class Program(nn.Module):
                 self._unconstrained[name] = parameter
                 self.constraints[name] = constraint
             self._owned = nn.ParameterList(self._unconstrained.values())
+        return bool(counting.most)
+
+    @torch.no_grad()
+    def _count_slots(self, x: Tensor) -> Gaps:
+        """How many slots those latents need over all data x: every batch is to have as many."""
+        counting = Counting()
+        with torch.random.fork_rng(devices=[]), self._values_in_place({}):
+            for rows in x[x.isnan().flatten(1).any(1)].split(4096):
+                self._run(rows, handler=counting)
+        return Gaps.of(x, counting)
 
     # ---------------------------------------------------------------------------------------------- parameters
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether some of its parameters are plain ones of torch modules, such as a network's weights."""
+        return bool(self._plain)
 
     def unconstrained(self) -> dict[str, nn.Parameter]:
         """Name → the unconstrained parameter itself."""
@@ -128,15 +149,17 @@ class Program(nn.Module):
         - `x` [n, ...]: the data, NaN where unobserved; None simulates `size` data.
         - `parameters`: constrained values in place of the program's own (differentiable).
         - `latents`: values of latent sites; they become observed, so nothing is drawn for them.
-        - `raw`: leave NaN entries of observed sites as they are.
+        - `raw`: leave NaN entries of observed sites as they are (latents that stand for them are in the trace all the same).
         """
+        if self._hidden is not None and x is not None:
+            x = x.masked_fill(self._hidden, torch.nan)
         tracer = pyro.poutine.trace()
         with contextlib.ExitStack() as stack:
             stack.enter_context(tracer)
             if latents:
                 stack.enter_context(pyro.poutine.condition(data=dict(latents)))
             with self._values_in_place(parameters or {}):
-                self._run(x, size, raw)
+                self._run(x, size, Unobserved(self._gaps, raw))
         return tracer.trace
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
@@ -144,17 +167,31 @@ class Program(nn.Module):
         with self._values_in_place({}):
             return self._run(x, size)
 
+    @contextlib.contextmanager
+    def hiding(self, missing: Tensor) -> Iterator[None]:
+        """In here, these entries of x [n, …] count as missing whatever stands there, for the n rows that are traced."""
+        self._hidden = missing
+        try:
+            yield
+        finally:
+            self._hidden = None
+
+    @property
+    def completes(self) -> tuple[str, ...]:
+        """The observed sites that a latent site completes: those whose missing entries cannot be left out."""
+        return tuple(self._gaps.slots)
+
     def settings(self) -> contextlib.AbstractContextManager[None]:
         """For Pyro's own inference around the program: parameters local to modules, constants in the dtype of the data."""
         return _settings(self.dtype)
 
-    def _run(self, x: Tensor | None, size: int | None = None, raw: bool = False) -> Any:
+    def _run(self, x: Tensor | None, size: int | None = None, handler: Messenger | None = None) -> Any:
         call: Any = self.module if self.module is not None else self._function
         context: Any = contextlib.nullcontext()
         if self._method:
             call = getattr(self.module, self._method)
             context = getattr(self.module, "_pyro_context", context)
-        with _settings(self.dtype), contextlib.nullcontext() if raw else Unobserved(), context, self._networks():
+        with _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks():
             return call(None, size=size) if x is None else call(x)
 
     @contextlib.contextmanager

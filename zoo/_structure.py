@@ -16,12 +16,15 @@ from torch import Tensor
 
 from zoo._curvature import quadratic
 from zoo._errors import UsageError
+from zoo._missing import Slots
 from zoo._program import Program, blame
-from zoo._trace import DATA_PLATE, family_name, is_local, local_log_prob, sample_nodes
+from zoo._trace import DATA_PLATE, family_name, is_local, local_log_prob, sample_nodes, support_of
 
 Exactness = Literal["enumerable", "linear-gaussian", "conditionally linear-gaussian", "no"]
 
 PROBE_ROWS = 20
+LARGEST_NUMBER = 2**53  # that every reader of JSON takes
+COVERING_ROWS = 2000  # among which rows with holes are looked for
 ENUMERATION_LIMIT = 10_000
 
 
@@ -40,6 +43,7 @@ class Site:
     cardinality: int | None = None  # values of the support, when it can be enumerated
     inner: int = 1  # independent copies of the site in each datum, from plates besides `data`
     inner_dims: tuple[tuple[int, int], ...] = ()  # the batch dimension and size of each of those plates
+    completes: str | None = None  # the observed site whose missing entries this latent stands for, slot by slot
     constraint: Any = field(default=None, repr=False, compare=False)  # the support itself
 
 
@@ -107,6 +111,8 @@ class Structure:
 
 def _site_json(site: Site) -> dict[str, Any]:
     shown = {k: v for k, v in vars(site).items() if k not in ("constraint", "inner_dims")}
+    if (site.cardinality or 0) > LARGEST_NUMBER:
+        shown["cardinality"] = _written(site.cardinality or 0)
     return shown | {"event_shape": list(site.event_shape), "plates": list(site.plates)}
 
 
@@ -118,7 +124,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     Raises `UsageError` when the program breaks the contract: it raises, has no plate named `data`, observes nothing,
     or the data lie outside the support of an observed site.
     """
-    probe = _probe_rows(x)
+    probe = _probe_rows(x, bool(program.completes))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with blame(program.name):
@@ -127,23 +133,65 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         data_dim = _check_contract(program, trace, nodes, len(probe))
         sites = tuple(_site(node) for node in nodes)
         depth = max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.dim is not None), default=1)
-        _check_support(program, x)
+        _check_support(program, x, any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes))
         dependent = _rows_depend(program, probe, nodes, data_dim)
     exact, reason, assignments = _exactness(sites, dependent, limit)
     change = None
     if exact != "no" and any(s.role == "latent" and s.scope == "local" and not s.discrete for s in sites):
-        exact, reason, change = quadratic(program, probe, nodes, data_dim, depth, assignments)
+        exact, reason, change = _quadratic(program, x, probe, nodes, data_dim, depth, assignments)
     values = program.values()
     parameters = tuple(Parameter(n, tuple(v.shape), _plain(program.constraints[n])) for n, v in values.items())
     return Structure(program.name, len(x), sites, parameters, exact, reason, assignments, data_dim, depth, change)
 
 
-def _probe_rows(x: Tensor) -> Tensor:
-    """A few rows spread over the data, of those with the least missing: an unobserved row tells little."""
+def _probe_rows(x: Tensor, completed: bool) -> Tensor:
+    """A few rows spread over the data, of those with the least missing: an unobserved row tells little.
+
+    `completed`: missing entries become latents, and rows with some of them missing tell about those.
+    """
     missing = x.isnan().flatten(1).sum(1)
     count = max(int((missing == missing.min()).sum()), min(len(x), PROBE_ROWS))
     fullest = missing.argsort(stable=True)[:count].sort().values
-    return x[fullest[torch.linspace(0, count - 1, min(count, PROBE_ROWS)).round().long().unique()]]
+    fullest = fullest[_spread(count, PROBE_ROWS)]
+    if not completed:
+        return x[fullest]
+    holed = ((missing > 0) & (missing < x[0].numel())).nonzero()[:, 0]
+    holed = holed[_spread(len(holed), PROBE_ROWS // 4)]
+    return x[torch.cat([holed, fullest[: PROBE_ROWS - len(holed)]])]
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most `most` of the numbers 0 … count − 1, evenly spread."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long().unique()
+
+
+def _quadratic(
+    program: Program, x: Tensor, probe: Tensor, nodes: list[Any], data_dim: int, depth: int, assignments: int
+) -> tuple[Exactness, str, float]:
+    """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
+    verdict = quadratic(program, probe, nodes, data_dim, depth, assignments)
+    if not program.completes:
+        return verdict
+    for rows in _covering(x).split(4):  # as many as are looked at in one go
+        if verdict[0] == "no" or not len(rows):
+            break
+        with program.hiding(rows.isnan()):
+            found = quadratic(program, rows, nodes, data_dim, depth, assignments)
+        verdict = max(verdict, found, key=lambda v: (v[0] == "no", v[2]))
+    return verdict
+
+
+def _covering(x: Tensor) -> Tensor:
+    """A few partly missing rows, chosen so that as many entries as can be are missing in one of them."""
+    missing = x.isnan().flatten(1)
+    partly = (missing.any(1) & ~missing.all(1)).nonzero()[:, 0]
+    partly = partly[_spread(len(partly), COVERING_ROWS)]
+    missing, chosen = missing[partly], list[int]()
+    open_ = missing.any(0)
+    while len(chosen) < PROBE_ROWS and bool(open_.any()):
+        chosen.append(int((missing & open_).sum(1).argmax()))
+        open_ = open_ & ~missing[chosen[-1]]
+    return x[partly[chosen]]
 
 
 def _check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
@@ -178,18 +226,21 @@ def _site(node: Any) -> Site:
         family=family_name(fn),
         event_shape=tuple(fn.event_shape),
         plates=plates,
-        support=_plain(fn.support),
+        support=_plain(support_of(fn)),
         discrete=discrete,
         cardinality=_cardinality(fn) if discrete and not node["is_observed"] else None,
         inner=inner,
         inner_dims=tuple(
             (f.dim, f.size) for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.name != DATA_PLATE
         ),
-        constraint=fn.support,
+        completes=(node["infer"] or {}).get("_completes"),
+        constraint=support_of(fn),
     )
 
 
 def _cardinality(fn: Any) -> int | None:
+    if isinstance(fn, Slots):  # too many, perhaps, to be made
+        return fn.cardinality
     try:
         return len(fn.enumerate_support(expand=False))
     except (NotImplementedError, ValueError):
@@ -217,17 +268,38 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
     count = math.prod((s.cardinality or 1) ** s.inner for s in discrete)
     if count > limit:
         names = ", ".join(f"'{s.name}'" for s in discrete)
-        return "no", f"the discrete latents {names} have {count:,} joint values, more than the limit of {limit:,}", 1
+        many = f"have {_written(count)} joint values, more than the limit of {limit:,}"
+        return "no", f"the discrete latents {names} {many}", 1
     if not local:
         return "enumerable", "it has no local latents: the density itself is exact", 1
     names = " × ".join(f"'{s.name}'" for s in discrete)
     return "enumerable", f"the joint values of {names} can all be visited: {count}", count
 
 
-def _check_support(program: Program, x: Tensor) -> None:
-    """Every observed value must lie in the support of its site; the first that does not is named."""
+def _written(count: int) -> str:
+    """A count in digits, or as a power where it has too many."""
+    if count < 10**15:
+        return f"{count:,}"
+    twos = (count & -count).bit_length() - 1
+    odd = count >> twos
+    tens = math.floor(count.bit_length() * math.log10(2))  # python does not write more than 4300 digits
+    return f"2^{twos}" if odd == 1 else f"{odd} × 2^{twos}" if odd < 10**6 else f"about 10^{tens}"
+
+
+def _innermost(fn: Any) -> type:
+    """The class of a distribution, without what is wrapped around it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn)
+
+
+def _check_support(program: Program, x: Tensor, matrices: bool) -> None:
+    """Every observed value must lie in the support of its site; the first that does not is named.
+
+    `matrices`: the program may make a matrix for each row.
+    """
     width = x[0].numel()
-    size = max(16, min(8192, 2**22 // max(1, width**2)))  # a program may make a matrix for each row
+    size = max(16, min(8192, 2**22 // max(1, width ** (2 if matrices else 1))))
     for start in range(0, len(x), size):
         _check_rows(program, x[start : start + size], start)
 

@@ -28,10 +28,12 @@ def per_datum(node: Any, log_prob: Tensor, data_dim: int, depth: int = 1) -> Ten
     `depth`: how many dimensions the plates of the whole program take, where this site's own are fewer.
     """
     depth = max(depth, -data_dim, _depth(node))
-    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (1,) * depth))
+    if log_prob.dim() < depth:
+        log_prob = log_prob.expand(*(1,) * (depth - log_prob.dim()), *log_prob.shape)
     if node["mask"] is not None:
         log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
-    log_prob = log_prob * node["scale"]
+    if not is_one(node["scale"]):
+        log_prob = log_prob * node["scale"]
     # plate dimensions count from the right; what stands left of the deepest plate is enumeration
     drop = [d for d in range(-depth, 0) if d != data_dim]
     return log_prob.sum(drop) if drop else log_prob
@@ -43,7 +45,12 @@ def _depth(node: Any) -> int:
 
 def is_plain(node: Any) -> bool:
     """Whether a site's log-density counts as it is: the program puts no mask and no scale on it."""
-    return node["mask"] is None and isinstance(node["scale"], float | int) and node["scale"] == 1
+    return node["mask"] is None and is_one(node["scale"])
+
+
+def is_one(scale: Any) -> bool:
+    """Whether a site's scale is the number one."""
+    return isinstance(scale, float | int) and scale == 1
 
 
 def global_log_prob(trace: Any) -> Tensor:
@@ -69,8 +76,14 @@ def sample_nodes(trace: Any) -> list[Any]:
     ]
 
 
+def support_of(fn: Any) -> Any:
+    """The support of a distribution; a mixture's is that of its parts, which torch wraps up."""
+    support = fn.support
+    return support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support
+
+
 def family_name(fn: Any) -> str:
     """The family of a distribution, without what is wrapped around it."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Slots", "Completed"):
         fn = fn.base_dist
     return type(fn).__name__.removeprefix("Marginal")

@@ -17,7 +17,7 @@ and, by option:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -124,11 +124,11 @@ class Model(PyroModule):
         """[n, classes], one-hot; in turn where data are simulated."""
         if not self.classes:
             return self.center.new_zeros(0)
-        label = torch.arange(n) % self.classes if x is None else x[:, -1].long()
+        label = torch.arange(n or 0) % self.classes if x is None else x[:, -1].long()
         return one_hot(label, self.classes).to(self.center.dtype)
 
 
-def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> PyroModule:
+def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> Any:
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
@@ -138,7 +138,8 @@ def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-    return PyroModule[nn.Sequential](*layers)
+    sequence: Any = PyroModule[nn.Sequential]
+    return sequence(*layers)
 
 
 def _check(x: Tensor, likelihood: str, classes: int) -> None:

@@ -1,0 +1,160 @@
+"""The deep latent Gaussian model: its special cases against exact answers, a small one on digits, and bad input."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import structure_of, task_of
+from scipy import special, stats
+
+from inference import infer, run
+from zoo import _datasets
+from zoo._errors import Refusal, UsageError
+
+WINE = _datasets.load("wine", standardize=True).x
+BITS = (np.random.default_rng(0).random((60, 9)) < 0.4).astype(float)
+
+
+# ---- special cases --------------------------------------------------------------------------------------------------
+
+
+def test_a_linear_decoder_is_factor_analysis():
+    """The same density, found to be linear-Gaussian by the structure, so that exact EM runs and agrees."""
+    assert structure_of("deep_latent_gaussian", WINE, decoder="linear", latents=2).exact == "linear-gaussian"
+    deep = run("deep_latent_gaussian", WINE, "em", decoder="linear", latents=2, tol=1e-9)
+    assert deep.verified.value == pytest.approx(-2747.191, abs=0.005)
+    factors = run("factor_analysis", WINE, "em", latents=2, tol=1e-9)
+    assert deep.verified.value == pytest.approx(factors.verified.value, abs=1e-3)
+
+
+def test_em_says_why_not():
+    with pytest.raises(Refusal, match=r"not quadratic in the continuous latents 'z'.*svi"):
+        run("deep_latent_gaussian", WINE, "em")
+
+
+def test_the_density_is_the_formula():
+    """log p(x, z) by NumPy, with one hidden layer."""
+    task = task_of("deep_latent_gaussian", WINE, latents=2, hidden=(7,))
+    theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
+    z = np.random.default_rng(1).normal(size=(178, 2))
+    h = np.tanh(z @ theta["decoder.0.weight"].T + theta["decoder.0.bias"])
+    out = h @ theta["decoder.2.weight"].T + theta["decoder.2.bias"]
+    scale = np.log1p(np.exp(out[:, 13:])) + 0.01  # in units of the columns' own: they are standardised
+    truth = stats.norm(out[:, :13], scale).logpdf(WINE).sum(1)
+    trace = task.program.trace(task.x, latents={"z": torch.as_tensor(z)})
+    np.testing.assert_allclose(trace.nodes["x"]["fn"].log_prob(task.x).detach().numpy(), truth, rtol=1e-10)
+
+
+def test_a_mixture_prior_and_its_evidence_by_quadrature():
+    task = task_of(
+        "deep_latent_gaussian", BITS, likelihood="bernoulli", latents=1, prior="mixture", components=3, hidden=(5,)
+    )
+    theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
+    grid = np.linspace(-9, 9, 4001)
+    prior = special.logsumexp(
+        np.log(theta["weights"]) + stats.norm(theta["locs"][:, 0], theta["scales"][:, 0]).logpdf(grid[:, None]), axis=1
+    )
+    h = np.tanh(grid[:, None] @ theta["decoder.0.weight"].T + theta["decoder.0.bias"])
+    logits = h @ theta["decoder.2.weight"].T + theta["decoder.2.bias"]  # [grid, 9]
+    log_x = BITS @ logits.T - np.logaddexp(0, logits).sum(1)  # [n, grid]
+    truth = special.logsumexp(log_x + prior, axis=1) + math.log(grid[1] - grid[0])
+    fit = run(
+        "deep_latent_gaussian", BITS, "importance", likelihood="bernoulli", latents=1, prior="mixture", components=3,
+        hidden=(5,), proposal="prior", samples=4000, epochs=1, lr=1e-12,
+    )  # fmt: skip
+    assert abs(fit.claimed.value - truth.sum()) < 4 * fit.claimed.se + 1e-6
+
+
+def test_with_labels_the_decoder_is_told():
+    """p(x | z, label): with the labels of others the evidence is another, and a label outside of the classes is refused."""
+    labels = np.random.default_rng(3).integers(3, size=60)
+    x = np.column_stack([BITS, labels])
+    options = {"likelihood": "bernoulli", "latents": 2, "classes": 3, "hidden": (8,)}
+    task = task_of("deep_latent_gaussian", x, **options)
+    assert {s.name: s.event_shape for s in task.structure.sites} == {"z": (2,), "x": (9,)}
+    z = {"z": torch.zeros(60, 2, dtype=torch.float64)}
+    other = task.x.clone()
+    other[:, -1] = (other[:, -1] + 1) % 3
+    logits = [task.program.trace(v, latents=z).nodes["x"]["fn"].base_dist.logits for v in (task.x, other)]
+    assert not torch.allclose(*logits)
+    assert run("deep_latent_gaussian", x, "svi", epochs=2, **options).claimed.kind == "lower bound"
+    with pytest.raises(UsageError, match="labels from 0 to 1"):
+        run("deep_latent_gaussian", x, "svi", **options | {"classes": 2})
+
+
+@pytest.mark.parametrize("options", [{"layers": 2}, {"prior": "mixture"}, {"activation": "relu"}, {"hidden": ()}])
+def test_every_option_runs_bounds_and_simulates(options):
+    fit = run("deep_latent_gaussian", WINE[:40], "svi", epochs=3, latents=2, **{"hidden": (8,), **options})
+    slack = 4 * math.hypot(fit.claimed.se, fit.verified.se)
+    assert fit.claimed.value <= fit.verified.value + slack
+    assert fit.predictive.shape[1:] == (40, 13)
+
+
+# ---- images of digits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mnist5k_in_a_minute(tmp_path):
+    """The importance estimate lies above the ELBO and agrees with annealed importance sampling."""
+    fit = run(
+        "deep_latent_gaussian", "mnist5k", "svi", binarize="dynamic", likelihood="bernoulli", latents=10, hidden=(100,),
+        epochs=40, schedule="cosine", held_out=0.1, out=tmp_path / "run",
+    )  # fmt: skip
+    assert fit.seconds < 120 and fit.options["dtype"] == "float32"
+    assert -130 < fit.claimed.value / fit.n < -100
+    some = {"data": "mnist5k", "rows": 20, "binarize": "fixed"}
+    weighted = infer(tmp_path / "run", "importance", samples=5000, **some)
+    naive = infer(tmp_path / "run", "importance", proposal="prior", samples=1000, **some)
+    annealed = infer(tmp_path / "run", "ais", **some)
+    bound = infer(tmp_path / "run", "svi", epochs=1, lr=1e-9, **some)
+    assert bound.claimed.value < weighted.claimed.value
+    assert abs(annealed.claimed.value - weighted.claimed.value) < 4 * math.hypot(
+        annealed.claimed.se, weighted.claimed.se
+    )
+    assert np.mean(naive.khat > 0.7) > 0.9  # naive Monte Carlo fails, and says so
+    assert naive.claimed.value < weighted.claimed.value
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (
+            BITS / 2,
+            {"likelihood": "bernoulli"},
+            "needs data of 0 and 1; data from 0 to 0.5 came. Binarise them (--binarize",
+        ),
+        (WINE, {"likelihood": "bernoulli"}, "needs data of 0 and 1"),
+        (np.zeros((4, 3, 2)), {}, "needs a table"),
+        (WINE, {"latents": 0}, "latents must be more than zero"),
+        (WINE, {"likelihood": "poisson"}, "likelihood is one of gaussian, bernoulli"),
+        (WINE, {"prior": "mixture", "layers": 2}, "prior=mixture goes with layers=1"),
+    ],
+)
+def test_bad_input(x, options, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        run("deep_latent_gaussian", x, "svi", **options)
+
+
+def test_constant_images_and_a_batch_larger_than_the_data():
+    constant = np.tile(BITS[:1], (20, 1))
+    fit = run("deep_latent_gaussian", constant, "svi", likelihood="bernoulli", latents=2, epochs=3, batch=1000)
+    assert math.isfinite(fit.verified.value)
+    fit = run("deep_latent_gaussian", np.ones((20, 4)), "svi", latents=2, epochs=3)
+    assert math.isfinite(fit.verified.value)
+
+
+def test_missing_pixels_are_left_out():
+    x = np.where(np.random.default_rng(5).random(BITS.shape) < 0.3, np.nan, BITS)
+    x[3] = np.nan
+    fit = run("deep_latent_gaussian", x, "svi", likelihood="bernoulli", latents=2, epochs=20)
+    assert fit.verified.per_datum[3] == pytest.approx(0, abs=0.1)  # nothing was observed: the empty product
+    found = fit.impute(draws=5)
+    assert np.array_equal(found.mean[~np.isnan(x)], x[~np.isnan(x)])
+    assert np.all((found.mean >= 0) & (found.mean <= 1))
