@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference._compiled import WORTH, Compiled
 from inference._task import Task
 from zoo._errors import UsageError
 from zoo._options import positive
@@ -100,6 +101,11 @@ def train(
     )
 
 
+def plan_is_long(plan: Plan, batches: int) -> bool:
+    """Whether there are steps enough for a recording to pay."""
+    return plan.epochs * batches >= WORTH
+
+
 class _Loop:
     """Everything that training goes on from."""
 
@@ -115,6 +121,8 @@ class _Loop:
         self.task, self.modules, self.plan = task, modules, plan
         self.objective, self.evaluate, self.culprit = objective, evaluate, culprit
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        self.compiled = Compiled(objective, self.parameters)
+        self.recorded = False
         self.generator = torch.Generator().manual_seed(task.seed)
         self.kept, self.aside = self._split()
         if self.parameters:
@@ -147,6 +155,8 @@ class _Loop:
             self.order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
             self.total = 0.0
         batches = self.order.split(size)
+        if plan_is_long(self.plan, len(batches)) and self.batch < len(batches):
+            self.record(batches[self.batch], x[batches[self.batch]])
         while self.batch < len(batches):
             rows = batches[self.batch]
             self.total += self._step(rows, x[rows], len(batches)) * len(rows)
@@ -156,12 +166,25 @@ class _Loop:
         self._end_of_epoch()
         self._checkpoint()
 
+    def record(self, rows: Tensor, x: Tensor) -> None:
+        """Record the step, or check that the record still gives what the program does."""
+        stateful = any(
+            isinstance(part, nn.modules.batchnorm._BatchNorm) for m in self.modules.values() for part in m.modules()
+        )
+        if stateful:  # a look at a batch would change it
+            return
+        if not self.recorded and not bool(self.task.x.isnan().any()):
+            self.compiled.record(rows, x)
+        else:
+            self.compiled.check(rows, x)
+        self.recorded = True
+
     def _step(self, rows: Tensor, x: Tensor, batches: int) -> float:
         rate = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
-        gain = self.objective(rows, x)
+        gain = self.compiled(rows, x)
         value = float(gain.detach())
         if not math.isfinite(value):
             self._stop(value, rows, x)

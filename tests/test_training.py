@@ -17,9 +17,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
+from helpers import task_of
 from safetensors.torch import load_file
 
-from inference import _checkpoint, _runner, run
+from inference import _checkpoint, _compiled, _elbo, _runner, _training, run
 from zoo._errors import UsageError
 
 PIXELS = (np.random.default_rng(0).random((200, 36)) < 0.4).astype(float)
@@ -163,6 +164,44 @@ def test_what_cannot_be_gone_on_with(tmp_path, monkeypatch):
 def test_nothing_is_left_beside_a_run(tmp_path):
     run("deep_latent_gaussian", PIXELS, "svi", out=tmp_path / "a", epochs=2, checkpoint=0.0, **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+# ---- a recorded step ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{}, {"particles": 4}, {"guide": "mean_field"}, {"layers": 2}], ids=str)
+def test_a_recorded_step_changes_nothing_but_the_time(tmp_path, monkeypatch, how):
+    folders, used = [], []
+    original = _compiled.Compiled.check
+    monkeypatch.setattr(
+        _compiled.Compiled, "check", lambda c, r, x: (original(c, r, x), used.append(c.graph is not None))
+    )
+    for worth in (1, 10**9):
+        monkeypatch.setattr(_training, "WORTH", worth)
+        folders.append(tmp_path / str(worth))
+        run("deep_latent_gaussian", PIXELS, "svi", out=folders[-1], epochs=3, **SMALL | how)
+    assert used == [True] * 3  # once for each epoch of the first run
+    same(*folders)
+
+
+def test_a_program_with_a_state_of_its_own_is_not_recorded():
+    """Its density changes with every call: a record would hold the first for ever."""
+    calls = 0
+
+    def warming(x=None, size=None):
+        nonlocal calls
+        calls += 1
+        loc = pyro.param("loc", torch.zeros(1))
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Normal(loc, 1.0 + 1.0 / calls).to_event(1), obs=x)
+
+    x = torch.ones(8, 1, dtype=torch.float64)
+    task = task_of(warming, x)
+    compiled = _compiled.Compiled(_elbo.objective(task, None, 1), list(task.program.parameters()))
+    compiled.record(torch.arange(8), x)
+    assert compiled.graph is None
+    first, second = (float(compiled(torch.arange(8), x).detach()) for _ in range(2))
+    assert first != second
 
 
 # ---- the data -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ def _ours(x: Tensor) -> Callable[[int], None]:
         task, {"program": program, "guide": guide}, objective, Plan(1, BATCH, LR, 1e-4), objective, lambda r, x: ""
     )
     batches = torch.randperm(len(x)).split(BATCH)[:-1]
+    with _quick_pyro():
+        loop.record(batches[0], x[batches[0]])
 
     def run(steps: int) -> None:
         with _quick_pyro():

@@ -1,0 +1,73 @@
+"""The objective of a training step as a plain list of tensor operations, without the handlers that found them.
+
+Recorded once with `torch.fx`, and used only where it gives what the program itself gives, to the last bit, values and
+gradients: on the batch it was recorded on, on another, and again at the beginning of every epoch. A program whose steps
+depend on the data, or on a state of its own, so goes the slow way, as does one whose recording fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo._missing import complete_data
+
+WORTH = 3000  # steps from which recording pays
+
+
+class Compiled:
+    """`objective(rows, x)`, recorded for batches of the shape that comes first."""
+
+    def __init__(self, objective: Callable[[Any, Tensor], Tensor], parameters: Sequence[Tensor]) -> None:
+        self.objective, self.parameters = objective, list(parameters)
+        self.graph: Any = None
+        self.shape: torch.Size | None = None
+
+    def __call__(self, rows: Any, x: Tensor) -> Tensor:
+        """The objective: a scalar, differentiable."""
+        if self.graph is not None and x.shape == self.shape:
+            return self.graph(rows, x)
+        return self.objective(rows, x)
+
+    def record(self, rows: Tensor, x: Tensor) -> None:
+        """Record the objective on a batch; keeps nothing unless the record is right."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        state = torch.get_rng_state()
+        self.objective(rows, x)  # what only its first call does is not to be recorded
+        with contextlib.suppress(Exception), warnings.catch_warnings(), complete_data():
+            warnings.simplefilter("ignore")
+            graph = make_fx(self.objective)(rows, x)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
+            self.graph, self.shape = graph, x.shape
+        torch.set_rng_state(state)
+        self.check(rows, x)
+
+    def check(self, rows: Tensor, x: Tensor) -> None:
+        """Compare record and program on a batch, and drop the record if they differ; leaves the random state alone."""
+        if self.graph is None or x.shape != self.shape:
+            return
+        state = torch.get_rng_state()
+        try:
+            found = []
+            for way in (self.objective, self.graph):
+                torch.set_rng_state(state)
+                value = way(rows, x)
+                gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
+                found.append((value, *gradients, torch.get_rng_state()))
+            same = all(_same(a, b) for a, b in zip(*found, strict=True))
+        except Exception:
+            same = False
+        torch.set_rng_state(state)
+        if not same:
+            self.graph = None
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
