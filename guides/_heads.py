@@ -133,7 +133,7 @@ def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> 
 
 def full(site: Site, covariance: Covariance) -> bool:
     """Whether q of the site has a covariance matrix: only a vector of free numbers can."""
-    return covariance == "full" and not site.discrete and len(free_shape(site)) == 1
+    return covariance == "full" and not site.discrete and site.completes is None and len(free_shape(site)) == 1
 
 
 def features(site: Site, value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ that q(z1, z2 | x) = q(z1 | x) q(z2 | x, z1). Global latents get a Gaussian that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +16,12 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from guides._heads import Covariance, Derived, join, key, outputs, refusal, width
-from zoo._missing import holds_nan
+from zoo._missing import holds_nan, slots
 from zoo._structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]
+
+NEUTRAL = (0.0, math.log(math.e - 1))  # a logit, or a mean with what softplus makes 1 of
 
 
 class Guide(Derived):
@@ -60,8 +63,14 @@ class Guide(Derived):
         table: Any = PyroModule[nn.ModuleDict]
         self.encoder: Any = sequence(*layers)
         heads, before = {}, 0
+        self.entries = flat.shape[1]
+        whole = {s.name for s in structure.observed if math.prod(s.event_shape) == self.entries}
+        self.gathered = {s.name for s in self.sites if s.completes in whole}
         for site in self.sites:
-            heads[key(site)] = _head(size, before, outputs(site, covariance))
+            numbers = outputs(site, covariance)
+            if site.name in self.gathered:  # some for every entry of x: a slot stands for another one in every row
+                numbers = numbers // width(site) * self.entries
+            heads[key(site)] = _head(size, before, numbers)
             before += width(site)
         self.heads: Any = table(heads)
         self.ready(x)
@@ -71,20 +80,29 @@ class Guide(Derived):
         """The encoder's shape."""
         return {"sees_mask": self.sees_mask, "scaled": self.scaled}
 
-    def look(self, x: Tensor, rows: Any) -> Tensor:
-        """Features [n, 1, …, hidden] of x [n, …]; a missing entry stands at its column's mean."""
-        flat = x.reshape(len(x), -1) - self.center
+    def look(self, x: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
+        """Features [n, 1, …, hidden] of x [n, …], a missing entry at its column's mean; and x itself, flat."""
+        whole = x.reshape(len(x), -1)
+        flat = whole - self.center
         if self.scaled:
             flat = flat / self.spread
         if self.sees_mask:
             flat = torch.cat([flat.nan_to_num(0.0), (~flat.isnan()).to(flat.dtype)], 1)
         elif holds_nan(flat):
             flat = flat.nan_to_num(0.0)
-        return self.in_plates(self.encoder(flat))
+        return self.in_plates(self.encoder(flat)), whole
 
-    def head(self, site: Site, seen: Tensor, drawn: list[Tensor]) -> Tensor:
+    def head(self, site: Site, seen: tuple[Tensor, Tensor], drawn: list[Tensor]) -> Tensor:
         """[batch…, outputs] from the features and what was drawn before."""
-        return self.heads[key(site)](join([seen, *drawn]))
+        found = self.heads[key(site)](join([seen[0], *drawn]))
+        if site.name not in self.gathered:
+            return found
+        index, real = (self.in_plates(v).unsqueeze(-2) for v in slots(seen[1], width(site)))
+        groups = found.unflatten(-1, (-1, self.entries))  # [batch…, numbers an entry, entries]
+        chosen = groups.gather(-1, index.expand(*groups.shape[:-1], index.shape[-1]))
+        # a slot left over is drawn as its reference draws it: a fair coin, or N(0, 1)
+        neutral = chosen.new_tensor(NEUTRAL[: groups.shape[-2]]).unsqueeze(-1)
+        return torch.where(real, chosen, neutral).flatten(-2)
 
 
 def _spread(flat: Tensor, center: Tensor) -> Tensor:
