@@ -1,18 +1,19 @@
 """The README's table and picture: every method on Old Faithful, and PPCA and factor analysis on wine.
 
 `zoo bench readme` runs them anew, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
-tables between the README's markers. A test says when a table and the numbers differ.
+tables between the README's markers, those of other kept results too. `zoo bench readme_tables` writes them without running
+anything. A test says when a table and the numbers differ.
 """
 
 from __future__ import annotations
 
 import json as json_
-import platform
+import re
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _excerpts, _folder
 from zoo import _show
 
 ROOT = Path(__file__).parent.parent
@@ -50,12 +51,12 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
 def measure(faithful: Any, wine: Any, pictures: Path | None) -> dict[str, Any]:
     """Run the rows; the picture goes to the folder `pictures`."""
     from inference import run
-    from inference._runner import versions
+    from inference._cost import versions
 
     out: dict[str, Any] = {
         "command": "zoo bench readme",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": platform.machine(),
+        "date": _folder.today(),
+        "machine": _folder.machine(),
         "versions": versions(),
         "faithful": [],
         "wine": [],
@@ -109,12 +110,25 @@ def _options(options: dict[str, Any]) -> str:
 
 
 def rewritten(readme: str, results: dict[str, Any]) -> str:
-    """The README with the tables between its markers replaced."""
-    for name, table in tables(results).items():
-        begin, end = f"<!-- table {name}: zoo bench readme -->", f"<!-- end of table {name} -->"
-        before, found, rest = readme.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"the README has no place for the table '{name}': '{begin}' … '{end}'")
-        readme = f"{before}{begin}\n{table}\n{end}{after}"
-    return readme
+    """The README with the tables between its markers replaced: those of `results`, and those of the other kept results.
+
+    Raises `ValueError` for a table that has no place, and for a place that there are no results for.
+    """
+    made = tables(results)
+    if lost := made.keys() - places(readme):
+        raise ValueError(f"the README has no place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
+    for name in places(readme) - made.keys():
+        kept = sorted(RESULTS.glob(_excerpts.SOURCES.get(name, f"{name}.json")))
+        if name not in _excerpts.TABLES or not kept:
+            raise ValueError(f"the README has a place for a table '{name}', and there are no results to make it of.")
+        documents = [json_.loads(path.read_text(encoding="utf-8")) for path in kept]
+        made[name] = _excerpts.TABLES[name](*documents)
+    return PLACE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", readme)
+
+
+PLACE = re.compile(r"^(<!-- table (\w+): zoo bench \w+ -->)\n.*?^(<!-- end of table \2 -->)$", re.M | re.S)
+
+
+def places(readme: str) -> set[str]:
+    """The names of the tables that the README has a place for."""
+    return {found[2] for found in PLACE.finditer(readme)}

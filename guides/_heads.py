@@ -15,6 +15,7 @@ from torch.distributions import biject_to
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
+from zoo._missing import Slots
 from zoo._program import localize
 from zoo._structure import Site, Structure
 
@@ -113,7 +114,7 @@ def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> 
     """q(site) with the batch shape of `head`, [n] or [n, 1, …]."""
     if site.discrete and binary(site):
         q = dist.Bernoulli(logits=head.reshape(*head.shape[:-1], *site.event_shape))
-        return q.to_event(len(site.event_shape))
+        return q.to_event(len(site.event_shape)) if site.completes is None else Slots(q, 1)
     if site.discrete:
         return dist.Categorical(logits=head)
     shape = free_shape(site)

@@ -28,7 +28,8 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
     - `auto`: `kmeans` where the program has discrete local latents that can be enumerated and there are data enough.
     """
     globals = task.global_start()
-    mixture = task.structure.exact != "no" and task.structure.assignments > 1
+    completes = any(s.completes for s in task.structure.discrete_locals)  # missing entries are no clusters
+    mixture = task.structure.exact != "no" and task.structure.assignments > 1 and not completes
     if start == "random" and not mixture:
         _jitter(task, seed)
     if start == "program" or not mixture or (start == "auto" and task.structure.assignments > len(task.x)):

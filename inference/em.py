@@ -206,7 +206,8 @@ def _component(task: Task, assignment: int) -> str:
 
 def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     out = []
-    if climb.counts is not None and task.structure.assignments > 1:
+    components = not any(s.completes for s in task.structure.discrete_locals)
+    if climb.counts is not None and task.structure.assignments > 1 and components:
         for a in (climb.counts < 1).nonzero()[:, 0].tolist():
             name = _component(task, a)
             out.append(f"{name} is empty: it holds {float(climb.counts[a]):.2g} of {len(task.x)} data.")

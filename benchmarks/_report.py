@@ -1,0 +1,179 @@
+"""A page of a suite's results: one HTML file that needs nothing besides itself."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _charts, _folder, _groups, _sections
+from benchmarks._bench import RESULTS
+from benchmarks._tables import Column, Table, seconds, words
+from zoo._errors import UsageError
+
+TEMPLATES = Path(__file__).parent / "templates"
+COLOURS = 96  # of a picture's palette: a page of pictures stays small
+PICTURES = 60  # on a page; the rest is named
+
+
+def write(folder: Path | None = None, out: Path | None = None) -> Path:
+    """Write the page of the results in `folder` (a suite's folder, or its `--json` kept in a file); returns its path.
+
+    Raises `UsageError` when there are no results, or the page cannot be written.
+    """
+    source = folder or latest()
+    document = read(source)
+    page = out or (source / "report.html" if source.is_dir() else Path(source.name).with_suffix(".html"))
+    text = html(document, source if source.is_dir() else None)
+    temporary = page.with_name(f".{page.name}.{os.getpid()}")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(page)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UsageError(f"cannot write '{page}': {error.strerror or error}.") from error
+    return page
+
+
+def latest() -> Path:
+    """The suite in `results/` that was run last."""
+    found = sorted(RESULTS.glob("*/suite.json"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UsageError(f"there are no results in '{RESULTS}'; `zoo bench SUITE` makes some, or name a folder.")
+    return found[-1].parent
+
+
+def read(source: Path) -> dict[str, Any]:
+    """The collected document of a results folder, or of a file that `zoo bench SUITE --json` was kept in."""
+    if not source.is_file():
+        inside = [str(p.parent) for p in sorted(source.glob("*/suite.json"))]
+        if inside and not (source / "suite.json").is_file():
+            raise UsageError(f"'{source}' holds several suites; name one: {', '.join(inside)}.")
+        return _folder.Results(source).collected()
+    try:
+        document = json.loads(source.read_text(encoding="utf-8"))
+        if document["format"] > _folder.FORMAT:
+            raise UsageError(f"'{source}' was written by a newer version; this one reads format {_folder.FORMAT}.")
+        assert isinstance(document["cells"], list)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"'{source}' is not what `zoo bench SUITE --json` prints.") from error
+    return document
+
+
+def html(document: dict[str, Any], folder: Path | None) -> str:
+    """The page. Pictures come from `folder`, where there is one."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    series = _series(document["cells"])
+    groups = _groups.groups(document["cells"], series)
+    album = _Album(folder)
+    return environment.get_template("report.html").render(
+        d=document,
+        groups=[(g, g.tables(), g.charts(), album.of(g)) for g in groups],
+        overviews=_groups.overviews(groups),
+        sections=_sections.sections(document["cells"], _Series),
+        every=_every(document["cells"]),
+        swatch=_charts.swatch,
+        left_out=album.left_out,
+        paragraphs=document["about"].split("\n\n"),
+        old=_versions_differ(document),
+    )
+
+
+class _Series:
+    """Colours and shapes: one for each name, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+
+    def __call__(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+
+def _series(cells: list[dict[str, Any]]) -> _Series:
+    """Methods without options first, so that they look the same on every page."""
+    out = _Series()
+    for name in sorted({c["cell"]["method"] for c in cells if c["cell"]["kind"] in ("fit", "infer")}):
+        if any(c["cell"].get("method") == name and not c["cell"]["method_options"] for c in cells):
+            out(name)
+    return out
+
+
+class _Album:
+    """Pictures as data, each once, as few colours as they need."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.shown, self.left_out = folder, 0, 0
+
+    def of(self, group: _groups.Group) -> list[dict[str, Any]]:
+        """For each run with pictures: its row, and the pictures as (name, data URI, width, height)."""
+        out = []
+        for row, cell in group.pictures():
+            pictures = []
+            for name in cell["result"]["pictures"]:
+                path = None if self.folder is None else self.folder / "pictures" / cell["id"] / name
+                if path is None or not path.is_file():
+                    continue
+                if self.shown >= PICTURES:
+                    self.left_out += 1
+                    continue
+                self.shown += 1
+                pictures.append((Path(name).stem, *_data(path)))
+            if pictures:
+                out.append({"row": row, "seed": cell["cell"]["seed"], "pictures": pictures})
+        return out
+
+
+def _data(path: Path) -> tuple[str, int, int]:
+    """A data URI, and the picture's width and height."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        stream = io.BytesIO()
+        small.save(stream, "PNG", optimize=True)
+        content = stream.getvalue() if stream.tell() < path.stat().st_size else path.read_bytes()
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}", *image.size
+
+
+def _every(cells: list[dict[str, Any]]) -> Table:
+    """All cells, with what was said and how to do each again."""
+    from benchmarks._cells import title
+
+    columns = [Column("cell", numeric=False), Column("what", numeric=False), Column("outcome", numeric=False)]
+    columns += [Column("seconds", help="All of it, with checks and pictures."), Column("again", numeric=False)]
+    columns += [Column("warnings and versions", numeric=False)]
+    table = Table(columns)
+    for cell in cells:
+        said = [] if not cell.get("result") else cell["result"].get("warnings", [])
+        said = [*said, *([cell["reason"]] if cell["reason"] else [])]
+        said += [f"{k} {v}" for k, v in cell.get("versions", {}).items()]
+        table.add(
+            words(cell["id"][:8], code=True),
+            words(title(cell["cell"])),
+            words(cell["status"], f"status {cell['status']}"),
+            seconds(cell.get("wall_seconds")),
+            words(cell["command"], code=True),
+            words(" ".join(said)),
+        )
+    return table.trimmed()
+
+
+def _versions_differ(document: dict[str, Any]) -> int:
+    """How many cells were done with other versions than the rest."""
+    return sum("versions" in c for c in document["cells"])

@@ -1,0 +1,78 @@
+"""Factor analysis and PCA, against scikit-learn's FactorAnalysis and PCA: time over time at equal likelihood.
+
+Both sides take the same data and run until they converge, in turn in one process, each with the threads that it takes by
+itself. Ours is `em` on the programs `zoo/factor_analysis.py` and `zoo/ppca.py`, which finds by itself that they are linear
+and Gaussian. scikit-learn's are written for these models: an SVD an iteration, and one SVD. Ours is timed as a user gets it,
+with its start and its draws; not timed is the verification. Log-likelihoods are each side's own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from benchmarks.peers._turns import OURS, Side, show, turns
+from inference._cost import versions
+from zoo._options import Count
+
+QUICK = 1_000
+SEED = 0
+NAMES = {"factor_analysis": "FactorAnalysis", "ppca": "PCA"}
+
+
+def main(json: bool = False, rounds: int = 5, quick: bool = False) -> dict[str, Any]:
+    """Time both sides in turn on factor analysis, `rounds` times; print a table, or with `json` the document."""
+    return show(measure(rounds=rounds, quick=quick), json)
+
+
+def measure(
+    *,
+    model: Literal["factor_analysis", "ppca"] = "factor_analysis",
+    n: Count = 20_000,
+    d: Count = 50,
+    l: Count = 5,  # noqa: E741 - the number of latents, as everywhere here
+    rounds: Count = 5,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """The document: times, their ratios, log-likelihoods."""
+    from inference import _runner
+
+    x = _data(QUICK if quick else n, d, l)
+    prepared = _runner.prepare(model, x, {"latents": l}, [])
+
+    def ours() -> tuple[float, float]:
+        fit = _runner.run_prepared(prepared, "em", {"tol": 1e-9, "max_iter": 2000})
+        return fit.seconds, fit.claimed.value
+
+    sides: dict[str, Side] = {OURS: ours, "scikit-learn": lambda: _sklearn(model, x, l)}
+    out = turns(sides, rounds)
+    sizes = {"n": len(x), "d": d, "l": l}
+    return {
+        "benchmark": "peers/linear",
+        "what": f"{model}, float64, until converged: " + ", ".join(f"{a}={v:,}" for a, v in sizes.items()),
+        "short": model,
+        **out,
+        "skipped": [],
+        **sizes,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def _data(n: int, d: int, latents: int) -> np.ndarray:
+    """Draws from a factor analyser [n, d]."""
+    rng = np.random.default_rng(SEED)
+    loadings, noise = rng.normal(size=(latents, d)), rng.uniform(0.3, 1.5, size=d)
+    return rng.normal(size=(n, latents)) @ loadings + noise * rng.normal(size=(n, d)) + rng.normal(size=d)
+
+
+def _sklearn(model: str, x: np.ndarray, latents: int) -> tuple[float, float]:
+    from sklearn.decomposition import PCA, FactorAnalysis
+
+    made: Any = PCA(latents) if model == "ppca" else FactorAnalysis(latents, tol=1e-9 * len(x), max_iter=5000)
+    began = time.perf_counter()
+    made.fit(x)
+    return time.perf_counter() - began, float(made.score_samples(x).sum())
