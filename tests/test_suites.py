@@ -72,7 +72,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any] | None = Non
     def default(cell: Any, results: Any, place: Path) -> dict[str, Any]:
         with log.open("a") as file:
             file.write(cell.id + "\n")
-        time.sleep(0.004)
+        time.sleep(0.015)
         for part in ("pictures", *(["run"] if cell.keeps else [])):
             (place / part).mkdir()
             (place / part / "a").write_bytes(b"a" * 5000)
@@ -431,7 +431,7 @@ def test_kill_9_ten_times_over(monkeypatch):
         time.sleep(luck.uniform(0.0, 0.25))
         if process.is_alive():
             kills += 1
-        os.kill(process.pid or 0, signal.SIGKILL)
+        process.kill()
         process.join()
         after = whole(out) if out.exists() else {}
         assert {id: after[id] for id in before} == before
