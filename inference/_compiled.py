@@ -43,8 +43,7 @@ class Compiled:
         with contextlib.suppress(Exception), warnings.catch_warnings(), complete_data():
             warnings.simplefilter("ignore")
             graph = make_fx(self.objective)(rows, x)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
+            _tidy(graph)
             self.graph, self.shape = graph, x.shape
         torch.set_rng_state(state)
         self.check(rows, x)
@@ -67,6 +66,21 @@ class Compiled:
         torch.set_rng_state(state)
         if not same:
             self.graph = None
+
+
+def _tidy(graph: Any) -> None:
+    """Drop views that show the same shape and what nobody reads."""
+    views = [getattr(torch.ops.aten, name).default for name in ("view", "expand", "alias")]
+
+    def shape(node: Any) -> Any:
+        found = node.meta.get("val", node.meta.get("tensor_meta"))
+        return None if found is None else tuple(found.shape)
+
+    for node in list(graph.graph.nodes):
+        if node.target in views and shape(node) is not None and shape(node) == shape(node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
