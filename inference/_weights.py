@@ -15,7 +15,7 @@ from zoo._program import Program
 from zoo._structure import Structure
 from zoo._trace import DRAWS_PLATE, local_log_prob, per_datum
 
-NUMBERS = 2**23  # numbers in the largest temporary
+NUMBERS = 2**22  # numbers in the largest temporary; more is slower, for it leaves the cache
 EFFORT = 1_000_000_000  # numbers in all, some twenty seconds of them
 
 
