@@ -42,7 +42,6 @@ class Task:
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
     checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
-    device: str = "cpu"  # where training is done
 
     def at_epoch(self, epoch: int) -> Tensor:
         """The data as training sees them at an epoch: the same, or binarised anew (Salakhutdinov & Murray 2008)."""
