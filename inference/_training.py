@@ -24,6 +24,7 @@ from zoo._options import positive
 Schedule = Literal["plateau", "cosine", "constant"]
 Objective = Callable[[Any, Tensor], Tensor]
 
+WIDE = 100  # columns from which the usual settings are those for images
 WARM_UP = 0.02  # of all steps, of the cosine schedule
 LAST_RATE = 0.005  # of the first rate, at the end of the cosine schedule
 SMALLEST_RATE = 1 / 64  # of the first rate: where a plateau counts as the end
@@ -58,6 +59,20 @@ class Plan:
     patience: int = 10
     clip: float = 1000.0
     held_out: float = 0.0
+
+
+def usual(
+    task: Task, batch: int | None, lr: float | None, hidden: tuple[int, ...] | None
+) -> tuple[int, float, tuple[int, ...]]:
+    """Batch, rate and encoder widths, where none are given: 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002
+    and (200, 200). A program with networks of its own is learned at 0.002. A batch larger than the data means all of them."""
+    wide = task.x[0].numel() >= WIDE
+    rate = 0.002 if wide or task.program.has_networks else 0.02
+    return (
+        min(batch or (128 if wide else 64), len(task.x)),
+        lr or rate,
+        hidden or ((200, 200) if wide else (64, 64)),
+    )
 
 
 def train(

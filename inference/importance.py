@@ -21,13 +21,12 @@ from inference import _elbo, _local_density, _mode_guide, _newton, _weights
 from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
-from inference._training import History, Plan, train
+from inference._training import History, Plan, train, usual
 from zoo._errors import Refusal
 from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
 from zoo._structure import Structure
 
-WIDE = 100  # columns from which the defaults are those for images
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 
@@ -71,9 +70,7 @@ def fit(
     _weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)
-    wide = task.x[0].numel() >= WIDE
-    lr = lr or (0.002 if wide or task.program.has_networks else 0.02)
-    hidden = hidden or ((200, 200) if wide else (64, 64))
+    batch, lr, hidden = usual(task, batch, lr, hidden)
     ready = proposal != "guide" or task.guide is not None
     q = task.guide if proposal == "guide" else None
     if not ready:
@@ -83,7 +80,7 @@ def fit(
     )
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
-    plan = Plan(max(1, epochs), min(batch or (128 if wide else 64), len(task.x)), lr, tol)
+    plan = Plan(max(1, epochs), batch, lr, tol)
     history = NO_HISTORY
     if epochs:
         with task.progress("importance", epochs) as step, pyro.validation_enabled(False):

@@ -22,7 +22,7 @@ from inference._coordinates import Coordinates, bijection
 from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._start import Start, begin
 from inference._task import Task
-from inference._training import History, Plan, Schedule, train
+from inference._training import History, Plan, Schedule, train, usual
 from zoo._errors import Refusal
 from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
@@ -30,7 +30,6 @@ from zoo._structure import Structure
 from zoo._trace import local_log_prob
 
 BOUND_DRAWS = 200
-WIDE = 100  # columns from which the defaults are those for images
 
 
 def refusal(structure: Structure) -> str | None:
@@ -69,10 +68,7 @@ def fit(
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
     - `clip`: the largest norm of a step's gradient (nats a datum).
     """
-    wide = task.x[0].numel() >= WIDE
-    lr = lr or (0.002 if wide or task.program.has_networks else 0.02)
-    batch = min(batch or (128 if wide else 64), len(task.x))
-    hidden = hidden or ((200, 200) if wide else (64, 64))
+    batch, lr, hidden = usual(task, batch, lr, hidden)
     latents = bool(task.structure.local_latents or task.structure.global_latents)
     if particles > 1 and task.structure.global_latents:
         raise Refusal(

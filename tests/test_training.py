@@ -223,7 +223,7 @@ def test_every_epoch_draws_its_own_binarisation():
 
 
 def test_rows_held_out_are_not_learned_from():
-    """θ is the mean of the rows that were kept, to the last digits that Adam gives."""
+    """θ goes to the mean of the rows that were kept, and stays where it was best on the others."""
     x = np.random.default_rng(4).normal(size=(50, 1))
 
     def mean(x=None, size=None):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from json import dumps
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
@@ -63,22 +64,16 @@ def _ours(x: Tensor) -> Callable[[int], None]:
         task, {"program": program, "guide": guide}, objective, Plan(1, BATCH, LR, 1e-4), objective, lambda r, x: ""
     )
     batches = torch.randperm(len(x)).split(BATCH)[:-1]
-    with _quick_pyro():
+    with pyro.validation_enabled(False):
         loop.record(batches[0], x[batches[0]])
 
     def run(steps: int) -> None:
-        with _quick_pyro():
+        with pyro.validation_enabled(False):
             for i in range(steps):
                 rows = batches[i % len(batches)]
                 loop._step(rows, x[rows], len(batches))
 
     return run
-
-
-def _quick_pyro() -> Any:
-    import pyro
-
-    return pyro.validation_enabled(False)
 
 
 def _by_hand(x: Tensor) -> Callable[[int], None]:
