@@ -24,7 +24,7 @@ from guides import at
 from inference import _weights
 from inference._task import Task
 from zoo._structure import Structure
-from zoo._trace import DATA_PLATE, is_local, local_log_prob, per_datum, sample_nodes
+from zoo._trace import DATA_PLATE, is_local, local_log_prob, log_prob, per_datum, sample_nodes
 
 SCORE_DRAWS = 8  # of a discrete q, where none are asked for: each is the others' baseline
 
@@ -139,9 +139,7 @@ class Bound:
         return self.structure.max_plate_nesting
 
     def _log_prob(self, node: Any, n: int) -> Tensor:
-        return self._shaped(
-            per_datum(node, node["fn"].log_prob(node["value"]), self.structure.data_dim, self._depth), n
-        )
+        return self._shaped(per_datum(node, log_prob(node), self.structure.data_dim, self._depth), n)
 
     def _shaped(self, value: Tensor, n: int) -> Tensor:
         if self.K == 1 and value.shape == (n,):  # the usual case, at every step

@@ -97,24 +97,27 @@ def test_every_option_runs_bounds_and_simulates(options):
 # ---- images of digits -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_mnist5k_in_a_minute(tmp_path):
+SMALL = {"epochs": 10, "hidden": (50,), "rows": 10, "temperatures": 200, "chains": 8}
+LARGE = {"epochs": 40, "hidden": (100,), "rows": 20, "temperatures": 1000, "chains": 16}
+
+
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"])
+def test_mnist5k_in_a_minute(size, tmp_path):
     """The importance estimate lies above the ELBO and agrees with annealed importance sampling."""
     fit = run(
-        "deep_latent_gaussian", "mnist5k", "svi", binarize="dynamic", likelihood="bernoulli", latents=10, hidden=(100,),
-        epochs=40, schedule="cosine", held_out=0.1, out=tmp_path / "run",
+        "deep_latent_gaussian", "mnist5k", "svi", binarize="dynamic", likelihood="bernoulli", latents=10,
+        hidden=size["hidden"], epochs=size["epochs"], schedule="cosine", held_out=0.1, out=tmp_path / "run",
     )  # fmt: skip
     assert fit.seconds < 120 and fit.options["dtype"] == "float32"
-    assert -130 < fit.claimed.value / fit.n < -100
-    some = {"data": "mnist5k", "rows": 20, "binarize": "fixed"}
+    assert -160 < fit.claimed.value / fit.n < -100
+    some = {"data": "mnist5k", "rows": size["rows"], "binarize": "fixed"}
     weighted = infer(tmp_path / "run", "importance", samples=5000, **some)
     naive = infer(tmp_path / "run", "importance", proposal="prior", samples=1000, **some)
-    annealed = infer(tmp_path / "run", "ais", **some)
+    annealed = infer(tmp_path / "run", "ais", temperatures=size["temperatures"], chains=size["chains"], **some)
     bound = infer(tmp_path / "run", "svi", epochs=1, lr=1e-9, **some)
-    assert bound.claimed.value < weighted.claimed.value
-    assert abs(annealed.claimed.value - weighted.claimed.value) < 4 * math.hypot(
-        annealed.claimed.se, weighted.claimed.se
-    )
+    assert bound.claimed.value + 4 * bound.claimed.se < weighted.claimed.value
+    error = math.hypot(annealed.claimed.se, weighted.claimed.se)
+    assert abs(annealed.claimed.value - weighted.claimed.value) < 4 * error
     assert np.mean(naive.khat > 0.7) > 0.9  # naive Monte Carlo fails, and says so
     assert naive.claimed.value < weighted.claimed.value
 

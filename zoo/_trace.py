@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 DATA_PLATE = "data"
 DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
@@ -18,7 +20,7 @@ def local_log_prob(trace: Any, data_dim: int, rows: int) -> Tensor:
     local = [node for node in sample_nodes(trace) if is_local(node)]
     depth = max((_depth(node) for node in local), default=1)
     for node in local:
-        total = total + per_datum(node, node["fn"].log_prob(node["value"]), data_dim, depth)
+        total = total + per_datum(node, log_prob(node), data_dim, depth)
     return total.expand(torch.broadcast_shapes(total.shape, (rows,)))
 
 
@@ -37,6 +39,17 @@ def per_datum(node: Any, log_prob: Tensor, data_dim: int, depth: int = 1) -> Ten
     # plate dimensions count from the right; what stands left of the deepest plate is enumeration
     drop = [d for d in range(-depth, 0) if d != data_dim]
     return log_prob.sum(drop) if drop else log_prob
+
+
+def log_prob(node: Any) -> Tensor:
+    """A site's log-density at its value, nats: what its distribution says, with fewer passes over memory for a vector of
+    Bernoullis by logits l, where it is x·l − Σ log(1 + exp l)."""
+    fn, value = node["fn"], node["value"]
+    if isinstance(fn, dist.Independent) and fn.reinterpreted_batch_ndims == 1:
+        base = fn.base_dist
+        if type(base) is dist.Bernoulli and "logits" in base.__dict__ and base.logits.shape[-1:] == value.shape[-1:]:
+            return torch.linalg.vecdot(base.logits, value.to(base.logits)) - softplus(base.logits).sum(-1)
+    return fn.log_prob(value)
 
 
 def _depth(node: Any) -> int:
