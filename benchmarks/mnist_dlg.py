@@ -94,6 +94,7 @@ def _document(trained: dict[str, Any], test: Any, samples: int) -> dict[str, Any
         "training_seconds": round(trained["seconds"], 1),
         "evaluation_seconds": round(test.seconds, 1),
         "threads": torch.get_num_threads(),
+        "device": trained["options"].get("device", "cpu"),
         "seed": SEED,
         "date": date.today().isoformat(),
         "command": "zoo bench mnist_dlg",

@@ -15,6 +15,7 @@ from zoo._errors import UsageError, unknown
 from zoo._structure import ENUMERATION_LIMIT, Structure, describe
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+DEVICES = ("auto", "cpu", "cuda")
 LARGE_NUMBERS = 1_000_000  # of data, from which a program that is not exact runs in float32 unless told otherwise
 
 
@@ -71,6 +72,16 @@ def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(intensities.shape, generator=generator) < intensities
     return torch.where(intensities.isnan(), intensities, drawn.to(intensities.dtype))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name: `auto` is a GPU where there is one. Raises `UsageError` where there is none of it."""
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise UsageError("device=cuda: torch finds no GPU here; take device=cpu, or auto for whatever there is.")
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
 def _split(

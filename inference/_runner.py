@@ -20,7 +20,7 @@ from inference._cost import measured, versions
 from inference._exact import one_thread
 from inference._fit import Fit
 from inference._impute import Imputation, impute
-from inference._prepare import Prepared, method_module, prepare, serving
+from inference._prepare import Prepared, device_of, method_module, prepare, serving
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
@@ -30,6 +30,7 @@ from zoo._latents import for_program
 from zoo._structure import ENUMERATION_LIMIT, Structure
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
+CPU = torch.device("cpu")
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 SMALL_NUMBERS = 1_000_000  # data × assignments
 
@@ -47,6 +48,7 @@ def run(
     missing: str | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
+    device: str = "auto",
     resume: str | os.PathLike[str] | None = None,
     checkpoint: float = _checkpoint.INTERVAL,
     quiet: bool = True,
@@ -58,6 +60,7 @@ def run(
     - `options`: the model's and the method's, as after `--set`; `rows`, `standardize`, `binarize`, `missing` prepare data.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact.
+    - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
     - `resume`: the folder of a run that was stopped: it goes on from its checkpoint, and ends with the same numbers as if it
@@ -72,6 +75,7 @@ def run(
         "seed": seed,
         "limit": limit,
         "dtype": dtype,
+        "device": device,
         "preparation": {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing},
         "options": options,
     }
@@ -83,6 +87,7 @@ def run(
         raise UsageError("a run needs a model and data.")
     method = request["method"] or "em"
     folder = None if out is None else _store.check_out(out)
+    where = device_of(request["device"])
     prepared = prepare(
         request["model"],
         request["data"],
@@ -97,7 +102,14 @@ def run(
     if folder is not None:
         kept = _checkpoint.Checkpoints(folder, request | {"method": method}, prepared.x, checkpoint, resume is not None)
     fit = run_prepared(
-        prepared, method, request["options"], seed=request["seed"], folder=folder, quiet=quiet, checkpoints=kept
+        prepared,
+        method,
+        request["options"],
+        seed=request["seed"],
+        folder=folder,
+        quiet=quiet,
+        checkpoints=kept,
+        device=where,
     )
     if kept is not None:
         kept.discard()
@@ -117,6 +129,7 @@ def compare(
     missing: str | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
+    device: str = "auto",
     quiet: bool = True,
     **options: Any,
 ) -> list[Fit | Refused]:
@@ -126,12 +139,13 @@ def compare(
     """
     folder = None if out is None else _store.check_out(out)
     preparation = {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
+    where = device_of(device)
     prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, dtype=dtype, **preparation)
     results: list[Fit | Refused] = []
     for method in methods:
         place = None if folder is None else folder / method
         try:
-            results.append(run_prepared(prepared, method, options, seed=seed, folder=place, quiet=quiet))
+            results.append(run_prepared(prepared, method, options, seed=seed, folder=place, quiet=quiet, device=where))
         except Refusal as refusal:
             results.append(Refused(prepared.name, prepared.data.name, method, seed, len(prepared.x), str(refusal)))
     return results
@@ -166,6 +180,7 @@ def infer(
     rows: int | None = None,
     binarize: str | float | None = None,
     missing: str | None = None,
+    device: str = "auto",
     quiet: bool = True,
     **options: Any,
 ) -> Fit:
@@ -180,8 +195,11 @@ def infer(
     if data is None and any(v is not None for v in preparation.values()):
         raise UsageError("the run's own data are prepared already; rows, binarize and missing go with other data.")
     other = None if data is None else other_data(stored, data, seed, preparation)
+    where = device_of(device)
     prepared = reopen(stored, [method], options, other)
-    return run_prepared(prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored)
+    return run_prepared(
+        prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored, device=where
+    )
 
 
 def run_prepared(
@@ -194,6 +212,7 @@ def run_prepared(
     quiet: bool = True,
     stored: _store.Run | None = None,
     checkpoints: _checkpoint.Checkpoints | None = None,
+    device: torch.device = CPU,
 ) -> Fit:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept."""
     module = method_module(method)
@@ -208,7 +227,7 @@ def run_prepared(
             prepared.program(seed), prepared.structure, prepared.x, seed=seed, quiet=quiet, limit=prepared.limit
         )
         task.draws = max(1, min(200, DRAW_NUMBERS // (len(prepared.x) * _widest(prepared.structure))))
-        task.intensities, task.checkpoints = prepared.intensities, checkpoints
+        task.intensities, task.checkpoints, task.device = prepared.intensities, checkpoints, device
         if stored is not None:
             restore(task, stored)
         fit = module.fit(task, **chosen)
@@ -219,7 +238,7 @@ def run_prepared(
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
     fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed
     fit.options = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
-    fit.options["dtype"] = str(prepared.x.dtype).removeprefix("torch.")
+    fit.options["dtype"], fit.options["device"] = str(prepared.x.dtype).removeprefix("torch."), device.type
     fit.x, fit.columns, fit.labels = prepared.x.numpy(), prepared.data.columns, prepared.data.labels
     fit.image_shape, fit.center, fit.scale = prepared.data.image_shape, prepared.data.center, prepared.data.scale
     fit.task = task

@@ -42,14 +42,15 @@ class Task:
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
     checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where training runs; all else is on the CPU
 
     def at_epoch(self, epoch: int) -> Tensor:
         """The data as training sees them at an epoch: the same, or binarised anew (Salakhutdinov & Murray 2008)."""
         if self.intensities is None:
             return self.x
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + epoch)
         x, places, chances = self._between
-        x.view(-1)[places] = (torch.rand(len(places), generator=generator) < chances).to(x.dtype)
+        x.view(-1)[places] = (torch.rand(len(places), generator=generator, device="cpu") < chances).to(x.dtype)
         return x
 
     @cached_property

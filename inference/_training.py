@@ -6,9 +6,10 @@ saved holds the parameters, the optimiser, the schedule, the random state and th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -102,15 +103,16 @@ def train(
         positive(name, getattr(plan, name))
     if plan.batch > len(task.x):
         raise UsageError(f"batch={plan.batch} is more than the {len(task.x)} rows of the data.")
-    loop = _Loop(task, modules, objective, plan, evaluate or objective, culprit)
-    if not loop.parameters:
-        return History(np.zeros(0), np.zeros(0), True)
-    loop.resume()
-    step(loop.epoch)
-    while loop.epoch < plan.epochs and not loop.done:
-        loop.run_epoch()
-        step(note=f"{loop.seen[-1]:.4f} nats a datum")
-    loop.keep_best()
+    with _on(task.device, modules):
+        loop = _Loop(task, modules, objective, plan, evaluate or objective, culprit)
+        if not loop.parameters:
+            return History(np.zeros(0), np.zeros(0), True)
+        loop.resume()
+        step(loop.epoch)
+        while loop.epoch < plan.epochs and not loop.done:
+            loop.run_epoch()
+            step(note=f"{loop.seen[-1]:.4f} nats a datum")
+        loop.keep_best()
     return History(
         np.asarray(loop.seen), np.asarray(loop.rates), loop.done or plan.schedule != "plateau", np.asarray(loop.watched)
     )
@@ -119,6 +121,22 @@ def train(
 def plan_is_long(plan: Plan, batches: int) -> bool:
     """Whether there are steps enough for a recording to pay."""
     return plan.epochs * batches >= WORTH
+
+
+@contextlib.contextmanager
+def _on(device: torch.device, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """In here the modules are on the device, and what is made without saying where is made there."""
+    if device.type == "cpu":  # what says so costs time at every operation
+        yield
+        return
+    try:
+        with device:
+            for module in modules.values():
+                module.to(device)
+            yield
+    finally:
+        for module in modules.values():
+            module.to("cpu")
 
 
 class _Loop:
@@ -138,12 +156,12 @@ class _Loop:
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.compiled = Compiled(objective, self.parameters)
         self.recorded = False
-        self.generator = torch.Generator().manual_seed(task.seed)
+        self.generator = torch.Generator("cpu").manual_seed(task.seed)
         self.kept, self.aside = self._split()
         if self.parameters:
             self.optimiser = torch.optim.Adam(self.parameters, lr=plan.lr, fused=True)
         self.epoch, self.batch = 0, 0  # the next to do
-        self.order = torch.zeros(0, dtype=torch.long)
+        self.order = torch.zeros(0, dtype=torch.long, device="cpu")
         self.total, self.done = 0.0, False
         self.seen: list[float] = []
         self.rates: list[float] = []
@@ -155,19 +173,19 @@ class _Loop:
         N = len(self.task.x)
         count = round(self.plan.held_out * N)
         if not count:
-            return torch.arange(N), torch.arange(0)
+            return torch.arange(N, device="cpu"), torch.arange(0, device="cpu")
         if N - count < 1:
             raise UsageError(f"held_out={self.plan.held_out:g} leaves no row of {N} to learn from.")
-        order = torch.randperm(N, generator=torch.Generator().manual_seed(self.task.seed + 1))
+        order = torch.randperm(N, generator=torch.Generator("cpu").manual_seed(self.task.seed + 1), device="cpu")
         return order[count:].sort().values, order[:count].sort().values
 
     # ------------------------------------------------------------------------------------------------------ steps
 
     def run_epoch(self) -> None:
-        x = self.task.at_epoch(self.epoch)
+        x = self._here(self.task.at_epoch(self.epoch))
         size = min(self.plan.batch, len(self.kept))
         if not self.batch:
-            self.order = self.kept[torch.randperm(len(self.kept), generator=self.generator)]
+            self.order = self.kept[torch.randperm(len(self.kept), generator=self.generator, device="cpu")]
             self.total = 0.0
         batches = self.order.split(size)
         if plan_is_long(self.plan, len(batches)) and self.batch < len(batches):
@@ -181,12 +199,16 @@ class _Loop:
         self._end_of_epoch()
         self._checkpoint()
 
+    def _here(self, x: Tensor) -> Tensor:
+        """Data on the device of the training."""
+        return x if self.task.device.type == "cpu" else x.to(self.task.device)
+
     def record(self, rows: Tensor, x: Tensor) -> None:
         """Record the step, or check that the record still gives what the program does."""
         stateful = any(
             isinstance(part, nn.modules.batchnorm._BatchNorm) for m in self.modules.values() for part in m.modules()
         )
-        if stateful:  # a look at a batch would change it
+        if stateful or self.task.device.type != "cpu":  # a look at a batch would change it; a GPU has other rounding
             return
         if not self.recorded and not bool(self.task.x.isnan().any()):
             self.compiled.record(rows, x)
@@ -254,10 +276,11 @@ class _Loop:
     def _watch(self) -> float:
         """The figure of the rows held out, by the same draws at every epoch."""
         total = 0.0
-        with torch.random.fork_rng(devices=[]):
+        gpu = [torch.cuda.current_device()] if self.task.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpu):
             torch.manual_seed(self.task.seed)
             for rows in self.aside.split(max(self.plan.batch, 256)):
-                total += float(self.evaluate(rows, self.task.x[rows])) * len(rows)
+                total += float(self.evaluate(rows, self._here(self.task.x[rows]))) * len(rows)
         return total / len(self.aside)
 
     def keep_best(self) -> None:
@@ -280,6 +303,7 @@ class _Loop:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "random": torch.get_rng_state(),
+            "random_on_gpu": torch.cuda.get_rng_state() if self.task.device.type == "cuda" else None,
             "order": self.order,
             "best_state": self.best_state,
             "plain": {k: getattr(self, k) for k in plain},
@@ -295,6 +319,8 @@ class _Loop:
         self.optimiser.load_state_dict(found["optimiser"])
         self.generator.set_state(found["generator"])
         torch.set_rng_state(found["random"])
+        if self.task.device.type == "cuda":
+            torch.cuda.set_rng_state(found["random_on_gpu"])
         self.order, self.best_state = found["order"], found["best_state"]
         for name, value in found["plain"].items():
             setattr(self, name, value)

@@ -272,3 +272,28 @@ def test_a_figure_that_is_not_a_number_stops_with_step_and_site():
 def test_bad_settings(how, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         run(user.poisson, np.ones((12, 3)), "svi", **how)
+
+
+# ---- devices ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="torch finds no GPU here; take device=cpu"):
+        run("deep_latent_gaussian", PIXELS, "svi", device="cuda", **SMALL)
+    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+        run("deep_latent_gaussian", PIXELS, "svi", device="tpu", **SMALL)
+    fit = run("deep_latent_gaussian", PIXELS, "svi", epochs=1, **SMALL)
+    assert fit.options["device"] == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_learns_the_same(tmp_path):
+    """But for rounding and its own draws; and the run is a run like any other."""
+    options = {**SMALL, "epochs": 100, "held_out": 0.1}
+    here, there = (
+        run("deep_latent_gaussian", PIXELS, "svi", device=d, out=tmp_path / d, **options) for d in ("cpu", "cuda")
+    )
+    assert there.options["device"] == "cuda"
+    assert abs(here.claimed.value - there.claimed.value) < 0.02 * abs(here.claimed.value)
+    assert all(v.device.type == "cpu" for v in state(tmp_path / "cuda").values())

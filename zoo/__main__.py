@@ -44,6 +44,9 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint value
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU where there is one).")
+]
 ENUMERATION_LIMIT = 10_000  # zoo._structure's own, which costs torch to look up; a test holds them equal
 
 
@@ -148,6 +151,7 @@ def run(
     missing: Missing = None,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     resume: Annotated[
@@ -181,6 +185,7 @@ def run(
             missing=missing,
             limit=limit,
             dtype=dtype,
+            device=device,
             resume=resume,
             checkpoint=checkpoint,
             quiet=False,
@@ -204,6 +209,7 @@ def infer(
     rows: Rows = None,
     binarize: Binarize = None,
     missing: Missing = None,
+    device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     json: Json = False,
@@ -226,6 +232,7 @@ def infer(
             rows=rows,
             binarize=binarize,
             missing=missing,
+            device=device,
             quiet=False,
             **options,
         )
@@ -250,6 +257,7 @@ def compare(
     missing: Missing = None,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     json: Json = False,
@@ -272,6 +280,7 @@ def compare(
         missing=missing,
         limit=limit,
         dtype=dtype,
+        device=device,
         quiet=False,
         **options,
     )
@@ -386,6 +395,7 @@ def _no_clash(options: dict[str, str]) -> None:
         "missing",
         "limit",
         "dtype",
+        "device",
         "resume",
         "quiet",
         "model",
