@@ -84,12 +84,15 @@ class Derived(PyroModule):
         drawn: list[Tensor] = []
         with pyro.plate("data", len(x), dim=self.data_dim):
             for site in self.sites:
-                head = self.head(site, seen, drawn)
-                drawn.append(features(site, pyro.sample(site.name, posterior(site, head, self.covariance))))
+                drawn.append(features(site, pyro.sample(site.name, self.density(site, seen, drawn))))
 
     def look(self, x: Tensor, rows: Any) -> Any:
         """What the heads are to see of the data."""
         raise NotImplementedError
+
+    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> Any:
+        """q(site), given what was seen of the data and what was drawn before."""
+        return posterior(site, self.head(site, seen, drawn), self.covariance)
 
     def head(self, site: Site, seen: Any, drawn: list[Tensor]) -> Tensor:
         """The numbers that parametrise q of `site`, [batch…, outputs]; `drawn`: features of the sites drawn before."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo import _options, _program, _registry
-from zoo._errors import UsageError, unknown
+from zoo._errors import Refusal, UsageError, unknown
 from zoo._structure import Structure
 
 
@@ -34,9 +34,12 @@ def make(
     - `globals`: global latent → a value to begin at; `bijections`: the maps from free numbers onto their supports.
     - `options`: what the zoo's own guides take; those that a guide does not know are left out.
 
-    Raises `UsageError` for an unknown name or a guide that does not draw the program's latents.
+    Raises `UsageError` for an unknown name or a guide that does not draw the program's latents, `Refusal` for one that cannot
+    serve the program.
     """
     if isinstance(guide, str) and not _from_file(guide):
+        if (reason := _module(guide).refusal(structure)) is not None:
+            raise Refusal(reason)
         known = _options.schema(_module(guide).Guide)
         chosen = {k: v for k, v in options.items() if k in known}
         made = _module(guide).Guide(structure, x, globals, bijections, **chosen)

@@ -3,7 +3,7 @@
 - continuous latents: reparametrised draws (Kingma & Welling 2014), the divergence from the prior in closed form where
   there is one; `particles` > 1 gives the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016);
 - discrete latents that can be enumerated: summed out under the guide (`enumerated`, Pyro's TraceEnum_ELBO);
-- other discrete latents: draws, with the leave-one-out baselines of VIMCO (Mnih & Rezende 2016);
+- other discrete latents, and vectors of many bits: draws, with the leave-one-out baselines of VIMCO (Mnih & Rezende 2016);
 - no latents: log p(x) itself.
 """
 
@@ -26,6 +26,7 @@ from inference._task import Task
 from zoo._structure import Structure
 from zoo._trace import DATA_PLATE, is_local, local_log_prob, log_prob, per_datum, sample_nodes
 
+SUMMED_BITS = 256  # joint values of a vector of bits from which draws, whose baselines are good, are the cheaper way
 SCORE_DRAWS = 8  # of a discrete q, where none are asked for: each is the others' baseline
 
 Objective = Callable[[Any, Tensor], Tensor]
@@ -36,15 +37,17 @@ def objective(task: Task, guide: Any, particles: int) -> Objective:
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
         return lambda rows, x: _log_likelihood(task, x).mean()
-    if structure.discrete_locals and particles == 1 and _joint_values(structure) <= task.limit:
+    if structure.discrete_locals and particles == 1 and _summed(structure, task.limit):
         return enumerated(task, guide)
     bound = Bound(task, guide, particles)
     return lambda rows, x: bound.surrogate(rows, x)
 
 
-def _joint_values(structure: Structure) -> float:
-    """Of the discrete local latents; infinite where one cannot be enumerated."""
-    return math.prod((s.cardinality or math.inf) ** s.inner for s in structure.discrete_locals)
+def _summed(structure: Structure, limit: int) -> bool:
+    """Whether the discrete local latents are to be summed out."""
+    sizes = {s.name: (s.cardinality or math.inf) ** s.inner for s in structure.discrete_locals}
+    bits = (s.name for s in structure.discrete_locals if s.completes is not None)
+    return math.prod(sizes.values()) <= limit and all(sizes[name] <= SUMMED_BITS for name in bits)
 
 
 def _log_likelihood(task: Task, x: Tensor) -> Tensor:

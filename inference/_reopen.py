@@ -12,9 +12,9 @@ import torch
 import guides
 from inference import _store
 from inference._coordinates import bijection
-from inference._prepare import Prepared, prepare
+from inference._prepare import Prepared, method_module, prepare
 from inference._task import Task
-from zoo import _datasets, _registry
+from zoo import _datasets, _options, _registry
 from zoo._errors import UsageError
 
 
@@ -42,10 +42,13 @@ def reopen(
         raise UsageError(
             f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again."
         )
-    given = {**chosen["model"], **(options or {})}
+    # an option that model and method both have is the method's here
+    theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
+    others = {k: v for k, v in (options or {}).items() if k not in theirs}
+    given = {**chosen["model"], **others}
     how = {"limit": chosen["limit"], "dtype": chosen.get("dtype", "float64")}
     prepared = prepare(spec, other or _own_data(stored), given, methods or [], **how)
-    if changed := {k: v for k, v in prepared.options.items() if k in (options or {})}:
+    if changed := {k: v for k, v in prepared.options.items() if k in others}:
         raise UsageError(
             f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here."
         )

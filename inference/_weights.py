@@ -79,6 +79,14 @@ def _guide_trace(guide: Any, x: Tensor, program: Program) -> Any:
         return pyro.poutine.trace(guide).get_trace(x)
 
 
+def log_joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+    """log p(x, z) [samples, n] of local latents z, site → [samples, n, …]; differentiable in the program's parameters."""
+    samples = len(next(iter(values.values())))
+    with draws_plate(structure, samples):
+        trace = program.trace(x, latents=values)
+    return _log_local(trace, structure, samples, len(x))
+
+
 def _log_local(trace: Any, structure: Structure, samples: int, n: int) -> Tensor:
     return _shaped(local_log_prob(trace, structure.data_dim, n), samples, n)
 
@@ -158,8 +166,13 @@ def affordable(x: Tensor, most: int, least: int) -> int:
     return max(least, min(most, EFFORT // max(1, x.numel())))
 
 
-def log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean weight [n] from [S, n], and its standard error [n] by the delta method (nats)."""
+def log_mean(log_weights: Tensor, groups: int | None = None) -> tuple[Tensor, Tensor]:
+    """log of the mean weight [n] from [S, n], and its standard error [n] by the delta method (nats).
+
+    `groups`: how many groups of equal size, one after the other, are independent; when None, each weight is.
+    """
+    if groups is not None:
+        log_weights = log_mean(log_weights.unflatten(0, (groups, -1)).movedim(1, 0))[0]
     S = len(log_weights)
     estimate = log_weights.logsumexp(0) - torch.tensor(float(S), dtype=log_weights.dtype).log()
     relative = (log_weights - estimate).exp()

@@ -1,13 +1,16 @@
 """Importance sampling: log p(x) of each datum from weighted draws, with standard error, k-hat and effective sample size.
 
-Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q) and `laplace` (a Gaussian at each datum's mode). θ is
-learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake phase of reweighted
+Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each datum's mode) and
+`sequential` (a particle filter through the missing entries of an autoregressive distribution). θ is learned by the
+importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of reweighted
 wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate; k-hat above 0.7 says that it cannot be trusted (Vehtari
 et al. 2024).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,16 +20,18 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _elbo, _local_density, _mode_guide, _newton, _weights
+from inference import _elbo, _local_density, _mode_guide, _newton, _particles, _weights
 from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, Plan, train, usual
+from inference._wake_sleep import Phases
 from zoo._errors import Refusal
 from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
 from zoo._structure import Structure
 
+Proposal = Literal["guide", "prior", "laplace", "sequential"]
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 
@@ -43,10 +48,12 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    proposal: Literal["guide", "prior", "laplace"] = "guide",
+    proposal: Proposal = "guide",
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
+    filters: Annotated[int, Limits(least=2)] = 40,
+    insomnia: Annotated[float, Limits(least=0, most=1)] = 1.0,
     epochs: Annotated[int, Limits(least=0)] | None = None,
     batch: Count | None = None,
     lr: Positive | None = None,
@@ -60,11 +67,15 @@ def fit(
 
     - `epochs`: when None 500, and 0 where nothing has to be learned: θ is kept, and the guide came with it.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
+    - `filters`: how many independent particle filters share the samples of a datum, with proposal=sequential.
+    - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
     - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
       program with networks of its own is learned at 0.002.
     """
     if proposal == "laplace":
         _check_laplace(task)
+    if proposal == "sequential" and (reason := _particles.refusal(task.program, task.structure, task.x)) is not None:
+        raise Refusal(reason)
     if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
         raise Refusal(f"{reason}, or take proposal=prior")
     _weights.check(task.program, task.structure, task.x)
@@ -80,22 +91,29 @@ def fit(
     )
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
-    plan = Plan(max(1, epochs), batch, lr, tol)
+    groups = _groups(filters, samples) if proposal == "sequential" else None
     history = NO_HISTORY
     if epochs:
+        phases = Phases(task, q, particles, defensive, insomnia, groups and 1)
+        phases.check()
         with task.progress("importance", epochs) as step, pyro.validation_enabled(False):
             history = train(
                 task,
                 modules,
-                lambda rows, x: _objective(task, q, rows, x, particles, defensive),
-                plan,
+                phases.objective,
+                Plan(epochs, batch, lr, tol),
                 step=step,
                 culprit=lambda rows, x: _elbo.culprit(task, q, rows, x),
             )
     if proposal == "laplace":
         q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
-        return _estimate(task, q, proposal, samples, defensive, history, step)
+        return _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+
+
+def _groups(filters: int, samples: int) -> int:
+    """How many filters share the samples: as many as asked for, of two particles or more."""
+    return max(1, min(filters, samples // 2))
 
 
 def _check_laplace(task: Task) -> None:
@@ -119,31 +137,35 @@ def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
         return _mode_guide.ModeGuide(density, _newton.modes(density, step=step))
 
 
-def _objective(task: Task, guide: Any | None, rows: Any, x: Tensor, particles: int, defensive: float) -> Tensor:
-    """The importance-weighted bound for θ plus the wake-phase objective for the guide, whose value is taken off again."""
-    q = None if guide is None else at(guide, rows)
-    drawn = _weights.draw(task.program, task.structure, x, q, particles, defensive)
-    bound = _weights.log_mean(drawn.log_weights)[0]
-    if drawn.log_guide is None:
-        return bound.mean()
-    wake = (drawn.log_weights.detach().softmax(0) * drawn.log_guide).sum(0)
-    return (bound + wake - wake.detach()).mean()
+@dataclass(frozen=True)
+class _Estimator:
+    """How the draws are made that the evidence is estimated from."""
+
+    proposal: Proposal
+    samples: int
+    defensive: float
+    filters: int | None
+
+    def draw(self, task: Task, guide: Any | None, rows: slice) -> _weights.Draws:
+        """Weighted draws for some rows."""
+        x = task.x[rows]
+        if self.filters is not None:
+            return _particles.draw(task.program, task.structure, x, self.samples, self.filters)
+        q = None if guide is None else at(guide, rows)
+        return _weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
 
-def _estimate(
-    task: Task, guide: Any | None, proposal: str, samples: int, defensive: float, history: History, step: Any
-) -> Fit:
+def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Callable[..., None]) -> Fit:
     from inference._arviz import psis
 
     structure, N = task.structure, len(task.x)
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
     estimate, error, khat, size = (torch.empty(N, dtype=torch.float64) for _ in range(4))
     kept: dict[str, Tensor] = {}
-    for rows in _weights.chunks(task.x, samples):
-        q = None if guide is None else at(guide, rows)
-        drawn = _weights.draw(task.program, structure, task.x[rows], q, samples, defensive)
+    for rows in _weights.chunks(task.x, how.samples):
+        drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
-        estimate[rows], error[rows] = _weights.log_mean(log_w)
+        estimate[rows], error[rows] = _weights.log_mean(log_w, how.filters)
         khat[rows], size[rows] = map(torch.as_tensor, psis(log_w.numpy()))
         chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
         for site in structure.local_latents:
@@ -155,7 +177,7 @@ def _estimate(
     warnings = []
     if bad := int((~(khat <= 0.7)).sum()):
         warnings.append(
-            f"k-hat is above 0.7 for {bad} of {len(task.x)} data: with proposal={proposal} their estimates "
+            f"k-hat is above 0.7 for {bad} of {len(task.x)} data: with proposal={how.proposal} their estimates "
             "cannot be trusted."
         )
     if not history.converged:
@@ -169,6 +191,7 @@ def _estimate(
         trace=history.trace("bound_per_datum"),
         converged=history.converged,
         warnings=warnings,
-        notes={"proposal": proposal, "samples": samples, "epochs": len(history.objective)},
+        notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
+        | ({} if how.filters is None else {"filters": how.filters}),
         guide=guide,
     )

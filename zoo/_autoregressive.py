@@ -25,6 +25,8 @@ class AutoregressiveBernoulli(TorchDistribution):
     - `layers`: (weight [out, in], bias [out]) of each layer, masked so that no entry sees itself or one after it; softplus
       between them; D numbers go in and D logits come out.
     - `direct`: weights [D, D] from the inputs straight to the logits, masked likewise.
+    - `context`: what vectors of batch shape [n] are conditional on, as it enters: added to the first layer [n, H], and to the
+      logits [n, D].
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -36,18 +38,26 @@ class AutoregressiveBernoulli(TorchDistribution):
         layers: Sequence[tuple[Tensor, Tensor]],
         direct: Tensor | None = None,
         batch_shape: Sequence[int] = (),
+        context: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.order, self.layers, self.direct = order, list(layers), direct
-        super().__init__(torch.Size(batch_shape), order.shape, validate_args=False)
+        self.order, self.layers, self.direct, self.context = order, list(layers), direct, context
+        shape = (
+            torch.Size(batch_shape) if context is None else torch.broadcast_shapes(context[0].shape[:-1], batch_shape)
+        )
+        super().__init__(shape, order.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBernoulli:
-        return AutoregressiveBernoulli(self.order, self.layers, self.direct, batch_shape)
+        return AutoregressiveBernoulli(self.order, self.layers, self.direct, batch_shape, self.context)
 
     def logits(self, value: Tensor) -> Tensor:
         """The logit of each entry of value [..., D] given those before it, [..., D], in one pass."""
         out = value
         for number, (weight, bias) in enumerate(self.layers):
             out = linear(softplus(out) if number else out, weight, bias)
+            if not number and self.context is not None:
+                out = out + self.context[0]
+        if self.context is not None:
+            out = out + self.context[1]
         return out if self.direct is None else out + linear(value, self.direct)
 
     def conditionals(self, value: Tensor) -> Tensor:
@@ -82,7 +92,7 @@ class AutoregressiveBernoulli(TorchDistribution):
         return steps.value, log_prob
 
     def steps(self, shape: Sequence[int]) -> Steps:
-        """A walk along the order for vectors of batch shape `shape`."""
+        """A walk along the order for vectors of batch shape `shape`, whose last dimension is the context's."""
         return Steps(self, torch.Size(shape))
 
 
@@ -102,6 +112,10 @@ class Steps:
         count = math.prod(shape)
         # vectors side by side: what an entry does not see, or is not seen by, is then left out as a block of rows
         self._summed = bias.unsqueeze(1).repeat(1, count)  # the first layer, of the entries taken [H, count]
+        self._offset: Tensor | None = None  # of the logits [D, count]
+        if fn.context is not None:
+            into, onto = (c.detach().expand(*shape, -1).reshape(count, -1).mT for c in fn.context)
+            self._summed, self._offset = self._summed + into, onto
         self._value = weight.new_zeros(weight.shape[1], count)
 
     @property
@@ -128,6 +142,8 @@ class Steps:
         if self._direct is not None:
             part = _used(self._direct[entry])
             logit = logit + self._direct[entry, part] @ self._value[part]
+        if self._offset is not None:
+            logit = logit + self._offset[entry]
         return logit.reshape(self.shape)
 
     @torch.no_grad()
@@ -139,11 +155,18 @@ class Steps:
         self._value[self.entry] = flat
         self.t += 1
 
+    def skip(self) -> None:
+        """Leave the entry that is next at 0, and go on to the one after."""
+        self.t += 1
+
     @torch.no_grad()
     def select(self, index: Tensor) -> None:
-        """Go on from other vectors: `index` [shape] numbers them in flat order, as resampled particles are."""
-        flat = index.reshape(-1)
+        """Go on from other vectors: `index` [shape] numbers them in flat order, as resampled particles are. There may be more
+        of them, or fewer, than before."""
+        flat, self.shape = index.reshape(-1), index.shape
         self._value, self._summed = self._value[:, flat], self._summed[:, flat]
+        if self._offset is not None:
+            self._offset = self._offset[:, flat]
 
 
 def _used(weights: Tensor) -> slice:

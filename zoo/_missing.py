@@ -280,10 +280,14 @@ class Slots(dist.Independent):
         """[2^M, 1, …, M], the first entry changing slowest."""
         if not self.has_enumerate_support:
             raise NotImplementedError
-        size = math.prod(self.event_shape)
-        bits = torch.arange(2**size).unsqueeze(-1) >> torch.arange(size - 1, -1, -1)
-        values = (bits & 1).to(self.base_dist.mean).reshape(-1, *(1,) * len(self.batch_shape), *self.event_shape)
+        values = joint_bits(math.prod(self.event_shape)).to(self.base_dist.mean)
+        values = values.reshape(-1, *(1,) * len(self.batch_shape), *self.event_shape)
         return values.expand(-1, *self.batch_shape, *self.event_shape) if expand else values
+
+
+def joint_bits(size: int) -> Tensor:
+    """All values of so many bits [2^size, size], the first bit changing slowest."""
+    return torch.arange(2**size).unsqueeze(-1) >> torch.arange(size - 1, -1, -1) & 1
 
 
 class Completed(TorchDistribution):

@@ -19,12 +19,18 @@ class Limits:
     above: float | None = None
     least: float | None = None
     below: float | None = None
+    most: float | None = None
 
     def check(self, name: str, value: float) -> None:
         """Raise `UsageError` unless `value` lies within."""
-        words = {"above": "more than", "least": "at least", "below": "less than"}
+        words = {"above": "more than", "least": "at least", "below": "less than", "most": "at most"}
         given = {k: v for k, v in vars(self).items() if v is not None}
-        fits = {"above": lambda v: value > v, "least": lambda v: value >= v, "below": lambda v: value < v}
+        fits: dict[str, Callable[[float], bool]] = {
+            "above": lambda v: value > v,
+            "least": lambda v: value >= v,
+            "below": lambda v: value < v,
+            "most": lambda v: value <= v,
+        }
         if not all(fits[k](v) for k, v in given.items()):
             rule = " and ".join(f"{words[k]} {'zero' if v == 0 else format(v, 'g')}" for k, v in given.items())
             raise UsageError(f"{name} must be {rule}; {value:g} came.")

@@ -1,0 +1,97 @@
+"""What importance sampling learns from: the wake phases for θ and for the guide, and the sleep phase for the guide.
+
+Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019), with weights that are normalised datum by datum, whatever
+else is in the batch: a batch weighed as a whole, as `pyro.infer.ReweightedWakeSleep` does it, has one weight left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from guides import at
+from inference import _particles, _weights
+from inference._task import Task
+from zoo._errors import Refusal
+from zoo._missing import slots
+from zoo._structure import Structure
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How to draw, and what share of the guide's learning is awake.
+
+    `guide`: what is drawn from, the prior when None; `filters`: of a particle filter, which is drawn from where there are
+    any; `defensive`: the share of the guide's draws that comes from the prior.
+    """
+
+    task: Task
+    guide: Any | None
+    particles: int
+    defensive: float = 0.0
+    insomnia: float = 1.0
+    filters: int | None = None
+
+    def check(self) -> None:
+        """Raise `Refusal` where there is no sleep to be had."""
+        if self.insomnia == 1 or self.guide is None:
+            return
+        observed = self.task.structure.observed
+        if getattr(self.guide, "by_row", False):
+            raise Refusal("a q of its own for every datum learns nothing from simulated data: take insomnia=1")
+        if len(observed) != 1 or observed[0].event_shape != self.task.x.shape[1:]:
+            raise Refusal("simulated data are a draw of one observed site, and the program's x is not: take insomnia=1")
+
+    def objective(self, rows: Any, x: Tensor) -> Tensor:
+        """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's."""
+        task, q = self.task, None if self.guide is None else at(self.guide, rows)
+        if self.filters is not None:
+            return self._filtered(x)
+        drawn = _weights.draw(task.program, task.structure, x, q, self.particles, self.defensive)
+        bound = _weights.log_mean(drawn.log_weights)[0]
+        if drawn.log_guide is None:
+            return bound.mean()
+        learn = self.insomnia * (drawn.log_weights.detach().softmax(0) * drawn.log_guide).sum(0)
+        if self.insomnia < 1:
+            learn = learn + (1 - self.insomnia) * asleep(task, q, x)
+        return (bound + learn - learn.detach()).mean()
+
+    def _filtered(self, x: Tensor) -> Tensor:
+        """By Fisher's identity, the gradient of log p(x) is the posterior mean of the log joint's."""
+        task = self.task
+        drawn = _particles.draw(task.program, task.structure, x, self.particles, self.filters or 1)
+        log_p = _weights.log_joint(task.program, task.structure, x, drawn.values)
+        learn = (drawn.log_weights.softmax(0) * log_p).sum(0)
+        return (_weights.log_mean(drawn.log_weights)[0] + learn - learn.detach()).mean()
+
+
+def asleep(task: Task, guide: Any, x: Tensor) -> Tensor:
+    """log q(z | x) [n] of simulated pairs, with the entries hidden that are missing in x [n, …]; differentiable in φ."""
+    with torch.no_grad():
+        dreamt, values = _dream(task, x)
+    conditioned = pyro.poutine.condition(guide, data=values)
+    with task.program.settings():
+        trace = pyro.poutine.trace(conditioned).get_trace(dreamt)
+    return _weights.local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x))
+
+
+def _dream(task: Task, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Simulated data with the holes of x, and the latents they came from."""
+    structure: Structure = task.structure
+    trace: Any = task.program.trace(None, size=len(x))
+    whole = trace.nodes[structure.observed[0].name]["value"].to(x.dtype)
+    dreamt = whole.masked_fill(x.isnan(), torch.nan)
+    values = {}
+    for site in structure.local_latents:
+        if site.completes is None:
+            values[site.name] = trace.nodes[site.name]["value"]
+            continue
+        flat = dreamt.flatten(1)
+        index, real = slots(flat, site.event_shape[0])
+        noise = torch.randn_like(index, dtype=x.dtype) if not site.discrete else torch.rand_like(flat[:, :1]).round()
+        values[site.name] = torch.where(real, whole.flatten(1).gather(-1, index), noise)
+    return dreamt, values
