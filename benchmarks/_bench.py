@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from benchmarks._folder import Results, text_of
 from benchmarks._progress import Progress, spoken
 from benchmarks._suite import Suite, load
 from benchmarks._work import Outcome
+from zoo import _options
 from zoo._errors import UsageError
 
 RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
@@ -197,16 +197,20 @@ def _module(name: str, backend: str) -> Any:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def main(name: str, json: bool = False, quick: bool = False, **how: Any) -> int:
-    """`zoo bench NAME`: a suite, or a benchmark that is a program. The exit status."""
+def main(name: str, json: bool = False, quick: bool = False, settings: dict[str, str] | None = None, **how: Any) -> int:
+    """`zoo bench NAME`: a suite, or a benchmark that is a program, with its own `settings`. The exit status."""
     if _names.find(name) is None:
         module = importlib.import_module("benchmarks." + name.replace("/", "."))
-        known = inspect.signature(module.main).parameters
+        known = _options.schema(module.main)
         given = {k: v for k, v in how.items() if v not in (None, False, [], "loky")}
         for key in given.keys() - known.keys():
             raise UsageError(f"the benchmark '{name}' has no --{key}; it is a program of its own.")
+        own = {k: p for k, p in known.items() if k not in ("json", "quick", *how)}
+        given |= _options.convert(own, settings or {}, f"option of the benchmark '{name}'")
         module.main(json=json, **({"quick": quick} if "quick" in known else {}), **given)
         return 0
+    if settings:
+        raise UsageError("--set is for benchmarks that are programs; a suite's options stand in its file.")
     if quick:
         raise UsageError("--quick is for benchmarks that are programs; a quick suite is 'smoke'.")
     began = time.monotonic()

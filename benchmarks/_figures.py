@@ -89,7 +89,9 @@ def _gaps(group: Group) -> Figure | None:
     """Claims as distances from what was verified at the same θ."""
     shown: list[tuple[Row, float, float, str]] = []
     for row in group.rows:
-        runs = [r for r in row.runs if r["verified_log_evidence"] and r["log_evidence"]["value"] is not None]
+        runs = [
+            r for r in row.runs if r["verified_log_evidence"] and (r["log_evidence"] or {}).get("value") is not None
+        ]
         if not runs or any(r["verified_log_evidence"]["value"] is None for r in runs):
             continue
         gaps = sorted(r["log_evidence"]["value"] - r["verified_log_evidence"]["value"] for r in runs)

@@ -49,7 +49,7 @@ class Row:
 
     def given(self, key: str) -> str:
         """What the evidence is conditional on besides θ."""
-        return next(((r[key] or r["log_evidence"]).get("given", "") for r in self.runs), "")
+        return next(((r[key] or r["log_evidence"] or {}).get("given", "") for r in self.runs), "")
 
     def median(self, what: Callable[[dict[str, Any]], float | None]) -> float | None:
         """Of something that each run has."""
@@ -210,7 +210,7 @@ def _worst(row: Row) -> Entry:
 
 def _gap(run: dict[str, Any]) -> float | None:
     claimed, verified = run["log_evidence"], run["verified_log_evidence"]
-    if verified is None or claimed["value"] is None or verified["value"] is None:
+    if claimed is None or verified is None or claimed["value"] is None or verified["value"] is None:
         return None
     return claimed["value"] - verified["value"]
 

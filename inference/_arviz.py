@@ -4,7 +4,8 @@ The only file that imports ArviZ; importing it takes a second, so this file is i
 
 References: Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling", JMLR 25(72);
 Vehtari, Gelman & Gabry 2017, "Practical Bayesian model evaluation using leave-one-out cross-validation and
-WAIC", Statistics and Computing 27(5).
+WAIC", Statistics and Computing 27(5); Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, "Rank-normalization,
+folding, and localization: an improved R-hat", Bayesian Analysis 16(2).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ BLOCK = 4_000_000  # numbers worked on at once, 32 MB an array: bounds the memor
 ROUNDING = 32  # units in the last place within which log weights count as equal
 RELATIVE_SE = 0.1  # the Monte Carlo error of the mean weight that counts as reliable
 COMPRESS_ABOVE = 100_000  # bytes
+SAME = 3  # decimals of a nat to which log-densities count as equal
 
 
 # ---- PSIS ------------------------------------------------------------------------------------------------
@@ -156,6 +158,30 @@ def _blocks(draws: int, n: int) -> Iterator[slice]:
     yield from (slice(start, min(start + step, n)) for start in range(0, n if draws else 0, step))
 
 
+# ---- chains ----------------------------------------------------------------------------------------------
+
+
+def mixing(log_density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank-normalised split R-hat [n] and bulk ESS [n] of log-densities along chains [chains, draws, n], nats.
+
+    Chains that all stand at one value agree: R-hat = 1, and every draw counts. Where a value is not finite, or
+    each chain stands at a value of its own: R-hat = inf. Values are rounded first: where a state has many chains
+    in it, ranks would tell its chains apart by their rounding errors.
+    """
+    chains, draws, n = log_density.shape
+    rhat, ess = np.full(n, np.inf), np.zeros(n)
+    values = np.moveaxis(np.round(log_density.astype(np.float64), SAME), -1, 0)
+    finite = np.isfinite(values).all(axis=(1, 2))
+    still = finite & (values == values[:, :1, :1]).all(axis=(1, 2))
+    rhat[still], ess[still] = 1.0, chains * draws
+    moving = finite & (values != values[:, :, :1]).any(axis=(1, 2))
+    if moving.any():
+        with np.errstate(all="ignore"):  # halves of chains may stand still
+            rhat[moving] = np.nan_to_num(array_stats.rhat(values[moving]), nan=np.inf, posinf=np.inf)
+            ess[moving] = np.nan_to_num(array_stats.ess(values[moving]), nan=0.0)
+    return rhat, ess
+
+
 # ---- DataTree --------------------------------------------------------------------------------------------
 
 
@@ -260,8 +286,9 @@ def _sample_stats(fit: Fit) -> Variables:
     per_datum = {
         "khat": fit.khat,
         "ess": fit.ess,
-        "log_evidence": fit.claimed.per_datum,
-        "verified_log_evidence": None if fit.verified is None else fit.verified.per_datum,
+        "log_evidence": fit.claimed and fit.claimed.per_datum,
+        "log_evidence_se": fit.claimed and fit.claimed.se_per_datum,
+        "verified_log_evidence": fit.verified and fit.verified.per_datum,
     }
     out: Variables = {k: (("data",), np.asarray(v)) for k, v in per_datum.items() if v is not None}
     for site, values in fit.probabilities.items():

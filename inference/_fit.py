@@ -24,6 +24,7 @@ class Evidence:
     - `se`: Monte Carlo standard error of `value`; 0 for a deterministic figure; None where there is none to give
       (a deterministic approximation, such as Laplace's).
     - `per_datum`: [n] log p(x_i), or None where the evidence does not split over the data.
+    - `se_per_datum`: [n] the standard error of each; None where there is none to give, or none is needed.
     - `given`: what it is conditional on besides θ, in words ("the posterior mode of locs, weights"); "" when nothing.
     """
 
@@ -32,6 +33,7 @@ class Evidence:
     kind: Kind
     per_datum: np.ndarray | None = None
     given: str = ""
+    se_per_datum: np.ndarray | None = None
 
     @classmethod
     def from_per_datum(
@@ -39,7 +41,7 @@ class Evidence:
     ) -> Evidence:
         """Evidence of independent rows: the sum of [n] terms; `se_per_datum` [n] are independent standard errors."""
         se = 0.0 if se_per_datum is None else float(np.sqrt(np.square(se_per_datum).sum()))
-        return cls(float(np.sum(per_datum)), se, kind, np.asarray(per_datum), given)
+        return cls(float(np.sum(per_datum)), se, kind, np.asarray(per_datum), given, se_per_datum)
 
     def to_json(self, n: int) -> dict[str, Any]:
         """`{value, se, kind, per_datum_mean}`, and `given` where the evidence is conditional."""
@@ -70,9 +72,9 @@ class Fit:
 
     # by the method
     parameters: dict[str, np.ndarray]  # θ̂, and the point value of each global latent, constrained
-    claimed: Evidence
+    claimed: Evidence | None  # None where the method says nothing of the evidence
     draws: dict[str, np.ndarray] = field(default_factory=dict)  # latent site -> [draws, ...]; locals [draws, n, ...]
-    means: dict[str, np.ndarray] = field(default_factory=dict)  # continuous local site -> posterior mean [n, ...]
+    means: dict[str, np.ndarray] = field(default_factory=dict)  # continuous or 0/1 local site -> its mean [n, ...]
     deviations: dict[str, np.ndarray] = field(default_factory=dict)  # the same, posterior standard deviation
     probabilities: dict[str, np.ndarray] = field(default_factory=dict)  # discrete local site -> [n, ..., support]
     standard_errors: dict[str, np.ndarray] = field(default_factory=dict)  # like `parameters`
@@ -145,7 +147,7 @@ class Fit:
             "status": "ok",
             "reason": None,
             "n": self.n,
-            "log_evidence": self.claimed.to_json(self.n),
+            "log_evidence": None if self.claimed is None else self.claimed.to_json(self.n),
             "verified_log_evidence": None if self.verified is None else self.verified.to_json(self.n),
             "khat": _khat(self.khat),
             "converged": self.converged,

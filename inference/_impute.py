@@ -9,7 +9,7 @@ is what is asked for, and is put into their places. Nothing here knows a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,22 @@ class Imputation:
 
 
 @torch.no_grad()
-def impute(task: Task, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int) -> Imputation:
-    """Impute the data of `task`, at its program's θ; `latent_draws` are posterior draws [S, N, …] of the local latents."""
+def impute(
+    task: Task,
+    latent_draws: dict[str, np.ndarray],
+    globals: dict[str, Tensor],
+    draws: int,
+    probabilities: Mapping[str, np.ndarray] | None = None,
+) -> Imputation:
+    """Impute the data of `task`, at its program's θ; `latent_draws` are posterior draws [S, N, …] of the local latents.
+
+    `probabilities`: a fit's own; of bits that stand for what is missing [N, M, 2] they say more than the draws.
+    """
     site = _site(task)
     x, missing = task.x, task.x.isnan()
     drawn = _draws(task, site, latent_draws, globals, draws)
     if (slots := _slots(task, site)) is not None:
-        mean, sd = _of_slots(task, site, slots, latent_draws, globals)
+        mean, sd = _of_slots(task, site, slots, latent_draws, globals, (probabilities or {}).get(slots))
     else:
         mean, sd = _moments(task, site, latent_draws, globals)
     zero = torch.zeros_like(x)
@@ -85,11 +94,19 @@ def _slots(task: Task, site: str) -> str | None:
 
 
 def _of_slots(
-    task: Task, site: str, slots: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+    task: Task,
+    site: str,
+    slots: str,
+    latent_draws: dict[str, np.ndarray],
+    globals: dict[str, Tensor],
+    probability: np.ndarray | None,
 ) -> tuple[Tensor, Tensor]:
     """The same from the posterior of the latent `slots`; rows with nothing observed from draws of the program."""
     x = task.x
-    if task.structure.exact == "no":
+    if task.structure.exact == "no" and probability is not None:
+        center = torch.as_tensor(probability[..., 1], dtype=x.dtype)
+        deviation = (center * (1 - center)).clamp(min=0).sqrt()
+    elif task.structure.exact == "no":
         given = torch.as_tensor(latent_draws[slots], dtype=x.dtype)
         center, deviation = given.mean(0), given.std(0, correction=0)
     elif slots in task.exact.assignments:

@@ -85,6 +85,13 @@ def run(
         request, out = _checkpoint.resumed(resume, request), resume
     if request["model"] is None or request["data"] is None:
         raise UsageError("a run needs a model and data.")
+    return _asked(request, out, checkpoint, resume is not None, quiet)
+
+
+def _asked(
+    request: dict[str, Any], out: str | os.PathLike[str] | None, checkpoint: float, resume: bool, quiet: bool
+) -> Fit:
+    """The fit that was asked for."""
     method = request["method"] or "em"
     folder = None if out is None else _store.check_out(out)
     where = device_of(request["device"])
@@ -100,7 +107,7 @@ def run(
     )
     kept = None
     if folder is not None:
-        kept = _checkpoint.Checkpoints(folder, request | {"method": method}, prepared.x, checkpoint, resume is not None)
+        kept = _checkpoint.Checkpoints(folder, request | {"method": method}, prepared.x, checkpoint, resume)
     fit = run_prepared(
         prepared,
         method,
@@ -197,9 +204,7 @@ def infer(
     other = None if data is None else other_data(stored, data, seed, preparation)
     where = device_of(device)
     prepared = reopen(stored, [method], options, other)
-    return run_prepared(
-        prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored, device=where
-    )
+    return run_prepared(prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored, device=where)
 
 
 def run_prepared(
@@ -263,7 +268,7 @@ def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
     local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
     with _seeded(seed):
-        return impute(fit.task, local, globals, draws).in_units(fit.center, fit.scale)
+        return impute(fit.task, local, globals, draws, fit.probabilities).in_units(fit.center, fit.scale)
 
 
 def impute_run(
@@ -279,7 +284,7 @@ def impute_run(
         latents = {k: v.values[0] for k, v in stored.tree["posterior"].data_vars.items() if k in local}
         if not np.isnan(stored.x).any():
             raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
-        found = impute(task, latents, task.globals, draws)
+        found = impute(task, latents, task.globals, draws, stored.probabilities())
     center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
     source = str(stored.json["options"]["data"].get("source", ""))
     return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
@@ -309,7 +314,7 @@ def _complete(task: Task, fit: Fit) -> None:
                 "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
             )
             return
-    elif evidence.per_datum is not None and count:
+    elif evidence is not None and evidence.per_datum is not None and count:
         fit.log_likelihood = np.broadcast_to(evidence.per_datum, (count, len(task.x))).copy()
     some = max(1, min(count, 50, DRAW_NUMBERS // max(1, task.x.numel())))
     observed = task.structure.observed[0].name

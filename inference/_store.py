@@ -44,6 +44,12 @@ class Run:
             return {}
         return {k: v.values for k, v in self.tree["constant_data"].data_vars.items() if v.dims != ("data",)}
 
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Discrete local site → the posterior of its values [n, …, support]."""
+        end = "_probability"
+        stats = self.tree["sample_stats"].data_vars if "sample_stats" in self.tree else {}
+        return {k.removesuffix(end): v.values for k, v in stats.items() if k.endswith(end)}
+
     def labels(self) -> np.ndarray | None:
         """Class labels of the data, where they have any."""
         if "constant_data" not in self.tree:

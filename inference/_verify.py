@@ -2,7 +2,8 @@
 
 - exact programs: the exact value, by each site's own `log_prob` rather than by the products the method went through;
 - global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
-- otherwise: importance sampling from the fit's guide, or from the prior when it has none.
+- otherwise: importance sampling from the fit's guide, or when it has none by a particle filter where one can be had, else
+  from the prior.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guides import at
-from inference import _weights
+from inference import _particles, _weights
 from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._task import Task
 
@@ -19,6 +20,7 @@ GLOBAL_SAMPLES = 1000
 LOCAL_SAMPLES = 1000
 LEAST_SAMPLES = 50
 DEFENSIVE = 0.1
+FILTERS = 40
 
 
 @torch.no_grad()
@@ -28,9 +30,8 @@ def verify(task: Task, fit: Fit) -> Evidence | None:
         if fit.global_gaussian is not None:
             return _integrate_globals(task, fit, fit.global_gaussian)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
-        return Evidence.from_per_datum(
-            task.exact.per_datum(None, point, own=True).numpy(), "exact", given=fit.claimed.given
-        )
+        given = "" if fit.claimed is None else fit.claimed.given
+        return Evidence.from_per_datum(task.exact.per_datum(None, point, own=True).numpy(), "exact", given=given)
     if task.structure.global_latents:
         return None
     return _by_importance(task, fit)
@@ -67,11 +68,18 @@ def _note_khat(fit: Fit, log_w: Tensor) -> None:
 
 def _by_importance(task: Task, fit: Fit) -> Evidence:
     samples = _weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
+    filters = None
+    if fit.guide is None and _particles.refusal(task.program, task.structure, task.x) is None:
+        filters = max(2, min(FILTERS, samples // 2))
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
     with task.progress("verifying", len(task.x)) as step:
         for rows in _weights.chunks(task.x, samples):
-            guide = None if fit.guide is None else at(fit.guide, rows)
-            drawn = _weights.draw(task.program, task.structure, task.x[rows], guide, samples, DEFENSIVE)
-            value[rows], se[rows] = _weights.log_mean(drawn.log_weights)
-            step(drawn.log_weights.shape[1])
+            x = task.x[rows]
+            if filters is not None:
+                drawn = _particles.draw(task.program, task.structure, x, samples, filters)
+            else:
+                guide = None if fit.guide is None else at(fit.guide, rows)
+                drawn = _weights.draw(task.program, task.structure, x, guide, samples, DEFENSIVE)
+            value[rows], se[rows] = _weights.log_mean(drawn.log_weights, filters)
+            step(len(x))
     return Evidence.from_per_datum(value.numpy(), "estimate", se.numpy())

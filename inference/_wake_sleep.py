@@ -7,6 +7,7 @@ else is in the batch: a batch weighed as a whole, as `pyro.infer.ReweightedWakeS
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -20,8 +21,10 @@ from zoo._errors import Refusal
 from zoo._missing import slots
 from zoo._structure import Structure
 
+DREAMS = 10_000  # simulated data in a pool
 
-@dataclass(frozen=True)
+
+@dataclass
 class Phases:
     """How to draw, and what share of the guide's learning is awake.
 
@@ -47,18 +50,34 @@ class Phases:
             raise Refusal("simulated data are a draw of one observed site, and the program's x is not: take insomnia=1")
 
     def objective(self, rows: Any, x: Tensor) -> Tensor:
-        """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's."""
+        """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's.
+
+        Where nothing is learned awake, its value is log q(z | x) of what is dreamt.
+        """
         task, q = self.task, None if self.guide is None else at(self.guide, rows)
         if self.filters is not None:
             return self._filtered(x)
+        if q is not None and self.insomnia == 0 and not task.learn:
+            return asleep(task, q, x, self._pool).mean()
         drawn = _weights.draw(task.program, task.structure, x, q, self.particles, self.defensive)
         bound = _weights.log_mean(drawn.log_weights)[0]
         if drawn.log_guide is None:
             return bound.mean()
         learn = self.insomnia * (drawn.log_weights.detach().softmax(0) * drawn.log_guide).sum(0)
         if self.insomnia < 1:
-            learn = learn + (1 - self.insomnia) * asleep(task, q, x)
+            learn = learn + (1 - self.insomnia) * asleep(task, q, x, self._pool)
         return (bound + learn - learn.detach()).mean()
+
+    @cached_property
+    def _pool(self) -> Tensor | None:
+        """Simulated x [DREAMS, …] to sleep on, where θ stays as it is and they are all that is simulated.
+
+        Entries that are drawn one by one cost as many steps for one x as for all.
+        """
+        latents = self.task.structure.local_latents
+        if self.task.learn or any(s.completes is None for s in latents):
+            return None
+        return _simulated(self.task, DREAMS)[0]
 
     def _filtered(self, x: Tensor) -> Tensor:
         """By Fisher's identity, the gradient of log p(x) is the posterior mean of the log joint's."""
@@ -69,29 +88,41 @@ class Phases:
         return (_weights.log_mean(drawn.log_weights)[0] + learn - learn.detach()).mean()
 
 
-def asleep(task: Task, guide: Any, x: Tensor) -> Tensor:
-    """log q(z | x) [n] of simulated pairs, with the entries hidden that are missing in x [n, …]; differentiable in φ."""
+def asleep(task: Task, guide: Any, x: Tensor, pool: Tensor | None = None) -> Tensor:
+    """log q(z | x) [n] of simulated pairs, with the entries hidden that are missing in x [n, …]; differentiable in φ.
+
+    `pool`: x that were simulated before, to be drawn from.
+    """
     with torch.no_grad():
-        dreamt, values = _dream(task, x)
+        dreamt, values = _dream(task, x, pool)
     conditioned = pyro.poutine.condition(guide, data=values)
     with task.program.settings():
         trace = pyro.poutine.trace(conditioned).get_trace(dreamt)
     return _weights.local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x))
 
 
-def _dream(task: Task, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Simulated data with the holes of x, and the latents they came from."""
+def _simulated(task: Task, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Simulated x [size, …], and the latents they came from."""
     structure: Structure = task.structure
-    trace: Any = task.program.trace(None, size=len(x))
-    whole = trace.nodes[structure.observed[0].name]["value"].to(x.dtype)
+    trace: Any = task.program.trace(None, size=size)
+    latents = {s.name: trace.nodes[s.name]["value"] for s in structure.local_latents if s.completes is None}
+    return trace.nodes[structure.observed[0].name]["value"].to(task.x.dtype), latents
+
+
+def _dream(task: Task, x: Tensor, pool: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Simulated data with the holes of x, and the latents they came from."""
+    if pool is None:
+        whole, values = _simulated(task, len(x))
+    else:
+        whole, values = pool[torch.randint(len(pool), (len(x),))], {}
     dreamt = whole.masked_fill(x.isnan(), torch.nan)
-    values = {}
-    for site in structure.local_latents:
+    for site in task.structure.local_latents:
         if site.completes is None:
-            values[site.name] = trace.nodes[site.name]["value"]
             continue
         flat = dreamt.flatten(1)
         index, real = slots(flat, site.event_shape[0])
-        noise = torch.randn_like(index, dtype=x.dtype) if not site.discrete else torch.rand_like(flat[:, :1]).round()
+        noise = (
+            torch.rand_like(index, dtype=x.dtype).round() if site.discrete else torch.randn_like(index, dtype=x.dtype)
+        )
         values[site.name] = torch.where(real, whole.flatten(1).gather(-1, index), noise)
     return dreamt, values

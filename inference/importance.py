@@ -162,6 +162,7 @@ def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, 
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
     estimate, error, khat, size = (torch.empty(N, dtype=torch.float64) for _ in range(4))
     kept: dict[str, Tensor] = {}
+    bits = {s.name: torch.empty(N, *s.event_shape) for s in structure.local_latents if s.completes and s.discrete}
     for rows in _weights.chunks(task.x, how.samples):
         drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
@@ -173,25 +174,32 @@ def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, 
             if site.name not in kept:
                 kept[site.name] = values.new_empty(task.draws, N, *values.shape[2:])
             kept[site.name][:, rows] = values[chosen, torch.arange(log_w.shape[1])]
+            if site.name in bits:
+                bits[site.name][rows] = torch.einsum("sn,snm->nm", log_w.softmax(0), values)
         step(log_w.shape[1])
-    warnings = []
-    if bad := int((~(khat <= 0.7)).sum()):
-        warnings.append(
-            f"k-hat is above 0.7 for {bad} of {len(task.x)} data: with proposal={how.proposal} their estimates "
-            "cannot be trusted."
-        )
-    if not history.converged:
-        warnings.append("importance did not converge: the bound was still rising; raise epochs or tol.")
     return Fit(
         parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
         claimed=Evidence.from_per_datum(estimate.numpy(), "estimate", error.numpy()),
         draws={n: v.numpy() for n, v in kept.items()},
+        probabilities={n: torch.stack([1 - v, v], -1).numpy() for n, v in bits.items()},
         khat=khat.numpy(),
         ess=size.numpy(),
         trace=history.trace("bound_per_datum"),
         converged=history.converged,
-        warnings=warnings,
+        warnings=_warnings(khat, how, history),
         notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
         | ({} if how.filters is None else {"filters": how.filters}),
         guide=guide,
     )
+
+
+def _warnings(khat: Tensor, how: _Estimator, history: History) -> list[str]:
+    out = []
+    if bad := int((~(khat <= 0.7)).sum()):
+        out.append(
+            f"k-hat is above 0.7 for {bad} of {len(khat)} data: with proposal={how.proposal} their estimates cannot be "
+            "trusted."
+        )
+    if not history.converged:
+        out.append("importance did not converge: the bound was still rising; raise epochs or tol.")
+    return out

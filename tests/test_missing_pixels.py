@@ -19,7 +19,7 @@ ALL = tensor(list(itertools.product([0.0, 1.0], repeat=D)))
 CODE = tensor(2.0 ** np.arange(D)[::-1])
 TOP = np.arange(D) < 3
 NETS = [("made", (20,)), ("made", (6, 15)), ("logistic", (20,)), ("mixture", (20,))]
-ORDERS = ["raster", "observed-first"]
+ORDERS = ["raster", "reversed", "observed-first"]
 
 
 def images(n=40, seed=0):
@@ -78,7 +78,8 @@ def test_images_are_drawn_as_often_as_their_probability_says(net, hidden, order)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_pixel_sees_those_before_it_and_no_other(net, hidden, order):
     fn = distribution_of(program_of(net, hidden, order))
-    assert fn.order.tolist() == (list(range(D)) if order == "raster" else [*range(3, D), 0, 1, 2])
+    orders = {"raster": range(D), "reversed": range(D)[::-1], "observed-first": [*range(3, D), 0, 1, 2]}
+    assert fn.order.tolist() == list(orders[order])
     seen = torch.zeros(D, D, dtype=torch.bool)
     for x in ALL[::7]:
         seen |= torch.autograd.functional.jacobian(fn.logits, x)[fn.order][:, fn.order] != 0
@@ -245,7 +246,7 @@ def test_parameters_can_be_put_in_the_place_of_its_own():
         (images().reshape(40, 3, 3), {}, "images as rows of a table"),
         (images(), {"hidden": ()}, "net=logistic"),
         (images(), {"net": "mixture", "components": 41}, "more than the 40 images"),
-        (images(), {"order": "random"}, "raster, observed-first"),
+        (images(), {"order": "random"}, "raster, reversed, observed-first"),
         (images(), {"hidden": (0,)}, "hidden must be more than zero"),
     ],
 )

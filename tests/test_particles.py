@@ -1,4 +1,4 @@
-"""The particle filter through missing entries, and wake-sleep: truths by enumeration, by Pyro, and by the order of the pixels."""
+"""The particle filter through missing entries, and wake-sleep: truths by enumeration, by Pyro, by the pixels' order."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_observed_first_is_exact():
     """Where the observed pixels come first, every particle has the same weight, and it is p(x_observed)."""
     holes = BITS[:40].copy()
     holes[:, [1, 4, 6]] = np.nan
-    task = trained(holes, np.vstack([BITS, holes[:1]]), order="observed-first")  # one image tells which pixels come last
+    task = trained(
+        holes, np.vstack([BITS, holes[:1]]), order="observed-first"
+    )  # one image tells which pixels come last
     assert task.program.module.order.tolist()[-3:] == [1, 4, 6]
     torch.manual_seed(0)
     drawn = _particles.draw(task.program, task.structure, task.x, 4000, 20)
@@ -123,7 +125,9 @@ def test_theta_is_learned_with_holes():
     """By the filter's weights, close to the maximum of the exact likelihood that EM climbs."""
     x = np.where(np.random.default_rng(0).random(BITS.shape) < 0.2, np.nan, BITS)
     options = {"net": "logistic", "lr": 0.02, "batch": 50}
-    found = run("missing_pixels", x, "importance", proposal="sequential", epochs=150, particles=10, samples=100, **options)
+    found = run(
+        "missing_pixels", x, "importance", proposal="sequential", epochs=150, particles=10, samples=100, **options
+    )
     exact = run("missing_pixels", x, "em", net="logistic")
     assert found.verified.kind == exact.claimed.kind == "exact"
     assert found.verified.value > exact.claimed.value - 0.02 * len(x)

@@ -354,6 +354,7 @@ def bench(
     only: Annotated[list[str] | None, typer.Option("--only", help="Do a cell anew: the start of its id.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Do cells again that failed or ran out of time.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small version of a benchmark.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of a benchmark.")] = None,
     json: Json = False,
 ) -> None:
     """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
@@ -365,7 +366,7 @@ def bench(
     from benchmarks import _bench
 
     how = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
-    if status := _bench.main(name, json=json, quick=quick, **how):
+    if status := _bench.main(name, json=json, quick=quick, settings=_options.parse(settings or []), **how):
         sys.exit(status)
 
 

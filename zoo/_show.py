@@ -56,9 +56,11 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{result['method']}[/]"
     out.print(f"{head}, seed {result['seed']}", soft_wrap=True)
     claimed, verified = result["log_evidence"], result["verified_log_evidence"]
-    out.print(
-        f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} ({claimed['value'] / n:.4f} a datum)", soft_wrap=True
-    )
+    if claimed is None:
+        out.print(f"log p(x): {result['method']} claims none", soft_wrap=True)
+    else:
+        each = f"({claimed['value'] / n:.4f} a datum)"
+        out.print(f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} {each}", soft_wrap=True)
     if verified is not None:
         out.print(f"verified: {evidence(verified)} nats, {_kind(verified)}", soft_wrap=True)
     if result["khat"] is not None:
@@ -82,11 +84,11 @@ def comparison(results: Sequence[Mapping[str, Any]]) -> None:
         claimed, verified, khat = r["log_evidence"], r["verified_log_evidence"], r["khat"]
         table.add_row(
             f"[bold]{r['method']}[/]",
-            evidence(claimed),
-            claimed["kind"],
+            evidence(claimed) if claimed else "-",
+            claimed["kind"] if claimed else "-",
             evidence(verified) if verified else "-",
             verified["kind"] if verified else "-",
-            f"{claimed['value'] - verified['value']:+.3f}" if verified else "-",
+            f"{claimed['value'] - verified['value']:+.3f}" if claimed and verified else "-",
             _number(khat["max"]) if khat else "-",
             {True: "yes", False: "no", None: "-"}[r["converged"]],
             f"{r['seconds']:.2f}",
@@ -98,7 +100,7 @@ def comparison(results: Sequence[Mapping[str, Any]]) -> None:
         if r["status"] == "refused":
             out.print(f"{r['method']}: {escape(r['reason'])}", soft_wrap=True)
         else:
-            given = r["log_evidence"].get("given")
+            given = (r["log_evidence"] or {}).get("given")
             if given:
                 out.print(f"{r['method']}: log p(x) is given {escape(given)}.", soft_wrap=True)
             warnings(f"{r['method']}: {w}" for w in r["warnings"])

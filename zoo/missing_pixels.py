@@ -13,7 +13,8 @@ p(x_obs) = Σ p(x_obs, x_missing) has 2^M terms. f is, by option `net`:
 - `mixture`: z_i ~ Categorical(π), x_i | z_i = k ~ ∏ Bernoulli(p_k), the mixture of independent Bernoullis that both are
   measured against (its pixels can be left out one by one, and everything about it is exact).
 
-The order of the pixels is row by row (`raster`), or the pixels that every image has first (`observed-first`): then
+The order of the pixels is row by row (`raster`), the same backwards (`reversed`), or the pixels that every image has first
+(`observed-first`). Where all that was seen comes before all that was not (with `reversed`, when the top is missing),
 p(x_obs) and p(x_missing | x_obs) are products of conditionals, known exactly.
 """
 
@@ -52,7 +53,7 @@ class Model(PyroModule):
         net: Literal["made", "logistic", "mixture"] = "made",
         hidden: tuple[Count, ...] = (500,),
         components: Count = 10,
-        order: Literal["raster", "observed-first"] = "raster",
+        order: Literal["raster", "reversed", "observed-first"] = "raster",
     ) -> None:
         super().__init__()
         _check(x, net, hidden, components)
@@ -101,8 +102,8 @@ class Model(PyroModule):
 def _order(observed: Tensor, order: str) -> Tensor:
     """Which pixel comes first, second, …"""
     pixels = torch.arange(observed.shape[1])
-    if order == "raster":
-        return pixels
+    if order != "observed-first":
+        return pixels if order == "raster" else pixels.flip(0)
     everywhere = observed[observed.any(1)].all(0)  # an image of which nothing is seen has no say
     return torch.cat([pixels[everywhere], pixels[~everywhere]])
 

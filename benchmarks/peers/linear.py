@@ -45,6 +45,7 @@ def measure(
 
     def ours() -> tuple[float, float]:
         fit = _runner.run_prepared(prepared, "em", {"tol": 1e-9, "max_iter": 2000})
+        assert fit.claimed is not None
         return fit.seconds, fit.claimed.value
 
     sides: dict[str, Side] = {OURS: ours, "scikit-learn": lambda: _sklearn(model, x, l)}
