@@ -850,7 +850,7 @@ def test_missing_half_needs_images():
 @pytest.mark.parametrize("value", ["random", "random:1", "random:-0.1", "random:x", "random:nan", "middle", "", 0.3])
 def test_missing_must_be_known(value):
     assert refused("digits", missing=value) == (
-        f"missing is {value!r}; give top, bottom, left, right, or random:P with 0 <= P < 1."
+        f"missing is {value!r}; give top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask."
     )
 
 
@@ -872,3 +872,32 @@ def test_preparations_come_in_order():
 
 def test_options_are_checked_before_the_data_is_read():
     assert "rows is 0" in refused("no such thing", rows=0)
+
+
+# ---- a mask of one's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["all", "row", "image"])
+def test_a_mask_says_what_is_missing(tmp_path, shape):
+    mask = np.random.default_rng(0).random((1797, 64)) < 0.3
+    mask = {"all": mask, "row": mask[0], "image": mask[0].reshape(8, 8)}[shape]
+    np.save(tmp_path / "mask ä.npy", mask)
+    path = str(tmp_path / "mask ä.npy")
+    whole, some = load("digits", missing=path), load("digits", missing=path, rows=20)
+    np.testing.assert_array_equal(np.isnan(whole.x), np.broadcast_to(mask.reshape(-1, 64), (1797, 64)))
+    chosen = load("digits", rows=20).x
+    rows = [int(np.flatnonzero((whole.truth == row).all(1))[0]) for row in chosen]
+    np.testing.assert_array_equal(np.isnan(some.x), np.isnan(whole.x[rows]))
+
+
+def test_a_mask_that_does_not_fit(tmp_path):
+    np.save(tmp_path / "mask.npy", np.zeros((3, 64)))
+    with pytest.raises(
+        UsageError, match=r"has the shape \(3, 64\); the data set 'digits' takes one of shape \(1797, 64\) or"
+    ):
+        load("digits", missing=str(tmp_path / "mask.npy"))
+    np.save(tmp_path / "mask.npy", np.full(64, 0.5))
+    with pytest.raises(UsageError, match="of 0 \\(seen\\) and 1 \\(missing\\)"):
+        load("digits", missing=str(tmp_path / "mask.npy"))
+    with pytest.raises(UsageError, match=r"the mask '.*' cannot be read"):
+        load("digits", missing=str(tmp_path / "none.npy"))

@@ -39,7 +39,9 @@ Standardize = Annotated[
     bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
 ]
 Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic, or a threshold.", show_default=False)]
-Missing = Annotated[str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right or random:P.")]
+Missing = Annotated[
+    str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right, random:P, or a mask.npy.")
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")

@@ -55,7 +55,8 @@ def load(
     binarize: ``fixed`` draws each entry once from Bernoulli(intensity); ``dynamic`` leaves intensities in
         [0, 1], to draw from at each epoch; a number t gives x > t, in the data's own units.
     standardize: subtract each column's mean, divide by its population standard deviation.
-    missing: hide half of each image (``top``, ``bottom``, ``left`` or ``right``) or entries at ``random:P``.
+    missing: hide half of each image (``top``, ``bottom``, ``left`` or ``right``), entries at ``random:P``, or those that a
+        mask says, a .npy file: 1 is missing, in the shape of the data, of one row, or of one image.
     seed: rows, binarize and missing each have a stream of their own from it.
 
     Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
@@ -85,11 +86,11 @@ def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, see
         how = None if isinstance(binarize, bool) else as_float(binarize)
         if how is None or not np.isfinite(how):
             raise UsageError(f"binarize is {binarize!r}; give fixed, dynamic or a number, the threshold.")
-    if missing is not None and missing not in _HALVES:
+    if missing is not None and missing not in _HALVES and not _is_file(missing):
         kind, _, number = str(missing).partition(":")
         share = as_float(number) if kind == "random" else None
         if share is None or not 0 <= share < 1:
-            known = "top, bottom, left, right, or random:P with 0 <= P < 1"
+            known = "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask"
             raise UsageError(f"missing is {missing!r}; give {known}.")
     return how, share
 
@@ -275,6 +276,8 @@ def _hide(raw: Raw, x: np.ndarray, missing: str, share: float | None, seed: int)
     """A copy of x with more entries unobserved: half of each image, or each with probability ``share``."""
     if share is not None:
         return np.where(_stream(seed, 2).random(x.shape) < share, np.nan, x)
+    if _is_file(missing):
+        return np.where(_mask(raw, x, missing), np.nan, x)
     if raw.image_shape is None:
         need = f"missing {missing} hides half of each image, and {raw.what} is not known to hold images"
         raise UsageError(f"{need}; give random:P, or put NaN in the data.")
@@ -283,6 +286,27 @@ def _hide(raw: Raw, x: np.ndarray, missing: str, share: float | None, seed: int)
     halves = {"top": row < height // 2, "left": column < width // 2}
     hidden = halves[missing] if missing in halves else ~halves["top" if missing == "bottom" else "left"]
     return np.where(hidden, np.nan, x)
+
+
+def _is_file(missing: Any) -> bool:
+    return str(missing).lower().endswith(".npy")
+
+
+def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
+    """Which entries of x the mask in the file hides; broadcasts to x."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the mask '{path}' cannot be read: {error}.") from None
+    whole = (raw.total, *x.shape[1:])
+    shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
+    if found.shape not in shapes:
+        known = " or ".join(str(s) for s in dict.fromkeys(shapes))
+        raise UsageError(f"the mask '{path}' has the shape {found.shape}; {raw.what} takes one of shape {known}.")
+    if not np.isin(found, (0, 1)).all():
+        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); others came.")
+    hidden = found.astype(bool)
+    return hidden[raw.rows] if found.shape == whole else hidden.reshape(x.shape[1:])
 
 
 def _warn_unobserved(raw: Raw, x: np.ndarray, by_column: np.ndarray) -> None:

@@ -39,7 +39,8 @@ class Raw:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows = np.arange(len(self.x))  # where each row of x stood before ``rows`` chose some
+        self.total = len(self.x)
+        self.rows = np.arange(self.total)  # where each row of x stood before ``rows`` chose some
 
     def place(self, at: Sequence[int] | np.ndarray) -> str:
         """Where these rows of x came from: "line 3", or "rows 0, 4 (counting from 0)"; the first five."""
