@@ -361,3 +361,23 @@ def test_posterior_draws_of_a_site_in_an_inner_plate():
     assert draws.shape == (3000, 10, 3)
     expected = posterior @ exact.assignments["on"].reshape(8, 3).double()
     assert float((draws.double().mean(0) - expected).abs().max()) < 5 * 0.5 / 3000**0.5
+
+
+def test_verification_of_large_data_looks_at_some_rows(monkeypatch):
+    """And at all of them where those do not agree with the products."""
+    from inference import _verify, run
+
+    x = (np.random.default_rng(0).random((200, user.D)) < 0.4).astype(float)
+    monkeypatch.setattr(_verify, "OWN_NUMBERS", 200)
+    fit = run(user.bernoulli, x, "em")
+    assert fit.verified.value == pytest.approx(fit.claimed.value, rel=1e-9)
+    right, calls = fit.verified.per_datum, []
+    original = type(fit.task.exact).per_datum
+
+    def wrong(self, parameters=None, globals=None, own=False):
+        calls.append((len(self.x), own))
+        return original(self, parameters, globals, own) + (0.0 if own else 1.0)
+
+    monkeypatch.setattr(type(fit.task.exact), "per_datum", wrong)
+    np.testing.assert_allclose(_verify.verify(fit.task, fit).per_datum, right)
+    assert calls[0] == (200, False) and calls[-1] == (200, True) and calls[1][0] < 200
