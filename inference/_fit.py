@@ -107,6 +107,7 @@ class Fit:
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    learned: bool = True  # whether θ is this fit's own, rather than of another run
     program: Any = None
     run: str | None = None  # the run folder, once saved
 

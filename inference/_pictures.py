@@ -23,7 +23,7 @@ from inference._pictures_linear import latents, loadings, reconstruction
 from inference._pictures_missing import missing_entries
 from inference._pictures_mixture import clusters, histogram, pairs
 from inference._pictures_scene import Scene, scene_of
-from inference._pictures_simulated import samples
+from inference._pictures_simulated import images_beside, samples, simulated_images
 from zoo._errors import UsageError
 
 Format = Literal["png", "pdf", "svg"]
@@ -76,6 +76,8 @@ def _belonging(scene: Scene) -> dict[str, Draw]:
             pictures["latents"] = latents
     if scene.decoder is not None:
         pictures |= _of_latents(scene)
+    if scene.decoder is None and scene.image_shape is not None and simulated_images(scene) is not None:
+        pictures["samples"] = images_beside
     if any(len(values) for name, values in scene.trace.items() if name != "lr"):
         pictures["trace"] = trace
     if "khat" in scene.stats:

@@ -63,7 +63,8 @@ class Scene:
 
     @cached_property
     def _unseen(self) -> np.ndarray:
-        return np.isnan(self.x.reshape(len(self.x), -1)).all(0)
+        nowhere = np.isnan(self.x.reshape(len(self.x), -1)).all(0)
+        return nowhere & self.json.get("learned", True)  # θ of another run may have learned of them there
 
     @cached_property
     def tint(self) -> str:

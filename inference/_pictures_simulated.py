@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -53,8 +55,8 @@ def samples(scene: Scene) -> Figure:
 
 def _images(scene: Scene) -> Figure:
     """Blocks of images: data, means of x given draws of the latents, and draws of x at the same."""
-    decoder, shape, count = scene.decoder, scene.image_shape, ACROSS**2
-    assert decoder is not None and shape is not None
+    decoder, count = scene.decoder, ACROSS**2
+    assert decoder is not None
     found = decoder.simulated(count)
     assert found is not None
     drawn, means = found
@@ -63,13 +65,46 @@ def _images(scene: Scene) -> Figure:
     blocks = [("data", decoder.x[rows])]
     blocks += [] if means is None else [(f"mean of x given {names} drawn from the prior", means)]
     blocks += [("x drawn from the prior" if means is None else f"x drawn at the same {names}", drawn)]
-    width = 8.8 / 3 * len(blocks)
+    return _blocks(scene, blocks)
+
+
+def _blocks(scene: Scene, blocks: list[tuple[str, np.ndarray]]) -> Figure:
+    """Blocks of images side by side, the first of them data."""
+    shape, (_, data) = scene.image_shape, blocks[0]
+    assert shape is not None
     title = scene.title(f"what the program simulates from its prior, beside the data{scene.tint}")
-    figure = taller_figure(max(6.4, width), 2.62 * shape[0] / shape[1] + 0.2, title)
+    figure = taller_figure(max(6.4, 8.8 / 3 * len(blocks)), 2.62 * shape[0] / shape[1] + 0.2, title)
     for axes, (name, images) in zip(figure.subplots(1, len(blocks)), blocks, strict=True):
-        show(axes, montage(scene.tinted(images), shape, ACROSS, grey_range(decoder.x)), name)
+        show(axes, montage(scene.tinted(images), shape, ACROSS, grey_range(data)), name)
         axes.set_anchor("N")
     return figure
+
+
+def simulated_images(scene: Scene) -> np.ndarray | None:
+    """Images [count, D] that the program simulates; None where it does not."""
+    task = scene.task
+    if (
+        task is None
+        or task.structure.global_latents
+        or math.prod(task.structure.observed[0].event_shape) != scene.x[0].size
+    ):
+        return None
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            trace: Any = task.program.trace(None, size=ACROSS**2)
+        except Exception:  # whatever a user's program makes of x=None
+            return None
+        return trace.nodes[task.structure.observed[0].name]["value"].reshape(ACROSS**2, -1).numpy()
+
+
+def images_beside(scene: Scene) -> Figure:
+    """Data, and images that a program simulates which has no continuous latents."""
+    drawn = simulated_images(scene)
+    assert drawn is not None
+    x = scene.x.reshape(len(scene.x), -1)
+    rows = np.random.default_rng(0).permutation(len(x))[: ACROSS**2]
+    return _blocks(scene, [("data", x[rows]), ("x that the program simulates", drawn)])
 
 
 # ---- tables ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from zoo._structure import ENUMERATION_LIMIT, Structure, describe
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICES = ("auto", "cpu", "cuda")
-LARGE_NUMBERS = 1_000_000  # of data, from which a program that is not exact runs in float32 unless told otherwise
+LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,12 @@ def prepare(
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
     if loaded.options.get("binarize") == "dynamic":
         x, intensities = _one_binarisation(x, seed), x
-    structure = describe(_program.load(model, x, mine), x, limit)
-    if dtype == "auto" and structure.exact == "no" and x.numel() > LARGE_NUMBERS:
+    program = _program.load(model, x, mine)
+    structure = describe(program, x, limit)
+    network = program.has_networks and not any(
+        s.role == "latent" for s in structure.sites
+    )  # exact, and trained all the same
+    if dtype == "auto" and (structure.exact == "no" or network) and x.numel() > LARGE_NUMBERS:
         x, intensities = x.float(), None if intensities is None else intensities.float()
     return Prepared(model, name, loaded, x, mine, structure, limit, intensities)
 

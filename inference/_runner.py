@@ -59,7 +59,7 @@ def run(
     - `model`: a name in the zoo, `"file.py:callable"`, or the callable; `data`: a name, a file, or an array [n, …].
     - `options`: the model's and the method's, as after `--set`; `rows`, `standardize`, `binarize`, `missing` prepare data.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
-      exact.
+      exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
@@ -246,7 +246,7 @@ def run_prepared(
     fit.options["dtype"], fit.options["device"] = str(prepared.x.dtype).removeprefix("torch."), device.type
     fit.x, fit.columns, fit.labels = prepared.x.numpy(), prepared.data.columns, prepared.data.labels
     fit.image_shape, fit.center, fit.scale = prepared.data.image_shape, prepared.data.center, prepared.data.scale
-    fit.task = task
+    fit.task, fit.learned = task, task.learn
     fit.local_sites = tuple(s.name for s in prepared.structure.local_latents)
     fit.warnings = [*prepared.data.warnings, *fit.warnings]
     fit.versions = versions()

@@ -110,6 +110,7 @@ def _extras(fit: Fit) -> dict[str, Any]:
     }
     return units | {
         "image_shape": fit.image_shape,
+        "learned": fit.learned,
         "guide": None if fit.guide is None else fit.guide.recipe,
     }
 
