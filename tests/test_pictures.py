@@ -446,7 +446,7 @@ def test_many_columns_get_the_telling_two_and_the_profiles(tmp_path: Path) -> No
 def test_images_show_each_components_mean(programs: str, tmp_path: Path) -> None:
     options = {"binarize": 8, "rows": 200, "missing": "top", "components": 3}
     fit = run(programs + "bernoulli", "digits", "em", max_iter=5, out=tmp_path / "run", **options)
-    assert names(plot(tmp_path / "run", dpi=40)) == {"components.png", "trace.png", "missing.png"}
+    assert names(plot(tmp_path / "run", dpi=40)) == {"components.png", "samples.png", "trace.png", "missing.png"}
     found = scene(tmp_path / "run")
     shown = [axes.images[0].get_array() for axes in images(found).axes if axes.images]
     assert found.oracle is not None and len(shown) == 3
@@ -476,3 +476,15 @@ def test_many_rows_are_quick_and_counted(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "plots" / "clusters.pdf").stat().st_size < 2_000_000  # points rasterised
     oracle = scene(tmp_path / "run").oracle
     assert oracle is not None and left_out(oracle) == "20\u202f000 of 25\u202f000 rows drawn"
+
+
+def test_pixels_that_theta_knows_are_not_tinted(tmp_path: Path) -> None:
+    """θ was learned from whole images: what it fills in where the data at hand have nothing is to be seen."""
+    run("missing_pixels", "digits", "svi", net="logistic", binarize=8, rows=300, epochs=5, out=tmp_path / "theta")
+    infer(tmp_path / "theta", "importance", data="digits", rows=20, binarize=8, missing="top", proposal="sequential",
+          samples=50, out=tmp_path / "filled")  # fmt: skip
+    assert names(plot(tmp_path / "theta", dpi=40)) == {"components.png", "samples.png", "trace.png"}
+    assert {"samples.png", "missing.png"} <= names(plot(tmp_path / "filled", dpi=40))
+    assert scene(tmp_path / "filled").tint == "; tinted: unobserved"
+    images = np.ones((1, 64))
+    np.testing.assert_array_equal(scene(tmp_path / "filled").tinted(images), images)
