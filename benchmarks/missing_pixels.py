@@ -43,7 +43,7 @@ class Sizes:
     epochs: tuple[int, int] = (20, 40)  # of the belief net and of MADE
     completed: int = 200  # test images whose top half is filled in
     samples: int = 200  # a completed image
-    guide_epochs: int = 1500
+    guide_epochs: int = 5000
     pictured: int = 8
 
 
@@ -107,7 +107,7 @@ def _model(net: str, train: np.ndarray, test: np.ndarray, folder: Path, sizes: S
     """Train one net on complete images, and −log p(x) of the test images under it."""
     began = time.perf_counter()
     if net == "mixture":
-        per_image, smoothing = _mixture(train, test, sizes)
+        per_image, smoothing = _mixture(train, test, folder, sizes)
     else:
         place = trained(net, "raster", train, folder, sizes)
         per_image, smoothing = log_p(place, test), ""
@@ -151,19 +151,24 @@ def log_p(place: Path, images: np.ndarray) -> np.ndarray:
     return claimed.per_datum
 
 
-def _mixture(train: np.ndarray, test: np.ndarray, sizes: Sizes) -> tuple[np.ndarray, str]:
+def _mixture(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) -> tuple[np.ndarray, str]:
     """log p(x) of the test images under a mixture by exact EM.
 
     A pixel that was never on in a component would make a test image impossible: each component is taken to have seen one
     more image, half on everywhere (Krichevsky & Trofimov 1981).
     """
     options: dict[str, Any] = {"net": "mixture", "components": sizes.components}
-    fit = run("missing_pixels", train, "em", seed=SEED, quiet=False, max_iter=sizes.iterations, **options)
-    x = torch.as_tensor(test, dtype=fit.task.x.dtype)
+    kept = folder / "mixture.npz"
+    if not kept.is_file():
+        fit = run("missing_pixels", train, "em", seed=SEED, quiet=False, max_iter=sizes.iterations, **options)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(kept, weights=fit.parameters["weights"], probs=fit.parameters["probs"])
+    with np.load(kept) as found:
+        weights, probs = (torch.as_tensor(found[k]) for k in ("weights", "probs"))
+    x = torch.as_tensor(test, dtype=torch.float64)
     program = _program.load("missing_pixels", x, options)
-    seen = torch.as_tensor(fit.parameters["weights"][:, None] * len(train))
-    probs = (torch.as_tensor(fit.parameters["probs"]) * seen + 0.5) / (seen + 1)
-    program.assign({"weights": torch.as_tensor(fit.parameters["weights"]), "probs": probs.to(x)})
+    seen = weights.unsqueeze(1) * len(train)
+    program.assign({"weights": weights, "probs": (probs * seen + 0.5) / (seen + 1)})
     with torch.no_grad():
         per_image = Task(program, describe(program, x), x, quiet=True).exact.per_datum({}, {}).numpy()
     return per_image, "each component has seen one more image, half on"
@@ -188,7 +193,7 @@ def _completion(
             else {"guide": "autoregressive", "insomnia": 0.0, "epochs": sizes.guide_epochs, "hidden": (sizes.hidden,)}
         )
         if not exact:
-            how |= {"lr": 0.001, "batch": min(100, len(holes)), "tol": 1e-9, "defensive": 0.0}
+            how |= {"lr": 0.001, "batch": min(100, len(holes)), "schedule": "cosine", "defensive": 0.0}
         fit = infer(place, "importance", data=holes, seed=SEED, quiet=False, samples=sizes.samples, **how)
         rows.append(_completing.row(f"MADE, {order}", fit, log_p(place, truth), truth, exact))
         shown[order] = fit.impute(draws=8, seed=SEED)

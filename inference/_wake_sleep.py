@@ -21,7 +21,7 @@ from zoo._errors import Refusal
 from zoo._missing import slots
 from zoo._structure import Structure
 
-DREAMS = 10_000  # simulated data in a pool
+DREAMS = 30_000  # simulated data in a pool
 
 
 @dataclass

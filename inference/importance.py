@@ -24,7 +24,7 @@ from inference import _elbo, _local_density, _mode_guide, _newton, _particles, _
 from inference._fit import Evidence, Fit
 from inference._start import Start, begin
 from inference._task import Task
-from inference._training import History, Plan, train, usual
+from inference._training import History, Plan, Schedule, train, usual
 from inference._wake_sleep import Phases
 from zoo._errors import Refusal
 from zoo._latents import by_datum
@@ -58,6 +58,8 @@ def fit(
     batch: Count | None = None,
     lr: Positive | None = None,
     tol: Positive = 1e-3,
+    schedule: Schedule = "plateau",
+    patience: Count = 10,
     guide: str = "amortized",
     hidden: tuple[Count, ...] | None = None,
     guide_covariance: guides.Covariance = "diagonal",
@@ -69,6 +71,7 @@ def fit(
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
     - `filters`: how many independent particle filters share the samples of a datum, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
+    - `schedule`, `patience`: see `svi`.
     - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
       program with networks of its own is learned at 0.002.
     """
@@ -101,7 +104,7 @@ def fit(
                 task,
                 modules,
                 phases.objective,
-                Plan(epochs, batch, lr, tol),
+                Plan(epochs, batch, lr, tol, schedule, patience),
                 step=step,
                 culprit=lambda rows, x: _elbo.culprit(task, q, rows, x),
             )
