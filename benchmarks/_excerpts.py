@@ -86,11 +86,65 @@ def mnist(*documents: Document) -> str:
     return markdown(("trained by", "−log p(x) of the test images, nats", "published", "training"), rows)
 
 
+def missing_pixels(*documents: Document) -> str:
+    """Complete images beside what was published, then what was hidden; a document is a data set."""
+    whole, hidden = [], []
+    for d in documents:
+        published = d["data"] == "binarized_mnist"  # the figures are for this split of these images
+        for m in d["models"]:
+            nats = f"{m['test_nats']:.2f} ± {m['test_nats_se_images']:.2f}"
+            whole.append((d["data"], f"`net={m['net']}`", nats, f"{m['published_nats']:.2f}" if published else NOTHING))
+        for r in d["completion"]["rows"]:
+            bits = NOTHING if r["nats"] is None else f"{r['nats']:.1f} ({r['bits_per_pixel']:.3f} bits a pixel)"
+            share = (r.get("khat") or {}).get("frac_above_0.7")
+            kind = r["kind"] if share is None else f"{r['kind']}, k-hat above 0.7 for {share:.0%}"
+            hidden.append((d["data"], r["name"], bits, kind or NOTHING, f"{r['error']:.4f}", f"{r['wrong']:.1%}"))
+    first = markdown(("images", "model", "test −log p(x), nats", "published"), whole)
+    names = ("images", "top half filled in by", "−log p(hidden \\| seen), nats", "kind", "square error", "pixels wrong")
+    return f"{first}\n\n{markdown(names, hidden)}"
+
+
+def completions(document: Document) -> str:
+    """What each q makes of the missing pixels, then the noise of the ELBO's gradient."""
+    rows = []
+    for problem in document["problems"]:
+        for r in problem["rows"]:
+            last = r["points"][-1] if r["points"] else None
+            bound = NOTHING if r["elbo_nats"] is None else f"{r['elbo_nats']:.2f}"
+            found = (NOTHING, NOTHING) if last is None else (estimated(last), f"{last['khat_above_0.7']:.0%}")
+            rows.append((problem["title"], r["label"], bound, *found, f"{problem['exact_nats']:.2f}"))
+    most = max(
+        (p["samples"] for problem in document["problems"] for r in problem["rows"] for p in r["points"]), default=0
+    )
+    names = (
+        "problem",
+        "q",
+        "ELBO, nats an image",
+        f"estimate from {most:,} draws",
+        "k-hat above 0.7",
+        "exact log p(seen)",
+    )
+    noise = [(r["estimator"], f"{r['untrained']:.3g}", f"{r['half_trained']:.3g}") for r in document["gradients"]]
+    columns = ("total variance of the ELBO's gradient, 8 draws", "q untrained", "half-trained")
+    return f"{markdown(names, rows)}\n\n{markdown(columns, noise)}"
+
+
+def estimated(point: dict[str, Any]) -> str:
+    """An estimate with its standard error, which 0 and None are not."""
+    digits = 3 if point["se"] and point["se"] < 0.05 else 2
+    return f"{point['nats']:.{digits}f}" + (f" ± {point['se']:.{digits}f}" if point["se"] else "")
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "methods": methods,
     "missing": missing,
     "scaling": scaling,
     "peers": peers,
     "mnist": mnist,
+    "missing_pixels": missing_pixels,
+    "completions": completions,
 }
-SOURCES = {"mnist": "mnist_dlg*.json"}  # of those that are not called like their suite
+SOURCES = {
+    "mnist": "mnist_dlg*.json",
+    "missing_pixels": "missing_pixels*.json",
+}  # of those that are not called like their suite
