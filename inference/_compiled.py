@@ -1,4 +1,4 @@
-"""The objective of a training step as a plain list of tensor operations, without the handlers that found them.
+"""A training step, objective and gradient, as a plain list of tensor operations, without what found them.
 
 Recorded once with `torch.fx`, and used only where it gives what the program itself gives, to the last bit, values and
 gradients: on the batch it was recorded on, on another, and again at the beginning of every epoch. A program whose steps
@@ -21,28 +21,51 @@ WORTH = 3000  # steps from which recording pays
 
 
 class Compiled:
-    """`objective(rows, x)`, recorded for batches of the shape that comes first."""
+    """The step of `objective(rows, x)`, recorded for batches of the shape that comes first."""
 
     def __init__(self, objective: Callable[[Any, Tensor], Tensor], parameters: Sequence[Tensor]) -> None:
         self.objective, self.parameters = objective, list(parameters)
         self.graph: Any = None
         self.shape: torch.Size | None = None
+        self.touched: list[int] = []  # the parameters that the recorded objective depends on
 
     def __call__(self, rows: Any, x: Tensor) -> Tensor:
-        """The objective: a scalar, differentiable."""
-        if self.graph is not None and x.shape == self.shape:
-            return self.graph(rows, x)
-        return self.objective(rows, x)
+        """The objective, a scalar; the gradients of its negative go to the parameters' `grad`."""
+        value, gradients = self._recorded(rows, x) if self._fits(x) else self._by_program(rows, x)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return value
+
+    def _fits(self, x: Tensor) -> bool:
+        return self.graph is not None and x.shape == self.shape
+
+    def _by_program(self, rows: Any, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        value = self.objective(rows, x)
+        return value.detach(), list(torch.autograd.grad(-value, self.parameters, allow_unused=True))
+
+    @torch.no_grad()
+    def _recorded(self, rows: Any, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        value, *found = self.graph(rows, x)
+        gradients: list[Tensor | None] = [None] * len(self.parameters)
+        for i, gradient in zip(self.touched, found, strict=True):
+            gradients[i] = gradient
+        return value, gradients
 
     def record(self, rows: Tensor, x: Tensor) -> None:
-        """Record the objective on a batch; keeps nothing unless the record is right."""
+        """Record the step on a batch; keeps nothing unless the record is right."""
         from torch.fx.experimental.proxy_tensor import make_fx
 
         state = torch.get_rng_state()
-        self.objective(rows, x)  # what only its first call does is not to be recorded
+        first = self._by_program(rows, x)[1]  # what only the first call does is not to be recorded
+        self.touched = [i for i, gradient in enumerate(first) if gradient is not None]
+
+        def step(rows: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+            value, gradients = self._by_program(rows, x)
+            return (value, *(gradients[i] for i in self.touched))
+
         with contextlib.suppress(Exception), warnings.catch_warnings(), complete_data():
             warnings.simplefilter("ignore")
-            graph = make_fx(self.objective)(rows, x)
+            graph = make_fx(step)(rows, x)
             _tidy(graph)
             self.graph, self.shape = graph, x.shape
         torch.set_rng_state(state)
@@ -50,15 +73,14 @@ class Compiled:
 
     def check(self, rows: Tensor, x: Tensor) -> None:
         """Compare record and program on a batch, and drop the record if they differ; leaves the random state alone."""
-        if self.graph is None or x.shape != self.shape:
+        if not self._fits(x):
             return
         state = torch.get_rng_state()
         try:
             found = []
-            for way in (self.objective, self.graph):
+            for way in (self._by_program, self._recorded):
                 torch.set_rng_state(state)
-                value = way(rows, x)
-                gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
+                value, gradients = way(rows, x)
                 found.append((value, *gradients, torch.get_rng_state()))
             same = all(_same(a, b) for a, b in zip(*found, strict=True))
         except Exception:
@@ -70,7 +92,7 @@ class Compiled:
 
 def _tidy(graph: Any) -> None:
     """Drop views that show the same shape and what nobody reads."""
-    views = [getattr(torch.ops.aten, name).default for name in ("view", "expand", "alias")]
+    views = [getattr(torch.ops.aten, name).default for name in ("view", "expand", "alias", "detach")]
 
     def shape(node: Any) -> Any:
         found = node.meta.get("val", node.meta.get("tensor_meta"))

@@ -220,12 +220,9 @@ class _Loop:
         rate = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad()
-        gain = self.compiled(rows, x)
-        value = float(gain.detach())
+        value = float(self.compiled(rows, x))
         if not math.isfinite(value):
             self._stop(value, rows, x)
-        (-gain).backward()
         if not math.isfinite(self._clip()):
             self._stop(math.nan, rows, x)
         self.optimiser.step()
