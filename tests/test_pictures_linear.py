@@ -126,7 +126,7 @@ def test_dependent_latents_and_full_covariances(programs: str, tmp_path: Path) -
     np.testing.assert_allclose(block.noise, np.square(theta["tril"]).sum(1), atol=1e-10)
     mean, _ = factors.scores()
     np.testing.assert_allclose(mean @ block.coefficients.T + block.offset, factors.signal, atol=1e-8)
-    wanted = {"loadings", "latents", "reconstruction", "trace", "missing"}
+    wanted = {"loadings", "latents", "reconstruction", "samples", "trace", "missing"}
     assert inked(plot(tmp_path / "run", dpi=40)) == wanted
 
 
@@ -159,7 +159,7 @@ def test_a_table_is_drawn_with_its_labels(wine: Path, tmp_path: Path) -> None:
 
 def test_images_are_drawn_as_images(tmp_path: Path) -> None:
     run("ppca", "digits", "em", latents=4, rows=100, missing="bottom", max_iter=5, out=tmp_path / "run")
-    wanted = {"loadings", "latents", "reconstruction", "trace", "missing"}
+    wanted = {"loadings", "latents", "reconstruction", "samples", "trace", "missing"}
     assert inked(plot(tmp_path / "run", dpi=40)) == wanted
     found = scene(tmp_path / "run")
     assert found.factors is not None
