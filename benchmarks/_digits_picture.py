@@ -16,7 +16,7 @@ from inference._pictures_style import INK, OKABE_ITO, QUIET, styled, taller_figu
 
 GREY = (0.0, 1.0)
 ACROSS, DOWN = 12, 4  # digits of each half of the first part
-COLORS = 64
+COLORS = 128
 SMALL = (5, 3)  # images across and down of each kind in the second
 
 
@@ -32,10 +32,9 @@ def draw(path: Path, document: dict[str, Any], shown: dict[str, Any], shape: tup
     rows = document["density"]["rows"]
     for axes, row in zip(middle.subplots(1, len(rows)), rows, strict=True):
         images = shown["groups"][row["images"]][: SMALL[0] * SMALL[1]]
-        score = "" if row["auc"] is None else f"; AUC {row['auc']:.2f}"
-        title = f"{row['images']}\n−log p(x) {row['nats']:.0f} nats{score}"
-        show(axes, montage(images, shape, SMALL[0], GREY), title)
-        axes.title.set_fontsize(8)
+        nats = f"{row['nats']:.0f} nats"
+        said = f"−log p(x): {nats}" if row["auc"] is None else f"{nats}, AUC {row['auc']:.2f}"
+        show(axes, montage(images, shape, SMALL[0], GREY), f"{row['images']}\n{said}")
     left, right = bottom.subplots(1, 2, width_ratios=(2.6, 1))
     _completions(left, shown, shape)
     _accuracies(right, document["representation"])
@@ -47,7 +46,7 @@ def _write(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white")
     with Image.open(buffer) as picture:
-        picture.convert("RGB").quantize(COLORS).save(path, optimize=True)
+        picture.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def _completions(axes: Axes, shown: dict[str, Any], shape: tuple[int, int]) -> None:

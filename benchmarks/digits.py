@@ -44,7 +44,7 @@ class Sizes:
     test: int = 1000
     latents: int = 20
     hidden: tuple[int, ...] = (200, 200)
-    epochs: int = 100
+    epochs: int = 200
     scored: int = 400  # held-out digits, and as many images of each other kind
     samples: int = 300  # of the importance weights, an image
     completed: int = 200  # of the digits scored

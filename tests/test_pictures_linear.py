@@ -126,7 +126,7 @@ def test_dependent_latents_and_full_covariances(programs: str, tmp_path: Path) -
     np.testing.assert_allclose(block.noise, np.square(theta["tril"]).sum(1), atol=1e-10)
     mean, _ = factors.scores()
     np.testing.assert_allclose(mean @ block.coefficients.T + block.offset, factors.signal, atol=1e-8)
-    wanted = {"loadings", "latents", "reconstruction", "samples", "trace", "missing"}
+    wanted = {"loadings", "latents", "reconstruction", "trace", "missing"}
     assert inked(plot(tmp_path / "run", dpi=40)) == wanted
 
 
