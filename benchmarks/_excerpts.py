@@ -23,7 +23,8 @@ def methods(document: Document) -> str:
     for group in _groups.groups(document["cells"], lambda name: 0):
         for table in group.tables() if group.by == "log_evidence" else ():
             for method, claimed, kind, gap, worst in _picked(table, ("method", "claimed", "claim", "gap", "k-hat")):
-                rows.append((group.title, f"`{method}`", claimed, kind, gap, worst))
+                if claimed != NOTHING:  # Gibbs sampling claims nothing
+                    rows.append((group.title, f"`{method}`", claimed, kind, gap, worst))
     return markdown(
         ("at one θ", "method", "claimed log p(x), nats", "kind", "claimed less verified", "largest k-hat"), rows
     )

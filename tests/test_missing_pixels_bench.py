@@ -1,0 +1,56 @@
+"""The benchmark of missing pixels in small: every part is there, and its pieces on data whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from benchmarks import _completing, missing_pixels
+from zoo._errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def document():
+    return missing_pixels.main(quick=True)
+
+
+def test_a_small_run_has_every_part(document):
+    assert [m["net"] for m in document["models"]] == ["mixture", "logistic", "made"]
+    assert all(100 < m["test_nats"] < 300 for m in document["models"])
+    rows = {r["name"]: r for r in document["completion"]["rows"]}
+    assert rows["MADE, reversed"]["kind"] == "exact" and rows["MADE, raster"]["kind"] == "estimate"
+    assert rows["MADE, raster"]["khat"] is not None and rows["nearest neighbour"]["nats"] is None
+    assert "the top half of 12 test images" in missing_pixels.table(document)
+
+
+def test_the_mixture_is_the_sum_over_its_components(tmp_path):
+    x = (np.random.default_rng(0).random((200, 12)) < 0.3).astype(float)
+    sizes = missing_pixels.Sizes(components=3, iterations=4)
+    found, _ = missing_pixels._mixture(x[:150], x[150:], tmp_path, sizes)
+    with np.load(tmp_path / "mixture.npz") as kept:
+        weights, seen = kept["weights"], kept["weights"][:, None] * 150
+        probs = (kept["probs"] * seen + 0.5) / (seen + 1)
+    each = x[150:] @ np.log(probs).T + (1 - x[150:]) @ np.log1p(-probs).T + np.log(weights)
+    np.testing.assert_allclose(found, logsumexp(each, axis=1), rtol=1e-10)
+
+
+def test_the_nearest_is_the_nearest_by_what_is_seen():
+    random = np.random.default_rng(0)
+    train, truth = ((random.random((n, 10)) < 0.5).astype(float) for n in (50, 20))
+    holes = _completing.without_top(truth)
+    assert np.isnan(holes[:, :5]).all() and not np.isnan(holes[:, 5:]).any()
+    distance = np.abs(train[None, :, 5:] - truth[:, None, 5:]).sum(-1)
+    nearest = _completing._nearest(train, holes)
+    np.testing.assert_array_equal(distance[np.arange(20), nearest], distance.min(1))
+
+
+def test_options_are_checked():
+    from benchmarks import _bench
+
+    with pytest.raises(UsageError, match="data is one of binarized_mnist, mnist5k"):
+        _bench.main("missing_pixels", settings={"data": "faces"})
+    with pytest.raises(UsageError, match="unknown option of the benchmark 'missing_pixels'"):
+        _bench.main("missing_pixels", settings={"epochs": "3"})
+    with pytest.raises(UsageError, match="--set is for benchmarks that are programs"):
+        _bench.main("smoke", settings={"epochs": "3"})
