@@ -69,7 +69,7 @@ def density(
     """What log p(x) of a trained run is for digits and for other images, and log p(x) [n] of the digits, nats.
 
     The proposal is each image's own Laplace Gaussian: an encoder that has seen only digits proposes so badly for other
-    images that their log p(x) would come out lower by up to thousands of nats, and the score look better than it is.
+    images that their log p(x) would come out hundreds of nats too low, and the score look better than it is.
     """
     groups = {"digits": digits, **odd}
     images = np.concatenate(list(groups.values()))
