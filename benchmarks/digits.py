@@ -51,7 +51,7 @@ class Sizes:
     completing: int = 2000  # samples an image with a hole
 
 
-QUICK = Sizes(100, 60, 4, (30,), 2, 20, 20, 10, 20)
+QUICK = Sizes(60, 40, 4, (30,), 2, 20, 20, 10, 20)
 
 
 @dataclass(frozen=True)
