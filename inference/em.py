@@ -6,6 +6,7 @@ claims is exact: log p(x; θ̂), given the globals at their mode where there are
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,7 @@ def _climb(
     climb = _Climb(globals, closed=tuple(how.closed), numeric=how.numeric + tuple(globals))
     leap = _Leap(task)
     for i in range(max_iter + 1):
-        stats, value = _e_step(task, globals)
+        stats, value = _e_step(task, globals, may_fail=leap.fresh > 0)
         if leap.fresh and not value >= climb.objective[-1]:
             globals = leap.back(climb.objective)
             stats, value = _e_step(task, globals)
@@ -101,7 +102,15 @@ def _climb(
             break
         floor.reached.clear()
         weights = exact.responsibilities(None, globals) if general else None
-        globals = task.m_step(how, stats, globals, floor, weights)
+        try:
+            globals = task.m_step(how, stats, globals, floor, weights)
+        except torch.linalg.LinAlgError:
+            if not leap.fresh:
+                raise
+            # the leap went under the floor, where the log-likelihood of a matrix that is nearly singular means nothing
+            climb.objective.pop()
+            globals = leap.back(climb.objective)
+            continue
         if accelerate and i >= PLAIN_ITERATIONS:
             globals = leap.after(globals, allowed=not floor.reached)
     climb.globals, climb.counts, climb.floored = globals, stats.counts, set(floor.reached)
@@ -109,9 +118,14 @@ def _climb(
     return climb
 
 
-def _e_step(task: Task, globals: dict[str, Tensor]) -> tuple[Any, float]:
-    """The statistics, and log p(x, globals; θ)."""
-    stats = task.exact.e_step(globals)
+def _e_step(task: Task, globals: dict[str, Tensor], may_fail: bool = False) -> tuple[Any, float]:
+    """The statistics, and log p(x, globals; θ); NaN where a leap went so far that a matrix cannot be factored there."""
+    try:
+        stats = task.exact.e_step(globals)
+    except torch.linalg.LinAlgError:
+        if not may_fail:
+            raise
+        return None, float("nan")
     with torch.no_grad():
         return stats, float(stats.per_datum.sum()) + float(task.exact.views(None, globals)[1])
 
@@ -120,12 +134,13 @@ class _Leap:
     """SQUAREM: from three points in a row, extrapolate where slow steps are heading (Varadhan & Roland 2008, scheme S3).
 
     Where the log-likelihood there is lower than it was, or falls at the next M-step (whose floor the leap went under),
-    `back` takes the plain step instead.
+    `back` takes the plain step instead, and the next leap is shorter.
     """
 
     def __init__(self, task: Task) -> None:
         self.task, self.fresh, self.since = task, 0, 0
         self.points: list[Tensor] = []
+        self.length, self.longest = 1.0, math.inf
         self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 
     def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
@@ -142,7 +157,9 @@ class _Leap:
         step, bend = second - first, third - 2 * second + first
         if not allowed or not bool(third.isfinite().all()) or not float(bend.norm()) > 0:
             return globals
-        length = max(1.0, float(step.norm() / bend.norm()))
+        if self.length >= self.longest:  # as long as was allowed, and it was not taken back
+            self.longest *= 4
+        length = self.length = min(max(1.0, float(step.norm() / bend.norm())), self.longest)
         values = layout.unflatten(first + 2 * length * step + length**2 * bend)
         if not all(bool(v.isfinite().all()) for v in values.values()):
             return globals
@@ -154,6 +171,7 @@ class _Leap:
         """Undo the leap, and what it left in the list of log-likelihoods."""
         del objective[len(objective) - self.since :]
         self.fresh, self.points = 0, []
+        self.longest, self.length = max(1.0, self.length / 4), 1.0
         self.task.program.assign(self.plain[0])
         return self.plain[1]
 

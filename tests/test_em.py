@@ -306,6 +306,16 @@ def test_extrapolated_steps_end_at_the_same_top_and_never_fall():
     assert fast.notes["iterations"] < plain.notes["iterations"] / 2
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(80, 12), (300, 12), (150, 40)])
+def test_a_leap_to_where_no_matrix_can_be_factored_is_taken_back(rows, columns):
+    # more covariances than the few seen entries bear: the likelihood climbs towards a singular matrix
+    digits = (_datasets.load("digits").x >= 8).astype(float)
+    some = digits[np.random.default_rng(0).choice(len(digits), rows, replace=False)][:, -columns:]
+    fit = em.fit(task_of("gmm", hide(some, 0.7), components=1), max_iter=60, tol=0.0)
+    assert never_falls(fit.trace["log_likelihood"])
+    assert np.isfinite(fit.claimed.value)
+
+
 def test_the_same_seed_gives_the_same_bits():
     one, two, other = (run("gmm", "faithful", "em", components=4, seed=s, max_iter=30) for s in (1, 1, 2))
     assert one.claimed.value == two.claimed.value
