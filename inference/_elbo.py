@@ -62,7 +62,9 @@ def enumerated(task: Task, guide: Any) -> Objective:
     def of(rows: Any, x: Tensor) -> Tensor:
         q = config_enumerate(at(guide, rows), "parallel", expand=False)
         with task.program.settings(), _ScaleLocal(N / len(x)):
-            return -elbo.differentiable_loss(task.program, q, x) / N
+            # the differentiable loss refuses to be worked out where gradients are off
+            loss = elbo.differentiable_loss if torch.is_grad_enabled() else elbo.loss
+            return torch.as_tensor(-loss(task.program, q, x) / N)
 
     return of
 

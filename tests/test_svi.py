@@ -200,6 +200,14 @@ def test_a_batch_stands_for_all_the_data():
     assert parts == pytest.approx(value(slice(None)), rel=1e-9)
 
 
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+def test_a_few_epochs_with_priors_give_a_bound(held_out):
+    fit = svi.fit(task_of("gmm", _datasets.load("faithful").x[::4], priors=True), epochs=2, held_out=held_out)
+    assert fit.claimed.kind == "lower bound"
+    assert np.isfinite(fit.claimed.value)
+    assert 0 < fit.claimed.se < 20
+
+
 @pytest.mark.slow
 def test_gmm_with_priors_is_below_its_evidence():
     fit = run("gmm", "faithful", "svi", priors=True)
