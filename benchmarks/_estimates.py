@@ -25,7 +25,7 @@ from inference.svi import enumerated_bound
 from zoo import _program
 from zoo._structure import describe
 
-FILTERS = 20  # of one estimate, where there are particles enough
+FILTERS = 20  # of one estimate: it is often of few particles
 PRIMING = 50  # gradients that Pyro's running baseline has seen before the noise is measured
 
 
@@ -66,7 +66,7 @@ def log_weights(task: Task, guide: Any | None, samples: int, numbers: int = _wei
 @torch.no_grad()
 def filtered(task: Task, samples: int, numbers: int = _weights.NUMBERS) -> tuple[Tensor, int]:
     """The same by a particle filter, and of how many independent filters, whose particles follow one another."""
-    filters = max(1, min(FILTERS, samples // 2))
+    filters = _particles.share(samples, FILTERS)
     particles = samples // filters
     pieces = _pieces(filters, numbers // (task.x.numel() * particles))
     drawn = [_particles.draw(task.program, task.structure, task.x, k * particles, k).log_weights for k in pieces]

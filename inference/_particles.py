@@ -22,6 +22,12 @@ from zoo._structure import Site, Structure
 from zoo._trace import is_plain
 
 UNEVEN = 0.5  # of the particles: an effective sample size below it means resampling
+FILTERS = 40  # of a datum, where there are particles enough
+
+
+def share(samples: int, filters: int = FILTERS) -> int:
+    """How many filters of a datum share its samples: as many as asked for, of two particles or more."""
+    return max(1, min(filters, samples // 2))
 
 
 def refusal(program: Program, structure: Structure, x: Tensor) -> str | None:

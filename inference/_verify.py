@@ -22,7 +22,6 @@ GLOBAL_SAMPLES = 1000
 LOCAL_SAMPLES = 1000
 LEAST_SAMPLES = 50
 DEFENSIVE = 0.1
-FILTERS = 40
 
 
 @torch.no_grad()
@@ -84,7 +83,7 @@ def _by_importance(task: Task, fit: Fit) -> Evidence:
     samples = _weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
     filters = None
     if fit.guide is None and _particles.refusal(task.program, task.structure, task.x) is None:
-        filters = max(2, min(FILTERS, samples // 2))
+        filters = _particles.share(samples)
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
     with task.progress("verifying", len(task.x)) as step:
         for rows in _weights.chunks(task.x, samples):

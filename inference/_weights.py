@@ -56,8 +56,7 @@ def draw(
             with draws_plate(structure, from_prior):
                 pieces.append(_latents(program.trace(x), from_prior, n, structure))
     values = {name: torch.cat([p[name] for p in pieces]) if len(pieces) > 1 else pieces[0][name] for name in pieces[0]}
-    with draws_plate(structure, samples):
-        trace: Any = program.trace(x, latents=values)
+    trace = _joint(program, structure, x, values)
     log_p = _log_local(trace, structure, samples, n)
     log_prior = _log_prior(trace, values, structure, samples, n) if from_prior else None
     if guide is None:
@@ -81,10 +80,13 @@ def _guide_trace(guide: Any, x: Tensor, program: Program) -> Any:
 
 def log_joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> Tensor:
     """log p(x, z) [samples, n] of local latents z, site → [samples, n, …]; differentiable in the program's parameters."""
-    samples = len(next(iter(values.values())))
-    with draws_plate(structure, samples):
-        trace = program.trace(x, latents=values)
-    return _log_local(trace, structure, samples, len(x))
+    return _log_local(_joint(program, structure, x, values), structure, len(next(iter(values.values()))), len(x))
+
+
+def _joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> Any:
+    """The program's trace at draws of the local latents."""
+    with draws_plate(structure, len(next(iter(values.values())))):
+        return program.trace(x, latents=values)
 
 
 def _log_local(trace: Any, structure: Structure, samples: int, n: int) -> Tensor:

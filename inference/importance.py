@@ -52,7 +52,7 @@ def fit(
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
-    filters: Annotated[int, Limits(least=2)] = 40,
+    filters: Annotated[int, Limits(least=2)] = _particles.FILTERS,
     insomnia: Annotated[float, Limits(least=0, most=1)] = 1.0,
     epochs: Annotated[int, Limits(least=0)] | None = None,
     batch: Count | None = None,
@@ -94,7 +94,7 @@ def fit(
     )
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
-    groups = _groups(filters, samples) if proposal == "sequential" else None
+    groups = _particles.share(samples, filters) if proposal == "sequential" else None
     history = NO_HISTORY
     if epochs:
         phases = Phases(task, q, particles, defensive, insomnia, groups and 1)
@@ -112,11 +112,6 @@ def fit(
         q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
         return _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
-
-
-def _groups(filters: int, samples: int) -> int:
-    """How many filters share the samples: as many as asked for, of two particles or more."""
-    return max(1, min(filters, samples // 2))
 
 
 def _check_laplace(task: Task) -> None:
