@@ -132,7 +132,7 @@ def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tenso
     """
     if not _suits(constraint, name, value.dim()):
         return None
-    tangent = torch.randn_like(theta)
+    tangent = _apart(theta)
     normalised = type(constraint) is type(constraints.simplex)
     if normalised:  # a tangent of the simplex: distributions normalise their weights once more
         tangent = tangent - tangent.mean(-1, keepdim=True)
@@ -158,6 +158,13 @@ def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tenso
     if not bool(((copied & same) | constant).all()):
         return None
     return torch.where(copied, best, torch.full_like(best, -1))
+
+
+def _apart(theta: Tensor) -> Tensor:
+    """Random numbers of θ's shape of which no two are nearly equal: thousands of float32 draws would hold some twins."""
+    n = max(theta.numel(), 1)
+    cells = torch.randperm(n).double() + 0.25 + 0.5 * torch.rand(n, dtype=torch.float64)
+    return (4 * cells / n - 2).to(theta).reshape(theta.shape)
 
 
 def _suits(constraint: Any, name: str, dims: int) -> bool:

@@ -16,6 +16,9 @@ from scipy import optimize, stats
 from torch.distributions import constraints, transform_to
 
 from inference._family import Floor
+from inference._task import Task
+from zoo._program import load
+from zoo._structure import describe
 
 GAUSSIAN = 1.0 + np.random.default_rng(0).normal(size=(60, 3))
 WEIGHTS = {"weights", "weight_logits"}
@@ -46,6 +49,12 @@ def test_gmm_is_closed(covariance, missing):
     plan = planned("gmm", x, components=4, covariance=covariance)
     assert plan.numeric == ()
     assert len(plan.closed) == 3
+
+
+def test_thousands_of_parameters_in_float32_are_closed():
+    x = torch.as_tensor(np.random.default_rng(0).normal(size=(200, 30)), dtype=torch.float32)
+    program = load("gmm", x, {"components": 10})  # 9,000 numbers in its factors: float32 draws of as many hold twins
+    assert Task(program, describe(program, x), x, quiet=True).plan({}).numeric == ()
 
 
 def test_two_sites_are_closed():
