@@ -9,6 +9,7 @@ from benchmarks import _groups, _sections
 from benchmarks._tables import NOTHING, Table
 
 Document = dict[str, Any]
+PATTERNS = 20  # of what is hidden; no suite has as many
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -31,17 +32,21 @@ def methods(document: Document) -> str:
 
 
 def missing(document: Document) -> str:
-    """Errors at each pattern; the ways in the order of their mean error."""
-    blocks = []
+    """Each way's error, and how many of its 90% intervals hold the truth, as more and more entries are hidden."""
+    blocks: dict[str, dict[str, list[str]]] = {}
+    shares: list[str] = []
     for section in _sections.sections(document["cells"], lambda: lambda name: 0):
-        for table in section.tables:
-            if table.caption.startswith(("30%", "50%")):
-                names = ("rank", "way", "RMSE", "90% holds", "held-out log p")
-                where = f"{section.title.removeprefix('Imputation: ')}, {table.caption}"
-                blocks += [(where, *row) for row in _picked(table, names)]
-    return markdown(
-        ("data", "rank", "way", "RMSE", "90% intervals hold", "log p(hidden \\| seen), nats an entry"), blocks
-    )
+        if section.anchor.startswith("i"):
+            ways = blocks.setdefault(section.title.removeprefix("Imputation: "), {})
+            for table in section.tables:
+                share, _, how = table.caption.partition(" hidden ")
+                shares += [name] if (name := f"{share} {'not ' * how.startswith('not')}at random") not in shares else []
+                for way, error, holds in _picked(table, ("way", "RMSE", "90% holds")):
+                    row = ways.setdefault(way, [NOTHING] * PATTERNS)
+                    said = f"{float(error):.3f}"
+                    row[shares.index(name)] = said if holds == NOTHING else f"{said} ({holds})"
+    rows = [(data, way, *row[: len(shares)]) for data, ways in blocks.items() for way, row in ways.items()]
+    return markdown(("data, entries hidden", "filled in by", *shares), rows)
 
 
 def scaling(document: Document) -> str:
