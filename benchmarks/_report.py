@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -81,7 +82,7 @@ def html(document: dict[str, Any], folder: Path | None) -> str:
     )
     series = _series(document["cells"])
     groups = _groups.groups(document["cells"], series)
-    album = _Album(folder)
+    album = _Album(folder, groups)
     return environment.get_template("report.html").render(
         d=document,
         groups=[(g, g.tables(), g.charts(), album.of(g)) for g in groups],
@@ -115,26 +116,28 @@ def _series(cells: list[dict[str, Any]]) -> _Series:
 
 
 class _Album:
-    """Pictures as data, each once, as few colours as they need."""
+    """Pictures as data, as few colours as they need; where there are too many, each group shows its best runs."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder, self.shown, self.left_out = folder, 0, 0
+    def __init__(self, folder: Path | None, groups: list[_groups.Group]) -> None:
+        found = [[self._files(folder, cell) for _, cell in group.pictures()] for group in groups]
+        turns = [files for turn in itertools.zip_longest(*found, fillvalue=[]) for files in turn]
+        files = [file for some in turns for file in some]
+        self.folder, self.shown, self.left_out = folder, set(files[:PICTURES]), len(files[PICTURES:])
+
+    @staticmethod
+    def _files(folder: Path | None, cell: dict[str, Any]) -> list[Path]:
+        paths = (
+            [] if folder is None else [folder / "pictures" / cell["id"] / name for name in cell["result"]["pictures"]]
+        )
+        return [path for path in paths if path.is_file()]
 
     def of(self, group: _groups.Group) -> list[dict[str, Any]]:
         """For each run with pictures: its row, and the pictures as (name, data URI, width, height)."""
         out = []
         for row, cell in group.pictures():
-            pictures = []
-            for name in cell["result"]["pictures"]:
-                path = None if self.folder is None else self.folder / "pictures" / cell["id"] / name
-                if path is None or not path.is_file():
-                    continue
-                if self.shown >= PICTURES:
-                    self.left_out += 1
-                    continue
-                self.shown += 1
-                pictures.append((Path(name).stem, *_data(path)))
-            if pictures:
+            files = [path for path in self._files(self.folder, cell) if path in self.shown]
+            if files:
+                pictures = [(path.stem, *_data(path)) for path in files]
                 out.append({"row": row, "seed": cell["cell"]["seed"], "pictures": pictures})
         return out
 

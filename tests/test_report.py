@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import browser
@@ -438,6 +439,25 @@ def test_the_page_needs_nothing_besides_itself(made_up):
     assert text.count("data:image/png;base64,") == 1
     assert "other &amp; one" in text and "not done within 3 s" in text and "x is not installed" in text
     assert str(made_up) not in text
+
+
+def test_when_pictures_are_too_many_every_group_shows_some(tmp_path, monkeypatch):
+    from PIL import Image
+
+    def group(*runs: str) -> SimpleNamespace:
+        cells = [{"id": run, "cell": {"seed": 0}, "result": {"pictures": ["a.png", "b.png"]}} for run in runs]
+        for run in runs:
+            (tmp_path / "pictures" / run).mkdir(parents=True)
+            for name in ("a.png", "b.png"):
+                Image.new("RGB", (2, 2)).save(tmp_path / "pictures" / run / name)
+        return SimpleNamespace(pictures=lambda: [(cell["id"], cell) for cell in cells])
+
+    monkeypatch.setattr(_report, "PICTURES", 5)
+    groups = [group("first", "second"), group("third", "fourth")]
+    album = _report._Album(tmp_path, groups)
+    shown = [(run["row"], [name for name, *_ in run["pictures"]]) for g in groups for run in album.of(g)]
+    assert shown == [("first", ["a", "b"]), ("second", ["a"]), ("third", ["a", "b"])]
+    assert album.left_out == 3
 
 
 def test_a_page_of_a_kept_document(made_up, tmp_path):
