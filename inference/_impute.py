@@ -75,7 +75,7 @@ def _moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [N, …] of the missing entries, from their distribution at points of the latents."""
     x, missing = task.x, task.x.isnan()
-    mean, square, size = torch.zeros_like(x), torch.zeros_like(x), _block(x)
+    mean, square, size = torch.zeros_like(x), torch.zeros_like(x), _block(task)
     for start in range(0, len(x), size):
         rows = slice(start, min(start + size, len(x)))
         gone = missing[rows]
@@ -147,9 +147,11 @@ def _unseen(
     return fn.sample().to(task.x.dtype).expand(task.x[rows].shape)
 
 
-def _block(x: Tensor) -> int:
-    """Rows at once, so that a matrix a row is little memory."""
-    return max(1, BLOCK_NUMBERS // x[0].numel() ** 2)
+def _block(task: Task) -> int:
+    """Rows at once, so that what a row needs is little memory: a matrix where entries depend on one another."""
+    width = task.x[0].numel()
+    matrices = any("MultivariateNormal" in s.family for s in task.structure.observed)
+    return max(1, BLOCK_NUMBERS // (width**2 if matrices else width))
 
 
 def _site(task: Task) -> str:
@@ -244,7 +246,7 @@ def _draws(
     count = len(next(iter(latent_draws.values()))) if latent_draws else draws
     if (slots := _slots(task, site)) is not None:
         return _draws_of_slots(task, site, slots, latent_draws, globals, draws)
-    out, size = [], _block(x)
+    out, size = [], _block(task)
     for s in range(draws):
         pieces = []
         for start in range(0, len(x), size):
