@@ -64,7 +64,7 @@ def _density(
     def density(flat: Tensor) -> Tensor:
         values = coordinates.unflatten(flat)
         parameters = {**theta, **{n: v for n, v in values.items() if n not in globals}}
-        evidence, prior = task.exact.log_evidence(parameters, {n: values[n] for n in globals})
+        evidence, prior = task.sums.log_evidence(parameters, {n: values[n] for n in globals})
         return evidence + prior + layout.log_abs_det(flat[places])
 
     return density

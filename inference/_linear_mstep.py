@@ -28,6 +28,7 @@ class Plan:
 
     regressions: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)  # site → part → θ → index
     scales: dict[str, tuple[str, Tensor]] = field(default_factory=dict)  # site → (θ, index)
+    spreads: dict[str, Tensor] = field(default_factory=dict)  # site in `scales` → deviations of what it observes [E]
     families: dict[str, tuple[str, str, Tensor]] = field(default_factory=dict)  # θ → (site, parameter, index)
     numeric: tuple[str, ...] = ()
 
@@ -81,7 +82,7 @@ def _sort(engine, leaves, uses, found, gaussians, others) -> Plan:
             size = gaussians[site].given[0].numel()
             closed = part == "scale" or Pool(theta, leaves[theta].detach(), copied).blocks(size) is not None
             if closed:
-                out.scales[site] = (theta, copied)
+                out.scales[site], out.spreads[site] = (theta, copied), _spread(engine, gaussians[site])
         if not closed:
             numeric.append(theta)
     for site in list(out.regressions):
@@ -159,7 +160,7 @@ def _closed(engine: LinearGaussian, plan: Plan, moments: Moments, globals: Value
                 new[theta] = torch.where(mine.isnan(), old, mine).reshape(values[theta].shape)
         if g.name in plan.scales:
             theta, index = plan.scales[g.name]
-            new[theta] = _scale(engine, g, beta, Pool(theta, values[theta], index), stats, floor)
+            new[theta] = _scale(g, beta, Pool(theta, values[theta], index), stats, floor, plan.spreads[g.name])
     engine.program.assign(new)
 
 
@@ -239,11 +240,8 @@ def _residual(g: Gaussian, beta: Tensor, stats: dict[str, Tensor]) -> Tensor:
     return xx - cross - cross.mT + beta @ zz[:, 0] @ beta.mT
 
 
-def _scale(
-    engine: LinearGaussian, g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floor: Floor
-) -> Tensor:
+def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floor: Floor, spread: Tensor) -> Tensor:
     residual, count = _residual(g, beta, stats), stats["zz"][:, :, -1, -1]  # [A, 1 or E]
-    spread = _spread(engine, g)
     if g.diagonal:
         n = pool.total(count.expand_as(residual))
         known = n > 10 * torch.finfo(n.dtype).eps

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference import _linear_mstep, _mstep
 from inference._checkpoint import Checkpoints
+from inference._compress import compressed
 from inference._coordinates import bijection
 from inference._exact import Enumeration
 from inference._family import Floor
@@ -66,6 +67,11 @@ class Task:
         """The exact engine, an `Enumeration` or a `LinearGaussian`; only for programs whose structure is exact."""
         engine = Enumeration if self.structure.exact == "enumerable" else LinearGaussian
         return engine(self.program, self.structure, self.x)
+
+    @cached_property
+    def sums(self) -> Any:
+        """What gives the sums over the data, an E-step's and the evidence: the exact engine, or a shorter way to the same."""
+        return (isinstance(self.exact, LinearGaussian) and compressed(self.exact)) or self.exact
 
     def plan(self, globals: dict[str, Tensor]) -> Any:
         """How the M-step will update each parameter."""

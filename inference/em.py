@@ -121,7 +121,7 @@ def _climb(
 def _e_step(task: Task, globals: dict[str, Tensor], may_fail: bool = False) -> tuple[Any, float]:
     """The statistics, and log p(x, globals; θ); NaN where a leap went so far that a matrix cannot be factored there."""
     try:
-        stats = task.exact.e_step(globals)
+        stats = task.sums.e_step(globals)
     except torch.linalg.LinAlgError:
         if not may_fail:
             raise

@@ -12,7 +12,6 @@ AGREEMENT = 1e-6  # the largest relative difference between log-likelihoods at w
 OURS = "zoo"
 
 Side = Callable[[], tuple[float, float]]  # seconds, and the log-likelihood at the end (nats)
-Found = dict[str, dict[str, float]]
 
 
 def turns(sides: Mapping[str, Side], rounds: int) -> dict[str, Any]:
