@@ -16,6 +16,7 @@ from torch import Tensor
 from inference._linear import LinearGaussian, Moments, Values
 
 CHUNK = 8192  # rows that are decomposed at once
+WORTH = 64  # columns for each latent: of more, the decomposition costs more than some dozens of passes
 
 
 class Compressed:
@@ -54,15 +55,16 @@ class _Points(LinearGaussian):
 
 @torch.no_grad()
 def compressed(engine: LinearGaussian) -> Compressed | None:
-    """`engine`'s sums by a few points, or None where they are not quadratic in the data, or the data are as few."""
+    """`engine`'s sums by a few points, or None where they are not quadratic in the data, or it would not pay."""
     if not engine.fast or engine.missing or engine.assignments or engine.values.keys() != engine.centers.keys():
         return None
     gaussians, others, _ = engine.sites()
     names = [g.name for g in gaussians if g.place is None]
     widths = [engine.values[name].shape[1] for name in names]
-    if others or 2 * sum(widths) >= engine.N:
+    D = sum(widths)
+    if others or 2 * D >= engine.N or WORTH * (engine.L + 1) < D:
         return None
-    root = engine.x.new_zeros(0, sum(widths))
+    root = engine.x.new_zeros(0, D)
     for start in range(0, engine.N, CHUNK):
         rows = slice(start, min(start + CHUNK, engine.N))
         root = torch.linalg.qr(torch.cat([root, _side_by_side(engine, names, rows)]), mode="r").R
