@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -577,7 +578,8 @@ def _session(process: Path) -> int:
 def test_ctrl_c(jobs):
     spec = suite(FIT + "seeds = 300\n")
     command = [sys.executable, "-m", "zoo", "bench", spec, "--jobs", jobs]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs do not hear it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     assert process.stderr is not None
     lines = [process.stderr.readline() for _ in range(3)]
     os.killpg(process.pid, signal.SIGINT)
