@@ -151,7 +151,7 @@ def rows(
     ends: tuple[float, float], names: Sequence[str], title: str, scale: str = "linear", unit: float = 1.0
 ) -> Chart:
     """A chart from one end to the other, with a row for each name; `row_at` gives its height."""
-    height, left = TOP + BOTTOM + ROW * len(names), min(190, 24 + round(6.6 * max(map(len, names))))
+    height, left = TOP + BOTTOM + ROW * len(names), min(230, 24 + round(6.6 * max(map(len, names))))
     out = Chart(Axis(*ends, left, WIDTH - RIGHT, scale, unit), Axis(0, 1, height - BOTTOM, TOP), title, height, left)
     for i, name in enumerate(names):
         out.segment((left, row_at(i)), (WIDTH - RIGHT, row_at(i)), "grid")

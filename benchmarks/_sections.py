@@ -298,7 +298,8 @@ def _benchmarks(cells: Cells) -> list[Section]:
         if result and "ratios" not in result:
             section.tables.append(_facts(cell))
         for why in result.get("skipped", []):
-            section.troubles.append((_cells.title(cell["cell"]), f"skipped: {why}"))
+            if (skipped := (cell["cell"]["name"], f"skipped: {why}")) not in section.troubles:
+                section.troubles.append(skipped)
         for peer, ratio in result.get("ratios", {}).items():
             _compared(table, result, result.get("what") or _cells.title(cell["cell"]), peer)
             short = result.get("short") or cell["cell"]["name"].rpartition("/")[2]

@@ -92,6 +92,7 @@ def _document(times: list[tuple[float, float]], images: int, samples: int, peak:
     ratios = [ours / peer for ours, peer in times]
     return {
         "benchmark": "peers/importance",
+        "what": f"importance sampling, float32: images={images:,}, draws of each={samples:,}",
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),

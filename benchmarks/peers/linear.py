@@ -51,9 +51,10 @@ def measure(
     sides: dict[str, Side] = {OURS: ours, "scikit-learn": lambda: _sklearn(model, x, l)}
     out = turns(sides, rounds)
     sizes = {"n": len(x), "d": d, "l": l}
+    name = "ppca by EM, beside one SVD" if model == "ppca" else model
     return {
         "benchmark": "peers/linear",
-        "what": f"{model}, float64, until converged: " + ", ".join(f"{a}={v:,}" for a, v in sizes.items()),
+        "what": f"{name}, float64, until converged: " + ", ".join(f"{a}={v:,}" for a, v in sizes.items()),
         "short": model,
         **out,
         "skipped": [],

@@ -163,6 +163,7 @@ def _document(times: dict[str, list[float]], rounds: int) -> dict[str, Any]:
             ratios[name] = {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
     return {
         "benchmark": "peers/svi",
+        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={BATCH}",
         "milliseconds": {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()},
         "ratios": ratios,
         "targets": TARGETS,
