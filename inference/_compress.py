@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from inference._linear import LinearGaussian, Moments, Values
+from inference._linear import LinearGaussian, Values
+from inference._moments import Moments
 
 CHUNK = 8192  # rows that are decomposed at once
 WORTH = 64  # columns for each latent: of more, the decomposition costs more than some dozens of passes

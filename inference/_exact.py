@@ -48,6 +48,8 @@ class Statistics:
     counts: Tensor  # [A] expected number of data under each assignment
     sites: dict[str, dict[str, Tensor]]  # site → its family's sufficient statistics
     per_datum: Tensor  # [N] log p(x_i)
+    log_prior: Tensor  # of the globals
+    views: list[View]  # the sites that it saw
 
 
 class Assignments:
@@ -281,7 +283,8 @@ class Enumeration(Assignments):
 
         `responsibilities` [N, A]: use these in place of the posterior (a start from a clustering).
         """
-        views = self._ready(self.views(None, globals)[0])
+        seen, log_prior = self.views(None, globals)
+        views = self._ready(seen)
         observed = [(v.name, v.params) for v in views if v.params is not None and not v.latent]
         per_datum = self.x.new_empty(self.N if responsibilities is None else 0)
 
@@ -300,7 +303,7 @@ class Enumeration(Assignments):
         for view in views:
             if view.params is not None and view.latent:
                 sites[view.name] = self._latent_statistics(view, counts)
-        return Statistics(counts, sites, per_datum)
+        return Statistics(counts, sites, per_datum, log_prior, seen)
 
     def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
         family, out = self.families[view.name], []

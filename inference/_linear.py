@@ -20,6 +20,7 @@ from torch import Tensor
 from inference._exact import Assignments
 from inference._families import family_of, parameters_of
 from inference._family import Family, Params
+from inference._moments import Moments, Posterior
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
 from zoo._structure import Structure
@@ -60,30 +61,6 @@ class Gaussian:
         """The matrix E [size, L] that picks the site's value out of z."""
         assert self.place is not None
         return torch.eye(L, dtype=self.offset.dtype)[self.place]
-
-
-@dataclass
-class Posterior:
-    """q(a, z | x) of some rows: weights [n, A], means [n, A, L], and covariances [n or 1, A, L, L]."""
-
-    log_evidence: Tensor  # [n, A] log p(x, a)
-    mean: Tensor
-    covariance: Tensor
-
-    @property
-    def weights(self) -> Tensor:
-        return self.log_evidence.softmax(1)
-
-
-@dataclass
-class Moments:
-    """What an E-step leaves for the M-step."""
-
-    counts: Tensor  # [A]
-    per_datum: Tensor  # [N] log p(x_i)
-    zz: Tensor  # [A, L+1, L+1] Σ w E[z̃ z̃ᵀ], z̃ = [z, 1]
-    sites: dict[str, dict[str, Tensor]]  # observed site → its moments with z̃, or its family's statistics
-    posterior: list[Posterior] | None = None  # of each chunk, where sites have no moments
 
 
 class LinearGaussian(Assignments):
@@ -323,7 +300,10 @@ class LinearGaussian(Assignments):
         total: Any = 0.0
         for rows in self.chunks():
             total = total + self.posterior(rows, seen, parameters, globals).log_evidence.logsumexp(1).sum()
-        return total, seen[2] if seen is not None else self.views(parameters, globals)[1]
+        return total, self._log_prior(seen, parameters, globals)
+
+    def _log_prior(self, seen: Any, parameters: Values | None, globals: Values | None) -> Tensor:
+        return seen[2] if seen is not None else self.views(parameters, globals)[1]
 
     @torch.no_grad()
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
@@ -341,7 +321,8 @@ class LinearGaussian(Assignments):
         """
         seen, L = self._seen(None, globals), self.L
         counts, zz = self.x.new_zeros(self.A), self.x.new_zeros(self.A, L + 1, L + 1)
-        moments = Moments(counts, self.x.new_zeros(0), zz, {}, None if self.fast else [])
+        log_prior = self._log_prior(seen, None, globals).detach()
+        moments = Moments(counts, self.x.new_zeros(0), log_prior, seen, zz, {}, None if self.fast else [])
         per_datum = []
         for rows in self.chunks():
             posterior = self.posterior(rows, seen, None, globals)

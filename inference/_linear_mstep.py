@@ -16,7 +16,8 @@ from torch import Tensor
 
 from inference._exact import one_thread
 from inference._family import Floor, Pool
-from inference._linear import Gaussian, LinearGaussian, Moments, Values
+from inference._linear import Gaussian, LinearGaussian, Values
+from inference._moments import Moments
 from inference._mstep import climb_numerically, usage
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
@@ -130,7 +131,7 @@ def m_step(
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
     if plan.closed:
         with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-            _closed(engine, plan, moments, globals, floor)
+            _closed(engine, plan, moments, floor)
     if not plan.numeric and not globals:
         return globals
 
@@ -142,8 +143,8 @@ def m_step(
     return climb_numerically(engine.program, plan.numeric, globals, supports, expected, engine.N, iterations)
 
 
-def _closed(engine: LinearGaussian, plan: Plan, moments: Moments, globals: Values, floor: Floor) -> None:
-    gaussians, others, _ = engine.sites(None, globals)
+def _closed(engine: LinearGaussian, plan: Plan, moments: Moments, floor: Floor) -> None:
+    gaussians, others, _ = moments.seen
     values, new = {n: v.detach() for n, v in engine.program.values().items()}, {}
     for theta, (site, name, index) in plan.families.items():
         pool = Pool(theta, values[theta], index)

@@ -201,7 +201,7 @@ def m_step(
     `responsibilities` [N, A] are needed only where a site has no sufficient statistics.
     """
     with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-        _closed(exact, plan, stats, globals, floor)
+        _closed(exact, plan, stats, floor)
     if plan.numeric or globals:
 
         def expected(parameters: Values, point: Values) -> Tensor:
@@ -211,12 +211,12 @@ def m_step(
     return globals
 
 
-def _closed(exact: Enumeration, plan: Plan, stats: Statistics, globals: Values, floor: Floor) -> None:
+def _closed(exact: Enumeration, plan: Plan, stats: Statistics, floor: Floor) -> None:
     # locations first: a scale is taken about the new location
     order = sorted(plan.closed.items(), key=lambda item: item[1][1] != "loc")
     if not order:
         return
-    params = {v.name: dict(v.params or {}) for v in exact.views(None, globals)[0]}
+    params = {v.name: dict(v.params or {}) for v in stats.views}
     values, new = exact.program.values(), {}
     for theta, (site, name) in order:
         pool = Pool(theta, values[theta], plan.index[theta])

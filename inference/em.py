@@ -126,8 +126,7 @@ def _e_step(task: Task, globals: dict[str, Tensor], may_fail: bool = False) -> t
         if not may_fail:
             raise
         return None, float("nan")
-    with torch.no_grad():
-        return stats, float(stats.per_datum.sum()) + float(task.exact.views(None, globals)[1])
+    return stats, float(stats.per_datum.sum()) + float(stats.log_prior)
 
 
 class _Leap:

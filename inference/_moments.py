@@ -1,0 +1,34 @@
+"""What the E-step of a linear-Gaussian program finds: posteriors of some rows, and their sums over all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Posterior:
+    """q(a, z | x) of some rows: weights [n, A], means [n, A, L], and covariances [n or 1, A, L, L]."""
+
+    log_evidence: Tensor  # [n, A] log p(x, a)
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        return self.log_evidence.softmax(1)
+
+
+@dataclass
+class Moments:
+    """What an E-step leaves for the M-step."""
+
+    counts: Tensor  # [A]
+    per_datum: Tensor  # [N] log p(x_i)
+    log_prior: Tensor  # of the globals
+    seen: Any  # what the engine's `sites` returned, or None for the general way
+    zz: Tensor  # [A, L+1, L+1] Σ w E[z̃ z̃ᵀ], z̃ = [z, 1]
+    sites: dict[str, dict[str, Tensor]]  # observed site → its moments with z̃, or its family's statistics
+    posterior: list[Posterior] | None = None  # of each chunk, where sites have no moments
