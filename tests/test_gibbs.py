@@ -130,7 +130,11 @@ def test_a_mixture_is_drawn_exactly():
 @pytest.mark.parametrize(("program", "sites"), [(user.two_sites, ("z1", "z2")), (user.causes_apart, ("on",))])
 def test_latents_that_depend_on_each_other(program, sites):
     """In two sites of 2 and 3 values; in a plate."""
-    task = at_theta(program, np.random.default_rng(1).normal(size=(12, 3)))
+    near = 0.3 * np.random.default_rng(2).normal(
+        size=(2, 3, 3)
+    )  # far apart, two sites that depend on each other mix slowly
+    theta = {"locs": near} if program is user.two_sites else {}
+    task = at_theta(program, np.random.default_rng(1).normal(size=(12, 3)), theta)
     fit = sample(task, sweeps=50, warmup=10, chains=50)
     r = task.exact.responsibilities().numpy()
     for name in sites:
