@@ -9,7 +9,6 @@ from benchmarks import _groups, _sections
 from benchmarks._tables import NOTHING, Table
 
 Document = dict[str, Any]
-PATTERNS = 20  # of what is hidden; no suite has as many
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,20 +32,17 @@ def methods(document: Document) -> str:
 
 def missing(document: Document) -> str:
     """Each way's error, and how many of its 90% intervals hold the truth, as more and more entries are hidden."""
-    blocks: dict[str, dict[str, list[str]]] = {}
-    shares: list[str] = []
+    found: dict[tuple[str, str], dict[str, str]] = {}  # data and way → share → what is said
     for section in _sections.sections(document["cells"], lambda: lambda name: 0):
-        if section.anchor.startswith("i"):
-            ways = blocks.setdefault(section.title.removeprefix("Imputation: "), {})
-            for table in section.tables:
-                share, _, how = table.caption.partition(" hidden ")
-                shares += [name] if (name := f"{share} {'not ' * how.startswith('not')}at random") not in shares else []
-                for way, error, holds in _picked(table, ("way", "RMSE", "90% holds")):
-                    row = ways.setdefault(way, [NOTHING] * PATTERNS)
-                    said = f"{float(error):.3f}"
-                    row[shares.index(name)] = said if holds == NOTHING else f"{said} ({holds})"
-    rows = [(data, way, *row[: len(shares)]) for data, ways in blocks.items() for way, row in ways.items()]
-    return markdown(("data, entries hidden", "filled in by", *shares), rows)
+        for table in section.tables if section.anchor.startswith("i") else ():
+            share, _, how = table.caption.partition(" hidden ")
+            column = f"{share} {'not at random' if how.startswith('not') else 'at random'}"
+            for way, error, holds in _picked(table, ("way", "RMSE", "90% holds")):
+                said = f"{float(error):.3f}" + (f" ({holds})" if holds != NOTHING else "")
+                found.setdefault((section.title.removeprefix("Imputation: "), way), {})[column] = said
+    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    rows = [(*key, *(row.get(column, NOTHING) for column in columns)) for key, row in found.items()]
+    return markdown(("data, entries hidden", "filled in by", *columns), rows)
 
 
 def scaling(document: Document) -> str:

@@ -68,9 +68,6 @@ def compressed(engine: LinearGaussian) -> Compressed | None:
     root = engine.x.new_zeros(0, D)
     for start in range(0, engine.N, CHUNK):
         rows = slice(start, min(start + CHUNK, engine.N))
-        root = torch.linalg.qr(torch.cat([root, _side_by_side(engine, names, rows)]), mode="r").R
+        x = torch.cat([engine._centered(name, rows) for name in names], 1)
+        root = torch.linalg.qr(torch.cat([root, x]), mode="r").R
     return Compressed(engine, dict(zip(names, (root / engine.N**0.5).split(widths, 1), strict=True)))
-
-
-def _side_by_side(engine: LinearGaussian, names: list[str], rows: slice) -> Tensor:
-    return torch.cat([engine._centered(name, rows) for name in names], 1)
