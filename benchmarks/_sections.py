@@ -326,8 +326,9 @@ def _compared(table: Table, r: dict[str, Any], what: str, peer: str) -> None:
     ratio = r["ratios"][peer]
     unit, spent = (1e-3, r["milliseconds"]) if "milliseconds" in r else (1.0, r.get("seconds", {}))
     likelihood = r.get("log_likelihood") or {}
+    name, _, sizes = what.partition(": ")  # on a line of their own: a phone is narrow
     table.add(
-        words(what),
+        Entry(name, what, small=sizes),
         words(peer),
         number(ratio["median"], 3),
         number(ratio["min"], 3),
