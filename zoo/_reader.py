@@ -346,12 +346,15 @@ def _line(innermost: bool = False) -> str:
             return ""
         elif not (library := _library(path)):
             return f"{path.name}:{frame.f_lineno}"
-        elif function == "_validate_sample" or (function == "__init__" and path.name == "distribution.py"):
-            return ""
-        elif innermost and library != "torch":
+        elif (innermost and library != "torch") or _validates(path, function):
             return ""
         frame = frame.f_back  # type: ignore[assignment]
     return "the program"
+
+
+def _validates(path: Path, function: str) -> bool:
+    """Whether a distribution looks at its parameters or its value there."""
+    return function == "_validate_sample" or (function == "__init__" and path.name == "distribution.py")
 
 
 def _library(path: Path) -> str:

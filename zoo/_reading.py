@@ -3,8 +3,8 @@
 `read` runs a program once, on a few rows, and follows every operation (`_reader`, by the rules of `_operations`). With every
 number goes what it depends on: which rows, which sites, the parameters; and its degree in the continuous local latents. So it
 is proved, rather than measured, that a log-density is quadratic in them, and that no row reaches another row's density. What
-holds of the operations holds at all values, unless the program chooses what to do by a value: a Python `if`, `int()` or `.item()` on
-something that depends on data, draws or parameters is noted, with its line.
+holds of the operations holds at all values, unless the program chooses what to do by a value: a Python `if`, `int()` or
+`.item()` on something that depends on data, draws or parameters is noted, with its line.
 """
 
 from __future__ import annotations
