@@ -184,4 +184,16 @@ def plain(constraint: Any) -> str:
     """A support or constraint in words."""
     if type(constraint).__name__ == "_IndependentConstraint":
         constraint = constraint.base_constraint
+    bounds = {k: v for k, v in vars(constraint).items() if k in ("lower_bound", "upper_bound")}
+    if any(isinstance(v, Tensor) for v in bounds.values()):
+        shown = ", ".join(f"{k.replace('_', '')}={_bound(v)}" for k, v in bounds.items())
+        return f"{type(constraint).__name__.replace('_', '')}({shown})"
     return str(constraint).removesuffix("()").replace("_", "")
+
+
+def _bound(value: Any) -> str:
+    """A bound that is the same for all as a number."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    first = value.reshape(-1)[0]
+    return f"{float(first):g}" if bool((value == first).all()) else "varying"
