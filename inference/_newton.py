@@ -214,14 +214,18 @@ def _distinct(first: Modes, climbed: Modes, starts: int) -> Modes:
     proper = parts["converged"] & ~parts["damped"] & value.isfinite()
     value[:, 1:] = value[:, 1:].masked_fill(~proper[:, 1:], -torch.inf)
     white = torch.linalg.solve_triangular(
-        parts["scale_tril"].unsqueeze(2), (parts["mean"].unsqueeze(1) - parts["mean"].unsqueeze(2)).unsqueeze(-1), upper=False
+        parts["scale_tril"].unsqueeze(2),
+        (parts["mean"].unsqueeze(1) - parts["mean"].unsqueeze(2)).unsqueeze(-1),
+        upper=False,
     )
     apart = white.squeeze(-1).square().sum(-1)  # [n·A, i, j]: of j, in the metric of i
     near = torch.minimum(apart, apart.mT) < NEAR
     for j in range(1, 1 + starts):  # who is near one that stays before it goes
         taken = (near[:, j, :j] & value[:, :j].isfinite()).any(1)
         value[taken, j] = -torch.inf
-    value[:, 1:] = value[:, 1:].masked_fill(value[:, 1:] < torch.maximum(best, value.amax(1, keepdim=True)) - LEAST, -torch.inf)
+    value[:, 1:] = value[:, 1:].masked_fill(
+        value[:, 1:] < torch.maximum(best, value.amax(1, keepdim=True)) - LEAST, -torch.inf
+    )
     order = value.argsort(dim=1, descending=True, stable=True)
     M = max(1, int(value.isfinite().sum(1).max()))
     parts["log_evidence_each"] = value

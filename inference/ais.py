@@ -50,14 +50,15 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    temperatures: Annotated[int, Limits(least=2)] = 1000,
-    chains: Annotated[int, Limits(least=2)] = 16,
+    temperatures: Annotated[int, Limits(least=2)] = 200,
+    chains: Annotated[int, Limits(least=2)] = 200,
     leapfrog: Count = 10,
 ) -> Fit:
     """log p(x_i) from `chains` weighted chains a datum over `temperatures` steps of β, each of `leapfrog` leapfrog steps.
 
-    The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. Posterior draws
-    are the chains' last states, resampled by their weights.
+    The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. An estimate needs
+    100 effective chains a datum; with fewer, what is claimed is a lower bound (`_estimates`). Posterior draws are the chains'
+    last states, resampled by their weights.
 
     Raises `Refusal` when asked to learn θ.
     """

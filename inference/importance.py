@@ -163,7 +163,9 @@ def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, 
     for rows in _weights.chunks(task.x, how.samples):
         drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
-        parts.append(Estimates.of(log_w, how.filters, _weights.lone_states(drawn.values, log_w, structure, task.x[rows])))
+        parts.append(
+            Estimates.of(log_w, how.filters, _weights.lone_states(drawn.values, log_w, structure, task.x[rows]))
+        )
         share = _shares(log_w)
         chosen = torch.multinomial(share.mT, task.draws, replacement=True).mT  # [draws, rows]
         for site in structure.local_latents:
@@ -206,7 +208,9 @@ def _settled(task: Task, found: Estimates) -> Estimates:
 
 
 def _warnings(found: Estimates, how: _Estimator, history: History) -> list[str]:
-    remedy = "Take more samples, or another proposal than {}: ais, or `zoo infer RUN --method importance` at a fitted θ."
+    remedy = (
+        "Take more samples, or another proposal than {}: ais, or `zoo infer RUN --method importance` at a fitted θ."
+    )
     claim = found.warning("the evidence claimed", remedy.format(f"proposal={how.proposal}"))
     out = [] if claim is None else [claim]
     if not history.converged:
