@@ -2,7 +2,7 @@
 
 The mean weight of a row is unbiased for p(x_i), so its logarithm lies below log p(x_i) on average (Jensen), by about
 ½·se². Over N rows that bias grows as N, and the standard error only as √N: it is removed (by the jackknife), and what its
-removal is uncertain by is part of the standard error.
+removal is uncertain by is part of the standard error, and so is what the tail of the weights may not have shown.
 
 Weights that cannot be trusted show a part of the posterior alone. The correction cannot help there, so their sum is what it
 still is: the logarithm of an unbiased estimate, a lower bound in expectation.
@@ -32,7 +32,9 @@ class Estimates:
     log_mean: Tensor  # log of the mean weight: below log p(x_i) on average
     corrected: Tensor  # the same, its bias removed
     se: Tensor  # of either
-    unsure: Tensor  # what two ways to remove the bias differ by
+    unsure: (
+        Tensor  # what two ways to remove the bias differ by, and what heavy tails may hide: the same way in all rows
+    )
     shape: Tensor  # Pareto shape of the weights
     ess: Tensor  # effective number of draws
     alone: Tensor  # bool: the weighted draws are in one discrete state, and others were never visited
@@ -52,7 +54,9 @@ class Estimates:
         lost = ~estimate.isfinite()
         se = se.masked_fill(lost | ~se.isfinite(), torch.inf)
         jackknife = estimate + _jackknife(log_weights)
-        unsure = (jackknife - (estimate + 0.5 * se.square())).nan_to_num(0.0, 0.0, 0.0)
+        unsure = (jackknife - (estimate + 0.5 * se.square())).abs().nan_to_num(0.0, 0.0, 0.0) + _unseen(
+            log_weights, khat
+        )
         alone = torch.zeros_like(lost) if alone is None else alone.cpu()
         return cls(estimate, torch.where(lost, estimate, jackknife), se, unsure, khat, ess, alone)
 
@@ -108,6 +112,18 @@ class Estimates:
 def _effective(log_weights: Tensor) -> Tensor:
     """(Σw)² / Σw² of log-weights [S, n]; 0 where all are zero."""
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)
+
+
+def _unseen(log_weights: Tensor, khat: Tensor) -> Tensor:
+    """The share of the mean weight [n] that a heavy tail holds beyond the largest of the weights [S, n].
+
+    Beyond the largest of S weights with a Pareto tail of shape k lie w_max k / (1 − k) / S more than w_max itself, on average.
+    A mean without such a weight, which is what most samples are, is too low by that, in every row. It is left out below
+    k = 0.3, where the standard error tells it, and counts in full from k = 0.5, where weights have no variance.
+    """
+    k = khat.clamp(max=KHAT)
+    counts = ((k - 0.3) / 0.2).clamp(0, 1)
+    return (counts * k / (1 - k) * log_weights.softmax(0).amax(0)).nan_to_num(0.0)
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference import _mode_guide, _newton
+from inference import _all_modes, _mode_guide, _newton
 from inference._fit import Evidence, Fit
 from inference._local_density import LocalDensity
 from inference._newton import Modes
@@ -63,7 +63,7 @@ def fit(task: Task, start: Start, options: Options) -> Fit:
             history = climb(learner, parameters, options, task.seed, step)
     begin_at = None if learner is None else learner.means
     with torch.no_grad(), task.progress("laplace", density.n) as step:
-        modes = _newton.all_modes(
+        modes = _all_modes.all_modes(
             density, start=begin_at, tries=options.tries, max_iter=options.max_iter, tol=options.tol, step=step
         )
     return _result(task, density, modes, options, history)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from guides import at
-from inference import _local_density, _mode_guide, _newton, _particles, _weights, _witness
+from inference import _all_modes, _local_density, _mode_guide, _particles, _weights, _witness
 from inference._estimates import Estimates
 from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._task import Task
@@ -206,7 +206,7 @@ def _modes(task: Task, fit: Fit) -> _mode_guide.ModeGuide | None:
     if work > CLIMB_NUMBERS or _mode_guide.refusal(density) is not None:
         return None
     try:
-        return _mode_guide.ModeGuide(density, _newton.all_modes(density))
+        return _mode_guide.ModeGuide(density, _all_modes.all_modes(density))
     except (ArithmeticError, RuntimeError, ValueError):  # no derivative, no finite start: the other proposals serve
         return None
 
@@ -227,7 +227,7 @@ def _compare(task: Task, fit: Fit, found: Evidence) -> None:
     away = claimed.value - found.value
     rounding = tolerance(task.x.dtype) * max(1.0, abs(found.value))
     limit = FAR * math.hypot(claimed.se, found.se) + rounding
-    if claimed.kind == "exact" or found.kind == "lower bound" and away > 0:
+    if claimed.kind == "exact" or (found.kind == "lower bound" and away > 0):
         return
     if away < -limit and claimed.kind == "estimate":
         fit.claimed = replace(claimed, kind="lower bound")

@@ -246,12 +246,13 @@ def lone_states(values: dict[str, Tensor], log_weights: Tensor, structure: Struc
         return torch.zeros(n, dtype=torch.bool)
     generator = torch.Generator("cpu").manual_seed(0)
     for site in structure.discrete_locals:
-        value = (
-            by_datum(values[site.name], site, structure).reshape(*code.shape, -1).round().long()
-        )  # [samples, n, entries]
+        value = by_datum(values[site.name], site, structure)
+        value = value.reshape(*code.shape, -1).round().long()  # [samples, n, entries]
         key = torch.randint(1, 2**40, value.shape[-1:], generator=generator)
-        count = math.inf if site.cardinality is None else site.inner * math.log(max(1, site.cardinality))
-        if site.completes is not None and math.prod(site.event_shape):
+        count: float | Tensor = (
+            math.inf if site.cardinality is None else site.inner * math.log(max(1, site.cardinality))
+        )
+        if site.completes is not None and value.shape[-1]:
             real = _real_slots(x, site)
             value = value * real
             count = real.sum(-1) * (count / real.shape[-1])

@@ -198,7 +198,7 @@ class _Batch:
 
 
 def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean m [m, L] and Cholesky factor of the precision [m, L, L] of a log joint that is quadratic, from its derivatives at z."""
+    """Mean [m, L] and Cholesky factor of the precision [m, L, L] of a quadratic log joint, from its derivatives at z."""
     z = z.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(joint(z).sum(), z, create_graph=True, materialize_grads=True)
@@ -230,7 +230,8 @@ def _log_normal(z: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 
 def _assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Pairs: which of `rows` [m], and site → the values of each discrete local latent [m, numbers]."""
-    row, known = torch.arange(len(rows)), {}
+    row = torch.arange(len(rows))
+    known: dict[str, Tensor] = {}
     names = [s.name for s in task.structure.discrete_locals]
     for name in names:  # in the order in which the program draws them
         batch = _Batch(task, rows[row], known, point)

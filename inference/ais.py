@@ -1,9 +1,10 @@
 """Annealed importance sampling: log p(x) of each datum by chains that walk from the prior to the posterior.
 
 Neal 2001. Each chain goes through densities f_β(z) = Σ_a p(a, z) p(x | a, z)^β from β = 0 to 1, the discrete latents a summed
-out at each (p(a, z) is what the program draws; a scale or mask on the latents anneals with the data), and its weight is the product of f's ratios along the way: unbiased for p(x), whatever the number of steps. The
-path and the transitions are those of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo
-(Neal 2011) with a step size for each datum that makes the chains accept 65 % of the time. θ stays as it is.
+out at each, and its weight is the product of f's ratios along the way: unbiased for p(x), whatever the number of steps. Here
+p(a, z) is what the program draws; a scale or mask on the latents anneals with the data. The path and the transitions are those
+of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo (Neal 2011) with a step size for
+each datum that makes the chains accept 65 % of the time. θ stays as it is.
 
 Step sizes that follow the chains they move would bias the weights. They are found beforehand, temperature by temperature, by
 chains of a run of their own, so that those which are weighed go by transitions fixed in advance, each leaving its f_β as it is.

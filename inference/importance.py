@@ -20,7 +20,7 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _elbo, _local_density, _mode_guide, _newton, _particles, _weights
+from inference import _all_modes, _elbo, _local_density, _mode_guide, _particles, _weights
 from inference._estimates import Estimates
 from inference._fit import Fit
 from inference._start import Start, begin
@@ -133,7 +133,7 @@ def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
     if (reason := _mode_guide.refusal(density)) is not None:
         raise Refusal(reason)
     with task.progress("importance: modes", len(task.x)) as step:
-        return _mode_guide.ModeGuide(density, _newton.all_modes(density, step=step))
+        return _mode_guide.ModeGuide(density, _all_modes.all_modes(density, step=step))
 
 
 @dataclass(frozen=True)

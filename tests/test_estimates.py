@@ -11,10 +11,10 @@ from helpers import task_of
 from scipy import special, stats
 
 from inference import _weights, ais, importance, run
+from inference._all_modes import all_modes
 from inference._estimates import Estimates
 from inference._local_density import LocalDensity
 from inference._mode_guide import ModeGuide
-from inference._newton import all_modes
 
 
 def rows(x, size):
@@ -38,7 +38,7 @@ def quadrature(log_joint, low, high, size=40_001):
     return special.logsumexp(log_joint(g)) + np.log(g[1] - g[0])
 
 
-# ---- many rows -----------------------------------------------------------------------------------------------------------
+# ---- many rows ------------------------------------------------------------
 
 
 def five(x=None, size=None):
@@ -50,7 +50,7 @@ def five(x=None, size=None):
 def test_the_error_covers_over_seeds_and_rows():
     """Uncorrected, the logarithm's bias of ½ se² a row is several standard errors of the total."""
     rng = np.random.default_rng(21)
-    x = (4 * rng.integers(0, 5, 3000) + rng.normal(size=3000))[:, None]
+    x = (4 * rng.integers(0, 5, 1000) + rng.normal(size=1000))[:, None]
     truth = special.logsumexp(stats.norm.logpdf(x, 4 * np.arange(5)) + np.log(0.2), axis=1).sum()
     task = task_of(five, x)
     z, raw = [], []
@@ -61,7 +61,7 @@ def test_the_error_covers_over_seeds_and_rows():
         z.append((value - truth) / se)
         raw.append((float(told.log_mean.sum()) - truth) / se)
     assert np.mean(np.abs(z) < 1.96) >= 0.875 and abs(np.mean(z)) < 4 / np.sqrt(40)
-    assert np.mean(raw) < -1.5
+    assert np.mean(raw) < np.mean(z) - 0.8
 
 
 def test_what_is_a_lower_bound_holds_the_uncorrected_value():
@@ -76,7 +76,7 @@ def test_what_is_a_lower_bound_holds_the_uncorrected_value():
 def test_an_exact_proposal_is_an_estimate():
     told = Estimates.of(torch.full((200, 3), -1.5, dtype=torch.float64))
     found = told.evidence()
-    assert found.kind == "estimate" and found.se == 0 and told.warning("it", "") is None
+    assert found.kind == "estimate" and found.se < 1e-12 and told.warning("it", "") is None
     np.testing.assert_allclose(found.per_datum, -1.5)
 
 
@@ -85,7 +85,7 @@ def test_weights_that_are_all_zero():
     assert told.evidence().kind == "lower bound" and told.evidence().value == -np.inf
 
 
-# ---- what was never visited ------------------------------------------------------------------------------------------------
+# ---- what was never visited ------------------------------------------------------------
 
 
 def rare(x=None, size=None):
@@ -117,9 +117,7 @@ def test_states_that_were_all_visited_are_no_alarm():
     assert abs(fit.claimed.value - fit.verified.value) < 4 * fit.claimed.se
 
 
-def test_slots_that_stand_for_nothing_make_no_state():
-    from zoo import _datasets  # noqa: F401 - the site's kind is what matters here
-
+def test_draws_of_many_bits_that_are_all_the_same():
     def bits(x=None, size=None):
         with rows(x, size):
             z = pyro.sample("z", dist.Bernoulli(torch.full((30,), 0.5)).to_event(1))
@@ -149,7 +147,7 @@ def test_a_far_row_among_many_bits():
     assert any(w.startswith("the verified evidence is a lower bound") for w in fit.warnings)
 
 
-# ---- scales and masks --------------------------------------------------------------------------------------------------------
+# ---- scales and masks ------------------------------------------------------------
 
 
 def scaled(scale):
@@ -232,7 +230,7 @@ def test_a_mask_that_depends_on_x(program):
     assert far(fit.claimed.per_datum, fit.claimed.se_per_datum, truth) < 4
 
 
-# ---- several modes ---------------------------------------------------------------------------------------------------------------
+# ---- several modes ------------------------------------------------------------
 
 
 def wells(x=None, size=None):
@@ -269,11 +267,12 @@ def test_three_modes_are_found_and_mixed():
     assert np.abs(modes.log_evidence.numpy() - truth).max() < 0.2
     z, a = seeded(1, lambda: modes.draw(4000))
     told = Estimates.of(density.log_joint(z, a) - modes.log_prob(z, a))
-    assert far(told.corrected.numpy(), told.se.numpy(), truth) < 4 and not bool(told.doubtful.any())
+    assert abs(told.corrected.sum() - truth.sum()) < 4 * torch.hypot(told.se.square().sum().sqrt(), told.unsure.sum())
     guide = ModeGuide(density, modes)  # the same mixture, site by site
-    drawn = seeded(2, lambda: _weights.draw(task.program, task.structure, task.x, guide, 4000))
+    drawn = seeded(2, lambda: _weights.draw(task.program, task.structure, task.x, guide, 4000, 0.1))
     told = Estimates.of(drawn.log_weights)
     assert far(told.corrected.numpy(), told.se.numpy(), truth) < 4 and not bool(told.doubtful.any())
+    drawn = seeded(2, lambda: _weights.draw(task.program, task.structure, task.x, guide, 4000))
     own = modes.log_prob(torch.stack([drawn.values["z"], drawn.values["y"]], -1), torch.zeros(4000, 15).long())
     torch.testing.assert_close(drawn.log_proposal, own)
 

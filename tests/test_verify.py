@@ -154,6 +154,8 @@ def test_rows_that_read_their_number_are_verified_in_their_place():
 
 
 def test_the_command_ends_with_status_1_and_writes_nothing(monkeypatch, here):
+    from pathlib import Path
+
     from typer.testing import CliRunner
 
     from zoo.__main__ import app
@@ -169,8 +171,6 @@ def test_the_command_ends_with_status_1_and_writes_nothing(monkeypatch, here):
     )
     assert done.exit_code == 1 and done.stdout == ""
     assert "two exact values of log p(x)" in done.stderr and "Traceback" not in done.stderr
-    from pathlib import Path
-
     assert not Path("one").exists()
 
 
@@ -179,7 +179,7 @@ def test_a_claim_that_differs_from_the_verified_value():
     right = task.exact.per_datum().detach().numpy()
     for value in (right + 1e-3, np.where(np.arange(30) == 7, right - 1e-4, right)):
         fit = Fit(parameters={}, claimed=Evidence.from_per_datum(value, "exact"))
-        with pytest.raises(ArithmeticError, match="as claimed and .* as verified"):
+        with pytest.raises(ArithmeticError, match=r"as claimed and .* as verified"):
             _verify.verify(task, fit)
 
 
