@@ -35,7 +35,7 @@ LOCAL_SAMPLES = 1000
 LEAST_SAMPLES = 50
 DEFENSIVE = 0.1
 CLIMB = 60  # evaluations that a climb takes, and those for each latent number
-CLIMB_NUMBERS = 2**31  # numbers that climbing to all modes may take, some ten seconds
+CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
 FAR = 4.0  # standard errors
 
 
