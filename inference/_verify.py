@@ -1,7 +1,7 @@
 """The runner's own look at log p(x): the best evaluator there is for a program, at a fit's own θ.
 
 - exact programs: the exact value by each site's own `log_prob`, and on a sample of rows by a route that shares nothing with the
-  method (`_witness`). Exact values that differ beyond rounding end the run.
+  method (`_own_route`). Exact values that differ beyond rounding end the run.
 - global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
 - no local latents: the program's own density, in one run;
 - otherwise: importance sampling from a mixture of whatever proposals can be had at this θ: the fit's guide, the Gaussians at
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from guides import at
-from inference import _all_modes, _local_density, _mode_guide, _particles, _weights, _witness
+from inference import _all_modes, _local_density, _mode_guide, _particles, _weights, _own_route
 from inference._estimates import Estimates
 from inference._fit import Evidence, Fit, GlobalGaussian
 from inference._task import Task
-from inference._witness import Disagreement, tolerance
+from inference._own_route import Disagreement, tolerance
 from zoo._trace import is_local, log_prob, per_datum, sample_nodes
 
 OWN_NUMBERS = 2**30  # of data × joint values, some twenty seconds of them
@@ -73,10 +73,10 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
     """log p(x_i | θ, globals) [N] of an exact program, nats."""
     each = max(1, task.x[0].numel() * task.structure.assignments)
     found = task.exact.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
-    rows = _witness.rows_of(task)
+    rows = _own_route.rows_of(task)
     seen = _seen(task, rows, point)
     if seen is None or not _alike(found[rows], seen):
-        whole = _witness.in_place(task, point)
+        whole = _own_route.in_place(task, point)
         seen = whole[rows] if whole is not None else seen
     if seen is None:
         raise Disagreement(
@@ -91,7 +91,7 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
 def _seen(task: Task, rows: Tensor, point: dict[str, Tensor]) -> Tensor | None:
     """The witness's values of some rows; None where the program does not run on them by themselves."""
     try:
-        return _witness.log_evidence(task, rows, point)
+        return _own_route.log_evidence(task, rows, point)
     except (RuntimeError, ValueError, IndexError):
         return None
 

@@ -11,7 +11,7 @@ import user_programs as user
 from helpers import hide, task_of
 from scipy import special, stats
 
-from inference import _verify, _witness, run
+from inference import _verify, _own_route, run
 from inference._fit import Evidence, Fit
 from zoo._structure import Structure
 
@@ -49,7 +49,7 @@ def three_bits(x=None, size=None):
 
 def seen(program, x):
     task = task_of(program, x)
-    return _witness.log_evidence(task, torch.arange(len(x)), {}).numpy()
+    return _own_route.log_evidence(task, torch.arange(len(x)), {}).numpy()
 
 
 # ---- the witness is right --------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_a_mixture_with_continuous_latents_against_its_closed_form():
     truth = special.logsumexp(each, axis=0)
     np.testing.assert_allclose(seen(mixture, x), truth, rtol=1e-10)
     task = task_of(mixture, x)
-    np.testing.assert_allclose(_witness.in_place(task, {}).numpy(), truth, rtol=1e-10)
+    np.testing.assert_allclose(_own_route.in_place(task, {}).numpy(), truth, rtol=1e-10)
 
 
 def test_a_scaled_latent_against_quadrature():
@@ -90,7 +90,7 @@ def test_missing_entries_against_the_engine():
 
 
 def seen_of(task):
-    return _witness.log_evidence(task, torch.arange(len(task.x)), {}).numpy()
+    return _own_route.log_evidence(task, torch.arange(len(task.x)), {}).numpy()
 
 
 # ---- false claims end the run -----------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_rows_that_read_their_number_are_verified_in_their_place():
     x = np.random.default_rng(6).normal(size=(40, 1)) + np.arange(40)[:, None]
     task = task_of(numbered, x)
     each = [np.log(p) + stats.norm.logpdf(x[:, 0], np.arange(40) + k, 1) for k, p in ((0, 0.6), (1, 0.4))]
-    np.testing.assert_allclose(_witness.in_place(task, {}).numpy(), special.logsumexp(each, axis=0), rtol=1e-10)
+    np.testing.assert_allclose(_own_route.in_place(task, {}).numpy(), special.logsumexp(each, axis=0), rtol=1e-10)
 
 
 def test_the_command_ends_with_status_1_and_writes_nothing(monkeypatch, here):
@@ -163,8 +163,8 @@ def test_the_command_ends_with_status_1_and_writes_nothing(monkeypatch, here):
     def off(task, rows, point):
         return task.exact.per_datum(None, point)[rows] + 1e-3
 
-    monkeypatch.setattr(_witness, "log_evidence", off)
-    monkeypatch.setattr(_witness, "in_place", lambda task, point: None)
+    monkeypatch.setattr(_own_route, "log_evidence", off)
+    monkeypatch.setattr(_own_route, "in_place", lambda task, point: None)
     np.savetxt("x.csv", np.random.default_rng(7).normal(size=(30, 2)), delimiter=",", header="a,b", comments="")
     done = CliRunner().invoke(
         app, ["run", "gmm", "--data", "x.csv", "--method", "em", "--out", "one", "--set", "components=2"]
