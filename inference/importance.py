@@ -186,6 +186,7 @@ def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, 
         converged=history.converged,
         warnings=_warnings(khat, how, history),
         notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
+        | history.notes
         | ({} if how.filters is None else {"filters": how.filters}),
         guide=guide,
     )
@@ -198,6 +199,6 @@ def _warnings(khat: Tensor, how: _Estimator, history: History) -> list[str]:
             f"k-hat is above 0.7 for {bad} of {len(khat)} data: with proposal={how.proposal} their estimates cannot be "
             "trusted."
         )
-    if not history.converged:
+    if history.converged is False:
         out.append("importance did not converge: the bound was still rising; raise epochs or tol.")
     return out

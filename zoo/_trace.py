@@ -67,11 +67,15 @@ def is_one(scale: Any) -> bool:
 
 
 def global_log_prob(trace: Any) -> Tensor:
-    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents."""
+    """Σ log p over the sites outside the `data` plate, each with its mask and scale, nats: the log prior of the global
+    latents, and whatever is observed there."""
     total = torch.zeros(())
     for node in sample_nodes(trace):
         if not is_local(node):
-            total = total + (node["fn"].log_prob(node["value"]) * node["scale"]).sum()
+            found = node["fn"].log_prob(node["value"])
+            if node["mask"] is not None:
+                found = torch.where(torch.as_tensor(node["mask"]), found, torch.zeros(()))
+            total = total + (found * node["scale"]).sum()
     return total
 
 
