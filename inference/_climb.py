@@ -31,6 +31,7 @@ ALLOWED = 0.03  # nats for each global latent site that the last doubling may ga
 PRIOR_DRAWS = 500  # of each local latent
 IMITATION = 300  # iterations at most, with FIRST // 2 draws
 CHECKS = 1024  # draws that the gain is measured by
+LONG = 500  # iterations on the same draws
 SHORT = 30  # iterations of the first ascent, after which the scales are set by the curvature
 
 
@@ -149,20 +150,24 @@ def _doubled(
     """Climb with twice as many draws each time until that gains nothing."""
     generator = torch.Generator().manual_seed(task.seed)
     fresh = fixed.draw(affordable(fixed, CHECKS), torch.Generator().manual_seed(task.seed + 1))
-    out, M, before = Outcome(), FIRST // 2, None
+    out, M, before, kept = Outcome(), FIRST // 2, None, None
     most = affordable(fixed, MOST)
     while most >= M and len(out.trace) < iterations:
         ascent = Climb(fixed, modules, {**units, **_units(guide)})
-        left = min(iterations - len(out.trace), SHORT if before is None else iterations)
+        left = min(iterations - len(out.trace), SHORT if before is None else LONG)
         ended = ascent.run(fixed.draw(M, generator), left, allowed(task) / 30, step)
         out.trace += ascent.trace
         after, out.draws = fixed.all_values(fresh), M
-        if before is not None:
+        if before is not None and kept is not None:
             out.gain, out.gain_se = paired(after - before)
             if ended and abs(out.gain) + 2 * out.gain_se < allowed(task):
                 out.converged = True
                 break
-        before, M = after, 2 * M
+            if out.gain < -allowed(task):  # so few draws were learned by heart: back to where it was, with many more
+                ascent.restore(kept)
+                M = 4 * M
+                continue
+        before, kept, M = after, ascent.free, 2 * M
     return out
 
 
@@ -294,6 +299,17 @@ class Climb:
     def point(self) -> Tensor:
         """The parameters as one vector, in their units."""
         return torch.cat([p.detach().reshape(-1) for p in self.parameters]) / self.unit
+
+    @property
+    def free(self) -> list[Tensor]:
+        """A copy of the parameters."""
+        return [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def restore(self, kept: list[Tensor]) -> None:
+        """Put a copy back."""
+        for p, value in zip(self.parameters, kept, strict=True):
+            p.copy_(value)
 
     @torch.no_grad()
     def go(self, point: Tensor) -> None:

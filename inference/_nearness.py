@@ -22,6 +22,7 @@ DRAWS = 200
 LEAST = 50  # draws that have a tail to look at
 INNER = 20  # draws of the local latents for each of the globals
 CHEAP = 2**22  # numbers that take no time
+EQUAL = 0.9  # of the draws, as effective sample size, from which weights are as good as equal whatever their tail is like
 SHARE = 0.1  # of the fit's own effort
 
 
@@ -31,11 +32,13 @@ class Nearness:
 
     parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     of_globals: float | None = None
+    draws: int = 0  # for each datum
 
     def add(self, log_weights: Tensor) -> None:
         """The weights [draws, rows] of the next rows."""
         from inference._arviz import psis
 
+        self.draws = len(log_weights)
         if len(log_weights) >= LEAST:
             self.parts.append(psis(log_weights.detach().numpy()))
 
@@ -52,7 +55,7 @@ class Nearness:
     def warnings(self, verified: bool) -> list[str]:
         """In words; `verified`: k-hat of the globals is told by whoever verifies the evidence."""
         out = []
-        if self.khat is not None and (bad := int((~(self.khat <= 0.7)).sum())):
+        if self.khat is not None and (bad := int((~(self.khat <= 0.7) & ~(self.ess >= EQUAL * self.draws)).sum())):
             out.append(
                 f"k-hat is above 0.7 for {bad} of {len(self.khat)} data: the bound holds, but q is not near their "
                 "posteriors, and draws of their latents are q's."
