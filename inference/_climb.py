@@ -261,7 +261,7 @@ GROUPS, IN_A_GROUP = 8, 8  # of draws, for the gradient at the end of Adam's ste
 def stationary(task: Task, guide: Any, objective: Callable[[Any, Tensor], Tensor]) -> bool | None:
     """Whether the bound has no slope left in q of the globals: what a Newton step of each would gain, less the noise of the
     gradient, is next to nothing. None for a guide whose globals are not known."""
-    pairs = _globals(guide)
+    pairs = [pair for pair in _globals(guide) if pair[0].numel()]
     if not pairs:
         return None
     free = [p for pair in pairs for p in pair]

@@ -46,7 +46,7 @@ def fit(task: Task, max_iter: int, tol: float, start: Start) -> Fit:
     flat = coordinates.flatten(free).to(task.x.dtype)
     with task.progress("laplace", max_iter) as step, _unbounded_is_a_refusal():
         if not coordinates.d:  # nothing to climb, and no Gaussian to put on it
-            peak = _Peak(flat, float(density(flat)), flat.new_zeros(0, 0), converged=True, trace=[])
+            peak = _Peak(flat, float(density(flat).detach()), flat.new_zeros(0, 0), converged=True, trace=[])
         elif task.learn or globals:
             peak = _climb(density, flat, max_iter, tol, step)
         else:
@@ -244,7 +244,7 @@ def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor
     if not point:
         exact = Evidence.from_per_datum(task.exact.per_datum().numpy(), "exact")
         # what is observed outside the data plate belongs to no datum
-        return replace(exact, value=exact.value + float(task.sums.log_evidence(None, None)[1]))
+        return replace(exact, value=exact.value + float(task.sums.log_evidence(None, None)[1].detach()))
     # θ is a point: only the globals' block of the Hessian is integrated over
     _, index = coordinates.part(set(point))
     log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()

@@ -22,7 +22,9 @@ DRAWS = 200
 LEAST = 50  # draws that have a tail to look at
 INNER = 20  # draws of the local latents for each of the globals
 CHEAP = 2**22  # numbers that take no time
-EQUAL = 0.9  # of the draws, as effective sample size, from which weights are as good as equal whatever their tail is like
+EQUAL = (
+    0.9  # of the draws, as effective sample size, from which weights are as good as equal whatever their tail is like
+)
 SHARE = 0.1  # of the fit's own effort
 
 
