@@ -57,9 +57,10 @@ class Nearness:
     def warnings(self, verified: bool) -> list[str]:
         """In words; `verified`: k-hat of the globals is told by whoever verifies the evidence."""
         out = []
-        if self.khat is not None and (bad := int((~(self.khat <= 0.7) & ~(self.ess >= EQUAL * self.draws)).sum())):
+        khat, ess = self.khat, self.ess
+        if khat is not None and ess is not None and (bad := int((~(khat <= 0.7) & ~(ess >= EQUAL * self.draws)).sum())):
             out.append(
-                f"k-hat is above 0.7 for {bad} of {len(self.khat)} data: the bound holds, but q is not near their "
+                f"k-hat is above 0.7 for {bad} of {len(khat)} data: the bound holds, but q is not near their "
                 "posteriors, and draws of their latents are q's."
             )
         if self.of_globals is not None and not self.of_globals <= 0.7 and not verified:
