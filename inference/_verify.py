@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from guides import at
-from inference import _all_modes, _local_density, _mode_guide, _particles, _weights, _own_route
+from inference import _all_modes, _local_density, _mode_guide, _own_route, _particles, _weights
 from inference._estimates import Estimates
 from inference._fit import Evidence, Fit, GlobalGaussian
-from inference._task import Task
 from inference._own_route import Disagreement, tolerance
+from inference._task import Task
 from zoo._trace import is_local, log_prob, per_datum, sample_nodes
 
 OWN_NUMBERS = 2**30  # of data × joint values, some twenty seconds of them

@@ -189,9 +189,10 @@ def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, 
         khat=found.khat.numpy(),
         ess=found.ess.numpy(),
         trace=history.trace("bound_per_datum"),
-        converged=history.converged,
+        converged=False if bool(found.doubtful.any()) else history.converged,
         warnings=_warnings(found, how, history),
         notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
+        | history.notes
         | ({} if how.filters is None else {"filters": how.filters}),
         guide=guide,
     )
@@ -217,6 +218,6 @@ def _warnings(found: Estimates, how: _Estimator, history: History) -> list[str]:
     )
     claim = found.warning("the evidence claimed", remedy.format(f"proposal={how.proposal}"))
     out = [] if claim is None else [claim]
-    if not history.converged:
+    if history.converged is False:
         out.append("importance did not converge: the bound was still rising; raise epochs or tol.")
     return out

@@ -11,7 +11,7 @@ import user_programs as user
 from helpers import hide, task_of
 from scipy import special, stats
 
-from inference import _verify, _own_route, run
+from inference import _own_route, _verify, run
 from inference._fit import Evidence, Fit
 from zoo._structure import Structure
 
