@@ -22,6 +22,7 @@ from inference._weights import log_mean
 
 KHAT = 0.7  # above it the mean of the weights cannot be trusted (Vehtari et al. 2024)
 LEAST_DRAWS = 100  # effective draws of a row
+EVEN = 0.9  # effective draws, as a share of all: weights so nearly equal have no tail whose shape would mean anything
 WIDEST = 1.0  # standard error of a row, nats: beyond it the logarithm is no longer nearly linear
 
 
@@ -37,6 +38,7 @@ class Estimates:
     )
     shape: Tensor  # Pareto shape of the weights
     ess: Tensor  # effective number of draws
+    even: Tensor  # bool: the weights are nearly equal
     alone: Tensor  # bool: the weighted draws are in one discrete state, and others were never visited
 
     @classmethod
@@ -45,6 +47,7 @@ class Estimates:
         from inference._arviz import psis
 
         khat, ess = map(torch.as_tensor, psis(log_weights.detach().cpu().numpy()))
+        even = ess >= EVEN * len(log_weights)
         log_weights = log_weights.detach().double().cpu()
         if groups is not None:
             size = len(log_weights) // groups
@@ -58,7 +61,7 @@ class Estimates:
             log_weights, khat
         )
         alone = torch.zeros_like(lost) if alone is None else alone.cpu()
-        return cls(estimate, torch.where(lost, estimate, jackknife), se, unsure, khat, ess, alone)
+        return cls(estimate, torch.where(lost, estimate, jackknife), se, unsure, khat, ess, even, alone)
 
     @classmethod
     def joined(cls, parts: Iterable[Estimates]) -> Estimates:
@@ -84,7 +87,7 @@ class Estimates:
     def _reasons(self) -> list[tuple[str, Tensor]]:
         return [
             ("every weighted draw is in the same state, and others were never visited", self.alone),
-            (f"k-hat is above {KHAT}", ~(self.khat <= KHAT) & ~self.alone),
+            (f"k-hat is above {KHAT}", ~(self.khat <= KHAT) & ~self.even & ~self.alone),
             (f"fewer than {LEAST_DRAWS} effective draws", ~(self.ess >= LEAST_DRAWS - 1e-6)),
             (f"a standard error above {WIDEST:g} nat", ~(self.se <= WIDEST)),
         ]
