@@ -20,18 +20,17 @@ from inference._cost import measured, versions
 from inference._exact import one_thread
 from inference._fit import Fit
 from inference._impute import Imputation, impute
+from inference._predictive import DRAW_NUMBERS, complete
 from inference._prepare import Prepared, device_of, method_module, prepare, serving
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
-from zoo import _options, _program
+from zoo import _options
 from zoo._errors import Refusal, UsageError
-from zoo._latents import for_program
 from zoo._structure import ENUMERATION_LIMIT, Structure
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 CPU = torch.device("cpu")
-DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 SMALL_NUMBERS = 1_000_000  # data × assignments
 
 
@@ -244,7 +243,8 @@ def run_prepared(
     if verified:
         with _seeded(seed), _threads(prepared):
             fit.verified = verify(task, fit)
-            _complete(task, fit)
+            fit.model = prepared.name
+            complete(task, fit)
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
     fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed
     fit.options = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
@@ -293,48 +293,6 @@ def impute_run(
     center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
     source = str(stored.json["options"]["data"].get("source", ""))
     return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
-
-
-@torch.no_grad()
-def _complete(task: Task, fit: Fit) -> None:
-    """Add what ArviZ wants: the pointwise log-likelihood of each draw, and simulated data."""
-    local = {s.name: s for s in task.structure.local_latents}
-    draws = {k: torch.as_tensor(v) for k, v in fit.draws.items()}
-    theta = [k for k in draws if k in task.program.constraints]
-    globals = [s.name for s in task.structure.global_latents]
-    count = len(next(iter(draws.values()))) if draws else 0
-
-    def of(names: list[str], d: int) -> dict[str, torch.Tensor]:
-        point = {k: torch.as_tensor(fit.parameters[k]) for k in names if k not in draws}
-        return point | {k: draws[k][d] for k in names if k in draws}
-
-    evidence = fit.verified or fit.claimed
-    if task.structure.exact != "no" and (theta or any(g in draws for g in globals)):
-        try:
-            rows = [task.exact.per_datum(of(theta, d), of(globals, d)).numpy() for d in range(count)]
-            fit.log_likelihood = np.stack(rows)
-        except (ValueError, torch.linalg.LinAlgError):
-            fit.warnings.append(
-                "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
-                "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
-            )
-            return
-    elif evidence is not None and evidence.per_datum is not None and count:
-        fit.log_likelihood = np.broadcast_to(evidence.per_datum, (count, len(task.x))).copy()
-    some = max(1, min(count, 50, DRAW_NUMBERS // max(1, task.x.numel())))
-    observed = task.structure.observed[0].name
-    try:
-        with _program.blame(fit.model):
-            simulated = []
-            for d in range(some if count else 0):
-                given = of(globals, d) | {
-                    k: for_program(draws[k][d], s, task.structure) for k, s in local.items() if k in draws
-                }
-                trace = task.program.trace(None, size=len(task.x), parameters=of(theta, d), latents=given)
-                simulated.append(torch.as_tensor(trace.nodes[observed]["value"]).numpy())
-        fit.predictive = np.stack(simulated) if simulated else None
-    except UsageError as error:
-        fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def save(fit: Fit, folder: Path) -> Path:
     """Write `fit` to `folder`. If another run took that name meanwhile, a number is added to it."""
     from safetensors.torch import save_file
 
-    from inference._arviz import write_netcdf
+    from inference._netcdf import write_netcdf
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -187,7 +187,7 @@ def load(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder. Raises `UsageError` when it is not one, or was written by a newer version."""
     from safetensors.torch import load_file
 
-    from inference._arviz import read_netcdf
+    from inference._netcdf import read_netcdf
 
     path = Path(folder)
     if not (path / "run.json").is_file():

@@ -159,7 +159,8 @@ class Program(nn.Module):
             if latents:
                 stack.enter_context(pyro.poutine.condition(data=dict(latents)))
             with self._values_in_place(parameters or {}):
-                self._run(x, size, Unobserved(self._gaps, raw))
+                returned = self._run(x, size, Unobserved(self._gaps, raw))
+        tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
