@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from zoo import _datasets, _options, _program, _registry
@@ -31,10 +32,11 @@ class Prepared:
     structure: Structure
     limit: int  # of enumeration
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
+    like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
 
     def program(self, seed: int = 0) -> _program.Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
-        return _program.load(self.model, self.x, self.options, seed)
+        return _program.load(self.model, self.x, self.options, seed, self.like)
 
 
 def prepare(
@@ -46,9 +48,13 @@ def prepare(
     seed: int = 0,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
+    like: np.ndarray | None = None,
     **preparation: Any,
 ) -> Prepared:
-    """Check everything that can be checked before any work: names, options, the data, the program's contract."""
+    """Check everything that can be checked before any work: names, options, the data, the program's contract.
+
+    `like`: the data of the run whose θ the program will hold, where they are not `data`: the model is built on them.
+    """
     if seed < 0:
         raise UsageError(f"seed must be zero or more; {seed} came.")
     if dtype not in ("auto", *DTYPES):
@@ -61,14 +67,15 @@ def prepare(
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
     if loaded.options.get("binarize") == "dynamic":
         x, intensities = _one_binarisation(x, seed), x
-    program = _program.load(model, x, mine)
+    built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
+    program = _program.load(model, x, mine, like=built_on)
     structure = describe(program, x, limit)
     network = program.has_networks and not any(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
     if dtype == "auto" and (structure.exact == "no" or network) and x.numel() > LARGE_NUMBERS:
         x, intensities = x.float(), None if intensities is None else intensities.float()
-    return Prepared(model, name, loaded, x, mine, structure, limit, intensities)
+    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on)
 
 
 def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:

@@ -15,15 +15,23 @@ from inference._coordinates import bijection
 from inference._prepare import Prepared, method_module, prepare
 from inference._task import Task
 from zoo import _datasets, _options, _registry
+from zoo._columns import match
 from zoo._errors import UsageError
 
 
 def other_data(stored: _store.Run, data: Any, seed: int, preparation: Mapping[str, Any]) -> _datasets.Dataset:
+    """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
+
+    Raises `UsageError` where columns are missing or unknown, or rows have another shape.
+    """
     loaded = _datasets.load(data, seed=seed, **preparation)
-    if loaded.x.shape[1:] != stored.x.shape[1:]:
-        raise UsageError(
-            f"the run's rows have the shape {stored.x.shape[1:]}, and those of '{data}' {loaded.x.shape[1:]}."
-        )
+    known = tuple(stored.json["columns"])
+    if known and loaded.columns:
+        loaded = _datasets.take_columns(loaded, match(known, loaded.columns), known)
+    if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
+        columns = len(own) == len(rows) == 1
+        wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
+        raise UsageError(f"Expected {wanted}: those of the run are {stored.json['data']}'s.")
     if stored.json["center"] is None:
         return loaded
     center, scale = np.asarray(stored.json["center"]), np.asarray(stored.json["scale"])
@@ -46,7 +54,7 @@ def reopen(
     theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
     others = {k: v for k, v in (options or {}).items() if k not in theirs}
     given = {**chosen["model"], **others}
-    how = {"limit": chosen["limit"], "dtype": chosen.get("dtype", "float64")}
+    how = {"limit": chosen["limit"], "dtype": chosen.get("dtype", "float64"), "like": None if other is None else stored.x}
     prepared = prepare(spec, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
         raise UsageError(
