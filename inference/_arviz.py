@@ -389,9 +389,13 @@ def loo(fit: Fit, **options: Any) -> Any:
     )
     drawn = [name for name in fit.draws if name not in fit.local_sites]
     if not drawn:
-        raise UsageError(f"loo needs draws of θ, and this fit has one point, whose loo is the training likelihood. {instead}")
+        raise UsageError(
+            f"loo needs draws of θ, and this fit has one point, whose loo is the training likelihood. {instead}"
+        )
     if fit.log_likelihood is None:
-        raise UsageError(f"loo needs log p(x_i | draw), which is not known at the draws of {', '.join(drawn)}. {instead}")
+        raise UsageError(
+            f"loo needs log p(x_i | draw), which is not known at the draws of {', '.join(drawn)}. {instead}"
+        )
     if len(fit.log_likelihood) < LEAST_DRAWS:
         raise UsageError(f"loo needs {LEAST_DRAWS} draws of θ, and this fit keeps {len(fit.log_likelihood)}. {instead}")
     return arviz_stats.loo(to_datatree(fit), **options)

@@ -44,7 +44,9 @@ def complete(task: Task, fit: Fit) -> None:
     width = task.x.numel() + sum(v.size for v in fit.observed.values())
     try:
         with _program.blame(fit.model):
-            drawn = [_simulate(task, at, d) for d in range(max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width)))]
+            drawn = [
+                _simulate(task, at, d) for d in range(max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width)))
+            ]
         fit.predictive = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
     except UsageError as error:
         fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")

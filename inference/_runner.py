@@ -18,10 +18,11 @@ import torch
 from inference import _checkpoint, _store
 from inference._cost import measured, versions
 from inference._exact import one_thread
+from inference._failures import in_words
 from inference._fit import Fit
 from inference._impute import Imputation, impute
 from inference._predictive import DRAW_NUMBERS, complete
-from inference._prepare import Prepared, device_of, method_module, prepare, serving
+from inference._prepare import Prepared, check_seed, device_of, method_module, plain, prepare, serving
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
@@ -71,12 +72,12 @@ def run(
         "model": model,
         "data": data,
         "method": method,
-        "seed": seed,
-        "limit": limit,
+        "seed": plain(seed),
+        "limit": plain(limit),
         "dtype": dtype,
         "device": device,
-        "preparation": {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing},
-        "options": options,
+        "preparation": plain({"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}),
+        "options": plain(options),
     }
     if resume is not None:
         if out is not None:
@@ -91,7 +92,7 @@ def _asked(
     request: dict[str, Any], out: str | os.PathLike[str] | None, checkpoint: float, resume: bool, quiet: bool
 ) -> Fit:
     """The fit that was asked for."""
-    method = request["method"] or "em"
+    method = "em" if request["method"] is None else request["method"]
     folder = None if out is None else _store.check_out(out)
     where = device_of(request["device"])
     prepared = prepare(
@@ -143,9 +144,16 @@ def compare(
 
     With `out`, each run goes to a folder of its method's name in it.
     """
+    if isinstance(methods, str) or not methods:
+        raise UsageError(f"Expected a list of methods to compare, got {methods!r}.")
     folder = None if out is None else _store.check_out(out)
-    preparation = {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    where = device_of(device)
+    preparation: dict[str, Any] = {
+        "rows": rows,
+        "standardize": standardize,
+        "binarize": binarize,
+        "missing": missing,
+    }
+    where, seed, options = device_of(device), plain(seed), plain(options)
     prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, dtype=dtype, **preparation)
     results: list[Fit | Refused] = []
     for method in methods:
@@ -195,6 +203,8 @@ def infer(
     `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
     standardised its own to.
     """
+    check_seed(seed := plain(seed))
+    options = plain(options)
     folder = None if out is None else _store.check_out(out)
     stored = _store.load(run)
     preparation = {"rows": rows, "binarize": binarize, "missing": missing}
@@ -238,10 +248,11 @@ def run_prepared(
         task.intensities, task.checkpoints, task.device = prepared.intensities, checkpoints, device
         if stored is not None:
             restore(task, stored)
-        fit = module.fit(task, **chosen)
+        with in_words(prepared.name, method):
+            fit = module.fit(task, **chosen)
         fit.program = task.program
     if verified:
-        with _seeded(seed), _threads(prepared):
+        with _seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit.verified = verify(task, fit)
             fit.model = prepared.name
             complete(task, fit)
@@ -272,7 +283,7 @@ def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     names = [s.name for s in fit.task.structure.global_latents]
     globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
     local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
-    with _seeded(seed):
+    with _seeded(seed), in_words(fit.model, "imputing"):
         return impute(fit.task, local, globals, draws, fit.probabilities).in_units(fit.center, fit.scale)
 
 
@@ -282,13 +293,14 @@ def impute_run(
     """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data."""
     stored = _store.load(run)
     folder = _store.check_out(out or stored.folder / "imputed")
+    if not np.isnan(stored.x).any():
+        raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
     prepared = reopen(stored)
-    with _seeded(seed):
+    with _seeded(seed), in_words(prepared.name, "imputing"):
         task = task_of(prepared, stored)
         local = {s.name for s in task.structure.local_latents}
-        latents = {k: v.values[0] for k, v in stored.tree["posterior"].data_vars.items() if k in local}
-        if not np.isnan(stored.x).any():
-            raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
+        drawn = stored.tree["posterior"].data_vars if "posterior" in stored.tree else {}
+        latents = {k: v.values[0] for k, v in drawn.items() if k in local}
         found = impute(task, latents, task.globals, draws, stored.probabilities())
     center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
     source = str(stored.json["options"]["data"].get("source", ""))

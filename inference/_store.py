@@ -59,6 +59,8 @@ class Run:
 
 def check_out(out: str | os.PathLike[str]) -> Path:
     """The folder a run shall be written to. Raises `UsageError` when it exists already or cannot be written."""
+    if not isinstance(out, str | os.PathLike):
+        raise UsageError(f"Expected the path of a folder for out, got {out!r}.")
     folder = Path(out)
     if folder.exists():
         raise UsageError(f"'{folder}' exists already; name another folder with --out.")

@@ -99,7 +99,9 @@ def _column(column: Any, name: str, what: str) -> np.ndarray:
     if kind in "biuf":
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     if kind in "mMc":
-        raise UsageError(f"{what}, column '{name}', has the type {column.dtype}; give real numbers, or drop the column.")
+        raise UsageError(
+            f"{what}, column '{name}', has the type {column.dtype}; give real numbers, or drop the column."
+        )
     return from_objects(np.asarray(column, dtype=object), f"{what}, column '{name}'")
 
 
@@ -118,7 +120,9 @@ def from_objects(cells: np.ndarray, what: str) -> np.ndarray:
             column = f", column {at[1]}" if len(at) > 1 else ""
             shown = f"'{' '.join(cell.split())[:80]}'" if isinstance(cell, str) else f"a {type(cell).__name__}"
             row = f", row {at[0]} (counting from 0){column}" if at else ""
-            raise UsageError(f"{what}{row}: {shown} is not a number; give real numbers, and NaN or None for the unobserved.")
+            raise UsageError(
+                f"{what}{row}: {shown} is not a number; give real numbers, and NaN or None for the unobserved."
+            )
     return out
 
 

@@ -308,8 +308,10 @@ def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
     """Which entries of x the mask in the file hides; broadcasts to x."""
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the mask '{path}' cannot be read: {error}.") from None
+    except OSError as error:
+        raise UsageError(f"the mask '{path}' cannot be read: {error.strerror or error}.") from None
+    except (ValueError, EOFError):
+        raise UsageError(f"the mask '{path}' is no NumPy file of 0 (seen) and 1 (missing).") from None
     whole = (raw.total, *x.shape[1:])
     shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
     if found.shape not in shapes:

@@ -90,14 +90,17 @@ def _numbers_of(value: Any, what: str) -> np.ndarray:
     try:
         x = value if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
     except ValueError:
-        raise UsageError(f"{what} has rows of different lengths; give each as many numbers, NaN where unobserved.") from None
+        raise UsageError(
+            f"{what} has rows of different lengths; give each as many numbers, NaN where unobserved."
+        ) from None
     except (TypeError, RuntimeError) as error:
         raise UsageError(f"{what} is not an array of numbers: {error}.") from None
     if x.dtype.kind == "O" and x.ndim:
-        masked = np.ma.getmaskarray(x)
-        return np.where(masked, np.nan, from_objects(np.where(masked, None, np.ma.getdata(x)), what))
+        return from_objects(np.ma.filled(x, None) if isinstance(x, np.ma.MaskedArray) else x, what)
     if x.dtype.kind == "O":
-        raise UsageError(f"{what} is a {type(value).__name__}; give an array, a table, or the name of a data set or file.")
+        raise UsageError(
+            f"{what} is a {type(value).__name__}; give an array, a table, or the name of a data set or file."
+        )
     if x.dtype.kind not in "biuf":
         raise UsageError(f"{what} has the type {x.dtype}; give real numbers, and NaN for the unobserved.")
     with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below

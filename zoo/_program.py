@@ -433,5 +433,5 @@ def blame(name: str) -> Iterator[None]:
         libraries = ("site-packages", str(Path(__file__).parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
         mine = [f for f in frames if not any(part in f.filename for part in libraries)]
         where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        first = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else ""
         raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error

@@ -307,6 +307,7 @@ def _check_support(program: Program, x: Tensor, matrices: bool) -> None:
 def _check_rows(program: Program, x: Tensor, start: int) -> None:
     with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
         trace = program.trace(x)
+    latents = any(not node["is_observed"] for node in sample_nodes(trace))
     for node in sample_nodes(trace):
         if not node["is_observed"] or not isinstance(node["value"], Tensor):
             continue
@@ -315,7 +316,7 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         ok = torch.as_tensor(fn.support.check(value))
         dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
         if bool(ok.all()):
-            _check_density(program, node, dim, start)
+            _check_density(program, node, dim, start, x, latents)
             continue
         row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
         axis = dim - len(fn.event_shape)
@@ -326,15 +327,21 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         )
 
 
-def _check_density(program: Program, node: Any, dim: int, start: int) -> None:
+def _check_density(program: Program, node: Any, dim: int, start: int, x: Tensor, latents: bool) -> None:
     """A density that is not a number: the program computes with an entry of x that is not observed, say."""
     with blame(program.name), pyro.validation_enabled(False):
         bad = node["fn"].log_prob(node["value"]).isnan()
     if bad.any():
         row = int(bad.nonzero()[0, dim]) if bad.dim() else 0
+        where = f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row}"
+        if bool(x[row].isnan().any()):
+            raise UsageError(
+                f"{where} (counting from 0): does it compute with an entry of x that is missing there? Only what a site "
+                "observes may be missing."
+            )
+        cause = "for some values of its latents" if latents else "at the values its parameters start from"
         raise UsageError(
-            f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row} (counting from 0): "
-            "does it compute with an entry of x that is missing there? Only what a site observes may be missing."
+            f"{where} (counting from 0) {cause}, though nothing is missing there: see what it is computed from."
         )
 
 
