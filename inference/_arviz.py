@@ -392,6 +392,10 @@ def loo(fit: Fit, **options: Any) -> Any:
         raise UsageError(
             f"loo needs draws of θ, and this fit has one point, whose loo is the training likelihood. {instead}"
         )
+    if fit.log_likelihood is None and not fit.learned:
+        raise UsageError(
+            f"loo needs draws around a mode, and this fit keeps the θ of another run; run laplace itself. {instead}"
+        )
     if fit.log_likelihood is None:
         raise UsageError(
             f"loo needs log p(x_i | draw), which is not known at the draws of {', '.join(drawn)}. {instead}"

@@ -44,8 +44,8 @@ def in_words(program: str, what: str) -> Iterator[None]:
         if where := _place(error):
             first = " ".join(str(error).strip().split("\n")[0].split()).rstrip(":")
             raise UsageError(
-                f"the program '{program}', or its guide, raised {type(error).__name__}{where}, at some values of its latents or "
-                f"parameters: {first}"
+                f"the program '{program}', or its guide, raised {type(error).__name__}{where}, at some values of its latents "
+                f"or parameters: {first}"
             ) from error
         if isinstance(error, torch.linalg.LinAlgError):
             raise ArithmeticError(

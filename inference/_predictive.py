@@ -62,7 +62,8 @@ class _Draws:
         self._theta = [k for k in self._draws if k in task.program.constraints]
         self._globals = [s.name for s in task.structure.global_latents]
         self.count = len(next(iter(self._draws.values()))) if self._draws else 0
-        names = [*self._theta, *(k for k in self._globals if k in self._draws)]
+        # a θ that is kept may be no mode of these data: its draws then say nothing of how sure they are
+        names = [*(self._theta if task.learn else ()), *(k for k in self._globals if k in self._draws)]
         self.theta_varies = any(bool((self._draws[k] != self._draws[k][:1]).any()) for k in names)
 
     def theta(self, d: int) -> dict[str, Tensor]:

@@ -281,6 +281,15 @@ def test_leave_one_out_of_a_conjugate_normal_is_right():
     assert np.std(found) < 0.2
 
 
+def test_a_theta_that_is_kept_has_no_leave_one_out_on_other_data(here):
+    """It is no mode of theirs, so the Gaussian around it is not a posterior."""
+    run("gmm", FAITHFUL[::3], "em", covariance="spherical", out="first")
+    fit = infer("first", "laplace", data=FAITHFUL[:40])
+    assert "log_likelihood" not in fit.idata.children
+    with pytest.raises(UsageError, match=r"loo needs draws around a mode, and this fit keeps the θ of another run"):
+        fit.loo()
+
+
 def test_no_leave_one_out_where_the_density_at_a_draw_is_not_known():
     fit = Fit({}, None, draws={"mu": np.zeros(30)})
     with pytest.raises(UsageError, match=r"log p\(x_i \| draw\), which is not known at the draws of mu"):
@@ -604,7 +613,7 @@ def test_compare_reports_a_refusal_and_goes_on(here):
 def test_bad_data_are_refused():
     says("more than the 272 rows", "gmm", "faithful", components=273)
     says("rows", "gmm", "faithful", rows=-3)
-    says("seed must be zero or more|seed is -1", "gmm", "faithful", seed=-1)
+    says("for seed, got -1", "gmm", "faithful", seed=-1)
     says("outside the support of site 'x'", user.poisson, COUNTS - 5)
     says("no observed entry", "gmm", np.full((5, 2), np.nan))
 

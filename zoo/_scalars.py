@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo._errors import UsageError
+from zoo._trace import sample_nodes, shape_fits
 
 TRIED_ROWS = 3
 
@@ -46,13 +47,7 @@ def _fits(program: Any, x: Tensor) -> bool:
             trace = program.trace(x[:TRIED_ROWS], raw=True)
     except Exception:
         return False  # whatever it is, `describe` says it again, and where it was
-    observed = [n for n in trace.nodes.values() if n["type"] == "sample" and n["is_observed"]]
-    return all(_shape_fits(n) for n in observed if isinstance(n["value"], Tensor) and hasattr(n["fn"], "batch_shape"))
-
-
-def _shape_fits(node: Any) -> bool:
-    whole = tuple(node["fn"].batch_shape) + tuple(node["fn"].event_shape)
-    try:
-        return tuple(torch.broadcast_shapes(node["value"].shape, whole)) == whole
-    except RuntimeError:
+    observed = [n for n in sample_nodes(trace) if n["is_observed"] and isinstance(n["value"], Tensor)]
+    if program.scalar and any(n["fn"].event_shape or n["value"].shape != n["fn"].batch_shape for n in observed):
         return False
+    return all(shape_fits(n) for n in observed)

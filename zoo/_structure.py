@@ -18,7 +18,7 @@ from zoo._curvature import quadratic
 from zoo._errors import UsageError
 from zoo._missing import Slots
 from zoo._program import Program, blame
-from zoo._trace import DATA_PLATE, family_name, is_local, local_log_prob, sample_nodes, support_of
+from zoo._trace import DATA_PLATE, family_name, is_local, local_log_prob, sample_nodes, shape_fits, support_of
 
 Exactness = Literal["enumerable", "linear-gaussian", "conditionally linear-gaussian", "no"]
 
@@ -349,10 +349,7 @@ def _check_shape(program: Program, node: Any) -> None:
     """An observed value must have the shape of its distribution: else every row would meet every other."""
     fn, value = node["fn"], node["value"]
     whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
-    try:
-        fits = torch.broadcast_shapes(value.shape, whole) == whole
-    except RuntimeError:
-        fits = False
+    fits = shape_fits(node)
     if not fits:
         raise UsageError(
             f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
