@@ -41,16 +41,17 @@ def in_words(program: str, what: str) -> Iterator[None]:
     except Exception as error:
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise MemoryError(_too_large(what)) from error
-        if where := _place(error):
+        where = _place(error)
+        if isinstance(error, torch.linalg.LinAlgError):
+            raise ArithmeticError(
+                f"{what} met a matrix that cannot be factored{where}: a covariance of '{program}' became singular or not "
+                "finite. Standardize the data, drop columns that say the same, or take fewer components or latents."
+            ) from error
+        if where:
             first = " ".join(str(error).strip().split("\n")[0].split()).rstrip(":")
             raise UsageError(
                 f"the program '{program}', or its guide, raised {type(error).__name__}{where}, at some values of its latents "
                 f"or parameters: {first}"
-            ) from error
-        if isinstance(error, torch.linalg.LinAlgError):
-            raise ArithmeticError(
-                f"{what} met a matrix that cannot be factored: a covariance of '{program}' became singular or not finite. "
-                "Standardize the data, drop columns that say the same, or take fewer components or latents."
             ) from error
         raise
 
