@@ -6,7 +6,6 @@ every draw and find nothing to correct: such a figure always prefers the larger 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from zoo._latents import by_datum, for_program
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
+LOOKED_AT = 20  # rows, to see what observes and returns x
 WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictive`
 
 
@@ -28,7 +28,8 @@ WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictiv
 def complete(task: Task, fit: Fit) -> None:
     """Add the pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data."""
     at = _Draws(task, fit)
-    fit.observed = _observed(task)
+    data = _Data(task)
+    fit.observed = data.observed()
     if at.theta_varies and task.structure.exact != "no":
         try:
             rows = [task.exact.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
@@ -42,11 +43,9 @@ def complete(task: Task, fit: Fit) -> None:
     if not at.count:
         return
     width = task.x.numel() + sum(v.size for v in fit.observed.values())
+    count = max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width))
     try:
-        with _program.blame(fit.model):
-            drawn = [
-                _simulate(task, at, d) for d in range(max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width)))
-            ]
+        drawn = [data.simulated(at.simulate(d)) for d in range(count)]
         fit.predictive = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
     except UsageError as error:
         fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")
@@ -72,30 +71,56 @@ class _Draws:
     def globals(self, d: int) -> dict[str, Tensor]:
         return {k: self._draws[k][d] if k in self._draws else self._point[k] for k in self._globals}
 
+    def simulate(self, d: int) -> Any:
+        """The program's trace of as many rows as the data have, at draw d."""
+        latents = self.globals(d) | self.locals(d)
+        with _program.blame(self._task.program.name):
+            return self._task.program.trace(None, size=len(self._task.x), parameters=self.theta(d), latents=latents)
+
     def locals(self, d: int) -> dict[str, Tensor]:
         structure = self._task.structure
         sites = [s for s in structure.local_latents if s.name in self._draws]
         return {s.name: for_program(self._draws[s.name][d], s, structure) for s in sites}
 
 
-def _simulate(task: Task, at: _Draws, d: int) -> dict[str, np.ndarray]:
-    """Data at draw d: each observed site [n, …] under its own name, and all of them together as `x`."""
-    latents = at.globals(d) | at.locals(d)
-    trace: Any = task.program.trace(None, size=len(task.x), parameters=at.theta(d), latents=latents)
-    sites = _values(task, trace)
-    whole = _whole(task, trace.nodes["_RETURN"]["value"], list(sites.values()))
-    named = {_name(k): v for k, v in sites.items()}
-    return {k: v.numpy() for k, v in (named if whole is None else named | {WHOLE: whole}).items()}
+class _Data:
+    """What the program's observed sites are of x, and whether it returns x: seen on a few rows of the data."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, observed = task, task.structure.observed
+        x = task.x[:LOOKED_AT]
+        with torch.random.fork_rng(devices=[]):
+            trace: Any = task.program.trace(x, raw=True)
+        sites = _values(task, trace, len(x))
+        self.one_site = len(observed) == 1 and _same(sites[observed[0].name], x)  # which observes x itself
+        self.returned = _same(trace.nodes["_RETURN"]["value"], x)
+
+    def observed(self) -> dict[str, np.ndarray]:
+        """Each observed site's own part of the data, NaN where unobserved; none for a single site that is `x` itself."""
+        if self.one_site and self._task.structure.observed[0].name == WHOLE:
+            return {}
+        with torch.random.fork_rng(devices=[]):
+            values = _values(self._task, self._task.program.trace(self._task.x, raw=True), len(self._task.x))
+        return {_name(k): v.numpy() for k, v in values.items()}
+
+    def simulated(self, trace: Any) -> dict[str, np.ndarray]:
+        """Each observed site of a simulation [n, …] under its own name, and all of a datum together as `x`."""
+        n, x = len(self._task.x), self._task.x
+        sites = _values(self._task, trace, n)
+        whole = (
+            next(iter(sites.values())) if self.one_site else trace.nodes["_RETURN"]["value"] if self.returned else None
+        )
+        out = {} if self.one_site and WHOLE in sites else {_name(k): v for k, v in sites.items()}
+        if isinstance(whole, Tensor) and whole.numel() == x.numel() and len(whole) == n:
+            out[WHOLE] = whole.detach().to(x.dtype).reshape(x.shape)
+        return {k: v.numpy() for k, v in out.items()}
 
 
-def _observed(task: Task) -> dict[str, np.ndarray]:
-    """Each observed site's own part of the data, NaN where unobserved; none for a single site that is `x` itself."""
-    only = task.structure.observed[0] if len(task.structure.observed) == 1 else None
-    if only is not None and only.name == WHOLE and math.prod(only.event_shape) * only.inner == task.x[0].numel():
-        return {}
-    with torch.random.fork_rng(devices=[]):
-        values = _values(task, task.program.trace(task.x, raw=True))
-    return {_name(k): v.numpy() for k, v in values.items()}
+def _same(value: Any, x: Tensor) -> bool:
+    """Whether a value is x [n, …], NaN included; of scalars [n] as well, where x is [n, 1]."""
+    if not isinstance(value, Tensor) or value.numel() != x.numel() or len(value) != len(x):
+        return False
+    return bool(torch.isclose(value.detach().to(x.dtype).reshape(x.shape), x, rtol=1e-5, equal_nan=True).all())
 
 
 def _name(site: str) -> str:
@@ -103,33 +128,20 @@ def _name(site: str) -> str:
     return "x_site" if site == WHOLE else site
 
 
-def _values(task: Task, trace: Any) -> dict[str, Tensor]:
-    """Observed site → its value in the trace, [n, inner plates, event]; as it is outside the plate `data`."""
+def _values(task: Task, trace: Any, n: int) -> dict[str, Tensor]:
+    """Observed site → its value in a trace of n rows, [n, inner plates, event]; as it is outside the plate `data`."""
     structure, out = task.structure, {}
     for site in structure.observed:
         value = torch.as_tensor(trace.nodes[site.name]["value"]).detach()
         if site.scope == "local":
             plates = [1] * structure.max_plate_nesting
-            for dim, size in [*site.inner_dims, (structure.data_dim, len(task.x))]:
+            for dim, size in [*site.inner_dims, (structure.data_dim, n)]:
                 plates[dim] = size
-            value = by_datum(value.expand(1, *plates, *site.event_shape), site, structure)[0]
+            try:
+                full = value.expand(1, *plates, *site.event_shape)
+            except RuntimeError:
+                shape = (*(size for size in plates if size != 1), *site.event_shape)
+                raise UsageError(f"site '{site.name}' has values of shape {tuple(value.shape)}, not {shape}") from None
+            value = by_datum(full, site, structure)[0]
         out[site.name] = value
     return out
-
-
-def _whole(task: Task, returned: Any, sites: list[Tensor]) -> Tensor | None:
-    """The simulated data in the shape of x: what the program returned, or the one site that observes all of it.
-
-    Only where each row of what was returned holds the numbers of the observed sites and no others: a program may as well
-    return a mean, or nothing.
-    """
-    if any(v.shape[:1] != (len(task.x),) for v in sites):
-        return None
-    numbers = torch.cat([v.to(task.x.dtype).reshape(len(task.x), -1) for v in sites], 1)
-    if numbers.shape[1] != task.x[0].numel():
-        return None
-    if isinstance(returned, Tensor) and returned.numel() == task.x.numel() and len(returned) == len(task.x):
-        found = returned.detach().to(task.x.dtype).reshape(len(task.x), -1)
-        if torch.equal(found.sort(1).values, numbers.sort(1).values):
-            return found.reshape(task.x.shape)
-    return numbers.reshape(task.x.shape) if len(sites) == 1 else None

@@ -254,7 +254,6 @@ def run_prepared(
     if verified:
         with _seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit.verified = verify(task, fit)
-            fit.model = prepared.name
             complete(task, fit)
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
     fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed

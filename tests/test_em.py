@@ -336,7 +336,7 @@ def test_one_component_is_the_sample_mean_and_covariance():
 def test_as_many_components_as_rows():
     fit = run("gmm", np.random.default_rng(8).normal(size=(5, 2)), "em", components=5)
     assert np.isfinite(fit.claimed.value)
-    assert [w for w in fit.warnings if "collapsed" in w][0].startswith("5 of 5 components collapsed")
+    assert next(w for w in fit.warnings if "collapsed" in w).startswith("5 of 5 components collapsed")
 
 
 @pytest.mark.parametrize(

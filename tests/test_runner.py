@@ -336,6 +336,30 @@ def test_what_a_program_returns_is_the_data_only_where_it_holds_them(back):
     assert set(fit.idata["observed_data"].data_vars) == {"p", "q", "x"}
 
 
+@pytest.mark.parametrize("back", [lambda x: x, lambda x: None, lambda x: x.exp()])
+def test_a_site_that_observes_a_function_of_x_is_not_x(back):
+    """Its draws are in other units than the data; what the program returns may be in theirs."""
+
+    def program(x=None, size=None):
+        with user.rows(x, size):
+            seen = None if x is None else x.log()
+            y = pyro.sample("x", pyro.distributions.Normal(user.real("loc", 2), 1.0).to_event(1), obs=seen)
+            return back(y)
+
+    x = np.exp(np.random.default_rng(15).normal(size=(30, 2)))
+    fit = run(program, x, "laplace")
+    right = back(torch.zeros(1)) is not None and float(back(torch.zeros(1))) == 1
+    assert set(fit.predictive) == ({"x_site", "x"} if right else {"x_site"})
+    np.testing.assert_allclose(fit.observed["x_site"], np.log(x))
+    if right:
+        np.testing.assert_allclose(fit.predictive["x"], np.exp(fit.predictive["x_site"]))
+
+
+def test_a_site_named_x_that_is_all_of_x_stands_there_once():
+    tree = run("gmm", "faithful", "em").idata
+    assert set(tree["posterior_predictive"].data_vars) == set(tree["observed_data"].data_vars) == {"x"}
+
+
 def test_one_site_of_another_name_is_the_data_too():
     def program(x=None, size=None):
         with user.rows(x, size):
@@ -374,6 +398,18 @@ def test_a_program_that_cannot_simulate_is_fitted_all_the_same():
     fit = run(only_data, np.random.default_rng(3).normal(size=(20, 3)), "em")
     np.testing.assert_allclose(fit.parameters["loc"], fit.x.mean(0), rtol=1e-9)
     assert not fit.predictive
+
+
+def test_a_program_that_simulates_another_size_is_fitted_all_the_same():
+    def program(x=None, size=None):
+        with pyro.plate("data", 7 if x is None else len(x)):
+            return pyro.sample("x", pyro.distributions.Normal(user.real("loc", 3), 1.0).to_event(1), obs=x)
+
+    fit = run(program, np.random.default_rng(3).normal(size=(20, 3)), "laplace")
+    assert not fit.predictive
+    assert (
+        "model(None, size=n) does not simulate (site 'x' has values of shape (7, 3), not (20, 3))" in fit.warnings[-1]
+    )
 
 
 def test_predictive_draws_of_latents_in_an_inner_plate_belong_to_their_datum():
