@@ -167,10 +167,11 @@ def _site(task: Task) -> str:
         names = ", ".join(f"'{s.name}'" for s in observed)
         raise UsageError(f"imputing needs one observed site, and '{name}' has {names}.")
     site, row = observed[0], tuple(task.x.shape[1:])
-    if site.inner_dims or tuple(site.event_shape) not in ((row, ()) if row == (1,) else (row,)):
+    shape = tuple(size for _, size in site.inner_dims) + tuple(site.event_shape)
+    if shape != row and (shape or row != (1,)):
         raise UsageError(
             f"imputing needs a site that observes a whole row of x, of shape {row}; '{site.name}' of '{name}' observes "
-            f"values of shape {tuple(size for _, size in site.inner_dims) + tuple(site.event_shape)}."
+            f"values of shape {shape}."
         )
     return site.name
 
