@@ -23,6 +23,7 @@ _NOT_PROGRAMS = (
     str(_ROOT / "zoo" / "_"),
     *(str(_ROOT / room) for room in ("guides", "inference", "benchmarks")),
 )
+_RUNNING = (str(_ROOT / "zoo" / "_program.py"), str(Path("pyro") / "poutine"))  # what calls a program, or a guide
 
 
 @contextlib.contextmanager
@@ -63,5 +64,6 @@ def _too_large(what: str) -> str:
 def _place(error: BaseException) -> str:
     """ " at file:line" of the innermost line of a program; "" where no program was running."""
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if not any(part in f.filename for part in _NOT_PROGRAMS)]
+    runs = [i for i, f in enumerate(frames) if any(part in f.filename for part in _RUNNING)]
+    mine = [f for f in frames[runs[0] :] if not any(part in f.filename for part in _NOT_PROGRAMS)] if runs else []
     return f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""

@@ -53,9 +53,16 @@ def test_failures_in_words():
 
     with pytest.raises(MemoryError, match="em needs more memory than there is; take fewer rows"):
         inside(RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 8 GB"))
-    with pytest.raises(UsageError, match=r"'mine', or its guide, raised KeyError at test_messages\.py"):
-        inside(KeyError("a"))  # this file is no part of the package: a program of a user's
-    for kept in (UsageError("x"), OSError("disk"), MemoryError("no")):
+
+    def program():
+        raise KeyError("a")
+
+    with (
+        pytest.raises(UsageError, match=r"'mine', or its guide, raised KeyError at test_messages\.py"),
+        in_words("mine", "em"),
+    ):
+        pyro.poutine.trace(program).get_trace()
+    for kept in (UsageError("x"), OSError("disk"), MemoryError("no"), KeyError("ours")):
         with pytest.raises(type(kept)):
             inside(kept)
     with pytest.raises(
