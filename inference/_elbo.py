@@ -236,8 +236,15 @@ def culprit(task: Task, guide: Any, rows: Any, x: Tensor) -> str:
             p = task.program.trace(x, latents=values)
             for what, trace in (("the guide's density of", q), ("the density of", p)):
                 for node in [] if trace is None else sample_nodes(trace):
-                    if not bool(node["fn"].log_prob(node["value"]).isfinite().all()):
-                        return f"{what} site '{node['name']}' is not finite"
+                    found = node["fn"].log_prob(node["value"])
+                    if not bool(found.isfinite().all()):
+                        how = "not a number" if bool(found.isnan().any()) else "infinite"
+                        given = (
+                            " for some values of its latents or parameters"
+                            if values and node["name"] not in values
+                            else ""
+                        )
+                        return f"{what} site '{node['name']}' is {how}{given}"
     except Exception as error:
         return f"the program raised {type(error).__name__}: {error}"
     return "a parameter's gradient was not finite"
