@@ -187,7 +187,7 @@ def _from_quadratic(
         return None
     T, A, n, L = shape
     (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
-    if gradient is None:
+    if gradient is None or not bool(gradient.any()):
         return None
     points = z.detach().reshape(shape)
     steps = points - points[:1]  # from the first point to each
