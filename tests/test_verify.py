@@ -141,7 +141,7 @@ def numbered(x=None, size=None):
 
 
 def test_rows_that_depend_on_each_other(monkeypatch):
-    claimed_exact(monkeypatch, "enumerable", obstacle="")
+    claimed_exact(monkeypatch, "enumerable", obstacle="", assignments=2)
     with pytest.raises(ArithmeticError, match="two exact values"):
         run(joined, np.random.default_rng(5).normal(size=(40, 1)), "em")
 
