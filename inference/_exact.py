@@ -155,7 +155,7 @@ class Enumeration(Assignments):
             trace = self._trace(self._probe, parameters, globals, raw=True)
         views = []
         for node in self._locals(trace):
-            params = parameters_of(node["fn"], self.A) if node["name"] in self.families else None
+            params = parameters_of(node["fn"], self.A, self.x.dtype) if node["name"] in self.families else None
             views.append(View(node["name"], node["name"] in self.assignments, params))
         return views, global_log_prob(trace)
 

@@ -29,6 +29,7 @@ from zoo._trace import global_log_prob, is_local, is_plain, local_log_prob
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20
 LOG_2PI = math.log(2 * math.pi)
+CONDITION = 1e6  # of a posterior precision above which its square root is taken from a QR decomposition
 
 
 @dataclass
@@ -52,6 +53,12 @@ class Gaussian:
         if self.diagonal:
             return matrix / self.scale.square().unsqueeze(-1)
         return torch.cholesky_solve(matrix, self.scale)
+
+    def whitened(self, matrix: Tensor) -> Tensor:
+        """T⁻¹ M [A, E, k] for M [A, E, k], where T Tᵀ = S."""
+        if self.diagonal:
+            return matrix / self.scale.unsqueeze(-1)
+        return torch.linalg.solve_triangular(self.scale, matrix, upper=False)
 
     def log_det(self) -> Tensor:
         """½ log det S [A]."""
@@ -81,6 +88,7 @@ class LinearGaussian(Assignments):
         self.values: dict[str, Tensor] = {}
         self.families: dict[str, Family] = {}
         self.centers: dict[str, Tensor] = {}
+        self.delicate = False  # whether a determinant lost digits to a nearly singular precision
         self.fast = structure.max_plate_nesting == 1 and self._can_be_fast()
 
     @staticmethod
@@ -136,7 +144,7 @@ class LinearGaussian(Assignments):
         trace = self._trace(self._probe, self._units(), parameters, globals, raw=True)
         gaussians, others = [], {}
         for node in self._locals(trace):
-            params = parameters_of(node["fn"], self.A * (self.L + 1))
+            params = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype)
             assert params is not None
             points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
             if "loc" not in points:
@@ -188,19 +196,62 @@ class LinearGaussian(Assignments):
     def _normal(self, rows: slice, gaussians: list[Gaussian]) -> Posterior:
         n, masks = rows.stop - rows.start, self._masks(rows, gaussians)
         precision, linear = self._information(rows, gaussians, masks)  # [U, A, L, L], [n, A, L]
-        factor = torch.linalg.cholesky(precision)
+        which, root = masks[2], None
+        factor, failed = torch.linalg.cholesky_ex(precision)
         inverse = torch.cholesky_inverse(factor)
-        which = masks[2]
-        if len(inverse) == 1:
-            mean = torch.einsum("nal,alm->nam", linear, inverse[0])
+        if bool(failed.any()) or _condition(precision, inverse) > CONDITION:
+            mean, root, log_det = self._by_square_roots(rows, gaussians, masks)
+            inverse = root @ root.mT
         else:
-            mean = (inverse[which] @ linear.unsqueeze(-1)).squeeze(-1)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # ½ log det P [U, A]
+            if len(inverse) == 1:
+                mean = torch.einsum("nal,alm->nam", linear, inverse[0])
+            else:
+                mean = (inverse[which] @ linear.unsqueeze(-1)).squeeze(-1)
+            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # ½ log det P [U, A]
         log_p = 0.5 * self.L * LOG_2PI - (log_det if len(log_det) == 1 else log_det[which])
         log_p = log_p.expand(n, self.A)
         for g in gaussians:
             log_p = log_p + self._density_at(g, rows, mean, masks[0].get(g.name))
-        return Posterior(log_p, mean, inverse if len(inverse) == 1 else inverse[which])
+        alone = len(inverse) == 1
+        return Posterior(
+            log_p,
+            mean,
+            inverse if alone else inverse[which],
+            root if root is None or alone else root[which],
+        )
+
+    def _by_square_roots(self, rows: slice, gaussians: list[Gaussian], masks: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean [n, A, L], S with S Sᵀ the covariance [U, A, L, L], and ½ log det P [U, A], by a QR decomposition.
+
+        The density is that of a least-squares problem J z ≈ r, whose rows are the residuals of all normal sites in units of
+        their noise. J = Q R gives P = RᵀR without forming JᵀJ, whose condition is the square of J's. Rows with little
+        noise go first, or Householder's reflections would drown the others' digits in theirs.
+        """
+        n = rows.stop - rows.start
+        jacobian, right = [], []  # [U, A, E, L], [n, A, E]
+        for g in gaussians:
+            away = -g.coefficients if g.place is None else g.selected(self.L) - g.coefficients
+            white, mask = g.whitened(away), masks[1].get(g.name)
+            jacobian.append(white.unsqueeze(0) if mask is None else white * mask[:, None, :, None])
+            if g.place is None:
+                offset = (self._centered(g.name, rows).unsqueeze(1) - (g.offset - self.centers[g.name])).neg()
+                if g.name in masks[0]:
+                    offset = offset * masks[0][g.name].unsqueeze(1)
+            else:
+                offset = g.offset.unsqueeze(0).expand(n, -1, -1)
+            right.append(g.whitened(offset.movedim(0, -1)).movedim(-1, 0))
+        patterns = max(len(j) for j in jacobian)
+        J = torch.cat([j.expand(patterns, -1, -1, -1) for j in jacobian], 2)
+        order = J.detach().norm(dim=-1).argsort(-1, descending=True)  # [U, A, m]
+        Q, R = torch.linalg.qr(J.gather(2, order.unsqueeze(-1).expand_as(J)))
+        root = torch.linalg.solve_triangular(R, torch.eye(self.L, dtype=J.dtype).expand_as(R), upper=True)
+        gain = torch.zeros_like(J).scatter(2, order.unsqueeze(-1).expand_as(J), (root @ Q.mT).mT)  # [U, A, m, L]
+        r = torch.cat(right, 2)
+        if patterns == 1:
+            mean = torch.einsum("nam,aml->nal", r, gain[0])
+        else:
+            mean = (r.unsqueeze(-2) @ gain[masks[2]]).squeeze(-2)
+        return mean, root, R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def _masks(self, rows: slice, gaussians: list[Gaussian]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Site → 1.0 where seen [n, E]; site → the same for each distinct pattern [U, E]; each row's pattern [n]."""
@@ -274,7 +325,10 @@ class LinearGaussian(Assignments):
         precision = -torch.stack(columns, -1)
         if not keep:
             value, gradient = value.detach(), gradient.detach()
-        factor = torch.linalg.cholesky((precision + precision.mT) / 2)
+        precision = (precision + precision.mT) / 2
+        if not keep and not _solid(precision):
+            return self._delicate(rows, precision, parameters, globals)
+        factor = torch.linalg.cholesky(precision)
         mean = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
         at_mean = value + 0.5 * (gradient * mean).sum(-1)
         if not keep:  # once more at the mean itself, where nothing cancels
@@ -282,6 +336,36 @@ class LinearGaussian(Assignments):
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_p = at_mean + 0.5 * self.L * LOG_2PI - log_det
         return Posterior(log_p.mT, mean.movedim(0, 1), torch.cholesky_inverse(factor).movedim(0, 1))
+
+    @torch.no_grad()
+    def _delicate(self, rows: slice, precision: Tensor, parameters: Values | None, globals: Values | None) -> Posterior:
+        """The same where the precision [A, n, L, L] is nearly singular, so that its own digits do not suffice.
+
+        The mean and the square root of the covariance come from the sites' residuals where the sites can be read, and the
+        density at that mean from the program itself. Otherwise Newton steps correct the mean, and `delicate` says that
+        the determinant has lost digits.
+        """
+        x, n = self.x[rows], rows.stop - rows.start
+        if self.fast:
+            gaussians, _, _ = self.sites(parameters, globals)
+            masks = self._masks(rows, gaussians)
+            mean, root, half = self._by_square_roots(rows, gaussians, masks)
+            which = masks[2] if len(half) > 1 else torch.zeros(n, dtype=torch.long)
+            root, half = root[which], half[which]
+        else:
+            self.delicate = True
+            factor = torch.linalg.cholesky(precision)
+            mean = x.new_zeros(self.A, n, self.L)
+            for _ in range(3):
+                with torch.enable_grad():
+                    z = mean.detach().requires_grad_()
+                    (slope,) = torch.autograd.grad(self._log_joint(x, z, parameters, globals).sum(), z)
+                mean = mean + torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+            mean, half = mean.movedim(0, 1), factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mT
+            eye = torch.eye(self.L, dtype=x.dtype).expand_as(factor)
+            root = torch.linalg.solve_triangular(factor, eye, upper=False).mT.movedim(0, 1)
+        at_mean = self._log_joint(x, mean.movedim(0, 1).contiguous(), parameters, globals).mT
+        return Posterior(at_mean + 0.5 * self.L * LOG_2PI - half, mean, root @ root.mT, root)
 
     def _log_joint(self, x: Tensor, z: Tensor, parameters: Values | None, globals: Values | None) -> Tensor:
         """log p(x_i, a, z) [A·T, n] at z [A·T, n, L]."""
@@ -397,7 +481,7 @@ class LinearGaussian(Assignments):
         for rows in self.chunks():
             posterior, n = self.posterior(rows, seen, None, globals), rows.stop - rows.start
             chosen = torch.multinomial(responsibilities[rows], draws, replacement=True).mT  # [draws, n]
-            tril = torch.linalg.cholesky(posterior.covariance).expand(n, self.A, self.L, self.L)
+            tril = posterior.tril().expand(n, self.A, self.L, self.L)
             index = torch.arange(n)
             noise = torch.randn(draws, n, self.L, 1, dtype=self.x.dtype)
             z = posterior.mean[index, chosen] + (tril[index, chosen] @ noise).squeeze(-1)
@@ -419,6 +503,20 @@ class LinearGaussian(Assignments):
         mean, deviation = torch.cat(means).unsqueeze(0), torch.cat(deviations).unsqueeze(0)
         natural = self.layout.natural(mean), self.layout.natural(deviation)
         return {k: v[0] for k, v in natural[0].items()}, {k: v[0] for k, v in natural[1].items()}
+
+
+@torch.no_grad()
+def _solid(matrix: Tensor) -> bool:
+    """Whether symmetric matrices are positive definite and far enough from singular to be inverted."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return not bool(failed.any()) and _condition(matrix, torch.cholesky_inverse(factor)) <= CONDITION
+
+
+@torch.no_grad()
+def _condition(matrix: Tensor, inverse: Tensor) -> float:
+    """An upper bound on the largest condition number of some matrices; ∞ where it is not a number."""
+    worst = (torch.linalg.matrix_norm(matrix) * torch.linalg.matrix_norm(inverse)).max()
+    return float(worst) if bool(worst.isfinite()) else math.inf
 
 
 def _scale(form: str, given: Tensor) -> Tensor:

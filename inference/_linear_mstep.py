@@ -303,7 +303,7 @@ def _by_sigma_points(engine: LinearGaussian, moments: Moments, parameters: Value
     """The same over the data: the mean of a quadratic over m ± √L S e_l is its expectation under N(m, S Sᵀ)."""
     L, (_, total) = engine.L, engine.views(parameters, globals)
     for rows, posterior in zip(engine.chunks(), moments.posterior or [], strict=True):
-        tril = torch.linalg.cholesky(posterior.covariance) * L**0.5  # [n, A, L, L]
+        tril = posterior.tril() * L**0.5  # [n, A, L, L]
         steps = torch.cat([tril.mT, -tril.mT], -2)  # [n, A, 2L, L]
         points = (posterior.mean.unsqueeze(-2) + steps).permute(1, 2, 0, 3)  # [A, 2L, n, L]
         n = rows.stop - rows.start
