@@ -147,6 +147,7 @@ class Normal(Elementwise):
         if low.any():
             hit = (pool.index >= 0) & low[pool.index.clamp(min=0)]
             floor.reached.update(hit.any(1).nonzero()[:, 0].tolist())
+            floor.resting[pool.theta] = low
         return pool.fill(torch.where(low, lowest, variance).sqrt(), n0 > 0)
 
     def smallest(self, params: Params) -> Tensor:

@@ -14,7 +14,9 @@ Params = dict[str, Tensor]
 Density = Callable[[Tensor], Tensor]
 
 
-ROUNDING = 4500  # machine epsilons: a variance below this share of the data's own is lost in rounding (1e-12 in float64)
+ROUNDING = (
+    4500  # machine epsilons: a variance below this share of the data's own is lost in rounding (1e-12 in float64)
+)
 
 
 @dataclass
@@ -32,6 +34,16 @@ class Floor:
     held: set[tuple[str, int]] = field(default_factory=set)  # θ and its entry or block
     latent: set[str] = field(default_factory=set)  # latent sites whose own variance went to nothing
     fell: bool = False
+    resting: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # θ → which of its entries the last M-step put on the floor
+
+    def clear(self) -> None:
+        """Before an M-step: forget what the last one met, but not what is held."""
+        self.reached.clear()
+        self.latent.clear()
+        self.resting.clear()
+        self.fell = False
 
     def least(self, dtype: torch.dtype) -> float:
         """The share of the data's variance below which a variance counts as collapsed."""

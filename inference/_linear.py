@@ -88,6 +88,7 @@ class LinearGaussian(Assignments):
         self.values: dict[str, Tensor] = {}
         self.families: dict[str, Family] = {}
         self.centers: dict[str, Tensor] = {}
+        self.spreads: dict[str, Tensor] = {}
         self.delicate = False  # whether a determinant lost digits to a nearly singular precision
         self.fast = structure.max_plate_nesting == 1 and self._can_be_fast()
 
@@ -111,6 +112,8 @@ class LinearGaussian(Assignments):
                 if self.missing and "MultivariateNormal" in type(node["fn"]).__name__:
                     return False
                 self.centers[name] = self.values[name].nanmean(0).nan_to_num(0.0)
+                spread = (self.values[name] - self.centers[name]).square().nanmean(0).sqrt()
+                self.spreads[name] = torch.where(spread > 0, spread, torch.ones_like(spread))
             family = family_of(node["fn"])
             if family is not None and name in self.values:
                 self.families[name] = family(self.values[name])
@@ -198,8 +201,8 @@ class LinearGaussian(Assignments):
         precision, linear = self._information(rows, gaussians, masks)  # [U, A, L, L], [n, A, L]
         which, root = masks[2], None
         factor, failed = torch.linalg.cholesky_ex(precision)
-        inverse = torch.cholesky_inverse(factor)
-        if bool(failed.any()) or _condition(precision, inverse) > CONDITION:
+        inverse = None if bool(failed.any()) else torch.cholesky_inverse(factor)
+        if inverse is None or _condition(precision, inverse) > CONDITION:
             mean, root, log_det = self._by_square_roots(rows, gaussians, masks)
             inverse = root @ root.mT
         else:
@@ -418,7 +421,7 @@ class LinearGaussian(Assignments):
                     posterior.log_evidence = weights.clamp(min=1e-300).log()
                 moments.posterior.append(posterior)
             else:
-                self._add(moments, rows, seen, posterior, weights)
+                self.collect(moments, rows, seen, posterior, weights)
         for name, value in self.values.items():
             if name in self.assignments:
                 params = seen[1][name]
@@ -426,7 +429,8 @@ class LinearGaussian(Assignments):
         moments.per_datum = torch.cat(per_datum)
         return moments
 
-    def _add(self, moments: Moments, rows: slice, seen: Any, posterior: Posterior, weights: Tensor) -> None:
+    def collect(self, moments: Moments, rows: slice, seen: Any, posterior: Posterior, weights: Tensor) -> None:
+        """Add to `moments` what the posterior of some rows gives."""
         n, L = len(weights), self.L
         extended = torch.cat([posterior.mean, posterior.mean.new_ones(n, self.A, 1)], -1)  # z̃ [n, A, L+1]
         weighted = weights.unsqueeze(-1) * extended
@@ -509,7 +513,9 @@ class LinearGaussian(Assignments):
 def _solid(matrix: Tensor) -> bool:
     """Whether symmetric matrices are positive definite and far enough from singular to be inverted."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    return not bool(failed.any()) and _condition(matrix, torch.cholesky_inverse(factor)) <= CONDITION
+    if bool(failed.any()):
+        return False
+    return _condition(matrix, torch.cholesky_inverse(factor)) <= CONDITION
 
 
 @torch.no_grad()

@@ -74,7 +74,9 @@ class MultivariateNormal(Family):
         mask, covariance = unique[which], tril @ tril.mT
         seen, D = unique[:, None, :, None], x.shape[1]
         factor = _seen_root(tril, unique)
-        whiten = torch.linalg.solve_triangular(factor, torch.eye(D, dtype=x.dtype).expand_as(factor), upper=False) * seen.mT
+        whiten = (
+            torch.linalg.solve_triangular(factor, torch.eye(D, dtype=x.dtype).expand_as(factor), upper=False) * seen.mT
+        )
         half = (covariance * seen.mT) @ whiten.mT  # covariance of all entries with the whitened seen ones [U, A, D, D]
         gain = half @ whiten  # from seen differences to all expected ones
         conditional = (covariance - half @ half.mT) * (1 - seen) * (1 - seen.mT)
@@ -151,6 +153,7 @@ class MultivariateNormal(Family):
         if not low.any():
             return out
         floor.reached.update(a for a, g in enumerate(blocks.tolist()) if low[g])
+        floor.resting[theta] = low
         clipped = (vectors * torch.maximum(values, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
         return torch.where(low[:, None, None], clipped, out)
 

@@ -1,0 +1,218 @@
+"""The log-likelihood of an exact program as a surface over free numbers: its gradient without a pass of its own, and a climb.
+
+Fisher's identity: the gradient of log p(x; θ) is that of the expected complete log joint at the same θ, which an E-step's
+sums give. So one E-step is value and gradient, and L-BFGS climbs where EM is slow, and tells whether EM's end is flat.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference._coordinates import Coordinates
+from inference._family import Floor
+from inference._task import Task
+
+MEMORY = 20
+HALVINGS = 15
+
+
+@dataclass
+class Spot:
+    """A point of the surface: log p(x, globals; θ), its gradient [d], and the sums of the E-step there."""
+
+    u: Tensor
+    value: float
+    gradient: Tensor
+    stats: Any
+
+
+class Surface:
+    """log p(x, globals; θ) over the unconstrained coordinates [d] of all θ and the globals."""
+
+    def __init__(self, task: Task, globals: dict[str, Tensor], floor: Floor) -> None:
+        self.task, self.floor = task, floor
+        self.names = list(globals)
+        values = {**self._theta(), **globals}
+        self.layout = Coordinates(values, {**task.program.constraints, **task.global_supports})
+
+    def _theta(self) -> dict[str, Tensor]:
+        return {n: v.detach().clone() for n, v in self.task.program.values().items()}
+
+    def split(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values → (θ, globals)."""
+        theta = {n: v for n, v in values.items() if n not in self.names}
+        return theta, {n: values[n] for n in self.names}
+
+    def here(self, stats: Any, value: float, globals: dict[str, Tensor]) -> Spot:
+        """Where the program stands, whose E-step gave `stats` and `value`."""
+        u = self.layout.flatten({**self._theta(), **globals})
+        return Spot(u, value, self._gradient(u, stats, globals), stats)
+
+    def put(self, u: Tensor) -> dict[str, Tensor]:
+        """Give the program the θ of `u`; returns the globals."""
+        theta, globals = self.split({n: v.detach() for n, v in self.layout.unflatten(u).items()})
+        self.task.program.assign(theta)
+        return globals
+
+    def spot(self, u: Tensor) -> Spot | None:
+        """The surface at `u` [d]; None outside the program's domain, or where a variance is lost in rounding."""
+        try:
+            globals = self.put(u)
+            stats = self.task.sums.e_step(globals)
+            value = float(stats.per_datum.sum()) + float(stats.log_prior)
+            if not abs(value) < torch.inf or self.task.smallest(stats) < 0.999 * self.floor.least(u.dtype):
+                return None
+            return Spot(u, value, self._gradient(u, stats, globals), stats)
+        except (ArithmeticError, ValueError, RuntimeError):
+            return None
+
+    def _gradient(self, u: Tensor, stats: Any, globals: dict[str, Tensor]) -> Tensor:
+        weights = self._weights(stats, globals)
+        with torch.enable_grad():
+            free = u.detach().clone().requires_grad_()
+            expected = self.task.expected(stats, *self.split(self.layout.unflatten(free)), weights)
+            return torch.nan_to_num(torch.autograd.grad(expected, free)[0], 0.0, 0.0, 0.0)
+
+    def _weights(self, stats: Any, globals: dict[str, Tensor]) -> Tensor | None:
+        """Responsibilities, where a site has no sufficient statistics."""
+        if all(v.params is not None for v in getattr(stats, "views", [])):
+            return None
+        return self.task.exact.responsibilities(None, globals)
+
+    def free(self) -> Tensor:
+        """1.0 for the coordinates that may move [d], 0.0 for those of variances that rest on the floor."""
+        parts = []
+        for name, shape in self.layout.shapes.items():
+            mask = torch.ones(shape.numel(), dtype=self.task.x.dtype)
+            resting = self.floor.resting.get(name)
+            if resting is not None and resting.any():
+                mask = (~resting).to(mask) if resting.numel() == mask.numel() else torch.zeros_like(mask)
+            parts.append(mask)
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    # ------------------------------------------------------------------------------------------------- is it flat?
+
+    @torch.no_grad()
+    def remaining(self, now: Spot, before: Spot | None) -> float:
+        """How many nats are still to be had, at least, by two looks along a line.
+
+        Along EM's last move, the slow direction, by Newton's rule from the slopes at its two ends; and along the gradient,
+        by trying: what raises the expected log joint raises the likelihood by as much or more.
+        """
+        mask, ahead = self.free(), 0.0
+        if before is not None:
+            move = mask * (now.u - before.u)
+            slope, bend = float(now.gradient @ move), float((before.gradient - now.gradient) @ move)
+            if abs(slope) > 1e-13 * (1 + abs(now.value)):
+                ahead = slope**2 / (2 * bend) if bend > 0 else max(slope, 0.0)
+        return max(ahead, self._by_trying(now, mask))
+
+    def _by_trying(self, now: Spot, mask: Tensor) -> float:
+        sizes = [now.u[p].square().mean().sqrt().clamp(min=1e-12).expand(len(p)) for p in self._places()]
+        real = {
+            n for n, t in self.layout.transforms.items() if not t.bijective or type(t).__name__ == "_IdentityTransform"
+        }
+        ones = [
+            size if name in real else torch.ones_like(size)
+            for name, size in zip(self.layout.shapes, sizes, strict=True)
+        ]
+        unit = torch.cat(ones) if ones else torch.zeros(0)
+        way = mask * unit.square() * now.gradient
+        longest = float((way / unit).abs().max()) if len(way) else 0.0
+        if not 0 < longest < torch.inf:
+            return 0.0
+        globals = self.split(self.layout.unflatten(now.u))[1]
+        weights = self._weights(now.stats, globals)
+
+        def expected(u: Tensor) -> float:
+            try:
+                return float(self.task.expected(now.stats, *self.split(self.layout.unflatten(u)), weights))
+            except (ArithmeticError, ValueError, RuntimeError):
+                return -torch.inf
+
+        start = expected(now.u)
+        gains = [expected(now.u + 10.0**-k / longest * way) - start for k in (1, 2, 3, 5)]
+        return max(0.0, *(g for g in gains if g == g))
+
+    def _places(self) -> list[Tensor]:
+        return list(torch.split(torch.arange(self.layout.d), list(self.layout.sizes.values())))
+
+    # ------------------------------------------------------------------------------------------------------- climb
+
+    @torch.no_grad()
+    def climb(self, before: Spot, spot: Spot, iterations: int, enough: float, note: Callable[[float], None]) -> Spot:
+        """The best point found by L-BFGS from `spot`, where a step of EM led from the point `before`.
+
+        EM's step shows each coordinate's unit: step and slope together say how far one nat goes, whatever the units.
+        Ends where a Newton step would gain less than `enough` nats. `note` hears of every value on the way.
+        """
+        scale = self.free() * _units(spot.u - before.u, before.gradient, self._places())
+        pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
+        flat = 0
+        for _ in range(iterations):
+            slope = scale * spot.gradient
+            way = _two_loops(slope, pairs)
+            rise = float(way @ slope)
+            flat = flat + 1 if 0.5 * rise < enough else 0
+            if flat > 1 or not rise > 0:
+                break
+            found = self._along(spot, scale * way, rise)
+            if found is None:
+                if not pairs:
+                    break
+                pairs.clear()
+                continue
+            step, change = (found.u - spot.u) / scale.clamp(min=1e-300), slope - scale * found.gradient
+            step = torch.where(scale > 0, step, torch.zeros_like(step))
+            if float(step @ change) > 1e-12 * float(step.norm() * change.norm()):
+                pairs.append((step, change))
+            spot = found
+            note(spot.value)
+        return spot
+
+    def _along(self, spot: Spot, way: Tensor, rise: float) -> Spot | None:
+        """A point along `way` that is higher by a share of what the slope promises; None where none is found."""
+        t = 1.0
+        for _ in range(HALVINGS):
+            found = self.spot(spot.u + t * way)
+            if found is not None and found.value >= spot.value + 1e-4 * t * rise:
+                return found
+            if found is None:
+                t *= 0.25
+                continue
+            bend = 2 * (spot.value + t * rise - found.value) / t**2
+            t = min(0.5 * t, max(0.05 * t, rise / bend)) if bend > 0 else 0.5 * t
+        return None
+
+
+def _units(step: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
+    """√(step / slope) of each coordinate [d]; where either is 0, what is usual among its tensor's."""
+    ratio = (step.abs() / gradient.abs()).sqrt()
+    out = torch.ones_like(ratio)
+    for place in places:
+        mine = ratio[place]
+        good = mine.isfinite() & (mine > 0)
+        usual = mine[good].median() if good.any() else torch.ones(()).to(mine)
+        out[place] = torch.where(good, mine, usual)
+    return out
+
+
+def _two_loops(slope: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
+    """The quasi-Newton direction (Nocedal & Wright 2006, algorithm 7.4)."""
+    q, alphas = slope.clone(), []
+    for s, y in reversed(pairs):
+        alpha = (s @ q) / (s @ y)
+        q = q - alpha * y
+        alphas.append(alpha)
+    if pairs:
+        s, y = pairs[-1]
+        q = q * (s @ y) / (y @ y)
+    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+        q = q + s * (alpha - (y @ q) / (s @ y))
+    return q
