@@ -38,11 +38,8 @@ class Surface:
     def __init__(self, task: Task, globals: dict[str, Tensor], floor: Floor) -> None:
         self.task, self.floor = task, floor
         self.names = list(globals)
-        values = {**self._theta(), **globals}
+        values = {**self.task.theta(), **globals}
         self.layout = Coordinates(values, {**task.program.constraints, **task.global_supports})
-
-    def _theta(self) -> dict[str, Tensor]:
-        return {n: v.detach().clone() for n, v in self.task.program.values().items()}
 
     def split(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Values → (θ, globals)."""
@@ -51,7 +48,11 @@ class Surface:
 
     def here(self, stats: Any, value: float, globals: dict[str, Tensor]) -> Spot:
         """Where the program stands, whose E-step gave `stats` and `value`."""
-        u = self.layout.flatten({**self._theta(), **globals})
+        return self.of(self.task.theta(), stats, value, globals)
+
+    def of(self, theta: dict[str, Tensor], stats: Any, value: float, globals: dict[str, Tensor]) -> Spot:
+        """The surface at a θ whose E-step gave `stats` and `value`."""
+        u = self.layout.flatten({**theta, **globals})
         return Spot(u, value, self._gradient(u, stats, globals), stats)
 
     def put(self, u: Tensor) -> dict[str, Tensor]:
@@ -73,6 +74,8 @@ class Surface:
             return None
 
     def _gradient(self, u: Tensor, stats: Any, globals: dict[str, Tensor]) -> Tensor:
+        if not self.layout.d:
+            return torch.zeros(0)
         weights = self._weights(stats, globals)
         with torch.enable_grad():
             free = u.detach().clone().requires_grad_()
@@ -106,6 +109,8 @@ class Surface:
         by trying: what raises the expected log joint raises the likelihood by as much or more.
         """
         mask, ahead = self.free(), 0.0
+        if not self.layout.d:
+            return 0.0
         if before is not None:
             move = mask * (now.u - before.u)
             slope, bend = float(now.gradient @ move), float((before.gradient - now.gradient) @ move)

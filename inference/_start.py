@@ -20,6 +20,7 @@ Start = Literal["auto", "kmeans", "random", "program"]
 KMEANS_ROWS = 20_000  # a start needs no more
 CONTEST_ROWS = 2000  # for choosing among starts
 SHORT = 4  # EM steps from each start of a mixture
+NARROW = 1e-8  # a share of the data's variance: of a smaller one some sums have lost half of their digits
 BLUR = 0.05  # of each cluster's counts, from all data alike
 FLOOR = 1e-6
 
@@ -54,7 +55,7 @@ def is_mixture(task: Task) -> bool:
 
 
 def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Put θ at the best of several starts, each followed by a few EM steps on at most `CONTEST_ROWS` rows.
+    """Put θ at the best of several starts, judged by a few EM steps from each on at most `CONTEST_ROWS` rows.
 
     One start is known to fail for mixtures, and for linear programs with missing entries; for others, and where only one
     can be had, there is none to choose. Returns the globals, and start → log p(x, globals; θ) after its few steps.
@@ -63,24 +64,28 @@ def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dic
     if len(names) < 2:
         return begin(task, "auto", seed, floor), {}
     few = _some_rows(task, seed)
-    initial = {n: v.detach().clone() for n, v in task.program.values().items()}
-    found: dict[str, tuple[float, dict[str, Tensor], dict[str, Tensor]]] = {}
-    for i, name in enumerate(names):
+    initial = task.theta()
+    found: dict[str, float] = {}
+    starts: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+    for name in names:
         task.program.assign(initial)
         trial = Floor(floor.share, set(), floor.strict)
         try:
-            globals, value = _short(few, CANDIDATES[name](few, seed + 1_000_003 * i, trial), trial)
-        except (ArithmeticError, ValueError, RuntimeError):
+            globals = CANDIDATES[name](few, seed, trial)
+            starts[name] = task.theta(), globals
+            value = _short(few, globals, trial)
+        except (ValueError, RuntimeError):
             continue  # this start leads out of the program's domain
-        theta = {n: v.detach().clone() for n, v in task.program.values().items()}
         # what has collapsed after a few steps is the likelihood's own fault, and no reason to prefer it
-        found[name] = (value if not trial.reached else -np.inf, theta, globals)
+        found[name] = -np.inf if trial.reached else value
     task.program.assign(initial)
-    if not any(np.isfinite(value) for value, _, _ in found.values()):
+    if not any(np.isfinite(value) for value in found.values()):
         return begin(task, "auto", seed, floor), {}
-    best = max(found, key=lambda name: found[name][0])
-    task.program.assign(found[best][1])
-    return found[best][2], {name: value for name, (value, _, _) in found.items()}
+    best = max(found, key=lambda name: found[name])
+    if few is not task:
+        return CANDIDATES[best](task, seed, floor), found
+    task.program.assign(starts[best][0])
+    return starts[best][1], found
 
 
 def _candidates(task: Task) -> list[str]:
@@ -99,17 +104,33 @@ def _some_rows(task: Task, seed: int) -> Task:
     return Task(task.program, task.structure, task.x[some], seed=seed, quiet=True, limit=task.limit)
 
 
-def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> tuple[dict[str, Tensor], float]:
-    """A few EM steps; the globals, and log p(x, globals; θ)."""
+def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
+    """log p(x, globals; θ) after a few EM steps."""
     how = task.plan(globals)
     iterations = SHORT if task.structure.assignments > 1 else 4 * SHORT
+    value = -np.inf
     for i in range(iterations + 1):
         stats = task.sums.e_step(globals)
+        before, value = value, float(stats.per_datum.sum()) + float(stats.log_prior)
+        if not floor.fell and not task.broken(how, stats):
+            check_rise(task, stats, before, value, i)
         if i < iterations:
             floor.clear()
             weights = task.exact.responsibilities(None, globals) if _general(stats) else None
             globals = task.m_step(how, stats, globals, floor, weights)
-    return globals, float(stats.per_datum.sum()) + float(stats.log_prior)
+    return value
+
+
+def check_rise(task: Task, stats: Any, before: float, now: float, iteration: int) -> bool:
+    """Whether the log-likelihood did not fall, but for rounding.
+
+    Raises `ArithmeticError` where it fell and no variance is near 0, whose last digits could be to blame.
+    """
+    if now >= before - 1e-8 * (1 + abs(before)):
+        return True
+    if np.isfinite(now) and np.isfinite(before) and task.smallest(stats) > NARROW:
+        raise ArithmeticError(f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {iteration}.")
+    return False
 
 
 def _general(stats: Any) -> bool:
@@ -131,7 +152,7 @@ def _from_clusters(task: Task, globals: dict[str, Tensor], weights: Tensor, floo
             if family is not None:
                 stats.sites[site] = family.blurred(stats.sites[site], BLUR)
     soft = (1 - BLUR) * weights + BLUR * weights.mean(0)
-    start = {n: v.detach().clone() for n, v in task.program.values().items()}, globals
+    start = task.theta(), globals
     for _ in range(2):
         how = task.plan(globals)
         found = task.m_step(how, stats, start[1], floor or Floor(FLOOR, set(), strict=False), soft, iterations=100)

@@ -76,6 +76,10 @@ class Task:
         """What gives the sums over the data, an E-step's and the evidence: the exact engine, or a shorter way to the same."""
         return (isinstance(self.exact, LinearGaussian) and compressed(self.exact)) or self.exact
 
+    def theta(self) -> dict[str, Tensor]:
+        """A copy of the program's constrained parameters."""
+        return {n: v.detach().clone() for n, v in self.program.values().items()}
+
     def plan(self, globals: dict[str, Tensor]) -> Any:
         """How the M-step will update each parameter."""
         if self._plan is None:

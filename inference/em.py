@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._coordinates import Coordinates
 from inference._ascent import Spot, Surface
+from inference._coordinates import Coordinates
 from inference._family import Floor
 from inference._fit import Evidence, Fit
-from inference._start import FLOOR, Start, begin, contest
+from inference._start import FLOOR, Start, begin, check_rise, contest
 from inference._task import Task
 from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
@@ -26,6 +26,7 @@ from zoo._structure import Structure
 
 PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
+NUMERIC = 5  # the same where an M-step is itself many steps
 CLIMB = 200  # of its iterations at a time
 WAITS = 50
 BORDER = "a variance goes to 0 there, and the density grows without bound"
@@ -61,7 +62,7 @@ def fit(
         return _in_double(task, max_iter, tol, restarts, start, floor, accelerate)
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
-    initial = {n: v.detach().clone() for n, v in task.program.values().items()}
+    initial = task.theta()
     climbs = []
     with task.progress("em", max_iter * restarts) as step:
         for r in range(restarts):
@@ -132,7 +133,7 @@ def _climb(task: Task, climb: _Climb, options: _Options) -> _Climb:
     climb.closed = tuple(state.how.closed)
     climb.numeric = state.how.numeric + tuple(state.globals)
     climb.globals = state.globals
-    climb.parameters = {n: v.detach().clone() for n, v in task.program.values().items()}
+    climb.parameters = task.theta()
     return climb
 
 
@@ -151,9 +152,9 @@ class _State:
                 f"em: log p(x) is {value} where learning begins: some rows have no density there. Start from other values."
             )
         self.surface: Surface | None = None
-        self.before: Spot | None = None  # the surface one iteration ago
+        self.last: Any = None  # what was kept before the last step
         self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
-        self.next_climb = PLAIN_ITERATIONS if self.how.numeric or self.globals else SLOW
+        self.next_climb = NUMERIC if self.how.numeric or self.globals else SLOW
 
     def _e_step(self) -> tuple[Any, float]:
         stats = self.task.sums.e_step(self.globals)
@@ -202,16 +203,24 @@ class _State:
             self.task.numeric.update(wrong)  # the closed form led to where θ is no longer what it was taken for
             self.how = self.task.plan(self.globals)
             return
-        elif not (value >= last - 1e-8 * (1 + abs(last)) or (self.floor.fell and math.isfinite(value))):
+        elif not (self.floor.fell and math.isfinite(value)) and not check_rise(
+            self.task, stats, last, value, self.record.iterations
+        ):
             self._restore(kept)
             raise _Lost("the likelihood falls at the next step, in the last digits of a nearly singular covariance")
-        if (self.how.numeric or self.globals) and self.task.smallest(stats) < self.floor.least(self.task.x.dtype):
+        if self._at_the_border(stats):
             self._restore(kept)
             raise _Lost(BORDER)
         if self.floor.fell:  # a variance that had collapsed was raised to the floor: from here it is another climb
             self.record.objective.clear()
-            self.leap, self.before = _Leap(self.task), None
+            self.leap, kept = _Leap(self.task), None
+        self.last = kept
         self._accept(stats, value)
+
+    def _at_the_border(self, stats: Any) -> bool:
+        """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
+        numeric = bool(self.how.numeric or self.globals)
+        return numeric and self.task.smallest(stats) < 4 * self.floor.least(self.task.x.dtype)
 
     def _accept(self, stats: Any, value: float) -> None:
         self.stats = stats
@@ -223,11 +232,11 @@ class _State:
         del self.record.objective[len(self.record.objective) - drop :]
         self.floor.clear()
         self.floor.held = kept[3]
-        self.globals = self.leap.back(self.record.objective)
+        self.globals, self.last = self.leap.back(self.record.objective), None
         self._accept(*self._e_step())
 
     def _keep(self) -> Any:
-        theta = {n: v.detach().clone() for n, v in self.task.program.values().items()}
+        theta = self.task.theta()
         return theta, self.globals, self.stats, set(self.floor.held)
 
     def _restore(self, kept: Any) -> None:
@@ -247,12 +256,15 @@ class _State:
         before, now = climb.objective[-2:]
         change = abs(now - before)
         if change > tol * abs(before):
-            self.before = self._spot() if change <= 1e4 * tol * abs(before) else None
             return False
         spot = self._spot()
         assert self.surface is not None
-        climb.left = self.surface.remaining(spot, self.before)
-        self.before, self.waits = spot, self.waits + 1
+        earlier = None
+        if self.last is not None and not self._general():
+            theta, globals, stats, _ = self.last
+            earlier = self.surface.of(theta, stats, before, globals)
+        climb.left = self.surface.remaining(spot, earlier)
+        self.waits += 1
         climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
         if not climb.converged:
             self.next_climb = min(self.next_climb, climb.iterations)
@@ -276,7 +288,7 @@ class _State:
         if not self.floor.fell and left > 0:
             enough = 0.01 * max(ENOUGH, self.options.tol * abs(before.value))
             found = self.surface.climb(before, self._spot(), left, enough, self._note)
-            self.globals, self.stats, self.before = self.surface.put(found.u), found.stats, found
+            self.globals, self.stats, self.last = self.surface.put(found.u), found.stats, None
             self.leap = _Leap(self.task)
             self.futile = self.futile + 1 if found.value - before.value < ENOUGH else 0
         self.next_climb = climb.iterations + SLOW
@@ -303,7 +315,7 @@ class _Leap:
     def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
         """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
         self.fresh, self.since = max(0, self.fresh - 1), self.since + 1
-        theta = {n: v.detach().clone() for n, v in self.task.program.values().items()}
+        theta = self.task.theta()
         supports = {**self.task.program.constraints, **self.task.global_supports}
         layout = Coordinates({**theta, **globals}, supports)
         self.points.append(layout.flatten({**theta, **globals}))
