@@ -6,6 +6,7 @@ sums give. So one E-step is value and gradient, and L-BFGS climbs where EM is sl
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -221,3 +222,49 @@ def _two_loops(slope: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
     for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
         q = q + s * (alpha - (y @ q) / (s @ y))
     return q
+
+
+class Leap:
+    """SQUAREM: from three points in a row, extrapolate where slow steps are heading (Varadhan & Roland 2008, scheme S3).
+
+    Where the log-likelihood there is lower than it was, or falls at the next M-step (whose floor the leap went under),
+    `back` takes the plain step instead, and the next leap is shorter.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.fresh, self.since = task, 0, 0
+        self.points: list[Tensor] = []
+        self.length, self.longest = 1.0, math.inf
+        self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+
+    def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
+        """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
+        self.fresh, self.since = max(0, self.fresh - 1), self.since + 1
+        theta = self.task.theta()
+        supports = {**self.task.program.constraints, **self.task.global_supports}
+        layout = Coordinates({**theta, **globals}, supports)
+        self.points.append(layout.flatten({**theta, **globals}))
+        if len(self.points) < 3:
+            return globals
+        first, second, third = self.points
+        self.points = []
+        step, bend = second - first, third - 2 * second + first
+        if not allowed or not bool(third.isfinite().all()) or not float(bend.norm()) > 0:
+            return globals
+        if self.length >= self.longest:  # as long as was allowed, and it was not taken back
+            self.longest *= 4
+        length = self.length = min(max(1.0, float(step.norm() / bend.norm())), self.longest)
+        values = layout.unflatten(first + 2 * length * step + length**2 * bend)
+        if not all(bool(v.isfinite().all()) for v in values.values()):
+            return globals
+        self.plain, self.fresh, self.since = (theta, globals), 2, 0
+        self.task.program.assign({n: values[n] for n in theta})
+        return {n: values[n] for n in globals}
+
+    def back(self, objective: list[float]) -> dict[str, Tensor]:
+        """Undo the leap, and what it left in the list of log-likelihoods."""
+        del objective[len(objective) - self.since :]
+        self.fresh, self.points = 0, []
+        self.longest, self.length = max(1.0, self.length / 4), 1.0
+        self.task.program.assign(self.plain[0])
+        return self.plain[1]

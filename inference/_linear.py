@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from inference._exact import Assignments
 from inference._families import family_of, parameters_of
 from inference._family import Family, Params
+from inference._gaussian import CONDITION, Gaussian, condition, least_squares, scale_of, solid
 from inference._moments import Moments, Posterior
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
@@ -29,45 +29,6 @@ from zoo._trace import global_log_prob, is_local, is_plain, local_log_prob
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20
 LOG_2PI = math.log(2 * math.pi)
-CONDITION = 1e6  # of a posterior precision above which its square root is taken from a QR decomposition
-
-
-@dataclass
-class Gaussian:
-    """A normal site at one setting of the parameters: its value is B z + b + noise."""
-
-    name: str
-    coefficients: Tensor  # B [A, E, L]
-    offset: Tensor  # b [A, E]
-    scale: Tensor  # [A, E], or a Cholesky factor [A, E, E]
-    form: str  # the distribution's own parameter: scale, scale_tril, covariance_matrix, precision_matrix
-    given: Tensor  # that parameter
-    place: slice | None  # where in z the site's value stands; None for an observed site
-
-    @property
-    def diagonal(self) -> bool:
-        return self.form == "scale"
-
-    def precision_times(self, matrix: Tensor) -> Tensor:
-        """S⁻¹ M [A, E, k] for M [A, E, k]."""
-        if self.diagonal:
-            return matrix / self.scale.square().unsqueeze(-1)
-        return torch.cholesky_solve(matrix, self.scale)
-
-    def whitened(self, matrix: Tensor) -> Tensor:
-        """T⁻¹ M [A, E, k] for M [A, E, k], where T Tᵀ = S."""
-        if self.diagonal:
-            return matrix / self.scale.unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.scale, matrix, upper=False)
-
-    def log_det(self) -> Tensor:
-        """½ log det S [A]."""
-        return (self.scale if self.diagonal else self.scale.diagonal(dim1=-2, dim2=-1)).log().sum(-1)
-
-    def selected(self, L: int) -> Tensor:
-        """The matrix E [size, L] that picks the site's value out of z."""
-        assert self.place is not None
-        return torch.eye(L, dtype=self.offset.dtype)[self.place]
 
 
 class LinearGaussian(Assignments):
@@ -160,7 +121,7 @@ class LinearGaussian(Assignments):
                     node["name"],
                     (loc[:, 1:] - loc[:, :1]).mT,
                     loc[:, 0],
-                    _scale(form, given),
+                    scale_of(form, given),
                     form,
                     given,
                     self.layout.places.get(node["name"]),
@@ -202,7 +163,7 @@ class LinearGaussian(Assignments):
         which, root = masks[2], None
         factor, failed = torch.linalg.cholesky_ex(precision)
         inverse = None if bool(failed.any()) else torch.cholesky_inverse(factor)
-        if inverse is None or _condition(precision, inverse) > CONDITION:
+        if inverse is None or condition(precision, inverse) > CONDITION:
             mean, root, log_det = self._by_square_roots(rows, gaussians, masks)
             inverse = root @ root.mT
         else:
@@ -215,22 +176,13 @@ class LinearGaussian(Assignments):
         log_p = log_p.expand(n, self.A)
         for g in gaussians:
             log_p = log_p + self._density_at(g, rows, mean, masks[0].get(g.name))
-        alone = len(inverse) == 1
-        return Posterior(
-            log_p,
-            mean,
-            inverse if alone else inverse[which],
-            root if root is None or alone else root[which],
-        )
+        if len(inverse) > 1:
+            inverse, root = inverse[which], None if root is None else root[which]
+        return Posterior(log_p, mean, inverse, root)
 
     def _by_square_roots(self, rows: slice, gaussians: list[Gaussian], masks: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean [n, A, L], S with S Sᵀ the covariance [U, A, L, L], and ½ log det P [U, A], by a QR decomposition.
-
-        The density is that of a least-squares problem J z ≈ r, whose rows are the residuals of all normal sites in units of
-        their noise. J = Q R gives P = RᵀR without forming JᵀJ, whose condition is the square of J's. Rows with little
-        noise go first, or Householder's reflections would drown the others' digits in theirs.
-        """
-        n = rows.stop - rows.start
+        """The mean [n, A, L], S with S Sᵀ the covariance [U, A, L, L], and ½ log det P [U, A]: a least-squares problem
+        J z ≈ r, whose rows are the residuals of all normal sites in units of their noise."""
         jacobian, right = [], []  # [U, A, E, L], [n, A, E]
         for g in gaussians:
             away = -g.coefficients if g.place is None else g.selected(self.L) - g.coefficients
@@ -241,20 +193,11 @@ class LinearGaussian(Assignments):
                 if g.name in masks[0]:
                     offset = offset * masks[0][g.name].unsqueeze(1)
             else:
-                offset = g.offset.unsqueeze(0).expand(n, -1, -1)
+                offset = g.offset.unsqueeze(0).expand(rows.stop - rows.start, -1, -1)
             right.append(g.whitened(offset.movedim(0, -1)).movedim(-1, 0))
         patterns = max(len(j) for j in jacobian)
         J = torch.cat([j.expand(patterns, -1, -1, -1) for j in jacobian], 2)
-        order = J.detach().norm(dim=-1).argsort(-1, descending=True)  # [U, A, m]
-        Q, R = torch.linalg.qr(J.gather(2, order.unsqueeze(-1).expand_as(J)))
-        root = torch.linalg.solve_triangular(R, torch.eye(self.L, dtype=J.dtype).expand_as(R), upper=True)
-        gain = torch.zeros_like(J).scatter(2, order.unsqueeze(-1).expand_as(J), (root @ Q.mT).mT)  # [U, A, m, L]
-        r = torch.cat(right, 2)
-        if patterns == 1:
-            mean = torch.einsum("nam,aml->nal", r, gain[0])
-        else:
-            mean = (r.unsqueeze(-2) @ gain[masks[2]]).squeeze(-2)
-        return mean, root, R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        return least_squares(J, torch.cat(right, 2), masks[2])
 
     def _masks(self, rows: slice, gaussians: list[Gaussian]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Site → 1.0 where seen [n, E]; site → the same for each distinct pattern [U, E]; each row's pattern [n]."""
@@ -329,7 +272,7 @@ class LinearGaussian(Assignments):
         if not keep:
             value, gradient = value.detach(), gradient.detach()
         precision = (precision + precision.mT) / 2
-        if not keep and not _solid(precision):
+        if not keep and not solid(precision):
             return self._delicate(rows, precision, parameters, globals)
         factor = torch.linalg.cholesky(precision)
         mean = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
@@ -344,17 +287,16 @@ class LinearGaussian(Assignments):
     def _delicate(self, rows: slice, precision: Tensor, parameters: Values | None, globals: Values | None) -> Posterior:
         """The same where the precision [A, n, L, L] is nearly singular, so that its own digits do not suffice.
 
-        The mean and the square root of the covariance come from the sites' residuals where the sites can be read, and the
-        density at that mean from the program itself. Otherwise Newton steps correct the mean, and `delicate` says that
-        the determinant has lost digits.
+        Mean and root come from the sites' residuals where sites can be read, and the density there from the program itself.
+        Otherwise Newton steps correct the mean, and `delicate` says that the determinant has lost digits.
         """
         x, n = self.x[rows], rows.stop - rows.start
         if self.fast:
             gaussians, _, _ = self.sites(parameters, globals)
             masks = self._masks(rows, gaussians)
             mean, root, half = self._by_square_roots(rows, gaussians, masks)
-            which = masks[2] if len(half) > 1 else torch.zeros(n, dtype=torch.long)
-            root, half = root[which], half[which]
+            if len(half) > 1:
+                root, half = root[masks[2]], half[masks[2]]
         else:
             self.delicate = True
             factor = torch.linalg.cholesky(precision)
@@ -365,8 +307,7 @@ class LinearGaussian(Assignments):
                     (slope,) = torch.autograd.grad(self._log_joint(x, z, parameters, globals).sum(), z)
                 mean = mean + torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
             mean, half = mean.movedim(0, 1), factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mT
-            eye = torch.eye(self.L, dtype=x.dtype).expand_as(factor)
-            root = torch.linalg.solve_triangular(factor, eye, upper=False).mT.movedim(0, 1)
+            root = torch.linalg.inv(factor).mT.movedim(0, 1)
         at_mean = self._log_joint(x, mean.movedim(0, 1).contiguous(), parameters, globals).mT
         return Posterior(at_mean + 0.5 * self.L * LOG_2PI - half, mean, root @ root.mT, root)
 
@@ -507,28 +448,3 @@ class LinearGaussian(Assignments):
         mean, deviation = torch.cat(means).unsqueeze(0), torch.cat(deviations).unsqueeze(0)
         natural = self.layout.natural(mean), self.layout.natural(deviation)
         return {k: v[0] for k, v in natural[0].items()}, {k: v[0] for k, v in natural[1].items()}
-
-
-@torch.no_grad()
-def _solid(matrix: Tensor) -> bool:
-    """Whether symmetric matrices are positive definite and far enough from singular to be inverted."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed.any()):
-        return False
-    return _condition(matrix, torch.cholesky_inverse(factor)) <= CONDITION
-
-
-@torch.no_grad()
-def _condition(matrix: Tensor, inverse: Tensor) -> float:
-    """An upper bound on the largest condition number of some matrices; ∞ where it is not a number."""
-    worst = (torch.linalg.matrix_norm(matrix) * torch.linalg.matrix_norm(inverse)).max()
-    return float(worst) if bool(worst.isfinite()) else math.inf
-
-
-def _scale(form: str, given: Tensor) -> Tensor:
-    """[A, E] standard deviations, or the Cholesky factor [A, E, E]."""
-    if form in ("scale", "scale_tril"):
-        return given
-    if form == "covariance_matrix":
-        return torch.linalg.cholesky(given)
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(given)))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from inference._exact import one_thread
 from inference._family import Floor, Pool, tiny
-from inference._linear import Gaussian, LinearGaussian, Values
+from inference._gaussian import Gaussian
+from inference._linear import LinearGaussian, Values
 from inference._moments import Moments
 from inference._mstep import climb_numerically, still_copies, usage
 

@@ -279,9 +279,8 @@ def climb_numerically(
 def still_copies(value: Tensor, theta: Tensor, index: Tensor) -> bool:
     """Whether a distribution's parameter is, where θ stands now, the copy of θ's entries that `index` says."""
     value, theta = value.detach(), theta.detach()
-    copy = torch.where(index >= 0, theta.reshape(-1)[index.clamp(min=0)].to(value), value)
-    rounding = 1e-6 if value.dtype == torch.float64 else 1e-3
-    return bool(torch.isclose(copy, value, rtol=rounding, atol=1e-12).all())
+    copy = torch.where(index >= 0, theta.reshape(-1)[index.clamp(min=0)], value)
+    return torch.allclose(copy, value, rtol=1e-6 if value.dtype == torch.float64 else 1e-3, atol=1e-12)
 
 
 def broken(exact: Enumeration, plan: Plan, stats: Statistics) -> list[str]:

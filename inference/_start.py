@@ -19,6 +19,7 @@ from zoo._errors import UsageError
 Start = Literal["auto", "kmeans", "random", "program"]
 KMEANS_ROWS = 20_000  # a start needs no more
 CONTEST_ROWS = 2000  # for choosing among starts
+LINEAR_ROWS = 300  # the same for linear programs, whose every row may have holes of its own
 SHORT = 4  # EM steps from each start of a mixture
 NARROW = 1e-8  # a share of the data's variance: of a smaller one some sums have lost half of their digits
 BLUR = 0.05  # of each cluster's counts, from all data alike
@@ -72,6 +73,8 @@ def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dic
         trial = Floor(floor.share, set(), floor.strict)
         try:
             globals = CANDIDATES[name](few, seed, trial)
+            if any(_same(task.theta() | globals, theta | point) for theta, point in starts.values()):
+                continue
             starts[name] = task.theta(), globals
             value = _short(few, globals, trial)
         except (ValueError, RuntimeError):
@@ -88,6 +91,10 @@ def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dic
     return starts[best][1], found
 
 
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.allclose(value, other[name]) for name, value in one.items())
+
+
 def _candidates(task: Task) -> list[str]:
     if is_mixture(task):
         return ["kmeans", "seeds", "program"] if task.structure.assignments <= len(task.x) else []
@@ -97,7 +104,7 @@ def _candidates(task: Task) -> list[str]:
 
 def _some_rows(task: Task, seed: int) -> Task:
     """The same program on some of its rows, some for each joint value of the discrete latents."""
-    rows = max(CONTEST_ROWS, 20 * task.structure.assignments)
+    rows = max(CONTEST_ROWS, 20 * task.structure.assignments) if is_mixture(task) else LINEAR_ROWS
     if len(task.x) <= rows:
         return task
     some = torch.as_tensor(np.sort(np.random.default_rng(seed).choice(len(task.x), rows, replace=False)))
@@ -107,7 +114,9 @@ def _some_rows(task: Task, seed: int) -> Task:
 def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
     """log p(x, globals; θ) after a few EM steps."""
     how = task.plan(globals)
-    iterations = SHORT if task.structure.assignments > 1 else 4 * SHORT
+    iterations = SHORT if is_mixture(task) else 2 * SHORT
+    if how.numeric or globals:
+        iterations = 1  # which is many steps
     value = -np.inf
     for i in range(iterations + 1):
         stats = task.sums.e_step(globals)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
-from inference._ascent import Spot, Surface
-from inference._coordinates import Coordinates
+from inference._ascent import Leap, Spot, Surface
 from inference._family import Floor
 from inference._fit import Evidence, Fit
 from inference._start import FLOOR, Start, begin, check_rise, contest
@@ -28,6 +28,7 @@ PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps
 CLIMB = 200  # of its iterations at a time
+LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
 WAITS = 50
 BORDER = "a variance goes to 0 there, and the density grows without bound"
 ENOUGH = 1e-4  # nats: where no more than this is to be had, the climb is at its top
@@ -82,11 +83,21 @@ def fit(
 
 
 def _in_double(task: Task, *options: Any) -> Fit:
-    """The fit in float64: sums of squares in float32 keep no digits of a narrow cluster. θ is rounded at the end."""
+    """The fit in float64, because sums of squares in float32 keep no digits of a narrow cluster; its θ is rounded at the end.
+
+    The claim is of the rounded θ, in float64.
+    """
     names = ("max_iter", "tol", "restarts", "start", "floor", "accelerate")
-    wide = task.doubled()
+    wide, dtype = task.doubled(), task.x.dtype
     found = fit(wide, **dict(zip(names, options, strict=True)))
-    task.program.assign({n: v.detach().to(task.x.dtype) for n, v in wide.program.values().items()})
+    task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
+    point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
+    per_datum = task.doubled().exact.per_datum(None, {n: v.double() for n, v in point.items()})
+    found.parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
+    assert found.claimed is not None
+    found.claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
+    for held in (found.draws, found.means, found.deviations, found.probabilities):
+        held.update({n: v.astype(np.float32) for n, v in held.items() if v.dtype == np.float64})
     return found
 
 
@@ -144,7 +155,7 @@ class _State:
         self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
         self.globals = climb.globals
         self.how = task.plan(self.globals)
-        self.leap = _Leap(task)
+        self.leap = Leap(task)
         self.stats, value = self._e_step()
         climb.objective.append(value)
         if not math.isfinite(value):
@@ -178,7 +189,7 @@ class _State:
             if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
                 self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
             stats, value = self._e_step()
-            wrong = task.broken(self.how, stats)
+            wrong = task.broken(self.how, stats) if climb.iterations % LOOK == 0 or climb.iterations < LOOK else []
         except (ArithmeticError, ValueError, RuntimeError) as error:
             if self.leap.fresh:
                 self._take_back(kept, drop=0 if moved else 1)
@@ -200,8 +211,7 @@ class _State:
                 return
         elif wrong:
             self._restore(kept)
-            self.task.numeric.update(wrong)  # the closed form led to where θ is no longer what it was taken for
-            self.how = self.task.plan(self.globals)
+            self._make_numeric(wrong)
             return
         elif not (self.floor.fell and math.isfinite(value)) and not check_rise(
             self.task, stats, last, value, self.record.iterations
@@ -213,9 +223,14 @@ class _State:
             raise _Lost(BORDER)
         if self.floor.fell:  # a variance that had collapsed was raised to the floor: from here it is another climb
             self.record.objective.clear()
-            self.leap, kept = _Leap(self.task), None
+            self.leap, kept = Leap(self.task), None
         self.last = kept
         self._accept(stats, value)
+
+    def _make_numeric(self, wrong: list[str]) -> None:
+        """The closed form led to where these θ are no longer the copies that they were taken for."""
+        self.task.numeric.update(wrong)
+        self.how = self.task.plan(self.globals)
 
     def _at_the_border(self, stats: Any) -> bool:
         """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
@@ -236,12 +251,14 @@ class _State:
         self._accept(*self._e_step())
 
     def _keep(self) -> Any:
-        theta = self.task.theta()
-        return theta, self.globals, self.stats, set(self.floor.held)
+        free = {n: p.detach().clone() for n, p in self.task.program.unconstrained().items()}
+        return free, self.globals, self.stats, set(self.floor.held)
 
+    @torch.no_grad()
     def _restore(self, kept: Any) -> None:
-        theta, self.globals, self.stats, self.floor.held = kept
-        self.task.program.assign(theta)
+        free, self.globals, self.stats, self.floor.held = kept
+        for name, parameter in self.task.program.unconstrained().items():
+            parameter.copy_(free[name])
 
     def _general(self) -> bool:
         return any(v.params is None for v in getattr(self.stats, "views", []))
@@ -257,11 +274,15 @@ class _State:
         change = abs(now - before)
         if change > tol * abs(before):
             return False
+        if wrong := self.task.broken(self.how, self.stats):
+            self._make_numeric(wrong)
+            return False
         spot = self._spot()
         assert self.surface is not None
         earlier = None
         if self.last is not None and not self._general():
-            theta, globals, stats, _ = self.last
+            free, globals, stats, _ = self.last
+            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in free.items()}
             earlier = self.surface.of(theta, stats, before, globals)
         climb.left = self.surface.remaining(spot, earlier)
         self.waits += 1
@@ -280,7 +301,7 @@ class _State:
         """A step of EM, then L-BFGS as far as it comes; EM goes on from there."""
         climb = self.record
         if self.leap.fresh:
-            self.leap = _Leap(self.task)  # the leap has been judged by its own E-step
+            self.leap = Leap(self.task)  # the leap has been judged by its own E-step
         before = self._spot()
         assert self.surface is not None
         self.step(leap=False)
@@ -289,7 +310,7 @@ class _State:
             enough = 0.01 * max(ENOUGH, self.options.tol * abs(before.value))
             found = self.surface.climb(before, self._spot(), left, enough, self._note)
             self.globals, self.stats, self.last = self.surface.put(found.u), found.stats, None
-            self.leap = _Leap(self.task)
+            self.leap = Leap(self.task)
             self.futile = self.futile + 1 if found.value - before.value < ENOUGH else 0
         self.next_climb = climb.iterations + SLOW
 
@@ -297,52 +318,6 @@ class _State:
         self.record.iterations += 1
         self.record.objective.append(value)
         self.options.step(note=f"log p(x) {value:.4f}")
-
-
-class _Leap:
-    """SQUAREM: from three points in a row, extrapolate where slow steps are heading (Varadhan & Roland 2008, scheme S3).
-
-    Where the log-likelihood there is lower than it was, or falls at the next M-step (whose floor the leap went under),
-    `back` takes the plain step instead, and the next leap is shorter.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.fresh, self.since = task, 0, 0
-        self.points: list[Tensor] = []
-        self.length, self.longest = 1.0, math.inf
-        self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-
-    def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
-        """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
-        self.fresh, self.since = max(0, self.fresh - 1), self.since + 1
-        theta = self.task.theta()
-        supports = {**self.task.program.constraints, **self.task.global_supports}
-        layout = Coordinates({**theta, **globals}, supports)
-        self.points.append(layout.flatten({**theta, **globals}))
-        if len(self.points) < 3:
-            return globals
-        first, second, third = self.points
-        self.points = []
-        step, bend = second - first, third - 2 * second + first
-        if not allowed or not bool(third.isfinite().all()) or not float(bend.norm()) > 0:
-            return globals
-        if self.length >= self.longest:  # as long as was allowed, and it was not taken back
-            self.longest *= 4
-        length = self.length = min(max(1.0, float(step.norm() / bend.norm())), self.longest)
-        values = layout.unflatten(first + 2 * length * step + length**2 * bend)
-        if not all(bool(v.isfinite().all()) for v in values.values()):
-            return globals
-        self.plain, self.fresh, self.since = (theta, globals), 2, 0
-        self.task.program.assign({n: values[n] for n in theta})
-        return {n: values[n] for n in globals}
-
-    def back(self, objective: list[float]) -> dict[str, Tensor]:
-        """Undo the leap, and what it left in the list of log-likelihoods."""
-        del objective[len(objective) - self.since :]
-        self.fresh, self.points = 0, []
-        self.longest, self.length = max(1.0, self.length / 4), 1.0
-        self.task.program.assign(self.plain[0])
-        return self.plain[1]
 
 
 def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
