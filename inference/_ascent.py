@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from inference._coordinates import Coordinates
 from inference._family import Floor
@@ -40,7 +41,8 @@ class Surface:
         self.task, self.floor = task, floor
         self.names = list(globals)
         values = {**self.task.theta(), **globals}
-        self.layout = Coordinates(values, {**task.program.constraints, **task.global_supports})
+        self.supports = {**task.program.constraints, **task.global_supports}
+        self.layout = Coordinates(values, self.supports)
 
     def split(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Values → (θ, globals)."""
@@ -104,11 +106,7 @@ class Surface:
 
     @torch.no_grad()
     def remaining(self, now: Spot, before: Spot | None) -> float:
-        """How many nats are still to be had, at least, by two looks along a line.
-
-        Along EM's last move, the slow direction, by Newton's rule from the slopes at its two ends; and along the gradient,
-        by trying: what raises the expected log joint raises the likelihood by as much or more.
-        """
+        """How many nats Newton's rule promises along EM's last move, the slow direction, and along the gradient."""
         mask, ahead = self.free(), 0.0
         if not self.layout.d:
             return 0.0
@@ -117,34 +115,34 @@ class Surface:
             slope, bend = float(now.gradient @ move), float((before.gradient - now.gradient) @ move)
             if abs(slope) > 1e-13 * (1 + abs(now.value)):
                 ahead = slope**2 / (2 * bend) if bend > 0 else max(slope, 0.0)
-        return max(ahead, self._by_trying(now, mask))
+        return max(ahead, self.look(now, mask)[0])
 
-    def _by_trying(self, now: Spot, mask: Tensor) -> float:
-        sizes = [now.u[p].square().mean().sqrt().clamp(min=1e-12).expand(len(p)) for p in self._places()]
-        real = {
-            n for n, t in self.layout.transforms.items() if not t.bijective or type(t).__name__ == "_IdentityTransform"
-        }
-        ones = [
-            size if name in real else torch.ones_like(size)
-            for name, size in zip(self.layout.shapes, sizes, strict=True)
-        ]
-        unit = torch.cat(ones) if ones else torch.zeros(0)
-        way = mask * unit.square() * now.gradient
-        longest = float((way / unit).abs().max()) if len(way) else 0.0
+    def look(self, now: Spot, mask: Tensor) -> tuple[float, Tensor]:
+        """What Newton's rule promises along the gradient, nats, and the step there [d], from the slope a little way on.
+
+        It sees what EM's own steps hide: a direction in which the latents know almost everything, and the data little.
+        """
+        way = mask * self._sizes(now).square() * now.gradient
+        longest = float((way / self._sizes(now)).abs().max()) if len(way) else 0.0
         if not 0 < longest < torch.inf:
-            return 0.0
-        globals = self.split(self.layout.unflatten(now.u))[1]
-        weights = self._weights(now.stats, globals)
+            return 0.0, torch.zeros_like(way)
+        ahead = self.spot(now.u + 1e-4 / longest * way)
+        self.put(now.u)
+        if ahead is None:
+            return 0.0, torch.zeros_like(way)
+        slope = float(now.gradient @ way)
+        bend = float((now.gradient - ahead.gradient) @ way) / (1e-4 / longest)
+        if not bend > 0:  # still steeper further on: at least as far as the unit goes
+            return slope / longest, way / longest
+        return slope**2 / (2 * bend), slope / bend * way
 
-        def expected(u: Tensor) -> float:
-            try:
-                return float(self.task.expected(now.stats, *self.split(self.layout.unflatten(u)), weights))
-            except (ArithmeticError, ValueError, RuntimeError):
-                return -torch.inf
-
-        start = expected(now.u)
-        gains = [expected(now.u + 10.0**-k / longest * way) - start for k in (1, 2, 3, 5)]
-        return max(0.0, *(g for g in gains if g == g))
+    def _sizes(self, spot: Spot) -> Tensor:
+        """The size of each coordinate [d]: 1 for logarithms and the like, its tensor's own for a real number."""
+        out = torch.ones_like(spot.u)
+        for name, place in zip(self.layout.shapes, self._places(), strict=True):
+            if _is_real(self.supports[name]) and len(place):
+                out[place] = spot.u[place].square().mean().sqrt().clamp(min=1e-12)
+        return out
 
     def _places(self) -> list[Tensor]:
         return list(torch.split(torch.arange(self.layout.d), list(self.layout.sizes.values())))
@@ -160,15 +158,17 @@ class Surface:
         """
         scale = self.free() * _units(spot.u - before.u, before.gradient, self._places())
         pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
-        flat = 0
         for _ in range(iterations):
             slope = scale * spot.gradient
             way = _two_loops(slope, pairs)
             rise = float(way @ slope)
-            flat = flat + 1 if 0.5 * rise < enough else 0
-            if flat > 1 or not rise > 0:
-                break
-            found = self._along(spot, scale * way, rise)
+            step = scale * way
+            if 0.5 * rise < enough or not rise > 0:
+                gain, step = self.look(spot, (scale > 0).to(scale))
+                if gain < enough:
+                    break
+                rise = float(step @ spot.gradient)
+            found = self._along(spot, step, rise)
             if found is None:
                 if not pairs:
                     break
@@ -195,6 +195,12 @@ class Surface:
             bend = 2 * (spot.value + t * rise - found.value) / t**2
             t = min(0.5 * t, max(0.05 * t, rise / bend)) if bend > 0 else 0.5 * t
         return None
+
+
+def _is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return type(support) is type(constraints.real)
 
 
 def _units(step: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
