@@ -22,6 +22,8 @@ from inference._task import Task
 
 MEMORY = 20
 HALVINGS = 15
+NEWTON = 60  # coordinates up to which a Hessian is formed
+NEWTON_NUMBERS = 1_000_000  # of rows × joint values × coordinates
 
 
 @dataclass
@@ -136,6 +138,35 @@ class Surface:
             return slope / longest, way / longest
         return slope**2 / (2 * bend), slope / bend * way
 
+    def newton(self, spot: Spot) -> tuple[float, Tensor]:
+        """What Newton's rule promises in all directions at once, nats, and its step [d]; nothing where that costs too much.
+
+        Of a nearly singular posterior the latents know a direction 10⁹ times better than the data do: neither EM's steps nor
+        the gradient, whose last digits belong to the stiff directions, show that it is not at its top.
+        """
+        none = 0.0, torch.zeros_like(spot.u)
+        if not 0 < self.layout.d <= NEWTON or self.layout.d * self.task.sums.size > NEWTON_NUMBERS:
+            return none
+
+        def evidence(u: Tensor) -> Tensor:
+            total, prior = self.task.sums.log_evidence(*self.split(self.layout.unflatten(u)))
+            return total + prior
+
+        try:
+            with torch.enable_grad():
+                bend = -torch.autograd.functional.hessian(evidence, spot.u)
+                (slope,) = torch.autograd.functional.jacobian(evidence, (spot.u,))
+        except (ArithmeticError, ValueError, RuntimeError):
+            return none
+        unit = self.free() * bend.diagonal().abs().clamp(min=1e-300).rsqrt()
+        values, vectors = torch.linalg.eigh(unit[:, None] * bend * unit)
+        along = vectors.mT @ (unit * slope)
+        known = values > 1e-13 * len(values)  # the others are the program's own freedom, a rotation of its latents
+        if not bool(values.isfinite().all()) or not known.any():
+            return none
+        step = torch.where(known, along / values.clamp(min=1e-300), torch.zeros_like(along))
+        return 0.5 * float(along @ step), unit * (vectors @ step)
+
     def _sizes(self, spot: Spot) -> Tensor:
         """The size of each coordinate [d]: 1 for logarithms and the like, its tensor's own for a real number."""
         out = torch.ones_like(spot.u)
@@ -168,7 +199,7 @@ class Surface:
                 if gain < enough:
                     break
                 rise = float(step @ spot.gradient)
-            found = self._along(spot, step, rise)
+            found = self.along(spot, step, rise)
             if found is None:
                 if not pairs:
                     break
@@ -182,7 +213,7 @@ class Surface:
             note(spot.value)
         return spot
 
-    def _along(self, spot: Spot, way: Tensor, rise: float) -> Spot | None:
+    def along(self, spot: Spot, way: Tensor, rise: float) -> Spot | None:
         """A point along `way` that is higher by a share of what the slope promises; None where none is found."""
         t = 1.0
         for _ in range(HALVINGS):

@@ -94,6 +94,11 @@ class Enumeration(Assignments):
         self.values, self.families = self._observed_values()
         self._bases = self._parameter_free()
 
+    @property
+    def size(self) -> float:
+        """Rows × joint values: what one pass over the data costs."""
+        return self.N * self.A
+
     def _joint_values(self) -> dict[str, Tensor]:
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
         names = [site.name for site in self.structure.discrete_locals]

@@ -50,8 +50,9 @@ class LinearGaussian(Assignments):
         self.families: dict[str, Family] = {}
         self.centers: dict[str, Tensor] = {}
         self.spreads: dict[str, Tensor] = {}
-        self.delicate = False  # whether a determinant lost digits to a nearly singular precision
+        self.delicate = False  # whether a determinant lost digits
         self.fast = structure.max_plate_nesting == 1 and self._can_be_fast()
+        self.size = self.N * self.A if self.fast else math.inf  # what one pass over the data costs
 
     @staticmethod
     def _locals(trace: Any) -> list[Any]:
@@ -181,8 +182,7 @@ class LinearGaussian(Assignments):
         return Posterior(log_p, mean, inverse, root)
 
     def _by_square_roots(self, rows: slice, gaussians: list[Gaussian], masks: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean [n, A, L], S with S Sᵀ the covariance [U, A, L, L], and ½ log det P [U, A]: a least-squares problem
-        J z ≈ r, whose rows are the residuals of all normal sites in units of their noise."""
+        """Mean [n, A, L], root of the covariance [U, A, L, L], ½ log det P [U, A]: least squares of whitened residuals."""
         jacobian, right = [], []  # [U, A, E, L], [n, A, E]
         for g in gaussians:
             away = -g.coefficients if g.place is None else g.selected(self.L) - g.coefficients

@@ -29,6 +29,8 @@ SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps
 CLIMB = 200  # of its iterations at a time
 LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
+STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM may stand still far from the top
+NEWTON_STEPS = 20
 WAITS = 50
 BORDER = "a variance goes to 0 there, and the density grows without bound"
 ENOUGH = 1e-4  # nats: where no more than this is to be had, the climb is at its top
@@ -285,6 +287,8 @@ class _State:
             theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in free.items()}
             earlier = self.surface.of(theta, stats, before, globals)
         climb.left = self.surface.remaining(spot, earlier)
+        if climb.left <= ENOUGH and self.options.accelerate and self.task.smallest(self.stats) < STIFF:
+            climb.left = self._newton(spot)
         self.waits += 1
         climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
         if not climb.converged:
@@ -292,6 +296,23 @@ class _State:
             if self.futile > 1 or self.waits > WAITS:
                 climb.stuck = f"its steps gain nothing more, where the slope promises {climb.left:.2g} nats"
         return climb.converged
+
+    def _newton(self, spot: Spot) -> float:
+        """Newton steps while they gain; what the last look promised, nats."""
+        assert self.surface is not None
+        for _ in range(NEWTON_STEPS):
+            left, step = self.surface.newton(spot)
+            if left <= 0.01 * ENOUGH or self.record.iterations >= self.options.max_iter:
+                break
+            found = self.surface.along(spot, step, 2 * left)
+            if found is None:
+                self.surface.put(spot.u)
+                break
+            spot = found
+            self.globals, self.stats, self.last = self.surface.put(spot.u), spot.stats, None
+            self.leap = Leap(self.task)
+            self._note(spot.value)
+        return left
 
     def slow(self) -> bool:
         """Whether L-BFGS should have a try."""
@@ -311,6 +332,8 @@ class _State:
             found = self.surface.climb(before, self._spot(), left, enough, self._note)
             self.globals, self.stats, self.last = self.surface.put(found.u), found.stats, None
             self.leap = Leap(self.task)
+            if self.task.smallest(self.stats) < STIFF:
+                self._newton(found)
             self.futile = self.futile + 1 if found.value - before.value < ENOUGH else 0
         self.next_climb = climb.iterations + SLOW
 
