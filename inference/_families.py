@@ -74,6 +74,9 @@ class Elementwise(Family):
 class Bernoulli(Elementwise):
     names = ("probs", "logits")
 
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return _blurred(stats, stats["S0"], share)
+
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         logits = params["logits"] if "logits" in params else torch.logit(_clamp(params["probs"]))
         return [logits], torch.nn.functional.softplus(logits)
@@ -84,6 +87,9 @@ class Bernoulli(Elementwise):
 
 class Poisson(Elementwise):
     names = ("rate",)
+
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return _blurred(stats, stats["S0"], share)
 
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         return [params["rate"].clamp(min=tiny(params["rate"])).log()], params["rate"]
@@ -135,12 +141,17 @@ class Normal(Elementwise):
         squares = (stats["S2"] - 2 * loc * s1 + loc.square() * s0) * self.spread**2
         n0 = pool.total(s0)
         variance = pool.total(squares) / n0.clamp(min=tiny(n0))
-        lowest = floor.share * pool.total((self.spread**2).expand_as(s0)) / pool.total(torch.ones_like(s0)).clamp(min=1)
-        low = (variance < lowest) & (n0 > 0)
+        unit = pool.mean((self.spread**2).expand_as(s0))
+        lowest = unit * floor.lowest(pool.theta, variance / unit.clamp(min=tiny(unit)), n0 > 0)
+        low = ~(variance >= lowest) & (n0 > 0)
         if low.any():
             hit = (pool.index >= 0) & low[pool.index.clamp(min=0)]
             floor.reached.update(hit.any(1).nonzero()[:, 0].tolist())
-        return pool.fill(torch.maximum(variance, lowest).sqrt(), n0 > 0)
+            floor.resting[pool.theta] = low
+        return pool.fill(torch.where(low, lowest, variance).sqrt(), n0 > 0)
+
+    def smallest(self, params: Params) -> Tensor:
+        return (params["scale"] / self.spread).square().amin(1)
 
 
 class Categorical(Elementwise):
@@ -182,6 +193,9 @@ class Categorical(Elementwise):
         value = probs.log() if name == "logits" else probs
         return pool.fill(value.reshape(-1), (total > 0).expand_as(counts).reshape(-1))
 
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return _blurred(stats, stats["counts"].sum(-1), share)
+
     @staticmethod
     def _log_probs(params: Params) -> Tensor:
         return torch.log_softmax(params["logits"], -1) if "logits" in params else params["probs"].log()
@@ -190,6 +204,16 @@ class Categorical(Elementwise):
     def _one_hot(x: Tensor, seen: Tensor | None, categories: int) -> Tensor:
         one_hot = torch.nn.functional.one_hot(x.long(), categories).to(x.dtype)
         return (one_hot if seen is None else one_hot * seen.unsqueeze(-1)).flatten(1)
+
+
+def _blurred(stats: dict[str, Tensor], n: Tensor, share: float) -> dict[str, Tensor]:
+    """Each statistic [A, E, …] with a `share` of the data's mean times the assignment's count `n` [A, E] in it."""
+    part = n / n.sum(0).clamp(min=tiny(n))  # of all data, in each assignment
+    out = {}
+    for name, value in stats.items():
+        weight = part.reshape(*part.shape, *(1,) * (value.dim() - part.dim()))
+        out[name] = (1 - share) * value + share * weight * value.sum(0)
+    return out
 
 
 def _clamp(probs: Tensor) -> Tensor:
@@ -219,8 +243,10 @@ def base_of(fn: Any) -> Any:
     return fn
 
 
-def parameters_of(fn: Any, assignments: int) -> Params | None:
+def parameters_of(fn: Any, assignments: int, dtype: torch.dtype | None = None) -> Params | None:
     """The parameters a distribution was given, [A, E] and so on, or None where they differ from row to row.
+
+    With `dtype` they are brought to it: a constant that a user's file makes when it is imported is float32.
 
     `fn` has batch shape [A, rows], [1, rows] or [rows]. Pyro expands parameters to the plate, so that a constant one has
     stride 0 along it: the shape says nothing.
@@ -243,7 +269,7 @@ def parameters_of(fn: Any, assignments: int) -> Params | None:
         if not issubclass(family, MultivariateNormal):
             entries = value.shape[1 : value.dim() - trailing]
             value = value.reshape(assignments, math.prod(entries), *value.shape[value.dim() - trailing :])
-        out[name] = value
+        out[name] = value if dtype is None else value.to(dtype)
     return out if _whole(family, out) else None
 
 
