@@ -39,8 +39,10 @@ class Spot:
 class Surface:
     """log p(x, globals; θ) over the unconstrained coordinates [d] of all θ and the globals."""
 
-    def __init__(self, task: Task, globals: dict[str, Tensor], floor: Floor) -> None:
+    def __init__(self, task: Task, globals: dict[str, Tensor], floor: Floor, least: float = 0.0) -> None:
+        """`least`: the smallest share of the data's variance that a variance may come to; 0 for `floor`'s own."""
         self.task, self.floor = task, floor
+        self.least = 0.999 * (least or floor.least(task.x.dtype))
         self.names = list(globals)
         values = {**self.task.theta(), **globals}
         self.supports = {**task.program.constraints, **task.global_supports}
@@ -72,7 +74,7 @@ class Surface:
             globals = self.put(u)
             stats = self.task.sums.e_step(globals)
             value = float(stats.per_datum.sum()) + float(stats.log_prior)
-            if not abs(value) < torch.inf or self.task.smallest(stats) < 0.999 * self.floor.least(u.dtype):
+            if not abs(value) < torch.inf or self.task.smallest(stats) < self.least:
                 return None
             return Spot(u, value, self._gradient(u, stats, globals), stats)
         except (ArithmeticError, ValueError, RuntimeError):

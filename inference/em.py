@@ -31,6 +31,7 @@ NUMERIC = 5  # the same where an M-step is itself many steps
 CLIMB = 200  # of its iterations at a time
 LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
 STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM may stand still far from the top
+NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
 NEWTON_STEPS = 20
 WAITS = 50
 BORDER = "a variance goes to 0 there, and the density grows without bound"
@@ -176,7 +177,7 @@ class _State:
 
     def _spot(self) -> Spot:
         if self.surface is None:
-            self.surface = Surface(self.task, self.globals, self.floor)
+            self.surface = Surface(self.task, self.globals, self.floor, self._least())
         return self.surface.here(self.stats, self.record.objective[-1], self.globals)
 
     # ------------------------------------------------------------------------------------------------- one iteration
@@ -237,8 +238,11 @@ class _State:
 
     def _at_the_border(self, stats: Any) -> bool:
         """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
-        numeric = bool(self.how.numeric or self.globals)
-        return numeric and self.task.smallest(stats) < 4 * self.floor.least(self.task.x.dtype)
+        return self.task.smallest(stats) < 4 * self._least()
+
+    def _least(self) -> float:
+        """The smallest share of the data's variance that a climb may come to, where no closed form bounds it."""
+        return NO_FLOOR if self.how.numeric or self.globals else 0.0
 
     def _accept(self, stats: Any, value: float) -> None:
         self.stats = stats
