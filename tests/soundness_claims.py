@@ -81,20 +81,27 @@ def _check(program: Program, way: str, fit: Any, evidence: Any, truths: dict[boo
     except TooMany:
         return
     truths[given] = truth
-    away, slack = evidence.value - truth.value, 10 * truth.error + ROUNDING * (1 + abs(truth.value))
-    unsure = any(UNSURE.search(w) for w in fit.warnings)
-    if evidence.kind == "exact":
-        sound = abs(away) <= slack
-    elif evidence.kind == "lower bound":
-        sound = away <= 4 * (evidence.se or 0) + slack + (SMALL if evidence.se else 0)
-    elif evidence.kind == "upper bound":
-        sound = away >= -4 * (evidence.se or 0) - slack - SMALL
-    else:
-        sound = evidence.se is None or unsure or abs(away) <= 5 * evidence.se + slack + SMALL
+    sound = is_sound(evidence, fit.warnings, truth)
     if not sound:
         whose = "claimed" if evidence is fit.claimed else "verified"
         said = f"{whose} {evidence.value:.6f} ± {evidence.se} {evidence.kind} {evidence.given}"
         raise _false(program, way, f"{said}; the truth is {truth.value:.6f} ± {truth.error:.1g}", fit)
+
+
+def is_sound(evidence: Any, warnings: list[str], truth: Truth) -> bool:
+    """Whether what an evidence says of its value, by its kind, is true."""
+    away, slack, se = (
+        evidence.value - truth.value,
+        10 * truth.error + ROUNDING * (1 + abs(truth.value)),
+        evidence.se or 0.0,
+    )
+    if evidence.kind == "exact":
+        return abs(away) <= slack
+    if evidence.kind == "estimate":
+        unsure = evidence.se is None or any(UNSURE.search(w) for w in warnings)
+        return unsure or abs(away) <= 5 * se + slack + SMALL
+    above = away if evidence.kind == "lower bound" else -away
+    return above <= 4 * se + slack + (SMALL if se else 0.0)
 
 
 def _at_an_optimum(program: Program, fit: Any) -> None:
