@@ -408,10 +408,14 @@ def _term(b: Builder, name: str, e: Expr) -> Expr:
         kind = b.some(*CURVES)
         b.labels.append(kind)
         torch, curve, breaks = CURVES[kind]
-        e = replace(
-            combine(f"({torch})", curve, e), breaks=tuple(("z", t) for t in breaks) if "k" not in b.latents else ()
-        )
+        e = replace(combine(f"({torch})", curve, e), breaks=_at(b, breaks))
     return times(const(b.some(1.0, 2.0, -1.0)), e)
+
+
+def _at(b: Builder, places: tuple[float, ...]) -> tuple[tuple[str, float], ...]:
+    """Kinks of a map of the standardised z in its coordinate t: the same, unless its prior mean moves with another latent."""
+    fixed = any(isinstance(s, Latent) and s.name == "z" and not s.args[0].names for s in b.body)
+    return tuple(("z", t) for t in places) if fixed else ()
 
 
 def _of_covariate(b: Builder, u: Expr) -> Expr:
@@ -432,8 +436,7 @@ def _of_covariate(b: Builder, u: Expr) -> Expr:
                 lambda v, s: np.where(v > 0.5, np.minimum(s, 0.5), s),
             ),
         }[kind]
-        breaks = (("z", 0.5),) if kind == "clamp" and "k" not in b.latents else ()
-        return replace(combine(curve[0], curve[1], u, z), breaks=breaks)
+        return replace(combine(curve[0], curve[1], u, z), breaks=_at(b, (0.5,) if kind == "clamp" else ()))
     if "missing covariate" in b.odd and b.some(False, True):
         return combine("torch.where({0} > 0, 1.0, -1.0)", lambda v: np.where(v > 0, 1.0, -1.0), u)
     return times(const(0.5), u)
@@ -464,7 +467,7 @@ def _observations(b: Builder, mean: Expr) -> None:
             first,
             joins=True,
         )
-        test = replace(test, breaks=tuple((name, 0.5) for name in ("z",) if name in b.latents))
+        test = replace(test, breaks=_at(b, (0.5,)))
         noise = times(noise, test)
     if b.has("join of data"):
         kind = b.some("the row before", "centring", "roll")

@@ -7,6 +7,7 @@ whether it is served is another matter, except where a test says so.
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pyro
@@ -33,7 +34,9 @@ def column(x, c):
 def tried(model, x, method, **options):
     """The fit, or None for a refusal in words."""
     try:
-        return run(model, x, method, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what the programs here do is odd, to torch too
+            return run(model, x, method, **options)
     except UsageError as refusal:
         said = str(refusal)
     assert "Traceback" not in said and 20 < len(said) < 900
