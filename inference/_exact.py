@@ -108,6 +108,8 @@ class Enumeration(Assignments):
                 name, fn = node["name"], node["fn"]
                 if name in self.assignments:
                     values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
+                elif name in self.program.completes:
+                    continue
                 elif is_plain(node) and parameters_of(fn, self.A) is not None and self.structure.max_plate_nesting == 1:
                     same = (
                         node["value"].shape == self._probe.shape and node["value"].data_ptr() == self._probe.data_ptr()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,6 +42,10 @@ class Evidence:
         """Evidence of independent rows: the sum of [n] terms; `se_per_datum` [n] are independent standard errors."""
         se = 0.0 if se_per_datum is None else float(np.sqrt(np.square(se_per_datum).sum()))
         return cls(float(np.sum(per_datum)), se, kind, np.asarray(per_datum), given, se_per_datum)
+
+    def plus(self, constant: float) -> Evidence:
+        """The same with what is observed outside the rows, in nats."""
+        return self if constant == 0 else replace(self, value=self.value + constant)
 
     def to_json(self, n: int) -> dict[str, Any]:
         """`{value, se, kind, per_datum_mean}`, and `given` where the evidence is conditional."""

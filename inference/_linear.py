@@ -90,6 +90,8 @@ class LinearGaussian(Assignments):
     @torch.no_grad()
     def _can_be_fast(self) -> bool:
         """Collect what each site observes; False when a site's parameters differ from row to row."""
+        if self.program.completes:
+            return False
         nodes = self._locals(self._trace(self._probe, self._units(), raw=True))
         if not all(is_plain(n) and parameters_of(n["fn"], self.A * (self.L + 1)) is not None for n in nodes):
             return False

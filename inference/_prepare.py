@@ -113,4 +113,11 @@ def method_module(name: str) -> ModuleType:
 
 def serving(structure: Structure) -> dict[str, str | None]:
     """For each method: None when it can serve the program, or why not."""
-    return {name: method_module(name).refusal(structure) for name in _registry.methods()}
+    return {name: refusal(name, structure) for name in _registry.methods()}
+
+
+def refusal(method: str, structure: Structure) -> str | None:
+    """Why a method cannot serve the program, or None: what no method can serve comes first."""
+    if structure.obstacle:
+        return f"no method can serve '{structure.program}': {structure.obstacle}"
+    return method_module(method).refusal(structure)

@@ -20,7 +20,7 @@ from inference._cost import measured, versions
 from inference._exact import one_thread
 from inference._fit import Fit
 from inference._impute import Imputation, impute
-from inference._prepare import Prepared, device_of, method_module, prepare, serving
+from inference._prepare import Prepared, device_of, method_module, prepare, refusal, serving
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
@@ -225,10 +225,10 @@ def run_prepared(
     Without `verified` the claim is not checked, and the fit holds nothing that its method did not find: for timing.
     """
     module = method_module(method)
-    if (reason := module.refusal(prepared.structure)) is not None:
+    if (reason := refusal(method, prepared.structure)) is not None:
         able = [name for name, why in serving(prepared.structure).items() if why is None]
-        hint = f"Methods that can: {', '.join(able)}." if able else "No method here can serve it."
-        raise Refusal(f"{reason}. {hint}")
+        hint = f" Methods that can: {', '.join(able)}." if able else ""
+        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with _seeded(seed), _threads(prepared), measured() as cost:

@@ -22,6 +22,7 @@ from inference._family import Floor
 from inference._linear import LinearGaussian
 from zoo._program import Program
 from zoo._structure import ENUMERATION_LIMIT, Structure
+from zoo._trace import outside_log_prob
 
 
 @dataclass
@@ -105,6 +106,14 @@ class Task:
         for name, fn in self._global_priors().items():
             out[name] = self.globals.get(name, _center(fn)).to(self.x.dtype)
         return out
+
+    def outside(self, globals: dict[str, Tensor]) -> float:
+        """log p of what is observed outside the `data` plate, given θ and the globals; nats."""
+        if not self.structure.outside:
+            return 0.0
+        with torch.no_grad():
+            trace = self.program.trace(self.x[:2], latents=globals)
+            return float(outside_log_prob(trace, self.structure.outside))
 
     def _global_priors(self) -> dict[str, Any]:
         names = [s.name for s in self.structure.global_latents]

@@ -32,7 +32,8 @@ def verify(task: Task, fit: Fit) -> Evidence | None:
             return _integrate_globals(task, fit, fit.global_gaussian)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         given = "" if fit.claimed is None else fit.claimed.given
-        return Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given)
+        exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given)
+        return exact.plus(task.outside(point))
     if task.structure.global_latents:
         return None
     return _by_importance(task, fit)

@@ -40,6 +40,8 @@ TAIL = 25  # chains below which no Pareto tail can be fitted
 
 def refusal(structure: Structure) -> str | None:
     """Why annealed importance sampling cannot serve the program, or None."""
+    if structure.outside:
+        return f"ais looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
     if not structure.continuous_locals:
         return "ais anneals continuous local latents, and the program has none"
     if (reason := _local_density.refusal(structure)) is not None:

@@ -205,7 +205,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     return Fit(
         parameters=parameters,
-        claimed=Evidence.from_per_datum(per_datum.numpy(), "exact", given=given),
+        claimed=Evidence.from_per_datum(per_datum.numpy(), "exact", given=given).plus(task.outside(globals)),
         draws={n: v.numpy() for n, v in exact.draw(posterior, task.draws, globals).items()},
         means={n: v.numpy() for n, v in means.items()},
         deviations={n: v.numpy() for n, v in deviations.items()},

@@ -33,6 +33,8 @@ MIXED = 1.01  # R-hat above which chains do not agree
 
 def refusal(structure: Structure) -> str | None:
     """Why Gibbs sampling cannot serve the program, or None."""
+    if structure.outside:
+        return f"gibbs looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         return (
@@ -43,9 +45,7 @@ def refusal(structure: Structure) -> str | None:
     for site in structure.local_latents:
         if site.family not in FAMILIES:
             return f"gibbs draws Bernoulli and Categorical latents, and '{site.name}' is a {site.family}"
-    # too many joint values, the other reason that there can be by now, are what it is for
-    dependent = structure.exact == "no" and "the rows are not independent" in structure.reason
-    return f"gibbs draws the rows side by side, and {structure.reason}" if dependent else None
+    return None
 
 
 def fit(

@@ -37,6 +37,10 @@ NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 def refusal(structure: Structure) -> str | None:
     """Why importance sampling cannot serve the program, or None."""
+    if structure.outside:
+        return (
+            f"importance looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
+        )
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         return f"importance weighs each datum by itself, and the global latents {names} belong to all of them"

@@ -1,8 +1,9 @@
-"""Is the log joint quadratic in the continuous local latents? Measured, by its curvature at random points near and far.
+"""Is the log joint quadratic in the continuous local latents? Proved from the program's operations, and measured besides.
 
-The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. In float64 the curvature of a quadratic
-changes by rounding alone, about 1e-15 of itself, and that of tanh(w z) by about w², so that the tolerance of 1e-9 refuses
-all w above 1e-6.
+The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. The proof is `_reading`'s: nothing but
+affine operations lies between z and a normal site's location, and nothing between z and its scale. The measurement, at points
+drawn from the latents' own priors and far beyond them, is a second witness: in float64 the curvature of a quadratic changes by
+rounding alone, about 1e-15 of itself.
 """
 
 from __future__ import annotations
@@ -16,18 +17,28 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from zoo._latents import Layout, joint_values
+from zoo._operations import OTHER
 from zoo._program import Program
+from zoo._reading import Reading
 from zoo._trace import family_name, is_local, per_datum, sample_nodes, support_of
 
 CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number of terms
-CURVATURE_SCALES = (0.0, 1.0, 1.0, 3.0, 10.0)  # standard deviations of the points; the first is the origin
+CURVATURE_STEPS = (0.0, 1.0, -1.0, 3.0, 10.0)  # from one draw of the prior towards another, in units of their distance
 CURVATURE_ASSIGNMENTS = 64
+CURVATURE_ROWS = 12
+LARGEST_HESSIAN = 64  # latents whose curvature is looked at whole
 
 Verdict = Literal["linear-gaussian", "conditionally linear-gaussian", "no"]
 
 
 def quadratic(
-    program: Program, probe: Tensor, nodes: list[Any], data_dim: int, depth: int, assignments: int
+    program: Program,
+    probe: Tensor,
+    nodes: list[Any],
+    data_dim: int,
+    depth: int,
+    assignments: int,
+    reading: Reading,
 ) -> tuple[Verdict, str, float]:
     """Whether the log joint is quadratic in the continuous local latents, why, and by how much its curvature changes."""
     by_name = {n["name"]: n for n in nodes}
@@ -39,10 +50,12 @@ def quadratic(
         if not _unbounded(support_of(by_name[name]["fn"])):
             family = family_name(by_name[name]["fn"])
             return "no", f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
+    if said := _not_proved(by_name, reading, shown):
+        return "no", said, math.inf
     layout = Layout(by_name, continuous, data_dim, depth)
     joint = joint_values(by_name, discrete, data_dim, depth)
-    rows = probe[:4].nan_to_num(0.0).double()
-    change = curvature_change(_in_double(program), rows, layout, joint, assignments, data_dim, by_name)
+    rows = probe[torch.linspace(0, len(probe) - 1, min(len(probe), CURVATURE_ROWS)).long()].nan_to_num(0.0).double()
+    change, concave = curvature_change(_in_double(program), rows, layout, joint, assignments, data_dim, by_name)
     worst = max(change, key=lambda name: change[name])
     family = family_name(by_name[worst]["fn"])
     if not change[worst] <= CURVATURE_TOLERANCE:
@@ -50,6 +63,15 @@ def quadratic(
             "no",
             f"log p(x, z) is not quadratic in the continuous latents {shown}: at site '{worst}' ({family}) its curvature "
             f"changes by {change[worst]:.1e} of itself between random points",
+            change[worst],
+        )
+    if not concave:
+        return (
+            "no",
+            (
+                f"log p(x, z) is quadratic in the continuous latents {shown}, but has no peak in them: a density that does not "
+                "fall off (a Delta, a mask, a factor) stands where a normal one should"
+            ),
             change[worst],
         )
     why = f"log p(x, z) is quadratic in {shown}: its curvature changes by {change[worst]:.0e} of itself between random points"
@@ -61,6 +83,27 @@ def quadratic(
             change[worst],
         )
     return "linear-gaussian", why, change[worst]
+
+
+def _not_proved(nodes: dict[str, Any], reading: Reading, shown: str) -> str:
+    """Which operation stands in the way of a quadratic log-density, at which site; "" where none does."""
+    start = f"log p(x, z) is not quadratic in the continuous latents {shown}"
+    if reading.detached:
+        return f"{start}: one of them is detached at {reading.detached}, so that its derivatives are lost"
+    for name, node in nodes.items():
+        site = reading.sites.get(name)
+        if site is None or not is_local(node):
+            continue
+        family = family_name(node["fn"])
+        if site.degree == OTHER and site.unknown_by:
+            return (
+                f"{start}, or cannot be proved to be: at site '{name}' ({family}), {site.unknown_by} cannot be followed"
+            )
+        if site.degree == OTHER and site.curved_by:
+            return f"{start}: at site '{name}' ({family}), {site.curved_by} is not affine in them"
+        if site.degree == OTHER:
+            return f"{start}: site '{name}' ({family}) is not Gaussian in them"
+    return ""
 
 
 def _in_double(program: Program) -> Program:
@@ -80,8 +123,9 @@ def curvature_change(
     assignments: int,
     data_dim: int,
     nodes: dict[str, Any],
-) -> dict[str, float]:
-    """Site → how far its log-density is from a quadratic in the continuous local latents, relative.
+) -> tuple[dict[str, float], bool]:
+    """Site → how far its log-density is from a quadratic in the continuous local latents, relative; and whether all of them
+    together are concave.
 
     At random points, near and far, compares Hessian-vector products with those at the first point, and values with the
     quadratic that value, gradient and Hessian make there. An exact quadratic gives rounding, about 1e-15; a decoder
@@ -89,22 +133,47 @@ def curvature_change(
     """
     generator = torch.Generator().manual_seed(7)
     some = torch.randperm(assignments, generator=generator)[:CURVATURE_ASSIGNMENTS]
-    A, T, n, L = len(some), len(CURVATURE_SCALES), len(rows), layout.L
-    scales = torch.tensor(CURVATURE_SCALES, dtype=torch.float64)[:, None, None, None]
-    z = (scales * torch.randn(T, A, n, L, generator=generator, dtype=torch.float64)).reshape(T * A, n, L)
-    z = z.to(rows.dtype).requires_grad_()
+    A, T, n, L = len(some), len(CURVATURE_STEPS), len(rows), layout.L
+    steps = torch.tensor(CURVATURE_STEPS, dtype=torch.float64)[:, None, None, None]
+    first, *others = (_prior(program, rows, layout, seed) for seed in range(T))
+    away = torch.stack([torch.zeros_like(first), *others[: T - 1]])[:, None] - first
+    z = (first + steps * away).expand(T, A, n, L).reshape(T * A, n, L)
+    z = z.to(rows.dtype).clone().requires_grad_()
     discrete = {k: v[some].repeat(T, *(1,) * (v.dim() - 1)) for k, v in joint.items()}
     rows = rows.clone().requires_grad_()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         trace = program.trace(rows, latents={**discrete, **_globals_of(nodes), **layout.unflatten(z)})
-        out = {}
+        out, total = {}, torch.zeros(T * A, n, dtype=z.dtype)
         for node in sample_nodes(trace):
             if not is_local(node):
                 continue
             value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim, layout.depth)
             if value.requires_grad:
                 out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
-    return out
+                total = total + value
+        return out, L > LARGEST_HESSIAN or _is_concave(total, z)
+
+
+def _is_concave(value: Tensor, z: Tensor) -> bool:
+    """Whether minus the Hessian of value [m, n] in z [m, n, L] is positive definite, of each row under each assignment."""
+    (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, materialize_grads=True)
+    if not gradient.requires_grad:
+        return False
+    columns = [
+        torch.autograd.grad(gradient[..., k].sum(), z, retain_graph=True, materialize_grads=True)[0]
+        for k in range(z.shape[-1])
+    ]
+    precision = -torch.stack(columns, -1)
+    size = precision.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()  # whatever the units
+    return not bool(torch.linalg.cholesky_ex(precision * size.unsqueeze(-1) * size.unsqueeze(-2))[1].any())
+
+
+def _prior(program: Program, rows: Tensor, layout: Layout, seed: int) -> Tensor:
+    """A draw of the continuous local latents from the program itself [n, L]."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        nodes: Any = program.trace(rows).nodes
+        return layout.flatten({name: nodes[name] for name in layout.places}, len(rows))
 
 
 def _from_quadratic(
@@ -126,7 +195,7 @@ def _from_quadratic(
         product = product.reshape(shape)
         size = product[0].abs().amax(-1, keepdim=True).clamp(min=1e-30)
         worst = max(worst, float(((product - product[:1]).abs() / size).max()))
-    noise = _rounding(value, rows)
+    noise = _rounding(value, rows) + 16 * torch.finfo(z.dtype).eps * float((gradient.detach() * z.detach()).abs().sum())
     for t in range(1, T):
         worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape, noise))
     return worst if math.isfinite(worst) else math.inf

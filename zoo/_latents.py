@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def joint_values(nodes: Mapping[str, Any], names: Sequence[str], data_dim: int, 
     keys, supports = [], {}
     for name in names:
         node = nodes[name]
-        supports[name] = node["fn"].enumerate_support(expand=False)
+        supports[name] = support_values(node["fn"])
         inner = math.prod(f.size for f in node["cond_indep_stack"] if f.name != DATA_PLATE)
         keys += [(name, i) for i in range(inner)]
     sizes = [range(len(supports[name])) for name, _ in keys]
@@ -39,6 +40,36 @@ def joint_values(nodes: Mapping[str, Any], names: Sequence[str], data_dim: int, 
         values = supports[name].reshape(-1, *event)[choices[:, columns]]
         out[name] = values.reshape(len(choices), *plates, *event)
     return out
+
+
+def cardinality(fn: Any) -> int | None:
+    """How many values a discrete site's distribution has, known without making them; None where they cannot be listed."""
+    if getattr(fn, "cardinality", None) is not None:
+        return int(fn.cardinality)
+    base, entries = fn, 1
+    while isinstance(base, dist.Independent):
+        entries *= math.prod(base.event_shape[: base.reinterpreted_batch_ndims])
+        base = base.base_dist
+    try:
+        values = len(base.enumerate_support(expand=False))
+    except (NotImplementedError, ValueError, RuntimeError):
+        return None
+    return values ** (entries if base is not fn else 1)
+
+
+def support_values(fn: Any) -> Tensor:
+    """All values of a discrete site's distribution [K, 1, …, event]; of a vector of independent entries all joint ones."""
+    base, entries = fn, 1
+    while isinstance(base, dist.Independent):
+        entries *= math.prod(base.event_shape[: base.reinterpreted_batch_ndims])
+        base = base.base_dist
+    if base is fn or hasattr(fn, "cardinality"):
+        return fn.enumerate_support(expand=False)
+    each = base.enumerate_support(expand=False)
+    each = each.reshape(len(each), -1, *base.event_shape)[:, 0]
+    index = torch.tensor(list(itertools.product(range(len(each)), repeat=entries)), dtype=torch.long)
+    values = each[index.reshape(len(index), entries)]
+    return values.reshape(len(index), *(1,) * len(fn.batch_shape), *fn.event_shape)
 
 
 class Layout:
@@ -68,6 +99,15 @@ class Layout:
             full = z[..., place].reshape(*z.shape[:2], *self.plates[name], *self.events[name])
             out[name] = full.movedim(1, 1 + self.position)
         return out
+
+    def flatten(self, nodes: Mapping[str, Any], n: int) -> Tensor:
+        """Site → its node in a trace of n rows, as z [n, L]."""
+        parts = []
+        for name in self.places:
+            value, others = nodes[name]["value"], self.plates[name]
+            shape = [*others[: self.position], n, *others[self.position :], *self.events[name]]
+            parts.append(value.expand(shape).movedim(self.position, 0).reshape(n, -1))
+        return torch.cat(parts, -1)
 
     def natural(self, z: Tensor) -> dict[str, Tensor]:
         """z [T, n, L] → site → its value with the data dimension first, [T, n, inner plates, event]."""

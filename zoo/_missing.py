@@ -4,7 +4,9 @@
 - a multivariate normal is replaced by its marginal over the observed sub-block, pattern by pattern;
 - for any other family of 0/1 or real entries, what is missing at the site `x` becomes the local latent `x_missing`, and
   log p(x_missing) + log p(x) is log p(x_obs, x_missing) (`Completed`);
-- a row with nothing observed drops out, whatever the family: its density is the empty product, 0 nats.
+- a row with nothing observed drops out, whatever the family: its density is the empty product, 0 nats;
+- at a site that other sites are computed from (a parent) nothing can be left out, not even a whole row: all that is missing
+  there becomes the latent `x_missing`, for entries of 0/1 or real numbers, and any other family is refused.
 
 The value of `x_missing` is a vector of M slots a datum. Slot j of a row stands for its j-th missing entry, in the flat order
 of the event; a row that misses fewer than M entries has slots left over, which mean nothing.
@@ -37,6 +39,7 @@ class Gaps:
     """How many slots each site needs, the same in every batch, and where real entries are to be looked for."""
 
     slots: Mapping[str, int] = field(default_factory=dict)  # observed site → the most entries that a row misses
+    parents: frozenset[str] = frozenset()  # observed sites that other sites are computed from
     center: Tensor = field(default_factory=lambda: torch.zeros(1))  # of each column of x
     scale: Tensor = field(default_factory=lambda: torch.ones(1))  # their standard deviations
 
@@ -45,11 +48,11 @@ class Gaps:
         """For data x [n, …], of which all incomplete rows were counted."""
         slots = {name: most for name, most in counting.most.items() if most}
         if not counting.real:
-            return Gaps(slots)
+            return Gaps(slots, counting.parents)
         flat = x.detach().flatten(1)
         center = flat.nanmean(0).nan_to_num(0.0)
         scale = (flat - center).square().nanmean(0).nan_to_num(0.0).sqrt()
-        return Gaps(slots, center, torch.where(scale > 0, scale, torch.ones_like(scale)))
+        return Gaps(slots, counting.parents, center, torch.where(scale > 0, scale, torch.ones_like(scale)))
 
     def reference(self, kind: Kind, value: Tensor, index: Tensor, real: Tensor) -> Slots:
         """A distribution of the slots that covers what may have been there; of `value` [..., E], see `slots`.
@@ -72,11 +75,12 @@ class Unobserved(Messenger):
     """Takes NaN entries out of each observed site: leaves them out of its density, or completes them by a latent site.
 
     `raw`: observed sites keep their NaN; the latent sites are drawn all the same, so that a program always has the same.
+    `hidden`: site → entries that count as missing whatever stands there.
     """
 
-    def __init__(self, gaps: Gaps | None = None, raw: bool = False) -> None:
+    def __init__(self, gaps: Gaps | None = None, raw: bool = False, hidden: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.gaps, self.raw = gaps or Gaps(), raw
+        self.gaps, self.raw, self.hidden = gaps or Gaps(), raw, hidden or {}
 
     def _pyro_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -84,28 +88,32 @@ class Unobserved(Messenger):
             return
         if (msg["infer"] or {}).get("_deterministic"):  # a value with a name, and no density
             return
+        if msg["name"] in self.hidden:
+            value = msg["value"] = value.masked_fill(self.hidden[msg["name"]], torch.nan)
         most = self.gaps.slots.get(msg["name"], 0)
         if not most and not holds_nan(value):
             return
-        kind = completed_as(msg)
-        count = 0 if kind is None else max(most, most_missing(_flat(value, msg["fn"])))
+        parent = msg["name"] in self.gaps.parents
+        kind = completed_as(msg, parent)
+        count = 0 if kind is None else max(most, most_missing(_flat(value, msg["fn"]), parent))
         if kind is not None and count:
-            self._complete(msg, kind, count)
+            self._complete(msg, kind, count, parent)
         elif not self.raw:
             msg["fn"], msg["value"] = marginal(msg["fn"], value, value.isnan(), msg["name"])
 
-    def _complete(self, msg: Any, kind: Kind, count: int) -> None:
+    def _complete(self, msg: Any, kind: Kind, count: int, parent: bool) -> None:
         name, fn, flat = msg["name"], msg["fn"], _flat(msg["value"], msg["fn"])
-        index, real = slots(flat, count)
+        index, real = slots(flat, count, parent)
         reference = self.gaps.reference(kind, flat, index, real)
         mark: Any = {"_completes": name}  # for `describe` to know it by
         given = pyro.sample(f"{name}_missing", reference, infer=mark)
         if self.raw:
             return
-        unseen = flat.isnan().all(-1)
+        unseen = flat.isnan().all(-1) & (not parent)
         if bool(unseen.any()):
             flat = torch.where(unseen.unsqueeze(-1), torch.full_like(flat, _harmless(_unwrap(fn)[0])), flat)
-        msg["value"] = complete(flat, given).unflatten(-1, fn.event_shape)
+        whole = complete(flat, given, parent)
+        msg["value"] = whole.unflatten(-1, fn.event_shape) if fn.event_shape else whole.squeeze(-1)
         msg["fn"] = Completed(fn, reference, index, real, unseen)
 
 
@@ -129,10 +137,14 @@ def holds_nan(value: Tensor) -> bool:
 
 
 class Counting(Messenger):
-    """Notes, for each site whose missing entries become a latent, the most entries that a partly missing row misses."""
+    """Notes, for each site whose missing entries become a latent, the most entries that a partly missing row misses.
 
-    def __init__(self) -> None:
+    `parents`: the sites that others are computed from; there a row of which nothing is observed counts too.
+    """
+
+    def __init__(self, parents: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        self.parents = parents
         self.most: dict[str, int] = {}
         self.real = False  # whether any of them has real entries
 
@@ -140,23 +152,26 @@ class Counting(Messenger):
         value = msg["value"]
         if not msg["is_observed"] or not isinstance(value, Tensor) or not value.is_floating_point():
             return
-        kind = completed_as(msg)
-        if kind is not None and not (msg["infer"] or {}).get("_deterministic"):
+        parent = msg["name"] in self.parents
+        if (msg["infer"] or {}).get("_deterministic") or (parent and not holds_nan(value)):
+            return
+        kind = completed_as(msg, parent)
+        if kind is not None:
             self.real |= kind == "real"
-            count = most_missing(_flat(value, msg["fn"]))
+            count = most_missing(_flat(value, msg["fn"]), parent)
             self.most[msg["name"]] = max(count, self.most.get(msg["name"], 0))
 
 
 # ----------------------------------------------------------------------------------------------------------- slots
 
 
-def slots(value: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def slots(value: Tensor, count: int, parent: bool = False) -> tuple[Tensor, Tensor]:
     """Which entries of value [..., E], NaN where missing, the `count` = M slots of each row stand for.
 
     Returns their places among the E entries [..., M] (0 for a slot left over), and which slots stand for one [..., M].
-    A row with nothing observed has none that do. Raises `ValueError` where a row misses more than M entries.
+    A row with nothing observed has none that do, but at a parent site. Raises `ValueError` where a row misses more than M.
     """
-    missing, place = _places(value)
+    missing, place = _places(value, parent)
     most = int(missing.sum(-1).max()) if missing.numel() else 0
     if most > count:
         raise ValueError(f"a row misses {most} entries, and there are {count} slots for them")
@@ -167,12 +182,12 @@ def slots(value: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.where(real, index[..., :-1], 0), real
 
 
-def complete(value: Tensor, given: Tensor) -> Tensor:
+def complete(value: Tensor, given: Tensor, parent: bool = False) -> Tensor:
     """value [..., E] with its missing entries taken from the slots given [..., M]; leading dimensions broadcast.
 
-    A row with nothing observed is left as it is. Differentiable in both.
+    A row with nothing observed is left as it is, but at a parent site. Differentiable in both.
     """
-    missing, place = _places(value)
+    missing, place = _places(value, parent)
     shape = torch.broadcast_shapes(value.shape[:-1], given.shape[:-1])
     if not given.shape[-1]:
         return value.expand(*shape, -1)
@@ -180,42 +195,70 @@ def complete(value: Tensor, given: Tensor) -> Tensor:
     return torch.where(missing, given.gather(-1, place), value)
 
 
-def most_missing(value: Tensor) -> int:
-    """The most entries that a partly missing row of value [..., E] misses."""
+def most_missing(value: Tensor, parent: bool = False) -> int:
+    """The most entries that a row of value [..., E] misses; unless at a parent site, of the rows that are seen in part."""
     missing = value.isnan().sum(-1)
-    missing = missing[missing < value.shape[-1]]
+    missing = missing if parent else missing[missing < value.shape[-1]]
     return int(missing.max()) if missing.numel() else 0
 
 
-def _places(value: Tensor) -> tuple[Tensor, Tensor]:
-    """What is missing of the rows that are seen in part, and the slot of each missing entry, both [..., E]."""
+def _places(value: Tensor, parent: bool = False) -> tuple[Tensor, Tensor]:
+    """What is missing of the rows that are seen in part (at a parent site of all), and the slot of each missing entry, both
+    [..., E]."""
     missing = value.isnan()
-    missing = missing & ~missing.all(-1, keepdim=True)
+    if not parent:
+        missing = missing & ~missing.all(-1, keepdim=True)
     return missing, missing.cumsum(-1) - 1
 
 
 def _flat(value: Tensor, fn: Any) -> Tensor:
-    """[batch…, event] → [batch…, E]."""
+    """[batch…, event] → [batch…, E]; a number is an event of one entry."""
+    if not len(fn.event_shape):
+        return value.unsqueeze(-1)
     return value.flatten(value.dim() - len(fn.event_shape)) if len(fn.event_shape) > 1 else value
 
 
 # -------------------------------------------------------------------------------------------------------- densities
 
 
-def completed_as(msg: Any) -> Kind | None:
-    """What kind of entries the site is completed with, where the missing ones have to become a latent."""
+def completed_as(msg: Any, parent: bool = False) -> Kind | None:
+    """What kind of entries the site is completed with, where the missing ones have to become a latent.
+
+    `parent`: other sites are computed from it. Raises `UsageError` where they would have to and cannot.
+    """
     fn = msg["fn"]
-    if not getattr(fn, "event_shape", ()) or not is_local(msg):
+    if not is_local(msg):
+        return None
+    if parent:
+        return _kind_of_parent(msg)
+    if not getattr(fn, "event_shape", ()):
         return None
     base, independent = _unwrap(fn)
     if not base.event_shape or msg["value"].dim() <= len(fn.event_shape):
         return None
     if isinstance(base, dist.MultivariateNormal | MarginalNormal) and not independent:
         return None
-    support = fn.support
+    return _kind(fn.support)
+
+
+def _kind(support: Any) -> Kind | None:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return "binary" if support is constraints.boolean else "real" if support is constraints.real else None
+
+
+def _kind_of_parent(msg: Any) -> Kind:
+    """0/1 or real entries; `UsageError` for any other."""
+    fn, support = msg["fn"], msg["fn"].support
+    kind = "real" if support is constraints.real_vector else _kind(support)
+    if kind is None:
+        family = type(_unwrap(fn)[0]).__name__
+        raise UsageError(
+            f"Site '{msg['name']}' ({family}) has missing entries, and other sites are computed from it: they would have to "
+            "become latents, which only 0/1 and real entries can. Use another family, or leave out the rows where it is "
+            "missing."
+        )
+    return kind
 
 
 def marginal(fn: Any, value: Tensor, missing: Tensor, site: str) -> tuple[Any, Tensor]:

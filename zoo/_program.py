@@ -30,6 +30,8 @@ from torch.distributions import constraints, transform_to
 from zoo import _options
 from zoo._errors import UsageError, unknown
 from zoo._missing import Counting, Gaps, Unobserved, holds_nan
+from zoo._parameters import Collect, Lent, Parameters, Visited
+from zoo._reading import observed_parents
 
 
 class Program(nn.Module):
@@ -62,14 +64,17 @@ class Program(nn.Module):
         self._plain: dict[str, tuple[nn.Module, str]] = {}
         self._gaps = Gaps()
         self._hidden: Tensor | None = None
+        self._sites: frozenset[str] = frozenset()  # all that the program visits
         completed = self._collect(x[: min(len(x), 3)])
-        if completed and holds_nan(x):
-            self._gaps = self._count_slots(x)
+        if holds_nan(x):
+            parents = observed_parents(self, x)
+            if completed or parents:
+                self._gaps = self._count_slots(x, parents)
 
     def _collect(self, x: Tensor) -> bool:
         """Find the parameters; returns whether there is a site at which a missing entry becomes a latent."""
-        found, counting = _Collect(self.module is None), Counting()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), found, counting:
+        found, counting, visited = Collect(self.module is None), Counting(), Visited()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), found, counting, visited:
             try:
                 self._run(x)
             except AttributeError as error:
@@ -78,6 +83,7 @@ class Program(nn.Module):
                         "a PyroModule that the function calls cannot be learned: make the module the model"
                     ) from None
                 raise
+        self._sites = frozenset(visited.names)
         if self.module is not None:
             owned = {id(p): n for n, p in self.module.named_parameters()}
             for name, (parameter, constraint) in found.statements.items():
@@ -96,17 +102,17 @@ class Program(nn.Module):
                     self.constraints[name] = constraints.real
         else:
             for name, (parameter, constraint) in found.statements.items():
-                parameter.data = parameter.data.to(x.dtype)  # ours: `_Collect` made a copy
+                parameter.data = parameter.data.to(x.dtype)  # ours: `Collect` made a copy
                 self._unconstrained[name] = parameter
                 self.constraints[name] = constraint
             self._owned = nn.ParameterList(self._unconstrained.values())
         return bool(counting.most)
 
     @torch.no_grad()
-    def _count_slots(self, x: Tensor) -> Gaps:
+    def _count_slots(self, x: Tensor, parents: frozenset[str]) -> Gaps:
         """How many slots those latents need over all data x: every batch is to have as many."""
-        counting = Counting()
-        with torch.random.fork_rng(devices=[]), self._values_in_place({}):
+        counting = Counting(parents)
+        with torch.random.fork_rng(devices=[]), self._values_in_place({}), pyro.validation_enabled(False):
             for rows in x[x.isnan().flatten(1).any(1)].split(4096):
                 self._run(rows, handler=counting)
         return Gaps.of(x, counting)
@@ -127,6 +133,16 @@ class Program(nn.Module):
         return {n: transform_to(self.constraints[n])(p) for n, p in self._unconstrained.items()}
 
     @torch.no_grad()
+    def elsewhere(self) -> dict[str, Tensor]:
+        """Name → a value some way off the parameter's own: where they start, effects may be zero by chance."""
+        generator = torch.Generator().manual_seed(5)
+        out = {}
+        for name, p in self._unconstrained.items():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+            out[name] = transform_to(self.constraints[name])(p + 0.3 * noise)
+        return out
+
+    @torch.no_grad()
     def assign(self, values: Mapping[str, Tensor]) -> None:
         """Set parameters to the constrained `values`."""
         for name, value in values.items():
@@ -143,6 +159,7 @@ class Program(nn.Module):
         parameters: Mapping[str, Tensor] | None = None,
         latents: Mapping[str, Tensor] | None = None,
         raw: bool = False,
+        hidden: Mapping[str, Tensor] | None = None,
     ) -> pyro.poutine.Trace:
         """Run the program and return its trace.
 
@@ -150,6 +167,7 @@ class Program(nn.Module):
         - `parameters`: constrained values in place of the program's own (differentiable).
         - `latents`: values of latent sites; they become observed, so nothing is drawn for them.
         - `raw`: leave NaN entries of observed sites as they are (latents that stand for them are in the trace all the same).
+        - `hidden`: observed site → entries that count as missing there, whatever stands in x.
         """
         if self._hidden is not None and x is not None:
             x = x.masked_fill(self._hidden, torch.nan)
@@ -158,8 +176,10 @@ class Program(nn.Module):
             stack.enter_context(tracer)
             if latents:
                 stack.enter_context(pyro.poutine.condition(data=dict(latents)))
+            if raw:  # what is computed from a missing entry is NaN
+                stack.enter_context(pyro.validation_enabled(False))
             with self._values_in_place(parameters or {}):
-                self._run(x, size, Unobserved(self._gaps, raw))
+                self._run(x, size, Unobserved(self._gaps, raw, hidden))
         return tracer.trace
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
@@ -191,8 +211,17 @@ class Program(nn.Module):
         if self._method:
             call = getattr(self.module, self._method)
             context = getattr(self.module, "_pyro_context", context)
-        with _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks():
-            return call(None, size=size) if x is None else call(x)
+        visited = Visited()
+        with _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited:
+            if x is None:
+                return call(None, size=size)
+            try:
+                return call(x)
+            except RuntimeError:
+                # many values of the latents at once may not fit together in what the program returns, which nobody needs here
+                if self._sites and self._sites <= visited.names:
+                    return None
+                raise
 
     @contextlib.contextmanager
     def _networks(self) -> Iterator[None]:
@@ -201,7 +230,7 @@ class Program(nn.Module):
             yield
             return
         original: Any = pyro.module
-        lent = _Lent()
+        lent = Lent()
         names: dict[int, str] = {}
 
         def module(name: str, network: nn.Module, update_module_params: bool = False) -> nn.Module:
@@ -227,92 +256,16 @@ class Program(nn.Module):
         # a PyroModule answers for its own PyroParams; a function has nobody but us
         own = {} if self.module is not None else self.values()
         statements = {**own, **{n: v for n, v in given.items() if n not in plain}}
-        lent = _Lent()
+        lent = Lent()
         for name, value in plain.items():
             lent.put(*self._plain[name], value)
         before, self._given = self._given, statements
         try:
-            with _Parameters(statements):
+            with Parameters(statements):
                 yield
         finally:
             self._given = before
             lent.give_back()
-
-
-class _Lent:
-    """Tensors in the place of modules' parameters, for a while; afterwards all is as it was, the order too."""
-
-    def __init__(self) -> None:
-        self._before: dict[nn.Module, dict[str, Any]] = {}
-        self._leaves: list[tuple[nn.Module, str]] = []
-
-    def put(self, owner: nn.Module, leaf: str, value: Tensor) -> None:
-        self._before.setdefault(owner, dict(owner._parameters))
-        del owner._parameters[leaf]
-        object.__setattr__(owner, leaf, value)
-        self._leaves.append((owner, leaf))
-
-    def give_back(self) -> None:
-        for owner, leaf in self._leaves:
-            object.__delattr__(owner, leaf)
-        for owner, parameters in self._before.items():
-            owner._parameters.clear()
-            owner._parameters.update(parameters)
-
-
-class _Collect(Messenger):
-    """Notes each parameter statement: its unconstrained leaf and its constraint."""
-
-    def __init__(self, function: bool) -> None:
-        super().__init__()
-        self.function = function  # rather than a module, which owns its parameters
-        self.statements: dict[str, tuple[nn.Parameter, constraints.Constraint]] = {}
-        self._made: dict[str, Tensor] = {}
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self._made:
-            msg["value"], msg["done"] = self._made[msg["name"]], True
-            return
-        if getattr(msg["fn"], "__name__", "") == "<lambda>":  # a PyroModule's own statement: it brings its value
-            if self.function:
-                raise ValueError(
-                    f"'{msg['name']}' belongs to a PyroModule that the function calls: make the module the model"
-                )
-            return
-        if self.function and "$$$" in msg["name"]:
-            raise ValueError(f"'{msg['name']}' comes from pyro.module imported by name: call it as pyro.module(…)")
-        args = msg["args"]
-        if len(args) < 2:
-            raise ValueError(f"pyro.param('{msg['name']}') is read before it is given an initial value")
-        value = args[1]() if callable(args[1]) and not isinstance(args[1], Tensor) else args[1]
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        leaf = (
-            value
-            if isinstance(value, nn.Parameter) and constraint is constraints.real and not self.function
-            else nn.Parameter(transform_to(constraint).inv(value.detach()).clone().contiguous())
-        )
-        self.statements[msg["name"]] = (leaf, constraint)
-        self._made[msg["name"]] = transform_to(constraint)(leaf)
-        msg["value"], msg["done"] = self._made[msg["name"]], True
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        if msg["name"] in self._made:
-            return
-        value = msg["value"]
-        leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
-        self.statements[msg["name"]] = (leaf, msg["kwargs"].get("constraint", constraints.real))
-
-
-class _Parameters(Messenger):
-    """Answers parameter statements with the values given."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def localize(module: nn.Module) -> None:

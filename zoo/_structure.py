@@ -1,28 +1,31 @@
 """What tracing a program tells: its sites, which latents belong to a datum, and what about it is exact, and why.
 
-`describe(program, x)` runs the program on a few rows and returns a `Structure`. Inference methods decide from it alone
-whether they can serve a program.
+`describe(program, x)` runs the program on a few rows, reads its operations, and returns a `Structure`. Inference methods decide
+from it alone whether they can serve a program. What is called exact has been proved from the operations (`_reading`) and
+measured besides (`_witness`, `_curvature`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import pyro
 import torch
 from torch import Tensor
 
+from zoo import _witness
+from zoo._contract import check_contract, check_growth, check_support, plain
 from zoo._curvature import quadratic
-from zoo._errors import UsageError
-from zoo._missing import Slots
+from zoo._latents import cardinality
 from zoo._program import Program, blame
-from zoo._trace import DATA_PLATE, family_name, is_local, local_log_prob, sample_nodes, support_of
+from zoo._reading import Reading, read
+from zoo._trace import DATA_PLATE, family_name, is_local, sample_nodes, support_of
 
 Exactness = Literal["enumerable", "linear-gaussian", "conditionally linear-gaussian", "no"]
 
 PROBE_ROWS = 20
+READ_ROWS = (7, 5)  # of two readings: a constant of that many entries may be one a row in one of them by chance
 LARGEST_NUMBER = 2**53  # that every reader of JSON takes
 COVERING_ROWS = 2000  # among which rows with holes are looked for
 ENUMERATION_LIMIT = 10_000
@@ -44,6 +47,7 @@ class Site:
     inner: int = 1  # independent copies of the site in each datum, from plates besides `data`
     inner_dims: tuple[tuple[int, int], ...] = ()  # the batch dimension and size of each of those plates
     completes: str | None = None  # the observed site whose missing entries this latent stands for, slot by slot
+    moving: tuple[str, ...] = ()  # what the support of a discrete latent changes with, besides itself
     constraint: Any = field(default=None, repr=False, compare=False)  # the support itself
 
 
@@ -73,6 +77,8 @@ class Structure:
         None  # of the log joint in the continuous local latents, relative; None: there are none
     )
     warnings: tuple[str, ...] = field(default=())
+    obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
+    outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
 
     @property
     def local_latents(self) -> tuple[Site, ...]:
@@ -106,11 +112,12 @@ class Structure:
             "sites": [_site_json(s) for s in self.sites],
             "parameters": [vars(p) | {"shape": list(p.shape)} for p in self.parameters],
             "warnings": list(self.warnings),
+            "obstacle": self.obstacle or None,
         }
 
 
 def _site_json(site: Site) -> dict[str, Any]:
-    shown = {k: v for k, v in vars(site).items() if k not in ("constraint", "inner_dims")}
+    shown = {k: v for k, v in vars(site).items() if k not in ("constraint", "inner_dims", "moving")}
     if (site.cardinality or 0) > LARGEST_NUMBER:
         shown["cardinality"] = _written(site.cardinality or 0)
     return shown | {"event_shape": list(site.event_shape), "plates": list(site.plates)}
@@ -130,18 +137,113 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         with blame(program.name):
             trace = program.trace(probe)
         nodes = sample_nodes(trace)
-        data_dim = _check_contract(program, trace, nodes, len(probe))
+        data_dim = check_contract(program, trace, nodes, len(probe))
         sites = tuple(_site(node) for node in nodes)
+        with blame(program.name):
+            check_growth(program, probe, nodes)
         depth = max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.dim is not None), default=1)
-        _check_support(program, x, any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes))
-        dependent = _rows_depend(program, probe, nodes, data_dim)
-    exact, reason, assignments = _exactness(sites, dependent, limit)
+        check_support(program, x, any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes))
+        with blame(program.name):
+            readings = _readings(program, probe, nodes, data_dim)
+            obstacle = _obstacle(sites, nodes, readings)
+            witness = _witness.Witness(program, x, data_dim, depth)
+            obstacle = obstacle or witness.complaint()
+    sites, unproved = _listed(sites, readings[0]), obstacle or _unproved(readings)
+    exact, reason, assignments = _exactness(sites, unproved, limit)
     change = None
-    if exact != "no" and any(s.role == "latent" and s.scope == "local" and not s.discrete for s in sites):
-        exact, reason, change = _quadratic(program, x, probe, nodes, data_dim, depth, assignments)
+    with blame(program.name):
+        if exact != "no" and (names := [s for s in sites if s.role == "latent" and s.scope == "local"]):
+            discrete, continuous = [s.name for s in names if s.discrete], [s.name for s in names if not s.discrete]
+            if not any(s.completes for s in names) and (
+                said := witness.side_by_side(discrete, continuous, assignments)
+            ):
+                exact, reason, assignments = "no", said, 1
+            elif continuous:
+                exact, reason, change = _quadratic(program, x, probe, nodes, data_dim, depth, assignments, readings[0])
     values = program.values()
-    parameters = tuple(Parameter(n, tuple(v.shape), _plain(program.constraints[n])) for n, v in values.items())
-    return Structure(program.name, len(x), sites, parameters, exact, reason, assignments, data_dim, depth, change)
+    parameters = tuple(Parameter(n, tuple(v.shape), plain(program.constraints[n])) for n, v in values.items())
+    outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
+    facts = (exact, reason, assignments, data_dim, depth, change, (), obstacle, outside)
+    return Structure(program.name, len(x), sites, parameters, *facts)
+
+
+def _readings(program: Program, probe: Tensor, nodes: list[Any], data_dim: int) -> list[Reading]:
+    """The program read twice, on batches of two sizes."""
+    rows = probe.nan_to_num(0.0)
+    continuous = frozenset(
+        n["name"] for n in nodes if _is_latent(n) and is_local(n) and not n["fn"].support.is_discrete
+    )
+    out = []
+    for size in READ_ROWS:
+        some = rows[: min(size, len(rows) if size == READ_ROWS[0] else max(1, len(rows) - 1))]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(size)
+            drawn = sample_nodes(program.trace(some, raw=True))
+        latents = {n["name"]: _in_full(n) for n in drawn if _is_latent(n)}
+        latents = {k: v for k, v in latents.items() if not any(s["name"] == k and _completes(s) for s in nodes)}
+        out.append(read(program, some, latents, data_dim, continuous))
+    return out
+
+
+def _is_latent(node: Any) -> bool:
+    return not node["is_observed"]
+
+
+def _completes(node: Any) -> bool:
+    return bool((node["infer"] or {}).get("_completes"))
+
+
+def _in_full(node: Any) -> Tensor:
+    fn, value = node["fn"], node["value"]
+    return value.expand(torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)).clone()
+
+
+def _obstacle(sites: tuple[Site, ...], nodes: list[Any], readings: list[Reading]) -> str:
+    """Why the program can be served by no method, in one sentence; "" where there is no such reason."""
+    for node in nodes:
+        masked = node["mask"] is not None and not bool(torch.as_tensor(node["mask"]).all())
+        if masked and _is_latent(node) and is_local(node):
+            return (
+                f"the latent '{node['name']}' is masked (obs_mask or poutine.mask), so that its density is no "
+                "distribution: leave the mask out; an entry of x that is NaN counts as not observed"
+            )
+    for reading in readings:
+        if reading.choices:
+            return (
+                f"{reading.choices[0]} (`if`, `int()`, `.item()`, NumPy), and what the program does next may change with it: "
+                "keep it a tensor, with torch.where for a choice"
+            )
+    places = frozenset.intersection(*(frozenset(k for k, s in r.sites.items() if s.place) for r in readings))
+    for name, site in readings[0].sites.items():
+        if any(s.completes and s.name == name for s in sites):
+            continue
+        if site.random:
+            return f"site '{name}' depends on random numbers that no pyro.sample draws: make them a latent"
+        if site.joined and not site.unknown:
+            by = f" ({site.joined_by})" if site.joined_by else ""
+            return f"{_witness.JOINED}: at site '{name}'{by}"
+        if name in places:
+            return f"at site '{name}', {_witness.PLACE}"
+    return ""
+
+
+def _unproved(readings: list[Reading]) -> str:
+    """What could not be followed, where measuring found nothing wrong: nothing is exact then."""
+    for name, site in readings[0].sites.items():
+        if site.joined and site.unknown and not name.endswith("_missing"):
+            what = f"what {site.unknown_by} does" if site.unknown_by else "an operation"
+            return f"at site '{name}' {what} cannot be followed, so that the rows are not proved independent"
+    return ""
+
+
+def _listed(sites: tuple[Site, ...], reading: Reading) -> tuple[Site, ...]:
+    """The sites, where a support that changes with something else cannot be listed once for all."""
+    out = []
+    for s in sites:
+        seen = reading.sites.get(s.name)
+        moving = sorted(seen.support_from) if seen is not None and s.discrete and s.role == "latent" else []
+        out.append(replace(s, cardinality=None, moving=tuple(moving)) if moving else s)
+    return tuple(out)
 
 
 def _probe_rows(x: Tensor, completed: bool) -> Tensor:
@@ -166,19 +268,38 @@ def _spread(count: int, most: int) -> Tensor:
 
 
 def _quadratic(
-    program: Program, x: Tensor, probe: Tensor, nodes: list[Any], data_dim: int, depth: int, assignments: int
+    program: Program,
+    x: Tensor,
+    probe: Tensor,
+    nodes: list[Any],
+    data_dim: int,
+    depth: int,
+    assignments: int,
+    reading: Reading,
 ) -> tuple[Exactness, str, float]:
     """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
-    verdict = quadratic(program, probe, nodes, data_dim, depth, assignments)
+    verdict = quadratic(program, probe, nodes, data_dim, depth, assignments, reading)
     if not program.completes:
         return verdict
     for rows in _covering(x).split(4):  # as many as are looked at in one go
         if verdict[0] == "no" or not len(rows):
             break
         with program.hiding(rows.isnan()):
-            found = quadratic(program, rows, nodes, data_dim, depth, assignments)
+            reading = _reading_with_holes(program, rows, nodes, data_dim)
+            found = quadratic(program, rows, nodes, data_dim, depth, assignments, reading)
         verdict = max(verdict, found, key=lambda v: (v[0] == "no", v[2]))
     return verdict
+
+
+def _reading_with_holes(program: Program, rows: Tensor, nodes: list[Any], data_dim: int) -> Reading:
+    """The program read on partly missing rows: degrees alone."""
+    continuous = frozenset(
+        n["name"] for n in nodes if _is_latent(n) and is_local(n) and not n["fn"].support.is_discrete
+    )
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        latents = {n["name"]: _in_full(n) for n in sample_nodes(program.trace(rows)) if _is_latent(n)}
+    return read(program, rows, latents, data_dim, continuous, raw=False)
 
 
 def _covering(x: Tensor) -> Tensor:
@@ -194,25 +315,6 @@ def _covering(x: Tensor) -> Tensor:
     return x[partly[chosen]]
 
 
-def _check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
-    frames = [f for node in nodes for f in node["cond_indep_stack"] if f.name == DATA_PLATE]
-    if not frames:
-        names = sorted({f.name for node in nodes for f in node["cond_indep_stack"]})
-        raise UsageError(
-            f"the program '{program.name}' has no plate named '{DATA_PLATE}' around its latents and observations "
-            f"({'its plates: ' + ', '.join(names) if names else 'it has no plates'}); write "
-            f'`with pyro.plate("{DATA_PLATE}", len(x)):`.'
-        )
-    if {f.size for f in frames} != {rows}:
-        raise UsageError(
-            f"the plate '{DATA_PLATE}' of '{program.name}' has size {frames[0].size} for {rows} rows of data; "
-            "its size must be len(x)."
-        )
-    if not any(node["is_observed"] and is_local(node) for node in nodes):
-        raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}': pass obs=x.")
-    return frames[0].dim
-
-
 def _site(node: Any) -> Site:
     fn = node["fn"]
     discrete = bool(getattr(fn.support, "is_discrete", False))
@@ -226,9 +328,9 @@ def _site(node: Any) -> Site:
         family=family_name(fn),
         event_shape=tuple(fn.event_shape),
         plates=plates,
-        support=_plain(support_of(fn)),
+        support=plain(support_of(fn)),
         discrete=discrete,
-        cardinality=_cardinality(fn) if discrete and not node["is_observed"] else None,
+        cardinality=cardinality(fn) if discrete and not node["is_observed"] else None,
         inner=inner,
         inner_dims=tuple(
             (f.dim, f.size) for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim) if f.name != DATA_PLATE
@@ -236,21 +338,6 @@ def _site(node: Any) -> Site:
         completes=(node["infer"] or {}).get("_completes"),
         constraint=support_of(fn),
     )
-
-
-def _cardinality(fn: Any) -> int | None:
-    if isinstance(fn, Slots):  # too many, perhaps, to be made
-        return fn.cardinality
-    try:
-        return len(fn.enumerate_support(expand=False))
-    except (NotImplementedError, ValueError):
-        return None
-
-
-def _plain(constraint: Any) -> str:
-    if type(constraint).__name__ == "_IndependentConstraint":
-        constraint = constraint.base_constraint
-    return str(constraint).removesuffix("()").replace("_", "")
 
 
 def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exactness, str, int]:
@@ -262,6 +349,16 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
         if s.scope == "global" and s.discrete:
             return "no", f"the global latent '{s.name}' is discrete", 1
     for s in local:
+        if s.discrete and s.moving:
+            what = ", ".join(f"'{m}'" if " " not in m else m for m in s.moving)
+            return (
+                "no",
+                (
+                    f"the support of '{s.name}' ({s.family}) changes with {what}: write it as a Categorical over all "
+                    "values, with probability 0 for those that cannot be"
+                ),
+                1,
+            )
         if s.discrete and s.cardinality is None:
             return "no", f"the support of '{s.name}' ({s.family}) cannot be enumerated", 1
     discrete = [s for s in local if s.discrete]
@@ -291,86 +388,3 @@ def _innermost(fn: Any) -> type:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn)
-
-
-def _check_support(program: Program, x: Tensor, matrices: bool) -> None:
-    """Every observed value must lie in the support of its site; the first that does not is named.
-
-    `matrices`: the program may make a matrix for each row.
-    """
-    width = x[0].numel()
-    size = max(16, min(8192, 2**22 // max(1, width ** (2 if matrices else 1))))
-    for start in range(0, len(x), size):
-        _check_rows(program, x[start : start + size], start)
-
-
-def _check_rows(program: Program, x: Tensor, start: int) -> None:
-    with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
-        trace = program.trace(x)
-    for node in sample_nodes(trace):
-        if not node["is_observed"] or not isinstance(node["value"], Tensor):
-            continue
-        fn, value = node["fn"], node["value"]
-        _check_shape(program, node)
-        ok = torch.as_tensor(fn.support.check(value))
-        dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
-        if bool(ok.all()):
-            _check_density(program, node, dim, start)
-            continue
-        row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
-        axis = dim - len(fn.event_shape)
-        shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
-        raise UsageError(
-            f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
-            f"{_plain(fn.support)}: row {start + row} (counting from 0) holds {shown}."
-        )
-
-
-def _check_density(program: Program, node: Any, dim: int, start: int) -> None:
-    """A density that is not a number: the program computes with an entry of x that is not observed, say."""
-    with blame(program.name), pyro.validation_enabled(False):
-        bad = node["fn"].log_prob(node["value"]).isnan()
-    if bad.any():
-        row = int(bad.nonzero()[0, dim]) if bad.dim() else 0
-        raise UsageError(
-            f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row} (counting from 0): "
-            "does it compute with an entry of x that is missing there? Only what a site observes may be missing."
-        )
-
-
-def _check_shape(program: Program, node: Any) -> None:
-    """An observed value must have the shape of its distribution: else every row would meet every other."""
-    fn, value = node["fn"], node["value"]
-    whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
-    try:
-        fits = torch.broadcast_shapes(value.shape, whole) == whole
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise UsageError(
-            f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
-            f"has the shape {whole}; a table has one row a datum and its columns in the event: `.to_event(1)`."
-        )
-
-
-def _rows_depend(program: Program, probe: Tensor, nodes: list[Any], data_dim: int) -> str:
-    """A sentence when a row's density changes with the other rows of the batch, else ""."""
-    latents = {n["name"]: n["value"] for n in nodes if not n["is_observed"]}
-    local = {n["name"]: n for n in nodes if is_local(n) and not n["is_observed"]}
-
-    def rows(index: slice) -> dict[str, Tensor]:
-        out = {}
-        for name, value in latents.items():
-            if name in local:
-                dim = value.dim() - len(local[name]["fn"].event_shape) + data_dim
-                value = value[(slice(None),) * dim + (index,)] if dim >= 0 else value
-            out[name] = value
-        return out
-
-    with blame(program.name):
-        whole = local_log_prob(program.trace(probe, latents=rows(slice(None))), data_dim, len(probe))
-        alone = local_log_prob(program.trace(probe[:1], latents=rows(slice(0, 1))), data_dim, 1)
-    tolerance = 1e-6 if probe.dtype == torch.float64 else 1e-3
-    if bool(torch.isclose(whole[..., :1], alone, rtol=tolerance, atol=tolerance, equal_nan=True).all()):
-        return ""
-    return "a row's density changes with the other rows of the batch, so the rows are not independent given θ"

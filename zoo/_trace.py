@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -67,12 +68,28 @@ def is_one(scale: Any) -> bool:
 
 
 def global_log_prob(trace: Any) -> Tensor:
-    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents."""
+    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents, and what is seen there."""
     total = torch.zeros(())
     for node in sample_nodes(trace):
         if not is_local(node):
-            total = total + (node["fn"].log_prob(node["value"]) * node["scale"]).sum()
+            total = total + _whole(node)
     return total
+
+
+def outside_log_prob(trace: Any, names: Sequence[str]) -> Tensor:
+    """Σ log p over the sites `names`, which are observed outside the `data` plate, nats."""
+    total = torch.zeros(())
+    for name in names:
+        total = total + _whole(trace.nodes[name])
+    return total
+
+
+def _whole(node: Any) -> Tensor:
+    """A site's log-density as it counts, with its mask and scale, summed over all of it."""
+    log_prob = node["fn"].log_prob(node["value"])
+    if node["mask"] is not None:
+        log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
+    return (log_prob * node["scale"]).sum()
 
 
 def is_local(node: Any) -> bool:

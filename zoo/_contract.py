@@ -1,0 +1,181 @@
+"""What every program must keep to, checked on the data: its plate, what it observes, shapes, supports, and missing entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from zoo._errors import UsageError
+from zoo._program import Program, blame
+from zoo._trace import DATA_PLATE, is_local, sample_nodes
+
+
+def check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
+    """The batch dimension of the plate `data`. Raises `UsageError` where the program breaks the contract of its plates."""
+    frames = [f for node in nodes for f in node["cond_indep_stack"] if f.name == DATA_PLATE]
+    if not frames:
+        names = sorted({f.name for node in nodes for f in node["cond_indep_stack"]})
+        raise UsageError(
+            f"the program '{program.name}' has no plate named '{DATA_PLATE}' around its latents and observations "
+            f"({'its plates: ' + ', '.join(names) if names else 'it has no plates'}); write "
+            f'`with pyro.plate("{DATA_PLATE}", len(x)):`.'
+        )
+    if wrong := {f.size for f in frames} - {rows}:
+        raise UsageError(
+            f"the plate '{DATA_PLATE}' of '{program.name}' has size {min(wrong)} for {rows} rows of data; "
+            "its size must be len(x)."
+        )
+    dims = sorted({f.dim for f in frames})
+    if len(dims) > 1:
+        raise UsageError(
+            f"'{program.name}' opens the plate '{DATA_PLATE}' at several dimensions ({', '.join(map(str, dims))}); "
+            "open it once, or always with the same `dim`."
+        )
+    for node in nodes:
+        for frame in node["cond_indep_stack"]:
+            if getattr(frame, "full_size", None) not in (None, frame.size):
+                raise UsageError(
+                    f"the plate '{frame.name}' of '{program.name}' subsamples: {frame.size} of {frame.full_size}. Batches "
+                    "are the method's business; leave out `subsample` and `subsample_size`."
+                )
+    if not any(node["is_observed"] and is_local(node) for node in nodes):
+        raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}': pass obs=x.")
+    return int(frames[0].dim)
+
+
+def check_growth(program: Program, probe: Tensor, nodes: list[Any]) -> None:
+    """What stands outside the plate `data` must not grow with the data."""
+    if len(probe) < 2:
+        return
+    fewer = {n["name"]: n for n in sample_nodes(program.trace(probe[:-1]))}
+    for node in nodes:
+        other = fewer.get(node["name"])
+        if is_local(node) or other is None:
+            continue
+        shapes = [tuple(n["fn"].batch_shape) + tuple(n["fn"].event_shape) for n in (node, other)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"site '{node['name']}' of '{program.name}' grows with the data ({shapes[0]} for {len(probe)} rows) and stands "
+                f"outside the plate '{DATA_PLATE}'. What belongs to a row goes inside that plate; another plate over the rows "
+                "is not needed."
+            )
+
+
+def check_support(program: Program, x: Tensor, matrices: bool) -> None:
+    """Every observed value must lie in the support of its site; the first that does not is named.
+
+    `matrices`: the program may make a matrix for each row.
+    """
+    width = x[0].numel()
+    size = max(16, min(8192, 2**22 // max(1, width ** (2 if matrices else 1))))
+    for start in range(0, len(x), size):
+        _check_rows(program, x[start : start + size], start)
+
+
+def _check_rows(program: Program, x: Tensor, start: int) -> None:
+    with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
+        trace = program.trace(x)
+    _check_fillings(program, x, trace, start)
+    for node in sample_nodes(trace):
+        if not node["is_observed"] or not isinstance(node["value"], Tensor):
+            continue
+        fn, value = node["fn"], node["value"]
+        _check_shape(program, node)
+        ok = torch.as_tensor(fn.support.check(value))
+        dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
+        if bool(ok.all()):
+            _check_density(program, node, dim, start)
+            continue
+        row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
+        axis = dim - len(fn.event_shape)
+        shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
+        raise UsageError(
+            f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
+            f"{plain(fn.support)}: row {start + row} (counting from 0) holds {shown}."
+        )
+
+
+def _check_density(program: Program, node: Any, dim: int, start: int) -> None:
+    """A density that is not a number: the program computes with an entry of x that is not observed, say."""
+    with blame(program.name), pyro.validation_enabled(False):
+        bad = node["fn"].log_prob(node["value"]).isnan()
+    if bad.any():
+        row = int(bad.nonzero()[0, dim]) if bad.dim() else 0
+        raise UsageError(
+            f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row} (counting from 0): "
+            "does it compute with an entry of x that is missing there? Only what a site observes may be missing."
+        )
+
+
+def _check_fillings(program: Program, x: Tensor, trace: Any, start: int) -> None:
+    """No density may change with what stands where an entry is missing: else the program computes with that entry.
+
+    The missing entries of x are filled in three ways, with the smallest, the largest and any value of their column, while
+    the observed sites go on to treat them as missing.
+    """
+    holes = x.isnan()
+    some = holes.flatten(1).any(1).nonzero()[:, 0]
+    if not len(some):
+        return
+    with blame(program.name), pyro.validation_enabled(False), torch.no_grad():
+        raw: Any = program.trace(x, raw=True)
+        hidden = {n["name"]: n["value"].isnan() for n in sample_nodes(raw) if n["is_observed"] and _floats(n["value"])}
+        latents = {n["name"]: n["value"] for n in sample_nodes(trace) if not n["is_observed"]}
+        theta, found = program.elsewhere(), []
+        for filling in _fillings(x):
+            filled = torch.where(holes, filling, x)
+            run = program.trace(filled, parameters=theta, latents=latents, hidden=hidden)
+            found.append({n["name"]: (n, n["fn"].log_prob(n["value"])) for n in sample_nodes(run)})
+    for name, (node, first) in found[0].items():
+        for other in found[1:]:
+            changed = ~torch.isclose(first, other[name][1], rtol=1e-6, atol=1e-6, equal_nan=True)
+            if not bool(changed.any()):
+                continue
+            dim = next((f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE), None)
+            where = "" if dim is None else f" at row {start + int(changed.nonzero()[0, dim])} (counting from 0)"
+            raise UsageError(
+                f"the density of site '{name}' of '{program.name}' changes with an entry of x that is missing{where}. Only "
+                "what a site observes may be missing: compute with the value that pyro.sample returns instead of x, or fill "
+                "the column in."
+            )
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _fillings(x: Tensor) -> list[Tensor]:
+    """Three values for each column [1, …]: its smallest and largest, and one of its own."""
+    low = x.nan_to_num(torch.inf, torch.inf, torch.inf).amin(0, keepdim=True)
+    high = x.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax(0, keepdim=True)
+    low, high = (torch.where(v.isfinite(), v, torch.full_like(v, 1.0)) for v in (low, high))
+    same = low == high
+    high = torch.where(same, low + 1, high)
+    rows = torch.arange(len(x)).reshape(-1, *(1,) * (x.dim() - 1))
+    between = torch.where(rows % 2 == 0, low, high)
+    return [low.expand(x.shape), high.expand(x.shape), between]
+
+
+def _check_shape(program: Program, node: Any) -> None:
+    """An observed value must have the shape of its distribution: else every row would meet every other."""
+    fn, value = node["fn"], node["value"]
+    whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
+    try:
+        fits = torch.broadcast_shapes(value.shape, whole) == whole
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
+            f"has the shape {whole}; a table has one row a datum and its columns in the event: `.to_event(1)`."
+        )
+
+
+def plain(constraint: Any) -> str:
+    """A support or constraint in words."""
+    if type(constraint).__name__ == "_IndependentConstraint":
+        constraint = constraint.base_constraint
+    return str(constraint).removesuffix("()").replace("_", "")

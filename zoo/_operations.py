@@ -1,0 +1,411 @@
+"""What each tensor operation does to dependence: for every entry of its result, the sources it comes from and its degree.
+
+A `Shadow` stands beside a tensor, entry by entry: `mask` (a bit for each source the entry depends on) and `degree` (of the
+entry as a polynomial in the continuous local latents: 0, 1, 2, or `OTHER`). The rules here are those of whole groups of
+operations: entrywise ones, sums along a dimension, products of matrices, factorisations, moves. What belongs to no group
+depends on all that went in, is of no known degree, and carries the bit `UNKNOWN`.
+
+A sum keeps the degree of its terms, and a product adds the degrees of its factors: (2 z₁ + 1) · 3 has degree 1, z₁ · z₂ degree
+2, and tanh(z₁) has the degree OTHER, however small z₁ is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+OTHER = 3  # no polynomial of degree 2 or less, or none that could be proved
+UNKNOWN = 1 << 15  # of a mask: an operation without a rule lies on the way
+
+LINEAR = {"neg", "positive", "clone", "alias"}
+SUMS = {"add", "sub", "rsub"}
+CONSTANTS = {"zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
+             "zero", "fill"}  # fmt: skip
+ENTRYWISE = {"_to_copy", "masked_fill", "copy", "where", "nan_to_num", "binary_cross_entropy_with_logits",
+             "binary_cross_entropy", "mse_loss", "bucketize", "log_sigmoid_forward", "_prelu_kernel", "hardswish", "complex",
+             "polar", "huber_loss", "smooth_l1_loss"}  # fmt: skip
+ALONG = {"sum", "mean", "nansum", "amax", "amin", "max", "min", "prod", "all", "any", "argmax", "argmin", "logsumexp",
+         "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "median", "nanmedian", "cumsum",
+         "cumprod", "logcumsumexp", "_softmax", "_log_softmax", "sort", "argsort", "topk", "cummax", "cummin",
+         "count_nonzero", "kthvalue", "mode", "_safe_softmax", "_fft_r2c", "_fft_c2c", "_fft_c2r"}  # fmt: skip
+LINEAR_ALONG = {"sum", "mean", "cumsum"}
+PRODUCTS = {"mm", "bmm", "mv", "dot", "vdot"}
+ADDED_PRODUCTS = {"addmm", "addmv", "baddbmm"}
+# how many of the first arguments are moved
+MOVES = {"cat": 1, "stack": 1, "flip": 1, "roll": 1, "repeat": 1, "tril": 1, "triu": 1, "constant_pad_nd": 1, "diag_embed": 1,
+         "index_select": 1, "gather": 1, "rot90": 1, "unfold": 1, "select_scatter": 2, "slice_scatter": 2, "block_diag": 1,
+         "diagonal_copy": 1, "view_copy": 1, "expand_copy": 1, "permute_copy": 1}  # fmt: skip
+MATRICES = {"linalg_cholesky_ex", "cholesky", "cholesky_inverse", "linalg_inv_ex", "linalg_lu_factor_ex", "linalg_lu",
+            "_linalg_slogdet", "_linalg_det", "_linalg_eigh", "linalg_eigh", "linalg_qr", "_linalg_svd", "linalg_matrix_exp",
+            "linalg_eig", "linalg_householder_product"}  # fmt: skip
+SOLVES = {
+    "linalg_solve_triangular": 0,
+    "cholesky_solve": 1,
+    "_linalg_solve_ex": 0,
+    "triangular_solve": 1,
+}  # where the matrix is
+DISTANCES = {"_euclidean_dist", "_cdist_forward"}
+SCATTERS = {"scatter", "scatter_add", "scatter_reduce"}
+BY_FIRST_DIMENSION = {"convolution", "mkldnn_convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d",
+                      "upsample_nearest2d", "upsample_bilinear2d", "native_group_norm", "avg_pool1d", "_adaptive_avg_pool3d",
+                      "pixel_shuffle", "im2col", "col2im"}  # fmt: skip
+
+
+@dataclass
+class Shadow:
+    """Beside a tensor, entry by entry: what it depends on (int64 bits), and its degree in the continuous latents (int8)."""
+
+    mask: Tensor
+    degree: Tensor
+
+    def union(self) -> tuple[int, int]:
+        """All bits, and the highest degree."""
+        if not self.mask.numel():
+            return 0, 0
+        return int(np.bitwise_or.reduce(self.mask.numpy(), axis=None)), int(self.degree.max())
+
+
+def constant(like: Tensor) -> Shadow:
+    """The shadow of numbers that depend on nothing."""
+    return Shadow(torch.zeros(like.shape, dtype=torch.int64), torch.zeros(like.shape, dtype=torch.int8))
+
+
+def apply(
+    name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: list[Tensor], of: Any
+) -> list[Shadow]:
+    """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
+    if name in CONSTANTS:
+        return [constant(o) for o in outs]
+    if name.startswith("native_layer_norm"):
+        return _normalised(args, outs, of)
+    for names, rule in RULES:
+        if name in names:
+            return rule(name, func, args, kwargs, outs, of)
+    if torch.Tag.pointwise in func.tags or name in ENTRYWISE:
+        return entrywise(name, func, args, kwargs, outs, of)
+    return unknown(name, func, args, kwargs, outs, of)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """All tensors among arguments."""
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, tree)
+    return found
+
+
+def unknown(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Nothing is known: every entry of the results depends on every entry of the arguments."""
+    bits, degree = 0, 0
+    for t in tensors((args, kwargs)):
+        more, high = of(t).union()
+        bits, degree = bits | more, max(degree, high)
+    bits |= UNKNOWN if bits else 0
+    return [_full(o, bits, OTHER if degree else 0) for o in outs]
+
+
+def _full(o: Tensor, bits: int, degree: int) -> Shadow:
+    return Shadow(torch.full(o.shape, bits, dtype=torch.int64), torch.full(o.shape, degree, dtype=torch.int8))
+
+
+def _or(mask: Tensor, dims: Sequence[int], keep: bool = True) -> Tensor:
+    if mask.dim() == 0 or not dims:
+        return mask
+    axes: Any = tuple(sorted({d % mask.dim() for d in dims}))
+    united: Any = np.bitwise_or.reduce(mask.numpy(), axis=axes, keepdims=bool(keep))  # type: ignore[call-overload]
+    return torch.from_numpy(np.ascontiguousarray(united))
+
+
+def _most(degree: Tensor, dims: Sequence[int], keep: bool = True) -> Tensor:
+    if degree.dim() == 0 or not dims:
+        return degree
+    if any(degree.shape[d] == 0 for d in dims):
+        return degree.sum(tuple(dims), keepdim=keep).to(torch.int8)
+    return degree.amax(tuple(sorted({d % degree.dim() for d in dims})), keepdim=keep)
+
+
+def curved(degree: Tensor) -> Tensor:
+    """The degree of a function that is no polynomial: still a constant where its arguments are."""
+    return torch.where(degree > 0, torch.full_like(degree, OTHER), degree)
+
+
+def _capped(degree: Tensor) -> Tensor:
+    return torch.where(degree > 2, torch.full_like(degree, OTHER), degree)
+
+
+# ------------------------------------------------------------------------------------------------ entry by entry
+
+
+def entrywise(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    out = outs[0]
+    parts = [of(t) for t in tensors((args, kwargs))]
+    if out.dim() == 0 and any(t.dim() for t in tensors((args, kwargs))):
+        return unknown(name, func, args, kwargs, outs, of)  # a loss that is summed over all of it
+    if name == "bucketize":
+        parts = parts[:1]
+    mask = torch.zeros(out.shape, dtype=torch.int64)
+    for p in parts:
+        mask = mask | p.mask
+    degree = _degree(name, args, kwargs, [p.degree for p in parts], out)
+    return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in outs]
+
+
+def _degree(name: str, args: Any, kwargs: Any, degrees: list[Tensor], out: Tensor) -> Tensor:
+    """Entry by entry, for an operation that works so."""
+    zero = torch.zeros(out.shape, dtype=torch.int8)
+    first = isinstance(args[0], Tensor) if args else False
+    d = degrees
+    if name in LINEAR:
+        return zero + d[0]
+    if name == "copy":
+        return zero + d[-1]
+    if name == "_to_copy":
+        narrow = narrower(kwargs.get("dtype"), args[0].dtype)
+        return zero + (curved(d[0]) if narrow else d[0])
+    if name in SUMS:
+        return zero + (torch.maximum(*torch.broadcast_tensors(d[0], d[1])) if len(d) == 2 else d[0])
+    if name == "mul":
+        return _capped(zero + (d[0] + d[1] if len(d) == 2 else d[0]))
+    if name == "div" and kwargs.get("rounding_mode") is None and first:
+        by = d[1] if len(d) == 2 else zero
+        return torch.where(zero + by > 0, torch.full_like(zero, OTHER), zero + d[0])
+    if name == "square" or (name == "pow" and first and len(args) > 1 and args[1] == 2):
+        return _capped(zero + 2 * d[0])
+    if name == "pow" and first and len(args) > 1 and args[1] == 1:
+        return zero + d[0]
+    if name == "addcmul":
+        return torch.maximum(zero + d[0], _capped(zero + d[1] + d[2]))
+    if name == "addcdiv":
+        return torch.maximum(zero + d[0], torch.where(zero + d[2] > 0, torch.full_like(zero, OTHER), zero + d[1]))
+    if name == "where" and len(d) == 3:
+        return torch.where(zero + d[0] > 0, torch.full_like(zero, OTHER), torch.maximum(zero + d[1], zero + d[2]))
+    if name == "masked_fill":
+        return torch.where(zero + d[1] > 0, torch.full_like(zero, OTHER), zero + d[0])
+    if name == "where" and len(d) == 2:  # one of the branches is a number
+        condition = d[0] if isinstance(args[0], Tensor) else zero
+        return torch.where(zero + condition > 0, torch.full_like(zero, OTHER), zero + d[1])
+    if name == "lerp" and len(d) == 2:
+        return torch.maximum(zero + d[0], zero + d[1])
+    highest = zero
+    for each in d:
+        highest = torch.maximum(highest, zero + each)
+    return curved(highest)
+
+
+def narrower(dtype: Any, before: torch.dtype) -> bool:
+    """Whether a cast may lose digits."""
+    if dtype is None or dtype == before:
+        return False
+    return not (dtype.is_floating_point and before.is_floating_point and dtype.itemsize >= before.itemsize)
+
+
+# ------------------------------------------------------------------------------------------------ along dimensions
+
+
+def argument(func: Any, args: Any, kwargs: Any, wanted: str, default: Any = None) -> Any:
+    """The value of the argument called `wanted`."""
+    for i, a in enumerate(func._schema.arguments):
+        if a.name == wanted:
+            return args[i] if i < len(args) else kwargs.get(wanted, a.default_value)
+    return default
+
+
+def _along(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    if len(tensors((args, kwargs))) == 2 and name in ("max", "min"):  # of two tensors, entry by entry
+        return entrywise(name, func, args, kwargs, outs, of)
+    source = of(args[0])
+    dim = argument(func, args, kwargs, "dim")
+    dims = list(range(source.mask.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+    mask, degree = _or(source.mask, dims), _most(source.degree, dims)
+    if name not in LINEAR_ALONG:
+        degree = curved(degree)
+    shadows = []
+    for o in outs:
+        if o.dim() == mask.dim():
+            shadows.append(Shadow(mask.expand(o.shape), degree.expand(o.shape)))
+        else:
+            kept = [s for d, s in enumerate(mask.shape) if d not in {i % max(1, mask.dim()) for i in dims}]
+            shadows.append(Shadow(mask.reshape(kept).expand(o.shape), degree.reshape(kept).expand(o.shape)))
+    return shadows
+
+
+def _normalised(args: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Layer normalisation: each vector over its last dimensions by itself."""
+    source, dims = of(args[0]), list(range(-len(args[1]), 0))
+    mask, degree = _or(source.mask, dims), curved(_most(source.degree, dims))
+    for t in tensors(args[2:]):
+        more, high = of(t).union()
+        mask, degree = mask | more, torch.full_like(degree, OTHER) if high else degree
+    return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in outs]
+
+
+def _by_first(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Convolutions and pooling: each entry of the first dimension by itself."""
+    source = of(args[0])
+    dims = list(range(1, source.mask.dim()))
+    mask, degree = _or(source.mask, dims, keep=False), _most(source.degree, dims, keep=False)
+    others = [of(t).union() for t in tensors((args[1:], kwargs))]
+    for more, high in others:
+        mask = mask | more
+        degree = torch.full_like(degree, OTHER) if high else degree
+    if "convolution" not in name and not name.startswith(("avg", "_adaptive_avg")):
+        degree = curved(degree)
+    shadows = []
+    for o in outs:
+        if o.dim() == 0 or o.shape[0] != mask.shape[0]:
+            return unknown(name, func, args, kwargs, outs, of)
+        shape = (-1, *(1,) * (o.dim() - 1))
+        shadows.append(Shadow(mask.reshape(shape).expand(o.shape), degree.reshape(shape).expand(o.shape)))
+    return shadows
+
+
+# --------------------------------------------------------------------------------------------------------- matrices
+
+
+def _product(a: Shadow, b: Shadow) -> Shadow:
+    """Entry (i, j) of a product depends on row i of a [..., I, K] and column j of b [..., K, J]; of vectors likewise."""
+    rows, columns = (-1,), (-2,) if b.mask.dim() > 1 else (-1,)
+    left = Shadow(_or(a.mask, rows, keep=False), _most(a.degree, rows, keep=False))
+    right = Shadow(_or(b.mask, columns, keep=False), _most(b.degree, columns, keep=False))
+    if a.mask.dim() > 1 and b.mask.dim() > 1:
+        left = Shadow(left.mask.unsqueeze(-1), left.degree.unsqueeze(-1))
+        right = Shadow(right.mask.unsqueeze(-2), right.degree.unsqueeze(-2))
+    return Shadow(left.mask | right.mask, _capped(left.degree + right.degree))
+
+
+def _products(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    found = _product(of(args[0]), of(args[1]))
+    return [Shadow(found.mask.expand(outs[0].shape), found.degree.expand(outs[0].shape))]
+
+
+def _added_products(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    found, start = _product(of(args[1]), of(args[2])), of(args[0])
+    mask = (found.mask | start.mask).expand(outs[0].shape)
+    high = torch.maximum(*torch.broadcast_tensors(found.degree, start.degree)).expand(outs[0].shape)
+    return [Shadow(mask, high)]
+
+
+def _matrices(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Factors, inverses, determinants: all of one matrix of a batch together, and every matrix by itself."""
+    source = of(args[0])
+    mask, degree = _or(source.mask, (-2, -1), keep=False), curved(_most(source.degree, (-2, -1), keep=False))
+    return [_batched(mask, degree, o) for o in outs]
+
+
+def _batched(mask: Tensor, degree: Tensor, out: Tensor) -> Shadow:
+    shape = (*mask.shape, *(1,) * (out.dim() - mask.dim()))
+    return Shadow(mask.reshape(shape).expand(out.shape), degree.reshape(shape).expand(out.shape))
+
+
+def _solves(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """A⁻¹ B: each column of B by itself, with all of A; linear in B."""
+    which = SOLVES[name]
+    matrix, right = of(args[which]), of(args[1 - which])
+    vector = name == "_linalg_solve_ex" and right.mask.shape == matrix.mask.shape[:-1]
+    columns = [-1] if vector or argument(func, args, kwargs, "left", True) is False else [-2]
+    a_mask, a_degree = _or(matrix.mask, (-2, -1)), _most(matrix.degree, (-2, -1))
+    if vector:
+        a_mask, a_degree = a_mask.squeeze(-1), a_degree.squeeze(-1)
+    mask = _or(right.mask, columns) | a_mask
+    degree = torch.where(a_degree > 0, torch.full_like(a_degree, OTHER), _most(right.degree, columns))
+    shadows = [Shadow(mask.expand(outs[0].shape), degree.expand(outs[0].shape))]
+    for o in outs[1:]:  # factors and flags of the matrix
+        shadows.append(_full(o, *matrix.union()))
+    return shadows
+
+
+def _distances(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Of each row of one matrix from each row of the other."""
+    other = of(args[1])
+    found = _product(of(args[0]), Shadow(other.mask.mT, other.degree.mT))
+    return [Shadow(found.mask.expand(outs[0].shape), curved(found.degree).expand(outs[0].shape))]
+
+
+# ------------------------------------------------------------------------------------------------------------ moves
+
+
+def _scatters(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Each line along a dimension by itself: what it held, what is written, and where to."""
+    into, dim, index = of(args[0]), args[1], of(args[2])
+    source = of(args[3]) if len(args) > 3 and isinstance(args[3], Tensor) else None
+    mask, degree = into.mask | _or(index.mask, [dim]), into.degree.clone()
+    if source is not None:
+        mask = mask | _or(source.mask, [dim])
+        degree = torch.maximum(*torch.broadcast_tensors(degree, _most(source.degree, [dim])))
+    if name == "scatter_reduce":
+        degree = curved(degree)
+    varies = (_most(index.degree, [dim]) > 0).expand(degree.shape)
+    return [Shadow(mask.expand(outs[0].shape), torch.where(varies, torch.full_like(degree, OTHER), degree))]
+
+
+def _moves(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Entries are put elsewhere: so are their shadows. Where an index decides, what it depends on goes along."""
+    count = MOVES[name]
+    rest = list(args[count:])
+    if name == "constant_pad_nd":
+        rest = rest[:1]  # what is padded with depends on nothing
+
+    def moved(pick: Callable[[Shadow], Tensor]) -> Tensor:
+        some = tree_map_only(Tensor, lambda t: pick(of(t)), list(args[:count]))
+        return func(*some, *rest, **kwargs)
+
+    mask, degree = moved(lambda s: s.mask), moved(lambda s: s.degree)
+    indices = tensors((args[count:], kwargs))
+    if indices:
+        index = of(indices[0])
+        if name == "index_select":
+            shape = [1] * mask.dim()
+            shape[args[1]] = -1
+            index = Shadow(index.mask.reshape(shape), index.degree.reshape(shape))
+        mask, degree = mask | index.mask, torch.where(index.degree > 0, torch.full_like(degree, OTHER), degree)
+    return [Shadow(mask, degree)]
+
+
+def _index(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """x[i, j, …]: the entry's own sources, and those of its indices."""
+    source, indices = of(args[0]), list(args[1])
+    used = [i for i, index in enumerate(indices) if index is not None]
+    if any(indices[i].dtype in (torch.bool, torch.uint8) and of(indices[i]).union()[0] for i in used):
+        return unknown(name, func, args, kwargs, outs, of)
+    mask, degree = func(source.mask, indices), func(source.degree, indices)
+    if any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):  # a fixed pattern
+        return [Shadow(mask, degree)]
+    shape = torch.broadcast_shapes(*(indices[i].shape for i in used))
+    extra = Shadow(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int8))
+    for i in used:
+        each = of(indices[i])
+        extra = Shadow(extra.mask | each.mask, torch.maximum(extra.degree, each.degree.expand(shape)))
+    together = used == list(range(used[0], used[-1] + 1))
+    after = source.mask.dim() - used[-1] - 1 if together else mask.dim() - len(shape)
+    place = (*shape, *(1,) * after)
+    mask = mask | extra.mask.reshape(place)
+    varies = (extra.degree.reshape(place) > 0).expand(degree.shape)
+    return [Shadow(mask, torch.where(varies, torch.full_like(degree, OTHER), degree))]
+
+
+def _embedding(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    weight, index = of(args[0]), of(args[1])
+    bits, high = weight.union()
+    mask = (index.mask | bits).unsqueeze(-1).expand(outs[0].shape)
+    degree = curved(torch.full_like(index.degree, high) + index.degree).unsqueeze(-1).expand(outs[0].shape)
+    return [Shadow(mask, degree)]
+
+
+RULES: list[tuple[Any, Callable[..., list[Shadow]]]] = [
+    (ALONG, _along),
+    (PRODUCTS, _products),
+    (ADDED_PRODUCTS, _added_products),
+    (MATRICES, _matrices),
+    (SOLVES, _solves),
+    (DISTANCES, _distances),
+    (SCATTERS, _scatters),
+    (MOVES, _moves),
+    ({"index"}, _index),
+    ({"embedding"}, _embedding),
+    (BY_FIRST_DIMENSION, _by_first),
+]

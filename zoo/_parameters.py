@@ -1,0 +1,97 @@
+"""Around a run of a program: its parameter statements noted or answered, modules' parameters lent, the sites visited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+
+class Lent:
+    """Tensors in the place of modules' parameters, for a while; afterwards all is as it was, the order too."""
+
+    def __init__(self) -> None:
+        self._before: dict[nn.Module, dict[str, Any]] = {}
+        self._leaves: list[tuple[nn.Module, str]] = []
+
+    def put(self, owner: nn.Module, leaf: str, value: Tensor) -> None:
+        self._before.setdefault(owner, dict(owner._parameters))
+        del owner._parameters[leaf]
+        object.__setattr__(owner, leaf, value)
+        self._leaves.append((owner, leaf))
+
+    def give_back(self) -> None:
+        for owner, leaf in self._leaves:
+            object.__delattr__(owner, leaf)
+        for owner, parameters in self._before.items():
+            owner._parameters.clear()
+            owner._parameters.update(parameters)
+
+
+class Collect(Messenger):
+    """Notes each parameter statement: its unconstrained leaf and its constraint."""
+
+    def __init__(self, function: bool) -> None:
+        super().__init__()
+        self.function = function  # rather than a module, which owns its parameters
+        self.statements: dict[str, tuple[nn.Parameter, constraints.Constraint]] = {}
+        self._made: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self._made:
+            msg["value"], msg["done"] = self._made[msg["name"]], True
+            return
+        if getattr(msg["fn"], "__name__", "") == "<lambda>":  # a PyroModule's own statement: it brings its value
+            if self.function:
+                raise ValueError(
+                    f"'{msg['name']}' belongs to a PyroModule that the function calls: make the module the model"
+                )
+            return
+        if self.function and "$$$" in msg["name"]:
+            raise ValueError(f"'{msg['name']}' comes from pyro.module imported by name: call it as pyro.module(…)")
+        args = msg["args"]
+        if len(args) < 2:
+            raise ValueError(f"pyro.param('{msg['name']}') is read before it is given an initial value")
+        value = args[1]() if callable(args[1]) and not isinstance(args[1], Tensor) else args[1]
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        leaf = (
+            value
+            if isinstance(value, nn.Parameter) and constraint is constraints.real and not self.function
+            else nn.Parameter(transform_to(constraint).inv(value.detach()).clone().contiguous())
+        )
+        self.statements[msg["name"]] = (leaf, constraint)
+        self._made[msg["name"]] = transform_to(constraint)(leaf)
+        msg["value"], msg["done"] = self._made[msg["name"]], True
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["name"] in self._made:
+            return
+        value = msg["value"]
+        leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+        self.statements[msg["name"]] = (leaf, msg["kwargs"].get("constraint", constraints.real))
+
+
+class Visited(Messenger):
+    """Notes the sites that a run has come to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.names.add(msg["name"])
+
+
+class Parameters(Messenger):
+    """Answers parameter statements with the values given."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
