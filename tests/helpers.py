@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from inference._exact import Enumeration
+from inference._prepare import refusal
 from inference._task import Task
 from zoo._program import load
 from zoo._structure import ENUMERATION_LIMIT, describe
@@ -26,6 +27,11 @@ def task_of(model: Any, x: Any, *, limit: int = ENUMERATION_LIMIT, **options: An
 
 def structure_of(model: Any, x: Any, **options: Any) -> Any:
     return task_of(model, x, **options).structure
+
+
+def zoo_refusal(method: str, structure: Any) -> str:
+    """Why a method cannot serve a program; "" where it can."""
+    return refusal(method, structure) or ""
 
 
 def exact_of(model: Any, x: Any, theta: dict[str, Any] | None = None, **options: Any) -> Enumeration:

@@ -69,16 +69,18 @@ def check_support(program: Program, x: Tensor, matrices: bool) -> None:
 
     `matrices`: the program may make a matrix for each row.
     """
-    width = x[0].numel()
-    size = max(16, min(8192, 2**22 // max(1, width ** (2 if matrices else 1))))
+    size = _rows_at_once(x, matrices)
     for start in range(0, len(x), size):
         _check_rows(program, x[start : start + size], start)
+
+
+def _rows_at_once(x: Tensor, matrices: bool) -> int:
+    return max(16, min(8192, 2**22 // max(1, x[0].numel() ** (2 if matrices else 1))))
 
 
 def _check_rows(program: Program, x: Tensor, start: int) -> None:
     with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
         trace = program.trace(x)
-    _check_fillings(program, x, trace, start)
     for node in sample_nodes(trace):
         if not node["is_observed"] or not isinstance(node["value"], Tensor):
             continue
@@ -110,22 +112,26 @@ def _check_density(program: Program, node: Any, dim: int, start: int) -> None:
         )
 
 
-def _check_fillings(program: Program, x: Tensor, trace: Any, start: int) -> None:
+def check_fillings(program: Program, x: Tensor, matrices: bool) -> None:
     """No density may change with what stands where an entry is missing: else the program computes with that entry.
 
-    The missing entries of x are filled in three ways, with the smallest, the largest and any value of their column, while
-    the observed sites go on to treat them as missing.
+    The missing entries of x are filled in three ways, with the smallest and the largest value of their column and with both
+    in turn, while the observed sites go on to treat them as missing.
     """
+    some = x.isnan().flatten(1).any(1).nonzero()[:, 0]
+    fillings = _fillings(x)
+    for rows in some.split(_rows_at_once(x, matrices)):
+        _check_filled(program, x[rows], [f[0] if len(f) == 1 else f[rows] for f in fillings], rows)
+
+
+def _check_filled(program: Program, x: Tensor, fillings: list[Tensor], rows: Tensor) -> None:
     holes = x.isnan()
-    some = holes.flatten(1).any(1).nonzero()[:, 0]
-    if not len(some):
-        return
     with blame(program.name), pyro.validation_enabled(False), torch.no_grad():
-        raw: Any = program.trace(x, raw=True)
+        trace, raw = program.trace(x), program.trace(x, raw=True)
         hidden = {n["name"]: n["value"].isnan() for n in sample_nodes(raw) if n["is_observed"] and _floats(n["value"])}
         latents = {n["name"]: n["value"] for n in sample_nodes(trace) if not n["is_observed"]}
         theta, found = program.elsewhere(), []
-        for filling in _fillings(x):
+        for filling in fillings:
             filled = torch.where(holes, filling, x)
             run = program.trace(filled, parameters=theta, latents=latents, hidden=hidden)
             found.append({n["name"]: (n, n["fn"].log_prob(n["value"])) for n in sample_nodes(run)})
@@ -135,7 +141,7 @@ def _check_fillings(program: Program, x: Tensor, trace: Any, start: int) -> None
             if not bool(changed.any()):
                 continue
             dim = next((f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE), None)
-            where = "" if dim is None else f" at row {start + int(changed.nonzero()[0, dim])} (counting from 0)"
+            where = "" if dim is None else f" at row {int(rows[changed.nonzero()[0, dim]])} (counting from 0)"
             raise UsageError(
                 f"the density of site '{name}' of '{program.name}' changes with an entry of x that is missing{where}. Only "
                 "what a site observes may be missing: compute with the value that pyro.sample returns instead of x, or fill "
@@ -148,7 +154,7 @@ def _floats(value: Any) -> bool:
 
 
 def _fillings(x: Tensor) -> list[Tensor]:
-    """Three values for each column [1, …]: its smallest and largest, and one of its own."""
+    """Three ways to fill each column: with its smallest value [1, …], with its largest, with both in turn [n, …]."""
     low = x.nan_to_num(torch.inf, torch.inf, torch.inf).amin(0, keepdim=True)
     high = x.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax(0, keepdim=True)
     low, high = (torch.where(v.isfinite(), v, torch.full_like(v, 1.0)) for v in (low, high))
@@ -156,7 +162,7 @@ def _fillings(x: Tensor) -> list[Tensor]:
     high = torch.where(same, low + 1, high)
     rows = torch.arange(len(x)).reshape(-1, *(1,) * (x.dim() - 1))
     between = torch.where(rows % 2 == 0, low, high)
-    return [low.expand(x.shape), high.expand(x.shape), between]
+    return [low, high, between]
 
 
 def _check_shape(program: Program, node: Any) -> None:

@@ -80,10 +80,10 @@ class Reader(TorchDispatchMode):
         mask = torch.zeros(t.shape, dtype=torch.int64) | bits
         self._write(t, Shadow(mask, torch.full(t.shape, degree, dtype=torch.int8)))
 
-    def add(self, t: Tensor, bits: int) -> None:
-        """Add bits to all entries of t."""
+    def rename(self, t: Tensor, away: int, bits: int) -> None:
+        """In all entries of t, take some bits away and add others."""
         old = self.of(t)
-        self._write(t, Shadow(old.mask | bits, old.degree.clone()))
+        self._write(t, Shadow((old.mask & ~away) | bits, old.degree.clone()))
 
     def of(self, t: Tensor) -> Shadow:
         """The shadow of a tensor."""
@@ -234,7 +234,7 @@ class Reader(TorchDispatchMode):
         place = _line()
         if not bits or not place:
             return
-        on = "data" if bits & DATA else "parameters" if bits & THETA and bits < 1 << FIRST_SITE else "draws"
+        on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
         self.choices.append(f"{place} turns a tensor that depends on {on} into a Python value")
 
 

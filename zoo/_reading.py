@@ -49,6 +49,7 @@ class Reading:
     sites: Mapping[str, SiteReading]
     choices: tuple[str, ...]  # where a value that depends on data, draws or θ became a Python value
     detached: str = ""  # where a continuous latent was detached
+    covariates: bool = True  # whether the program does anything with x besides observing views of it
 
     def parents_of_others(self) -> frozenset[str]:
         """The sites that other sites are computed from."""
@@ -76,7 +77,7 @@ def read(
         reader.put(x, DATA | rows_along(x, 0), 0)
         for value in values.values():
             reader.put(value, THETA, 0)
-        sites = _Sites(reader, names)
+        sites = _Sites(reader, names, x)
         dims = _data_dimensions(program, x, latents, data_dim)
         for name, value in latents.items():
             bits, dim = sites.bit(name), dims[name]
@@ -85,11 +86,17 @@ def read(
         with reader.reading(), sites:
             trace = program.trace(x, parameters=values, latents=latents, raw=raw)
             densities = [_counted(node) for node in sample_nodes(trace)]
+            with (
+                reader.unwatched()
+            ):  # a copy that depends on nothing: what its density depends on comes from the parameters
+                copies = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
+            given = [_counted(node)[0] for node in copies]
         found = {
             n["name"]: _site(reader, sites, n, *d, data_dim)
             for n, d in zip(sample_nodes(trace), densities, strict=True)
         }
-    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached)
+        covariates = sites.computed or any(reader.of(g).union()[0] & DATA for g in given)
+    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached, covariates)
 
 
 def observed_parents(program: Program, x: Tensor) -> frozenset[str]:
@@ -114,9 +121,10 @@ def _data_dimensions(
 class _Sites(Messenger):
     """Gives each observed value a name of its own, so that what is computed from it can be told from what x is used for."""
 
-    def __init__(self, reader: Reader, latents: list[str]) -> None:
+    def __init__(self, reader: Reader, latents: list[str], x: Tensor) -> None:
         super().__init__()
-        self.reader, self.names = reader, list(latents)
+        self.reader, self.names, self.x = reader, list(latents), x
+        self.computed = False  # whether an observed value is anything but a view of x
 
     def bit(self, name: str) -> int:
         if name not in self.names:
@@ -135,7 +143,8 @@ class _Sites(Messenger):
             return
         own = value.clone()  # the next sites see this one
         with self.reader.unwatched():
-            self.reader.add(own, self.bit(msg["name"]))
+            self.computed |= value.untyped_storage().data_ptr() != self.x.untyped_storage().data_ptr()
+            self.reader.rename(own, DATA, self.bit(msg["name"]))
         msg["value"] = own
 
 

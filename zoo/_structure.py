@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo import _witness
-from zoo._contract import check_contract, check_growth, check_support, plain
+from zoo._contract import check_contract, check_fillings, check_growth, check_support, plain
 from zoo._curvature import quadratic
 from zoo._latents import cardinality
 from zoo._program import Program, blame
@@ -142,9 +142,12 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         with blame(program.name):
             check_growth(program, probe, nodes)
         depth = max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.dim is not None), default=1)
-        check_support(program, x, any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes))
+        matrices = any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes)
+        check_support(program, x, matrices)
         with blame(program.name):
             readings = _readings(program, probe, nodes, data_dim)
+            if readings[0].covariates and bool(x.isnan().any()):
+                check_fillings(program, x, matrices)
             obstacle = _obstacle(sites, nodes, readings)
             witness = _witness.Witness(program, x, data_dim, depth)
             obstacle = obstacle or witness.complaint()

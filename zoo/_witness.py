@@ -21,7 +21,7 @@ from zoo._program import Program
 from zoo._trace import is_local, log_prob, per_datum, sample_nodes
 
 ROWS = 500  # looked at in one go
-NUMBERS = 500_000  # of data among them
+NUMBERS = 200_000  # of data among them
 HALVES = 10
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
 
