@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guides._heads import Covariance
+from guides._heads import Covariance, Derived, free_shape
 from guides._make import at, make, refusal
 
-__all__ = ["Covariance", "at", "make", "refusal"]
+__all__ = ["Covariance", "Derived", "at", "free_shape", "make", "refusal"]

@@ -98,6 +98,11 @@ class Derived(PyroModule):
         """The numbers that parametrise q of `site`, [batch…, outputs]; `drawn`: features of the sites drawn before."""
         raise NotImplementedError
 
+    def last_layer(self, site: Site, center: Tensor, spread: Tensor) -> dict[Tensor, Tensor]:
+        """Let q of a continuous site begin at `center` with the standard deviation `spread` [numbers], and return the unit of
+        a step for each parameter of what makes it; nothing where a guide is made otherwise."""
+        return {}
+
     def in_plates(self, values: Tensor) -> Tensor:
         """[n, k] with the data dimension where the program has it, [n, 1, …, k]: inner plates stand right of `data`."""
         if self.data_dim == -1:
@@ -133,6 +138,20 @@ def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> 
         loc, spread = (v.reshape(*head.shape[:-1], *shape) for v in (loc, spread))
         q = dist.Normal(loc, softplus(spread) + LEAST_SCALE).to_event(len(shape))
     return q if site.support == "Real" else dist.TransformedDistribution(q, [biject_to(site.constraint)])
+
+
+def begin_at(site: Site, covariance: Covariance, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """What to add to a head's numbers [outputs] for q(site) to begin at `center` and `spread`, and their units."""
+    numbers = outputs(site, covariance)
+    offset, unit = center.new_zeros(numbers), center.new_ones(numbers)
+    L = len(center)
+    offset[:L], unit[:L] = center, spread
+    offset[L : 2 * L] = spread + (-(-spread).expm1()).log()  # softplus of it is the spread
+    unit[L : 2 * L] = spread.clamp(min=1.0)
+    if numbers > 2 * L:
+        row, _ = torch.tril_indices(L, L, -1)
+        unit[2 * L :] = spread[row]
+    return offset, unit
 
 
 def full(site: Site, covariance: Covariance) -> bool:

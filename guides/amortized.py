@@ -15,7 +15,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from guides._heads import Covariance, Derived, join, key, outputs, refusal, width
+from guides._heads import Covariance, Derived, begin_at, join, key, outputs, refusal, width
 from zoo._missing import holds_nan, slots
 from zoo._structure import Site, Structure
 
@@ -91,6 +91,18 @@ class Guide(Derived):
         elif holds_nan(flat):
             flat = flat.nan_to_num(0.0)
         return self.in_plates(self.encoder(flat)), whole
+
+    @torch.no_grad()
+    def last_layer(self, site: Site, center: Tensor, spread: Tensor) -> dict[Tensor, Tensor]:
+        """See `Derived`."""
+        if site.name in self.gathered:
+            return {}
+        offset, unit = begin_at(site, self.covariance, center, spread)
+        head = self.heads[key(site)]
+        layer = head if isinstance(head, nn.Linear) else head[-1]
+        layer.weight.mul_(unit.unsqueeze(1))
+        layer.bias.mul_(unit).add_(offset)
+        return {layer.weight: unit.unsqueeze(1).expand_as(layer.weight), layer.bias: unit}
 
     def head(self, site: Site, seen: tuple[Tensor, Tensor], drawn: list[Tensor]) -> Tensor:
         """[batch…, outputs] from the features and what was drawn before."""

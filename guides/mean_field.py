@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guides._heads import Covariance, Derived, key, outputs, refusal
+from guides._heads import Covariance, Derived, begin_at, key, outputs, refusal
 from zoo._errors import UsageError
 from zoo._structure import Site, Structure
 
@@ -53,6 +53,14 @@ class Guide(Derived):
                 raise UsageError(f"a mean-field guide holds a q for each of its {self.N} data; {len(x)} others came.")
             return slice(None)
         return rows
+
+    @torch.no_grad()
+    def last_layer(self, site: Site, center: Tensor, spread: Tensor) -> dict[Tensor, Tensor]:
+        """See `Derived`."""
+        offset, unit = begin_at(site, self.covariance, center, spread)
+        table = self.tables[key(site)]
+        table.mul_(unit).add_(offset)
+        return {table: unit.expand_as(table)}
 
     def head(self, site: Site, seen: Any, drawn: list[Tensor]) -> Tensor:
         """[n, 1, …, outputs]: each datum's own numbers."""

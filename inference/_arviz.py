@@ -1,4 +1,4 @@
-"""Fit → ArviZ: PSIS diagnostics, the DataTree of a fit, and its netCDF file.
+"""Fit → ArviZ: PSIS diagnostics, the DataTree of a fit, and its leave-one-out.
 
 The only file that imports ArviZ; importing it takes a second, so this file is itself imported lazily.
 
@@ -11,9 +11,8 @@ folding, and localization: an improved R-hat", Bayesian Analysis 16(2).
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +21,7 @@ import xarray as xr
 from arviz_stats.base import array_stats
 
 from inference._fit import Evidence, Fit
+from zoo._errors import UsageError
 
 Variable = tuple[tuple[str, ...], np.ndarray]  # (dims, values)
 Variables = dict[str, Variable]  # by name
@@ -29,7 +29,6 @@ Variables = dict[str, Variable]  # by name
 BLOCK = 4_000_000  # numbers worked on at once, 32 MB an array: bounds the memory
 ROUNDING = 32  # units in the last place within which log weights count as equal
 RELATIVE_SE = 0.1  # the Monte Carlo error of the mean weight that counts as reliable
-COMPRESS_ABOVE = 100_000  # bytes
 SAME = 3  # decimals of a nat to which log-densities count as equal
 
 
@@ -189,22 +188,23 @@ def to_datatree(fit: Fit) -> xr.DataTree:
     """The fit in ArviZ's schema; a group with nothing in it is left out.
 
     - `posterior` (chain, draw, …): the draws; a local site has the dimension `data` next
-    - `posterior_predictive` and `log_likelihood` (chain, draw, data, …): variable `x`
+    - `posterior_predictive` (chain, draw, data, …): each observed site, and `x`, all of a datum, where the program returns it
+    - `log_likelihood` (chain, draw, data): `x`, where θ or the global latents have draws; one point has no leave-one-out
     - `sample_stats` (data, …): `khat`, `ess`, evidence per datum (nats), `<site>_probability` where discrete
-    - `observed_data`: `x`, NaN where unobserved
+    - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
     - `constant_data`: the parameters under their own names (with "." for "/"), and `labels`
     - `trace`: what was followed over the iterations
 
     Evidence, provenance and options stand in the root's attributes. Without draws there is no `posterior`,
-    and `arviz_stats.summary` and `loo` say that they need one; `loo` also needs 25 draws or more.
+    and `arviz_stats.summary` and `loo` say that they need one.
     """
-    _allow_certain_draws()
+    allow_certain_draws()
     groups = {
         "posterior": _posterior(fit),
-        "posterior_predictive": _predictive(fit),
+        "posterior_predictive": _data(fit.predictive, fit, ("chain", "draw")),
         "log_likelihood": _log_likelihood(fit),
         "sample_stats": _sample_stats(fit),
-        "observed_data": {} if fit.x is None else {"x": (_x_dims(fit), fit.x)},
+        "observed_data": {} if fit.x is None else _data({**fit.observed, "x": fit.x}, fit),
         "constant_data": _constant_data(fit),
         "trace": _trace(fit.trace),
     }
@@ -226,22 +226,18 @@ def _posterior(fit: Fit) -> Variables:
     return out
 
 
-def _predictive(fit: Fit) -> Variables:
-    if fit.predictive is None:
-        return {}
-    alike = fit.x is not None and fit.x.shape == fit.predictive.shape[1:]
-    dims = _x_dims(fit) if alike else _dims("x", fit.predictive.ndim - 1, ("data",))
-    return {"x": (("chain", "draw", *dims), fit.predictive[None])}
+def _data(values: Mapping[str, np.ndarray], fit: Fit, lead: tuple[str, ...] = ()) -> Variables:
+    """Data by name, `x` and observed sites, after the dimensions `lead`; a row of the data is an entry of `data`."""
+    out: Variables = {}
+    for name, value in values.items():
+        value, inner = _plain(value), value.shape[len(lead) - 1 if lead else 0 :]
+        rows = ("data",) if inner[:1] == (fit.n,) else ()
+        dims = _x_dims(fit) if name == "x" else _dims(_key(name), len(inner), rows)
+        out[_key(name)] = ((*lead, *dims), value[None] if lead else value)
+    return out
 
 
-LOG_LIKELIHOOD_ATTRS = {
-    "units": "nats",
-    "comment": (
-        "log p(x_i | draw), local latents integrated out. Where theta is a point this is the same for every "
-        "draw, up to a spread of about 1e-9 of its size, which lets ArviZ fit a tail; PSIS-LOO is then the "
-        "plug-in log likelihood, with p_loo = 0, and no cross-validation."
-    ),
-}
+LOG_LIKELIHOOD_ATTRS = {"units": "nats", "comment": "log p(x_i | draw of theta), local latents integrated out."}
 
 
 def _log_likelihood(fit: Fit) -> Variables:
@@ -253,11 +249,10 @@ def _log_likelihood(fit: Fit) -> Variables:
 def _spread_ties(log_likelihood: np.ndarray) -> np.ndarray:
     """The log likelihood [draws, n], as float64, without the ties that `arviz_stats.loo` fails on.
 
-    It raises where all ratios of a datum's tail are equal, as with a θ that is a point, and divides by zero
-    where over a quarter of the tail is tied with the cutoff (repeated draws). For a point, the exact answer
-    of PSIS-LOO is elpd_i = log p(x_i | θ) with no effective parameters. Values spread evenly, by 1e-9 of
-    their size (by rounding, if that already sets them apart), have this answer to as many digits, and a k-hat
-    far below zero.
+    It raises where all ratios of a datum's tail are equal (a row with nothing observed: 0 at every θ), and divides by
+    zero where over a quarter of the tail is tied with the cutoff (repeated draws). Of a row that no draw changes the
+    leave-one-out is its log likelihood. Values spread evenly, by 1e-9 of their size (by rounding, if that already sets
+    them apart), have this answer to as many digits, and a k-hat far below zero.
     """
     out = np.array(log_likelihood, dtype=np.float64)
     draws, n = out.shape
@@ -321,11 +316,14 @@ def _dataset(variables: Variables, fit: Fit) -> xr.Dataset:
 
 
 def _variable(name: str, values: np.ndarray, lead: tuple[str, ...] = ()) -> Variable:
-    """(dims, values): the leading dimensions, then `<name>_dim_0`, `<name>_dim_1`, …; booleans as 0 and 1."""
-    values = np.asarray(values)
-    if values.dtype == bool:  # ArviZ's quantiles do not take them
-        values = values.astype(np.int8)
+    """(dims, values): the leading dimensions, then `<name>_dim_0`, `<name>_dim_1`, …"""
+    values = _plain(np.asarray(values))
     return _dims(_key(name), values.ndim, lead), values
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Booleans as 0 and 1: ArviZ's quantiles do not take them."""
+    return values.astype(np.int8) if values.dtype == bool else values
 
 
 def _dims(name: str, ndim: int, lead: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -374,7 +372,40 @@ def _evidence_attrs(name: str, evidence: Evidence | None) -> dict[str, Any]:
     return out | ({f"{name}_given": evidence.given} if evidence.given else {})
 
 
-def _allow_certain_draws() -> None:
+LEAST_DRAWS = 25  # from which a tail can be fitted
+
+
+def loo(fit: Fit, **options: Any) -> Any:
+    """`arviz_stats.loo` of a fit whose θ or global latents have draws.
+
+    Raises `UsageError` where they are one point (its `loo` would be the training likelihood, which always prefers the
+    larger model), where log p(x_i | draw) is not known, or for fewer than 25 draws.
+    """
+    import arviz_stats
+
+    instead = (
+        "Compare models by the evidence under priors (global latents, method=laplace or svi), by log p(x) of held-out rows "
+        "(`infer` with other data), or by BIC."
+    )
+    drawn = [name for name in fit.draws if name not in fit.local_sites]
+    if not drawn:
+        raise UsageError(
+            f"loo needs draws of θ, and this fit has one point, whose loo is the training likelihood. {instead}"
+        )
+    if fit.log_likelihood is None and not fit.learned:
+        raise UsageError(
+            f"loo needs draws around a mode, and this fit keeps the θ of another run; run laplace itself. {instead}"
+        )
+    if fit.log_likelihood is None:
+        raise UsageError(
+            f"loo needs log p(x_i | draw), which is not known at the draws of {', '.join(drawn)}. {instead}"
+        )
+    if len(fit.log_likelihood) < LEAST_DRAWS:
+        raise UsageError(f"loo needs {LEAST_DRAWS} draws of θ, and this fit keeps {len(fit.log_likelihood)}. {instead}")
+    return arviz_stats.loo(to_datatree(fit), **options)
+
+
+def allow_certain_draws() -> None:
     """Keep `arviz_stats.summary` from warning of a latent that is the same in every draw.
 
     ArviZ computes the standard error of its standard deviation as 0/0: the summary says NaN, rightly, but
@@ -387,52 +418,3 @@ def _allow_certain_draws() -> None:
         category=RuntimeWarning,
         module=r"arviz_stats\.base\.diagnostics",
     )
-
-
-# ---- netCDF ----------------------------------------------------------------------------------------------
-
-
-def write_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
-    """Write a tree to one netCDF file, with numeric arrays above 100 kB compressed."""
-    groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
-    encoding = {group: _compression(dataset) for group, dataset in groups.items()}
-    out = xr.DataTree.from_dict({group: _with_attrs(ds, _storable) for group, ds in groups.items()})
-    out.to_netcdf(os.fspath(path), engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
-
-
-def read_netcdf(path: str | os.PathLike[str]) -> xr.DataTree:
-    """The tree that `write_netcdf` wrote, all of it in memory and the file closed."""
-    _allow_certain_draws()
-    with xr.open_datatree(os.fspath(path), engine="h5netcdf") as tree:
-        # rebuilt, since what is opened remembers its file and chunks, and would take them to the next file
-        groups = {node.path: node.to_dataset(inherit=False).load().drop_encoding() for node in tree.subtree}
-    return xr.DataTree.from_dict({group: _with_attrs(ds, _restored) for group, ds in groups.items()})
-
-
-def _compression(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    return {
-        str(name): {"zlib": True, "complevel": 2, "shuffle": True}
-        for name, values in dataset.data_vars.items()
-        if values.dtype.kind in "biuf" and values.nbytes > COMPRESS_ABOVE
-    }
-
-
-def _with_attrs(dataset: xr.Dataset, convert: Callable[[Any], Any]) -> xr.Dataset:
-    """A shallow copy in which each attribute, the variables' too, has gone through `convert`."""
-    out = dataset.copy(deep=False)
-    out.attrs = {name: convert(value) for name, value in out.attrs.items()}
-    for variable in out.variables.values():
-        variable.attrs = {name: convert(value) for name, value in variable.attrs.items()}
-    return out
-
-
-def _storable(value: Any) -> Any:
-    """netCDF has no boolean attributes: here one byte is a boolean, and nothing else is one byte."""
-    return np.int8(value) if isinstance(value, bool | np.bool_) else value
-
-
-def _restored(value: Any) -> Any:
-    """The Python value of an attribute read from netCDF."""
-    if isinstance(value, np.int8):
-        return bool(value)
-    return value.item() if isinstance(value, np.generic) else value

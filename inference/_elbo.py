@@ -24,7 +24,17 @@ from guides import at
 from inference import _weights
 from inference._task import Task
 from zoo._structure import Structure
-from zoo._trace import DATA_PLATE, is_local, local_log_prob, log_prob, per_datum, sample_nodes
+from zoo._trace import (
+    DATA_PLATE,
+    DRAWS_PLATE,
+    global_log_prob,
+    is_local,
+    is_plain,
+    local_log_prob,
+    log_prob,
+    per_datum,
+    sample_nodes,
+)
 
 SUMMED_BITS = 256  # joint values of a vector of bits from which draws, whose baselines are good, are the cheaper way
 SCORE_DRAWS = 8  # of a discrete q, where none are asked for: each is the others' baseline
@@ -36,14 +46,14 @@ def objective(task: Task, guide: Any, particles: int) -> Objective:
     """(rows, x[rows]) ↦ the bound, nats a datum, for a batch that stands for all the data: a scalar to climb."""
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
-        return lambda rows, x: _log_likelihood(task, x).mean()
-    if structure.discrete_locals and particles == 1 and _summed(structure, task.limit):
+        return lambda rows, x: _log_likelihood(task, x)
+    if structure.discrete_locals and particles == 1 and sums_out(structure, task.limit):
         return enumerated(task, guide)
     bound = Bound(task, guide, particles)
     return lambda rows, x: bound.surrogate(rows, x)
 
 
-def _summed(structure: Structure, limit: int) -> bool:
+def sums_out(structure: Structure, limit: int) -> bool:
     """Whether the discrete local latents are to be summed out."""
     sizes = {s.name: (s.cardinality or math.inf) ** s.inner for s in structure.discrete_locals}
     bits = (s.name for s in structure.discrete_locals if s.completes is not None)
@@ -51,7 +61,15 @@ def _summed(structure: Structure, limit: int) -> bool:
 
 
 def _log_likelihood(task: Task, x: Tensor) -> Tensor:
-    return local_log_prob(task.program.trace(x), task.structure.data_dim, len(x)).reshape(len(x))
+    """log p(x), nats a datum; what is observed outside the data plate counts once for all the data."""
+    trace = task.program.trace(x)
+    mean = local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x)).mean()
+    return mean + global_log_prob(trace) / len(task.x) if has_global_sites(task.structure) else mean
+
+
+def has_global_sites(structure: Structure) -> bool:
+    """Whether anything is drawn or observed outside the data plate."""
+    return any(s.scope == "global" for s in structure.sites)
 
 
 def enumerated(task: Task, guide: Any) -> Objective:
@@ -81,6 +99,21 @@ class _ScaleLocal(Messenger):
             msg["scale"] = msg["scale"] * self.factor
 
 
+class DrawsOfLocals(pyro.plate):
+    """A plate of `samples` draws for each datum at once, around a program or guide; what is global is drawn only once.
+
+    A program may so index a global by a local one, `mu[z]`: with draws of its own, `mu` would have another first dimension.
+    """
+
+    def __init__(self, structure: Structure, samples: int) -> None:
+        super().__init__(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
+        self._once = {s.name for s in structure.sites if s.scope == "global"}
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["name"] not in self._once:
+            super()._process_message(msg)
+
+
 class Bound:
     """The bound by draws from the guide, `particles` for each datum."""
 
@@ -88,6 +121,7 @@ class Bound:
         structure = task.structure
         self.task, self.guide, self.structure = task, guide, structure
         self.score = {s.name for s in structure.discrete_locals}  # sites whose draws carry no gradient
+        self.has_globals = has_global_sites(structure)
         self.weighted = particles > 1
         self.K = SCORE_DRAWS if self.score and not self.weighted else particles
         self.analytic: dict[str, bool] = {}  # site → whether its divergence has a closed form that may be used
@@ -97,7 +131,7 @@ class Bound:
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
         value = _weights.log_mean(local)[0] if self.weighted else local
-        share = self._globals(q, p) / len(self.task.x) if self.structure.global_latents else 0.0
+        share = self._globals(q, p) / len(self.task.x) if self.has_globals else 0.0
         if not self.score:
             return value.mean() + share
         value = value if self.weighted else value.mean(0)
@@ -108,7 +142,7 @@ class Bound:
 
     def _traces(self, rows: Any, x: Tensor) -> tuple[Any, Any]:
         guide = at(self.guide, rows)
-        plate = _weights.draws_plate(self.structure, self.K) if self.K > 1 else None
+        plate = DrawsOfLocals(self.structure, self.K) if self.K > 1 else None
         with self.task.program.settings():
             if plate is None:
                 q = pyro.poutine.trace(guide).get_trace(x)
@@ -118,7 +152,7 @@ class Bound:
         latents = {n["name"]: n["value"] for n in sample_nodes(q)}
         if plate is None:
             return q, self.task.program.trace(x, latents=latents)
-        with _weights.draws_plate(self.structure, self.K):
+        with DrawsOfLocals(self.structure, self.K):
             return q, self.task.program.trace(x, latents=latents)
 
     def _terms(self, q: Any, p: Any, n: int) -> Tensor:
@@ -159,7 +193,7 @@ class Bound:
         for name in latents:
             before = set(order[: order.index(name)])
             fits = not self.weighted and name not in self.score and before <= set(latents[: latents.index(name)])
-            plain = p.nodes[name]["mask"] is None and q.nodes[name]["mask"] is None
+            plain = is_plain(p.nodes[name]) and is_plain(q.nodes[name])  # a scale is of one of the two densities alone
             if fits and plain:
                 try:
                     kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"])
@@ -169,14 +203,9 @@ class Bound:
         return out
 
     def _globals(self, q: Any, p: Any) -> Tensor:
-        total = torch.zeros((), dtype=self.task.x.dtype, device=self.task.x.device)
-        for node in sample_nodes(p):
-            if not is_local(node):
-                total = total + node["fn"].log_prob(node["value"]).sum()
-                if node["name"] in q.nodes:
-                    other = q.nodes[node["name"]]
-                    total = total - other["fn"].log_prob(other["value"]).sum()
-        return total
+        """log p − log q of all that stands outside the data plate, nats."""
+        zero = torch.zeros((), dtype=self.task.x.dtype, device=self.task.x.device)
+        return zero + global_log_prob(p) - global_log_prob(q)
 
 
 def _leave_one_out(value: Tensor) -> Tensor:
@@ -207,8 +236,15 @@ def culprit(task: Task, guide: Any, rows: Any, x: Tensor) -> str:
             p = task.program.trace(x, latents=values)
             for what, trace in (("the guide's density of", q), ("the density of", p)):
                 for node in [] if trace is None else sample_nodes(trace):
-                    if not bool(node["fn"].log_prob(node["value"]).isfinite().all()):
-                        return f"{what} site '{node['name']}' is not finite"
+                    found = node["fn"].log_prob(node["value"])
+                    if not bool(found.isfinite().all()):
+                        how = "not a number" if bool(found.isnan().any()) else "infinite"
+                        given = (
+                            " for some values of its latents or parameters"
+                            if values and node["name"] not in values
+                            else ""
+                        )
+                        return f"{what} site '{node['name']}' is {how}{given}"
     except Exception as error:
         return f"the program raised {type(error).__name__}: {error}"
     return "a parameter's gradient was not finite"

@@ -110,7 +110,7 @@ class Enumeration(Assignments):
                     values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
                 elif name in self.program.completes:
                     continue
-                elif is_plain(node) and parameters_of(fn, self.A) is not None and self.structure.max_plate_nesting == 1:
+                elif is_plain(node) and self.structure.max_plate_nesting == 1 and parameters_of(fn, self.A) is not None:
                     same = (
                         node["value"].shape == self._probe.shape and node["value"].data_ptr() == self._probe.data_ptr()
                     )

@@ -106,8 +106,9 @@ class Fit:
     task: Any = None
     image_shape: tuple[int, int] | None = None  # rows and columns, where each datum is an image
     labels: np.ndarray | None = None  # [n] class labels of the data set, where it has them
-    predictive: np.ndarray | None = None  # [draws, n, ...] posterior predictive data
-    log_likelihood: np.ndarray | None = None  # [draws, n] log p(x_i | θ draw), latents marginalised
+    observed: dict[str, np.ndarray] = field(default_factory=dict)  # observed site -> its part of x [n, ...]
+    predictive: dict[str, np.ndarray] = field(default_factory=dict)  # the same, and "x" -> simulated [draws, n, ...]
+    log_likelihood: np.ndarray | None = None  # [draws, n] log p(x_i | θ draw), only where θ has draws
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
@@ -134,6 +135,12 @@ class Fit:
         from inference._store import check_out, save
 
         return str(save(self, check_out(out)))
+
+    def loo(self, **options: Any) -> Any:
+        """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
+        from inference._arviz import loo
+
+        return loo(self, **options)
 
     @property
     def idata(self) -> Any:

@@ -144,7 +144,7 @@ def _unseen(
     """A draw of what nothing was observed of, `rows` of x, at posterior draw s of the other latents."""
     count = len(next(iter(latent_draws.values())))
     fn = _distribution(task, site, rows, _at(task, latent_draws, s % count, rows), globals)
-    return fn.sample().to(task.x.dtype).expand(task.x[rows].shape)
+    return _like(fn.sample(), task.x[rows])
 
 
 def _block(task: Task) -> int:
@@ -154,12 +154,26 @@ def _block(task: Task) -> int:
     return max(1, BLOCK_NUMBERS // (width**2 if matrices else width))
 
 
+def _like(value: Tensor, x: Tensor) -> Tensor:
+    """A value of the observed site in the shape and dtype of x: where x is [n, 1], a scalar site's is [n]."""
+    value = value.to(x.dtype)
+    return value.reshape(x.shape) if value.numel() == x.numel() else value.expand(x.shape)
+
+
 def _site(task: Task) -> str:
     """The one site that observes x itself."""
-    if len(task.structure.observed) != 1:
-        names = ", ".join(f"'{s.name}'" for s in task.structure.observed)
-        raise UsageError(f"imputing needs one observed site, and '{task.program.name}' has {names}.")
-    return task.structure.observed[0].name
+    name, observed = task.program.name, task.structure.observed
+    if len(observed) != 1:
+        names = ", ".join(f"'{s.name}'" for s in observed)
+        raise UsageError(f"imputing needs one observed site, and '{name}' has {names}.")
+    site, row = observed[0], tuple(task.x.shape[1:])
+    shape = tuple(size for _, size in site.inner_dims) + tuple(site.event_shape)
+    if shape != row and (shape or row != (1,)):
+        raise UsageError(
+            f"imputing needs a site that observes a whole row of x, of shape {row}; '{site.name}' of '{name}' observes "
+            f"values of shape {shape}."
+        )
+    return site.name
 
 
 def _points(
@@ -215,7 +229,7 @@ def _conditional(fn: Any, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor
         center, covariance = _normal(fn, x, missing)
         return center, covariance.diagonal(dim1=-2, dim2=-1)
     _check_independent(base, missing, site)
-    return fn.mean.expand(x.shape), fn.variance.expand(x.shape)
+    return _like(fn.mean, x), _like(fn.variance, x)
 
 
 def _check_independent(base: Any, missing: Tensor, site: str) -> None:
@@ -274,7 +288,7 @@ def _draws_of_slots(
 
 def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
     if not isinstance(fn, dist.MultivariateNormal):
-        return fn.sample().to(x.dtype).expand(x.shape)
+        return _like(fn.sample(), x)
     mean, covariance = _normal(fn, x, missing)
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)  # singular where entries were seen
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,9 @@ def fit(task: Task, max_iter: int, tol: float, start: Start) -> Fit:
     density = _density(task, coordinates, set(globals), theta)
     flat = coordinates.flatten(free).to(task.x.dtype)
     with task.progress("laplace", max_iter) as step, _unbounded_is_a_refusal():
-        if task.learn or globals:
+        if not coordinates.d:  # nothing to climb, and no Gaussian to put on it
+            peak = _Peak(flat, float(density(flat).detach()), flat.new_zeros(0, 0), converged=True, trace=[])
+        elif task.learn or globals:
             peak = _climb(density, flat, max_iter, tol, step)
         else:
             peak = _Peak(flat, *_value_and_hessian(density, flat), converged=True, trace=[])
@@ -193,7 +195,7 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     point = {n: v for n, v in values.items() if n in globals}
     posterior = task.exact.responsibilities(None, point)
     means, deviations = task.exact.summary(point)
-    local = {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws, point).items()}
+    local = _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
     errors = _standard_errors(coordinates, peak.flat, factor)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     return Fit(
@@ -212,6 +214,21 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     )
 
 
+@torch.no_grad()
+def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> dict[str, np.ndarray]:
+    """Draws of the local latents, one given each draw of the globals; where there are none, all from `posterior`."""
+    if not task.structure.local_latents:
+        return {}
+    if not globals:
+        return {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws).items()}
+    drawn: dict[str, list[Tensor]] = {}
+    for i in range(task.draws):
+        point = {n: v[i].detach() for n, v in globals.items()}
+        for name, value in task.exact.draw(task.exact.responsibilities(None, point), 1, point).items():
+            drawn.setdefault(name, []).append(value)
+    return {n: torch.cat(v).numpy() for n, v in drawn.items()}
+
+
 def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, Any]:
     notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
     if task.structure.continuous_locals:
@@ -225,7 +242,9 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
 
 def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
     if not point:
-        return Evidence.from_per_datum(task.exact.per_datum().numpy(), "exact")
+        exact = Evidence.from_per_datum(task.exact.per_datum().numpy(), "exact")
+        # what is observed outside the data plate belongs to no datum
+        return replace(exact, value=exact.value + float(task.sums.log_evidence(None, None)[1].detach()))
     # θ is a point: only the globals' block of the Hessian is integrated over
     _, index = coordinates.part(set(point))
     log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference import _mode_guide, _newton
+from inference import _all_modes, _mode_guide, _newton
 from inference._fit import Evidence, Fit
 from inference._local_density import LocalDensity
 from inference._newton import Modes
@@ -63,7 +63,7 @@ def fit(task: Task, start: Start, options: Options) -> Fit:
             history = climb(learner, parameters, options, task.seed, step)
     begin_at = None if learner is None else learner.means
     with torch.no_grad(), task.progress("laplace", density.n) as step:
-        modes = _newton.modes(
+        modes = _all_modes.all_modes(
             density, start=begin_at, tries=options.tries, max_iter=options.max_iter, tol=options.tol, step=step
         )
     return _result(task, density, modes, options, history)
@@ -199,7 +199,7 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
         draws=drawn.values,
         means=means,
         deviations=deviations,
-        probabilities=density.marginals(modes.weights),
+        probabilities=density.marginals(modes.assignment_weights),
         khat=drawn.khat,
         ess=drawn.ess,
         trace={"log_evidence_per_datum": np.asarray(history.objective)} if history.objective else {},
@@ -209,6 +209,7 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
             "newton_steps": {"mean": float(modes.steps.double().mean()), "max": int(modes.steps.max())},
             "modes_not_found": int((~modes.converged).any(1).sum()),
             "hessians_damped": int(modes.damped.any(1).sum()),
+            "rows_with_several_modes": int(modes.several.sum()),
             "samples": options.samples,
         },
         guide=guide,

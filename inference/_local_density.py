@@ -22,10 +22,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference._coordinates import bijection
+from inference._weights import unmasked
 from zoo._latents import joint_values
 from zoo._program import Program
 from zoo._structure import Site, Structure
-from zoo._trace import is_local, per_datum, sample_nodes
+from zoo._trace import is_local, is_plain, per_datum, sample_nodes
 
 NUMBERS = 2**24  # that a chunk's graph may hold, roughly
 FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw rounded onto the edge of its support
@@ -140,7 +141,12 @@ class LocalDensity:
     def terms(
         self, z: Tensor, assignment: Tensor | None = None, parameters: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """log p(a, z) and log p(x_i | a, z), each [..., n], nats."""
+        """log p(a, z) and log p(x_i | a, z), each [..., n], nats.
+
+        The first is the density that the program draws its latents from. A `poutine.scale` or `mask` on them belongs to the
+        posterior and not to the draws, so it is in the second: with scale s, the term (s − 1) log p(z). The log-determinant of
+        the map to constrained values is never scaled.
+        """
         trace, log_det = self._run(z, assignment, parameters)
         depth, dim = self.structure.max_plate_nesting, self.structure.data_dim
         latent = observed = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
@@ -148,14 +154,16 @@ class LocalDensity:
         for node in sample_nodes(trace):
             if not is_local(node):
                 continue
-            log_prob = node["fn"].log_prob(node["value"])
+            if node["name"] not in mine:
+                observed = observed + per_datum(node, node["fn"].log_prob(node["value"]), dim, depth)
+                continue
+            own = dict(node, mask=None, scale=1.0, fn=unmasked(node["fn"]))
+            drawn = per_datum(own, own["fn"].log_prob(node["value"]), dim, depth)
+            latent = latent + drawn
+            if not is_plain(node) or own["fn"] is not node["fn"]:
+                observed = observed + per_datum(node, node["fn"].log_prob(node["value"]), dim, depth) - drawn
             if node["name"] in log_det:
-                log_prob = log_prob + log_det[node["name"]]
-            value = per_datum(node, log_prob, dim, depth)
-            if node["name"] in mine:
-                latent = latent + value
-            else:
-                observed = observed + value
+                latent = latent + per_datum(own, log_det[node["name"]], dim, depth)
         shape, columns = z.shape[:-1], z.shape[:-1].numel()
         return latent.expand(columns).reshape(shape), observed.expand(columns).reshape(shape)
 

@@ -32,7 +32,8 @@ class ModeGuide(torch.nn.Module):
 
     Sites come one by one: the discrete ones from q(a | x), then each continuous one from its normal given those before it, so
     that together they have the Gaussian's full covariance; but the values of one site in a plate inside `data` are drawn
-    independently given the sites before. It holds no parameters: other θ or other data want modes of their own.
+    independently given the sites before. Where a datum has several modes each site's is the mixture of their normals, by
+    what the sites before leave of each mode's weight. It holds no parameters: other θ or other data want modes of their own.
     """
 
     by_row = True
@@ -41,28 +42,34 @@ class ModeGuide(torch.nn.Module):
     def __init__(self, density: LocalDensity, modes: Modes) -> None:
         super().__init__()
         self.sites, self.structure, self.assignments = density.sites, density.structure, density.assignments
-        self.modes = modes
+        self.modes, self.M = modes, modes.each
 
     def forward(self, x: Tensor | None = None, size: int | None = None, rows: Any = None) -> None:
         """Draw every local latent; nothing is read off x but its length."""
         q = self.modes if rows is None else self.modes.rows(rows)
-        n = len(q.mean)
+        n, M = len(q.mean), self.M
         with pyro.plate("data", n, dim=self.structure.data_dim):
             chosen = self._draw_discrete(q)  # [T, n], T draws of each datum
-            index = torch.arange(n, device=q.mean.device)
-            mean, tril = q.mean[index, chosen], q.scale_tril[index, chosen]  # [T, n, L], [T, n, L, L]
+            index = torch.arange(n, device=q.mean.device)[:, None]
+            column = chosen.unsqueeze(-1) * M + torch.arange(M, device=index.device)  # [T, n, M]
+            share = q.log_evidence_each[index, column].log_softmax(-1)  # of each mode, given the sites before
+            mean, tril = q.mean[index, column], q.scale_tril[index, column]  # [T, n, M, L], [T, n, M, L, L]
             white = mean.new_zeros(*mean.shape[:-1], 0, 1)
             for place in self.sites:
                 here = slice(0, place.part.start)
                 loc = mean[..., place.part] + (tril[..., place.part, here] @ white).squeeze(-1)
                 own = tril[..., place.part, place.part]
-                z = self._draw(place, loc, own)
+                z = self._draw(place, loc, own, share).unsqueeze(2)
                 solved = torch.linalg.solve_triangular(own, (z - loc).unsqueeze(-1), upper=False)
                 white = torch.cat([white.expand(*solved.shape[:-2], *white.shape[-2:]), solved], -2)
+                if M > 1:
+                    log_det = own.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+                    share = (share - 0.5 * solved.square().sum((-2, -1)) - log_det).log_softmax(-1)
 
     def _draw_discrete(self, q: Modes) -> Tensor:
         """The assignment [T, n] that the discrete sites were drawn to make."""
-        left = q.log_evidence_each.log_softmax(1).unsqueeze(0)  # [T, n, A]: −inf where a site before speaks against it
+        each = q.log_evidence_each.unflatten(1, (-1, self.M)).logsumexp(-1)
+        left = each.log_softmax(1).unsqueeze(0)  # [T, n, A]: −inf where a site before speaks against it
         for site in self.structure.discrete_locals:
             values, code = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
             parts = [left.masked_fill(code != v, -torch.inf).logsumexp(-1) for v in range(len(values))]
@@ -90,21 +97,26 @@ class ModeGuide(torch.nn.Module):
         moved = value.movedim(lead + data, lead)
         return moved.reshape(math.prod(value.shape[:lead]), moved.shape[lead], -1)
 
-    def _draw(self, place: Place, loc: Tensor, tril: Tensor) -> Tensor:
-        """Sample a site, N(loc [T, n, numbers], tril trilᵀ); its free numbers [T, n, numbers]."""
+    def _draw(self, place: Place, loc: Tensor, tril: Tensor, share: Tensor) -> Tensor:
+        """Sample a site, Σ_m share_m N(loc_m, tril_m tril_mᵀ); its free numbers [T, n, numbers].
+
+        `loc` [T, n, M, numbers], `tril` [T, n, M, numbers, numbers], `share` [T, n, M] in logarithms.
+        """
         site, copies, one = place.site, math.prod(place.plates), math.prod(place.free)
+        T, n, M = share.shape
         if copies > 1:  # each copy by itself: its own block of the covariance
-            T, n = tril.shape[:2]
-            blocks = (tril @ tril.mT).reshape(T, n, copies, one, copies, one).diagonal(dim1=2, dim2=4)
-            tril = torch.linalg.cholesky(blocks.movedim(-1, 2))
+            blocks = (tril @ tril.mT).reshape(T, n, M, copies, one, copies, one).diagonal(dim1=3, dim2=5)
+            tril = torch.linalg.cholesky(blocks.movedim(-1, 3))
         loc, tril = self._in_place(loc, place, one), self._in_place(tril, place, one, one)
         if place.free:
             fn: Any = dist.MultivariateNormal(loc, scale_tril=tril)
-            parts = (
-                [] if len(place.free) == 1 else [transforms.ReshapeTransform(torch.Size([one]), torch.Size(place.free))]
-            )
         else:
-            fn, parts = dist.Normal(loc[..., 0], tril[..., 0, 0]), []
+            fn = dist.Normal(loc[..., 0], tril[..., 0, 0])
+        logits = self._in_place(share.unsqueeze(-1).expand(-1, -1, -1, copies), place)
+        fn = dist.MixtureSameFamily(dist.Categorical(logits=logits), fn) if M > 1 else _without_modes(fn)
+        parts = []
+        if len(place.free) > 1:
+            parts.append(transforms.ReshapeTransform(torch.Size([one]), torch.Size(place.free)))
         parts += [] if place.real else [place.fixed]
         with _plates(site, self.structure):
             value = pyro.sample(site.name, dist.TransformedDistribution(fn, parts) if parts else fn)
@@ -112,11 +124,19 @@ class ModeGuide(torch.nn.Module):
         return self._flat(free, place)
 
     def _in_place(self, parameter: Tensor, place: Place, *event: int) -> Tensor:
-        """[T, n, …] → [T, …, plates with the data in their place, event], without T where there is one draw."""
-        T, n = parameter.shape[:2]
-        full = parameter.reshape(T, n, *place.plates, *event).movedim(1, 1 + place.data)
-        spare = (1,) * (self.structure.max_plate_nesting - 1 - len(place.plates))
+        """[T, n, M, …] → [T, …, plates with the data in their place, M, event], without T where there is one draw."""
+        T, n, M = parameter.shape[:3]
+        plates = len(place.plates)
+        full = parameter.reshape(T, n, M, *place.plates, *event).movedim(2, 2 + plates).movedim(1, 1 + place.data)
+        spare = (1,) * (self.structure.max_plate_nesting - 1 - plates)
         return full.reshape(T, *spare, *full.shape[1:]) if T > 1 else full[0]
+
+
+def _without_modes(fn: Any) -> Any:
+    """A normal whose last batch dimension, of the modes, is 1, without that dimension."""
+    if isinstance(fn, dist.Normal):
+        return dist.Normal(fn.loc[..., 0], fn.scale[..., 0])
+    return dist.MultivariateNormal(fn.loc[..., 0, :], scale_tril=fn.scale_tril[..., 0, :, :])
 
 
 def _choice(site: Site, values: Tensor, logits: Tensor) -> Any:

@@ -5,8 +5,9 @@ than `tol` nats are left to gain (Nocedal & Wright 2006, §3.4, algorithm 3.2; B
 the Hessian H is not positive definite its eigenvalues are replaced by their sizes, in units of its diagonal (Dauphin et al.
 2014), and at a saddle the step goes along the most negative one.
 
-Laplace's method then gives log p(x_i) ≈ log Σ_a p(x_i, a, ẑ_a) (2π)^{L/2} (det H_a)^{−1/2} (MacKay 2003, §27; Tierney & Kadane
-1986), exact where the log joint is quadratic in z: one step goes to the mode from anywhere.
+Laplace's method then gives log p(x_i) ≈ log Σ_a p(x_i, a, ẑ_a) (2π)^{L/2} (det H_a)^{−1/2}, summed over distinct modes
+where there are several (MacKay 2003, §27; Tierney & Kadane 1986). It is exact where the log joint is quadratic in z: one step
+goes to the mode from anywhere.
 """
 
 from __future__ import annotations
@@ -31,53 +32,79 @@ ARMIJO = 1e-4
 
 @dataclass
 class Modes:
-    """A Gaussian N(z; mean, scale_tril scale_trilᵀ) for each of n data and A assignments, in the coordinates of z.
+    """A Gaussian N(z; mean, scale_tril scale_trilᵀ) at each of C modes for each of n data, in the coordinates of z.
 
-    Everything is detached. `log_evidence_each` [n, A] are Laplace's log p(x_i, a), nats.
+    `modes` finds one for each of the A assignments, so that C = A and column a belongs to assignment a. `all_modes` finds M
+    at most for each: C = A·M, column a·M + m is the m-th mode of assignment a, and one that is not there has −∞ nats.
+    Everything is detached. `log_evidence_each` [n, C] are Laplace's log p(x_i, a) of the one mode, nats.
     """
 
-    mean: Tensor  # [n, A, L] ẑ
-    scale_tril: Tensor  # [n, A, L, L] lower; times its transpose it is the inverse of H
-    log_evidence_each: Tensor  # [n, A]
-    decrement: Tensor  # [n, A] nats that one more Newton step would gain
-    converged: Tensor  # [n, A] bool: the decrement came under the tolerance
-    damped: Tensor  # [n, A] bool: H at ẑ is not positive definite, and was made so
-    steps: Tensor  # [n, A] steps taken, Newton and quasi-Newton
+    mean: Tensor  # [n, C, L] ẑ
+    scale_tril: Tensor  # [n, C, L, L] lower; times its transpose it is the inverse of H
+    log_evidence_each: Tensor  # [n, C]
+    decrement: Tensor  # [n, C] nats that one more Newton step would gain
+    converged: Tensor  # [n, C] bool: the decrement came under the tolerance
+    damped: Tensor  # [n, C] bool: H at ẑ is not positive definite, and was made so
+    steps: Tensor  # [n, C] steps taken, Newton and quasi-Newton
+    assignment: Tensor  # [n, C] which assignment the column belongs to
+
+    @property
+    def each(self) -> int:
+        """M, columns for each assignment."""
+        return int((self.assignment[:1] == 0).sum()) or 1
+
+    @property
+    def several(self) -> Tensor:
+        """Which rows have more than one mode under some assignment [n], bool."""
+        return (self.log_evidence_each.isfinite().unflatten(1, (-1, self.each)).sum(-1) > 1).any(1)
 
     @property
     def log_evidence(self) -> Tensor:
-        """log p(x_i) [n], nats."""
+        """log p(x_i) [n], nats: the sum over assignments and modes."""
         return self.log_evidence_each.logsumexp(1)
 
     @property
     def weights(self) -> Tensor:
-        """q(a | x_i) [n, A]."""
+        """q(a, m | x_i) [n, C]: of each column."""
         return self.log_evidence_each.softmax(1)
+
+    @property
+    def assignment_weights(self) -> Tensor:
+        """q(a | x_i) [n, A]."""
+        return self.weights.unflatten(1, (-1, self.each)).sum(-1)
 
     def rows(self, index: Tensor | slice) -> Modes:
         """Those of some data."""
         return Modes(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def draw(self, draws: int) -> tuple[Tensor, Tensor]:
-        """z [draws, n, L] and assignments [draws, n] from q(a, z | x_i) = q(a | x_i) N(z; …)."""
+        """z [draws, n, L] and assignments [draws, n] from q(a, z | x_i) = Σ_m q(a, m | x_i) N(z; …)."""
         n, _, L = self.mean.shape
         chosen = torch.multinomial(self.weights, draws, replacement=True).mT
         index = torch.arange(n, device=self.mean.device)
         noise = torch.randn(draws, n, L, dtype=self.mean.dtype, device=self.mean.device)
         if self.mean.shape[1] == 1:
             return self.mean[:, 0] + torch.einsum("nij,snj->sni", self.scale_tril[:, 0], noise), chosen
-        return self.mean[index, chosen] + (self.scale_tril[index, chosen] @ noise.unsqueeze(-1)).squeeze(-1), chosen
+        z = self.mean[index, chosen] + (self.scale_tril[index, chosen] @ noise.unsqueeze(-1)).squeeze(-1)
+        return z, self.assignment[index, chosen]
 
     def log_prob(self, z: Tensor, assignment: Tensor) -> Tensor:
         """log q(a, z | x_i) [..., n] of z [..., n, L] and assignments [..., n], nats."""
+        M = self.each
+        if M == 1:
+            return self._log_prob(z, assignment)
+        return torch.stack([self._log_prob(z, assignment * M + m) for m in range(M)]).logsumexp(0)
+
+    def _log_prob(self, z: Tensor, column: Tensor) -> Tensor:
+        """log q(a, m, z | x_i) of one column [..., n] each."""
         index = torch.arange(z.shape[-2], device=z.device)
-        log_weight = self.log_evidence_each.log_softmax(1)[index, assignment]
+        log_weight = self.log_evidence_each.log_softmax(1)[index, column]
         if self.mean.shape[1] == 1:
             tril, away = self.scale_tril[:, 0], z - self.mean[:, 0]
             flat = away.reshape(-1, *away.shape[-2:]).permute(1, 2, 0)  # [n, L, draws]: one solve a datum
             white = torch.linalg.solve_triangular(tril, flat, upper=False).square().sum(1).mT.reshape(away.shape[:-1])
         else:
-            tril, away = self.scale_tril[index, assignment], z - self.mean[index, assignment]
+            tril, away = self.scale_tril[index, column], z - self.mean[index, column]
             solved = torch.linalg.solve_triangular(tril, away.unsqueeze(-1), upper=False)
             white = solved.squeeze(-1).square().sum(-1)
         log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -109,6 +136,11 @@ def modes(
         found.append(_modes(density, rows, begin, tries, max_iter, tol))
         if step is not None:
             step(rows.stop - rows.start)
+    return joined(found)
+
+
+def joined(found: list[Modes]) -> Modes:
+    """Those of several chunks of data, one after the other."""
     return Modes(*(torch.cat([getattr(m, f.name) for m in found]) for f in fields(Modes)))
 
 
@@ -132,6 +164,7 @@ def _modes(density: LocalDensity, rows: slice, start: Tensor | None, tries: int,
         (climb.decrement <= climb.tolerance()).reshape(n, A),
         damped.reshape(n, A),
         climb.steps.reshape(n, A),
+        assignment.reshape(n, A),
     )
 
 
@@ -381,7 +414,7 @@ def log_evidence(density: LocalDensity, at: Modes) -> Tensor:
     """
     n, A, L = at.mean.shape
     row = torch.arange(n, device=at.mean.device).repeat_interleave(A)
-    assignment = torch.arange(A, device=at.mean.device).repeat(n)
+    assignment = at.assignment.reshape(-1)
     here = density.rows(row)
     fixed = at.mean.reshape(-1, L).detach().requires_grad_()
     tril = at.scale_tril.reshape(-1, L, L)

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
+from inference._failures import in_words
 from zoo import _datasets, _options, _program, _registry
 from zoo._errors import UsageError, unknown
 from zoo._structure import ENUMERATION_LIMIT, Structure, describe
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICES = ("auto", "cpu", "cuda")
+LARGEST_SEED = 4_000_000_000
+FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
 LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
 
 
@@ -31,10 +35,11 @@ class Prepared:
     structure: Structure
     limit: int  # of enumeration
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
+    like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
 
     def program(self, seed: int = 0) -> _program.Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
-        return _program.load(self.model, self.x, self.options, seed)
+        return _program.load(self.model, self.x, self.options, seed, self.like)
 
 
 def prepare(
@@ -46,11 +51,16 @@ def prepare(
     seed: int = 0,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
+    like: np.ndarray | None = None,
     **preparation: Any,
 ) -> Prepared:
-    """Check everything that can be checked before any work: names, options, the data, the program's contract."""
-    if seed < 0:
-        raise UsageError(f"seed must be zero or more; {seed} came.")
+    """Check everything that can be checked before any work: names, options, the data, the program's contract.
+
+    `like`: the data of the run whose θ the program will hold, where they are not `data`: the model is built on them.
+    """
+    check_seed(seed)
+    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1:
+        raise UsageError(f"Expected a whole number of 1 or more for limit, got {limit!r}.")
     if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ("auto", *DTYPES))
     modules = [method_module(name) for name in methods]
@@ -61,14 +71,32 @@ def prepare(
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
     if loaded.options.get("binarize") == "dynamic":
         x, intensities = _one_binarisation(x, seed), x
-    program = _program.load(model, x, mine)
-    structure = describe(program, x, limit)
+    if x.dtype == torch.float32 and bool((x.abs() > FLOAT32_SQUARES).any()):
+        raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
+    built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
+    program = _program.load(model, x, mine, like=built_on)
+    with in_words(name, "reading the program"):
+        structure = describe(program, x, limit)
     network = program.has_networks and not any(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
-    if dtype == "auto" and (structure.exact == "no" or network) and x.numel() > LARGE_NUMBERS:
+    large = x.numel() > LARGE_NUMBERS and not bool((x.abs() > FLOAT32_SQUARES).any())
+    if dtype == "auto" and (structure.exact == "no" or network) and large:
         x, intensities = x.float(), None if intensities is None else intensities.float()
-    return Prepared(model, name, loaded, x, mine, structure, limit, intensities)
+    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on)
+
+
+def check_seed(seed: Any) -> None:
+    """Raise `UsageError` unless `seed` is one that every random generator takes, and restarts can count on from."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"Expected a whole number from 0 to {LARGEST_SEED:,} for seed, got {seed!r}.")
+
+
+def plain(value: Any) -> Any:
+    """NumPy's and torch's single numbers as Python's, so that what was asked for can be written down; all else as it is."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return value.item() if isinstance(value, np.generic | torch.Tensor) and value.ndim == 0 else value
 
 
 def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:

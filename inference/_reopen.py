@@ -15,15 +15,23 @@ from inference._coordinates import bijection
 from inference._prepare import Prepared, method_module, prepare
 from inference._task import Task
 from zoo import _datasets, _options, _registry
+from zoo._columns import match
 from zoo._errors import UsageError
 
 
 def other_data(stored: _store.Run, data: Any, seed: int, preparation: Mapping[str, Any]) -> _datasets.Dataset:
+    """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
+
+    Raises `UsageError` where columns are missing or unknown, or rows have another shape.
+    """
     loaded = _datasets.load(data, seed=seed, **preparation)
-    if loaded.x.shape[1:] != stored.x.shape[1:]:
-        raise UsageError(
-            f"the run's rows have the shape {stored.x.shape[1:]}, and those of '{data}' {loaded.x.shape[1:]}."
-        )
+    known = tuple(stored.json["columns"])
+    if known and loaded.columns:
+        loaded = _datasets.take_columns(loaded, match(known, loaded.columns), known)
+    if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
+        columns = len(own) == len(rows) == 1
+        wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
+        raise UsageError(f"Expected {wanted}: those of the run are {stored.json['data']}'s.")
     if stored.json["center"] is None:
         return loaded
     center, scale = np.asarray(stored.json["center"]), np.asarray(stored.json["scale"])
@@ -46,7 +54,11 @@ def reopen(
     theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
     others = {k: v for k, v in (options or {}).items() if k not in theirs}
     given = {**chosen["model"], **others}
-    how = {"limit": chosen["limit"], "dtype": chosen.get("dtype", "float64")}
+    how = {
+        "limit": chosen["limit"],
+        "dtype": chosen.get("dtype", "float64"),
+        "like": None if other is None else stored.x,
+    }
     prepared = prepare(spec, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
         raise UsageError(
@@ -77,6 +89,11 @@ def task_of(prepared: Prepared, stored: _store.Run) -> Task:
 
 def restore(task: Task, stored: _store.Run) -> None:
     task.learn = False
+    if misfits := _misfits(task.program, stored, "program."):
+        raise UsageError(
+            f"the θ of '{stored.folder}' does not fit the model '{stored.json['model']}' as it is now, by "
+            f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
+        )
     _store.restore(task.program, stored.state, "program.")
     known = stored.parameters()
     names = [s.name for s in task.structure.global_latents]
@@ -85,7 +102,17 @@ def restore(task: Task, stored: _store.Run) -> None:
     if not settings or (settings.get("by_row") and len(task.x) != len(stored.x)):
         return
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
-    task.guide = guides.make(
+    guide = guides.make(
         settings["name"], task.structure, task.x, task.global_start(), bijections, **settings["options"]
     )
-    _store.restore(task.guide, stored.state, "guide.")
+    if not _misfits(guide, stored, "guide."):
+        _store.restore(guide, stored.state, "guide.")
+        task.guide = guide
+    # else other data have other latents (nothing is missing in them, say): the run's guide has nothing to say of those
+
+
+def _misfits(module: torch.nn.Module, stored: _store.Run, prefix: str) -> list[str]:
+    """Names of tensors that the module has and the run has not, or the other way round, or in another shape."""
+    own = {k: v.shape for k, v in module.state_dict().items()}
+    theirs = {k.removeprefix(prefix): v.shape for k, v in stored.state.items() if k.startswith(prefix)}
+    return sorted(k for k in own.keys() | theirs.keys() if own.get(k) != theirs.get(k))

@@ -18,20 +18,20 @@ import torch
 from inference import _checkpoint, _store
 from inference._cost import measured, versions
 from inference._exact import one_thread
+from inference._failures import in_words
 from inference._fit import Fit
 from inference._impute import Imputation, impute
-from inference._prepare import Prepared, device_of, method_module, prepare, refusal, serving
+from inference._predictive import DRAW_NUMBERS, complete
+from inference._prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
-from zoo import _options, _program
+from zoo import _options
 from zoo._errors import Refusal, UsageError
-from zoo._latents import for_program
 from zoo._structure import ENUMERATION_LIMIT, Structure
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 CPU = torch.device("cpu")
-DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 SMALL_NUMBERS = 1_000_000  # data × assignments
 
 
@@ -72,12 +72,12 @@ def run(
         "model": model,
         "data": data,
         "method": method,
-        "seed": seed,
-        "limit": limit,
+        "seed": plain(seed),
+        "limit": plain(limit),
         "dtype": dtype,
         "device": device,
-        "preparation": {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing},
-        "options": options,
+        "preparation": plain({"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}),
+        "options": plain(options),
     }
     if resume is not None:
         if out is not None:
@@ -92,7 +92,7 @@ def _asked(
     request: dict[str, Any], out: str | os.PathLike[str] | None, checkpoint: float, resume: bool, quiet: bool
 ) -> Fit:
     """The fit that was asked for."""
-    method = request["method"] or "em"
+    method = "em" if request["method"] is None else request["method"]
     folder = None if out is None else _store.check_out(out)
     where = device_of(request["device"])
     prepared = prepare(
@@ -144,9 +144,16 @@ def compare(
 
     With `out`, each run goes to a folder of its method's name in it.
     """
+    if isinstance(methods, str) or not methods:
+        raise UsageError(f"Expected a list of methods to compare, got {methods!r}.")
     folder = None if out is None else _store.check_out(out)
-    preparation = {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    where = device_of(device)
+    preparation: dict[str, Any] = {
+        "rows": rows,
+        "standardize": standardize,
+        "binarize": binarize,
+        "missing": missing,
+    }
+    where, seed, options = device_of(device), plain(seed), plain(options)
     prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, dtype=dtype, **preparation)
     results: list[Fit | Refused] = []
     for method in methods:
@@ -196,6 +203,8 @@ def infer(
     `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
     standardised its own to.
     """
+    check_seed(seed := plain(seed))
+    options = plain(options)
     folder = None if out is None else _store.check_out(out)
     stored = _store.load(run)
     preparation = {"rows": rows, "binarize": binarize, "missing": missing}
@@ -239,12 +248,13 @@ def run_prepared(
         task.intensities, task.checkpoints, task.device = prepared.intensities, checkpoints, device
         if stored is not None:
             restore(task, stored)
-        fit = module.fit(task, **chosen)
+        with in_words(prepared.name, method):
+            fit = module.fit(task, **chosen)
         fit.program = task.program
     if verified:
-        with _seeded(seed), _threads(prepared):
+        with _seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit.verified = verify(task, fit)
-            _complete(task, fit)
+            complete(task, fit)
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
     fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed
     fit.options = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
@@ -272,7 +282,7 @@ def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     names = [s.name for s in fit.task.structure.global_latents]
     globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
     local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
-    with _seeded(seed):
+    with _seeded(seed), in_words(fit.model, "imputing"):
         return impute(fit.task, local, globals, draws, fit.probabilities).in_units(fit.center, fit.scale)
 
 
@@ -282,59 +292,18 @@ def impute_run(
     """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data."""
     stored = _store.load(run)
     folder = _store.check_out(out or stored.folder / "imputed")
+    if not np.isnan(stored.x).any():
+        raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
     prepared = reopen(stored)
-    with _seeded(seed):
+    with _seeded(seed), in_words(prepared.name, "imputing"):
         task = task_of(prepared, stored)
         local = {s.name for s in task.structure.local_latents}
-        latents = {k: v.values[0] for k, v in stored.tree["posterior"].data_vars.items() if k in local}
-        if not np.isnan(stored.x).any():
-            raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
+        drawn = stored.tree["posterior"].data_vars if "posterior" in stored.tree else {}
+        latents = {k: v.values[0] for k, v in drawn.items() if k in local}
         found = impute(task, latents, task.globals, draws, stored.probabilities())
     center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
     source = str(stored.json["options"]["data"].get("source", ""))
     return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
-
-
-@torch.no_grad()
-def _complete(task: Task, fit: Fit) -> None:
-    """Add what ArviZ wants: the pointwise log-likelihood of each draw, and simulated data."""
-    local = {s.name: s for s in task.structure.local_latents}
-    draws = {k: torch.as_tensor(v) for k, v in fit.draws.items()}
-    theta = [k for k in draws if k in task.program.constraints]
-    globals = [s.name for s in task.structure.global_latents]
-    count = len(next(iter(draws.values()))) if draws else 0
-
-    def of(names: list[str], d: int) -> dict[str, torch.Tensor]:
-        point = {k: torch.as_tensor(fit.parameters[k]) for k in names if k not in draws}
-        return point | {k: draws[k][d] for k in names if k in draws}
-
-    evidence = fit.verified or fit.claimed
-    if task.structure.exact != "no" and (theta or any(g in draws for g in globals)):
-        try:
-            rows = [task.exact.per_datum(of(theta, d), of(globals, d)).numpy() for d in range(count)]
-            fit.log_likelihood = np.stack(rows)
-        except (ValueError, torch.linalg.LinAlgError):
-            fit.warnings.append(
-                "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
-                "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
-            )
-            return
-    elif evidence is not None and evidence.per_datum is not None and count:
-        fit.log_likelihood = np.broadcast_to(evidence.per_datum, (count, len(task.x))).copy()
-    some = max(1, min(count, 50, DRAW_NUMBERS // max(1, task.x.numel())))
-    observed = task.structure.observed[0].name
-    try:
-        with _program.blame(fit.model):
-            simulated = []
-            for d in range(some if count else 0):
-                given = of(globals, d) | {
-                    k: for_program(draws[k][d], s, task.structure) for k, s in local.items() if k in draws
-                }
-                trace = task.program.trace(None, size=len(task.x), parameters=of(theta, d), latents=given)
-                simulated.append(torch.as_tensor(trace.nodes[observed]["value"]).numpy())
-        fit.predictive = np.stack(simulated) if simulated else None
-    except UsageError as error:
-        fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")
 
 
 @contextlib.contextmanager

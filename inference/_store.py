@@ -59,6 +59,8 @@ class Run:
 
 def check_out(out: str | os.PathLike[str]) -> Path:
     """The folder a run shall be written to. Raises `UsageError` when it exists already or cannot be written."""
+    if not isinstance(out, str | os.PathLike):
+        raise UsageError(f"Expected the path of a folder for out, got {out!r}.")
     folder = Path(out)
     if folder.exists():
         raise UsageError(f"'{folder}' exists already; name another folder with --out.")
@@ -77,7 +79,7 @@ def save(fit: Fit, folder: Path) -> Path:
     """Write `fit` to `folder`. If another run took that name meanwhile, a number is added to it."""
     from safetensors.torch import save_file
 
-    from inference._arviz import write_netcdf
+    from inference._netcdf import write_netcdf
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -187,7 +189,7 @@ def load(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder. Raises `UsageError` when it is not one, or was written by a newer version."""
     from safetensors.torch import load_file
 
-    from inference._arviz import read_netcdf
+    from inference._netcdf import read_netcdf
 
     path = Path(folder)
     if not (path / "run.json").is_file():

@@ -29,22 +29,30 @@ WIDE = 100  # columns from which the usual settings are those for images
 WARM_UP = 0.02  # of all steps, of the cosine schedule
 LAST_RATE = 0.005  # of the first rate, at the end of the cosine schedule
 SMALLEST_RATE = 1 / 64  # of the first rate: where a plateau counts as the end
+LEAST_STEPS = 50  # without progress before a rate is halved, however few rows make an epoch
+RISING = 2.0  # standard errors of the slope from which a noisy objective counts as rising
 
 
 @dataclass
 class History:
-    """Objective per datum at each epoch (nats), the learning rate used, and whether progress had stopped."""
+    """Objective per datum at each epoch (nats), the learning rate used, and whether progress had stopped: None where training
+    ended because its schedule did, which says nothing of that."""
 
     objective: np.ndarray  # [epochs]
     lr: np.ndarray  # [epochs]
-    converged: bool
+    converged: bool | None
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [epochs] of the rows kept aside
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a fit says of the end where it cannot say whether training had converged."""
+        return {} if self.converged is not None else {"ended": "the schedule ended"}
 
     def trace(self, name: str) -> dict[str, np.ndarray]:
         """What a fit shows of it."""
         if not len(self.objective):
             return {}
-        out = {name: self.objective, "lr": self.lr}
+        out = {name: self.objective} | ({"lr": self.lr} if len(self.lr) else {})
         return out | ({f"{name}_held_out": self.held_out} if len(self.held_out) else {})
 
 
@@ -93,9 +101,10 @@ def train(
     - `culprit`: says in words what stopped being a number, and where.
 
     `schedule=plateau`: when the smoothed objective (or that of the held-out rows) has not risen by `tol` nats a datum in
-    `patience` epochs the rate is halved, and at 1/64 of the first rate training has converged. `cosine`: the rate falls
-    along a half cosine over all epochs (Loshchilov & Hutter 2017). With rows held out, the parameters of the epoch that was
-    best on them are kept.
+    `patience` epochs, and at least 50 steps, and its noise does not hide such a rise either, the rate is halved; at 1/64 of
+    the first rate training has converged. `cosine`: the rate falls along a half cosine over all epochs (Loshchilov & Hutter
+    2017); where it ends, or a `constant` rate does, is nobody's finding, and `converged` is None, or False where the
+    objective was still rising. With rows held out, the parameters of the epoch that was best on them are kept.
 
     Raises `ArithmeticError` with the step when the objective is not a number, `UsageError` for impossible settings.
     """
@@ -113,9 +122,7 @@ def train(
             loop.run_epoch()
             step(note=f"{loop.seen[-1]:.4f} nats a datum")
         loop.keep_best()
-    return History(
-        np.asarray(loop.seen), np.asarray(loop.rates), loop.done or plan.schedule != "plateau", np.asarray(loop.watched)
-    )
+    return History(np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched))
 
 
 def plan_is_long(plan: Plan, batches: int) -> bool:
@@ -264,10 +271,28 @@ class _Loop:
             self.best = self.smoothed
         if len(self.aside) and figure >= max(self.watched):
             self.best_state = {name: copy.deepcopy(m.state_dict()) for name, m in self.modules.items()}
-        if self.plan.schedule == "plateau" and self.since >= self.plan.patience:
+        batches = -(-len(self.kept) // min(self.plan.batch, len(self.kept)))
+        patience = max(self.plan.patience, -(-LEAST_STEPS // batches))
+        if self.plan.schedule == "plateau" and self.since >= patience and not self._rising(patience):
             self.since, self.rate = 0, self.rate / 2
             self.done = self.rate < self.plan.lr * SMALLEST_RATE
         self.epoch, self.batch = self.epoch + 1, 0
+
+    def _rising(self, epochs: int) -> bool:
+        """Whether the figure of the last epochs rises, beyond its noise, by `tol` in all: the slope of a line."""
+        seen = np.asarray((self.watched if len(self.aside) else self.seen)[-epochs:])
+        if len(seen) < max(4, epochs):
+            return False
+        t = np.arange(len(seen)) - (len(seen) - 1) / 2
+        slope = t @ seen / (t @ t)
+        error = np.sqrt(np.square(seen - seen.mean() - slope * t).sum() / (len(seen) - 2) / (t @ t))
+        return bool(slope * len(seen) > self.plan.tol and slope > RISING * error)
+
+    def converged(self) -> bool | None:
+        """Whether progress had stopped when training did; None where nothing says so."""
+        if self.plan.schedule == "plateau":
+            return self.done
+        return False if self._rising(max(4, len(self.seen) // 4)) else None
 
     @torch.no_grad()
     def _watch(self) -> float:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from zoo._errors import Refusal
+from zoo._latents import by_datum
 from zoo._program import Program
 from zoo._structure import Structure
-from zoo._trace import DRAWS_PLATE, local_log_prob, per_datum
+from zoo._trace import DRAWS_PLATE, is_local, local_log_prob, log_prob, per_datum, sample_nodes
 
 NUMBERS = 2**22  # numbers in the largest temporary; more is slower, for it leaves the cache
 EFFORT = 1_000_000_000  # numbers in all, some twenty seconds of them
+ALL = 0.99  # of the weight: what counts as every weighted draw
 
 
 @dataclass
@@ -42,16 +46,33 @@ def draw(
     With `defensive`, that share of the draws comes from the prior, and the proposal is the mixture of the two (Hesterberg
     1995): a guide that is too sure of itself then cannot hide a part of the posterior. The draws themselves carry no
     gradient.
+
+    The weights' numerator is the program's density with its `poutine.scale` and `mask`. The proposal's density is that of
+    what the draws came from, without either: Pyro draws from a site's distribution, whatever its scale.
     """
-    n, from_prior = len(x), samples if guide is None else round(defensive * samples)
-    pieces, log_guide = [], None
+    guides = [] if guide is None else [guide]
+    return draw_mixture(program, structure, x, guides, samples, defensive if guides else 1.0)
+
+
+def draw_mixture(
+    program: Program, structure: Structure, x: Tensor, guides: Sequence[Any], samples: int, defensive: float
+) -> Draws:
+    """As `draw`, from a mixture of several guides in equal shares, and the prior by the share `defensive`.
+
+    Every component draws its share, and each draw is weighed by the density of the whole mixture (Veach & Guibas 1995): one
+    component that misses a part of the posterior is made good by another that does not.
+    """
+    n, from_prior = len(x), round(defensive * samples)
+    counts = [(samples - from_prior + k) // len(guides) for k in range(len(guides))]
+    pieces, log_guides = [], []
     with torch.no_grad():
-        if samples > from_prior:
-            with draws_plate(structure, samples - from_prior):
-                q = _guide_trace(guide, x, program)
-            pieces.append(_latents(q, samples - from_prior, n, structure))
-            if not from_prior:
-                log_guide = _log_local(q, structure, samples, n)
+        for guide, count in zip(guides, counts, strict=True):
+            if count:
+                with draws_plate(structure, count):
+                    q = _guide_trace(guide, x, program)
+                pieces.append(_latents(q, count, n, structure))
+                if count == samples:
+                    log_guides.append(_log_drawn(q, structure, samples, n))
         if from_prior:
             with draws_plate(structure, from_prior):
                 pieces.append(_latents(program.trace(x), from_prior, n, structure))
@@ -59,18 +80,25 @@ def draw(
     trace = _joint(program, structure, x, values)
     log_p = _log_local(trace, structure, samples, n)
     log_prior = _log_prior(trace, values, structure, samples, n) if from_prior else None
-    if guide is None:
+    if not guides:
         assert log_prior is not None
         return Draws(values, log_p, None, log_prior)
-    if log_guide is None or torch.is_grad_enabled():
-        with draws_plate(structure, samples):
-            q = _guide_trace(pyro.poutine.condition(guide, data=values), x, program)
-        log_guide = _log_local(q, structure, samples, n)
-    proposal = log_guide.detach()
+    if not log_guides or torch.is_grad_enabled():
+        log_guides = []
+        for guide in guides:
+            with draws_plate(structure, samples):
+                q = _guide_trace(pyro.poutine.condition(guide, data=values), x, program)
+            log_guides.append(_log_drawn(q, structure, samples, n))
+    shares = [(g.detach(), count) for g, count in zip(log_guides, counts, strict=True)]
     if log_prior is not None:
-        share = torch.tensor(from_prior / samples, dtype=x.dtype)
-        proposal = torch.logaddexp(proposal + (-share).log1p(), log_prior + share.log())
-    return Draws(values, log_p, log_guide, proposal)
+        shares.append((log_prior, from_prior))
+    return Draws(values, log_p, log_guides[0], _mixed(shares, samples, x.dtype))
+
+
+def _mixed(shares: list[tuple[Tensor, int]], samples: int, dtype: torch.dtype) -> Tensor:
+    """log Σ_k (count_k / samples) q_k of the components' log-densities [samples, n]."""
+    known = [d if c == samples else d + torch.tensor(c / samples, dtype=dtype).log() for d, c in shares if c]
+    return known[0] if len(known) == 1 else torch.stack(known).logsumexp(0)
 
 
 def _guide_trace(guide: Any, x: Tensor, program: Program) -> Any:
@@ -94,12 +122,36 @@ def _log_local(trace: Any, structure: Structure, samples: int, n: int) -> Tensor
 
 
 def _log_prior(trace: Any, values: dict[str, Tensor], structure: Structure, samples: int, n: int) -> Tensor:
+    """What the program's own latents were drawn from: Σ log-density [samples, n], without its scales and masks."""
     total = torch.zeros(())
-    for name, value in values.items():
-        node = trace.nodes[name]
-        log_prob = node["fn"].log_prob(value)
-        total = total + per_datum(node, log_prob, structure.data_dim, structure.max_plate_nesting).detach()
+    for name in values:
+        total = total + drawn_log_prob(trace.nodes[name], structure).detach()
     return _shaped(total, samples, n)
+
+
+def _log_drawn(trace: Any, structure: Structure, samples: int, n: int) -> Tensor:
+    """What a guide's local sites were drawn from [samples, n], without its scales and masks."""
+    total = torch.zeros(())
+    for node in sample_nodes(trace):
+        if is_local(node):
+            total = total + drawn_log_prob(node, structure)
+    return _shaped(total, samples, n)
+
+
+def drawn_log_prob(node: Any, structure: Structure) -> Tensor:
+    """The log-density [..., n] of the distribution that a site is drawn from, at its value: no scale and no mask enters."""
+    plain = dict(node, mask=None, scale=1.0, fn=unmasked(node["fn"]))
+    return per_datum(plain, log_prob(plain), structure.data_dim, structure.max_plate_nesting)
+
+
+def unmasked(fn: Any) -> Any:
+    """A distribution without the masks inside it."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return unmasked(fn.base_dist)
+    if type(fn) is dist.Independent:
+        base = unmasked(fn.base_dist)
+        return fn if base is fn.base_dist else base.to_event(fn.reinterpreted_batch_ndims)
+    return fn
 
 
 @torch.no_grad()
@@ -179,3 +231,46 @@ def log_mean(log_weights: Tensor, groups: int | None = None) -> tuple[Tensor, Te
     estimate = log_weights.logsumexp(0) - torch.tensor(float(S), dtype=log_weights.dtype).log()
     relative = (log_weights - estimate).exp()
     return estimate, (relative.var(0, unbiased=True) / S).sqrt() if S > 1 else torch.full_like(estimate, torch.inf)
+
+
+@torch.no_grad()
+def lone_states(values: dict[str, Tensor], log_weights: Tensor, structure: Structure, x: Tensor) -> Tensor:
+    """Rows [n] whose weighted draws are all in one state of the discrete latents, though not every state was visited.
+
+    There, equal weights only say that nothing else was seen: a rare component (of probability 1e-3, say) that no draw
+    visited may hold most of p(x_i). Slots left over, which stand for no missing entry, make no state.
+    """
+    n = log_weights.shape[1]
+    code, states = torch.zeros_like(log_weights, dtype=torch.long), torch.zeros(n)
+    if not structure.discrete_locals:
+        return torch.zeros(n, dtype=torch.bool)
+    generator = torch.Generator("cpu").manual_seed(0)
+    for site in structure.discrete_locals:
+        value = by_datum(values[site.name], site, structure)
+        value = value.reshape(*code.shape, -1).round().long()  # [samples, n, entries]
+        key = torch.randint(1, 2**40, value.shape[-1:], generator=generator)
+        count: float | Tensor = (
+            math.inf if site.cardinality is None else site.inner * math.log(max(1, site.cardinality))
+        )
+        if site.completes is not None and value.shape[-1]:
+            real = _real_slots(x, site)
+            value = value * real
+            count = real.sum(-1) * (count / real.shape[-1])
+        code, states = code + (value * key).sum(-1), states + count
+    top = code.gather(0, log_weights.argmax(0, keepdim=True))
+    share = (log_weights.softmax(0) * (code == top)).sum(0)
+    alone = (share > ALL) & (states > 0)
+    rows = alone.nonzero()[:, 0]
+    visited = 1 + (code[:, rows].sort(0).values.diff(dim=0) != 0).sum(0)
+    alone[rows] = visited.double().log() < states[rows] - 1e-6
+    return alone
+
+
+def _real_slots(x: Tensor, site: Any) -> Tensor:
+    """Which entries of a site that completes x stand for a missing one [n, entries]; all, where x cannot tell."""
+    entries = site.inner * math.prod(site.event_shape)
+    flat = x.flatten(1).isnan()
+    missing = flat.sum(1) * ~flat.all(1)
+    if int(missing.max()) > entries:
+        missing = torch.full_like(missing, entries)
+    return torch.arange(entries) < missing.unsqueeze(1)

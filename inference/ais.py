@@ -1,9 +1,10 @@
 """Annealed importance sampling: log p(x) of each datum by chains that walk from the prior to the posterior.
 
 Neal 2001. Each chain goes through densities f_β(z) = Σ_a p(a, z) p(x | a, z)^β from β = 0 to 1, the discrete latents a summed
-out at each, and its weight is the product of f's ratios along the way: unbiased for p(x), whatever the number of steps. The
-path and the transitions are those of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo
-(Neal 2011) with a step size for each datum that makes the chains accept 65 % of the time. θ stays as it is.
+out at each, and its weight is the product of f's ratios along the way: unbiased for p(x), whatever the number of steps. Here
+p(a, z) is what the program draws; a scale or mask on the latents anneals with the data. The path and the transitions are those
+of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo (Neal 2011) with a step size for
+each datum that makes the chains accept 65 % of the time. θ stays as it is.
 
 Step sizes that follow the chains they move would bias the weights. They are found beforehand, temperature by temperature, by
 chains of a run of their own, so that those which are weighed go by transitions fixed in advance, each leaving its f_β as it is.
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 
 from inference import _local_density
-from inference._fit import Evidence, Fit
+from inference._estimates import LEAST_DRAWS, Estimates
+from inference._fit import Fit
 from inference._local_density import LocalDensity
 from inference._task import Task
-from inference._weights import log_mean
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
 from zoo._structure import Structure
@@ -52,14 +53,15 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    temperatures: Annotated[int, Limits(least=2)] = 1000,
-    chains: Annotated[int, Limits(least=2)] = 16,
+    temperatures: Annotated[int, Limits(least=2)] = 200,
+    chains: Annotated[int, Limits(least=2)] = 200,
     leapfrog: Count = 10,
 ) -> Fit:
     """log p(x_i) from `chains` weighted chains a datum over `temperatures` steps of β, each of `leapfrog` leapfrog steps.
 
-    The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. Posterior draws
-    are the chains' last states, resampled by their weights.
+    The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. An estimate needs
+    100 effective chains a datum; with fewer, what is claimed is a lower bound (`_estimates`). Posterior draws are the chains'
+    last states, resampled by their weights.
 
     Raises `Refusal` when asked to learn θ.
     """
@@ -243,22 +245,18 @@ class _Chunk:
 
 
 def _result(task: Task, density: LocalDensity, found: list[_Chunk], temperatures: int, chains: int) -> Fit:
-    from inference._arviz import psis
-
-    log_weights = torch.cat([c.log_weights for c in found], 1).double().cpu()
-    estimate, error = log_mean(log_weights)
-    khat, ess = psis(log_weights.numpy())
+    told = Estimates.of(torch.cat([c.log_weights for c in found], 1).cpu())
     acceptance = torch.cat([c.acceptance for c in found])
     return Fit(
         parameters={n: v.detach().cpu().numpy() for n, v in task.program.values().items()},
-        claimed=Evidence.from_per_datum(estimate.numpy(), "estimate", error.numpy()),
+        claimed=told.evidence(),
         draws=_joined([c.draws for c in found], 1),
         means=_joined([c.means for c in found], 0),
         deviations=_joined([c.deviations for c in found], 0),
         probabilities=density.marginals(torch.cat([c.assignments for c in found])),
-        khat=khat if chains >= TAIL else None,
-        ess=ess,
-        warnings=_warnings(ess, khat, acceptance, chains),
+        khat=told.khat.numpy() if chains >= TAIL else None,
+        ess=told.ess.numpy(),
+        warnings=_warnings(told, acceptance, chains),
         notes={
             "temperatures": temperatures,
             "chains": chains,
@@ -271,15 +269,16 @@ def _joined(pieces: list[dict[str, Tensor]], dim: int) -> dict[str, np.ndarray]:
     return {k: torch.cat([p[k] for p in pieces], dim).numpy() for k in pieces[0]}
 
 
-def _warnings(ess: np.ndarray, khat: np.ndarray, acceptance: Tensor, chains: int) -> list[str]:
-    n, out = len(ess), []
-    if few := int((ess < max(1.5, 0.2 * chains)).sum()):
+def _warnings(told: Estimates, acceptance: Tensor, chains: int) -> list[str]:
+    n, out = told.n, []
+    if few := int((told.ess < max(1.5, 0.2 * chains)).sum()):
         out.append(
             f"the evidence of {few} of {n} data rests on fewer than a fifth of their {chains} chains, and is more often too "
             "low than its standard error says; raise temperatures."
         )
-    elif chains >= TAIL and (bad := int((~(khat <= 0.7)).sum())):
-        out.append(f"k-hat is above 0.7 for {bad} of {n} data: their estimates cannot be trusted; raise temperatures.")
+    remedy = "Raise temperatures" + ("." if chains > LEAST_DRAWS else f", and chains above {LEAST_DRAWS}.")
+    if (claim := told.warning("the evidence claimed", remedy)) is not None:
+        out.append(claim)
     if stuck := int((acceptance < 0.2).sum()):
         out.append(f"the chains of {stuck} of {n} data accepted fewer than 20 % of their steps; raise temperatures.")
     return out

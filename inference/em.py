@@ -23,6 +23,7 @@ from zoo._options import Count, NotNegative, Positive
 from zoo._structure import Structure
 
 PLAIN_ITERATIONS = 20
+MOST_NAMED = 3  # components in warnings: more get one line
 
 
 def refusal(structure: Structure) -> str | None:
@@ -224,15 +225,23 @@ def _component(task: Task, assignment: int) -> str:
 def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     out = []
     components = not any(s.completes for s in task.structure.discrete_locals)
-    if climb.counts is not None and task.structure.assignments > 1 and components:
-        for a in (climb.counts < 1).nonzero()[:, 0].tolist():
-            name = _component(task, a)
-            out.append(f"{name} is empty: it holds {float(climb.counts[a]):.2g} of {len(task.x)} data.")
-    for a in sorted(climb.floored):
-        out.append(
-            f"{_component(task, a)} collapsed: a variance rests on the floor, {floor:g} of the data's own; "
-            "ask for fewer components or latents, or priors."
-        )
+    states = task.structure.assignments
+    if climb.counts is not None and states > 1 and components:
+        empty = (climb.counts < 1).nonzero()[:, 0].tolist()
+        if len(empty) > MOST_NAMED:
+            out.append(
+                f"{len(empty):,} of {states:,} components are empty: each holds less than one of {len(task.x)} data."
+            )
+        for a in empty if len(empty) <= MOST_NAMED else ():
+            held = float(climb.counts[a])
+            out.append(f"{_component(task, a)} is empty: it holds {held:.2g} of {len(task.x)} data.")
+    rest = (
+        f"a variance rests on the floor, {floor:g} of the data's own; ask for fewer components or latents, or priors."
+    )
+    if len(climb.floored) > MOST_NAMED:
+        out.append(f"{len(climb.floored):,} of {states:,} components collapsed: in each {rest}")
+    for a in sorted(climb.floored) if len(climb.floored) <= MOST_NAMED else ():
+        out.append(f"{_component(task, a)} collapsed: {rest}")
     if climb.objective and not climb.converged:
         out.append(f"em did not converge in {climb.iterations} iterations; raise max_iter or tol.")
     return out

@@ -225,12 +225,17 @@ def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
     errors = torch.cat([f.errors for f in found])
     binary = [s.name for s in task.structure.local_latents if s.family == "Bernoulli"]
     means = {name: probabilities[name][..., 1] for name in binary}
-    bad = ~(rhat <= MIXED)
+    bad, stuck = ~(rhat <= MIXED), int(np.isinf(rhat).sum())
     warnings = []
     if bad.any():
+        remedy = "raise sweeps."
+        if stuck:
+            remedy += (
+                f" The chains of {stuck} stand still, each at its own state: more sweeps may not bring them together."
+            )
         warnings.append(
-            f"R-hat is above {MIXED} for {bad.sum()} of {len(rhat)} data: their chains do not agree yet, and what they say "
-            "cannot be trusted; raise sweeps."
+            f"R-hat is above {MIXED} for {bad.sum()} of {len(rhat)} data: their chains do not agree, and what they say "
+            f"cannot be trusted; {remedy}"
         )
     return Fit(
         parameters={n: v.detach().cpu().numpy() for n, v in task.program.values().items()},

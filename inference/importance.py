@@ -3,14 +3,14 @@
 Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each datum's mode) and
 `sequential` (a particle filter through the missing entries of an autoregressive distribution). θ is learned by the
 importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of reweighted
-wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate; k-hat above 0.7 says that it cannot be trusted (Vehtari
-et al. 2024).
+wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every datum can be trusted, and
+otherwise a lower bound (`_estimates`; Vehtari et al. 2024).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _elbo, _local_density, _mode_guide, _newton, _particles, _weights
-from inference._fit import Evidence, Fit
+from inference import _all_modes, _elbo, _local_density, _mode_guide, _particles, _weights
+from inference._estimates import Estimates
+from inference._fit import Fit
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, Plan, Schedule, train, usual
@@ -131,12 +132,12 @@ def _check_laplace(task: Task) -> None:
 
 @torch.no_grad()
 def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
-    """Each datum's Laplace Gaussian, as a guide."""
+    """Each datum's Laplace Gaussian, or the mixture of those at its modes, as a guide."""
     density = _local_density.LocalDensity(task.program, task.structure, task.x)
     if (reason := _mode_guide.refusal(density)) is not None:
         raise Refusal(reason)
     with task.progress("importance: modes", len(task.x)) as step:
-        return _mode_guide.ModeGuide(density, _newton.modes(density, step=step))
+        return _mode_guide.ModeGuide(density, _all_modes.all_modes(density, step=step))
 
 
 @dataclass(frozen=True)
@@ -158,50 +159,65 @@ class _Estimator:
 
 
 def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Callable[..., None]) -> Fit:
-    from inference._arviz import psis
-
     structure, N = task.structure, len(task.x)
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
-    estimate, error, khat, size = (torch.empty(N, dtype=torch.float64) for _ in range(4))
+    parts: list[Estimates] = []
     kept: dict[str, Tensor] = {}
     bits = {s.name: torch.empty(N, *s.event_shape) for s in structure.local_latents if s.completes and s.discrete}
     for rows in _weights.chunks(task.x, how.samples):
         drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
-        estimate[rows], error[rows] = _weights.log_mean(log_w, how.filters)
-        khat[rows], size[rows] = map(torch.as_tensor, psis(log_w.numpy()))
-        chosen = torch.multinomial(log_w.softmax(0).mT, task.draws, replacement=True).mT  # [draws, rows]
+        parts.append(
+            Estimates.of(log_w, how.filters, _weights.lone_states(drawn.values, log_w, structure, task.x[rows]))
+        )
+        share = _shares(log_w)
+        chosen = torch.multinomial(share.mT, task.draws, replacement=True).mT  # [draws, rows]
         for site in structure.local_latents:
             values = by_datum(drawn.values[site.name], site, structure)
             if site.name not in kept:
                 kept[site.name] = values.new_empty(task.draws, N, *values.shape[2:])
             kept[site.name][:, rows] = values[chosen, torch.arange(log_w.shape[1])]
             if site.name in bits:
-                bits[site.name][rows] = torch.einsum("sn,snm->nm", log_w.softmax(0), values)
+                bits[site.name][rows] = torch.einsum("sn,snm->nm", share, values)
         step(log_w.shape[1])
+    found = _settled(task, Estimates.joined(parts))
     return Fit(
         parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
-        claimed=Evidence.from_per_datum(estimate.numpy(), "estimate", error.numpy()),
+        claimed=found.evidence(),
         draws={n: v.numpy() for n, v in kept.items()},
         probabilities={n: torch.stack([1 - v, v], -1).numpy() for n, v in bits.items()},
-        khat=khat.numpy(),
-        ess=size.numpy(),
+        khat=found.khat.numpy(),
+        ess=found.ess.numpy(),
         trace=history.trace("bound_per_datum"),
-        converged=history.converged,
-        warnings=_warnings(khat, how, history),
+        converged=False if bool(found.doubtful.any()) else history.converged,
+        warnings=_warnings(found, how, history),
         notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
+        | history.notes
         | ({} if how.filters is None else {"filters": how.filters}),
         guide=guide,
     )
 
 
-def _warnings(khat: Tensor, how: _Estimator, history: History) -> list[str]:
-    out = []
-    if bad := int((~(khat <= 0.7)).sum()):
-        out.append(
-            f"k-hat is above 0.7 for {bad} of {len(khat)} data: with proposal={how.proposal} their estimates cannot be "
-            "trusted."
-        )
-    if not history.converged:
+def _shares(log_w: Tensor) -> Tensor:
+    """The weights of each row as shares [samples, n]; equal ones where a row's draws all have none."""
+    lost = ~log_w.amax(0).isfinite()
+    return log_w.masked_fill(lost, 0.0).softmax(0) if bool(lost.any()) else log_w.softmax(0)
+
+
+def _settled(task: Task, found: Estimates) -> Estimates:
+    """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
+    if task.structure.exact == "no" or not bool(found.alone.any()):
+        return found
+    lacks = task.exact.per_datum().double() - found.log_mean
+    return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))
+
+
+def _warnings(found: Estimates, how: _Estimator, history: History) -> list[str]:
+    remedy = (
+        "Take more samples, or another proposal than {}: ais, or `zoo infer RUN --method importance` at a fitted θ."
+    )
+    claim = found.warning("the evidence claimed", remedy.format(f"proposal={how.proposal}"))
+    out = [] if claim is None else [claim]
+    if history.converged is False:
         out.append("importance did not converge: the bound was still rising; raise epochs or tol.")
     return out

@@ -4,11 +4,15 @@ Hoffman et al. 2013; Kingma & Welling 2014. The guide is derived from the struct
 can be enumerated are summed out under it, so that their ELBO has no sampling noise; `particles=K` climbs the
 importance-weighted bound (Burda, Grosse & Salakhutdinov 2016). What it claims is a lower bound. A program without latents
 is learned by maximum likelihood, and its log p(x) is exact.
+
+Where a few data have global latents, single draws are too noisy to tell where the bound stops rising: there the draws are
+held fixed, and L-BFGS climbs (`_climb`). k-hat, for each datum and for the globals, says how near q is (Yao et al. 2018).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
@@ -17,9 +21,11 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _elbo, _weights
+from inference import _climb, _elbo, _nearness, _weights
 from inference._coordinates import Coordinates, bijection
 from inference._fit import Evidence, Fit, GlobalGaussian
+from inference._fixed_draws import FixedDraws
+from inference._nearness import Nearness
 from inference._start import Start, begin
 from inference._task import Task
 from inference._training import History, Plan, Schedule, train, usual
@@ -30,6 +36,11 @@ from zoo._structure import Structure
 from zoo._trace import local_log_prob
 
 BOUND_DRAWS = 200
+FIXED_BOUND_DRAWS = 1024  # where they go side by side
+FEW = 2**18  # numbers in one draw of the whole program, up to which L-BFGS is the usual way
+FEW_GLOBAL = 2**21  # the same without local latents
+EPOCHS, STEPS = 1000, 5000
+Optimizer = Literal["auto", "adam", "lbfgs"]
 
 
 def refusal(structure: Structure) -> str | None:
@@ -43,7 +54,7 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    epochs: Count = 1000,
+    epochs: Count | None = None,
     batch: Count | None = None,
     lr: Positive | None = None,
     tol: Positive = 1e-4,
@@ -51,23 +62,29 @@ def fit(
     guide: str = "amortized",
     hidden: tuple[Count, ...] | None = None,
     guide_covariance: guides.Covariance = "diagonal",
+    optimizer: Optimizer = "auto",
     schedule: Schedule = "plateau",
     patience: Count = 10,
     held_out: Annotated[float, Limits(least=0, below=1)] = 0.0,
     clip: Positive = 1000.0,
     start: Start = "auto",
 ) -> Fit:
-    """Climb the bound for `epochs` epochs, or until it stops rising by `tol` nats a datum.
+    """Climb the bound for `epochs` epochs, or until it stops rising.
 
+    - `epochs`: when None 1000, and at least 5000 steps; of L-BFGS, iterations.
     - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
       program with networks of its own is learned at 0.002.
       A batch larger than the data means all of them.
+    - `tol`: the rise of the bound that counts as one, nats a datum; of Adam.
     - `particles`: draws a datum of the importance-weighted bound; 1 is the ELBO.
     - `guide`: `amortized`, `mean_field` or `file.py:callable`; `guide_covariance` and `hidden` are for the first two.
+    - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws of all data. `auto` is `lbfgs` where there are global
+      latents and few data, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
     - `clip`: the largest norm of a step's gradient (nats a datum).
     """
+    adams = batch is not None or lr is not None or schedule != "plateau" or held_out > 0
     batch, lr, hidden = usual(task, batch, lr, hidden)
     latents = bool(task.structure.local_latents or task.structure.global_latents)
     if particles > 1 and task.structure.global_latents:
@@ -83,32 +100,115 @@ def fit(
         options = {"hidden": hidden, "covariance": guide_covariance}
         q = task.guide or guides.make(guide, task.structure, task.x, globals, bijections, **options)
     objective = _elbo.objective(task, q, particles)
-    modules: dict[str, torch.nn.Module] = ({"program": task.program} if task.learn else {}) | (
-        {} if q is None else {"guide": q}
-    )
-    plan = Plan(epochs, batch, lr, tol, schedule, patience, clip, held_out)
-    with task.progress("svi", epochs) as step, pyro.validation_enabled(False):
-        history = train(
-            task, modules, objective, plan, step=step, culprit=lambda rows, x: _elbo.culprit(task, q, rows, x)
-        )
-        claimed = _bound(task, q, particles, objective)
-    return _result(task, q, claimed, particles, history, list(globals))
+    steps = -(-len(task.x) // batch)
+    plan = Plan(epochs or max(EPOCHS, -(-STEPS // steps)), batch, lr, tol, schedule, patience, clip, held_out)
+    fixed = _fixed_draws(task, q, particles, optimizer)
+    few = fixed is not None and fixed.width <= (FEW if task.structure.local_latents else FEW_GLOBAL)
+    found = _Found(task, q, particles, objective, list(globals), fixed)
+    with task.progress("svi", plan.epochs) as step, pyro.validation_enabled(False):
+        if fixed is not None and (optimizer == "lbfgs" or (optimizer == "auto" and few and not adams)):
+            found.climb(plan.epochs, step)
+        else:
+            found.train(plan, few, step)
+        return found.fit()
+
+
+def _fixed_draws(task: Task, guide: Any, particles: int, optimizer: Optimizer) -> FixedDraws | None:
+    """The bound with its draws held fixed, where that can be had and there is reason to."""
+    asked = optimizer == "lbfgs"
+    if not (asked or task.structure.global_latents):
+        return None
+    why = "the program has no latents" if guide is None else ""
+    why = why or ("particles are drawn at every step" if particles > 1 else "")
+    why = why or ("each epoch has a binarisation of its own" if task.intensities is not None else "")
+    if not why:
+        try:
+            return FixedDraws(task, guide)
+        except NotImplementedError as error:
+            why = str(error)
+    if asked:
+        raise Refusal(f"optimizer=lbfgs climbs on draws that are held fixed, and here {why}: take optimizer=adam")
+    return None
+
+
+@dataclass
+class _Found:
+    """A guide and a program, and how they come to fit."""
+
+    task: Task
+    guide: Any
+    particles: int
+    objective: _elbo.Objective
+    globals: list[str]
+    fixed: FixedDraws | None
+    effort: float = 0.0  # how often the program was run on all data, roughly
+
+    def __post_init__(self) -> None:
+        self.modules: dict[str, torch.nn.Module] = {"program": self.task.program} if self.task.learn else {}
+        self.modules |= {} if self.guide is None else {"guide": self.guide}
+        self.history = History(np.zeros(0), np.zeros(0), True)
+        self.outcome: _climb.Outcome | None = None
+
+    def climb(self, iterations: int, step: Any) -> None:
+        """By L-BFGS on fixed draws."""
+        assert self.fixed is not None
+        self.outcome = out = _climb.climb(self.task, self.guide, self.modules, self.fixed, iterations, step)
+        self.effort = 3.0 * len(out.trace) * _climb.FIRST
+        self.history = History(np.asarray(out.trace) / len(self.task.x), np.zeros(0), out.converged)
+
+    def train(self, plan: Plan, few: bool, step: Any) -> None:
+        """By Adam on mini-batches."""
+        if self.fixed is not None:
+            _climb.scales_from_curvature(self.fixed, self.guide, torch.Generator().manual_seed(self.task.seed))
+        blame = lambda rows, x: _elbo.culprit(self.task, self.guide, rows, x)  # noqa: E731
+        self.history = train(self.task, self.modules, self.objective, plan, step=step, culprit=blame)
+        self.effort = 3.0 * len(self.history.objective) * self.particles
+        if self.task.structure.global_latents and self.history.converged:
+            self.history.converged = _climb.stationary(self.task, self.guide, self.objective)
+
+    def fit(self) -> Fit:
+        """What came of it."""
+        task, nearness = self.task, Nearness()
+        if self.guide is None:
+            claimed = _log_likelihood(task)
+        elif task.structure.global_latents:
+            values = self._draws_of_the_bound()
+            claimed = Evidence(float(values.mean()), float(values.std() / len(values) ** 0.5), "lower bound")
+            _nearness.of_globals(task, self.guide, values, self.effort, nearness)
+            gaussian = _global_gaussian(task, self.guide, self.globals)
+            if gaussian is not None:
+                point = gaussian.coordinates.unflatten(gaussian.mean)
+                _nearness.of_locals(task, self.guide, point, self.effort, nearness)
+        else:
+            claimed = _bound(task, self.guide, self.particles, nearness)
+        if claimed.per_datum is not None:
+            claimed = claimed.plus(task.outside({}))
+        return _result(self, claimed, nearness)
+
+    @torch.no_grad()
+    def _draws_of_the_bound(self) -> Tensor:
+        """The bound by independent draws [draws], nats in total."""
+        if self.fixed is not None and self.fixed.width * FIXED_BOUND_DRAWS <= _weights.EFFORT:
+            generator = torch.Generator().manual_seed(self.task.seed)
+            return self.fixed.all_values(self.fixed.draw(FIXED_BOUND_DRAWS, generator, plain=True)).double()
+        values = [float(self.objective(slice(None), self.task.x)) for _ in range(BOUND_DRAWS)]
+        return torch.tensor(values, dtype=torch.float64) * len(self.task.x)
 
 
 @torch.no_grad()
-def _bound(task: Task, guide: Any, particles: int, objective: _elbo.Objective) -> Evidence:
+def _log_likelihood(task: Task) -> Evidence:
+    """log p(x) of a program without latents."""
+    parts = [task.x[r] for r in _weights.chunks(task.x, 1)]
+    data_dim = task.structure.data_dim
+    exact = [local_log_prob(task.program.trace(x), data_dim, len(x)).reshape(len(x)) for x in parts]
+    return Evidence.from_per_datum(torch.cat(exact).numpy(), "exact")
+
+
+@torch.no_grad()
+def _bound(task: Task, guide: Any, particles: int, nearness: Nearness) -> Evidence:
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
-    if guide is None:
-        parts = [task.x[r] for r in _weights.chunks(task.x, 1)]
-        data_dim = task.structure.data_dim
-        exact = [local_log_prob(task.program.trace(x), data_dim, len(x)).reshape(len(x)) for x in parts]
-        return Evidence.from_per_datum(torch.cat(exact).numpy(), "exact")
-    if task.structure.global_latents:
-        whole = range(BOUND_DRAWS)
-        values = torch.tensor([float(objective(slice(None), task.x)) for _ in whole], dtype=torch.float64) * len(task.x)
-        return Evidence(float(values.mean()), float(values.std() / BOUND_DRAWS**0.5), "lower bound")
     if task.structure.exact == "enumerable" and particles == 1:
-        return Evidence.from_per_datum(enumerated_bound(task, guide).numpy(), "lower bound")
+        return Evidence.from_per_datum(enumerated_bound(task, guide, nearness).numpy(), "lower bound")
     times = max(10, _weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
     for rows in _weights.chunks(task.x, times * particles):
@@ -116,10 +216,11 @@ def _bound(task: Task, guide: Any, particles: int, objective: _elbo.Objective) -
         log_w = _weights.draw(task.program, task.structure, x, at(guide, rows), times * particles).log_weights
         bound = _weights.log_mean(log_w.reshape(particles, times, len(x)))[0]
         value[rows], se[rows] = bound.mean(0), bound.std(0) / times**0.5
+        nearness.add(log_w)
     return Evidence.from_per_datum(value.numpy(), "lower bound", se.numpy())
 
 
-def enumerated_bound(task: Task, guide: Any) -> Tensor:
+def enumerated_bound(task: Task, guide: Any, nearness: Nearness | None = None) -> Tensor:
     """Σ_a q(a | x_i) [log p(x_i, a) − log q(a | x_i)] [N], nats: no sampling noise."""
     exact = task.exact
     views, _ = exact.views()
@@ -127,6 +228,8 @@ def enumerated_bound(task: Task, guide: Any) -> Tensor:
     for rows in exact.chunks():
         joint, log_q = exact.log_joint(rows, views), log_guide(task, guide, rows)
         out.append(torch.where(log_q.exp() > 0, log_q.exp() * (joint - log_q), torch.zeros_like(joint)).sum(1))
+        if nearness is not None:
+            nearness.add(_nearness.of_assignments(joint, log_q))
     return torch.cat(out)
 
 
@@ -149,7 +252,8 @@ def _global_gaussian(task: Task, guide: Any, names: list[str]) -> GlobalGaussian
 
 
 @torch.no_grad()
-def _result(task: Task, guide: Any, claimed: Evidence, particles: int, history: History, names: list[str]) -> Fit:
+def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
+    task, guide, history, names = found.task, found.guide, found.history, found.globals
     gaussian = None if guide is None else _global_gaussian(task, guide, names)
     draws: dict[str, np.ndarray] = {}
     parameters = {n: v.detach() for n, v in task.program.values().items()}
@@ -164,19 +268,48 @@ def _result(task: Task, guide: Any, claimed: Evidence, particles: int, history: 
         if task.structure.exact == "enumerable":
             log_q = torch.cat([log_guide(task, guide, rows) for rows in task.exact.chunks()])
             probabilities = {n: v.numpy() for n, v in task.exact.marginals(log_q.exp()).items()}
-    warnings = [] if history.converged else ["svi did not converge: the bound was still rising; raise epochs or tol."]
+    notes = {"epochs": len(history.objective), "particles": found.particles} | history.notes | _climbed(found.outcome)
+    if nearness.of_globals is not None:
+        notes["khat_of_globals"] = nearness.of_globals
     return Fit(
         parameters={n: v.numpy() for n, v in parameters.items()},
         claimed=claimed,
         draws=draws,
         probabilities=probabilities,
+        khat=nearness.khat,
+        ess=nearness.ess,
         trace=history.trace("elbo_per_datum" if guide is not None else "log_likelihood_per_datum"),
         converged=history.converged,
-        warnings=warnings,
-        notes={"epochs": len(history.objective), "particles": particles},
+        warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.exact != "no")],
+        notes=notes,
         guide=guide,
         global_gaussian=gaussian,
     )
+
+
+def _climbed(outcome: _climb.Outcome | None) -> dict[str, Any]:
+    """What a climb on fixed draws has to tell: how many draws, and what twice as many gained (nats)."""
+    if outcome is None:
+        return {"optimizer": "adam"}
+    return {"optimizer": "lbfgs", "draws": outcome.draws, "gain_of_twice_the_draws": outcome.gain}
+
+
+def _not_converged(found: _Found) -> list[str]:
+    """One sentence where the bound is not known to be at its best."""
+    out = found.outcome
+    if found.history.converged is not False:
+        return []
+    if out is not None and out.gain is not None and out.lacks is not None and out.lacks > abs(out.gain):
+        return [
+            f"svi did not converge: the encoder reaches {out.lacks:.2f} nats less than a q of its own for each datum; take "
+            "guide=mean_field, or a larger hidden."
+        ]
+    if out is not None and out.gain is not None:
+        return [
+            f"svi did not converge: twice the draws still changed the bound by {out.gain:+.2f} nats; raise epochs, or take "
+            "another start or seed."
+        ]
+    return ["svi did not converge: the bound was still rising; raise epochs or tol."]
 
 
 def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:

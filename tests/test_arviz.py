@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from inference._arviz import psis, read_netcdf, to_datatree, write_netcdf
+from inference._arviz import psis, to_datatree
 from inference._fit import Evidence, Fit
+from inference._netcdf import read_netcdf, write_netcdf
 
 
 def mean_and_se(values) -> tuple[float, float]:
@@ -236,7 +237,7 @@ def a_fit(draws: int = 60, n: int = 5, /, **changes) -> Fit:
         "x": x,
         "columns": ("eruptions", "température"),
         "labels": np.array(["a", "é"] * n)[:n],
-        "predictive": rng.normal(size=(draws, n, 2)),
+        "predictive": {"x": rng.normal(size=(draws, n, 2))},
         "log_likelihood": rng.normal(size=(draws, n)) / 10 - 3,
         "model": "gmm",
         "data": "faithful",
@@ -310,7 +311,7 @@ def test_names_and_shapes_that_need_care():
             draws={"b": np.ones((60, 5), dtype=bool)},
             local_sites=("b",),
             x=np.zeros((5, 4, 4)),
-            predictive=np.zeros((60, 5, 4, 4)),
+            predictive={"x": np.zeros((60, 5, 4, 4))},
             columns=(),
             trace={"iteration": np.array([0, 10, 20]), "loss": np.zeros(3)},
         )
@@ -357,7 +358,7 @@ def test_the_filter_for_certain_draws_does_not_pile_up():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1.0, 1e4])
-def test_loo_of_a_point_is_the_plug_in_log_likelihood(dtype, size):
+def test_loo_of_rows_that_no_draw_changes_is_their_log_likelihood(dtype, size):
     """ArviZ alone raises on a log likelihood that no draw changes; row 0 is a datum without an entry."""
     per_datum = (size * np.random.default_rng(11).normal(size=272)).astype(dtype)
     per_datum[0] = 0
@@ -437,7 +438,7 @@ def test_attributes_round_trip(tmp_path):
 
 def test_the_file_is_closed_and_large_arrays_are_compressed(tmp_path):
     path = tmp_path / "fit.nc"
-    tree = to_datatree(a_fit(2000, 50, draws={"z": np.zeros((2000, 50))}, predictive=None, log_likelihood=None))
+    tree = to_datatree(a_fit(2000, 50, draws={"z": np.zeros((2000, 50))}, predictive={}, log_likelihood=None))
     write_netcdf(tree, path)
     assert path.stat().st_size < tree["posterior/z"].nbytes / 5
     back = read_netcdf(path)
@@ -464,7 +465,7 @@ def test_any_shape_has_a_tree_and_comes_back(tmp_path_factory, draws, n, event, 
         n,
         x=rng.normal(size=(n, *event)),
         columns=tuple("abc")[: event[0]] if columns and len(event) == 1 else (),
-        predictive=rng.normal(size=(draws, n, *event)),
+        predictive={"x": rng.normal(size=(draws, n, *event))},
         log_likelihood=log_likelihood,
         draws={"z": rng.integers(0, 2, size=(draws, n)), "w": rng.normal(size=(draws, *event))},
     )

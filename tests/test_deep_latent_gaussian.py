@@ -91,7 +91,7 @@ def test_every_option_runs_bounds_and_simulates(options):
     fit = run("deep_latent_gaussian", WINE[:40], "svi", epochs=3, latents=2, **{"hidden": (8,), **options})
     slack = 4 * math.hypot(fit.claimed.se, fit.verified.se)
     assert fit.claimed.value <= fit.verified.value + slack
-    assert fit.predictive.shape[1:] == (40, 13)
+    assert fit.predictive["x"].shape[1:] == (40, 13)
 
 
 # ---- images of digits -----------------------------------------------------------------------------------------------------

@@ -322,7 +322,7 @@ def test_the_same_seed_gives_the_same_bits():
     for name in one.parameters:
         assert np.array_equal(one.parameters[name], two.parameters[name])
     assert np.array_equal(one.draws["z"], two.draws["z"])
-    assert np.array_equal(one.predictive, two.predictive)
+    assert np.array_equal(one.predictive["x"], two.predictive["x"])
     assert not np.array_equal(one.draws["z"], other.draws["z"])
 
 
@@ -336,7 +336,7 @@ def test_one_component_is_the_sample_mean_and_covariance():
 def test_as_many_components_as_rows():
     fit = run("gmm", np.random.default_rng(8).normal(size=(5, 2)), "em", components=5)
     assert np.isfinite(fit.claimed.value)
-    assert len([w for w in fit.warnings if "collapsed" in w]) == 5
+    assert next(w for w in fit.warnings if "collapsed" in w).startswith("5 of 5 components collapsed")
 
 
 @pytest.mark.parametrize(
@@ -379,12 +379,12 @@ def test_probabilities_and_draws_are_the_posterior():
 
 def test_posterior_predictive_data_look_like_the_data():
     fit = run("gmm", "faithful", "em")
-    assert fit.predictive.shape[1:] == (272, 2)
-    pooled = fit.predictive.reshape(-1, 2)
-    se = FAITHFUL.std(0) / np.sqrt(len(fit.predictive) * 272)
+    assert fit.predictive["x"].shape[1:] == (272, 2)
+    pooled = fit.predictive["x"].reshape(-1, 2)
+    se = FAITHFUL.std(0) / np.sqrt(len(fit.predictive["x"]) * 272)
     assert np.all(np.abs(pooled.mean(0) - FAITHFUL.mean(0)) < 5 * se)
     # conditional on the drawn z, each row's simulated waiting time follows the row's own component
-    assert np.corrcoef(fit.predictive.mean(0)[:, 1], FAITHFUL[:, 1])[0, 1] > 0.8
+    assert np.corrcoef(fit.predictive["x"].mean(0)[:, 1], FAITHFUL[:, 1])[0, 1] > 0.8
 
 
 def test_a_row_with_nothing_observed_is_carried_along():

@@ -284,6 +284,40 @@ def neighbours(x=None, size=None):
         return pyro.sample("x", dist.Normal(z.tanh().unsqueeze(-1) + x.mean(), 1.0).to_event(1), obs=x)
 
 
+def test_a_program_without_parameters_is_exact():
+    def fixed(x=None, size=None):
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = z.unsqueeze(-1).expand(*z.shape, 2)
+            return pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    x = np.random.default_rng(2).normal(size=(50, 2))
+    fit = run(fixed, x, "laplace")
+    truth = stats.multivariate_normal([0, 0], [[2, 1], [1, 2]]).logpdf(x).sum()
+    assert fit.claimed.kind == "exact" and fit.claimed.value == pytest.approx(truth, rel=1e-10)
+    assert fit.converged and fit.draws["z"].shape[1:] == (50,)
+
+
+def test_locals_are_drawn_given_each_draw_of_the_globals():
+    """z | μ, τ, x is normal in closed form: draws of z, standardised by their own (μ, τ), are standard normal."""
+
+    def two_levels(x=None, size=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfNormal(10.0))
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal((mu + tau * z).unsqueeze(-1), 4.0).to_event(1), obs=x)
+
+    x = np.random.default_rng(3).normal(3.0, 6.0, (8, 1))
+    draws = run(two_levels, x, "laplace").draws
+    mu, tau = draws["mu"].reshape(-1, 1), draws["tau"].reshape(-1, 1)
+    variance = 1 / (1 + tau**2 / 16)
+    standard = (draws["z"] - variance * tau * (x[:, 0] - mu) / 16) / np.sqrt(variance)
+    count = standard.size
+    assert abs(standard.mean()) < 4 / np.sqrt(count) and abs(standard.std() - 1) < 4 / np.sqrt(2 * count)
+    assert abs(np.corrcoef(standard[:, 0], mu[:, 0])[0, 1]) < 4 / np.sqrt(len(mu))
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------------
 
 

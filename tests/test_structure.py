@@ -250,15 +250,27 @@ def test_nothing_observed():
 
 
 def test_an_observation_of_another_shape_than_its_distribution():
-    """The data are a table [n, 1]; a program for [n] values would pair every row with every other."""
+    """A program for [n] values would pair every row of a table with every other."""
 
     def scalar(x=None, size=None):
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
-    for width in (1, 3):
-        said = refused(scalar, np.ones((6, width)))
-        assert "'x'" in said and "shape" in said and "'scalar'" in said
+    said = refused(scalar, np.ones((6, 3)))
+    assert "'x'" in said and "shape" in said and "'scalar'" in said
+
+
+def test_an_observation_that_broadcasts_over_the_event_is_refused():
+    """One entry that stands for three would count three times."""
+
+    def wide(x=None, size=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x)
+
+    for n in (1, 3, 6):
+        assert f"values of shape ({n}, 1), and its distribution has the shape ({n}, 3)" in refused(
+            wide, np.ones((n, 1))
+        )
 
 
 def test_a_program_that_raises_says_where(tmp_path):

@@ -67,8 +67,9 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("ZOO_DEBUG"):
                 raise
             what = str(error).strip() or type(error).__name__
-            named = what if isinstance(error, ArithmeticError | OSError) else f"{type(error).__name__}: {what}"
-            _fail(f"{named}\nThis should not happen; ZOO_DEBUG=1 shows where it did.", 1)
+            if isinstance(error, OSError | MemoryError) or type(error) is ArithmeticError:  # ours, or the machine's
+                _fail(what, 1)
+            _fail(f"{type(error).__name__}: {what}\nThis should not happen; ZOO_DEBUG=1 shows where it did.", 1)
 
     return wrapped
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo._errors import UsageError
 from zoo._program import Program, blame
-from zoo._trace import DATA_PLATE, is_local, sample_nodes
+from zoo._trace import DATA_PLATE, is_local, sample_nodes, shape_fits
 
 
 def check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
@@ -81,6 +81,7 @@ def _rows_at_once(x: Tensor, matrices: bool) -> int:
 def _check_rows(program: Program, x: Tensor, start: int) -> None:
     with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
         trace = program.trace(x)
+    latents = any(not node["is_observed"] for node in sample_nodes(trace))
     for node in sample_nodes(trace):
         if not node["is_observed"] or not isinstance(node["value"], Tensor):
             continue
@@ -89,7 +90,7 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         ok = torch.as_tensor(fn.support.check(value))
         dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
         if bool(ok.all()):
-            _check_density(program, node, dim, start)
+            _check_density(program, node, dim, start, x, latents)
             continue
         row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
         axis = dim - len(fn.event_shape)
@@ -100,15 +101,21 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         )
 
 
-def _check_density(program: Program, node: Any, dim: int, start: int) -> None:
+def _check_density(program: Program, node: Any, dim: int, start: int, x: Tensor, latents: bool) -> None:
     """A density that is not a number: the program computes with an entry of x that is not observed, say."""
     with blame(program.name), pyro.validation_enabled(False):
         bad = node["fn"].log_prob(node["value"]).isnan()
     if bad.any():
         row = int(bad.nonzero()[0, dim]) if bad.dim() else 0
+        where = f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row}"
+        if bool(x[row].isnan().any()):
+            raise UsageError(
+                f"{where} (counting from 0): does it compute with an entry of x that is missing there? Only what a site "
+                "observes may be missing."
+            )
+        cause = "for some values of its latents" if latents else "at the values its parameters start from"
         raise UsageError(
-            f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row} (counting from 0): "
-            "does it compute with an entry of x that is missing there? Only what a site observes may be missing."
+            f"{where} (counting from 0) {cause}, though nothing is missing there: see what it is computed from."
         )
 
 
@@ -169,10 +176,7 @@ def _check_shape(program: Program, node: Any) -> None:
     """An observed value must have the shape of its distribution: else every row would meet every other."""
     fn, value = node["fn"], node["value"]
     whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
-    try:
-        fits = torch.broadcast_shapes(value.shape, whole) == whole
-    except RuntimeError:
-        fits = False
+    fits = shape_fits(node)
     if not fits:
         raise UsageError(
             f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
@@ -184,4 +188,16 @@ def plain(constraint: Any) -> str:
     """A support or constraint in words."""
     if type(constraint).__name__ == "_IndependentConstraint":
         constraint = constraint.base_constraint
+    bounds = {k: v for k, v in vars(constraint).items() if k in ("lower_bound", "upper_bound")}
+    if any(isinstance(v, Tensor) for v in bounds.values()):
+        shown = ", ".join(f"{k.replace('_', '')}={_bound(v)}" for k, v in bounds.items())
+        return f"{type(constraint).__name__.replace('_', '')}({shown})"
     return str(constraint).removesuffix("()").replace("_", "")
+
+
+def _bound(value: Any) -> str:
+    """A bound that is the same for all as a number."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    first = value.reshape(-1)[0]
+    return f"{float(first):g}" if bool((value == first).all()) else "varying"

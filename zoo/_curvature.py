@@ -56,6 +56,8 @@ def quadratic(
     joint = joint_values(by_name, discrete, data_dim, depth)
     rows = probe[torch.linspace(0, len(probe) - 1, min(len(probe), CURVATURE_ROWS)).long()].nan_to_num(0.0).double()
     change, concave = curvature_change(_in_double(program), rows, layout, joint, assignments, data_dim, by_name)
+    if lost := [n for n in change if reading.sites[n].degree == 0]:
+        return "no", f"at site '{lost[0]}' an operation on the latents {shown} cannot be followed", math.inf
     worst = max(change, key=lambda name: change[name])
     family = family_name(by_name[worst]["fn"])
     if not change[worst] <= CURVATURE_TOLERANCE:
@@ -148,8 +150,9 @@ def curvature_change(
             if not is_local(node):
                 continue
             value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim, layout.depth)
-            if value.requires_grad:
-                out[node["name"]] = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
+            changed = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
+            if changed is not None:
+                out[node["name"]] = changed
                 total = total + value
         return out, L > LARGEST_HESSIAN or _is_concave(total, z)
 
@@ -178,11 +181,14 @@ def _prior(program: Program, rows: Tensor, layout: Layout, seed: int) -> Tensor:
 
 def _from_quadratic(
     value: Tensor, z: Tensor, rows: Tensor, shape: tuple[int, ...], generator: torch.Generator
-) -> float:
+) -> float | None:
+    """How far the value is from a quadratic in z, relative; None where it does not depend on z."""
+    if not value.requires_grad:
+        return None
     T, A, n, L = shape
     (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
     if gradient is None:
-        return 0.0
+        return None
     points = z.detach().reshape(shape)
     steps = points - points[:1]  # from the first point to each
     worst = 0.0

@@ -9,13 +9,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo._catalogue import PARTS, SETS, SHA256, URLS
+from zoo._columns import is_frame
 from zoo._errors import UsageError, unknown
 from zoo._files import SUFFIXES, Raw, as_float, from_array, from_csv, from_numpy, near_files
 
@@ -50,7 +51,7 @@ def load(
     """Load a data set and prepare it, in the order rows, binarize, standardize, missing.
 
     spec: a name of the catalogue, with a part after a colon where the set has parts (``mnist:test``); a .csv,
-        .npy or .npz file; or an array [n, ...], where [n] is taken as [n, 1].
+        .npy or .npz file; a data frame; or an array [n, ...], where [n] is taken as [n, 1].
     rows: keep a random subset of this many rows, in their own order.
     binarize: ``fixed`` draws each entry once from Bernoulli(intensity); ``dynamic`` leaves intensities in
         [0, 1], to draw from at each epoch; a number t gives x > t, in the data's own units.
@@ -72,6 +73,16 @@ def load(
     used |= {"missing": missing, "seed": int(seed) if drawn else None}
     options = {"source": raw.source} | {option: value for option, value in used.items() if value is not None}
     return _prepare(raw, name, options, how, share)
+
+
+def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Dataset:
+    """The columns of a table at these places, under these names."""
+
+    def taken(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else np.ascontiguousarray(values[..., places])
+
+    x, truth = np.ascontiguousarray(data.x[:, places]), taken(data.truth)
+    return replace(data, x=x, truth=truth, columns=names, center=taken(data.center), scale=taken(data.scale))
 
 
 def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, seed: Any) -> tuple[Any, float | None]:
@@ -98,7 +109,8 @@ def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, see
 def _read(spec: Any) -> tuple[Raw, str]:
     """The raw data and its name, from a name, a file or an array."""
     if not isinstance(spec, str | os.PathLike):
-        return from_array(spec, "the array", "an array"), "array"
+        kind = "table" if is_frame(spec) else "array"
+        return from_array(spec, f"the {kind}", f"{'an' * (kind == 'array') or 'a'} {kind}"), kind
     path = Path(os.fsdecode(spec)).expanduser()
     name, _, part = str(spec).partition(":")
     if isinstance(spec, str) and name in SETS:
@@ -296,8 +308,10 @@ def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
     """Which entries of x the mask in the file hides; broadcasts to x."""
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the mask '{path}' cannot be read: {error}.") from None
+    except OSError as error:
+        raise UsageError(f"the mask '{path}' cannot be read: {error.strerror or error}.") from None
+    except (ValueError, EOFError):
+        raise UsageError(f"the mask '{path}' is no NumPy file of 0 (seen) and 1 (missing).") from None
     whole = (raw.total, *x.shape[1:])
     shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
     if found.shape not in shapes:

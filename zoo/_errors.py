@@ -14,12 +14,12 @@ class Refusal(UsageError):
     """A method cannot serve this program; the message says what stands in the way and which methods can."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """An error for a name that is not known: gives the near matches, or else all that is known.
 
     Parameters: ``kind`` is what the name was meant to be ("model", "option of em"), ``known`` all that it could be.
     """
-    known = sorted(known)
+    known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else ""
     listed = f"known: {', '.join(known)}." if known else "there are none."

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from zoo._catalogue import SETS
+from zoo._columns import default_names, from_frame, from_objects, is_frame
 from zoo._errors import UsageError
 
 _MISSING = {"", "NA", "NaN", "nan", "?"}
@@ -63,26 +64,47 @@ class Raw:
 
 
 def from_array(value: Any, what: str, source: str, labels: np.ndarray | None = None) -> Raw:
-    """An array [n, ...] of one to four dimensions; [n] becomes [n, 1]. A masked entry is unobserved."""
-    if hasattr(value, "detach"):  # a tensor: it may require a gradient or lie on a device
-        value = value.detach().cpu()
-    try:
-        x = value if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{what} is not an array of numbers: {error}.") from None
-    if x.dtype.kind not in "biuf":
-        raise UsageError(f"{what} has the type {x.dtype}; give real numbers, and NaN for the unobserved.")
+    """An array [n, ...] of one to four dimensions; [n] becomes [n, 1]. A masked entry, None and NA are unobserved.
+
+    A data frame keeps the names of its columns.
+    """
+    if is_frame(value):
+        x, columns = from_frame(value, what)
+    else:
+        x = _numbers_of(value, what)
+        columns = default_names(x.shape[1] if x.ndim == 2 else 1) if x.ndim <= 2 else ()
     if not 1 <= x.ndim <= 4:
         raise UsageError(f"{what} has {x.ndim} dimensions; give 1 to 4, the first of which counts the rows.")
     if 0 in x.shape:
         raise UsageError(f"{what} is empty, of shape {x.shape}; give at least one row and one column.")
-    with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below
-        x = np.ma.filled(x.astype(np.float64), np.nan)
     x = x[:, None] if x.ndim == 1 else x
     if labels is not None and labels.shape != (len(x),):
         raise UsageError(f"{what} has labels of shape {labels.shape}; give one for each of {len(x)} rows.")
-    columns = tuple(f"x{j}" for j in range(x.shape[1])) if x.ndim == 2 else ()
     return _check_finite(Raw(x, what, source, columns, labels))
+
+
+def _numbers_of(value: Any, what: str) -> np.ndarray:
+    """Whatever is like an array, as float64."""
+    if hasattr(value, "detach"):  # a tensor: it may require a gradient or lie on a device
+        value = value.detach().cpu()
+    try:
+        x = value if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+    except ValueError:
+        raise UsageError(
+            f"{what} has rows of different lengths; give each as many numbers, NaN where unobserved."
+        ) from None
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(f"{what} is not an array of numbers: {error}.") from None
+    if x.dtype.kind == "O" and x.ndim:
+        return from_objects(np.ma.filled(x, None) if isinstance(x, np.ma.MaskedArray) else x, what)
+    if x.dtype.kind == "O":
+        raise UsageError(
+            f"{what} is a {type(value).__name__}; give an array, a table, or the name of a data set or file."
+        )
+    if x.dtype.kind not in "biuf":
+        raise UsageError(f"{what} has the type {x.dtype}; give real numbers, and NaN for the unobserved.")
+    with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below
+        return np.ma.filled(x.astype(np.float64), np.nan)
 
 
 def _check_finite(raw: Raw) -> Raw:
@@ -139,10 +161,42 @@ def from_csv(content: bytes, what: str, source: str) -> Raw:
     if header and x.shape[1] > 1 and first[0] in ("", "rownames") and _counts(x[:, 0]):
         warnings.append(f"the first column of {what} only counts its rows, and was dropped.")
         x, columns = x[:, 1:], columns[1:]
-    if not header and x.shape[1] > 2 and np.array_equal(x[0], np.arange(x.shape[1])):
-        warnings.append(f"{what}, line {records[0][0]}, reads 0, 1, 2, …: it was taken as data, not as a header.")
+    if not header and may_be_names(records[0][1], x):
+        shown = ", ".join(c.strip() for c in records[0][1][:3]) + ", …" * (x.shape[1] > 3)
+        warnings.append(
+            f"{what}, line {records[0][0]} ({shown}) was taken as data and may be a header: if these are names, write a "
+            "letter in each (y2020)."
+        )
     lines = np.array([line for line, _ in records[header:]])
     return _check_finite(Raw(x, what, source, tuple(columns), lines=lines, warnings=warnings))
+
+
+_WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
+_YEARS = (1500, 2200)
+
+
+def may_be_names(cells: list[str], x: np.ndarray) -> bool:
+    """Whether a first line of numbers looks like names: whole numbers that count up, unlike the rows below.
+
+    `cells`: the first line as text; x [n, columns]: all lines. It is unlike the others where the rest of each column is
+    mostly no whole numbers, or is further from it than the rest is wide; and it counts up where most others do not. 0, 1,
+    2, …, as pandas numbers columns, is always told. Years over none serve for any table, other numbers for three columns
+    and rows or more.
+    """
+    first, rest, columns = x[0], x[1:], x.shape[1]
+    if not len(rest) or not all(_WHOLE_NUMBER.fullmatch(c) for c in cells) or (np.diff(first) <= 0).any():
+        return False
+    if columns > 2 and np.array_equal(first, np.arange(columns)):
+        return True
+    seen, among = ~np.isnan(rest), (x >= _YEARS[0]) & (x <= _YEARS[1])
+    years = bool(among[0].all() and not among[1:].any())
+    up = columns > 1 and np.mean((np.diff(rest, axis=1) > 0).all(1)) > 0.5
+    if not seen.any(0).all() or (not years and (columns < 3 or len(rest) < 3 or up)):
+        return False
+    low, high = np.where(seen, rest, np.inf).min(0), np.where(seen, rest, -np.inf).max(0)
+    far = np.maximum(low - first, first - high) > high - low
+    broken = np.where(seen, rest % 1 != 0, False).sum(0) > 0.8 * seen.sum(0)
+    return bool(far.all() if years else (far | broken).all())
 
 
 def _counts(values: np.ndarray) -> bool:

@@ -96,7 +96,8 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
                 return choice
         raise UsageError(f"{name} is one of {', '.join(map(str, choices))}; '{value}' came.")
     if origin in (tuple, list):
-        parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value)
+        single = not hasattr(value, "__iter__")  # hidden=8 is hidden=(8,)
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else [value] if single else list(value)
         return origin(_value(name, p, typing.get_args(annotation)[0]) for p in parts)
     return _scalar(name, value, annotation)
 

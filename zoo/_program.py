@@ -32,6 +32,7 @@ from zoo._errors import UsageError, unknown
 from zoo._missing import Counting, Gaps, Unobserved, holds_nan
 from zoo._parameters import Collect, Lent, Parameters, Visited
 from zoo._reading import observed_parents
+from zoo._scalars import column_or_scalars
 
 
 class Program(nn.Module):
@@ -41,12 +42,14 @@ class Program(nn.Module):
     Building one runs the program once, on the first rows of `x`, to find the parameters it uses; and, where missing entries
     become a latent, on all incomplete rows, so that this latent has the same shape in every batch.
 
+    `scalar`: the program takes a table of one column as [n], since it observes scalars; here x is [n, 1] all the same.
+
     Raises `UsageError` where the program itself raises, saying where.
     """
 
-    def __init__(self, model: Callable[..., Any], x: Tensor, name: str = "model") -> None:
+    def __init__(self, model: Callable[..., Any], x: Tensor, name: str = "model", scalar: bool = False) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.scalar = name, scalar
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
@@ -179,7 +182,8 @@ class Program(nn.Module):
             if raw:  # what is computed from a missing entry is NaN
                 stack.enter_context(pyro.validation_enabled(False))
             with self._values_in_place(parameters or {}):
-                self._run(x, size, Unobserved(self._gaps, raw, hidden))
+                returned = self._run(x, size, Unobserved(self._gaps, raw, hidden))
+        tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
@@ -216,7 +220,7 @@ class Program(nn.Module):
             if x is None:
                 return call(None, size=size)
             try:
-                return call(x)
+                return call(x.squeeze(-1) if self.scalar else x)
             except RuntimeError:
                 # many values of the latents at once may not fit together in what the program returns, which nobody needs here
                 if self._sites and self._sites <= visited.names:
@@ -291,25 +295,36 @@ def _settings(dtype: torch.dtype) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------ loading
 
 
-def load(spec: Any, x: Tensor, options: Mapping[str, Any] | None = None, seed: int = 0) -> Program:
+def load(
+    spec: Any, x: Tensor, options: Mapping[str, Any] | None = None, seed: int = 0, like: Tensor | None = None
+) -> Program:
     """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`; `seed`: for its own draws.
 
-    `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
-    ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
+    - `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
+      ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
+    - `like`: the data that a class is built on, when not x: those of the run whose θ it shall hold.
+
+    A table of one column goes to the program as [n, 1], or as [n] where it can only observe scalars.
 
     Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
     """
     target, name = resolve(spec)
     chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
-    with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = target
-        if inspect.isclass(target):
-            model = model(x, **chosen) if _takes_data(target) else model(**chosen)
-        elif chosen:
-            model = functools.partial(target, **chosen)
-    with blame(name):
-        return Program(model, x, name)
+
+    def build(scalar: bool) -> Program:
+        given = x if like is None else like
+        with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: Any = target
+            if inspect.isclass(target):
+                given = given.squeeze(-1) if scalar else given
+                model = model(given, **chosen) if _takes_data(target) else model(**chosen)
+            elif chosen:
+                model = functools.partial(target, **chosen)
+        with blame(name):
+            return Program(model, x, name, scalar)
+
+    return column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
 
 
 def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
@@ -371,5 +386,5 @@ def blame(name: str) -> Iterator[None]:
         libraries = ("site-packages", str(Path(__file__).parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
         mine = [f for f in frames if not any(part in f.filename for part in libraries)]
         where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        first = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else ""
         raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error

@@ -54,6 +54,7 @@ class Reader(TorchDispatchMode):
         self.detached = ""
         self._mine = False  # while shadows are worked on
         self._beside: dict[int, tuple[Any, Shadow]] = {}  # address of a storage → it (to keep it alive), its shadow
+        self._whole: dict[int, tuple[Tensor, int, int]] = {}  # the same for tensors without a storage
         self._notes: dict[int, dict[str, str]] = {}  # address → what → where it first happened
 
     def reading(self) -> _Both:
@@ -87,6 +88,9 @@ class Reader(TorchDispatchMode):
 
     def of(self, t: Tensor) -> Shadow:
         """The shadow of a tensor."""
+        if t.layout != torch.strided:  # a sparse one has no storage of its own: all its entries are alike
+            _, bits, degree = self._whole.get(id(t), (t, 0, 0))
+            return Shadow(torch.full(t.shape, bits), torch.full(t.shape, degree, dtype=torch.int8))
         found = self._beside.get(_address(t)) if t.numel() else None
         if found is None:
             return _operations.constant(t)
@@ -100,6 +104,9 @@ class Reader(TorchDispatchMode):
 
     def _write(self, t: Tensor, shadow: Shadow) -> None:
         if not t.numel():
+            return
+        if t.layout != torch.strided:
+            self._whole[id(t)] = (t, *shadow.union())
             return
         address = _address(t)
         if address not in self._beside:
@@ -314,7 +321,8 @@ def _in_place(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], 
 
 
 def _address(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
+    """Of a tensor's storage; of the tensor itself where it has none."""
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
 def _in_rows(mask: Tensor, n: int) -> bool:

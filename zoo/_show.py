@@ -66,7 +66,8 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     if result["khat"] is not None:
         bad = result["khat"]["frac_above_0.7"]
         out.print(f"k-hat: {_number(result['khat']['max'])} at most, above 0.7 for {bad:.1%} of the data")
-    ended = {True: "converged", False: "not converged", None: "θ kept"}[result["converged"]]
+    unknown = result["notes"].get("ended", "θ kept")
+    ended = {True: "converged", False: "not converged", None: unknown}[result["converged"]]
     cost = f"{result['seconds']:.2f} s, {result['peak_memory_mb']:.0f} MB at most"
     out.print(f"{ended}; {cost}" + (f"; [bold]{escape(result['run'])}[/]" if result["run"] else ""), soft_wrap=True)
 

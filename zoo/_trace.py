@@ -106,6 +106,18 @@ def sample_nodes(trace: Any) -> list[Any]:
     ]
 
 
+def shape_fits(node: Any) -> bool:
+    """Whether a site's value has its distribution's event shape, and a batch shape that broadcasts to the distribution's."""
+    fn, value = node["fn"], node["value"]
+    whole, event = tuple(fn.batch_shape) + tuple(fn.event_shape), tuple(fn.event_shape)
+    if tuple(value.shape[value.dim() - len(event) :]) != event:
+        return False
+    try:
+        return tuple(torch.broadcast_shapes(value.shape, whole)) == whole
+    except RuntimeError:
+        return False
+
+
 def support_of(fn: Any) -> Any:
     """The support of a distribution; a mixture's is that of its parts, which torch wraps up."""
     support = fn.support
