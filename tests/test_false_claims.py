@@ -100,7 +100,8 @@ def test_a_threshold_on_a_latent_is_not_linear(kind):
     each = np.log(p) + stats.norm.logpdf(x, above, 0.5), np.log1p(-p) + stats.norm.logpdf(x, below, 0.5)
     truth = np.logaddexp(*each).sum()
     right(of_z((0.0, 1.0), curve, 0.5), x, truth)
-    right(of_z((0.0, 1.0), curve, 0.5), x, truth, "importance", proposal="prior", epochs=0)
+    if kind in ("where", "index"):
+        right(of_z((0.0, 1.0), curve, 0.5), x, truth, "importance", proposal="prior", epochs=0)
 
 
 CLAMPS = {
@@ -385,7 +386,7 @@ def test_a_scaled_prior_of_a_global(times):
             return pyro.sample("x", dist.Normal(mu.unsqueeze(-1), 1.0).expand([1]).to_event(1), obs=x)
 
     joint = stats.norm.logpdf(x, g).sum(0) + times * stats.norm.logpdf(g)
-    right(model, x, special.logsumexp(joint) + np.log(g[1] - g[0]), "svi", epochs=200)
+    right(model, x, special.logsumexp(joint) + np.log(g[1] - g[0]), "svi", epochs=60)
     fit = tried(model, x, "em")
     assert fit is None or float(fit.parameters["mu"]) == pytest.approx(x.sum() / (40 + times), abs=1e-5)
 
@@ -399,9 +400,8 @@ def test_a_prior_that_is_masked_out_is_flat():
         with rows(x, size):
             return pyro.sample("x", dist.Normal(mu.unsqueeze(-1), 1.0).expand([1]).to_event(1), obs=x)
 
-    for method in ("em", "laplace"):
-        fit = tried(model, x, method)
-        assert fit is None or float(fit.parameters["mu"]) == pytest.approx(x.mean(), abs=1e-5)
+    fit = tried(model, x, "em")
+    assert fit is None or float(fit.parameters["mu"]) == pytest.approx(x.mean(), abs=1e-5)
 
 
 WEIGHTED = [
@@ -409,14 +409,13 @@ WEIGHTED = [
     ("importance", {"proposal": "prior", "epochs": 0}),
     ("importance", {"epochs": 5}),
     ("svi", {"epochs": 5}),
-    ("ais", {"temperatures": 20, "leapfrog": 2}),
+    ("ais", {"temperatures": 10, "leapfrog": 2}),
 ]
 
 
-@pytest.mark.parametrize("times", [0.5, 2.0])
-@pytest.mark.parametrize("site", ["z", "x"])
-def test_a_scaled_site_of_each_row(times, site):
-    x = np.random.default_rng(21).normal(size=(20, 1)) * 1.5
+@pytest.mark.parametrize(("site", "times"), [("z", 0.5), ("z", 2.0), ("x", 0.5)])
+def test_a_scaled_site_of_each_row(site, times):
+    x = np.random.default_rng(21).normal(size=(8, 1)) * 1.5
     a, b = (times if site == s else 1.0 for s in "zx")
 
     def model(x=None, size=None):
@@ -462,9 +461,10 @@ def test_rows_that_a_mask_leaves_out():
             return pyro.sample("y", dist.Normal(z, 1.0), obs=column(x, 0), obs_mask=seen)
 
     truth = stats.norm.logpdf(x[seen], 0, 2**0.5).sum()
-    for model in (masked, by_obs_mask):
-        for method, options in WEIGHTED:
-            right(model, x, truth, method, **options)
+    for method, options in WEIGHTED[:4]:
+        right(masked, x, truth, method, **options)
+    for method, options in WEIGHTED[:2]:
+        right(by_obs_mask, x, truth, method, **options)
 
 
 @pytest.mark.parametrize("slope", [2.0, -0.5])
@@ -588,7 +588,7 @@ def test_a_missing_normal_parent_is_integrated_out(slope, both):
         if len(k):
             truth += stats.multivariate_normal(np.array([1, slope])[k], cov[np.ix_(k, k)]).logpdf(row[k])
     model = parent(lambda: dist.Normal(1.0, 1.0), lambda a: slope * a)
-    for method, options in (("em", {}), ("svi", {"epochs": 3}), ("importance", {"proposal": "prior", "epochs": 0})):
+    for method, options in (("em", {}), ("svi" if both else "importance", {"epochs": 2})):
         right(model, x, truth, method, **options)
 
 
@@ -614,7 +614,7 @@ def test_a_missing_parent_beside_a_latent():
     truth = integral(joint, -9, 9)
     for method, options in (
         ("importance", {"proposal": "prior", "epochs": 0}),
-        ("ais", {"temperatures": 20, "leapfrog": 2}),
+        ("ais", {"temperatures": 10, "leapfrog": 2}),
     ):
         right(model, x, truth, method, **options)
 
@@ -839,6 +839,7 @@ def test_predictive_draws_are_of_every_observed_site():
             assert group[name].mean() == pytest.approx(values.mean(), abs=1.0)
 
 
+@pytest.mark.slow
 def test_svi_claims_nothing_where_its_bound_is_above():
     """A program of one global: the bound of the coin lies below the Beta function's evidence."""
     x = np.r_[np.ones(9), np.zeros(3)][:, None]
