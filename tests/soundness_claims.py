@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from inference import run
-from tests.soundness_programs import Program, TooMany, Truth
+from tests.soundness_programs import NoTruth, Program, Truth
 from zoo._errors import UsageError
 
 ROUNDING = 1e-6  # of the value, for an exact claim
@@ -78,7 +78,7 @@ def _check(program: Program, way: str, fit: Any, evidence: Any, truths: dict[boo
     values, given = {k: np.asarray(v) for k, v in fit.parameters.items()}, bool(evidence.given)
     try:
         truth = truths.get(given) or (program.given(values) if given else program.evidence(values))
-    except TooMany:
+    except NoTruth:
         return
     truths[given] = truth
     sound = is_sound(evidence, fit.warnings, truth)

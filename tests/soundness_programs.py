@@ -405,6 +405,8 @@ class Program:
         t = np.linspace(low * wide, high * wide, 121)
         heights = self._heights(values, g, t)
         (inside,) = np.nonzero(heights > heights.max() - 40)
+        if g.mask and (inside[0] == 0 or inside[-1] == len(t) - 1):
+            raise NoTruth("the posterior of a global without a prior has no end")
         first, last = t[max(0, inside[0] - 1)], t[min(len(t) - 1, inside[-1] + 1)]
         found = []
         for nodes in (6, 8):
@@ -495,7 +497,7 @@ class Program:
         sizes = [len(points) for points, _ in each for _ in range(copies)]
         count = int(np.prod(sizes))
         if count > POINTS:
-            raise TooMany(f"{count} points")
+            raise NoTruth(f"{count} points")
         index = np.indices(sizes).reshape(len(sizes), count)
         out = {}
         for k, (s, (points, log_w)) in enumerate(zip(latents, each, strict=True)):
@@ -518,8 +520,8 @@ class Program:
         return panels(low, high, 7 / 3, 10 + extra if smooth == 3 else 6 + extra, breaks)
 
 
-class TooMany(Exception):
-    """A sum of more points than are worth their time."""
+class NoTruth(Exception):
+    """A sum of more points than are worth their time, or one without an end."""
 
 
 @functools.cache
