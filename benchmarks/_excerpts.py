@@ -144,6 +144,13 @@ def digits(document: Document) -> str:
     return bench.table(document)
 
 
+def soundness(document: Document) -> str:
+    """How often the claims are true, in three lines."""
+    from benchmarks import soundness as bench  # which makes its table by this file
+
+    return bench.table(document)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "methods": methods,
     "missing": missing,
@@ -153,6 +160,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "missing_pixels": missing_pixels,
     "completions": completions,
     "digits": digits,
+    "soundness": soundness,
 }
 SOURCES = {
     "mnist": "mnist_dlg*.json",

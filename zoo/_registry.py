@@ -6,6 +6,7 @@ Reads names and first docstring lines without importing anything, so `zoo list` 
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
@@ -38,5 +39,11 @@ def _public(folder: str) -> dict[str, str]:
 
 
 def _summary(path: Path) -> str:
+    return _first_line(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _first_line(path: Path, changed: int) -> str:
+    """Of a file as it is since `changed`: every run asks for all methods, and parsing them takes longer than a small fit."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.split("\n")[0].rstrip(".")
