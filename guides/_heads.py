@@ -30,6 +30,10 @@ def refusal(structure: Structure) -> str | None:
             return f"the local latent '{site.name}' stands in a plate inside `data`; write a guide for it"
         if site.discrete and not binary(site) and (site.event_shape or not site.support.startswith("IntegerInterval")):
             return f"there is no derived guide for the {site.family} site '{site.name}'; write a guide for it"
+        if site.discrete and site.cardinality is None:
+            return f"the support of '{site.name}' ({site.family}) cannot be listed for a guide; write a guide for it"
+        if site.family == "Delta":
+            return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
     return None
 
 

@@ -42,6 +42,12 @@ def in_words(program: str, what: str) -> Iterator[None]:
     except Exception as error:
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise MemoryError(_too_large(what)) from error
+        if "derivative for" in str(error) and "not implemented" in str(error):
+            operation = str(error).split("derivative for ")[1].split(" is ")[0].removeprefix("aten::")
+            raise UsageError(
+                f"{what} needs the derivatives of '{program}', and torch has none of {operation}. Methods that need none: "
+                "importance with proposal=prior."
+            ) from error
         where = _place(error)
         if isinstance(error, torch.linalg.LinAlgError):
             raise ArithmeticError(

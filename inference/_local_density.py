@@ -41,6 +41,8 @@ def refusal(structure: Structure) -> str | None:
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)
         return f"the global latents {names}, which belong to all data at once, stand beside the local {local}"
     for site in structure.continuous_locals:
+        if site.family == "Delta":
+            return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
         try:
             _bijection(site.constraint)
         except NotImplementedError:

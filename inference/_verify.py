@@ -61,9 +61,8 @@ def _verified(task: Task, fit: Fit) -> Evidence | None:
         return exact.plus(task.outside(point))
     if task.structure.global_latents:
         return None
-    if not task.structure.local_latents:
-        return _density(task)
-    return _by_importance(task, fit)
+    found = _by_importance(task, fit) if task.structure.local_latents else _density(task)
+    return found.plus(task.outside({}))
 
 
 # ------------------------------------------------------------------------------------------------------------- exact

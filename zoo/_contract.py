@@ -119,59 +119,6 @@ def _check_density(program: Program, node: Any, dim: int, start: int, x: Tensor,
         )
 
 
-def check_fillings(program: Program, x: Tensor, matrices: bool) -> None:
-    """No density may change with what stands where an entry is missing: else the program computes with that entry.
-
-    The missing entries of x are filled in three ways, with the smallest and the largest value of their column and with both
-    in turn, while the observed sites go on to treat them as missing.
-    """
-    some = x.isnan().flatten(1).any(1).nonzero()[:, 0]
-    fillings = _fillings(x)
-    for rows in some.split(_rows_at_once(x, matrices)):
-        _check_filled(program, x[rows], [f[0] if len(f) == 1 else f[rows] for f in fillings], rows)
-
-
-def _check_filled(program: Program, x: Tensor, fillings: list[Tensor], rows: Tensor) -> None:
-    holes = x.isnan()
-    with blame(program.name), pyro.validation_enabled(False), torch.no_grad():
-        trace, raw = program.trace(x), program.trace(x, raw=True)
-        hidden = {n["name"]: n["value"].isnan() for n in sample_nodes(raw) if n["is_observed"] and _floats(n["value"])}
-        latents = {n["name"]: n["value"] for n in sample_nodes(trace) if not n["is_observed"]}
-        theta, found = program.elsewhere(), []
-        for filling in fillings:
-            filled = torch.where(holes, filling, x)
-            run = program.trace(filled, parameters=theta, latents=latents, hidden=hidden)
-            found.append({n["name"]: (n, n["fn"].log_prob(n["value"])) for n in sample_nodes(run)})
-    for name, (node, first) in found[0].items():
-        for other in found[1:]:
-            changed = ~torch.isclose(first, other[name][1], rtol=1e-6, atol=1e-6, equal_nan=True)
-            if not bool(changed.any()):
-                continue
-            dim = next((f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE), None)
-            where = "" if dim is None else f" at row {int(rows[changed.nonzero()[0, dim]])} (counting from 0)"
-            raise UsageError(
-                f"the density of site '{name}' of '{program.name}' changes with an entry of x that is missing{where}. Only "
-                "what a site observes may be missing: compute with the value that pyro.sample returns instead of x, or fill "
-                "the column in."
-            )
-
-
-def _floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _fillings(x: Tensor) -> list[Tensor]:
-    """Three ways to fill each column: with its smallest value [1, …], with its largest, with both in turn [n, …]."""
-    low = x.nan_to_num(torch.inf, torch.inf, torch.inf).amin(0, keepdim=True)
-    high = x.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax(0, keepdim=True)
-    low, high = (torch.where(v.isfinite(), v, torch.full_like(v, 1.0)) for v in (low, high))
-    same = low == high
-    high = torch.where(same, low + 1, high)
-    rows = torch.arange(len(x)).reshape(-1, *(1,) * (x.dim() - 1))
-    between = torch.where(rows % 2 == 0, low, high)
-    return [low, high, between]
-
-
 def _check_shape(program: Program, node: Any) -> None:
     """An observed value must have the shape of its distribution: else every row would meet every other."""
     fn, value = node["fn"], node["value"]

@@ -75,12 +75,11 @@ class Unobserved(Messenger):
     """Takes NaN entries out of each observed site: leaves them out of its density, or completes them by a latent site.
 
     `raw`: observed sites keep their NaN; the latent sites are drawn all the same, so that a program always has the same.
-    `hidden`: site → entries that count as missing whatever stands there.
     """
 
-    def __init__(self, gaps: Gaps | None = None, raw: bool = False, hidden: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, gaps: Gaps | None = None, raw: bool = False) -> None:
         super().__init__()
-        self.gaps, self.raw, self.hidden = gaps or Gaps(), raw, hidden or {}
+        self.gaps, self.raw = gaps or Gaps(), raw
 
     def _pyro_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -88,8 +87,6 @@ class Unobserved(Messenger):
             return
         if (msg["infer"] or {}).get("_deterministic"):  # a value with a name, and no density
             return
-        if msg["name"] in self.hidden:
-            value = msg["value"] = value.masked_fill(self.hidden[msg["name"]], torch.nan)
         most = self.gaps.slots.get(msg["name"], 0)
         if not most and not holds_nan(value):
             return

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 OTHER = 3  # no polynomial of degree 2 or less, or none that could be proved
+MISSING = 1 << 62  # of a mask: an entry of the data that is missing
 UNKNOWN = 1 << 15  # of a mask: an operation without a rule lies on the way
 
 LINEAR = {"neg", "positive", "clone", "alias"}
@@ -82,6 +83,9 @@ def apply(
     """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
     if name in CONSTANTS:
         return [constant(o) for o in outs]
+    if name == "isnan":  # that an entry is missing may be known; what stands there may not
+        source = of(args[0])
+        return [Shadow(source.mask & ~MISSING, curved(source.degree))]
     if name.startswith("native_layer_norm"):
         return _normalised(args, outs, of)
     for names, rule in RULES:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -72,6 +74,32 @@ class Collect(Messenger):
         value = msg["value"]
         leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
         self.statements[msg["name"]] = (leaf, msg["kwargs"].get("constraint", constraints.real))
+
+
+class InDtype(Messenger):
+    """Brings what was made in another precision, such as a distribution at the top of a user's file, to that of the data."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = self._of(msg["fn"])
+
+    def _of(self, fn: Any) -> Any:
+        state = getattr(fn, "__dict__", {})
+        wrong = {
+            k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point() and v.dtype != self.dtype
+        }
+        base = state.get("base_dist")
+        inner = base if base is None else self._of(base)
+        if not wrong and inner is base:
+            return fn
+        fn = copy.copy(fn)
+        fn.__dict__.update({k: v.to(self.dtype) for k, v in wrong.items()})
+        if base is not None:
+            fn.__dict__["base_dist"] = inner
+        return fn
 
 
 class Visited(Messenger):

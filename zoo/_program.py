@@ -30,7 +30,7 @@ from torch.distributions import constraints, transform_to
 from zoo import _options
 from zoo._errors import UsageError, unknown
 from zoo._missing import Counting, Gaps, Unobserved, holds_nan
-from zoo._parameters import Collect, Lent, Parameters, Visited
+from zoo._parameters import Collect, InDtype, Lent, Parameters, Visited
 from zoo._reading import observed_parents
 from zoo._scalars import column_or_scalars
 
@@ -162,7 +162,6 @@ class Program(nn.Module):
         parameters: Mapping[str, Tensor] | None = None,
         latents: Mapping[str, Tensor] | None = None,
         raw: bool = False,
-        hidden: Mapping[str, Tensor] | None = None,
     ) -> pyro.poutine.Trace:
         """Run the program and return its trace.
 
@@ -170,7 +169,6 @@ class Program(nn.Module):
         - `parameters`: constrained values in place of the program's own (differentiable).
         - `latents`: values of latent sites; they become observed, so nothing is drawn for them.
         - `raw`: leave NaN entries of observed sites as they are (latents that stand for them are in the trace all the same).
-        - `hidden`: observed site → entries that count as missing there, whatever stands in x.
         """
         if self._hidden is not None and x is not None:
             x = x.masked_fill(self._hidden, torch.nan)
@@ -182,7 +180,7 @@ class Program(nn.Module):
             if raw:  # what is computed from a missing entry is NaN
                 stack.enter_context(pyro.validation_enabled(False))
             with self._values_in_place(parameters or {}):
-                returned = self._run(x, size, Unobserved(self._gaps, raw, hidden))
+                returned = self._run(x, size, Unobserved(self._gaps, raw))
         tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
@@ -216,7 +214,10 @@ class Program(nn.Module):
             call = getattr(self.module, self._method)
             context = getattr(self.module, "_pyro_context", context)
         visited = Visited()
-        with _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited:
+        settings = _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
+        with contextlib.ExitStack() as stack:
+            for each in (*settings, InDtype(self.dtype)):
+                stack.enter_context(each)
             if x is None:
                 return call(None, size=size)
             try:

@@ -18,7 +18,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from zoo._operations import OTHER, UNKNOWN
+from zoo._operations import MISSING, OTHER, UNKNOWN
 from zoo._reader import DATA, FIRST_SITE, GLOBAL, PLACE, RANDOM, ROW_BITS, SITES, THETA, Reader, rows_along
 from zoo._trace import is_local, sample_nodes
 
@@ -38,6 +38,7 @@ class SiteReading:
     unknown_by: str  # which, with its line
     place: bool  # whether it depends on where in the batch its row stands
     random: bool  # whether it depends on random numbers that are no site
+    missing: bool  # whether it depends on an entry of x that is missing
     parents: frozenset[str]  # the other sites it depends on
     support_from: frozenset[str]  # what its support depends on: names of sites, "the data"
 
@@ -67,14 +68,14 @@ def read(
     """Run `program` on x [n, …], n ≤ 10, with its latent sites at `latents`, and follow what it does.
 
     `data_dim`: the batch dimension of the rows. `continuous`: the local latents that degrees are counted in. Where x has
-    missing entries, pass `raw=False`, and read nothing but degrees off the result.
+    missing entries, pass `raw=False`, and read nothing off the result but degrees and what depends on those entries.
     """
     reader = Reader(len(x))
     names = list(latents)
     x, latents = x.clone(), {k: v.clone() for k, v in latents.items()}
     values = {k: v.detach().clone() for k, v in program.values().items()}
     with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
-        reader.put(x, DATA | rows_along(x, 0), 0)
+        reader.put(x, DATA | rows_along(x, 0) | x.isnan() * MISSING, 0)
         for value in values.values():
             reader.put(value, THETA, 0)
         sites = _Sites(reader, names, x)
@@ -176,6 +177,7 @@ def _site(reader: Reader, sites: _Sites, node: Any, log_prob: Tensor, support: A
         unknown_by=reader.first(log_prob, "unknown") if bits & UNKNOWN else "",
         place=bool(bits & PLACE),
         random=bool(bits & RANDOM),
+        missing=bool(bits & MISSING),
         parents=sites.of(bits) - {node["name"]},
         support_from=_support_from(reader, sites, support),
     )

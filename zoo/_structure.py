@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from zoo import _witness
-from zoo._contract import check_contract, check_fillings, check_growth, check_support, plain
+from zoo._contract import check_contract, check_growth, check_support, plain
 from zoo._curvature import quadratic
+from zoo._errors import UsageError
 from zoo._latents import cardinality
 from zoo._program import Program, blame
 from zoo._reading import Reading, read
@@ -146,8 +147,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         check_support(program, x, matrices)
         with blame(program.name):
             readings = _readings(program, probe, nodes, data_dim)
-            if readings[0].covariates and bool(x.isnan().any()):
-                check_fillings(program, x, matrices)
+            if readings[0].covariates:
+                _check_holes(program, x, nodes, data_dim)
             obstacle = _obstacle(sites, nodes, readings)
             witness = _witness.Witness(program, x, data_dim, depth)
             obstacle = obstacle or witness.complaint()
@@ -186,6 +187,19 @@ def _readings(program: Program, probe: Tensor, nodes: list[Any], data_dim: int) 
         latents = {k: v for k, v in latents.items() if not any(s["name"] == k and _completes(s) for s in nodes)}
         out.append(read(program, some, latents, data_dim, continuous))
     return out
+
+
+def _check_holes(program: Program, x: Tensor, nodes: list[Any], data_dim: int) -> None:
+    """No density may depend on an entry that is missing: every column is looked at in a row where it is."""
+    holes = _covering_rows(x, x.isnan().flatten(1).any(1))
+    for index in holes.split(READ_ROWS[0]) if len(holes) else ():
+        for name, site in _reading_with_holes(program, x[index], nodes, data_dim).sites.items():
+            if site.missing:
+                raise UsageError(
+                    f"the density of site '{name}' of '{program.name}' depends on an entry of x that is missing, in row "
+                    f"{int(index[0])} (counting from 0) or another. Only what a site observes may be missing: compute with "
+                    "the value that pyro.sample returns instead of x, or fill the column in."
+                )
 
 
 def _is_latent(node: Any) -> bool:
@@ -318,14 +332,19 @@ def _reading_with_holes(program: Program, rows: Tensor, nodes: list[Any], data_d
 def _covering(x: Tensor) -> Tensor:
     """A few partly missing rows, chosen so that as many entries as can be are missing in one of them."""
     missing = x.isnan().flatten(1)
-    partly = (missing.any(1) & ~missing.all(1)).nonzero()[:, 0]
-    partly = partly[_spread(len(partly), COVERING_ROWS)]
-    missing, chosen = missing[partly], list[int]()
+    return x[_covering_rows(x, missing.any(1) & ~missing.all(1))]
+
+
+def _covering_rows(x: Tensor, among: Tensor) -> Tensor:
+    """The numbers of a few of those rows, in which as many entries as can be are missing once."""
+    rows = among.nonzero()[:, 0]
+    rows = rows[_spread(len(rows), COVERING_ROWS)]
+    missing, chosen = x[rows].isnan().flatten(1), list[int]()
     open_ = missing.any(0)
     while len(chosen) < PROBE_ROWS and bool(open_.any()):
         chosen.append(int((missing & open_).sum(1).argmax()))
         open_ = open_ & ~missing[chosen[-1]]
-    return x[partly[chosen]]
+    return rows[chosen]
 
 
 def _site(node: Any) -> Site:
