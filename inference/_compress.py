@@ -26,7 +26,7 @@ class Compressed:
     def __init__(self, engine: LinearGaussian, scatter: dict[str, Tensor]) -> None:
         """`scatter`: site → R's columns of its entries [D, E]."""
         self._points = _Points(engine, scatter)
-        self._times = engine.N / self._points.N
+        self._times, self.size = engine.N / self._points.N, self._points.N
 
     def e_step(self, globals: Values | None = None) -> Moments:
         """Like the engine's; `per_datum` has the same sum, and stands for no single datum."""

@@ -94,6 +94,11 @@ class Enumeration(Assignments):
         self.values, self.families = self._observed_values()
         self._bases = self._parameter_free()
 
+    @property
+    def size(self) -> float:
+        """Rows × joint values: what one pass over the data costs."""
+        return self.N * self.A
+
     def _joint_values(self) -> dict[str, Tensor]:
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
         names = [site.name for site in self.structure.discrete_locals]
@@ -157,7 +162,7 @@ class Enumeration(Assignments):
             trace = self._trace(self._probe, parameters, globals, raw=True)
         views = []
         for node in self._locals(trace):
-            params = parameters_of(node["fn"], self.A) if node["name"] in self.families else None
+            params = parameters_of(node["fn"], self.A, self.x.dtype) if node["name"] in self.families else None
             views.append(View(node["name"], node["name"] in self.assignments, params))
         return views, global_log_prob(trace)
 

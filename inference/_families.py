@@ -22,6 +22,8 @@ from torch import Tensor
 from inference._family import LOG_2PI, Density, Family, Floor, Params, Pool, product, tiny
 from inference._normal import MultivariateNormal
 
+SHARP = 5e-3  # of the data's spread: below it a sum of products loses more than nine digits of a squared distance
+
 
 class Elementwise(Family):
     """Entries independent given the assignment: parameters [A, E], statistics S0, S1, … by matrix products."""
@@ -74,6 +76,9 @@ class Elementwise(Family):
 class Bernoulli(Elementwise):
     names = ("probs", "logits")
 
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return _blurred(stats, stats["S0"], share)
+
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         logits = params["logits"] if "logits" in params else torch.logit(_clamp(params["probs"]))
         return [logits], torch.nn.functional.softplus(logits)
@@ -84,6 +89,9 @@ class Bernoulli(Elementwise):
 
 class Poisson(Elementwise):
     names = ("rate",)
+
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return _blurred(stats, stats["S0"], share)
 
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
         return [params["rate"].clamp(min=tiny(params["rate"])).log()], params["rate"]
@@ -123,6 +131,24 @@ class Normal(Elementwise):
         normaliser = 0.5 * (loc.square() * precision + LOG_2PI) + params["scale"].log()
         return [loc * precision, -0.5 * precision], normaliser
 
+    def density(self, params: Params) -> Density:
+        """By one product, unless a scale is so small that x² and x·μ would cancel against each other: then by differences."""
+        scale = params["scale"] / self.spread
+        if float(scale.detach().amin()) > SHARP:
+            return super().density(params)
+        loc = (params["loc"] - self.center) / self.spread
+        constant = params["scale"].log() + 0.5 * LOG_2PI
+
+        def by_differences(x: Tensor) -> Tensor:
+            standard, seen = (x - self.center) / self.spread, ~x.isnan()
+            each = []
+            for a in range(len(loc)):
+                terms = -0.5 * ((standard - loc[a]) / scale[a]).square() - constant[a]
+                each.append(torch.where(seen, terms, torch.zeros_like(terms)).sum(1))
+            return torch.stack(each, 1)
+
+        return by_differences
+
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
         s0, s1 = stats["S0"], stats["S1"]
         if name == "loc":  # precision-weighted, for copies with different scales
@@ -135,12 +161,17 @@ class Normal(Elementwise):
         squares = (stats["S2"] - 2 * loc * s1 + loc.square() * s0) * self.spread**2
         n0 = pool.total(s0)
         variance = pool.total(squares) / n0.clamp(min=tiny(n0))
-        lowest = floor.share * pool.total((self.spread**2).expand_as(s0)) / pool.total(torch.ones_like(s0)).clamp(min=1)
-        low = (variance < lowest) & (n0 > 0)
+        unit = pool.mean((self.spread**2).expand_as(s0))
+        lowest = unit * floor.lowest(pool.theta, variance / unit.clamp(min=tiny(unit)), n0 > 0)
+        low = ~(variance >= lowest) & (n0 > 0)
         if low.any():
             hit = (pool.index >= 0) & low[pool.index.clamp(min=0)]
             floor.reached.update(hit.any(1).nonzero()[:, 0].tolist())
-        return pool.fill(torch.maximum(variance, lowest).sqrt(), n0 > 0)
+            floor.resting[pool.theta] = low
+        return pool.fill(torch.where(low, lowest, variance).sqrt(), n0 > 0)
+
+    def smallest(self, params: Params) -> Tensor:
+        return (params["scale"] / self.spread).square().amin(1)
 
 
 class Categorical(Elementwise):
@@ -182,6 +213,9 @@ class Categorical(Elementwise):
         value = probs.log() if name == "logits" else probs
         return pool.fill(value.reshape(-1), (total > 0).expand_as(counts).reshape(-1))
 
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return _blurred(stats, stats["counts"].sum(-1), share)
+
     @staticmethod
     def _log_probs(params: Params) -> Tensor:
         return torch.log_softmax(params["logits"], -1) if "logits" in params else params["probs"].log()
@@ -190,6 +224,16 @@ class Categorical(Elementwise):
     def _one_hot(x: Tensor, seen: Tensor | None, categories: int) -> Tensor:
         one_hot = torch.nn.functional.one_hot(x.long(), categories).to(x.dtype)
         return (one_hot if seen is None else one_hot * seen.unsqueeze(-1)).flatten(1)
+
+
+def _blurred(stats: dict[str, Tensor], n: Tensor, share: float) -> dict[str, Tensor]:
+    """Each statistic [A, E, …] with a `share` of the data's mean times the assignment's count `n` [A, E] in it."""
+    part = n / n.sum(0).clamp(min=tiny(n))  # of all data, in each assignment
+    out = {}
+    for name, value in stats.items():
+        weight = part.reshape(*part.shape, *(1,) * (value.dim() - part.dim()))
+        out[name] = (1 - share) * value + share * weight * value.sum(0)
+    return out
 
 
 def _clamp(probs: Tensor) -> Tensor:
@@ -219,8 +263,10 @@ def base_of(fn: Any) -> Any:
     return fn
 
 
-def parameters_of(fn: Any, assignments: int) -> Params | None:
+def parameters_of(fn: Any, assignments: int, dtype: torch.dtype | None = None) -> Params | None:
     """The parameters a distribution was given, [A, E] and so on, or None where they differ from row to row.
+
+    With `dtype` they are brought to it: a constant that a user's file makes when it is imported is float32.
 
     `fn` has batch shape [A, rows], [1, rows] or [rows]. Pyro expands parameters to the plate, so that a constant one has
     stride 0 along it: the shape says nothing.
@@ -243,7 +289,7 @@ def parameters_of(fn: Any, assignments: int) -> Params | None:
         if not issubclass(family, MultivariateNormal):
             entries = value.shape[1 : value.dim() - trailing]
             value = value.reshape(assignments, math.prod(entries), *value.shape[value.dim() - trailing :])
-        out[name] = value
+        out[name] = value if dtype is None else value.to(dtype)
     return out if _whole(family, out) else None
 
 

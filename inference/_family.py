@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,12 +14,56 @@ Params = dict[str, Tensor]
 Density = Callable[[Tensor], Tensor]
 
 
+ROUNDING = (
+    4500  # machine epsilons: a variance below this share of the data's own is lost in rounding (1e-12 in float64)
+)
+
+
 @dataclass
 class Floor:
-    """The smallest variance the M-step may set, as a share of the data's own, and who reached it."""
+    """The smallest variance the M-step may set, as a share of the data's own, and who reached it.
+
+    With `strict`, every variance below `share` is raised to it. Without, a variance may be as small as the arithmetic can
+    tell from 0: nearly collinear columns and narrow clusters keep theirs. One that falls to rounding has collapsed, and
+    is held at `share` from then on: `held` lists those, and `fell` says that there is a new one.
+    """
 
     share: float
     reached: set[int]  # assignments
+    strict: bool = True
+    held: set[tuple[str, int]] = field(default_factory=set)  # θ and its entry or block
+    latent: set[str] = field(default_factory=set)  # latent sites whose own variance went to nothing
+    fell: bool = False
+    resting: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # θ → which of its entries the last M-step put on the floor
+
+    def clear(self) -> None:
+        """Before an M-step: forget what the last one met, but not what is held."""
+        self.reached.clear()
+        self.latent.clear()
+        self.resting.clear()
+        self.fell = False
+
+    def least(self, dtype: torch.dtype) -> float:
+        """The share of the data's variance below which a variance counts as collapsed."""
+        return self.share if self.strict else min(self.share, ROUNDING * torch.finfo(dtype).eps)
+
+    def lowest(self, theta: str, share: Tensor, known: Tensor) -> Tensor:
+        """The smallest share of each entry (or block) of θ, from what the M-step found: `share`, where `known`."""
+        least = self.least(share.dtype)
+        out = torch.full_like(share, least)
+        if least == self.share:
+            return out
+        fallen = known & ~(share >= least)
+        if fallen.any() or self.held:
+            for entry in fallen.nonzero()[:, 0].tolist():
+                self.fell |= (theta, entry) not in self.held
+                self.held.add((theta, entry))
+            for name, entry in self.held:
+                if name == theta:
+                    out[entry] = self.share
+        return out
 
 
 class Family:
@@ -79,6 +123,17 @@ class Family:
         """θ with the entries that parameter `name` copies at their best value, the other parameters held."""
         raise NotImplementedError
 
+    def smallest(self, params: Params) -> Tensor | None:
+        """The smallest variance of each assignment [A], as a share of the data's own; None for a family without one."""
+        return None
+
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Statistics of a clustering, with a `share` of each assignment's taken from all data alike.
+
+        So no probability starts at 0, from where no E-step could raise it. Only for families that have such a border.
+        """
+        return stats
+
 
 @dataclass
 class Pool:
@@ -94,6 +149,10 @@ class Pool:
         used = flat >= 0
         out = statistic.new_zeros(self.value.numel())
         return out.index_add(0, flat[used], statistic.expand(self.index.shape).reshape(-1)[used])
+
+    def mean(self, statistic: Tensor) -> Tensor:
+        """The mean of a statistic over the copies of each θ entry."""
+        return self.total(statistic) / self.total(torch.ones_like(statistic)).clamp(min=1)
 
     def fill(self, values: Tensor, known: Tensor) -> Tensor:
         """θ with the entries where `known` replaced by `values` (both flat)."""

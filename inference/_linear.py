@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from inference._exact import Assignments
 from inference._families import family_of, parameters_of
 from inference._family import Family, Params
+from inference._gaussian import CONDITION, Gaussian, condition, least_squares, scale_of, solid
 from inference._moments import Moments, Posterior
 from zoo._latents import Layout, joint_values
 from zoo._program import Program
@@ -29,38 +29,6 @@ from zoo._trace import global_log_prob, is_local, is_plain, local_log_prob
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20
 LOG_2PI = math.log(2 * math.pi)
-
-
-@dataclass
-class Gaussian:
-    """A normal site at one setting of the parameters: its value is B z + b + noise."""
-
-    name: str
-    coefficients: Tensor  # B [A, E, L]
-    offset: Tensor  # b [A, E]
-    scale: Tensor  # [A, E], or a Cholesky factor [A, E, E]
-    form: str  # the distribution's own parameter: scale, scale_tril, covariance_matrix, precision_matrix
-    given: Tensor  # that parameter
-    place: slice | None  # where in z the site's value stands; None for an observed site
-
-    @property
-    def diagonal(self) -> bool:
-        return self.form == "scale"
-
-    def precision_times(self, matrix: Tensor) -> Tensor:
-        """S⁻¹ M [A, E, k] for M [A, E, k]."""
-        if self.diagonal:
-            return matrix / self.scale.square().unsqueeze(-1)
-        return torch.cholesky_solve(matrix, self.scale)
-
-    def log_det(self) -> Tensor:
-        """½ log det S [A]."""
-        return (self.scale if self.diagonal else self.scale.diagonal(dim1=-2, dim2=-1)).log().sum(-1)
-
-    def selected(self, L: int) -> Tensor:
-        """The matrix E [size, L] that picks the site's value out of z."""
-        assert self.place is not None
-        return torch.eye(L, dtype=self.offset.dtype)[self.place]
 
 
 class LinearGaussian(Assignments):
@@ -81,7 +49,10 @@ class LinearGaussian(Assignments):
         self.values: dict[str, Tensor] = {}
         self.families: dict[str, Family] = {}
         self.centers: dict[str, Tensor] = {}
-        self.fast = structure.max_plate_nesting == 1 and self._can_be_fast()
+        self.spreads: dict[str, Tensor] = {}
+        self.delicate = False  # whether a determinant lost digits
+        self.fast = structure.max_plate_nesting == 1 and not program.completes and self._can_be_fast()
+        self.size = self.N * self.A if self.fast else math.inf  # what one pass over the data costs
 
     @staticmethod
     def _locals(trace: Any) -> list[Any]:
@@ -90,8 +61,6 @@ class LinearGaussian(Assignments):
     @torch.no_grad()
     def _can_be_fast(self) -> bool:
         """Collect what each site observes; False when a site's parameters differ from row to row."""
-        if self.program.completes:
-            return False
         nodes = self._locals(self._trace(self._probe, self._units(), raw=True))
         if not all(is_plain(n) and parameters_of(n["fn"], self.A * (self.L + 1)) is not None for n in nodes):
             return False
@@ -105,6 +74,8 @@ class LinearGaussian(Assignments):
                 if self.missing and "MultivariateNormal" in type(node["fn"]).__name__:
                     return False
                 self.centers[name] = self.values[name].nanmean(0).nan_to_num(0.0)
+                spread = (self.values[name] - self.centers[name]).square().nanmean(0).sqrt()
+                self.spreads[name] = torch.where(spread > 0, spread, torch.ones_like(spread))
             family = family_of(node["fn"])
             if family is not None and name in self.values:
                 self.families[name] = family(self.values[name])
@@ -138,7 +109,7 @@ class LinearGaussian(Assignments):
         trace = self._trace(self._probe, self._units(), parameters, globals, raw=True)
         gaussians, others = [], {}
         for node in self._locals(trace):
-            params = parameters_of(node["fn"], self.A * (self.L + 1))
+            params = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype)
             assert params is not None
             points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
             if "loc" not in points:
@@ -151,7 +122,7 @@ class LinearGaussian(Assignments):
                     node["name"],
                     (loc[:, 1:] - loc[:, :1]).mT,
                     loc[:, 0],
-                    _scale(form, given),
+                    scale_of(form, given),
                     form,
                     given,
                     self.layout.places.get(node["name"]),
@@ -190,19 +161,43 @@ class LinearGaussian(Assignments):
     def _normal(self, rows: slice, gaussians: list[Gaussian]) -> Posterior:
         n, masks = rows.stop - rows.start, self._masks(rows, gaussians)
         precision, linear = self._information(rows, gaussians, masks)  # [U, A, L, L], [n, A, L]
-        factor = torch.linalg.cholesky(precision)
-        inverse = torch.cholesky_inverse(factor)
-        which = masks[2]
-        if len(inverse) == 1:
-            mean = torch.einsum("nal,alm->nam", linear, inverse[0])
+        which, root = masks[2], None
+        factor, failed = torch.linalg.cholesky_ex(precision)
+        inverse = None if bool(failed.any()) else torch.cholesky_inverse(factor)
+        if inverse is None or condition(precision, inverse) > CONDITION:
+            mean, root, log_det = self._by_square_roots(rows, gaussians, masks)
+            inverse = root @ root.mT
         else:
-            mean = (inverse[which] @ linear.unsqueeze(-1)).squeeze(-1)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # ½ log det P [U, A]
+            if len(inverse) == 1:
+                mean = torch.einsum("nal,alm->nam", linear, inverse[0])
+            else:
+                mean = (inverse[which] @ linear.unsqueeze(-1)).squeeze(-1)
+            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # ½ log det P [U, A]
         log_p = 0.5 * self.L * LOG_2PI - (log_det if len(log_det) == 1 else log_det[which])
         log_p = log_p.expand(n, self.A)
         for g in gaussians:
             log_p = log_p + self._density_at(g, rows, mean, masks[0].get(g.name))
-        return Posterior(log_p, mean, inverse if len(inverse) == 1 else inverse[which])
+        if len(inverse) > 1:
+            inverse, root = inverse[which], None if root is None else root[which]
+        return Posterior(log_p, mean, inverse, root)
+
+    def _by_square_roots(self, rows: slice, gaussians: list[Gaussian], masks: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [n, A, L], root of the covariance [U, A, L, L], ½ log det P [U, A]: least squares of whitened residuals."""
+        jacobian, right = [], []  # [U, A, E, L], [n, A, E]
+        for g in gaussians:
+            away = -g.coefficients if g.place is None else g.selected(self.L) - g.coefficients
+            white, mask = g.whitened(away), masks[1].get(g.name)
+            jacobian.append(white.unsqueeze(0) if mask is None else white * mask[:, None, :, None])
+            if g.place is None:
+                offset = (self._centered(g.name, rows).unsqueeze(1) - (g.offset - self.centers[g.name])).neg()
+                if g.name in masks[0]:
+                    offset = offset * masks[0][g.name].unsqueeze(1)
+            else:
+                offset = g.offset.unsqueeze(0).expand(rows.stop - rows.start, -1, -1)
+            right.append(g.whitened(offset.movedim(0, -1)).movedim(-1, 0))
+        patterns = max(len(j) for j in jacobian)
+        J = torch.cat([j.expand(patterns, -1, -1, -1) for j in jacobian], 2)
+        return least_squares(J, torch.cat(right, 2), masks[2])
 
     def _masks(self, rows: slice, gaussians: list[Gaussian]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Site → 1.0 where seen [n, E]; site → the same for each distinct pattern [U, E]; each row's pattern [n]."""
@@ -276,7 +271,10 @@ class LinearGaussian(Assignments):
         precision = -torch.stack(columns, -1)
         if not keep:
             value, gradient = value.detach(), gradient.detach()
-        factor = torch.linalg.cholesky((precision + precision.mT) / 2)
+        precision = (precision + precision.mT) / 2
+        if not keep and not solid(precision):
+            return self._delicate(rows, precision, parameters, globals)
+        factor = torch.linalg.cholesky(precision)
         mean = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
         at_mean = value + 0.5 * (gradient * mean).sum(-1)
         if not keep:  # once more at the mean itself, where nothing cancels
@@ -284,6 +282,34 @@ class LinearGaussian(Assignments):
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_p = at_mean + 0.5 * self.L * LOG_2PI - log_det
         return Posterior(log_p.mT, mean.movedim(0, 1), torch.cholesky_inverse(factor).movedim(0, 1))
+
+    @torch.no_grad()
+    def _delicate(self, rows: slice, precision: Tensor, parameters: Values | None, globals: Values | None) -> Posterior:
+        """The same where the precision [A, n, L, L] is nearly singular, so that its own digits do not suffice.
+
+        Mean and root come from the sites' residuals where sites can be read, and the density there from the program itself.
+        Otherwise Newton steps correct the mean, and `delicate` says that the determinant has lost digits.
+        """
+        x, n = self.x[rows], rows.stop - rows.start
+        if self.fast:
+            gaussians, _, _ = self.sites(parameters, globals)
+            masks = self._masks(rows, gaussians)
+            mean, root, half = self._by_square_roots(rows, gaussians, masks)
+            if len(half) > 1:
+                root, half = root[masks[2]], half[masks[2]]
+        else:
+            self.delicate = True
+            factor = torch.linalg.cholesky(precision)
+            mean = x.new_zeros(self.A, n, self.L)
+            for _ in range(3):
+                with torch.enable_grad():
+                    z = mean.detach().requires_grad_()
+                    (slope,) = torch.autograd.grad(self._log_joint(x, z, parameters, globals).sum(), z)
+                mean = mean + torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+            mean, half = mean.movedim(0, 1), factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mT
+            root = torch.linalg.inv(factor).mT.movedim(0, 1)
+        at_mean = self._log_joint(x, mean.movedim(0, 1).contiguous(), parameters, globals).mT
+        return Posterior(at_mean + 0.5 * self.L * LOG_2PI - half, mean, root @ root.mT, root)
 
     def _log_joint(self, x: Tensor, z: Tensor, parameters: Values | None, globals: Values | None) -> Tensor:
         """log p(x_i, a, z) [A·T, n] at z [A·T, n, L]."""
@@ -336,7 +362,7 @@ class LinearGaussian(Assignments):
                     posterior.log_evidence = weights.clamp(min=1e-300).log()
                 moments.posterior.append(posterior)
             else:
-                self._add(moments, rows, seen, posterior, weights)
+                self.collect(moments, rows, seen, posterior, weights)
         for name, value in self.values.items():
             if name in self.assignments:
                 params = seen[1][name]
@@ -344,7 +370,8 @@ class LinearGaussian(Assignments):
         moments.per_datum = torch.cat(per_datum)
         return moments
 
-    def _add(self, moments: Moments, rows: slice, seen: Any, posterior: Posterior, weights: Tensor) -> None:
+    def collect(self, moments: Moments, rows: slice, seen: Any, posterior: Posterior, weights: Tensor) -> None:
+        """Add to `moments` what the posterior of some rows gives."""
         n, L = len(weights), self.L
         extended = torch.cat([posterior.mean, posterior.mean.new_ones(n, self.A, 1)], -1)  # z̃ [n, A, L+1]
         weighted = weights.unsqueeze(-1) * extended
@@ -399,7 +426,7 @@ class LinearGaussian(Assignments):
         for rows in self.chunks():
             posterior, n = self.posterior(rows, seen, None, globals), rows.stop - rows.start
             chosen = torch.multinomial(responsibilities[rows], draws, replacement=True).mT  # [draws, n]
-            tril = torch.linalg.cholesky(posterior.covariance).expand(n, self.A, self.L, self.L)
+            tril = posterior.tril().expand(n, self.A, self.L, self.L)
             index = torch.arange(n)
             noise = torch.randn(draws, n, self.L, 1, dtype=self.x.dtype)
             z = posterior.mean[index, chosen] + (tril[index, chosen] @ noise).squeeze(-1)
@@ -421,12 +448,3 @@ class LinearGaussian(Assignments):
         mean, deviation = torch.cat(means).unsqueeze(0), torch.cat(deviations).unsqueeze(0)
         natural = self.layout.natural(mean), self.layout.natural(deviation)
         return {k: v[0] for k, v in natural[0].items()}, {k: v[0] for k, v in natural[1].items()}
-
-
-def _scale(form: str, given: Tensor) -> Tensor:
-    """[A, E] standard deviations, or the Cholesky factor [A, E, E]."""
-    if form in ("scale", "scale_tril"):
-        return given
-    if form == "covariance_matrix":
-        return torch.linalg.cholesky(given)
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(given)))

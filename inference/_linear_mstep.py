@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from inference._exact import one_thread
-from inference._family import Floor, Pool
-from inference._linear import Gaussian, LinearGaussian, Values
+from inference._family import Floor, Pool, tiny
+from inference._gaussian import Gaussian
+from inference._linear import LinearGaussian, Values
 from inference._moments import Moments
-from inference._mstep import climb_numerically, usage
+from inference._mstep import climb_numerically, still_copies, usage
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
 
@@ -29,7 +30,7 @@ class Plan:
 
     regressions: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)  # site → part → θ → index
     scales: dict[str, tuple[str, Tensor]] = field(default_factory=dict)  # site → (θ, index)
-    spreads: dict[str, Tensor] = field(default_factory=dict)  # site in `scales` → deviations of what it observes [E]
+    spreads: dict[str, Tensor] = field(default_factory=dict)  # site in `scales` → units of its deviations [E]
     families: dict[str, tuple[str, str, Tensor]] = field(default_factory=dict)  # θ → (site, parameter, index)
     numeric: tuple[str, ...] = ()
 
@@ -62,7 +63,7 @@ def _parts(g: Gaussian) -> list[tuple[str, Tensor]]:
 
 
 def _sort(engine, leaves, uses, found, gaussians, others) -> Plan:
-    out, numeric = Plan(), []
+    out, numeric, spreads = Plan(), [], _spreads(engine, gaussians)
     for theta, where in uses.items():
         copied = found.get(theta)
         if not where:
@@ -83,7 +84,7 @@ def _sort(engine, leaves, uses, found, gaussians, others) -> Plan:
             size = gaussians[site].given[0].numel()
             closed = part == "scale" or Pool(theta, leaves[theta].detach(), copied).blocks(size) is not None
             if closed:
-                out.scales[site], out.spreads[site] = (theta, copied), _spread(engine, gaussians[site])
+                out.scales[site], out.spreads[site] = (theta, copied), spreads[site]
         if not closed:
             numeric.append(theta)
     for site in list(out.regressions):
@@ -135,12 +136,78 @@ def m_step(
     if not plan.numeric and not globals:
         return globals
 
-    def expected(parameters: Values, point: Values) -> Tensor:
-        if moments.posterior is not None:
-            return _by_sigma_points(engine, moments, parameters, point)
-        return expected_log_joint(engine, moments, parameters, point)
+    def objective(parameters: Values, point: Values) -> Tensor:
+        return expected(engine, moments, parameters, point)
 
-    return climb_numerically(engine.program, plan.numeric, globals, supports, expected, engine.N, iterations)
+    return climb_numerically(engine.program, plan.numeric, globals, supports, objective, engine.N, iterations)
+
+
+def expected(
+    engine: LinearGaussian,
+    moments: Moments,
+    parameters: Values,
+    globals: Values,
+    responsibilities: Tensor | None = None,
+) -> Tensor:
+    """E_q[log p(x, z, globals)] up to a constant, nats; differentiable in parameters and globals."""
+    if moments.posterior is not None:
+        return _by_sigma_points(engine, moments, parameters, globals)
+    return expected_log_joint(engine, moments, parameters, globals)
+
+
+def smallest(engine: LinearGaussian, moments: Moments) -> float:
+    """The smallest variance of an observed site, as a share of its data's own; ∞ where sites are not read."""
+    if moments.seen is None:
+        return torch.inf
+    gaussians, others, _ = moments.seen
+    found = [torch.inf]
+    for g in gaussians:
+        if g.place is None:
+            scale = g.scale / engine.spreads[g.name].unsqueeze(-1 if not g.diagonal else 0)
+            found.append(float(scale.amin() if g.diagonal else torch.linalg.svdvals(scale).amin()) ** 2)
+    for site, params in others.items():
+        least = engine.families[site].smallest(params) if site not in engine.assignments else None
+        found += [] if least is None else [float(least.amin())]
+    return min(found)
+
+
+def broken(engine: LinearGaussian, plan: Plan, moments: Moments) -> list[str]:
+    """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
+    if moments.seen is None:
+        return []
+    gaussians, others, _ = moments.seen
+    parts = {g.name: dict(_parts(g)) for g in gaussians}
+    values = engine.program.values()
+    uses = [(theta, others[site][name], index) for theta, (site, name, index) in plan.families.items()]
+    for site, of_site in plan.regressions.items():
+        uses += [(t, parts[site][part], index) for part, thetas in of_site.items() for t, index in thetas.items()]
+    for site, (theta, index) in plan.scales.items():
+        form = next(k for k in parts[site] if k not in ("coefficients", "offset"))
+        uses.append((theta, parts[site][form], index))
+    return [theta for theta, value, index in uses if not still_copies(value, values[theta], index)]
+
+
+def without(plan: Plan, names: set[str]) -> Plan:
+    """The plan with `names` updated numerically."""
+    moved = [n for n in plan.closed if n in names]
+    if not moved:
+        return plan
+    regressions = {
+        site: {part: {t: i for t, i in thetas.items() if t not in names} for part, thetas in parts.items()}
+        for site, parts in plan.regressions.items()
+    }
+    kept = {
+        site: {part: thetas for part, thetas in parts.items() if thetas}
+        for site, parts in regressions.items()
+        if any(parts.values())
+    }
+    return Plan(
+        kept,
+        {site: use for site, use in plan.scales.items() if use[0] not in names},
+        plan.spreads,
+        {theta: use for theta, use in plan.families.items() if theta not in names},
+        (*plan.numeric, *moved),
+    )
 
 
 def _closed(engine: LinearGaussian, plan: Plan, moments: Moments, floor: Floor) -> None:
@@ -246,37 +313,64 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
     if g.diagonal:
         n = pool.total(count.expand_as(residual))
         known = n > 10 * torch.finfo(n.dtype).eps
-        variance = pool.total(residual) / n.clamp(min=torch.finfo(n.dtype).tiny)
-        ones = pool.total(torch.ones_like(residual)).clamp(min=1)
-        lowest = floor.share * pool.total((spread**2).expand_as(residual)) / ones
-        low = (variance < lowest) & known
+        variance, unit = pool.total(residual) / n.clamp(min=tiny(n)), pool.mean((spread**2).expand_as(residual))
+        lowest = unit * _lowest(g, pool.theta, variance / unit.clamp(min=tiny(unit)), known, floor)
+        low = ~(variance >= lowest) & known
         if low.any():
             hit = (pool.index >= 0) & low[pool.index.clamp(min=0)]
-            floor.reached.update(hit.flatten(1).any(1).nonzero()[:, 0].tolist())
-        return pool.fill(torch.maximum(variance, lowest).sqrt(), known)
+            _note(g, floor, hit.flatten(1).any(1).nonzero()[:, 0].tolist())
+            floor.resting[pool.theta] = low
+        return pool.fill(torch.where(low, lowest, variance).sqrt(), known)
     E = residual.shape[-1]
     blocks = pool.blocks(E * E)
     assert blocks is not None  # `plan` said so
     groups = pool.value.numel() // (E * E)
     n = residual.new_zeros(groups).index_add(0, blocks, count[:, 0])
-    covariance = residual.new_zeros(groups, E, E).index_add(0, blocks, residual) / n.clamp(min=1e-300)[:, None, None]
+    covariance = residual.new_zeros(groups, E, E).index_add(0, blocks, residual) / n.clamp(min=tiny(n))[:, None, None]
     unit = torch.outer(spread, spread)
     eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2 / unit)
-    low = eigenvalues.amin(-1) < floor.share
-    floor.reached.update(a for a, b in enumerate(blocks.tolist()) if low[b])
-    covariance = (vectors * eigenvalues.clamp(min=floor.share).unsqueeze(-2)) @ vectors.mT * unit
+    lowest = _lowest(g, pool.theta, eigenvalues.amin(-1), n > 0, floor)
+    low = ~(eigenvalues.amin(-1) >= lowest)
+    _note(g, floor, [a for a, b in enumerate(blocks.tolist()) if low[b]])
+    if low.any():
+        floor.resting[pool.theta] = low
+    clipped = (vectors * torch.maximum(eigenvalues, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
+    covariance = torch.where(low[:, None, None], clipped, covariance)
     tril = torch.linalg.cholesky(covariance)
     form = {"scale_tril": tril, "covariance_matrix": covariance, "precision_matrix": torch.cholesky_inverse(tril)}
     return form[g.form].reshape(pool.value.shape)
 
 
-def _spread(engine: LinearGaussian, g: Gaussian) -> Tensor:
-    """Standard deviations of what a site observes [E]; ones for a latent site."""
-    if g.place is not None:
-        return torch.ones_like(g.offset[0])
-    x = engine.values[g.name] - engine.centers[g.name]
-    spread = x.square().nanmean(0).sqrt()
-    return torch.where(spread > 0, spread, torch.ones_like(spread))
+def _lowest(g: Gaussian, theta: str, share: Tensor, known: Tensor, floor: Floor) -> Tensor:
+    """The smallest share of the data's variance for each entry of θ; a latent site's own may go to almost nothing."""
+    return floor.lowest(theta, share, known) if g.place is None else torch.full_like(share, floor.least(share.dtype))
+
+
+def _note(g: Gaussian, floor: Floor, assignments: list[int]) -> None:
+    if g.place is None:
+        floor.reached.update(assignments)
+    elif assignments:
+        floor.latent.add(g.name)
+
+
+def _spreads(engine: LinearGaussian, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
+    """Site → what its standard deviations are measured in [E].
+
+    For an observed site those of its data; for a latent one the size that moves some site below it by as much as that
+    site's own unit, so that data in other units get another floor.
+    """
+    out: dict[str, Tensor] = {}
+    for g in reversed(list(gaussians.values())):
+        if g.place is None:
+            out[g.name] = engine.spreads[g.name]
+            continue
+        moved = torch.zeros_like(g.offset[0])
+        for name, unit in out.items():
+            effect = gaussians[name].coefficients[..., g.place].abs() / unit.unsqueeze(-1)  # [A, E of it, E]
+            moved = torch.maximum(moved, effect.amax((0, 1)))
+        own = (g.scale if g.diagonal else g.scale.square().sum(-1).sqrt()).amax(0)
+        out[g.name] = torch.where(moved > 0, moved.reciprocal(), own)
+    return out
 
 
 def expected_log_joint(engine: LinearGaussian, moments: Moments, parameters: Values, globals: Values) -> Tensor:
@@ -303,7 +397,7 @@ def _by_sigma_points(engine: LinearGaussian, moments: Moments, parameters: Value
     """The same over the data: the mean of a quadratic over m ± √L S e_l is its expectation under N(m, S Sᵀ)."""
     L, (_, total) = engine.L, engine.views(parameters, globals)
     for rows, posterior in zip(engine.chunks(), moments.posterior or [], strict=True):
-        tril = torch.linalg.cholesky(posterior.covariance) * L**0.5  # [n, A, L, L]
+        tril = posterior.tril() * L**0.5  # [n, A, L, L]
         steps = torch.cat([tril.mT, -tril.mT], -2)  # [n, A, 2L, L]
         points = (posterior.mean.unsqueeze(-2) + steps).permute(1, 2, 0, 3)  # [A, 2L, n, L]
         n = rows.stop - rows.start

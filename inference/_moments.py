@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,10 +16,15 @@ class Posterior:
     log_evidence: Tensor  # [n, A] log p(x, a)
     mean: Tensor
     covariance: Tensor
+    root: Tensor | None = None  # S with S Sᵀ = the covariance, where its Cholesky factor would lose digits
 
     @property
     def weights(self) -> Tensor:
         return self.log_evidence.softmax(1)
+
+    def tril(self) -> Tensor:
+        """S with S Sᵀ = the covariance."""
+        return torch.linalg.cholesky(self.covariance) if self.root is None else self.root
 
 
 @dataclass

@@ -204,10 +204,10 @@ def m_step(
         _closed(exact, plan, stats, floor)
     if plan.numeric or globals:
 
-        def expected(parameters: Values, point: Values) -> Tensor:
-            return expected_log_joint(exact, stats, parameters, point, responsibilities)
+        def objective(parameters: Values, point: Values) -> Tensor:
+            return expected(exact, stats, parameters, point, responsibilities)
 
-        return climb_numerically(exact.program, plan.numeric, globals, supports, expected, exact.N, iterations)
+        return climb_numerically(exact.program, plan.numeric, globals, supports, objective, exact.N, iterations)
     return globals
 
 
@@ -276,7 +276,40 @@ def climb_numerically(
     return point
 
 
-def expected_log_joint(
+def still_copies(value: Tensor, theta: Tensor, index: Tensor) -> bool:
+    """Whether a distribution's parameter is, where θ stands now, the copy of θ's entries that `index` says."""
+    value, theta = value.detach(), theta.detach()
+    copy = torch.where(index >= 0, theta.reshape(-1)[index.clamp(min=0)], value)
+    return torch.allclose(copy, value, rtol=1e-6 if value.dtype == torch.float64 else 1e-3, atol=1e-12)
+
+
+def broken(exact: Enumeration, plan: Plan, stats: Statistics) -> list[str]:
+    """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
+    params = {v.name: v.params or {} for v in stats.views}
+    values, out = exact.program.values(), []
+    for theta, (site, name) in plan.closed.items():
+        value, mine = params[site][name], values[theta]
+        if name == "logits" and value.dim() == 3:  # categorical logits count up to a constant
+            value, mine = (v - v.mean(-1, keepdim=True) for v in (value, mine))
+        if not still_copies(value, mine, plan.index[theta]):
+            out.append(theta)
+    return out
+
+
+def without(plan: Plan, names: set[str]) -> Plan:
+    """The plan with `names` updated numerically."""
+    moved = tuple(n for n in plan.closed if n in names)
+    closed = {n: use for n, use in plan.closed.items() if n not in names}
+    return Plan(closed, plan.index, (*plan.numeric, *moved)) if moved else plan
+
+
+def smallest(exact: Enumeration, stats: Statistics) -> float:
+    """The smallest variance of an observed site, as a share of its data's own; ∞ where there is none."""
+    found = [exact.families[v.name].smallest(v.params) for v in stats.views if v.params is not None and not v.latent]
+    return min((float(f.amin()) for f in found if f is not None), default=math.inf)
+
+
+def expected(
     exact: Enumeration, stats: Statistics, parameters: Values, globals: Values, responsibilities: Tensor | None
 ) -> Tensor:
     """E_q[log p(x, z, globals)] up to a constant, nats; differentiable in parameters and globals."""

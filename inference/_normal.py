@@ -40,7 +40,7 @@ class MultivariateNormal(Family):
                 return whole(x - self.center)
             out = x.new_zeros(len(x), len(loc))
             for unique, which, rows in _patterns(x, len(loc)):
-                out = out.index_copy(0, rows, self._marginal(x[rows], loc, tril @ tril.mT, unique, which))
+                out = out.index_copy(0, rows, self._marginal(x[rows], loc, tril, unique, which))
             return out
 
         return density
@@ -49,17 +49,17 @@ class MultivariateNormal(Family):
         """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
         if self._whole(x):
             return {"moments": _second_moments(x - self.center, weights)}
-        loc, covariance = params["loc"] - self.center, _covariance(params)
+        loc, tril = params["loc"] - self.center, _cholesky(params)
         moments = x.new_zeros(len(loc), x.shape[1] + 1, x.shape[1] + 1)
         for unique, which, rows in _patterns(x, len(loc)):
             if unique.any():
-                moments += self._completed(x[rows], weights[rows], loc, covariance, unique, which)
+                moments += self._completed(x[rows], weights[rows], loc, tril, unique, which)
         return {"moments": moments}
 
-    def _marginal(self, x: Tensor, loc: Tensor, covariance: Tensor, unique: Tensor, which: Tensor) -> Tensor:
+    def _marginal(self, x: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor) -> Tensor:
         """log-density of the seen entries of each row [n, A], row i with the pattern unique[which[i]]."""
         mask = unique[which]
-        factor = torch.linalg.cholesky(_masked(covariance, unique))  # [U, A, D, D]
+        factor = _seen_root(tril, unique)  # [U, A, D, D]
         eye = torch.eye(x.shape[1], dtype=x.dtype).expand_as(factor)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)  # [n, A, D]
@@ -68,14 +68,18 @@ class MultivariateNormal(Family):
         return -0.5 * white.square().sum(-1) - log_det[which] - 0.5 * LOG_2PI * mask.sum(1, keepdim=True)
 
     def _completed(
-        self, x: Tensor, weights: Tensor, loc: Tensor, covariance: Tensor, unique: Tensor, which: Tensor
+        self, x: Tensor, weights: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor
     ) -> Tensor:
         """Second moments [A, D+1, D+1], unseen entries by their conditional mean and covariance given the seen ones."""
-        mask = unique[which]
+        mask, covariance = unique[which], tril @ tril.mT
         seen, D = unique[:, None, :, None], x.shape[1]
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_masked(covariance, unique)))
-        gain = covariance @ (inverse * seen * seen.mT)  # [U, A, D, D]: from seen differences to all expected ones
-        conditional = (covariance - gain @ covariance) * (1 - seen) * (1 - seen.mT)
+        factor = _seen_root(tril, unique)
+        whiten = (
+            torch.linalg.solve_triangular(factor, torch.eye(D, dtype=x.dtype).expand_as(factor), upper=False) * seen.mT
+        )
+        half = (covariance * seen.mT) @ whiten.mT  # covariance of all entries with the whitened seen ones [U, A, D, D]
+        gain = half @ whiten  # from seen differences to all expected ones
+        conditional = (covariance - half @ half.mT) * (1 - seen) * (1 - seen.mT)
         difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)
         filled = torch.where(mask.unsqueeze(1) > 0, difference, _each(gain, which, difference))
         extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1)  # [n, A, D+1]
@@ -114,7 +118,7 @@ class MultivariateNormal(Family):
             total = self._scatter(moments, params["loc"])
             scatter = moments.new_zeros(groups, D, D).index_add(0, blocks, total)
             covariance = scatter / n.clamp(min=tiny(n))[:, None, None]
-            value = self._in_form(name, self._floored(covariance, blocks, known, floor))
+            value = self._in_form(name, self._floored(covariance, pool.theta, blocks, known, floor))
         return torch.where(
             known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)
         ).reshape(pool.value.shape)
@@ -134,20 +138,29 @@ class MultivariateNormal(Family):
         left[unused] = torch.eye(D, dtype=left.dtype)
         return self.center + torch.linalg.solve(left, right).squeeze(-1)
 
-    def _floored(self, covariance: Tensor, blocks: Tensor, known: Tensor, floor: Floor) -> Tensor:
+    def _floored(self, covariance: Tensor, theta: str, blocks: Tensor, known: Tensor, floor: Floor) -> Tensor:
         """Eigenvalues, in units of the data's standard deviations, no smaller than the floor.
 
         That is the constrained maximum, so the likelihood still cannot fall.
         """
         unit = torch.outer(self.spread, self.spread)
-        values, vectors = torch.linalg.eigh(covariance / unit)
-        low = (values.amin(-1) < floor.share) & known
+        values, vectors = torch.linalg.eigh(
+            torch.where(known[:, None, None], covariance / unit, torch.eye(len(unit)).to(unit))
+        )
+        lowest = floor.lowest(theta, values.amin(-1), known)
+        low = ~(values.amin(-1) >= lowest) & known
+        out = torch.where(known[:, None, None], covariance, unit.diag().diag())
         if not low.any():
-            return torch.where(known[:, None, None], covariance, unit.diag().diag())
+            return out
         floor.reached.update(a for a, g in enumerate(blocks.tolist()) if low[g])
-        clipped = (vectors * values.clamp(min=floor.share).unsqueeze(-2)) @ vectors.mT * unit
-        out = torch.where(low[:, None, None], clipped, covariance)
-        return torch.where(known[:, None, None], out, unit.diag().diag())
+        floor.resting[theta] = low
+        clipped = (vectors * torch.maximum(values, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
+        return torch.where(low[:, None, None], clipped, out)
+
+    @torch.no_grad()
+    def smallest(self, params: Params) -> Tensor:
+        root = _cholesky(params) / self.spread.unsqueeze(-1)
+        return torch.linalg.svdvals(root).amin(-1).square()
 
     @staticmethod
     def _in_form(name: str, covariance: Tensor) -> Tensor:
@@ -207,6 +220,24 @@ def _each(matrices: Tensor, which: Tensor, vectors: Tensor) -> Tensor:
     if len(matrices) == 1:
         return torch.einsum("ade,nae->nad", matrices[0], vectors)
     return (matrices[which] @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
+def _seen_root(tril: Tensor, unique: Tensor) -> Tensor:
+    """The Cholesky factor [U, A, D, D] of the covariance L Lᵀ among the seen entries of each pattern, 1 for the others.
+
+    Where that matrix is nearly singular its factor comes from L itself (R of a QR decomposition of the seen rows, Lᵀ): the
+    product L Lᵀ would lose half of the digits.
+    """
+    masked = _masked(tril @ tril.mT, unique)
+    factor, failed = torch.linalg.cholesky_ex(masked)
+    with torch.no_grad():
+        share = factor.diagonal(dim1=-2, dim2=-1) / masked.diagonal(dim1=-2, dim2=-1).sqrt()
+        fine = not bool(failed.any()) and bool((share > torch.finfo(tril.dtype).eps ** 0.25).all())
+    if fine:
+        return factor
+    rows = torch.cat([tril * unique[:, None, :, None], torch.diag_embed(1 - unique).unsqueeze(1).expand_as(masked)], -1)
+    root = torch.linalg.qr(rows.mT).R.mT
+    return root * root.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
 def _masked(covariance: Tensor, unique: Tensor) -> Tensor:

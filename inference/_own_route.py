@@ -175,7 +175,7 @@ class _Batch:
             return self._summed(self.trace({**discrete, **values}))
 
         begin = torch.zeros_like(torch.cat(parts, 1))
-        mean, factor = _square(joint, begin)
+        mean, factor, blurred = _square(joint, begin)
         prior = [torch.cat(parts, 1)]
         for _ in range(DRAWS - 1):
             again = self.trace(discrete).nodes
@@ -187,18 +187,22 @@ class _Batch:
             z = own if k < DRAWS else prior[k - DRAWS]
             value, q = joint(z), _log_normal(z, mean, factor)
             size = torch.stack([value.abs(), q.abs(), found.abs(), torch.ones_like(q)]).amax(0)
-            if not bool(((value - q - found).abs() <= tolerance(value.dtype) * size).all()):
-                row = int(self.rows[int((value - q - found).abs().nan_to_num(torch.inf).argmax())])
+            away = (value - q - found).abs().nan_to_num(torch.inf) / size
+            if bool((away.masked_fill(blurred, 0.0) > tolerance(value.dtype)).any()):
+                row = int(self.rows[int(away.masked_fill(blurred, 0.0).argmax())])
                 raise Disagreement(
                     f"log p(x) of '{self.task.program.name}' was taken for exact, but its log joint is not quadratic in "
                     f"{', '.join(repr(s) for s in sites)} at row {row} (counting from 0): the value would be wrong. Nothing is "
                     "reported. Take a method that does not need it: importance or ais."
                 )
-        return found
+        return found.masked_fill(blurred, torch.nan)
 
 
-def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [m, L] and Cholesky factor of the precision [m, L, L] of a quadratic log joint, from its derivatives at z."""
+def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [m, L] and Cholesky factor of the precision [m, L, L] of a quadratic log joint, from its derivatives at z.
+
+    And where the precision is so nearly singular that its inverse in these digits would say nothing [m].
+    """
     z = z.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(joint(z).sum(), z, create_graph=True, materialize_grads=True)
@@ -213,12 +217,25 @@ def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     precision = -torch.stack(columns, -1)
     precision = (precision + precision.mT) / 2
     factor, info = torch.linalg.cholesky_ex(precision)
-    if bool((info != 0).any()):
+    blurred = _nearly_singular(precision)
+    if bool(blurred.any()):
+        identity = torch.eye(z.shape[1], dtype=z.dtype).expand_as(factor)
+        factor = torch.where((blurred & (info != 0))[:, None, None], identity, factor)
+    if bool(((info != 0) & ~blurred).any()):
         raise Disagreement(
             "log p(x) was taken for exact, but the log joint has no Gaussian in the continuous latents: its curvature is "
             "not negative. Nothing is reported. Take a method that does not need it: importance or ais."
         )
-    return z.detach() + torch.cholesky_solve(gradient.detach().unsqueeze(-1), factor).squeeze(-1), factor
+    return z.detach() + torch.cholesky_solve(gradient.detach().unsqueeze(-1), factor).squeeze(-1), factor, blurred
+
+
+def _nearly_singular(precision: Tensor) -> Tensor:
+    """Which matrices [m, L, L], in units of their diagonal, have a condition that eats most digits; concave ones alone."""
+    size = precision.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
+    values = torch.linalg.eigvalsh((precision * size.unsqueeze(-1) * size.unsqueeze(-2)).nan_to_num(0.0))
+    least = torch.finfo(precision.dtype).eps * len(values[0]) * 64
+    concave = (values[:, 0] > -least) & (precision.diagonal(dim1=-2, dim2=-1) > 0).all(1)
+    return concave & (values[:, 0] < values[:, -1] * torch.finfo(precision.dtype).eps * 1e8)
 
 
 def _log_normal(z: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

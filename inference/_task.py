@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +45,8 @@ class Task:
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
     checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
+    numeric: set[str] = field(default_factory=set)  # parameters whose closed form turned out not to hold
+    _plan: Any = field(default=None, init=False, repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training; all else is on the CPU
 
     def at_epoch(self, epoch: int) -> Tensor:
@@ -74,9 +77,36 @@ class Task:
         """What gives the sums over the data, an E-step's and the evidence: the exact engine, or a shorter way to the same."""
         return (isinstance(self.exact, LinearGaussian) and compressed(self.exact)) or self.exact
 
+    def theta(self) -> dict[str, Tensor]:
+        """A copy of the program's constrained parameters."""
+        return {n: v.detach().clone() for n, v in self.program.values().items()}
+
     def plan(self, globals: dict[str, Tensor]) -> Any:
         """How the M-step will update each parameter."""
-        return self._m_steps.plan(self.exact, globals)
+        if self._plan is None:
+            self._plan = self._m_steps.plan(self.exact, globals)
+        return self._m_steps.without(self._plan, self.numeric)
+
+    def expected(self, stats: Any, parameters: Any, globals: Any, responsibilities: Tensor | None = None) -> Tensor:
+        """The expected complete log joint up to a constant, nats, from an E-step's sums; differentiable."""
+        return self._m_steps.expected(self.exact, stats, parameters, globals, responsibilities)
+
+    def broken(self, how: Any, stats: Any) -> list[str]:
+        """The parameters whose closed form does not hold where an E-step saw them."""
+        return self._m_steps.broken(self.exact, how, stats)
+
+    def smallest(self, stats: Any) -> float:
+        """The smallest variance of an observed site that an E-step saw, as a share of the data's own."""
+        return self._m_steps.smallest(self.exact, stats)
+
+    def doubled(self) -> Task:
+        """This task in float64, with a program of its own; itself where it is in float64 already."""
+        if self.x.dtype == torch.float64:
+            return self
+        program = copy.deepcopy(self.program).double()
+        program.dtype = torch.float64
+        globals = {n: v.double() for n, v in self.globals.items()}
+        return replace(self, program=program, x=self.x.double(), globals=globals)
 
     def m_step(
         self,

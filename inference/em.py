@@ -7,23 +7,35 @@ claims is exact: log p(x; θ̂), given the globals at their mode where there are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
-from inference._coordinates import Coordinates
+from inference._ascent import Leap, Spot, Surface
 from inference._family import Floor
 from inference._fit import Evidence, Fit
-from inference._start import FLOOR, Start, begin
+from inference._start import FLOOR, Start, begin, check_rise, contest
 from inference._task import Task
+from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._structure import Structure
 
 PLAIN_ITERATIONS = 20
 MOST_NAMED = 3  # components in warnings: more get one line
+SLOW = 60  # iterations after which L-BFGS takes over for a while
+NUMERIC = 5  # the same where an M-step is itself many steps
+CLIMB = 200  # of its iterations at a time
+LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
+STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM may stand still far from the top
+NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
+NEWTON_STEPS = 20
+WAITS = 50
+BORDER = "a variance goes to 0 there, and the density grows without bound"
+ENOUGH = 1e-4  # nats: where no more than this is to be had, the climb is at its top
 
 
 def refusal(structure: Structure) -> str | None:
@@ -40,29 +52,65 @@ def fit(
     tol: NotNegative = 1e-10,
     restarts: Count = 1,
     start: Start = "auto",
-    floor: Positive = FLOOR,
+    floor: Positive | None = None,
     accelerate: bool = True,
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
-    `accelerate`: extrapolate when it is still climbing after 20 plain iterations; the log-likelihood never falls for it.
-    `floor` is the smallest variance an M-step sets, as a share of the data's own. Raises `ArithmeticError` if the
-    log-likelihood falls by more than rounding, which only a wrong M-step could make it do.
+    It has converged where that happens and the gradient leaves no more to be had than rounding and `tol` allow.
+    `start=auto` tries several starts for a few iterations, where one is known to fail, and goes on from the best.
+    `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
+    the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
+    default only a variance that falls to rounding is held, at a millionth.
     """
+    if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
+        return _in_double(task, max_iter, tol, restarts, start, floor, accelerate)
     if not task.learn:
-        return _result(task, _Climb(globals=task.global_start(), converged=True), [], floor)
-    initial = {n: v.detach().clone() for n, v in task.program.values().items()}
+        return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
+    initial = task.theta()
     climbs = []
     with task.progress("em", max_iter * restarts) as step:
         for r in range(restarts):
             task.program.assign(initial)
             # the program's own values are one start: a second from the same place would add nothing
             again = r > 0 and (start == "program" or task.structure.assignments == 1)
-            how = "random" if again else start
-            climbs.append(_climb(task, how, task.seed + r, max_iter, tol, Floor(floor, set()), accelerate, step))
+            how, limit = "random" if again else start, Floor(floor or FLOOR, set(), strict=floor is not None)
+            if how == "auto":
+                globals, starts = contest(task, task.seed + r, limit)
+            else:
+                globals, starts = begin(task, how, task.seed + r, limit), {}
+            options = _Options(max_iter, tol, accelerate, step)
+            climbs.append(_climb(task, _Climb(globals, starts=starts, floor=limit), options))
     best = max(climbs, key=lambda c: c.objective[-1])
     task.program.assign(best.parameters)
-    return _result(task, best, climbs, floor)
+    return _result(task, best, climbs, floor or FLOOR)
+
+
+def _in_double(task: Task, *options: Any) -> Fit:
+    """The fit in float64, because sums of squares in float32 keep no digits of a narrow cluster; its θ is rounded at the end.
+
+    The claim is of the rounded θ, in float64.
+    """
+    names = ("max_iter", "tol", "restarts", "start", "floor", "accelerate")
+    wide, dtype = task.doubled(), task.x.dtype
+    found = fit(wide, **dict(zip(names, options, strict=True)))
+    task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
+    point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
+    per_datum = task.doubled().exact.per_datum(None, {n: v.double() for n, v in point.items()})
+    found.parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
+    assert found.claimed is not None
+    found.claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
+    for held in (found.draws, found.means, found.deviations, found.probabilities):
+        held.update({n: v.astype(np.float32) for n, v in held.items() if v.dtype == np.float64})
+    return found
+
+
+@dataclass(frozen=True)
+class _Options:
+    max_iter: int
+    tol: float
+    accelerate: bool
+    step: Any
 
 
 @dataclass
@@ -73,121 +121,231 @@ class _Climb:
     counts: Tensor | None = None
     iterations: int = 0
     converged: bool = False
-    floored: set[int] = field(default_factory=set)
+    floor: Floor = field(default_factory=lambda: Floor(FLOOR, set()))
     closed: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
+    starts: dict[str, float] = field(default_factory=dict)
+    left: float = 0.0  # nats that are still to be had, where that was looked at
+    stuck: str = ""  # why it ended before it converged
 
 
-def _climb(
-    task: Task, start: Start, seed: int, max_iter: int, tol: float, floor: Floor, accelerate: bool, step: Any
-) -> _Climb:
-    exact = task.exact
-    globals = begin(task, start, seed, floor)
-    how = task.plan(globals)
-    views, _ = exact.views(None, globals)
-    general = any(v.params is None for v in views)
-    climb = _Climb(globals, closed=tuple(how.closed), numeric=how.numeric + tuple(globals))
-    leap = _Leap(task)
-    for i in range(max_iter + 1):
-        stats, value = _e_step(task, globals, may_fail=leap.fresh > 0)
-        if leap.fresh and not value >= climb.objective[-1]:
-            globals = leap.back(climb.objective)
-            stats, value = _e_step(task, globals)
-        climb.objective.append(value)
-        climb.iterations = i
-        step(note=f"log p(x) {value:.4f}")
-        if _stop(climb.objective, tol, task.x.dtype):
-            climb.converged = True
-            break
-        if i == max_iter:
-            break
-        floor.reached.clear()
-        weights = exact.responsibilities(None, globals) if general else None
+class _Lost(Exception):
+    """The climb cannot go on; the program stands where it was before the step. The message says why."""
+
+
+def _climb(task: Task, climb: _Climb, options: _Options) -> _Climb:
+    state = _State(task, climb, options)
+    while not (state.at_the_top() or climb.stuck) and climb.iterations < options.max_iter:
         try:
-            globals = task.m_step(how, stats, globals, floor, weights)
-        except torch.linalg.LinAlgError:
-            if not leap.fresh:
-                raise
-            # the leap went under the floor, where the log-likelihood of a matrix that is nearly singular means nothing
-            climb.objective.pop()
-            globals = leap.back(climb.objective)
-            continue
-        if accelerate and i >= PLAIN_ITERATIONS:
-            globals = leap.after(globals, allowed=not floor.reached)
-    climb.globals, climb.counts, climb.floored = globals, stats.counts, set(floor.reached)
-    climb.parameters = {n: v.detach().clone() for n, v in task.program.values().items()}
+            if state.slow():
+                state.climb()
+            else:
+                state.step()
+        except _Lost as lost:
+            climb.stuck = str(lost)
+            break
+    climb.counts = state.stats.counts
+    climb.closed = tuple(state.how.closed)
+    climb.numeric = state.how.numeric + tuple(state.globals)
+    climb.globals = state.globals
+    climb.parameters = task.theta()
     return climb
 
 
-def _e_step(task: Task, globals: dict[str, Tensor], may_fail: bool = False) -> tuple[Any, float]:
-    """The statistics, and log p(x, globals; θ); NaN where a leap went so far that a matrix cannot be factored there."""
-    try:
-        stats = task.sums.e_step(globals)
-    except torch.linalg.LinAlgError:
-        if not may_fail:
-            raise
-        return None, float("nan")
-    return stats, float(stats.per_datum.sum()) + float(stats.log_prior)
+class _State:
+    """Where a climb stands: θ in the program, the globals, and the sums of the E-step there."""
 
+    def __init__(self, task: Task, climb: _Climb, options: _Options) -> None:
+        self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
+        self.globals = climb.globals
+        self.how = task.plan(self.globals)
+        self.leap = Leap(task)
+        self.stats, value = self._e_step()
+        climb.objective.append(value)
+        if not math.isfinite(value):
+            raise UsageError(
+                f"em: log p(x) is {value} where learning begins: some rows have no density there. Start from other values."
+            )
+        self.surface: Surface | None = None
+        self.last: Any = None  # what was kept before the last step
+        self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
+        self.next_climb = NUMERIC if self.how.numeric or self.globals else SLOW
 
-class _Leap:
-    """SQUAREM: from three points in a row, extrapolate where slow steps are heading (Varadhan & Roland 2008, scheme S3).
+    def _e_step(self) -> tuple[Any, float]:
+        stats = self.task.sums.e_step(self.globals)
+        return stats, float(stats.per_datum.sum()) + float(stats.log_prior)
 
-    Where the log-likelihood there is lower than it was, or falls at the next M-step (whose floor the leap went under),
-    `back` takes the plain step instead, and the next leap is shorter.
-    """
+    def _spot(self) -> Spot:
+        if self.surface is None:
+            self.surface = Surface(self.task, self.globals, self.floor, self._least())
+        return self.surface.here(self.stats, self.record.objective[-1], self.globals)
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.fresh, self.since = task, 0, 0
-        self.points: list[Tensor] = []
-        self.length, self.longest = 1.0, math.inf
-        self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    # ------------------------------------------------------------------------------------------------- one iteration
 
-    def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
-        """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
-        self.fresh, self.since = max(0, self.fresh - 1), self.since + 1
-        theta = {n: v.detach().clone() for n, v in self.task.program.values().items()}
-        supports = {**self.task.program.constraints, **self.task.global_supports}
-        layout = Coordinates({**theta, **globals}, supports)
-        self.points.append(layout.flatten({**theta, **globals}))
-        if len(self.points) < 3:
-            return globals
-        first, second, third = self.points
-        self.points = []
-        step, bend = second - first, third - 2 * second + first
-        if not allowed or not bool(third.isfinite().all()) or not float(bend.norm()) > 0:
-            return globals
-        if self.length >= self.longest:  # as long as was allowed, and it was not taken back
-            self.longest *= 4
-        length = self.length = min(max(1.0, float(step.norm() / bend.norm())), self.longest)
-        values = layout.unflatten(first + 2 * length * step + length**2 * bend)
-        if not all(bool(v.isfinite().all()) for v in values.values()):
-            return globals
-        self.plain, self.fresh, self.since = (theta, globals), 2, 0
-        self.task.program.assign({n: values[n] for n in theta})
-        return {n: values[n] for n in globals}
+    def step(self, leap: bool = True) -> None:
+        """One M-step and E-step; with a leap now and then, which is taken back where it does not raise the likelihood."""
+        climb, task, kept, moved = self.record, self.task, self._keep(), False
+        climb.iterations += 1
+        try:
+            weights = task.exact.responsibilities(None, self.globals) if self._general() else None
+            self.floor.clear()
+            self.globals = task.m_step(self.how, self.stats, self.globals, self.floor, weights)
+            if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
+                self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
+            stats, value = self._e_step()
+            wrong = task.broken(self.how, stats) if climb.iterations % LOOK == 0 or climb.iterations < LOOK else []
+        except (ArithmeticError, ValueError, RuntimeError) as error:
+            if self.leap.fresh:
+                self._take_back(kept, drop=0 if moved else 1)
+                return
+            self._restore(kept)
+            if isinstance(error, UsageError) or climb.iterations == 1:
+                raise
+            raise _Lost(
+                "the next step cannot be taken in floating point, so near to singular is a covariance"
+            ) from error
+        self._judge(kept, stats, value, wrong)
 
-    def back(self, objective: list[float]) -> dict[str, Tensor]:
-        """Undo the leap, and what it left in the list of log-likelihoods."""
-        del objective[len(objective) - self.since :]
-        self.fresh, self.points = 0, []
-        self.longest, self.length = max(1.0, self.length / 4), 1.0
-        self.task.program.assign(self.plain[0])
-        return self.plain[1]
+    def _judge(self, kept: Any, stats: Any, value: float, wrong: list[str]) -> None:
+        """Keep a step, or undo it."""
+        last = self.record.objective[-1]
+        if self.leap.fresh:
+            if wrong or self.floor.fell or not value >= last:
+                self._take_back(kept)
+                return
+        elif wrong:
+            self._restore(kept)
+            self._make_numeric(wrong)
+            return
+        elif not (self.floor.fell and math.isfinite(value)) and not check_rise(
+            self.task, stats, last, value, self.record.iterations
+        ):
+            self._restore(kept)
+            raise _Lost("the likelihood falls at the next step, in the last digits of a nearly singular covariance")
+        if self._at_the_border(stats):
+            self._restore(kept)
+            raise _Lost(BORDER)
+        if self.floor.fell:  # a variance that had collapsed was raised to the floor: from here it is another climb
+            self.record.objective.clear()
+            self.leap, kept = Leap(self.task), None
+        self.last = kept
+        self._accept(stats, value)
 
+    def _make_numeric(self, wrong: list[str]) -> None:
+        """The closed form led to where these θ are no longer the copies that they were taken for."""
+        self.task.numeric.update(wrong)
+        self.how = self.task.plan(self.globals)
 
-def _stop(objective: list[float], tol: float, dtype: torch.dtype) -> bool:
-    if not np.isfinite(objective[-1]):
-        raise ArithmeticError(f"em: the log-likelihood became {objective[-1]} at iteration {len(objective) - 1}.")
-    if len(objective) < 2:
-        return False
-    before, now = objective[-2:]
-    rounding = (1e-8 if dtype == torch.float64 else 1e-3) * (1 + abs(before))
-    if now < before - rounding:
-        raise ArithmeticError(
-            f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {len(objective) - 1}."
-        )
-    return abs(now - before) <= tol * abs(before)
+    def _at_the_border(self, stats: Any) -> bool:
+        """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
+        return self.task.smallest(stats) < 4 * self._least()
+
+    def _least(self) -> float:
+        """The smallest share of the data's variance that a climb may come to, where no closed form bounds it."""
+        return NO_FLOOR if self.how.numeric or self.globals else 0.0
+
+    def _accept(self, stats: Any, value: float) -> None:
+        self.stats = stats
+        self.record.objective.append(value)
+        self.options.step(note=f"log p(x) {value:.4f}")
+
+    def _take_back(self, kept: Any, drop: int = 0) -> None:
+        """Undo a leap: on from the plain step that it had set out from."""
+        del self.record.objective[len(self.record.objective) - drop :]
+        self.floor.clear()
+        self.floor.held = kept[3]
+        self.globals, self.last = self.leap.back(self.record.objective), None
+        self._accept(*self._e_step())
+
+    def _keep(self) -> Any:
+        free = {n: p.detach().clone() for n, p in self.task.program.unconstrained().items()}
+        return free, self.globals, self.stats, set(self.floor.held)
+
+    @torch.no_grad()
+    def _restore(self, kept: Any) -> None:
+        free, self.globals, self.stats, self.floor.held = kept
+        for name, parameter in self.task.program.unconstrained().items():
+            parameter.copy_(free[name])
+
+    def _general(self) -> bool:
+        return any(v.params is None for v in getattr(self.stats, "views", []))
+
+    # -------------------------------------------------------------------------------------------------- when to end
+
+    def at_the_top(self) -> bool:
+        """Whether the last change is small, and nothing worth the name is left to be had."""
+        climb, tol = self.record, self.options.tol
+        if len(climb.objective) < 2:
+            return False
+        before, now = climb.objective[-2:]
+        change = abs(now - before)
+        if change > tol * abs(before):
+            return False
+        if wrong := self.task.broken(self.how, self.stats):
+            self._make_numeric(wrong)
+            return False
+        spot = self._spot()
+        assert self.surface is not None
+        earlier = None
+        if self.last is not None and not self._general():
+            free, globals, stats, _ = self.last
+            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in free.items()}
+            earlier = self.surface.of(theta, stats, before, globals)
+        climb.left = self.surface.remaining(spot, earlier)
+        if climb.left <= ENOUGH and self.options.accelerate and self.task.smallest(self.stats) < STIFF:
+            climb.left = self._newton(spot)
+        self.waits += 1
+        climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
+        if not climb.converged:
+            self.next_climb = min(self.next_climb, climb.iterations)
+            if self.futile > 1 or self.waits > WAITS:
+                climb.stuck = f"its steps gain nothing more, where the slope promises {climb.left:.2g} nats"
+        return climb.converged
+
+    def _newton(self, spot: Spot) -> float:
+        """Newton steps while they gain; what the last look promised, nats."""
+        assert self.surface is not None
+        for _ in range(NEWTON_STEPS):
+            left, step = self.surface.newton(spot)
+            if left <= 0.01 * ENOUGH or self.record.iterations >= self.options.max_iter:
+                break
+            found = self.surface.along(spot, step, 2 * left)
+            if found is None:
+                self.surface.put(spot.u)
+                break
+            spot = found
+            self.globals, self.stats, self.last = self.surface.put(spot.u), spot.stats, None
+            self.leap = Leap(self.task)
+            self._note(spot.value)
+        return left
+
+    def slow(self) -> bool:
+        """Whether L-BFGS should have a try."""
+        return self.options.accelerate and self.record.iterations >= self.next_climb
+
+    def climb(self) -> None:
+        """A step of EM, then L-BFGS as far as it comes; EM goes on from there."""
+        climb = self.record
+        if self.leap.fresh:
+            self.leap = Leap(self.task)  # the leap has been judged by its own E-step
+        before = self._spot()
+        assert self.surface is not None
+        self.step(leap=False)
+        left = min(CLIMB, self.options.max_iter - climb.iterations)
+        if not self.floor.fell and left > 0:
+            enough = 0.01 * max(ENOUGH, self.options.tol * abs(before.value))
+            found = self.surface.climb(before, self._spot(), left, enough, self._note)
+            self.globals, self.stats, self.last = self.surface.put(found.u), found.stats, None
+            self.leap = Leap(self.task)
+            if self.task.smallest(self.stats) < STIFF:
+                self._newton(found)
+            self.futile = self.futile + 1 if found.value - before.value < ENOUGH else 0
+        self.next_climb = climb.iterations + SLOW
+
+    def _note(self, value: float) -> None:
+        self.record.iterations += 1
+        self.record.objective.append(value)
+        self.options.step(note=f"log p(x) {value:.4f}")
 
 
 def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
@@ -204,9 +362,14 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     }
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
+    if climb.starts:
+        notes["starts"] = dict(climb.starts)
+    claimed = Evidence.from_per_datum(per_datum.numpy(), "exact", given=given).plus(task.outside(globals))
+    if getattr(exact, "delicate", False):
+        claimed = replace(claimed, kind="estimate", se=None)
     return Fit(
         parameters=parameters,
-        claimed=Evidence.from_per_datum(per_datum.numpy(), "exact", given=given).plus(task.outside(globals)),
+        claimed=claimed,
         draws={n: v.numpy() for n, v in exact.draw(posterior, task.draws, globals).items()},
         means={n: v.numpy() for n, v in means.items()},
         deviations={n: v.numpy() for n, v in deviations.items()},
@@ -223,25 +386,53 @@ def _component(task: Task, assignment: int) -> str:
 
 
 def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
-    out = []
+    out, many = [], task.structure.assignments > 1
     components = not any(s.completes for s in task.structure.discrete_locals)
-    states = task.structure.assignments
-    if climb.counts is not None and states > 1 and components:
-        empty = (climb.counts < 1).nonzero()[:, 0].tolist()
-        if len(empty) > MOST_NAMED:
-            out.append(
-                f"{len(empty):,} of {states:,} components are empty: each holds less than one of {len(task.x)} data."
-            )
-        for a in empty if len(empty) <= MOST_NAMED else ():
-            held = float(climb.counts[a])
-            out.append(f"{_component(task, a)} is empty: it holds {held:.2g} of {len(task.x)} data.")
-    rest = (
-        f"a variance rests on the floor, {floor:g} of the data's own; ask for fewer components or latents, or priors."
+    if climb.counts is not None and many and components:
+        out += _empty(task, (climb.counts < 1).nonzero()[:, 0].tolist(), climb.counts)
+    remedy = (
+        "ask for fewer components or priors" if many else "leave out columns that follow from others or are constant"
     )
-    if len(climb.floored) > MOST_NAMED:
-        out.append(f"{len(climb.floored):,} of {states:,} components collapsed: in each {rest}")
-    for a in sorted(climb.floored) if len(climb.floored) <= MOST_NAMED else ():
-        out.append(f"{_component(task, a)} collapsed: {rest}")
+    rest = (
+        f"a variance rests on the floor, {floor:g} of the data's own. Its height sets log p(x): {remedy}, or set floor."
+    )
+    collapsed = sorted(climb.floor.reached)
+    if len(collapsed) > MOST_NAMED:
+        out.append(f"{len(collapsed):,} of {task.structure.assignments:,} components collapsed: in each {rest}")
+    else:
+        out += [f"{_component(task, a)} collapsed: {rest}" for a in collapsed]
+    for name in sorted(climb.floor.latent):
+        out.append(f"the scale of '{name}' went to 0, the border of its range: the data show no variation there.")
+    if getattr(task.exact, "delicate", False):
+        out.append(
+            "the latents' posterior is so nearly singular that float64 cannot give its determinant to all digits: log p(x) "
+            "is an estimate here, not exact. Standardize the data, or give the observations more noise."
+        )
     if climb.objective and not climb.converged:
-        out.append(f"em did not converge in {climb.iterations} iterations; raise max_iter or tol.")
+        out.append(_unfinished(climb))
     return out
+
+
+def _empty(task: Task, empty: list[int], counts: Tensor) -> list[str]:
+    """A warning for each empty component, or one for all where there are many."""
+    N, states = len(task.x), task.structure.assignments
+    if len(empty) > MOST_NAMED:
+        return [f"{len(empty):,} of {states:,} components are empty: each holds less than one of {N} data."]
+    return [f"{_component(task, a)} is empty: it holds {float(counts[a]):.2g} of {N} data." for a in empty]
+
+
+def _unfinished(climb: _Climb) -> str:
+    if climb.stuck == BORDER and climb.globals:
+        return (
+            "em found no posterior mode: log p(x, globals) grows without bound as a variance goes to 0, which columns that "
+            "follow from others do. Leave one of them out, or take priors that keep variances away from 0."
+        )
+    if climb.stuck == BORDER:
+        return (
+            "em found no maximum: log p(x) grows without bound as a variance goes to 0. Leave out columns that follow from "
+            "others, bound the variance in the program, or give it a prior."
+        )
+    if climb.stuck:
+        return f"em did not converge: it ended after {climb.iterations} iterations because {climb.stuck}."
+    ahead = f" (at least {climb.left:.2g} nats are left)" if climb.left > ENOUGH else ""
+    return f"em did not converge in {climb.iterations} iterations{ahead}; raise max_iter or tol."

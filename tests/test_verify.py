@@ -96,7 +96,7 @@ def seen_of(task):
 # ---- false claims end the run -----------------------------------------------------------------------------------------
 
 
-def claimed_exact(monkeypatch, exact: str):
+def claimed_exact(monkeypatch, exact: str, **facts):
     """From here on every program is taken for exact, as a detection that errs would."""
     from inference import _prepare
 
@@ -106,7 +106,7 @@ def claimed_exact(monkeypatch, exact: str):
         from dataclasses import replace
 
         found: Structure = original(*args, **kwargs)
-        return replace(found, exact=exact, reason="it says so")
+        return replace(found, exact=exact, reason="it says so", **facts)
 
     monkeypatch.setattr(_prepare, "describe", trusting)
 
@@ -141,7 +141,7 @@ def numbered(x=None, size=None):
 
 
 def test_rows_that_depend_on_each_other(monkeypatch):
-    claimed_exact(monkeypatch, "enumerable")
+    claimed_exact(monkeypatch, "enumerable", obstacle="", assignments=2)
     with pytest.raises(ArithmeticError, match="two exact values"):
         run(joined, np.random.default_rng(5).normal(size=(40, 1)), "em")
 

@@ -26,6 +26,7 @@ CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number
 CURVATURE_STEPS = (0.0, 1.0, -1.0, 3.0, 10.0)  # from one draw of the prior towards another, in units of their distance
 CURVATURE_ASSIGNMENTS = 64
 CURVATURE_ROWS = 12
+NORMAL = ("Normal", "MultivariateNormal", "LowRankMultivariateNormal", "LogNormal")
 LARGEST_HESSIAN = 64  # latents whose curvature is looked at whole
 
 Verdict = Literal["linear-gaussian", "conditionally linear-gaussian", "no"]
@@ -67,7 +68,9 @@ def quadratic(
             f"changes by {change[worst]:.1e} of itself between random points",
             change[worst],
         )
-    if not concave:
+    # a normal density is concave whatever its scale; of any other one the numbers have to say so
+    normal = all(family_name(by_name[n]["fn"]) in NORMAL for n, site in reading.sites.items() if site.degree == 2)
+    if not normal and not concave:
         return (
             "no",
             (
@@ -187,7 +190,7 @@ def _from_quadratic(
         return None
     T, A, n, L = shape
     (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
-    if gradient is None:
+    if gradient is None or not bool(gradient.any()):
         return None
     points = z.detach().reshape(shape)
     steps = points - points[:1]  # from the first point to each

@@ -196,6 +196,15 @@ def _completes(node: Any) -> bool:
     return bool((node["infer"] or {}).get("_completes"))
 
 
+def _is_masked(node: Any) -> bool:
+    """Whether a mask, the program's or the distribution's own, takes away a part of a site's density."""
+    fn, masks = node["fn"], [node["mask"]]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return any(m is not None and not bool(torch.as_tensor(m).all()) for m in masks)
+
+
 def _in_full(node: Any) -> Tensor:
     fn, value = node["fn"], node["value"]
     return value.expand(torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)).clone()
@@ -204,8 +213,7 @@ def _in_full(node: Any) -> Tensor:
 def _obstacle(sites: tuple[Site, ...], nodes: list[Any], readings: list[Reading]) -> str:
     """Why the program can be served by no method, in one sentence; "" where there is no such reason."""
     for node in nodes:
-        masked = node["mask"] is not None and not bool(torch.as_tensor(node["mask"]).all())
-        if masked and _is_latent(node) and is_local(node):
+        if _is_latent(node) and is_local(node) and not _completes(node) and _is_masked(node):
             return (
                 f"the latent '{node['name']}' is masked (obs_mask or poutine.mask), so that its density is no "
                 "distribution: leave the mask out; an entry of x that is NaN counts as not observed"
@@ -281,6 +289,8 @@ def _quadratic(
     reading: Reading,
 ) -> tuple[Exactness, str, float]:
     """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
+    if program.completes:
+        reading = _reading_with_holes(program, probe[: READ_ROWS[0]].nan_to_num(0.0), nodes, data_dim)
     verdict = quadratic(program, probe, nodes, data_dim, depth, assignments, reading)
     if not program.completes:
         return verdict
