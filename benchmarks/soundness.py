@@ -31,7 +31,7 @@ from inference._runner import run_prepared
 from zoo._errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = (20,) * 16 + (60,) * 12 + (200,) * 7 + (700,) * 3 + (2000, 5000)  # of one seed after the other
+ROWS = (20,) * 50 + (60,) * 30 + (200,) * 13 + (700,) * 5 + (2000, 5000)  # of one seed after the other
 WIDTH = 2.0  # standard errors
 BETWEEN = (0.90, 0.99)  # where the share of estimates that cover the truth has to lie
 ROUNDING = 1e-8  # of the value
@@ -160,9 +160,9 @@ PROBLEMS = {
 }
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "em": ("em", {}),
-    "importance, prior": ("importance", {"proposal": "prior", "samples": 300, "epochs": 0}),
-    "importance, guide": ("importance", {"samples": 300, "epochs": 5, "particles": 5, "batch": 256}),
-    "importance, laplace": ("importance", {"proposal": "laplace", "samples": 300, "epochs": 0}),
+    "importance, prior": ("importance", {"proposal": "prior", "samples": 1000, "epochs": 0}),
+    "importance, guide": ("importance", {"samples": 1000, "epochs": 5, "particles": 5, "batch": 256}),
+    "importance, laplace": ("importance", {"proposal": "laplace", "samples": 1000, "epochs": 0}),
     "ais": ("ais", {"temperatures": 30, "leapfrog": 2}),
     "svi": ("svi", {"epochs": 5, "batch": 256}),
     "svi, 5 particles": ("svi", {"epochs": 5, "batch": 256, "particles": 5}),
