@@ -9,6 +9,7 @@ no longer one of the estimates that have to cover the truth: 90 to 99 % of the o
 from __future__ import annotations
 
 import json as json_
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -43,7 +44,7 @@ class Sizes:
     """How much work to do."""
 
     seeds: int = 200
-    jobs: int = 2
+    jobs: int = os.cpu_count() or 1
     rows: int = max(ROWS)  # at the most
 
 

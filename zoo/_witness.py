@@ -23,6 +23,7 @@ from zoo._trace import is_local, log_prob, per_datum, sample_nodes
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
 HALVES = 10
+AGAIN = 4  # of them at one draw of the latents
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
 
 Values = dict[str, Tensor]
@@ -54,11 +55,12 @@ class Witness:
                 )
             if n == 1:
                 return ""
-            for _ in range(HALVES):
+            for k in range(HALVES):
+                if k and not k % AGAIN:
+                    latents, nodes = self._drawn(self.x)
+                    once = self._densities(self.x, latents)
                 if said := self._halves(latents, nodes, once):
                     return said
-                latents, nodes = self._drawn(self.x)
-                once = self._densities(self.x, latents)
             order = torch.randperm(n, generator=self.generator)
             if not self._same(
                 once, self._densities(self.x[order], self._rows(latents, nodes, order)), order, slice(None)
