@@ -57,6 +57,8 @@ def sums_out(structure: Structure, limit: int) -> bool:
     """Whether the discrete local latents are to be summed out."""
     sizes = {s.name: (s.cardinality or math.inf) ** s.inner for s in structure.discrete_locals}
     bits = (s.name for s in structure.discrete_locals if s.completes is not None)
+    if any(s.event_shape and s.completes is None for s in structure.discrete_locals):
+        return False  # Pyro lists no values of a vector of independent entries
     return math.prod(sizes.values()) <= limit and all(sizes[name] <= SUMMED_BITS for name in bits)
 
 

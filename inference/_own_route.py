@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from inference._task import Task
+from zoo._latents import support_values
 from zoo._trace import is_local, per_datum, sample_nodes
 
 ROWS = 32  # that are looked at, first and last among them
@@ -270,10 +271,10 @@ def _joint_values(batch: _Batch, node: Any) -> Tensor:
 def _support(fn: Any) -> Tensor:
     """Every value of a discrete distribution [K, numbers of one value]."""
     try:
-        values = fn.enumerate_support(expand=False)
+        values = support_values(fn)
     except (
         NotImplementedError
-    ):  # a count whose bound differs from row to row: up to the largest, and no density above its own
+    ):  # a count whose bound differs from row to row: up to the largest, with no density above its own
         values = torch.arange(int(torch.as_tensor(fn.support.upper_bound).max()) + 1).to(torch.get_default_dtype())
     return values.reshape(len(values), -1)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
 from families import CASES
-from helpers import exact_of, hide, tensor
+from helpers import exact_of, hide, task_of, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 from sklearn.mixture import GaussianMixture
 
-from inference import _exact
+from inference import _exact, run
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 BESSEL = {"rtol": 1e-6, "atol": 1e-6}  # torch's Bessel function has 7 digits
@@ -380,3 +382,28 @@ def test_verification_of_large_data_looks_at_some_rows(monkeypatch):
     monkeypatch.setattr(type(fit.task.exact), "per_datum", wrong)
     with pytest.raises(ArithmeticError, match="two exact values"):
         _verify.verify(fit.task, fit)
+
+
+@pytest.mark.parametrize("family", ["bernoulli", "categorical"])
+def test_a_vector_of_discrete_entries_is_enumerated(family):
+    """All joint values of its entries, beside a sum over them by hand."""
+    weights = np.random.default_rng(3).normal(size=(3, 4))
+    size = 2 if family == "bernoulli" else 3
+    chances = np.array([[0.3, 0.7], [0.9, 0.1], [0.5, 0.5]]) if size == 2 else np.array([[0.2, 0.3, 0.5]] * 3)
+
+    def vector(x=None, size=None):
+        prior = dist.Bernoulli(tensor(chances[:, 1])) if family == "bernoulli" else dist.Categorical(tensor(chances))
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", prior.to_event(1))
+            return pyro.sample("x", dist.Normal(z.double() @ tensor(weights), 0.5).to_event(1), obs=x)
+
+    x = np.random.default_rng(4).normal(size=(12, 4))
+    terms = []
+    for z in itertools.product(range(size), repeat=3):
+        prior = sum(np.log(chances[i, v]) for i, v in enumerate(z))
+        terms.append(prior + stats.norm.logpdf(x, np.array(z) @ weights, 0.5).sum(1))
+    task = task_of(vector, x)
+    assert (task.structure.exact, task.structure.assignments) == ("enumerable", size**3)
+    np.testing.assert_allclose(task.exact.per_datum(), special.logsumexp(terms, axis=0), rtol=1e-10)
+    fit = run(vector, x, "em")
+    assert fit.verified.kind == "exact" and fit.claimed.value == pytest.approx(fit.verified.value, rel=1e-9)
