@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from inference._entrance import entrance
 from zoo import _datasets, _options, _program, _registry
 from zoo._errors import UsageError, unknown
 from zoo._structure import ENUMERATION_LIMIT, Structure, describe
@@ -31,12 +32,14 @@ class Prepared:
     structure: Structure
     limit: int  # of enumeration
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
+    source: dict[str, str] | None = None  # the fingerprint of the program's text
 
     def program(self, seed: int = 0) -> _program.Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
         return _program.load(self.model, self.x, self.options, seed)
 
 
+@entrance
 def prepare(
     model: Any,
     data: Any,
@@ -68,7 +71,7 @@ def prepare(
     )  # exact, and trained all the same
     if dtype == "auto" and (structure.exact == "no" or network) and x.numel() > LARGE_NUMBERS:
         x, intensities = x.float(), None if intensities is None else intensities.float()
-    return Prepared(model, name, loaded, x, mine, structure, limit, intensities)
+    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, program.source)
 
 
 def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from inference import _store
 from inference._coordinates import bijection
 from inference._prepare import Prepared, method_module, prepare
 from inference._task import Task
-from zoo import _datasets, _options, _registry
+from zoo import _datasets, _options, _program, _registry, _source
 from zoo._errors import UsageError
 
 
@@ -37,11 +37,13 @@ def reopen(
     other: _datasets.Dataset | None = None,
 ) -> Prepared:
     """The program and data of a saved run, or `other` data; `options` are checked against `methods`."""
-    spec, chosen = stored.json["model"], stored.json["options"]
-    if spec not in _registry.models() and ":" not in spec:
+    chosen, spec = stored.json["options"], stored.spec()
+    if isinstance(spec, str) and spec not in _registry.models() and not _source.is_file(spec):
         raise UsageError(
-            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again."
+            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again; give the "
+            "callable itself (in Python model=…)."
         )
+    stored.check_program(_program.resolve(spec)[0])
     # an option that model and method both have is the method's here
     theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
     others = {k: v for k, v in (options or {}).items() if k not in theirs}
@@ -77,15 +79,25 @@ def task_of(prepared: Prepared, stored: _store.Run) -> Task:
 
 def restore(task: Task, stored: _store.Run) -> None:
     task.learn = False
-    _store.restore(task.program, stored.state, "program.")
+    _load(task.program, stored, "program.")
     known = stored.parameters()
     names = [s.name for s in task.structure.global_latents]
     task.globals = {n: torch.as_tensor(known[n.replace("/", ".")]) for n in names if n.replace("/", ".") in known}
     settings = stored.json.get("guide")
     if not settings or (settings.get("by_row") and len(task.x) != len(stored.x)):
         return
+    stored.permit(settings["name"], "guide", "run the method again with it")
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
     task.guide = guides.make(
         settings["name"], task.structure, task.x, task.global_start(), bijections, **settings["options"]
     )
-    _store.restore(task.guide, stored.state, "guide.")
+    _load(task.guide, stored, "guide.")
+
+
+def _load(module: torch.nn.Module, stored: _store.Run, prefix: str) -> None:
+    try:
+        _store.restore(module, stored.state, prefix)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the parameters in '{stored.folder}' are not those of the {prefix[:-1]}, which is another one by now."
+        ) from error
