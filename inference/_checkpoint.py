@@ -95,7 +95,7 @@ class Checkpoints:
         request = self.folder / "request.json"
         if not request.exists():
             plain = json.loads(json.dumps(self.request, default=_plain))
-            _atomic.write(request, json.dumps({**plain, "check": _check(plain)}, indent=1))
+            _atomic.write(request, json.dumps({**plain, "check": _atomic.digest_of(plain)}, indent=1))
 
     def read(self) -> dict[str, Any] | None:
         """The last state that is whole, or None. Says of one that is not."""
@@ -163,7 +163,7 @@ def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
     if (request.get("format"), request.get("version")) != (FORMAT, version()):
         raise UsageError(f"the checkpoint of '{run}' was written by another version of this package; run it again.")
-    if request.get("check") != _check(request):
+    if request.pop("check", None) != _atomic.digest_of(request):
         raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
     return request
 
@@ -178,9 +178,3 @@ def version() -> str:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _check(request: Mapping[str, Any]) -> str:
-    """A digest of what a request says."""
-    rest = {k: v for k, v in request.items() if k != "check"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from inference._fit import Fit
 from zoo import _atomic, _source
+from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
@@ -152,12 +153,6 @@ def _put(path: Path, content: bytes | memoryview) -> None:
 def text_of(document: dict[str, Any]) -> str:
     """`run.json`: the document with a digest of itself."""
     return json.dumps({**document, "digest": digest_of(document)}, indent=1, ensure_ascii=False)
-
-
-def digest_of(document: dict[str, Any]) -> str:
-    """SHA-256 of what a document says, however it is laid out, without its own digest."""
-    rest = json.loads(json.dumps({k: v for k, v in document.items() if k != "digest"}))
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _extras(fit: Fit) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from zoo._errors import NotWritten, UsageError
 
@@ -112,6 +115,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of what a document says, however it is laid out, without its own digest."""
+    rest = json.loads(json.dumps({k: v for k, v in document.items() if k != "digest"}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sweep(parent: Path) -> None:
