@@ -141,6 +141,8 @@ def hiding(pattern: Any) -> str:
 def seeds(value: Any) -> list[int]:
     """5 → 0 to 4; a list stands as it is."""
     if isinstance(value, list) and value:
+        if any(isinstance(v, int) and v >= 2**63 for v in value):
+            raise UsageError("seeds takes whole numbers below 2^63.")
         return [whole(v, "seeds", 0) for v in value]
     return list(range(whole(value, "seeds", 1)))
 

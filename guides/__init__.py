@@ -5,4 +5,5 @@ from __future__ import annotations
 from guides._heads import Covariance
 from guides._make import at, make, refusal
 
+__distribution__ = "latent-zoo"
 __all__ = ["Covariance", "at", "make", "refusal"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from inference._entrance import entrance
@@ -52,8 +53,7 @@ def prepare(
     **preparation: Any,
 ) -> Prepared:
     """Check everything that can be checked before any work: names, options, the data, the program's contract."""
-    if seed < 0:
-        raise UsageError(f"seed must be zero or more; {seed} came.")
+    check_seed(seed)
     if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ("auto", *DTYPES))
     modules = [method_module(name) for name in methods]
@@ -79,6 +79,12 @@ def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(intensities.shape, generator=generator) < intensities
     return torch.where(intensities.isnan(), intensities, drawn.to(intensities.dtype))
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` for a seed that torch's generators do not take."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise UsageError(f"seed must be a whole number from 0 to 2^63 − 1; {str(seed)[:40]} came.")
 
 
 def device_of(name: str) -> torch.device:

@@ -20,7 +20,7 @@ from inference._entrance import entrance, seeded
 from inference._exact import one_thread
 from inference._fit import Fit
 from inference._impute import Imputation, impute
-from inference._prepare import Prepared, device_of, method_module, prepare, serving
+from inference._prepare import Prepared, check_seed, device_of, method_module, prepare, serving
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
@@ -95,7 +95,7 @@ def _asked(
     request: dict[str, Any], out: str | os.PathLike[str] | None, checkpoint: float, resume: bool, quiet: bool
 ) -> Fit:
     """The fit that was asked for."""
-    method = request["method"] or "em"
+    method = "em" if request["method"] is None else request["method"]
     folder = None if out is None else _store.check_out(out)
     where = device_of(request["device"])
     prepared = prepare(
@@ -150,6 +150,8 @@ def compare(
 
     With `out`, each run goes to a folder of its method's name in it.
     """
+    if not methods:
+        raise UsageError("compare needs at least one method.")
     folder = None if out is None else _store.check_out(out)
     preparation = {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
     where = device_of(device)
@@ -242,6 +244,7 @@ def run_prepared(
 
     Without `verified` the claim is not checked, and the fit holds nothing that its method did not find: for timing.
     """
+    check_seed(seed)
     module = method_module(method)
     if (reason := module.refusal(prepared.structure)) is not None:
         able = [name for name, why in serving(prepared.structure).items() if why is None]
@@ -307,6 +310,9 @@ def impute_run(
 
     `trusting`: `model`, `trust` and `changed_program`, as in `infer`.
     """
+    check_seed(seed)
+    if draws < 1:
+        raise UsageError(f"draws must be at least 1; {draws} came.")
     stored = _store.load(run, **trusting)
     folder = _store.check_out(out or stored.folder / "imputed")
     prepared = reopen(stored)
@@ -373,5 +379,5 @@ def _threads(prepared: Prepared) -> contextlib.AbstractContextManager[None]:
 def free_folder(model: str, data: str, what: str) -> Path:
     """`runs/MODEL-DATA-WHAT-TIME`, not taken yet, with `_` for what a file name had better not hold."""
     words = (Path(model.split(":")[0]).stem, Path(data).stem, what, datetime.now().strftime("%Y%m%d-%H%M%S"))
-    name = "-".join("".join(c if c.isalnum() or c == "-" else "_" for c in w) for w in words)
+    name = "-".join("".join(c if c.isalnum() or c == "-" else "_" for c in w)[:40] for w in words)
     return _store.free(Path("runs") / name)

@@ -27,7 +27,7 @@ Data = Annotated[
     str, typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False)
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[
     Path | None, typer.Option("--out", help="The folder to write; it must not exist yet.", show_default=False)
 ]
@@ -397,22 +397,10 @@ def report(
 
 
 def _no_clash(options: dict[str, str]) -> None:
-    taken = {
-        "seed",
-        "out",
-        "rows",
-        "standardize",
-        "binarize",
-        "missing",
-        "limit",
-        "dtype",
-        "device",
-        "resume",
-        "quiet",
-        "model",
-        "data",
-        "method",
-    }
+    words = (
+        "seed out rows standardize binarize missing limit dtype device resume trust checkpoint quiet model data method"
+    )
+    taken = set(words.split())
     for key in sorted(taken & set(options)):
         raise UsageError(f"'{key}' is not set with --set; it is the option --{key}.")
 

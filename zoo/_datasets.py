@@ -103,6 +103,8 @@ def _read(spec: Any) -> tuple[Raw, str]:
     name, _, part = str(spec).partition(":")
     if isinstance(spec, str) and name in SETS:
         return _read_set(name, part), spec
+    if len(os.fsencode(path.name)) > 255 or "\0" in str(spec):
+        raise UsageError(f"'{str(spec)[:40]}…' is no name that a file or a data set can have.")
     if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
         raise unknown("data set", spec, SETS)
     if os.path.isdir(path):
@@ -295,16 +297,22 @@ def _is_file(missing: Any) -> bool:
 def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
     """Which entries of x the mask in the file hides; broadcasts to x."""
     try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the mask '{path}' cannot be read: {error}.") from None
+        found = np.load(Path(path).expanduser(), allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+            raise ValueError
+    except OSError as error:
+        raise UsageError(f"the mask '{path}' cannot be read: {error.strerror or error}.") from None
+    except Exception:  # damaged bytes raise many kinds, and numpy's own words would advise to unpickle them
+        raise UsageError(
+            f"the mask '{path}' is no .npy file of numbers; save an array of 0 and 1 with np.save."
+        ) from None
     whole = (raw.total, *x.shape[1:])
     shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
     if found.shape not in shapes:
         known = " or ".join(str(s) for s in dict.fromkeys(shapes))
         raise UsageError(f"the mask '{path}' has the shape {found.shape}; {raw.what} takes one of shape {known}.")
     if not np.isin(found, (0, 1)).all():
-        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); others came.")
+        raise UsageError(f"the mask '{path}' holds other numbers than 0 (seen) and 1 (missing).")
     hidden = found.astype(bool)
     return hidden[raw.rows] if found.shape == whole else hidden.reshape(x.shape[1:])
 

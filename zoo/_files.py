@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -101,7 +102,10 @@ def from_numpy(content: bytes, what: str, source: str) -> Raw:
     """The array of a .npy file; of a .npz file the only array, or the one named x, and its labels if any."""
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        _check_size(loaded)
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    except MemoryError:
+        raise UsageError(f"{what} unpacks to more than the memory holds; save fewer rows.") from None
     except Exception as error:  # damaged bytes raise a dozen kinds: of zip, zlib, tokenize, numpy
         if str(error).startswith("Object arrays"):
             raise UsageError(f"{what} holds Python objects, which are not loaded; save numbers.") from None
@@ -112,6 +116,19 @@ def from_numpy(content: bytes, what: str, source: str) -> Raw:
         raise UsageError(f"{what} holds {', '.join(arrays) or 'nothing'}; name the data x, and any labels y.")
     labels = next((arrays[k] for k in ("labels", "y") if k in arrays and k != data[0]), None)
     return from_array(arrays[data[0]], what, source, labels)
+
+
+def _check_size(loaded: Any) -> None:
+    """Raise `MemoryError` for an archive that says it unpacks to more than the machine has: a bomb would kill the process."""
+    archive = getattr(loaded, "zip", None)
+    if archive is None:
+        return
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return
+    if sum(info.file_size for info in archive.infolist()) > memory:
+        raise MemoryError
 
 
 # --- csv ---
