@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -39,7 +40,7 @@ def plainly(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("ZOO_DEBUG"):
                 raise
-            fail(_said(error), 1)
+            fail(_said(error), 2 if getattr(error, "errno", None) == errno.ENAMETOOLONG else 1)
 
     return wrapped
 

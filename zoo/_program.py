@@ -11,6 +11,7 @@ import copy
 import functools
 import importlib
 import inspect
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -377,7 +378,7 @@ def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
 
 
 def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
     module = _source.execute(path, blame)
     if not callable(getattr(module, attribute, None)):
