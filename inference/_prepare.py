@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -64,6 +64,8 @@ def prepare(
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
     if loaded.options.get("binarize") == "dynamic":
         x, intensities = _one_binarisation(x, seed), x
+    elif x.dtype == torch.float64:  # one copy of the data is enough
+        loaded = replace(loaded, x=x.numpy())
     program = _program.load(model, x, mine)
     structure = describe(program, x, limit)
     network = program.has_networks and not any(

@@ -354,7 +354,9 @@ def _complete(task: Task, fit: Fit) -> None:
             return
     elif evidence is not None and evidence.per_datum is not None and count:
         fit.log_likelihood = np.broadcast_to(evidence.per_datum, (count, len(task.x))).copy()
-    some = max(1, min(count, 50, DRAW_NUMBERS // max(1, task.x.numel())))
+    some = min(count, 50, DRAW_NUMBERS // max(1, task.x.numel()))
+    if count and not some:
+        fit.notes["posterior_predictive"] = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
     observed = task.structure.observed[0].name
     try:
         with _program.blame(fit.model):

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from zoo._errors import NotWritten, UsageError
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
 FILES = ("fit.nc", "state.safetensors")
+MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 KEYS = {  # what reading a run takes from run.json, and its types
     "model": str, "data": str, "method": str, "seed": int, "options": dict, "columns": list,
 }  # fmt: skip
@@ -108,7 +109,10 @@ def save(fit: Fit, folder: Path) -> Path:
     from inference._arviz import netcdf
 
     try:
-        contents: dict[str, bytes | memoryview] = {"fit.nc": netcdf(fit.idata), "state.safetensors": _state(fit)}
+        contents: dict[str, bytes | memoryview] = {
+            "fit.nc": netcdf(_bounded(fit).idata),
+            "state.safetensors": _state(fit),
+        }
         with _atomic.workspace(folder) as work:
             for name, content in contents.items():
                 _put(work / name, content)
@@ -134,6 +138,33 @@ def save(fit: Fit, folder: Path) -> Path:
             error.result = fit
         raise
     return final
+
+
+def _bounded(fit: Fit) -> Fit:
+    """The fit as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
+    slots = fit.program.completes if fit.program is not None else ()  # what imputing needs stays
+    kept = {k: v for k, v in fit.probabilities.items() if any(s in k for s in slots)}
+    out, left = fit, list[str]()
+
+    def size(one: Fit) -> int:
+        arrays = [one.predictive, one.log_likelihood, *one.probabilities.values(), *one.draws.values()]
+        return sum(a.nbytes for a in arrays if a is not None)
+
+    for what, fewer in (
+        ("posterior predictive data", replace(fit, predictive=None)),
+        ("each row's posterior probabilities", replace(fit, predictive=None, probabilities=kept)),
+        ("pointwise log-likelihoods", replace(fit, predictive=None, probabilities=kept, log_likelihood=None)),
+    ):
+        if size(out) > MOST_BYTES and size(fewer) < size(out):
+            out, left = fewer, [*left, what]
+    if (factor := size(out) / MOST_BYTES) > 1:
+        draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
+        out, left = replace(out, draws=draws), [*left, "all but a few draws"]
+    if left:
+        sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
+        fit.warnings = [*fit.warnings, *([] if sentence in fit.warnings else [sentence])]
+        out.warnings = fit.warnings
+    return out
 
 
 def _state(fit: Fit) -> bytes:

@@ -593,10 +593,11 @@ def test_the_printed_path_is_where_the_run_is(monkeypatch):
     assert load("same-2").json["run"] == "same-2"
 
 
+FITTED = ("gmm", "--data", "faithful")
 KILLED = {
-    "run": ("run", "gmm", "--data", "faithful", "--set", "max_iter=2", "--out", "runs/{}"),
-    "train": ("run", "gmm", "--data", "faithful", "--method", "svi", *["--set", "epochs=9", "--checkpoint", "0", "--out", "runs/{}"]),
-    "compare": ("compare", "gmm", "--data", "faithful", "--methods", "em,laplace", "--out", "runs/{}"),
+    "run": ("run", *FITTED, "--set", "max_iter=2", "--out", "runs/{}"),
+    "train": ("run", *FITTED, "--method", "svi", "--set", "epochs=9", "--checkpoint", "0", "--out", "runs/{}"),
+    "compare": ("compare", *FITTED, "--methods", "em,laplace", "--out", "runs/{}"),
     "plot": ("plot", "whole"),
     "impute": ("impute", "holes", "--out", "runs/{}"),
     "infer": ("infer", "whole", "--method", "em", "--out", "runs/{}"),

@@ -21,6 +21,7 @@ from zoo._errors import UsageError
 
 _MISSING = {"", "NA", "NaN", "nan", "?"}
 _HUGE = 1e150  # the square of anything larger may overflow float64, and every Gaussian squares its data
+_ROWS = 65_536  # that are checked at once
 SUFFIXES = (".csv", ".npy", ".npz")
 
 
@@ -78,7 +79,7 @@ def from_array(value: Any, what: str, source: str, labels: np.ndarray | None = N
     if 0 in x.shape:
         raise UsageError(f"{what} is empty, of shape {x.shape}; give at least one row and one column.")
     with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below
-        x = np.ma.filled(x.astype(np.float64), np.nan)
+        x = np.ma.filled(x.astype(np.float64), np.nan) if np.ma.isMaskedArray(x) else x.astype(np.float64)
     x = x[:, None] if x.ndim == 1 else x
     if labels is not None and labels.shape != (len(x),):
         raise UsageError(f"{what} has labels of shape {labels.shape}; give one for each of {len(x)} rows.")
@@ -88,9 +89,12 @@ def from_array(value: Any, what: str, source: str, labels: np.ndarray | None = N
 
 def _check_finite(raw: Raw) -> Raw:
     """The same data, when no entry is infinite or too large to square."""
-    bad = np.abs(raw.x) > _HUGE  # False for NaN
-    if bad.any():
+    for first in range(0, len(raw.x), _ROWS):
+        bad = np.abs(raw.x[first : first + _ROWS]) > _HUGE  # False for NaN
+        if not bad.any():
+            continue
         row, *at = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        row += first
         value, where = raw.x[(row, *at)], f"{raw.what}, {raw.place([int(row)])}, column '{raw.column(at)}'"
         if np.isinf(value):
             raise UsageError(f"{where}: the value is infinite ({value}); use NaN for what is not observed.")
