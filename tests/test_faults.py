@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -671,6 +672,115 @@ def test_two_hundred_kills():
         assert zoo(*call)[0] == 0, call
     left = [p for p in Path().rglob(".*") if p.name.endswith(".writing") or p.name.startswith(".work-")]
     assert left == []
+
+
+# ---- wrong inputs ----------------------------------------------------------------------------------------------------
+
+
+ODD = ("", " ", "nope", "-1", "∞", "\x1b[2J", "a" * 300, "../../nowhere", "--", "gmm ", "0x10", "{}", "\u202egmm")
+COUNTS_OF_NOTHING = ("0", "-3", "x", "1.5", "", "9" * 40, "nan")
+WRONG = {
+    "MODEL": (*ODD, "nothing.py:f", "broken.py:f", "program.py:nothing", "program.py", "program.py:", "data.csv", "gmm:x"),
+    "RUN": (*ODD, "damaged", "data.csv", "folder"),
+    "--data": (*ODD, "nothing.csv", "empty.csv", "words.csv", "cut.npy", "objects.npy", "folder", "program.py", "faithful:x"),
+    "--method": (*ODD, "EM", "em,svi"),
+    "--methods": ("", ",", "em,nope", "nope", "em em"),
+    "--set": (
+        "components=0", "components=-1", "components=x", "components=1.5", "components=", "components=nan", "components=9999",
+        "components=" + "9" * 30, "nokey", "=3", "zzz=1", "covariance=odd", "covariance=", "priors=maybe", "seed=1",
+        "checkpoint=0", "data=faithful", "",
+    ),
+    "--seed": ("-1", "x", "1.5", "9" * 30, ""),
+    "--rows": (*COUNTS_OF_NOTHING, "273"),
+    "--limit": ("0", "-1", "x", ""),
+    "--dtype": ODD,
+    "--device": (*ODD, "cuda:0", "gpu"),
+    "--binarize": ("", "nope", "nan", "inf", "fixed,", "dynamic "),
+    "--missing": ("", "nope", "top", "random:2", "random:x", "random:", "nothing.npy", "cut.npy", "objects.npy", "renamed.npy"),
+    "--out": ("", "folder", "data.csv", "data.csv/x", "a" * 300, "dangling", "folder/" + "b" * 300),
+    "--checkpoint": ("-1", "x", ""),
+    "--draws": ("0", "-1", "x", ""),
+    "--format": ("", "gif", "PNG", "x" * 300),
+    "--jobs": ("0", "-1", "x"),
+    "--backend": ("", "nope", "x" * 300),
+    "--only": ("nope", "-", "x" * 300),
+    "SUITE": (*ODD, "bad.toml", "nothing.toml", "cut.toml"),
+    "DIR": (*ODD[2:], "folder", "damaged.json", "nothing"),
+}  # fmt: skip
+PREPARED = ("--rows", "--binarize", "--missing", "--limit", "--seed", "--set")
+TAKES = {
+    ("describe", "gmm", "--data", "faithful"): ("MODEL", "--data", *PREPARED),
+    ("run", "gmm", "--data", "faithful"): (
+        "MODEL", "--data", "--method", *PREPARED, "--dtype", "--device", "--out", "--checkpoint",
+    ),
+    ("compare", "gmm", "--data", "faithful"): ("MODEL", "--data", "--methods", *PREPARED, "--dtype", "--device", "--out"),
+    ("infer", "whole", "--method", "em"): ("RUN", "--data", "--method", "--device", "--seed", "--out"),
+    ("plot", "whole"): ("RUN", "--format"),
+    ("impute", "whole"): ("RUN", "--draws", "--seed", "--out"),
+    ("bench", "one.toml"): ("SUITE", "--jobs", "--backend", "--only"),
+    ("report", "results"): ("DIR",),
+}  # fmt: skip
+
+
+@pytest.fixture
+def spoiled():
+    """Files that nothing can be made of, and one run that is whole."""
+    run("gmm", "faithful", out="whole", max_iter=1)
+    shutil.copytree("whole", "damaged")
+    Path("damaged/fit.nc").write_bytes(b"x")
+    Path("folder").mkdir()
+    Path("dangling").symlink_to("nowhere")
+    Path("data.csv").write_text("a,b\n1,2\n3,5\n4,4\n")
+    Path("empty.csv").write_text("")
+    Path("words.csv").write_text("a,b\n1,x\n")
+    Path("cut.npy").write_bytes(b"\x93NUMPY\x01\x00v")
+    np.save("objects.npy", np.array([object()], dtype=object), allow_pickle=True)
+    np.savez("renamed.npz", x=np.zeros(2))
+    Path("renamed.npz").rename("renamed.npy")
+    Path("program.py").write_text(PROGRAM)
+    Path("broken.py").write_text("def f(:\n")
+    Path("one.toml").write_text('[[fit]]\nmodels = "gmm"\ndata = "faithful"\nmethods = "em"\n')
+    Path("bad.toml").write_text('[[fit]]\nmodels = "gm"\ndata = "faithful"\nmethods = "em"\n')
+    Path("cut.toml").write_text("[[fit")
+    Path("damaged.json").write_text('{"format": 1, "cells": [{}]}')
+
+
+def wrong(chance: random.Random) -> list[str]:
+    """A call of the command with one or two things wrong in it."""
+    base = chance.choice(sorted(TAKES))
+    call = list(base)
+    for slot in chance.sample(TAKES[base], min(len(TAKES[base]), chance.choice((1, 1, 1, 2)))):
+        value = chance.choice(WRONG[slot])
+        if not slot.startswith("-"):
+            call[1] = value
+        elif slot in call:
+            call[call.index(slot) + 1] = value
+        else:
+            call += [f"{slot}={value}"]
+    return call
+
+
+def is_refused(call: list[str], before: list[Path]) -> None:
+    status, out, err = zoo(*call)
+    assert (status, out) == (2, ""), (call, status, out, err)
+    assert "Traceback" not in err and "should not happen" not in err and "\x1b[2J" not in err, (call, err)
+    if err.startswith("zoo: "):  # click's own are in a frame
+        flat = " ".join(err.split())
+        assert len(re.findall(r"[.!?](?= [A-Z]|$)", flat)) <= 2 and len(flat) < 1500, (call, err)
+    assert sorted(Path.cwd().rglob("*")) == before, call
+
+
+def test_wrong_inputs(spoiled):
+    before = sorted(Path.cwd().rglob("*"))
+    for seed in range(120):
+        is_refused(wrong(random.Random(seed)), before)
+
+
+@pytest.mark.slow
+def test_two_thousand_wrong_inputs(spoiled):
+    before = sorted(Path.cwd().rglob("*"))
+    for seed in range(1000, 3000):
+        is_refused(wrong(random.Random(seed)), before)
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

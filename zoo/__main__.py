@@ -317,10 +317,10 @@ def plot(
         warnings.simplefilter("always", UserWarning)
         how = {"model": model, "trust": trust, "changed_program": changed_program}
         paths = [str(p) for p in _pictures.plot(folder, out, format, **how)]  # type: ignore[arg-type]
-    if caught:
+    if said := [str(w.message) for w in caught if issubclass(w.category, UserWarning)]:
         from zoo import _show
 
-        _show.warnings(str(w.message) for w in caught)
+        _show.warnings(said)
     if json:
         print_json({"run": str(folder), "plots": paths})
     else:
