@@ -73,6 +73,11 @@ class Run:
         """The observed data [n, …]."""
         return self.tree["observed_data"]["x"].values
 
+    @property
+    def idata(self) -> Any:
+        """What `fit.nc` holds, as an `xarray.DataTree` in ArviZ's schema."""
+        return self.tree
+
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter's point value, constrained."""
         if "constant_data" not in self.tree:
