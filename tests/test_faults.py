@@ -677,7 +677,7 @@ def test_two_hundred_kills():
 # ---- wrong inputs ----------------------------------------------------------------------------------------------------
 
 
-ODD = ("", " ", "nope", "-1", "∞", "\x1b[2J", "a" * 300, "../../nowhere", "--", "gmm ", "0x10", "{}", "\u202egmm")
+ODD = ("", " ", "nope", "-1", "∞", "\x1b[2J", "a" * 300, "../../nowhere", "gmm ", "0x10", "{}", "\u202egmm")
 COUNTS_OF_NOTHING = ("0", "-3", "x", "1.5", "", "9" * 40, "nan")
 WRONG = {
     "MODEL": (*ODD, "nothing.py:f", "broken.py:f", "program.py:nothing", "program.py", "program.py:", "data.csv", "gmm:x"),

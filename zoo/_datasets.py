@@ -103,8 +103,6 @@ def _read(spec: Any) -> tuple[Raw, str]:
     name, _, part = str(spec).partition(":")
     if isinstance(spec, str) and name in SETS:
         return _read_set(name, part), spec
-    if len(os.fsencode(path.name)) > 255 or "\0" in str(spec):
-        raise UsageError(f"'{str(spec)[:40]}…' is no name that a file or a data set can have.")
     if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
         raise unknown("data set", spec, SETS)
     if os.path.isdir(path):
@@ -312,7 +310,7 @@ def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
         known = " or ".join(str(s) for s in dict.fromkeys(shapes))
         raise UsageError(f"the mask '{path}' has the shape {found.shape}; {raw.what} takes one of shape {known}.")
     if not np.isin(found, (0, 1)).all():
-        raise UsageError(f"the mask '{path}' holds other numbers than 0 (seen) and 1 (missing).")
+        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); it holds other numbers.")
     hidden = found.astype(bool)
     return hidden[raw.rows] if found.shape == whole else hidden.reshape(x.shape[1:])
 
