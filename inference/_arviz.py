@@ -392,7 +392,7 @@ def _allow_certain_draws() -> None:
 # ---- netCDF ----------------------------------------------------------------------------------------------
 
 
-def netcdf(tree: xr.DataTree) -> memoryview:
+def netcdf(tree: xr.DataTree) -> bytes:
     """A tree as the bytes of one netCDF file, with numeric arrays above 100 kB compressed.
 
     In memory: where the disk is full, the HDF5 library ends the process.
@@ -400,9 +400,9 @@ def netcdf(tree: xr.DataTree) -> memoryview:
     groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
     encoding = {group: _compression(dataset) for group, dataset in groups.items()}
     out = xr.DataTree.from_dict({group: _with_attrs(ds, _storable) for group, ds in groups.items()})
-    written = out.to_netcdf(engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
-    assert isinstance(written, memoryview)
-    return written
+    file = io.BytesIO()
+    out.to_netcdf(file, engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
+    return file.getvalue()
 
 
 def read_netcdf(content: bytes) -> xr.DataTree:

@@ -86,7 +86,7 @@ def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
 def check_seed(seed: int) -> None:
     """Raise `UsageError` for a seed that torch's generators do not take."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise UsageError(f"seed must be a whole number from 0 to 2^63 − 1; {str(seed)[:40]} came.")
+        raise UsageError(f"seed must be zero or more, a whole number below 2^63; {str(seed)[:40]} came.")
 
 
 def device_of(name: str) -> torch.device:

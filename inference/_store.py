@@ -114,7 +114,7 @@ def save(fit: Fit, folder: Path) -> Path:
     from inference._arviz import netcdf
 
     try:
-        contents: dict[str, bytes | memoryview] = {
+        contents = {
             "fit.nc": netcdf(_bounded(fit).idata),
             "state.safetensors": _state(fit),
         }
@@ -181,7 +181,7 @@ def _state(fit: Fit) -> bytes:
     return as_bytes({k: v.contiguous().clone() for k, v in state.items()})
 
 
-def _put(path: Path, content: bytes | memoryview) -> None:
+def _put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     _atomic.flush(path)
 
