@@ -124,11 +124,11 @@ def digest_of(document: Mapping[str, Any]) -> str:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what killed processes left half written in `parent`."""
+    """Remove what killed processes left half written in `parent`, or in a folder of it, as `compare` makes one."""
     if fcntl is None:
         return
     with contextlib.suppress(OSError):
-        for left in parent.glob(f"{START}*{ENDING}"):
+        for left in (p for where in ("", "*/") for p in parent.glob(f"{where}{START}*{ENDING}")):
             with contextlib.suppress(OSError):
                 descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
