@@ -155,7 +155,15 @@ def test_commands_that_cannot_be(words, arguments, here):
 
 def test_a_mask_that_is_no_array(here):
     Path("mask.npy").write_text("0,1")
-    refused("is no NumPy file of 0 (seen) and 1 (missing)", "run", "gmm", "--data", "faithful", "--missing", "mask.npy")
+    refused(
+        "is no .npy file of numbers; save an array of 0 and 1",
+        "run",
+        "gmm",
+        "--data",
+        "faithful",
+        "--missing",
+        "mask.npy",
+    )
 
 
 def test_training_that_runs_off_is_a_failure_in_plain_words(here):
@@ -192,7 +200,9 @@ def test_a_program_that_was_changed_since_its_run(here):
     Path("mine.py").write_text(text.format(2))
     run("mine.py:model", X, "em", out="run")
     Path("mine.py").write_text(text.format(1))
-    says("the θ of 'run' does not fit the model 'mine.py:model' as it is now.*Was its file changed", infer, "run", "em")
+    says("the program changed since this run: 'mine.py:model'", infer, "run", "em", model="mine.py:model")
+    pattern = "the θ of 'run' does not fit the model 'mine.py:model' as it is now.*Was its file changed"
+    says(pattern, infer, "run", "em", model="mine.py:model", changed_program=True)
 
 
 def test_a_guide_of_other_latents_is_left_behind(here):
