@@ -32,18 +32,19 @@ def says(pattern, call, *args, **options):
 
 
 def raises_far(x=None, size=None):
+    """A list of a hundred numbers, looked up at a latent: it ends where |z| is over 4."""
+    table = torch.linspace(-1.0, 1.0, 100)
     with user.rows(x, size):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        if bool((z.abs() > 4).any()):
-            raise RuntimeError("far away")
-        return pyro.sample("x", dist.Normal((z**3).unsqueeze(-1).expand(*z.shape, 2), 1.0).to_event(1), obs=x)
+        loc = z**3 + table[(25 * z.abs()).long()]
+        return pyro.sample("x", dist.Normal(loc.unsqueeze(-1).expand(*z.shape, 2), 1.0).to_event(1), obs=x)
 
 
 @pytest.mark.parametrize("method", ["svi", "laplace", "importance"])
 def test_a_program_that_raises_at_some_values_is_named_with_its_line(method):
     options = {"epochs": 100, "lr": 0.5} if method != "laplace" else {}
-    text = says(r"raised RuntimeError at test_messages\.py:\d+", run, raises_far, X * 100, method, **options)
-    assert "'raises_far'" in text and text.endswith("far away")
+    text = says(r"raised IndexError at test_messages\.py:\d+", run, raises_far, X * 100, method, **options)
+    assert "'raises_far'" in text and "out of " in text
 
 
 def test_failures_in_words():
