@@ -208,7 +208,9 @@ def test_a_result_has_the_fields_that_were_promised(method, here):
         assert evidence["value"] == pytest.approx(272 * evidence["per_datum_mean"])
         assert evidence["kind"] in ("exact", "lower bound", "estimate")
     assert document["verified_log_evidence"]["kind"] == "exact"
-    assert set(document["khat"]) == {"max", "frac_above_0.7"} if method in ("svi", "importance") else not document["khat"]
+    assert (
+        set(document["khat"]) == {"max", "frac_above_0.7"} if method in ("svi", "importance") else not document["khat"]
+    )
     assert document["seconds"] > 0 and document["peak_memory_mb"] > 50
     assert np.shape(document["parameters"]["locs"]) == (2, 2)
     assert Path(document["run"]) == Path(fit.run)
