@@ -206,6 +206,33 @@ def test_a_program_that_was_changed_since_its_run(here):
     says(pattern, infer, "run", "em", model="mine.py:model", changed_program=True)
 
 
+def test_a_guide_that_was_changed_since_its_run(here):
+    def program(x=None, size=None):
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z.unsqueeze(-1) ** 3, 1.0).expand([*z.shape, 2]).to_event(1), obs=x)
+
+    text = (
+        "import pyro, torch, pyro.distributions as dist\n"
+        "def guide(x=None, size=None):\n    loc = pyro.param('loc', torch.zeros({}))\n"
+        "    with pyro.plate('data', len(x)):\n        pyro.sample('z', dist.Normal(loc[0], 1.0))\n"
+    )
+    Path("q.py").write_text(text.format(2))
+    run(program, X, "svi", guide="q.py:guide", epochs=1, lr=1e-6, out="run")
+    Path("q.py").write_text(text.format(1))
+    how = {"model": program, "proposal": "guide"}
+    says("would execute the Python file of its guide", infer, "run", "importance", **how)
+    says("the guide of 'run' does not fit 'q.py:guide' as it is now", infer, "run", "importance", trust=True, **how)
+
+
+def test_large_data_get_no_simulated_data(monkeypatch):
+    monkeypatch.setattr("inference._predictive.DRAW_NUMBERS", X.size - 1)
+    fit = run("gmm", X, "em", components=2)
+    assert not fit.predictive and fit.notes["posterior_predictive"] == "left out: the data are over 59 numbers"
+    monkeypatch.setattr("inference._predictive.DRAW_NUMBERS", X.size)
+    assert len(run("gmm", X, "em", components=2).predictive["x"]) == 1
+
+
 def test_a_guide_of_other_latents_is_left_behind(here):
     """The run's guide draws what is missing; in the new rows nothing is, and log p(x) is exact."""
     x = (np.random.default_rng(0).random((40, 6)) < 0.5).astype(float)
