@@ -1,0 +1,3 @@
+"""Benchmarks, one a file, and suites of them."""
+
+__distribution__ = "latent-zoo"

@@ -23,7 +23,7 @@ from benchmarks._progress import Progress, spoken
 from benchmarks._suite import Suite, load
 from benchmarks._work import Outcome
 from zoo import _options
-from zoo._errors import UsageError
+from zoo._errors import NotWritten, UsageError
 
 RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
 WAIT = 0.5  # seconds between two looks at cells that another process is doing
@@ -63,6 +63,9 @@ def bench(
             for phase, how in todo:
                 for outcome in _finish(phase, results, how, parallel):
                     progress.step(outcome)
+                    if outcome.status == _work.UNWRITTEN:
+                        results.sweep()
+                        raise NotWritten(str(outcome.reason), results.collected())
         results.sweep()
     return results.collected()
 
@@ -128,7 +131,9 @@ def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
     executor: ProcessPoolExecutor | None = None
     try:
         for cell in cells:
-            executor = executor or ProcessPoolExecutor(1, get_context("spawn"), initializer=_deaf)
+            executor = executor or ProcessPoolExecutor(
+                1, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+            )
             try:
                 yield executor.submit(_work.run_cell, cell, folder, redo, None, os.getpid()).result()
             except BrokenProcessPool:
@@ -142,9 +147,11 @@ def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _deaf() -> None:
-    """Ctrl-C is for the process that the user sees; it ends the others."""
+def _begin(parent: int) -> None:
+    """A worker: Ctrl-C is for the process that the user sees, which ends the others; and none outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() == parent:
+        _work.end_with(parent)
 
 
 @contextlib.contextmanager
@@ -156,7 +163,9 @@ def _backend(name: str, jobs: int) -> Iterator[Any]:
         yield _alone
         return
     with contextlib.ExitStack() as stack:
-        how: dict[str, Any] = {"n_jobs": jobs} | ({"initializer": _deaf} if name == "loky" else {})
+        how: dict[str, Any] = {"n_jobs": jobs} | (
+            {"initializer": _begin, "initargs": (os.getpid(),)} if name == "loky" else {}
+        )
         if name == "dask":
             stack.enter_context(_dask(jobs))
         elif name == "ray":
@@ -213,12 +222,21 @@ def main(name: str, json: bool = False, quick: bool = False, settings: dict[str,
         raise UsageError("--set is for benchmarks that are programs; a suite's options stand in its file.")
     if quick:
         raise UsageError("--quick is for benchmarks that are programs; a quick suite is 'smoke'.")
-    began = time.monotonic()
-    document = bench(name, **how)
+    if how.get("backend") == "sequential":  # one at a time, but a cell that dies must not take the command with it
+        how |= {"backend": "loky", "jobs": 1}
+    began, unwritten = time.monotonic(), None
+    try:
+        document = bench(name, **how)
+    except NotWritten as error:
+        if error.result is None:
+            raise
+        document, unwritten = error.result, error
     if json:
         print(text_of(document))
     else:
         _say(document, how.get("out") or RESULTS / document["suite"], time.monotonic() - began)
+    if unwritten is not None:
+        raise unwritten
     return 1 if any(document["counts"].get(p) for p in PROBLEMS if p != "missing" or not how.get("only")) else 0
 
 
@@ -230,10 +248,7 @@ def _say(document: dict[str, Any], folder: Path, seconds: float) -> None:
     out = _show.console()
     for cell in document["cells"]:
         if cell["status"] in PROBLEMS:
-            from rich.markup import escape
-
-            out.print(
-                f"[red]{cell['status']}[/] {escape(cell['command'])}: {escape(cell['reason'] or '')}", soft_wrap=True
-            )
+            said = f"{_show.escape(cell['command'])}: {_show.escape(cell['reason'] or '')}"
+            out.print(f"[red]{_show.escape(cell['status'])}[/] {said}", soft_wrap=True)
     out.print(f"{document['suite']}: {len(document['cells'])} cells, {counts}; {spoken(seconds)}", soft_wrap=True)
     out.print(f"{folder}; the page of it: zoo report {folder}", soft_wrap=True)

@@ -141,6 +141,10 @@ def hiding(pattern: Any) -> str:
 def seeds(value: Any) -> list[int]:
     """5 → 0 to 4; a list stands as it is."""
     if isinstance(value, list) and value:
+        from inference._prepare import LARGEST_SEED
+
+        if any(isinstance(v, int) and v > LARGEST_SEED for v in value):
+            raise UsageError(f"seeds takes whole numbers from 0 to {LARGEST_SEED:,}.")
         return [whole(v, "seeds", 0) for v in value]
     return list(range(whole(value, "seeds", 1)))
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -26,7 +27,8 @@ from typing import Any
 
 from benchmarks import _cells
 from benchmarks._cells import Cell
-from zoo._errors import UsageError
+from zoo._atomic import digest_of
+from zoo._errors import NotWritten, UsageError
 
 FORMAT = 1
 ABANDONED = 86_400  # seconds after which what another machine's process was working on counts as left behind
@@ -43,6 +45,7 @@ class Results:
 
     def begin(self, name: str, spec: str, about: str, cells: list[Cell] | tuple[Cell, ...]) -> None:
         """Make the folder, sweep out what dead processes left, and write down what the cells are."""
+        new = not self.folder.exists()
         try:
             for part in ("cells", "pictures", "runs"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
@@ -54,13 +57,18 @@ class Results:
         self.sweep()
         manifest = {"format": FORMAT, "suite": name, "spec": spec, "about": about}
         manifest["cells"] = [{"id": c.id, **c.content} for c in cells]
-        with self.workspace("suite") as work:
-            self._put(work, "suite.json", self.folder / "suite.json", _lines(manifest))
+        try:
+            with self.workspace("suite") as work:
+                self._put(work, "suite.json", self.folder / "suite.json", _lines(manifest))
+        except OSError as error:
+            if new:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise NotWritten(f"cannot write '{self.folder}': {error.strerror or error}.") from error
 
     def manifest(self) -> dict[str, Any] | None:
         """`suite.json`, None where there is none. Raises `UsageError` when a newer version wrote it."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            found = json.loads((self.folder / "suite.json").read_text(encoding="utf-8"))
+            found = _parsed(self.folder / "suite.json", ("format", "suite", "spec", "about", "cells"))
             if found["format"] > FORMAT:
                 raise UsageError(f"'{self.folder}' was written by a newer version; this one reads format {FORMAT}.")
             return found
@@ -71,7 +79,14 @@ class Results:
     def read(self, id: str) -> dict[str, Any] | None:
         """A finished cell's document, None where it is not finished."""
         with contextlib.suppress(FileNotFoundError):
-            return json.loads((self.folder / "cells" / f"{id}.json").read_text(encoding="utf-8"))
+            path = self.folder / "cells" / f"{id}.json"
+            found = _parsed(path, ("format", "id", "cell", "status"))
+            # one that was written before there were digests has none
+            if found.pop("digest", None) not in (None, digest_of(found)) or found["id"] != id:
+                raise UsageError(
+                    f"'{path}' is damaged: it is not what was written; remove it, and that cell is done again."
+                )
+            return found
         return None
 
     def done(self, cell: Cell, redo: str = "") -> bool:
@@ -107,7 +122,8 @@ class Results:
                     (work / part).rename(target)
                     _flush(target.parent)
         whole = {"format": FORMAT, "id": id, "cell": dict(content), **document}
-        self._put(work, "cell.json", self.folder / "cells" / f"{id}.json", json.dumps(whole, **_JSON))
+        text = json.dumps({**whole, "digest": digest_of(whole)}, **_JSON)
+        self._put(work, "cell.json", self.folder / "cells" / f"{id}.json", text)
 
     def keep(self, content: Mapping[str, Any], document: Mapping[str, Any]) -> None:
         """`write`, for a benchmark that is a program and keeps its own cells."""
@@ -121,6 +137,8 @@ class Results:
             raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. `zoo bench SUITE` makes one.")
         cells = []
         for entry in found["cells"]:
+            if not isinstance(entry, dict) or not _ID.fullmatch(str(entry.get("id"))):
+                raise UsageError(f"'{self.folder / 'suite.json'}' is damaged: a cell of it has no id.")
             content = {k: v for k, v in entry.items() if k != "id"}
             nothing = {"id": entry["id"], "cell": content, "status": "missing", "reason": None}
             cells.append(self.read(entry["id"]) or nothing)
@@ -182,6 +200,17 @@ class Results:
 
 
 _JSON: Any = {"ensure_ascii": False, "allow_nan": False}
+_ID = re.compile("[0-9a-f]{16}")
+
+
+def _parsed(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"'{path}' is damaged: it is no JSON; remove it, and `zoo bench` makes it again.") from error
+    if not isinstance(found, dict) or any(k not in found for k in keys) or not isinstance(found["format"], int):
+        raise UsageError(f"'{path}' is damaged: something is missing in it; remove it, and `zoo bench` makes it again.")
+    return found
 
 
 def _lines(document: Mapping[str, Any]) -> str:

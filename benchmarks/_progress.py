@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from benchmarks._work import Outcome
+from zoo._command import visible
 
 SHOWN = {"ok": "green", "refused": "yellow", "skipped": "yellow", "failed": "red", "timeout": "red"}
 
@@ -52,12 +53,12 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.id, completed=self.done, note=note)
             if outcome.status not in ("ok", "refused"):
-                from rich.markup import escape
+                from zoo._show import escape
 
                 self.bar.console.print(f"[{SHOWN.get(outcome.status, 'red')}]{escape(text)}[/]", soft_wrap=True)
         elif not self.quiet:
             line = f"[{self.done}/{self.total}] {text}, {outcome.seconds:.1f} s" + (f"; {note}" if note else "")
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
     def time_left(self) -> float | None:
         """Seconds, None while nothing is known."""

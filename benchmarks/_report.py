@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from benchmarks import _charts, _folder, _groups, _sections
 from benchmarks._bench import RESULTS
 from benchmarks._tables import Column, Table, seconds, words
+from zoo import _atomic
+from zoo._command import visible
 from zoo._errors import UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -29,17 +29,16 @@ def write(folder: Path | None = None, out: Path | None = None) -> Path:
     source = folder or latest()
     document = read(source)
     page = out or (source / "report.html" if source.is_dir() else Path(source.name).with_suffix(".html"))
-    text = html(document, source if source.is_dir() else None)
-    temporary = page.with_name(f".{page.name}.{os.getpid()}")
     try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(page)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UsageError(f"cannot write '{page}': {error.strerror or error}.") from error
-    return page
+        text = html(document, source if source.is_dir() else None)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"'{source}' is damaged: something in it is not as `zoo bench` writes it ({type(error).__name__}: {error})."
+        ) from error
+    _atomic.sweep(page.absolute().parent)
+    return _atomic.write(page, text)
 
 
 def latest() -> Path:
@@ -77,6 +76,7 @@ def html(document: dict[str, Any], folder: Path | None) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -94,6 +94,11 @@ def html(document: dict[str, Any], folder: Path | None) -> str:
         paragraphs=document["about"].split("\n\n"),
         old=_versions_differ(document),
     )
+
+
+def _visible(value: Any) -> Any:
+    """Text without characters that hide or turn what stands beside them; markup of our own stays as it is."""
+    return visible(value) if type(value) is str else value
 
 
 class _Series:
@@ -129,7 +134,7 @@ class _Album:
         paths = (
             [] if folder is None else [folder / "pictures" / cell["id"] / name for name in cell["result"]["pictures"]]
         )
-        return [path for path in paths if path.is_file()]
+        return [path for path in paths if _inside(path, folder) and _is_picture(path)]
 
     def of(self, group: _groups.Group) -> list[dict[str, Any]]:
         """For each run with pictures: its row, and the pictures as (name, data URI, width, height)."""
@@ -140,6 +145,23 @@ class _Album:
                 pictures = [(path.stem, *_data(path)) for path in files]
                 out.append({"row": row, "seed": cell["cell"]["seed"], "pictures": pictures})
         return out
+
+
+def _inside(path: Path, folder: Path | None) -> bool:
+    """Whether a file is there, and neither its name nor a link leads out of the pictures of `folder`."""
+    return folder is not None and path.is_file() and path.resolve().is_relative_to((folder / "pictures").resolve())
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether it is a PNG that can be read: what anybody may have put there is not shown as one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()
+    except Exception:  # damaged bytes raise many kinds
+        return False
+    return True
 
 
 def _data(path: Path) -> tuple[str, int, int]:

@@ -27,6 +27,7 @@ DPI = 88  # of pictures for the page
 QUICK = 3.0  # seconds: a run shorter than this is done again when its process had not warmed up yet
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 LEFT_OUT = ("model", "data", "method", "seed", "status", "reason", "run", "parameters", "standard_errors", "options")
+UNWRITTEN = "unwritten"  # what became of a cell whose result the disk had no room for
 _warm: set[str] = set()  # methods that this process has run before
 
 
@@ -48,12 +49,21 @@ def run_cell(cell: Cell, folder: str, redo: str = "", threads: int | None = None
     `parent`: the process that this one works for, and ends with.
     """
     if parent is not None and os.getppid() == parent:
-        _end_with(parent)
-    results, began = _folder.Results(folder), time.perf_counter()
+        end_with(parent)
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
+    from inference._entrance import alone
+
+    try:
+        return alone(_claimed)(cell, _folder.Results(folder), redo)
+    except OSError as error:  # of the folder: what a cell itself raises stands in its result
+        return Outcome(cell.id, cell.title, UNWRITTEN, f"cannot write to '{folder}': {error.strerror or error}.", 0.0)
+
+
+def _claimed(cell: Cell, results: _folder.Results, redo: str) -> Outcome:
+    began = time.perf_counter()
     with results.claim(cell.id) as mine:
         if not mine:
             return Outcome(cell.id, cell.title, "busy", None, 0.0)
@@ -68,7 +78,7 @@ def run_cell(cell: Cell, folder: str, redo: str = "", threads: int | None = None
 
 
 @functools.cache
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Once it is killed nobody waits for what is done here, and nobody would end this process."""
 
     def watch() -> None:

@@ -5,4 +5,5 @@ from __future__ import annotations
 from guides._heads import Covariance, Derived, free_shape
 from guides._make import at, make, refusal
 
+__distribution__ = "latent-zoo"
 __all__ = ["Covariance", "Derived", "at", "free_shape", "make", "refusal"]

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inference._fit import Evidence, Fit
     from inference._runner import compare, infer, run
+    from inference._store import load
 
-__all__ = ["Evidence", "Fit", "compare", "infer", "run"]
+__all__ = ["Evidence", "Fit", "compare", "infer", "load", "run"]
+__distribution__ = "latent-zoo"
 
-_WHERE = {"Evidence": "_fit", "Fit": "_fit", "compare": "_runner", "infer": "_runner", "run": "_runner"}
+_WHERE = {"Evidence": "_fit", "Fit": "_fit", "load": "_store"} | dict.fromkeys(("compare", "infer", "run"), "_runner")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,17 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo import _atomic, _source
 from zoo._errors import UsageError
 
 DIGEST = 32  # bytes at the end of a state
 INTERVAL = 30.0  # seconds
-FORMAT = 1
+FORMAT = 2
 NAMED = ("model", "data", "method")  # of a request: what has to be given again when it has no name
 
 
 def place(run: str | os.PathLike[str]) -> Path:
     """Where the checkpoints of the run folder `run` are."""
-    folder = Path(run)
+    folder = _atomic.place(run)
     return folder.with_name(f".{folder.name}.unfinished")
 
 
@@ -49,6 +50,8 @@ class Checkpoints:
         digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
         named = {k: str(v) if isinstance(v, str | os.PathLike) else None for k, v in request.items() if k in NAMED}
         self.request = {"format": FORMAT, "version": version(), "digest": digest, **request, **named}
+        self.failed = False
+        _atomic.sweep(self.folder)
         if self.folder.exists() and not resume:
             raise UsageError(
                 f"'{run}' was begun and is not finished: go on with --resume {run}, name another folder with --out, or "
@@ -56,6 +59,8 @@ class Checkpoints:
             )
         if resume and _read(run)["digest"] != digest:
             raise UsageError(f"the data are not those that '{run}' was begun with.")
+        if resume and _read(run).get("program") != request.get("program"):
+            raise UsageError(f"the program changed since '{run}' was begun: run it again, to another folder.")
         self.last = time.monotonic()
         self.count = 0
 
@@ -64,19 +69,33 @@ class Checkpoints:
         return time.monotonic() - self.last >= self.interval
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write `state`, flushed and renamed into place, and drop all but the last two."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        request = self.folder / "request.json"
-        if not request.exists():
-            _write(request, json.dumps(self.request, indent=1, default=_plain).encode())
+        """Write `state`, flushed and renamed into place, and drop all but the last two.
+
+        Where the disk is full that is said once, and training goes on.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
         self.count += 1
-        _write(self.folder / f"state-{self.count:06d}.pt", content + hashlib.sha256(content).digest())
+        try:
+            self._begin()
+            _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + hashlib.sha256(content).digest())
+        except (OSError, UsageError) as error:
+            if not self.failed:
+                print(f"zoo: no checkpoint: {error}", file=sys.stderr)
+            self.failed = True
+            if not self._states():
+                self.discard()
         for old in self._states()[:-2]:
             old.unlink(missing_ok=True)
         self.last = time.monotonic()
+
+    def _begin(self) -> None:
+        """`request.json`, which says what the states belong to."""
+        request = self.folder / "request.json"
+        if not request.exists():
+            plain = json.loads(json.dumps(self.request, default=_plain))
+            _atomic.write(request, json.dumps({**plain, "check": _atomic.digest_of(plain)}, indent=1))
 
     def read(self) -> dict[str, Any] | None:
         """The last state that is whole, or None. Says of one that is not."""
@@ -100,10 +119,11 @@ class Checkpoints:
         return sorted(self.folder.glob("state-*.pt")) if self.folder.is_dir() else []
 
 
-def resumed(run: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, Any]:
+def resumed(run: str | os.PathLike[str], given: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
     """What was asked for when the unfinished run `run` was begun; `given`: what is asked for now, which must not differ.
 
-    Raises `UsageError` where there is nothing to go on from, or it was something else.
+    `trust`: execute whatever Python files it names. Raises `UsageError` where there is nothing to resume, it was something
+    else, or a file would be executed that nobody has named.
     """
     request = _read(run)
     for key in NAMED:
@@ -116,20 +136,35 @@ def resumed(run: str | os.PathLike[str], given: Mapping[str, Any]) -> dict[str, 
     for key, value in given["options"].items():
         if str(request["options"].get(key)) != str(value):
             raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
+    named = {str(given["model"]), *map(str, given["options"].values())}
+    for spec in (request["model"], *request["options"].values()):
+        if _source.is_file(spec) and not (trust or spec in named or _source.was_executed(spec)):
+            raise UsageError(
+                f"to resume '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
+                "checkpoint (--trust, in Python trust=True)."
+            )
     return request
 
 
 def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
     path = place(run) / "request.json"
     if not path.is_file():
-        what = "it is finished" if (Path(run) / "run.json").is_file() else "there is no checkpoint of it"
-        raise UsageError(f"'{run}' cannot be gone on with: {what}.")
+        what = "there is no checkpoint of it; run it again"
+        if (_atomic.place(run) / "run.json").is_file():
+            what = "it is finished"
+        elif path.parent.is_dir():
+            what = f"it was stopped before its first checkpoint; remove '{path.parent}' and run it again"
+        raise UsageError(f"'{run}' cannot be resumed: {what}.")
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"'{path}' cannot be read: {error}.") from error
+    if not isinstance(request, dict):
+        raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
     if (request.get("format"), request.get("version")) != (FORMAT, version()):
-        raise UsageError(f"the checkpoint of '{run}' was written by another version of this package; begin anew.")
+        raise UsageError(f"the checkpoint of '{run}' was written by another version of this package; run it again.")
+    if request.pop("check", None) != _atomic.digest_of(request):
+        raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
     return request
 
 
@@ -143,15 +178,3 @@ def version() -> str:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ class Assignments:
             if site.inner == 1 and not site.event_shape:
                 values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
                 zero = responsibilities.new_zeros(self.N, len(values))
-                out[site.name] = zero.index_add(1, index, responsibilities)
+                out[site.name] = zero.index_add_(1, index, responsibilities)
         return out
 
 

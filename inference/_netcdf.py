@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +14,23 @@ from inference._arviz import allow_certain_draws
 COMPRESS_ABOVE = 100_000  # bytes
 
 
-def write_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
-    """Write a tree to one netCDF file, with numeric arrays above 100 kB compressed."""
+def netcdf(tree: xr.DataTree) -> bytes:
+    """A tree as the bytes of one netCDF file, with numeric arrays above 100 kB compressed.
+
+    In memory: where the disk is full, the HDF5 library ends the process.
+    """
     groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
     encoding = {group: _compression(dataset) for group, dataset in groups.items()}
     out = xr.DataTree.from_dict({group: _with_attrs(ds, _storable) for group, ds in groups.items()})
-    out.to_netcdf(os.fspath(path), engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
+    file = io.BytesIO()
+    out.to_netcdf(file, engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
+    return file.getvalue()
 
 
-def read_netcdf(path: str | os.PathLike[str]) -> xr.DataTree:
-    """The tree that `write_netcdf` wrote, all of it in memory and the file closed."""
+def read_netcdf(content: bytes) -> xr.DataTree:
+    """The tree that `netcdf` wrote, all of it in memory."""
     allow_certain_draws()
-    with xr.open_datatree(os.fspath(path), engine="h5netcdf") as tree:
+    with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as tree:
         # rebuilt, since what is opened remembers its file and chunks, and would take them to the next file
         groups = {node.path: node.to_dataset(inherit=False).load().drop_encoding() for node in tree.subtree}
     return xr.DataTree.from_dict({group: _with_attrs(ds, _restored) for group, ds in groups.items()})

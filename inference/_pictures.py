@@ -5,12 +5,12 @@ Which of them a run gets follows from its program's structure and its data, neve
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ from inference._pictures_missing import missing_entries
 from inference._pictures_mixture import clusters, histogram, pairs
 from inference._pictures_scene import Scene, scene_of
 from inference._pictures_simulated import images_beside, samples, simulated_images
+from zoo import _atomic
 from zoo._errors import UsageError
 
 Format = Literal["png", "pdf", "svg"]
@@ -37,6 +38,7 @@ def plot(
     out: str | os.PathLike[str] | None = None,
     format: Format = "png",
     dpi: float = 150,
+    **trusting: Any,
 ) -> list[Path]:
     """Draw the pictures that belong to a saved run, into `out` (its own folder `plots` when None); returns their paths.
 
@@ -48,15 +50,21 @@ def plot(
     - `trace`: what was climbed, by iteration; `khat`: the weights' quality by datum; `worst_khat`: the images where it is
       worst; `missing`: what was unobserved
 
+    `trusting`: `model`, `trust` and `changed_program`, as for `infer`; without them, of a program in a Python file only that is
+    drawn which the folder itself holds.
+
     Raises `UsageError` when `run` is not a run, nothing can be drawn of it, or `out` cannot be written.
     """
     if format not in ("png", "pdf", "svg"):
         raise UsageError(f"format is '{format}'; known: png, pdf, svg.")
     if not 10 <= dpi <= 2400:
         raise UsageError(f"dpi is {dpi:g}; give a number from 10 to 2400.")
-    stored = _store.load(run)
+    stored = _store.load(run, **trusting)
     scene = scene_of(stored)
-    folder = stored.folder / "plots" if out is None else Path(out)
+    folder = _atomic.place(out or stored.folder / "plots")
+    if out is None and folder.is_symlink():
+        raise UsageError(f"'{folder}' is a link to elsewhere; name a folder with --out.")
+    _atomic.sweep(folder)
     # all are drawn before the first is written: a failure leaves no half set
     figures = [(name, draw(scene)) for name, draw in _belonging(scene).items()]
     paths = [_write(figure, folder, f"{name}.{format}", dpi) for name, figure in figures]
@@ -137,17 +145,10 @@ def _of_latents(scene: Scene) -> dict[str, Draw]:
 
 
 def _write(figure: Figure, folder: Path, name: str, dpi: float) -> Path:
-    """Save under a temporary name, then rename: a reader never sees half a picture."""
-    path, temporary = folder / name, folder / f".{name}.{os.getpid()}"
+    """Written whole or not at all: a reader never sees half a picture."""
+    path = folder / name
     kind = path.suffix[1:]
     undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format=kind, dpi=dpi, facecolor="white", metadata=undated)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"cannot write '{path}': {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return path
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=dpi, facecolor="white", metadata=undated)
+    return _atomic.write(path, content.getvalue())

@@ -42,6 +42,9 @@ def complete(task: Task, fit: Fit) -> None:
             return
     if not at.count:
         return
+    if task.x.numel() > DRAW_NUMBERS:
+        fit.notes["posterior_predictive"] = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
+        return
     width = task.x.numel() + sum(v.size for v in fit.observed.values())
     count = max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width))
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from inference._entrance import entrance
 from inference._failures import in_words
 from zoo import _datasets, _options, _program, _registry
 from zoo._errors import UsageError, unknown
@@ -36,12 +37,14 @@ class Prepared:
     limit: int  # of enumeration
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
     like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
+    source: dict[str, str] | None = None  # the fingerprint of the program's text
 
     def program(self, seed: int = 0) -> _program.Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
         return _program.load(self.model, self.x, self.options, seed, self.like)
 
 
+@entrance
 def prepare(
     model: Any,
     data: Any,
@@ -71,6 +74,8 @@ def prepare(
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
     if loaded.options.get("binarize") == "dynamic":
         x, intensities = _one_binarisation(x, seed), x
+    elif x.dtype == torch.float64:  # one copy of the data is enough
+        loaded = replace(loaded, x=x.numpy())
     if x.dtype == torch.float32 and bool((x.abs() > FLOAT32_SQUARES).any()):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
@@ -83,13 +88,13 @@ def prepare(
     large = x.numel() > LARGE_NUMBERS and not bool((x.abs() > FLOAT32_SQUARES).any())
     if dtype == "auto" and (structure.exact == "no" or network) and large:
         x, intensities = x.float(), None if intensities is None else intensities.float()
-    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on)
+    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
 
 
 def check_seed(seed: Any) -> None:
     """Raise `UsageError` unless `seed` is one that every random generator takes, and restarts can count on from."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-        raise UsageError(f"Expected a whole number from 0 to {LARGEST_SEED:,} for seed, got {seed!r}.")
+        raise UsageError(f"Expected a whole number from 0 to {LARGEST_SEED:,} for seed, got {seed!r:.40}.")
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from inference import _store
 from inference._coordinates import bijection
 from inference._prepare import Prepared, method_module, prepare
 from inference._task import Task
-from zoo import _datasets, _options, _registry
+from zoo import _datasets, _options, _program, _registry, _source
 from zoo._columns import match
 from zoo._errors import UsageError
 
@@ -45,11 +45,13 @@ def reopen(
     other: _datasets.Dataset | None = None,
 ) -> Prepared:
     """The program and data of a saved run, or `other` data; `options` are checked against `methods`."""
-    spec, chosen = stored.json["model"], stored.json["options"]
-    if spec not in _registry.models() and ":" not in spec:
+    chosen, spec = stored.json["options"], stored.spec()
+    if isinstance(spec, str) and spec not in _registry.models() and not _source.is_file(spec):
         raise UsageError(
-            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again."
+            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again; give the "
+            "callable itself (in Python model=…)."
         )
+    stored.check_program(_program.resolve(spec)[0])
     # an option that model and method both have is the method's here
     theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
     others = {k: v for k, v in (options or {}).items() if k not in theirs}
@@ -101,13 +103,19 @@ def restore(task: Task, stored: _store.Run) -> None:
     settings = stored.json.get("guide")
     if not settings or (settings.get("by_row") and len(task.x) != len(stored.x)):
         return
+    stored.permit(settings["name"], "guide", "run the method again with it")
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
     guide = guides.make(
         settings["name"], task.structure, task.x, task.global_start(), bijections, **settings["options"]
     )
-    if not _misfits(guide, stored, "guide."):
+    if not (misfits := _misfits(guide, stored, "guide.")):
         _store.restore(guide, stored.state, "guide.")
         task.guide = guide
+    elif np.array_equal(task.x.isnan().numpy(), np.isnan(stored.x)):
+        raise UsageError(
+            f"the guide of '{stored.folder}' does not fit '{settings['name']}' as it is now, by "
+            f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
+        )
     # else other data have other latents (nothing is missing in them, say): the run's guide has nothing to say of those
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from inference import _checkpoint, _store
 from inference._cost import measured, versions
+from inference._entrance import entrance, seeded
 from inference._exact import one_thread
 from inference._failures import in_words
 from inference._fit import Fit
@@ -26,8 +26,8 @@ from inference._prepare import Prepared, check_seed, device_of, method_module, p
 from inference._reopen import other_data, reopen, restore, task_of
 from inference._task import Task
 from inference._verify import verify
-from zoo import _options
-from zoo._errors import Refusal, UsageError
+from zoo import _atomic, _options
+from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._structure import ENUMERATION_LIMIT, Structure
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
@@ -35,6 +35,7 @@ CPU = torch.device("cpu")
 SMALL_NUMBERS = 1_000_000  # data × assignments
 
 
+@entrance
 def run(
     model: Any = None,
     data: Any = None,
@@ -50,6 +51,7 @@ def run(
     dtype: str = "auto",
     device: str = "auto",
     resume: str | os.PathLike[str] | None = None,
+    trust: bool = False,
     checkpoint: float = _checkpoint.INTERVAL,
     quiet: bool = True,
     **options: Any,
@@ -64,7 +66,8 @@ def run(
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
     - `resume`: the folder of a run that was stopped: it goes on from its checkpoint, and ends with the same numbers as if it
-      had not been. All the rest is known, but for a model or data that have no name.
+      had not been. All the rest is known, but for a model or data that have no name. A model or guide in a Python file has to
+      be named again, or `trust` says that whatever file is named there may be executed.
 
     Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
     """
@@ -82,7 +85,7 @@ def run(
     if resume is not None:
         if out is not None:
             raise UsageError("a run that is gone on with keeps its folder: give resume or out, not both.")
-        request, out = _checkpoint.resumed(resume, request), resume
+        request, out = _checkpoint.resumed(resume, request, trust), _atomic.place(resume)
     if request["model"] is None or request["data"] is None:
         raise UsageError("a run needs a model and data.")
     return _asked(request, out, checkpoint, resume is not None, quiet)
@@ -107,7 +110,9 @@ def _asked(
     )
     kept = None
     if folder is not None:
-        kept = _checkpoint.Checkpoints(folder, request | {"method": method}, prepared.x, checkpoint, resume)
+        kept = _checkpoint.Checkpoints(
+            folder, request | {"method": method, "program": prepared.source}, prepared.x, checkpoint, resume
+        )
     fit = run_prepared(
         prepared,
         method,
@@ -123,6 +128,7 @@ def _asked(
     return fit
 
 
+@entrance
 def compare(
     model: Any,
     data: Any,
@@ -156,12 +162,18 @@ def compare(
     where, seed, options = device_of(device), plain(seed), plain(options)
     prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, dtype=dtype, **preparation)
     results: list[Fit | Refused] = []
+    unwritten: str | None = None
     for method in methods:
         place = None if folder is None else folder / method
         try:
             results.append(run_prepared(prepared, method, options, seed=seed, folder=place, quiet=quiet, device=where))
         except Refusal as refusal:
             results.append(Refused(prepared.name, prepared.data.name, method, seed, len(prepared.x), str(refusal)))
+        except NotWritten as error:
+            results.append(error.result)
+            unwritten = unwritten or str(error)
+    if unwritten is not None:
+        raise NotWritten(unwritten, results)
     return results
 
 
@@ -184,6 +196,7 @@ class Refused:
         return {**vars(self), "status": "refused", **nothing}
 
 
+@entrance
 def infer(
     run: str | os.PathLike[str],
     method: str,
@@ -195,18 +208,22 @@ def infer(
     binarize: str | float | None = None,
     missing: str | None = None,
     device: str = "auto",
+    model: Any = None,
+    trust: bool = False,
+    changed_program: bool = False,
     quiet: bool = True,
     **options: Any,
 ) -> Fit:
     """Another method on the θ (and the guide) of a saved run; θ stays as it is.
 
     `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
-    standardised its own to.
+    standardised its own to. `model`: the run's program, named again where it is in a Python file, unless `trust` says that
+    whatever file the folder names may be executed; `changed_program`: also where its text is not what it was.
     """
     check_seed(seed := plain(seed))
     options = plain(options)
     folder = None if out is None else _store.check_out(out)
-    stored = _store.load(run)
+    stored = _store.load(run, model, trust, changed_program)
     preparation = {"rows": rows, "binarize": binarize, "missing": missing}
     if data is None and any(v is not None for v in preparation.values()):
         raise UsageError("the run's own data are prepared already; rows, binarize and missing go with other data.")
@@ -216,6 +233,7 @@ def infer(
     return run_prepared(prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored, device=where)
 
 
+@entrance
 def run_prepared(
     prepared: Prepared,
     method: str,
@@ -233,6 +251,7 @@ def run_prepared(
 
     Without `verified` the claim is not checked, and the fit holds nothing that its method did not find: for timing.
     """
+    check_seed(seed)
     module = method_module(method)
     if (reason := refusal(method, prepared.structure)) is not None:
         able = [name for name, why in serving(prepared.structure).items() if why is None]
@@ -240,7 +259,7 @@ def run_prepared(
         raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
-    with _seeded(seed), _threads(prepared), measured() as cost:
+    with seeded(seed), _threads(prepared), measured() as cost:
         task = Task(
             prepared.program(seed), prepared.structure, prepared.x, seed=seed, quiet=quiet, limit=prepared.limit
         )
@@ -252,7 +271,7 @@ def run_prepared(
             fit = module.fit(task, **chosen)
         fit.program = task.program
     if verified:
-        with _seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
+        with seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit.verified = verify(task, fit)
             complete(task, fit)
     fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
@@ -275,6 +294,7 @@ def _widest(structure: Structure) -> int:
     return max((s.inner * math.prod(s.event_shape) for s in structure.local_latents), default=1)
 
 
+@entrance
 def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     """The unobserved entries of a fit's data, in the data's own units. Raises `UsageError` when nothing is missing."""
     if fit.x is None or not np.isnan(fit.x).any():
@@ -282,20 +302,31 @@ def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     names = [s.name for s in fit.task.structure.global_latents]
     globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
     local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
-    with _seeded(seed), in_words(fit.model, "imputing"):
+    with seeded(seed), in_words(fit.model, "imputing"):
         return impute(fit.task, local, globals, draws, fit.probabilities).in_units(fit.center, fit.scale)
 
 
+@entrance
 def impute_run(
-    run: str | os.PathLike[str], draws: int, seed: int, out: str | os.PathLike[str] | None = None
+    run: str | os.PathLike[str],
+    draws: int,
+    seed: int,
+    out: str | os.PathLike[str] | None = None,
+    **trusting: Any,
 ) -> list[Path]:
-    """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data."""
-    stored = _store.load(run)
+    """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data.
+
+    `trusting`: `model`, `trust` and `changed_program`, as in `infer`.
+    """
+    check_seed(seed)
+    if draws < 1:
+        raise UsageError(f"draws must be at least 1; {draws} came.")
+    stored = _store.load(run, **trusting)
     folder = _store.check_out(out or stored.folder / "imputed")
+    prepared = reopen(stored)
     if not np.isnan(stored.x).any():
         raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
-    prepared = reopen(stored)
-    with _seeded(seed), in_words(prepared.name, "imputing"):
+    with seeded(seed), in_words(prepared.name, "imputing"):
         task = task_of(prepared, stored)
         local = {s.name for s in task.structure.local_latents}
         drawn = stored.tree["posterior"].data_vars if "posterior" in stored.tree else {}
@@ -304,21 +335,6 @@ def impute_run(
     center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
     source = str(stored.json["options"]["data"].get("source", ""))
     return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """All random state set from `seed` inside, and as it was before afterwards."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - Pyro seeds this one
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _threads(prepared: Prepared) -> contextlib.AbstractContextManager[None]:
@@ -330,5 +346,5 @@ def _threads(prepared: Prepared) -> contextlib.AbstractContextManager[None]:
 def free_folder(model: str, data: str, what: str) -> Path:
     """`runs/MODEL-DATA-WHAT-TIME`, not taken yet, with `_` for what a file name had better not hold."""
     words = (Path(model.split(":")[0]).stem, Path(data).stem, what, datetime.now().strftime("%Y%m%d-%H%M%S"))
-    name = "-".join("".join(c if c.isalnum() or c == "-" else "_" for c in w) for w in words)
+    name = "-".join("".join(c if c.isalnum() or c == "-" else "_" for c in w)[:40] for w in words)
     return _store.free(Path("runs") / name)

@@ -59,7 +59,7 @@ def test_the_commands_of_the_table_run(tmp_path, monkeypatch):
 
 
 def test_the_python_of_the_readme_runs():
-    code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "from inference import" in c)
+    code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "from latent_zoo import" in c)
     scope: dict[str, object] = {}
     exec(code, scope)
     assert scope["fit"].claimed.kind == "exact"

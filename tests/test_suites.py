@@ -757,3 +757,71 @@ def test_programs_keep_cells_of_their_own():
 def test_options_of_measuring_functions():
     with pytest.raises(UsageError, match="covariance is one of full, diagonal"):
         _checks.benchmark("peers/em", {"covariance": "tied"})
+
+
+# ---- what is damaged, foreign or full ----------------------------------------------------------------------------------
+
+
+def test_a_damaged_result_is_named():
+    bench(FIT)
+    (file,) = Path("out/cells").iterdir()
+    whole = file.read_text()
+    assert "digest" not in _folder.Results("out").collected()["cells"][0]
+    for damaged in (whole.replace("-11", "-12"), whole[:50], "[]", ""):
+        file.write_text(damaged)
+        for call in (("report", "out"), ("bench", "mine.toml", "--out", "out")):
+            status, out, err = zoo(*call)
+            assert status == 2 and out == "" and f"{file}' is damaged" in " ".join(err.split())
+    file.unlink()
+    assert bench(FIT)["counts"] == {"ok": 1}
+
+
+def test_an_id_that_leads_out_of_the_folder_is_refused():
+    bench(FIT)
+    manifest = json.loads(Path("out/suite.json").read_text())
+    manifest["cells"][0]["id"] = "../../../secret"
+    Path("out/suite.json").write_text(json.dumps(manifest))
+    status, _, err = zoo("report", "out")
+    assert status == 2 and "a cell of it has no id" in err
+
+
+def test_only_pictures_inside_the_results_are_embedded():
+    bench(FIT + "pictures = true\n")
+    Path("secret.png").write_bytes(b"not for others")
+    (folder,) = Path("out/pictures").iterdir()
+    pictures = sorted(folder.iterdir())
+    assert zoo("report", "out", "--out", "page.html")[0] == 0
+    shown = Path("page.html").read_text().count("data:image/png")
+    assert shown == len(pictures) > 1
+    pictures[0].unlink()
+    pictures[0].symlink_to(Path("secret.png").absolute())  # a link leads out
+    pictures[1].write_bytes(b"GIF89a")  # and this is no picture
+    assert zoo("report", "out", "--out", "page.html")[0] == 0
+    assert Path("page.html").read_text().count("data:image/png") == shown - 2
+
+
+def test_threads_take_turns():
+    document = bench(FIT + "seeds = 4\n", jobs=3, backend="threading")
+    assert document["counts"] == {"ok": 4}
+    alone = bench(FIT + "seeds = 4\n", out="alone")
+    values = [[c["result"]["log_evidence"]["value"] for c in d["cells"]] for d in (document, alone)]
+    assert values[0] == values[1]
+
+
+def test_a_full_disk_ends_a_suite_in_one_sentence(monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    bench(FIT)
+    monkeypatch.setattr(_folder.Results, "write", full)
+    monkeypatch.setattr(
+        _bench, "_alone", lambda cells, folder, redo="": (_work.run_cell(c, folder, redo) for c in cells)
+    )
+    status, out, err = zoo("bench", suite(FIT + "seeds = 3\n"), "--out", "out", "--jobs", "1", "--json")
+    assert status == 1 and json.loads(out)["counts"] == {"ok": 1, "missing": 2}
+    assert "cannot write to 'out': No space left on device." in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_seeds_that_no_generator_takes():
+    status, _, err = zoo("bench", suite(FIT + "seeds = [18446744073709551616]\n"))
+    assert status == 2 and "whole numbers from 0 to 4,000,000,000" in err

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json as json_
-import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from zoo import _options, _registry
-from zoo._errors import Refusal, UsageError, unknown
+from zoo._command import plainly, print_json
+from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 app = typer.Typer(
     add_completion=False,
@@ -46,48 +44,27 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint value
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
 ]
+Named = Annotated[
+    str | None,
+    typer.Option("--model", help="The run's program, where it is in a Python file.", show_default=False),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute whatever Python file the folder names.")]
+Changed = Annotated[bool, typer.Option("--changed-program", help="Go on though the program changed since the run.")]
 Device = Annotated[
     str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU where there is one).")
 ]
 ENUMERATION_LIMIT = 10_000  # zoo._structure's own, which costs torch to look up; a test holds them equal
 
 
-def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors in one or two sentences, never a traceback; exit status 2 for a misuse or refusal, 1 for a failure."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UsageError as error:
-            _fail(str(error), 2)
-        except (KeyboardInterrupt, BrokenPipeError):
-            _fail("interrupted; nothing was half written.", 130)
-        except Exception as error:
-            if os.environ.get("ZOO_DEBUG"):
-                raise
-            what = str(error).strip() or type(error).__name__
-            if isinstance(error, OSError | MemoryError) or type(error) is ArithmeticError:  # ours, or the machine's
-                _fail(what, 1)
-            _fail(f"{type(error).__name__}: {what}\nThis should not happen; ZOO_DEBUG=1 shows where it did.", 1)
-
-    return wrapped
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"zoo: {message}", file=sys.stderr)
-    raise typer.Exit(status)
-
-
 @app.command("list")
-@_plainly
+@plainly
 def list_(json: Json = False) -> None:
     """Models, methods and data sets."""
     from zoo import _catalogue
 
     groups = {"models": _registry.models(), "methods": _registry.methods(), "data": _catalogue.names()}
     if json:
-        _print_json(groups)
+        print_json(groups)
         return
     from zoo import _show
 
@@ -96,7 +73,7 @@ def list_(json: Json = False) -> None:
 
 
 @app.command()
-@_plainly
+@plainly
 def describe(
     model: Model,
     data: Data,
@@ -126,7 +103,7 @@ def describe(
     )
     serving = _runner.serving(prepared.structure)
     if json:
-        _print_json({**prepared.structure.to_json(), "methods": {m: why or "yes" for m, why in serving.items()}})
+        print_json({**prepared.structure.to_json(), "methods": {m: why or "yes" for m, why in serving.items()}})
         return
     from zoo import _show
 
@@ -135,7 +112,7 @@ def describe(
 
 
 @app.command()
-@_plainly
+@plainly
 def run(
     model: Annotated[
         str | None, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)
@@ -161,6 +138,7 @@ def run(
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.", show_default=False),
     ] = None,
+    trust: Trust = False,
     checkpoint: Annotated[float, typer.Option("--checkpoint", min=0, help="Seconds between checkpoints.")] = 30.0,
     json: Json = False,
 ) -> None:
@@ -190,18 +168,22 @@ def run(
             dtype=dtype,
             device=device,
             resume=resume,
+            trust=trust,
             checkpoint=checkpoint,
             quiet=False,
             **options,
         )
     except Refusal as refusal:
         _refused(refusal, str(model), str(data), method or "em", seed, json)
+    except NotWritten as error:
+        _report(error.result, json)
+        raise
     else:
         _report(fit, json)
 
 
 @app.command()
-@_plainly
+@plainly
 def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
@@ -215,6 +197,9 @@ def infer(
     device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
+    model: Named = None,
+    trust: Trust = False,
+    changed_program: Changed = False,
     json: Json = False,
 ) -> None:
     """Another method on the θ of a run, which stays as it is; on its own data or on others."""
@@ -236,17 +221,23 @@ def infer(
             binarize=binarize,
             missing=missing,
             device=device,
+            model=model,
+            trust=trust,
+            changed_program=changed_program,
             quiet=False,
             **options,
         )
     except Refusal as refusal:
         _refused(refusal, stored["model"], data or stored["data"], method, seed, json)
+    except NotWritten as error:
+        _report(error.result, json)
+        raise
     else:
         _report(fit, json)
 
 
 @app.command()
-@_plainly
+@plainly
 def compare(
     model: Model,
     data: Data,
@@ -271,25 +262,33 @@ def compare(
 
     options = _options.parse(settings or [])
     _no_clash(options)
-    results = inference.compare(
-        model,
-        data,
-        [m.strip() for m in methods.split(",") if m.strip()],
-        seed=seed,
-        out=out or _runner.free_folder(model, data, "compare"),
-        rows=rows,
-        standardize=standardize,
-        binarize=binarize,
-        missing=missing,
-        limit=limit,
-        dtype=dtype,
-        device=device,
-        quiet=False,
-        **options,
-    )
+    try:
+        results = inference.compare(
+            model,
+            data,
+            [m.strip() for m in methods.split(",") if m.strip()],
+            seed=seed,
+            out=out or _runner.free_folder(model, data, "compare"),
+            rows=rows,
+            standardize=standardize,
+            binarize=binarize,
+            missing=missing,
+            limit=limit,
+            dtype=dtype,
+            device=device,
+            quiet=False,
+            **options,
+        )
+    except NotWritten as error:
+        _compared(error.result, json)
+        raise
+    _compared(results, json)
+
+
+def _compared(results: Any, json: bool) -> None:
     documents = [r.to_json() for r in results]
     if json:
-        _print_json({"runs": documents})
+        print_json({"runs": documents})
         return
     from zoo import _show
 
@@ -297,13 +296,16 @@ def compare(
 
 
 @app.command()
-@_plainly
+@plainly
 def plot(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to; RUN/plots if not said.", show_default=False)
     ] = None,
     format: Annotated[str, typer.Option("--format", help="png, pdf or svg.")] = "png",
+    model: Named = None,
+    trust: Trust = False,
+    changed_program: Changed = False,
     json: Json = False,
 ) -> None:
     """The pictures that belong to a run."""
@@ -313,19 +315,20 @@ def plot(
         raise unknown("format", format, ("png", "pdf", "svg"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        paths = [str(p) for p in _pictures.plot(folder, out, format)]  # type: ignore[arg-type]
-    if caught:
+        how = {"model": model, "trust": trust, "changed_program": changed_program}
+        paths = [str(p) for p in _pictures.plot(folder, out, format, **how)]  # type: ignore[arg-type]
+    if said := [str(w.message) for w in caught if issubclass(w.category, UserWarning)]:
         from zoo import _show
 
-        _show.warnings(str(w.message) for w in caught)
+        _show.warnings(said)
     if json:
-        _print_json({"run": str(folder), "plots": paths})
+        print_json({"run": str(folder), "plots": paths})
     else:
         print("\n".join(paths))
 
 
 @app.command()
-@_plainly
+@plainly
 def impute(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     draws: Annotated[int, typer.Option("--draws", min=1, help="Joint draws to write.")] = 20,
@@ -333,20 +336,24 @@ def impute(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to; RUN/imputed if not said.", show_default=False)
     ] = None,
+    model: Named = None,
+    trust: Trust = False,
+    changed_program: Changed = False,
     json: Json = False,
 ) -> None:
     """What the unobserved entries of a run's data were: mean, standard deviation, joint draws."""
     from inference import _runner
 
-    paths = [str(p) for p in _runner.impute_run(folder, draws, seed, out)]
+    how = {"model": model, "trust": trust, "changed_program": changed_program}
+    paths = [str(p) for p in _runner.impute_run(folder, draws, seed, out, **how)]
     if json:
-        _print_json({"run": str(folder), "files": paths})
+        print_json({"run": str(folder), "files": paths})
     else:
         print("\n".join(paths))
 
 
 @app.command()
-@_plainly
+@plainly
 def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="SUITE", help="A suite, its file, or a benchmark; without it, a list.")
@@ -374,7 +381,7 @@ def bench(
 
 
 @app.command()
-@_plainly
+@plainly
 def report(
     folder: Annotated[
         Path | None, typer.Argument(metavar="DIR", help="A suite's results; the latest in results/ if not said.")
@@ -390,22 +397,10 @@ def report(
 
 
 def _no_clash(options: dict[str, str]) -> None:
-    taken = {
-        "seed",
-        "out",
-        "rows",
-        "standardize",
-        "binarize",
-        "missing",
-        "limit",
-        "dtype",
-        "device",
-        "resume",
-        "quiet",
-        "model",
-        "data",
-        "method",
-    }
+    words = (
+        "seed out rows standardize binarize missing limit dtype device resume trust checkpoint quiet model data method"
+    )
+    taken = set(words.split())
     for key in sorted(taken & set(options)):
         raise UsageError(f"'{key}' is not set with --set; it is the option --{key}.")
 
@@ -414,13 +409,13 @@ def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, js
     if json:
         from inference._runner import Refused
 
-        _print_json(Refused(model, data, method, seed, None, str(refusal)).to_json())
+        print_json(Refused(model, data, method, seed, None, str(refusal)).to_json())
     raise refusal
 
 
 def _report(fit: Any, json: bool) -> None:
     if json:
-        _print_json(fit.to_json())
+        print_json(fit.to_json())
         return
     from zoo import _show
 
@@ -430,10 +425,6 @@ def _report(fit: Any, json: bool) -> None:
 
 def _shape(shape: Any) -> str:
     return " × ".join(str(s) for s in shape)
-
-
-def _print_json(document: Any) -> None:
-    print(json_.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def main() -> None:

@@ -307,18 +307,22 @@ def _is_file(missing: Any) -> bool:
 def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
     """Which entries of x the mask in the file hides; broadcasts to x."""
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(Path(path).expanduser(), allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+            raise ValueError
     except OSError as error:
         raise UsageError(f"the mask '{path}' cannot be read: {error.strerror or error}.") from None
-    except (ValueError, EOFError):
-        raise UsageError(f"the mask '{path}' is no NumPy file of 0 (seen) and 1 (missing).") from None
+    except Exception:  # damaged bytes raise many kinds, and numpy's own words would advise to unpickle them
+        raise UsageError(
+            f"the mask '{path}' is no .npy file of numbers; save an array of 0 and 1 with np.save."
+        ) from None
     whole = (raw.total, *x.shape[1:])
     shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
     if found.shape not in shapes:
         known = " or ".join(str(s) for s in dict.fromkeys(shapes))
         raise UsageError(f"the mask '{path}' has the shape {found.shape}; {raw.what} takes one of shape {known}.")
     if not np.isin(found, (0, 1)).all():
-        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); others came.")
+        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); it holds other numbers.")
     hidden = found.astype(bool)
     return hidden[raw.rows] if found.shape == whole else hidden.reshape(x.shape[1:])
 

@@ -1,9 +1,10 @@
-"""The two ways to say no. Both end a command with exit status 2 and one or two plain sentences."""
+"""The ways to say no, each in one or two plain sentences: status 2, and status 1 for what could not be written."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -12,6 +13,14 @@ class UsageError(ValueError):
 
 class Refusal(UsageError):
     """A method cannot serve this program; the message says what stands in the way and which methods can."""
+
+
+class NotWritten(OSError):
+    """A result could not be written, on a full disk say. `result` is what should have been, where it is known."""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from zoo._errors import UsageError
 
 _MISSING = {"", "NA", "NaN", "nan", "?"}
 _HUGE = 1e150  # the square of anything larger may overflow float64, and every Gaussian squares its data
+_ROWS = 65_536  # that are checked at once
 SUFFIXES = (".csv", ".npy", ".npz")
 
 
@@ -104,14 +106,17 @@ def _numbers_of(value: Any, what: str) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise UsageError(f"{what} has the type {x.dtype}; give real numbers, and NaN for the unobserved.")
     with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below
-        return np.ma.filled(x.astype(np.float64), np.nan)
+        return np.ma.filled(x.astype(np.float64), np.nan) if np.ma.isMaskedArray(x) else x.astype(np.float64)
 
 
 def _check_finite(raw: Raw) -> Raw:
     """The same data, when no entry is infinite or too large to square."""
-    bad = np.abs(raw.x) > _HUGE  # False for NaN
-    if bad.any():
+    for first in range(0, len(raw.x), _ROWS):
+        bad = np.abs(raw.x[first : first + _ROWS]) > _HUGE  # False for NaN
+        if not bad.any():
+            continue
         row, *at = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        row += first
         value, where = raw.x[(row, *at)], f"{raw.what}, {raw.place([int(row)])}, column '{raw.column(at)}'"
         if np.isinf(value):
             raise UsageError(f"{where}: the value is infinite ({value}); use NaN for what is not observed.")
@@ -123,7 +128,10 @@ def from_numpy(content: bytes, what: str, source: str) -> Raw:
     """The array of a .npy file; of a .npz file the only array, or the one named x, and its labels if any."""
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        _check_size(loaded)
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    except MemoryError:
+        raise UsageError(f"{what} unpacks to more than the memory holds; save fewer rows.") from None
     except Exception as error:  # damaged bytes raise a dozen kinds: of zip, zlib, tokenize, numpy
         if str(error).startswith("Object arrays"):
             raise UsageError(f"{what} holds Python objects, which are not loaded; save numbers.") from None
@@ -134,6 +142,19 @@ def from_numpy(content: bytes, what: str, source: str) -> Raw:
         raise UsageError(f"{what} holds {', '.join(arrays) or 'nothing'}; name the data x, and any labels y.")
     labels = next((arrays[k] for k in ("labels", "y") if k in arrays and k != data[0]), None)
     return from_array(arrays[data[0]], what, source, labels)
+
+
+def _check_size(loaded: Any) -> None:
+    """Raise `MemoryError` for an archive that says it unpacks to more than the machine has: a bomb would kill the process."""
+    archive = getattr(loaded, "zip", None)
+    if archive is None:
+        return
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return
+    if sum(info.file_size for info in archive.infolist()) > memory:
+        raise MemoryError
 
 
 # --- csv ---

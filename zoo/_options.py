@@ -57,6 +57,8 @@ def parse(settings: list[str]) -> dict[str, str]:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set takes key=value; '{setting}' came.")
+        if not value.strip():
+            raise UsageError(f"--set {setting.strip()} gives no value.")
         pairs[key.strip().replace("-", "_")] = value.strip()
     return pairs
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
-import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from zoo import _options
+from zoo import _options, _source
 from zoo._errors import UsageError, unknown
 from zoo._missing import Counting, Gaps, Unobserved, holds_nan
 from zoo._parameters import Collect, InDtype, Lent, Parameters, Visited
@@ -50,6 +47,7 @@ class Program(nn.Module):
     def __init__(self, model: Callable[..., Any], x: Tensor, name: str = "model", scalar: bool = False) -> None:
         super().__init__()
         self.name, self.scalar = name, scalar
+        self.source: dict[str, str] | None = None  # what its text was, once loaded: see `_source`
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
@@ -325,7 +323,9 @@ def load(
         with blame(name):
             return Program(model, x, name, scalar)
 
-    return column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
+    program = column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
+    program.source = _source.fingerprint(target)
+    return program
 
 
 def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
@@ -347,15 +347,9 @@ def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
 
 
 def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
-    unique = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(f"_zoo_user_{path.stem}_{unique}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and annotations look their module up there
-    with blame(str(path)):
-        spec.loader.exec_module(module)
+    module = _source.execute(path, blame)
     if not callable(getattr(module, attribute, None)):
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         raise unknown(f"callable of '{path}'", attribute, names)

@@ -53,6 +53,7 @@ class Reader(TorchDispatchMode):
         self.choices: list[str] = []
         self.detached = ""
         self._mine = False  # while shadows are worked on
+        self.checked = False  # while a function looks at values only to raise where they are out of range
         self._beside: dict[int, tuple[Any, Shadow]] = {}  # address of a storage → it (to keep it alive), its shadow
         self._whole: dict[int, tuple[Tensor, int, int]] = {}  # the same for tensors without a storage
         self._notes: dict[int, dict[str, str]] = {}  # address → what → where it first happened
@@ -239,7 +240,7 @@ class Reader(TorchDispatchMode):
         for t in ins:
             bits |= self.of(t).union()[0]
         place = _line()
-        if not bits or not place:
+        if not bits or not place or self.checked:
             return
         on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
         self.choices.append(f"{place} turns a tensor that depends on {on} into a Python value")
@@ -272,7 +273,11 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         with self.reader.unwatched():
             self._look(func, name, args, kwargs)
-        return func(*args, **kwargs)
+        self.reader.checked = name == "one_hot" and _classes(*args, **kwargs) > 0
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.reader.checked = False
 
     def _look(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         if name in _LEAVES or (name in _BUILDERS and args and not isinstance(args[-1], Tensor)):
@@ -281,6 +286,11 @@ class _Watch(TorchFunctionMode):
         is_data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
         if is_data and any(bool((self.reader.of(t).degree > 0).any()) for t in tensors(args)):
             self.reader.detached = self.reader.detached or _line(innermost=True)
+
+
+def _classes(of: Any, num_classes: int = -1) -> int:
+    """How many classes `one_hot` was told there are: where it was not, its shape depends on the values."""
+    return num_classes
 
 
 def _chosen(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:

@@ -6,15 +6,22 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from zoo._command import visible
 
 
 def console(error: bool = False) -> Console:
     """A console that does not squeeze tables where there is no terminal to fit them to."""
     stream = sys.stderr if error else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else 130, highlight=False)
+
+
+def escape(text: str) -> str:
+    """Text to be shown as it is: neither rich's markup nor what would steer the terminal."""
+    return markup.escape(visible(text))
 
 
 def warnings(sentences: Iterable[str]) -> None:
@@ -34,7 +41,9 @@ def listing(title: str, entries: Mapping[str, str]) -> None:
 def structure(found: Any, serving: Mapping[str, str | None], data: str) -> None:
     """The sites, the verdict on exactness, and what each method says."""
     out = console()
-    table = _table("site", "role", "family", "event shape", "plates", "support", title=f"{found.program} on {data}")
+    table = _table(
+        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found.program} on {data}")
+    )
     for p in found.parameters:
         table.add_row(escape(p.name), "parameter", "", _shape(p.shape), "", escape(p.constraint))
     for s in found.sites:
@@ -53,7 +62,7 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     """One fit: its evidence as claimed and verified, how it ended, and where it is."""
     out = console()
     n = result["n"]
-    head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{result['method']}[/]"
+    head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{escape(result['method'])}[/]"
     out.print(f"{head}, seed {result['seed']}", soft_wrap=True)
     claimed, verified = result["log_evidence"], result["verified_log_evidence"]
     if claimed is None:
@@ -75,7 +84,7 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
 def comparison(results: Sequence[Mapping[str, Any]]) -> None:
     """The methods side by side."""
     first = results[0]
-    title = f"{first['model']} on {first['data']}, n = {first['n']}: log p(x) in nats"
+    title = escape(f"{first['model']} on {first['data']}, n = {first['n']}: log p(x) in nats")
     names = ("method", "claimed", "kind", "verified", "kind", "gap", "max k-hat", "converged", "seconds", "MB")
     table = _table(*names, title=title)
     for r in results:

@@ -1,0 +1,187 @@
+"""Files and folders that are there whole or not at all, and nothing left behind by whatever was killed.
+
+What is being written has a name of its own beside the final one, `.zoo-XXXXXXXX.writing`, and its process holds a lock on it.
+The lock ends with the process, however that ends; so `sweep` can tell what was left behind from what is being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo._errors import NotWritten, UsageError
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: there nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
+START, ENDING = ".zoo-", ".writing"
+LONGEST = 230  # bytes of a name, which leave room for the names made of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a failure, where others are a wrong place
+
+
+def place(path: str | os.PathLike[str]) -> Path:
+    """The path, `~` read as the home folder. Raises `UsageError` for what cannot be one."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise UsageError(f"Expected the path of a file or folder, got {text!r}.")
+    try:
+        out = Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"'{text}': there is no such user, so '~' has no meaning; write the folder out.") from None
+    for part in out.parts:
+        if len(os.fsencode(part)) > LONGEST:
+            raise UsageError(f"'{part[:20]}…' is {len(part)} characters long; a name takes at most {LONGEST} bytes.")
+    return out
+
+
+def check_parent(path: Path) -> None:
+    """Raise `UsageError` where nothing can be written beside `path`. Sweeps what was left behind there; makes nothing."""
+    parent = path.absolute().parent
+    sweep(parent)
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    try:
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with _claimed(parent, folder=True) as (probe, _):
+            os.rmdir(probe)
+    except OSError as error:
+        if error.errno in FULL:  # the work is worth doing all the same: its result is shown
+            return
+        raise UsageError(f"cannot write to '{path.parent}': {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def workspace(final: Path) -> Iterator[Path]:
+    """A new folder beside `final`, to be filled and renamed. If it was not, it is gone afterwards, with parents made for it.
+
+    Raises `NotWritten` for whatever the system says no to.
+    """
+    parent = final.parent
+    made = _make(parent)
+    done = False
+    try:
+        with _plainly(final, wrong=False), _claimed(parent, folder=True) as (folder, _):
+            try:
+                yield folder
+                done = True
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if not done:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    """Write a file, whole or not at all. Raises `NotWritten` on a full disk, `UsageError` for a place that cannot be."""
+    made = _make(path.parent)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with _plainly(path), _claimed(path.parent, folder=False) as (temporary, descriptor):
+            try:
+                with os.fdopen(os.dup(descriptor), "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+                flush(path.parent)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return path
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file or folder on the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of what a document says, however it is laid out, without its own digest."""
+    rest = json.loads(json.dumps({k: v for k, v in document.items() if k != "digest"}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sweep(parent: Path) -> None:
+    """Remove what killed processes left half written in `parent`, or in a folder of it, as `compare` makes one."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):
+        for left in (p for where in ("", "*/") for p in parent.glob(f"{where}{START}*{ENDING}")):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _claimed(parent: Path, folder: bool) -> Iterator[tuple[Path, int]]:
+    """A new folder or file with a lock on it, and its descriptor; permissions as the umask says."""
+    while True:
+        path = parent / f"{START}{secrets.token_hex(4)}{ENDING}"
+        try:
+            if folder:
+                path.mkdir()
+            descriptor = os.open(path, os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        try:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists():  # a sweep came between
+                continue
+            yield path, descriptor
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those it lies in; those that were made, the innermost first."""
+    missing = []
+    at = folder.absolute()
+    while not os.path.lexists(at):
+        missing.append(at)
+        at = at.parent
+    with _plainly(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+@contextlib.contextmanager
+def _plainly(path: Path, wrong: bool = True) -> Iterator[None]:
+    """What the system says no to, as one sentence. `wrong`: it may be the wrong place, rather than a failure."""
+    try:
+        yield
+    except (NotWritten, UsageError):
+        raise
+    except OSError as error:
+        said = f"cannot write '{path}': {error.strerror or error}"
+        if error.errno in FULL or not wrong:
+            raise NotWritten(f"{said}; nothing was left behind.") from error
+        raise UsageError(f"{said}.") from error
