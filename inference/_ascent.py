@@ -161,7 +161,11 @@ class Surface:
         except (ArithmeticError, ValueError, RuntimeError):
             return none
         unit = self.free() * bend.diagonal().abs().clamp(min=1e-300).rsqrt()
-        values, vectors = torch.linalg.eigh(unit[:, None] * bend * unit)
+        scaled = unit[:, None] * bend * unit
+        try:
+            values, vectors = torch.linalg.eigh(scaled)
+        except torch.linalg.LinAlgError:  # a Hessian that is not finite, where nothing can be promised
+            return none
         along = vectors.mT @ (unit * slope)
         known = values > 1e-13 * len(values)  # the others are the program's own freedom, a rotation of its latents
         if not bool(values.isfinite().all()) or not known.any():

@@ -235,10 +235,20 @@ def enumerated_bound(task: Task, guide: Any, nearness: Nearness | None = None) -
 
 def log_guide(task: Task, guide: Any, rows: slice) -> Tensor:
     """log q(a | x_i) [rows, A] for every joint assignment."""
-    conditioned = pyro.poutine.condition(at(guide, rows), data=task.exact.assignments)
+    n, structure = rows.stop - rows.start, task.structure
+    sites = {s.name: s for s in structure.discrete_locals}
+
+    def everywhere(name: str, value: Tensor) -> Tensor:
+        """A joint value [A, plates with a 1 for the data's, event] in every row."""
+        shape = list(value.shape)
+        shape[structure.data_dim - len(sites[name].event_shape)] = n
+        return value.expand(shape)
+
+    every = {k: everywhere(k, v) for k, v in task.exact.assignments.items()}
+    conditioned = pyro.poutine.condition(at(guide, rows), data=every)
     with task.program.settings():
         trace = pyro.poutine.trace(conditioned).get_trace(task.x[rows])
-    return local_log_prob(trace, task.structure.data_dim, rows.stop - rows.start).reshape(task.exact.A, -1).mT
+    return local_log_prob(trace, structure.data_dim, n).reshape(task.exact.A, -1).mT
 
 
 def _global_gaussian(task: Task, guide: Any, names: list[str]) -> GlobalGaussian | None:

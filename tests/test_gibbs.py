@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import structure_of, task_of, tensor
+from helpers import structure_of, task_of, tensor, zoo_refusal
 from scipy import special, stats
 
 from benchmarks import _groups
@@ -169,7 +169,7 @@ def switches_truth(x: np.ndarray) -> np.ndarray:
 def test_a_vector_of_switches():
     x = np.random.default_rng(2).normal(size=(10, 2))
     task = at_theta(switches, x)
-    assert task.structure.exact == "no"
+    assert task.structure.assignments == 2**3
     means, error = chains_of(task, 40, 10, 40)
     assert np.all(np.abs(means - switches_truth(x)) < 4.5 * error) and error.max() < 0.02
 
@@ -292,7 +292,7 @@ def test_what_it_cannot_do():
     assert says(user.normal_mean, 1) is not None
     assert says(local.bent, 2) == "gibbs draws Bernoulli and Categorical latents, and 'z' is a Normal"
     assert "'k' is a Poisson" in says(local.unbounded_choice, 1)
-    assert "the rows are not independent" in says(neighbours, 1)
+    assert "the rows are not independent" in zoo_refusal("gibbs", structure_of(neighbours, np.ones((9, 1))))
     assert says(user.poisson, 3) is None and says(switches, 2) is None
     complete = structure_of("missing_pixels", np.eye(4))
     assert gibbs.refusal(complete) == "gibbs needs a latent to draw, and the program has none"
@@ -342,7 +342,7 @@ def test_side_by_side_with_what_makes_a_claim(capsys):
     _show.comparison(results)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "│ gibbs" in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]
-    assert cells[1:3] == ["-", "-"] and cells[4] == "estimate" and cells[5] == "-"
+    assert cells[1:3] == ["-", "-"] and cells[4] == "exact" and cells[5] == "-"
     content = {"model": "m", "model_options": {}, "data": {"name": "d"}, "method_options": {}, "seed": 0}
     for kind, column in (("fit", "log p(x)"), ("infer", "claimed")):
         more = {"theta": {"method": "em", "method_options": {}, "seed": 0}} if kind == "infer" else {}
@@ -356,6 +356,6 @@ def test_side_by_side_with_what_makes_a_claim(capsys):
         assert ranks["importance"].startswith("1") and (ranks["gibbs"] == "–") == (kind == "infer")
         at = [c.name for c in table.columns].index(column)
         assert next(row[at].text for row in table.rows if row[1].text == "gibbs").startswith(
-            "–" if kind == "infer" else "≈"
+            "–" if kind == "infer" else "="
         )
         assert group.charts() is not None

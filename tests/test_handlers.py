@@ -21,30 +21,30 @@ from zoo._errors import Refusal
 X = np.random.default_rng(0).normal(1.0, 1.2, (15, 2))
 HANDLERS = {
     "none": None,
-    "scale": lambda: pyro.poutine.scale(scale=3.0),
-    "mask all": lambda: pyro.poutine.mask(mask=False),
-    "mask some": lambda: pyro.poutine.mask(mask=torch.arange(15) % 3 > 0),
-    "scale some": lambda: pyro.poutine.scale(scale=1.0 + (torch.arange(15) % 2)),
+    "scale": lambda x: pyro.poutine.scale(scale=3.0),
+    "mask all": lambda x: pyro.poutine.mask(mask=False),
+    "mask some": lambda x: pyro.poutine.mask(mask=x[:, 0] > 0.5),
+    "scale some": lambda x: pyro.poutine.scale(scale=1.0 + (x[:, 1] > 1.0)),
 }
 
 
 def program(where: str, handler: str, discrete: bool):
     """A program with one handler around one of its sites."""
 
-    def around(site):
-        how = HANDLERS[handler] if site == where else None
-        return pyro.poutine.scale(scale=1.0) if how is None else how()
+    def around(site, x):
+        how = HANDLERS[handler] if site == where and x is not None else None
+        return pyro.poutine.scale(scale=1.0) if how is None else how(x)
 
     def model(x=None, size=None):
-        with around("global"):
+        with around("global", x):
             mu = pyro.sample("mu", dist.Normal(0.0, 2.0), infer={"note": 1})
         with user.rows(x, size):
-            with around("local"):
+            with around("local", x):
                 if discrete:
                     z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
                 else:
                     z = pyro.sample("z", dist.Normal(0.5, 1.5))
-            with around("observed"):
+            with around("observed", x):
                 loc = (mu + z.sin()).unsqueeze(-1).expand(*z.shape, 2)
                 return pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 

@@ -138,7 +138,7 @@ def test_theta_is_learned_with_holes():
     [
         ("missing_pixels", HOLES, {"net": "mixture", "components": 2}, "one autoregressive site, and the latents of"),
         ("gmm", np.random.default_rng(0).normal(size=(20, 2)), {}, "one autoregressive site"),
-        (user.poisson, BITS[:20, :1], {}, "one autoregressive site"),
+        (user.poisson, BITS[:20, :3], {}, "one autoregressive site"),
     ],
 )
 def test_refusals(model, x, options, words):

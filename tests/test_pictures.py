@@ -376,7 +376,7 @@ def test_every_method_gets_the_clusters(faithful: Path, tmp_path: Path) -> None:
     infer(faithful, "importance", samples=20, epochs=1, out=tmp_path / "importance")
     infer(faithful, "em", out=tmp_path / "em")
     assert set(_pictures._belonging(scene(tmp_path / "laplace"))) == {"clusters", "trace"}
-    assert set(_pictures._belonging(scene(tmp_path / "svi"))) == {"clusters", "trace"}
+    assert set(_pictures._belonging(scene(tmp_path / "svi"))) == {"clusters", "trace", "khat"}
     assert names(plot(tmp_path / "importance", dpi=40)) == {"clusters.png", "trace.png", "khat.png"}
     assert set(_pictures._belonging(scene(tmp_path / "em"))) == {"clusters"}  # nothing was iterated
     laplace = scene(tmp_path / "laplace")

@@ -215,7 +215,13 @@ def test_correlations_are_numpys_over_the_rows_seen_in_both() -> None:
 
 
 def test_pictures_of_images(folder: Path, tmp_path: Path) -> None:
-    assert inked(plot(folder, tmp_path, dpi=50)) == ALWAYS | {"interpolation", "decoder_grid", "trace"}
+    assert inked(plot(folder, tmp_path, dpi=50)) == ALWAYS | {
+        "interpolation",
+        "decoder_grid",
+        "trace",
+        "khat",
+        "worst_khat",
+    }
 
 
 def test_the_mean_of_x_is_the_programs(found: Scene) -> None:
@@ -343,7 +349,14 @@ def _quantiles_of(node: Any) -> np.ndarray:
 def test_two_layers_are_seen_from_the_top(tmp_path: Path) -> None:
     options = {"layers": 2, "latents": 2, "likelihood": "bernoulli", "hidden": (6,), "epochs": 2}
     run("deep_latent_gaussian", "digits", "svi", rows=60, binarize=8, missing="top", out=tmp_path / "run", **options)
-    assert belonging(tmp_path / "run") == ALWAYS | {"interpolation", "decoder_grid", "trace", "missing"}
+    assert belonging(tmp_path / "run") == ALWAYS | {
+        "interpolation",
+        "decoder_grid",
+        "trace",
+        "missing",
+        "khat",
+        "worst_khat",
+    }
     found = scene(tmp_path / "run")
     decoder = decoder_of(found)
     assert decoder.top.name == "z2" and decoder.plane is not None
@@ -367,7 +380,7 @@ def test_a_table_is_drawn_beside_what_is_simulated(programs: str, tmp_path: Path
     x += 0.3 * np.random.default_rng(1).normal(size=x.shape)
     x[:9, 1] = np.nan
     run(programs + "curve", x, "svi", epochs=3, hidden=(6,), out=tmp_path / "run")
-    assert inked(plot(tmp_path / "run", dpi=50)) == ALWAYS | {"trace", "missing"}
+    assert inked(plot(tmp_path / "run", dpi=50)) == ALWAYS | {"trace", "missing", "khat"}
     found = scene(tmp_path / "run")
     axes = samples(found).axes
     first, second = (c for c in axes[3].collections if isinstance(c, PathCollection))  # x1 against x0
@@ -395,7 +408,7 @@ def test_one_latent_is_a_histogram(programs: str, tmp_path: Path) -> None:
 def test_many_columns_are_heat_maps_and_their_correlations(tmp_path: Path) -> None:
     options = {"latents": 2, "hidden": (8,), "epochs": 3, "lr": 0.005}
     run("deep_latent_gaussian", "wine", "svi", standardize=True, rows=70, out=tmp_path / "run", **options)
-    assert belonging(tmp_path / "run") == ALWAYS | {"trace"}
+    assert belonging(tmp_path / "run") == ALWAYS | {"trace", "khat"}
     found = scene(tmp_path / "run")
     observed, simulated, pairs = samples(found).axes[:3]
     assert observed.images[0].get_array().shape == simulated.images[0].get_array().shape == (60, 13)  # type: ignore[union-attr]
@@ -416,7 +429,7 @@ def test_a_label_that_the_decoder_is_told_is_no_column_of_the_pictures(tmp_path:
     told = torch.cat([z, torch.eye(3, dtype=z.dtype)[[0, 2]]], 1)
     with torch.no_grad():
         np.testing.assert_allclose(made, module.center + module.spread * module.decoder(told)[:, :4])
-    assert belonging(tmp_path / "run") == ALWAYS | {"trace"}
+    assert belonging(tmp_path / "run") == ALWAYS | {"trace", "khat"}
 
 
 @pytest.mark.parametrize("program", ["several", "in_a_plate", "nested_bounds", "unbounded_choice"])
@@ -458,7 +471,7 @@ def test_a_guide_is_asked_where_the_run_has_few_draws(found: Scene) -> None:
 
 def test_without_draws_and_guide_the_prior_is_left(found: Scene) -> None:
     bare = replace(found, decoder=Decoder(replace(decoder_of(found).task, guide=None), {}), trace={})
-    assert set(_pictures._belonging(bare)) == {"samples", "decoder_grid"}
+    assert set(_pictures._belonging(bare)) == {"samples", "decoder_grid", "khat", "worst_khat"}
 
 
 def test_runs_without_a_guide(programs: str, tmp_path: Path) -> None:
