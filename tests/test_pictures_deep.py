@@ -311,7 +311,7 @@ def test_the_plane_holds_the_posterior_means_by_label(found: Scene) -> None:
 def test_more_latents_are_drawn_on_principal_axes(programs: str, tmp_path: Path) -> None:
     options = {"rows": 60, "binarize": 8, "epochs": 2, "guide": "mean_field", "latents": 3}
     run(programs + "pixels", "digits", "svi", out=tmp_path / "run", **options)
-    assert belonging(tmp_path / "run") == ALWAYS | {"interpolation", "trace"}
+    assert belonging(tmp_path / "run") == ALWAYS | {"interpolation", "trace", "khat", "worst_khat"}
     found = scene(tmp_path / "run")
     figure, pca = latent_plane(found), PCA(2).fit(own_means(found))
     (points,) = (c for c in figure.axes[0].collections if isinstance(c, PathCollection))
