@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from soundness_programs import NoTruth, Program, Truth
 
 from inference import run
-from tests.soundness_programs import NoTruth, Program, Truth
 from zoo._errors import UsageError
 
 ROUNDING = 1e-6  # of the value, for an exact claim

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-
-from tests.soundness_programs import (
+from soundness_programs import (
     BERNOULLI,
     BERNOULLI_LOGITS,
     BETA,

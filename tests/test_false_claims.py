@@ -15,11 +15,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import optimize, special, stats
+from soundness_claims import is_sound
+from soundness_programs import Truth
 from torch.distributions import constraints
 
 from inference import run
-from tests.soundness_claims import is_sound
-from tests.soundness_programs import Truth
 from zoo._errors import UsageError
 
 

@@ -11,11 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from scipy import stats
-
-from inference._fit import Evidence
-from tests.soundness_claims import OPTIONS, FalseClaim, _check, outcome
-from tests.soundness_grammar import JOINS, build
-from tests.soundness_programs import (
+from soundness_claims import OPTIONS, FalseClaim, _check, outcome
+from soundness_grammar import JOINS, build
+from soundness_programs import (
     BERNOULLI,
     BIVARIATE,
     NORMAL,
@@ -31,6 +29,8 @@ from tests.soundness_programs import (
     times,
     var,
 )
+
+from inference._fit import Evidence
 
 PHASES = (Phase.explicit, Phase.generate)  # the programs are small as they are
 SERVED = {"exact", "lower bound", "upper bound", "estimate"}
