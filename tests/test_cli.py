@@ -362,3 +362,12 @@ def test_warnings_go_to_standard_error():
     assert status == 0
     assert "did not converge" in flat(err) and "did not converge" not in flat(out)
     assert "not converged" in flat(out)
+
+
+def test_the_verdict_says_how_far_behind_other_starts_were():
+    from zoo._show import _starts
+
+    assert _starts({"kmeans": -12.0, "program": -10.5}) == (
+        "start: program, the best after a few iterations; kmeans 1.50 nats behind"
+    )
+    assert _starts({"kmeans": -12.0, "seeds": None}) == _starts({}) == ""

@@ -75,10 +75,22 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     if result["khat"] is not None:
         bad = result["khat"]["frac_above_0.7"]
         out.print(f"k-hat: {_number(result['khat']['max'])} at most, above 0.7 for {bad:.1%} of the data")
+    if said := _starts(result["notes"].get("starts") or {}):
+        out.print(said, soft_wrap=True)
     unknown = result["notes"].get("ended", "θ kept")
     ended = {True: "converged", False: "not converged", None: unknown}[result["converged"]]
     cost = f"{result['seconds']:.2f} s, {result['peak_memory_mb']:.0f} MB at most"
     out.print(f"{ended}; {cost}" + (f"; [bold]{escape(result['run'])}[/]" if result["run"] else ""), soft_wrap=True)
+
+
+def _starts(starts: Mapping[str, float | None]) -> str:
+    """How far behind the best start the others were, after the few iterations they were tried for."""
+    known = sorted(((v, k) for k, v in starts.items() if v is not None), reverse=True)
+    if len(known) < 2:
+        return ""
+    (best, name), *others = known
+    behind = ", ".join(f"{k} {best - v:.2f} nats behind" for v, k in others)
+    return f"start: {name}, the best after a few iterations; {behind}"
 
 
 def comparison(results: Sequence[Mapping[str, Any]]) -> None:
