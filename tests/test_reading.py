@@ -320,3 +320,14 @@ def test_parents_and_supports_are_read_too():
     latents = {k: Program(model, x).trace(x).nodes[k]["value"] for k in ("z", "count")}
     sites = read(Program(model, x), x, latents, -1).sites
     assert sites["b"].parents == {"a"} and sites["a"].parents == set() and sites["count"].parents == {"z"}
+
+
+def test_a_join_that_no_draw_shows_is_read_off_the_operations():
+    found = structure_of(program(lambda z, x, i: (z * torch.where(x.max() > 1e6, 5.0, 1.0)).unsqueeze(-1)), DATA)
+    assert found.exact == "no" and "the rows are not independent" in found.obstacle
+
+
+def test_an_operation_without_a_rule_proves_nothing():
+    found = structure_of(program(lambda z, x, i: torch._foreach_mul([z], 2.0)[0].unsqueeze(-1)), DATA)
+    assert found.exact == "no" and not found.obstacle  # methods that sample may serve it
+    assert "`_foreach_mul` at test_reading.py:" in found.reason and "cannot be followed" in found.reason
