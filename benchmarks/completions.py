@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import _completing, _estimates, _excerpts
-from inference._cost import versions
-from inference._task import Task
-from inference._training import Plan
-from zoo import _datasets
+from benchmarks._images import completing, estimates
+from benchmarks._report import markdown
+from inference._method.task import Task
+from inference._run.cost import versions
+from inference._training.loop import Plan
+from zoo._data import datasets
 
 SEED = 0
 MISSING = 12  # pixels of an 8 × 8 digit
@@ -75,7 +76,7 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     text = json_.dumps(document, indent=1, ensure_ascii=False)
     if not quick:
         (RESULTS / "completions.json").write_text(text + "\n", encoding="utf-8")
-        _estimates.picture(RESULTS / "completions.png", document["problems"])
+        estimates.picture(RESULTS / "completions.png", document["problems"])
     print(text if json else table(document))
     return document
 
@@ -85,23 +86,23 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
 
 def digits(sizes: Sizes) -> tuple[dict[str, Any], Task]:
     """8 × 8 digits, pixels missing at random, and everything known by enumeration."""
-    x = _datasets.load("digits", binarize=8).x
+    x = datasets.load("digits", binarize=8).x
     random = np.random.default_rng(SEED)
     x = x[random.permutation(len(x))]
     train, holes = x[: -sizes.images], x[-sizes.images :].copy()
     for image in holes:
         image[random.choice(x.shape[1], MISSING, replace=False)] = np.nan
     options = {"hidden": (sizes.hidden[0],)}
-    theta = _estimates.new_task(train, options)
-    _estimates.climb(theta, None, Plan(sizes.epochs[0], 100, 0.005, TOL, "cosine"))
-    task = _estimates.new_task(holes, options, theta.program)
-    factorised, autoregressive = (_estimates.fresh(task, g) for g in ("mean_field", "autoregressive"))
-    _estimates.climb(task, factorised, Plan(sizes.steps[0], len(holes), 0.1, TOL, "cosine"))
-    _estimates.climb(task, autoregressive, Plan(sizes.guide_steps[0], len(holes), 0.02, TOL, "cosine"))
+    theta = estimates.new_task(train, options)
+    estimates.climb(theta, None, Plan(sizes.epochs[0], 100, 0.005, TOL, "cosine"))
+    task = estimates.new_task(holes, options, theta.program)
+    factorised, autoregressive = (estimates.fresh(task, g) for g in ("mean_field", "autoregressive"))
+    estimates.climb(task, factorised, Plan(sizes.steps[0], len(holes), 0.1, TOL, "cosine"))
+    estimates.climb(task, autoregressive, Plan(sizes.guide_steps[0], len(holes), 0.02, TOL, "cosine"))
     with torch.no_grad():
         exact = float(task.exact.per_datum({}, {}).double().mean())
-    coins = _estimates.fresh(task, "mean_field", on=0.5)
-    elbos = [_estimates.enumerated_elbo(task, q) for q in (coins, factorised, autoregressive)]
+    coins = estimates.fresh(task, "mean_field", on=0.5)
+    elbos = [estimates.enumerated_elbo(task, q) for q in (coins, factorised, autoregressive)]
     rows = _rows(task, factorised, autoregressive, sizes.samples, elbos)
     title = f"8 × 8 digits, {MISSING} pixels missing, mean of {len(holes)} images"
     return {"name": "digits", "title": title, "images": len(holes), "exact_nats": exact, "rows": rows}, task
@@ -109,20 +110,20 @@ def digits(sizes: Sizes) -> tuple[dict[str, Any], Task]:
 
 def halves(sizes: Sizes) -> dict[str, Any]:
     """One image of mnist5k without its top half; the autoregressive q learns asleep, on the halves of others."""
-    x = _datasets.load("mnist5k", binarize="fixed", seed=SEED, rows=sizes.rows).x
+    x = datasets.load("mnist5k", binarize="fixed", seed=SEED, rows=sizes.rows).x
     x = x[np.random.default_rng(SEED).permutation(len(x))]
-    train, holes = x[: len(x) * 4 // 5], _completing.without_top(x[len(x) * 4 // 5 :])
+    train, holes = x[: len(x) * 4 // 5], completing.without_top(x[len(x) * 4 // 5 :])
     options = {"hidden": (sizes.hidden[1],), "order": "reversed"}
-    theta = _estimates.new_task(train, options)
-    _estimates.climb(theta, None, Plan(sizes.epochs[1], 100, 0.003, TOL, "cosine"))
-    task, many = (_estimates.new_task(holes[:n], options, theta.program) for n in (1, sizes.holes))
+    theta = estimates.new_task(train, options)
+    estimates.climb(theta, None, Plan(sizes.epochs[1], 100, 0.003, TOL, "cosine"))
+    task, many = (estimates.new_task(holes[:n], options, theta.program) for n in (1, sizes.holes))
     share = torch.as_tensor((train.sum(0) + 0.5) / (len(train) + 1))[np.isnan(holes[0])]
-    factorised = _estimates.fresh(task, "mean_field", on=share)
-    _estimates.climb(task, factorised, Plan(sizes.steps[1], 1, 0.03, TOL, "cosine"))
-    autoregressive = _estimates.fresh(many, "autoregressive", hidden=(64,))
+    factorised = estimates.fresh(task, "mean_field", on=share)
+    estimates.climb(task, factorised, Plan(sizes.steps[1], 1, 0.03, TOL, "cosine"))
+    autoregressive = estimates.fresh(many, "autoregressive", hidden=(64,))
     plan = Plan(sizes.guide_steps[1], min(100, len(many.x)), 0.002, TOL, "cosine")
-    _estimates.climb(many, autoregressive, plan, dreaming=True)
-    exact = _estimates.point(_estimates.filtered(task, 4)[0])["nats"]  # all that is seen comes first: no draw enters it
+    estimates.climb(many, autoregressive, plan, dreaming=True)
+    exact = estimates.point(estimates.filtered(task, 4)[0])["nats"]  # all that is seen comes first: no draw enters it
     rows = _rows(task, factorised, autoregressive, sizes.samples)
     title = "mnist5k, top half missing, one image"
     return {"name": "mnist5k", "title": title, "images": 1, "exact_nats": exact, "rows": rows}
@@ -135,22 +136,22 @@ def _rows(
     proposals = (("fair coins, φ = ½", None), ("factorised, φ learned", factorised), ("autoregressive", autoregressive))
     rows = []
     for place, (label, guide) in enumerate(proposals):
-        log_w = _estimates.log_weights(task, guide, max(samples))
-        elbo = {"elbo_nats": elbos[place], "elbo_se": 0.0} if elbos else _estimates.elbo(log_w)
-        rows.append({"label": label, **elbo, "points": [_estimates.point(log_w[:size]) for size in samples]})
-    rows.insert(1, {"label": "all on, φ = 1", "elbo_nats": _estimates.all_on(task), "elbo_se": 0.0, "points": []})
-    walked = [_estimates.point(*_estimates.filtered(task, size)) for size in samples]
+        log_w = estimates.log_weights(task, guide, max(samples))
+        elbo = {"elbo_nats": elbos[place], "elbo_se": 0.0} if elbos else estimates.elbo(log_w)
+        rows.append({"label": label, **elbo, "points": [estimates.point(log_w[:size]) for size in samples]})
+    rows.insert(1, {"label": "all on, φ = 1", "elbo_nats": estimates.all_on(task), "elbo_se": 0.0, "points": []})
+    walked = [estimates.point(*estimates.filtered(task, size)) for size in samples]
     return [*rows, {"label": "particle filter", "elbo_nats": None, "elbo_se": None, "points": walked}]
 
 
 def gradients(task: Task, sizes: Sizes) -> list[dict[str, Any]]:
     """The total variance of each estimator's gradient, in φ of a factorised q that is new and one that is half-trained."""
-    new, half = (_estimates.fresh(task, "mean_field") for _ in range(2))
-    _estimates.climb(task, half, Plan(sizes.half, len(task.x), 0.1, TOL, "constant"))
+    new, half = (estimates.fresh(task, "mean_field") for _ in range(2))
+    estimates.climb(task, half, Plan(sizes.half, len(task.x), 0.1, TOL, "constant"))
     out = []
-    for how in _estimates.ESTIMATORS:
+    for how in estimates.ESTIMATORS:
         repeats = 3 if how == "enumeration" else sizes.repeats  # it draws nothing
-        noise = [_estimates.Noise(task, q).total_variance(how, repeats) for q in (new, half)]
+        noise = [estimates.Noise(task, q).total_variance(how, repeats) for q in (new, half)]
         out.append({"estimator": how, "untrained": noise[0], "half_trained": noise[1], "repeats": repeats})
     return out
 
@@ -169,7 +170,7 @@ def table(document: dict[str, Any]) -> str:
             found = (
                 ""
                 if last is None
-                else f"{_excerpts.estimated(last)} from {last['samples']:,}, k-hat > 0.7: {last['khat_above_0.7']:.0%}"
+                else f"{markdown.estimated(last)} from {last['samples']:,}, k-hat > 0.7: {last['khat_above_0.7']:.0%}"
             )
             lines.append(f"{row['label']:24}{elbo:16}{found}")
         lines.append("")

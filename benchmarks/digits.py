@@ -4,7 +4,7 @@ A variational autoencoder learns 4,000 images of mnist5k without their labels; a
 
 - generation: E[x | z] for z from the prior, beside real digits;
 - representation: nearest neighbours by the encoder's means, beside those by grey levels and by as many principal components;
-- density: log p(x), and how well −log p(x) tells other images from digits (`_anomalies`), where it fails too;
+- density: log p(x), and how well −log p(x) tells other images from digits (`anomalies`), where it fails too;
 - completion: the bottom half from the top half, beside nearest neighbours and the mean of each pixel.
 
 Latents, activation and epochs were chosen by log p(x) of 800 of the 4,000.
@@ -23,11 +23,13 @@ import numpy as np
 import pyro
 import torch
 
-from benchmarks import _anomalies, _digits_picture, _excerpts, _folder
+from benchmarks._images import anomalies, digits_picture
+from benchmarks._report import markdown
+from benchmarks._suite import folder as _folder
 from inference import infer, run
-from inference._cost import versions
-from inference._fit import Fit
-from zoo import _datasets
+from inference._method.fit import Fit
+from inference._run.cost import versions
+from zoo._data import datasets
 
 SEED = 0
 SHAPE = (28, 28)
@@ -71,7 +73,7 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         document, shown = measure(sizes, Path(scratch) / "train")
     if not quick:
-        _digits_picture.draw(RESULTS / "digits.png", document, shown, SHAPE)
+        digits_picture.draw(RESULTS / "digits.png", document, shown, SHAPE)
         text = json_.dumps(document, indent=1, ensure_ascii=False)
         (RESULTS / "digits.json").write_text(text + "\n", encoding="utf-8")
     print(json_.dumps(document, indent=1, ensure_ascii=False) if json else text_of(document))
@@ -83,9 +85,9 @@ def measure(sizes: Sizes, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]
     began = time.perf_counter()
     train, test = split(sizes.train, sizes.test)
     fit = _trained(train, folder, sizes)
-    digits = _anomalies.binarised(test.x[: sizes.scored], SEED, 0)
-    odd = _anomalies.others(test.x[sizes.scored : 2 * sizes.scored], SHAPE, SEED)
-    density, log_p = _anomalies.density(folder, digits, odd, sizes.samples, SEED)
+    digits = anomalies.binarised(test.x[: sizes.scored], SEED, 0)
+    odd = anomalies.others(test.x[sizes.scored : 2 * sizes.scored], SHAPE, SEED)
+    density, log_p = anomalies.density(folder, digits, odd, sizes.samples, SEED)
     completion, completed = complete(
         folder, train, digits[: sizes.completed], log_p[: sizes.completed], sizes.completing
     )
@@ -115,7 +117,7 @@ def split(train: int, test: int) -> tuple[Images, Images]:
     """Images to learn from and others to be tested on, as many of each class, in random order."""
     from sklearn.model_selection import train_test_split
 
-    data = _datasets.load("mnist5k")
+    data = datasets.load("mnist5k")
     assert data.labels is not None
     how: dict[str, Any] = {"train_size": train, "test_size": test, "stratify": data.labels, "random_state": SEED}
     x, others, labels, their = train_test_split(data.x, data.labels, **how)
@@ -285,4 +287,4 @@ def text_of(document: dict[str, Any]) -> str:
 
 def table(document: dict[str, Any]) -> str:
     """The figures as a Markdown table, for the README."""
-    return _excerpts.markdown(COLUMNS, rows_of(document))
+    return markdown.markdown(COLUMNS, rows_of(document))

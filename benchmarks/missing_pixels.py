@@ -21,12 +21,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from benchmarks import _completing
+from benchmarks._images import completing
 from inference import infer, run
-from inference._cost import versions
-from inference._task import Task
-from zoo import _datasets, _program
-from zoo._structure import describe
+from inference._method.task import Task
+from inference._run.cost import versions
+from zoo._data import datasets
+from zoo._program import program as _program
+from zoo._program.structure import describe
 
 PUBLISHED = {"mixture": 137.64, "logistic": 97.45, "made": 88.40}
 SEED = 0
@@ -92,9 +93,9 @@ def _name(data: str, kind: str) -> str:
 def _halves(data: str, rows: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Images to learn from and to be tested on, [n, 784] of 0 and 1, in random order."""
     if data == "binarized_mnist":
-        train, test = (_datasets.load(f"{data}{part}").x for part in ("", ":test"))
+        train, test = (datasets.load(f"{data}{part}").x for part in ("", ":test"))
     else:
-        x = _datasets.load(data, binarize="fixed", seed=SEED, rows=rows).x
+        x = datasets.load(data, binarize="fixed", seed=SEED, rows=rows).x
         x = x[np.random.default_rng(SEED).permutation(len(x))]
         train, test = x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]
     return train, test[np.random.default_rng(SEED).permutation(len(test))]
@@ -182,8 +183,8 @@ def _completion(
 ) -> dict[str, Any]:
     """How well the hidden top halves of some test images are known from the bottom halves."""
     truth = test[: sizes.completed]
-    holes = _completing.without_top(truth)
-    rows, shown = _completing.baselines(train, holes, truth), {}
+    holes = completing.without_top(truth)
+    rows, shown = completing.baselines(train, holes, truth), {}
     for order in ("reversed", "raster"):
         place = trained("made", order, train, folder, sizes)
         exact = order == "reversed"
@@ -195,10 +196,10 @@ def _completion(
         if not exact:
             how |= {"lr": 0.001, "batch": min(100, len(holes)), "schedule": "cosine", "defensive": 0.0}
         fit = infer(place, "importance", data=holes, seed=SEED, quiet=False, samples=sizes.samples, **how)
-        rows.append(_completing.row(f"MADE, {order}", fit, log_p(place, truth), truth, exact))
+        rows.append(completing.row(f"MADE, {order}", fit, log_p(place, truth), truth, exact))
         shown[order] = fit.impute(draws=8, seed=SEED)
     if picture is not None:
-        _completing.picture(picture, holes, truth, shown, sizes.pictured)
+        completing.picture(picture, holes, truth, shown, sizes.pictured)
     return {"hidden": "the top half", "images": len(truth), "rows": rows}
 
 

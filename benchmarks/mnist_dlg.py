@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from inference import infer, run
-from inference._cost import versions
+from inference._run.cost import versions
 
 PUBLISHED = {1: 86.76, 50: 84.78}
 EPOCHS, SAMPLES, SEED = 400, 5000, 0

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _excerpts, _folder
+from benchmarks._report import markdown
+from benchmarks._suite import folder as _folder
 from zoo import _show
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
 def measure(faithful: Any, wine: Any, pictures: Path | None) -> dict[str, Any]:
     """Run the rows; the picture goes to the folder `pictures`."""
     from inference import run
-    from inference._cost import versions
+    from inference._run.cost import versions
 
     out: dict[str, Any] = {
         "command": "zoo bench readme",
@@ -73,7 +74,7 @@ def measure(faithful: Any, wine: Any, pictures: Path | None) -> dict[str, Any]:
 
 
 def _picture(run: Path, pictures: Path) -> None:
-    from inference._pictures import plot
+    from inference._pictures._draw import plot
 
     for path in plot(run, run / "plots"):
         if path.stem == "clusters":
@@ -118,11 +119,11 @@ def rewritten(readme: str, results: dict[str, Any]) -> str:
     if lost := made.keys() - places(readme):
         raise ValueError(f"the README has no place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
     for name in places(readme) - made.keys():
-        kept = sorted(RESULTS.glob(_excerpts.SOURCES.get(name, f"{name}.json")))
-        if name not in _excerpts.TABLES or not kept:
+        kept = sorted(RESULTS.glob(markdown.SOURCES.get(name, f"{name}.json")))
+        if name not in markdown.TABLES or not kept:
             raise ValueError(f"the README has a place for a table '{name}', and there are no results to make it of.")
         documents = [json_.loads(path.read_text(encoding="utf-8")) for path in kept]
-        made[name] = _excerpts.TABLES[name](*documents)
+        made[name] = markdown.TABLES[name](*documents)
     return PLACE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", readme)
 
 

@@ -25,10 +25,11 @@ import torch
 from scipy import special, stats
 from torch import Tensor
 
-from benchmarks import _excerpts, _folder
-from inference._cost import versions
-from inference._prepare import prepare
-from inference._runner import run_prepared
+from benchmarks._report import markdown
+from benchmarks._suite import folder
+from inference._run.cost import versions
+from inference._run.prepare import prepare
+from inference._run.runner import run_prepared
 from zoo._errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
@@ -207,8 +208,8 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         "between": list(BETWEEN),
         "cells": cells(found),
         "seconds": round(time.perf_counter() - began, 1),
-        "machine": _folder.machine(),
-        "date": _folder.today(),
+        "machine": folder.machine(),
+        "date": folder.today(),
         "command": "zoo bench soundness",
         "versions": versions(),
     }
@@ -309,7 +310,7 @@ def rows_of(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return n, sum(c[count] * c[share] for c in cells if c[count]) / max(1, n)
 
     known = [c["within"] for c in cells if c["estimates"] >= 20]
-    span = f"{min(known):.0%} to {max(known):.0%} by model and method" if known else _excerpts.NOTHING
+    span = f"{min(known):.0%} to {max(known):.0%} by model and method" if known else markdown.NOTHING
     warned = sum(c["warned"] for c in cells)
     n, share = total("estimates", "within")
     out = [
@@ -326,7 +327,7 @@ COLUMNS = ("claim", "runs", "what is true of them")
 
 def table(document: Mapping[str, Any]) -> str:
     """Three lines as a Markdown table, for the README."""
-    return _excerpts.markdown(COLUMNS, rows_of(document))
+    return markdown.markdown(COLUMNS, rows_of(document))
 
 
 def text_of(document: Mapping[str, Any]) -> str:

@@ -15,9 +15,9 @@ from torch.distributions import biject_to
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
-from zoo._missing import Slots
-from zoo._program import localize
-from zoo._structure import Site, Structure
+from zoo._program.missing import Slots
+from zoo._program.program import localize
+from zoo._program.structure import Site, Structure
 
 Covariance = Literal["diagonal", "full"]
 LEAST_SCALE = 1e-6

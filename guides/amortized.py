@@ -16,8 +16,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from guides._heads import Covariance, Derived, begin_at, join, key, outputs, refusal, width
-from zoo._missing import holds_nan, slots
-from zoo._structure import Site, Structure
+from zoo._program.missing import holds_nan, slots
+from zoo._program.structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]
 

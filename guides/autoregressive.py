@@ -19,9 +19,9 @@ from torch.distributions import constraints
 
 from guides import _heads
 from guides._heads import Derived, binary
-from zoo._autoregressive import AutoregressiveBernoulli
-from zoo._missing import joint_bits, slots
-from zoo._structure import Site, Structure
+from zoo._program.autoregressive import AutoregressiveBernoulli
+from zoo._program.missing import joint_bits, slots
+from zoo._program.structure import Site, Structure
 
 _Masked: Any = PyroModule[MaskedLinear]
 _Linear: Any = PyroModule[nn.Linear]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guides._heads import Covariance, Derived, begin_at, key, outputs, refusal
 from zoo._errors import UsageError
-from zoo._structure import Site, Structure
+from zoo._program.structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inference._fit import Evidence, Fit
-    from inference._runner import compare, infer, run
-    from inference._store import load
+    from inference._method.fit import Evidence, Fit
+    from inference._run.folder import load
+    from inference._run.runner import compare, infer, run
 
 __all__ = ["Evidence", "Fit", "compare", "infer", "load", "run"]
 __distribution__ = "latent-zoo"
 
-_WHERE = {"Evidence": "_fit", "Fit": "_fit", "load": "_store"} | dict.fromkeys(("compare", "infer", "run"), "_runner")
+_WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "load": "_run.folder"}
+_WHERE |= dict.fromkeys(("compare", "infer", "run"), "_run.runner")
 
 
 def __getattr__(name: str) -> Any:

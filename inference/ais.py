@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference import _local_density
-from inference._estimates import LEAST_DRAWS, Estimates
-from inference._fit import Fit
-from inference._local_density import LocalDensity
-from inference._task import Task
+from inference._density import local
+from inference._density.local import LocalDensity
+from inference._method.estimates import LEAST_DRAWS, Estimates
+from inference._method.fit import Fit
+from inference._method.task import Task
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
-from zoo._structure import Structure
+from zoo._program.structure import Structure
 
 STEEPNESS = 4.0  # of the sigmoid schedule
 ACCEPTANCE = 0.65
@@ -45,7 +45,7 @@ def refusal(structure: Structure) -> str | None:
         return f"ais looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
     if not structure.continuous_locals:
         return "ais anneals continuous local latents, and the program has none"
-    if (reason := _local_density.refusal(structure)) is not None:
+    if (reason := local.refusal(structure)) is not None:
         return f"ais walks over each datum's own continuous latents, and {reason}"
     return None
 
@@ -60,7 +60,7 @@ def fit(
     """log p(x_i) from `chains` weighted chains a datum over `temperatures` steps of β, each of `leapfrog` leapfrog steps.
 
     The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. An estimate needs
-    100 effective chains a datum; with fewer, what is claimed is a lower bound (`_estimates`). Posterior draws are the chains'
+    100 effective chains a datum; with fewer, what is claimed is a lower bound (`estimates`). Posterior draws are the chains'
     last states, resampled by their weights.
 
     Raises `Refusal` when asked to learn θ.

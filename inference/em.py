@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from inference._ascent import Leap, Spot, Surface
-from inference._family import Floor
-from inference._fit import Evidence, Fit
-from inference._start import FLOOR, Start, begin, check_rise, contest
-from inference._task import Task
+from inference._families._family import Floor
+from inference._method.fit import Evidence, Fit
+from inference._method.start import FLOOR, Start, begin, check_rise, contest
+from inference._method.task import Task
+from inference._training.ascent import Leap, Spot, Surface
 from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
-from zoo._structure import Structure
+from zoo._program.structure import Structure
 
 PLAIN_ITERATIONS = 20
 MOST_NAMED = 3  # components in warnings: more get one line

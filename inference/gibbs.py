@@ -19,13 +19,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference import _weights
-from inference._fit import Fit
-from inference._task import Task
+from inference._method.fit import Fit
+from inference._method.task import Task
+from inference._sampling import weights
 from zoo._errors import Refusal
-from zoo._latents import Layout, by_datum
 from zoo._options import Limits
-from zoo._structure import Site, Structure
+from zoo._program.latents import Layout, by_datum
+from zoo._program.structure import Site, Structure
 
 FAMILIES = ("Bernoulli", "Categorical")
 MIXED = 1.01  # R-hat above which chains do not agree
@@ -66,11 +66,11 @@ def fit(
             f"gibbs keeps θ as it is, and '{task.program.name}' has parameters to learn: fit them by another method, then "
             "`zoo infer RUN --method gibbs`"
         )
-    _weights.check(task.program, task.structure, task.x)
+    weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):
         most = max(_cardinalities(task.structure, task.program.trace(task.x[:2]).nodes))
-        parts = list(_weights.chunks(task.x, chains * max(1, most - 1)))
+        parts = list(weights.chunks(task.x, chains * max(1, most - 1)))
         with task.progress("gibbs", len(parts) * (warmup + sweeps)) as step:
             for rows in parts:
                 here = _Chains(task, task.x[rows], chains)
@@ -112,7 +112,7 @@ class _Chains:
         nodes: Any = task.program.trace(x).nodes
         names, depth = [s.name for s in self.sites], task.structure.max_plate_nesting
         self.layout = Layout(nodes, names, task.structure.data_dim, depth)
-        start = _weights.draw(task.program, task.structure, x, None, C)
+        start = weights.draw(task.program, task.structure, x, None, C)
         flat = [self._by_datum(start.values[s.name], s).reshape(C, len(x), -1).to(x.dtype) for s in self.sites]
         self.z = torch.cat(flat, -1)  # [C, n, L]
         self.log_p = _settled(start.log_p)  # [C, n]
@@ -160,7 +160,7 @@ class _Chains:
         values = (z[..., entry.place] + shifts) % K  # [K, C, r], the present one first
         others = z.repeat(K - 1, 1, 1)
         others[..., entry.place] = values[1:].flatten(0, 1)
-        new = _weights.log_joint(self.program, self.structure, self.x[rows], self.values(others))
+        new = weights.log_joint(self.program, self.structure, self.x[rows], self.values(others))
         log_p = torch.cat([self.log_p[:, rows], _settled(new)]).reshape(values.shape)
         nowhere = log_p.amax(0).isneginf()  # no value is possible, as may be where a chain begins: then any will do
         share = log_p.masked_fill(nowhere, 0.0).softmax(0)
@@ -218,7 +218,7 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Callable[
 
 
 def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
-    from inference._arviz import mixing
+    from inference._run.datatree import mixing
 
     rhat, ess = mixing(torch.cat([f.log_p for f in found], 2).cpu().numpy())
     probabilities = _joined([f.probabilities for f in found], 0)

@@ -4,7 +4,7 @@ Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a G
 `sequential` (a particle filter through the missing entries of an autoregressive distribution). θ is learned by the
 importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of reweighted
 wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every datum can be trusted, and
-otherwise a lower bound (`_estimates`; Vehtari et al. 2024).
+otherwise a lower bound (`estimates`; Vehtari et al. 2024).
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _all_modes, _elbo, _local_density, _mode_guide, _particles, _weights
-from inference._estimates import Estimates
-from inference._fit import Fit
-from inference._start import Start, begin
-from inference._task import Task
-from inference._training import History, Plan, Schedule, train, usual
-from inference._wake_sleep import Phases
+from inference._density import guide as _mode_guide
+from inference._density import local, modes
+from inference._method.estimates import Estimates
+from inference._method.fit import Fit
+from inference._method.start import Start, begin
+from inference._method.task import Task
+from inference._sampling import particles as _particles
+from inference._sampling import weights
+from inference._training import elbo
+from inference._training.loop import History, Plan, Schedule, train, usual
+from inference._training.wake_sleep import Phases
 from zoo._errors import Refusal
-from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
-from zoo._structure import Structure
+from zoo._program.latents import by_datum
+from zoo._program.structure import Structure
 
 Proposal = Literal["guide", "prior", "laplace", "sequential"]
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
@@ -86,7 +90,7 @@ def fit(
         raise Refusal(reason)
     if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
         raise Refusal(f"{reason}, or take proposal=prior")
-    _weights.check(task.program, task.structure, task.x)
+    weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)
     batch, lr, hidden = usual(task, batch, lr, hidden)
@@ -111,7 +115,7 @@ def fit(
                 phases.objective,
                 Plan(epochs, batch, lr, tol, schedule, patience),
                 step=step,
-                culprit=lambda rows, x: _elbo.culprit(task, q, rows, x),
+                culprit=lambda rows, x: elbo.culprit(task, q, rows, x),
             )
     if proposal == "laplace":
         q = _at_the_modes(task)
@@ -126,18 +130,18 @@ def _check_laplace(task: Task) -> None:
         )
     if not task.structure.continuous_locals:
         raise Refusal("proposal=laplace needs a continuous local latent, and the program has none")
-    if (reason := _local_density.refusal(task.structure)) is not None:
+    if (reason := local.refusal(task.structure)) is not None:
         raise Refusal(f"{reason}, so that it has no modes to propose from")
 
 
 @torch.no_grad()
 def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
     """Each datum's Laplace Gaussian, or the mixture of those at its modes, as a guide."""
-    density = _local_density.LocalDensity(task.program, task.structure, task.x)
+    density = local.LocalDensity(task.program, task.structure, task.x)
     if (reason := _mode_guide.refusal(density)) is not None:
         raise Refusal(reason)
     with task.progress("importance: modes", len(task.x)) as step:
-        return _mode_guide.ModeGuide(density, _all_modes.all_modes(density, step=step))
+        return _mode_guide.ModeGuide(density, modes.all_modes(density, step=step))
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,13 @@ class _Estimator:
     defensive: float
     filters: int | None
 
-    def draw(self, task: Task, guide: Any | None, rows: slice) -> _weights.Draws:
+    def draw(self, task: Task, guide: Any | None, rows: slice) -> weights.Draws:
         """Weighted draws for some rows."""
         x = task.x[rows]
         if self.filters is not None:
             return _particles.draw(task.program, task.structure, x, self.samples, self.filters)
         q = None if guide is None else at(guide, rows)
-        return _weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
+        return weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
 
 def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Callable[..., None]) -> Fit:
@@ -164,11 +168,11 @@ def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, 
     parts: list[Estimates] = []
     kept: dict[str, Tensor] = {}
     bits = {s.name: torch.empty(N, *s.event_shape) for s in structure.local_latents if s.completes and s.discrete}
-    for rows in _weights.chunks(task.x, how.samples):
+    for rows in weights.chunks(task.x, how.samples):
         drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
         parts.append(
-            Estimates.of(log_w, how.filters, _weights.lone_states(drawn.values, log_w, structure, task.x[rows]))
+            Estimates.of(log_w, how.filters, weights.lone_states(drawn.values, log_w, structure, task.x[rows]))
         )
         share = _shares(log_w)
         chosen = torch.multinomial(share.mT, task.draws, replacement=True).mT  # [draws, rows]

@@ -2,27 +2,29 @@
 
 Discrete local latents are enumerated. Continuous ones get a Gaussian for each datum: for a log joint that is quadratic in them
 one Newton step from anywhere gives the mode, the Gaussian is the posterior itself, and log p(x) is exact; else the modes of
-all data are found at once by damped Newton steps, and log p(x) is an estimate (`_newton`). With global latents the Gaussian is
-over them, and without either it is the large-sample one over θ: standard errors (`_laplace_globals`).
+all data are found at once by damped Newton steps, and log p(x) is an estimate (`newton`). With global latents the Gaussian is
+over them, and without either it is the large-sample one over θ: standard errors (`globals`).
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from inference import _laplace_globals, _laplace_locals, _local_density
-from inference._fit import Fit
-from inference._start import Start
-from inference._task import Task
+from inference._density import local
+from inference._laplace import globals as _laplace_globals
+from inference._laplace import locals as _laplace_locals
+from inference._method.fit import Fit
+from inference._method.start import Start
+from inference._method.task import Task
 from zoo._options import Count, Limits, Positive
-from zoo._structure import Structure
+from zoo._program.structure import Structure
 
 
 def refusal(structure: Structure) -> str | None:
     """Why Laplace's approximation cannot serve the program, or None."""
     if structure.exact != "no":
         return None
-    reason = _local_density.refusal(structure)
+    reason = local.refusal(structure)
     return None if reason is None else f"laplace puts a Gaussian on each datum's own continuous latents, and {reason}"
 
 

@@ -6,7 +6,7 @@ importance-weighted bound (Burda, Grosse & Salakhutdinov 2016). What it claims i
 is learned by maximum likelihood, and its log p(x) is exact.
 
 Where a few data have global latents, single draws are too noisy to tell where the bound stops rising: there the draws are
-held fixed, and L-BFGS climbs (`_climb`). k-hat, for each datum and for the globals, says how near q is (Yao et al. 2018).
+held fixed, and L-BFGS climbs (`climb`). k-hat, for each datum and for the globals, says how near q is (Yao et al. 2018).
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from torch import Tensor
 
 import guides
 from guides import at
-from inference import _climb, _elbo, _nearness, _weights
-from inference._coordinates import Coordinates, bijection
-from inference._fit import Evidence, Fit, GlobalGaussian
-from inference._fixed_draws import FixedDraws
-from inference._nearness import Nearness
-from inference._start import Start, begin
-from inference._task import Task
-from inference._training import History, Plan, Schedule, train, usual
+from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.start import Start, begin
+from inference._method.task import Task
+from inference._numerics.coordinates import Coordinates, bijection
+from inference._sampling import weights
+from inference._training import climb as _climb
+from inference._training import elbo
+from inference._training import nearness as _nearness
+from inference._training.fixed_draws import FixedDraws
+from inference._training.loop import History, Plan, Schedule, train, usual
+from inference._training.nearness import Nearness
 from zoo._errors import Refusal
-from zoo._latents import by_datum
 from zoo._options import Count, Limits, Positive
-from zoo._structure import Structure
-from zoo._trace import local_log_prob
+from zoo._program.latents import by_datum
+from zoo._program.structure import Structure
+from zoo._program.trace import local_log_prob
 
 BOUND_DRAWS = 200
 FIXED_BOUND_DRAWS = 1024  # where they go side by side
@@ -92,14 +95,14 @@ def fit(
             "particles weigh each datum by itself, and the global latents belong to all of them: take particles=1"
         )
     if task.structure.exact != "enumerable":
-        _weights.check(task.program, task.structure, task.x)
+        weights.check(task.program, task.structure, task.x)
     globals = begin(task, start, task.seed) if task.learn else task.global_start()
     q = None
     if latents:
         bijections = {n: bijection(s) for n, s in task.global_supports.items()}
         options = {"hidden": hidden, "covariance": guide_covariance}
         q = task.guide or guides.make(guide, task.structure, task.x, globals, bijections, **options)
-    objective = _elbo.objective(task, q, particles)
+    objective = elbo.objective(task, q, particles)
     steps = -(-len(task.x) // batch)
     plan = Plan(epochs or max(EPOCHS, -(-STEPS // steps)), batch, lr, tol, schedule, patience, clip, held_out)
     fixed = _fixed_draws(task, q, particles, optimizer)
@@ -138,7 +141,7 @@ class _Found:
     task: Task
     guide: Any
     particles: int
-    objective: _elbo.Objective
+    objective: elbo.Objective
     globals: list[str]
     fixed: FixedDraws | None
     effort: float = 0.0  # how often the program was run on all data, roughly
@@ -160,7 +163,7 @@ class _Found:
         """By Adam on mini-batches."""
         if self.fixed is not None:
             _climb.scales_from_curvature(self.fixed, self.guide, torch.Generator().manual_seed(self.task.seed))
-        blame = lambda rows, x: _elbo.culprit(self.task, self.guide, rows, x)  # noqa: E731
+        blame = lambda rows, x: elbo.culprit(self.task, self.guide, rows, x)  # noqa: E731
         self.history = train(self.task, self.modules, self.objective, plan, step=step, culprit=blame)
         self.effort = 3.0 * len(self.history.objective) * self.particles
         if self.task.structure.global_latents and self.history.converged:
@@ -188,7 +191,7 @@ class _Found:
     @torch.no_grad()
     def _draws_of_the_bound(self) -> Tensor:
         """The bound by independent draws [draws], nats in total."""
-        if self.fixed is not None and self.fixed.width * FIXED_BOUND_DRAWS <= _weights.EFFORT:
+        if self.fixed is not None and self.fixed.width * FIXED_BOUND_DRAWS <= weights.EFFORT:
             generator = torch.Generator().manual_seed(self.task.seed)
             return self.fixed.all_values(self.fixed.draw(FIXED_BOUND_DRAWS, generator, plain=True)).double()
         values = [float(self.objective(slice(None), self.task.x)) for _ in range(BOUND_DRAWS)]
@@ -198,7 +201,7 @@ class _Found:
 @torch.no_grad()
 def _log_likelihood(task: Task) -> Evidence:
     """log p(x) of a program without latents."""
-    parts = [task.x[r] for r in _weights.chunks(task.x, 1)]
+    parts = [task.x[r] for r in weights.chunks(task.x, 1)]
     data_dim = task.structure.data_dim
     exact = [local_log_prob(task.program.trace(x), data_dim, len(x)).reshape(len(x)) for x in parts]
     return Evidence.from_per_datum(torch.cat(exact).numpy(), "exact")
@@ -209,12 +212,12 @@ def _bound(task: Task, guide: Any, particles: int, nearness: Nearness) -> Eviden
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
     if task.structure.exact == "enumerable" and particles == 1:
         return Evidence.from_per_datum(enumerated_bound(task, guide, nearness).numpy(), "lower bound")
-    times = max(10, _weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
+    times = max(10, weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
-    for rows in _weights.chunks(task.x, times * particles):
+    for rows in weights.chunks(task.x, times * particles):
         x = task.x[rows]
-        log_w = _weights.draw(task.program, task.structure, x, at(guide, rows), times * particles).log_weights
-        bound = _weights.log_mean(log_w.reshape(particles, times, len(x)))[0]
+        log_w = weights.draw(task.program, task.structure, x, at(guide, rows), times * particles).log_weights
+        bound = weights.log_mean(log_w.reshape(particles, times, len(x)))[0]
         value[rows], se[rows] = bound.mean(0), bound.std(0) / times**0.5
         nearness.add(log_w)
     return Evidence.from_per_datum(value.numpy(), "lower bound", se.numpy())
@@ -325,8 +328,8 @@ def _not_converged(found: _Found) -> list[str]:
 def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:
     """Draws from q of each local site [draws, N, …]."""
     pieces = [
-        _weights.guide_draws(task.program, task.structure, task.x[rows], at(guide, rows), task.draws)
-        for rows in _weights.chunks(task.x, task.draws)
+        weights.guide_draws(task.program, task.structure, task.x[rows], at(guide, rows), task.draws)
+        for rows in weights.chunks(task.x, task.draws)
     ]
     return {
         s.name: torch.cat([by_datum(p[s.name], s, task.structure) for p in pieces], dim=1).numpy()

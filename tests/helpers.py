@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from inference._exact import Enumeration
-from inference._prepare import refusal
-from inference._task import Task
-from zoo._program import load
-from zoo._structure import ENUMERATION_LIMIT, describe
+from inference._exact.enumeration import Enumeration
+from inference._method.task import Task
+from inference._run.prepare import refusal
+from zoo._program.program import load
+from zoo._program.structure import ENUMERATION_LIMIT, describe
 
 
 def tensor(x: Any) -> torch.Tensor:

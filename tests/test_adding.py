@@ -40,7 +40,7 @@ class Model(PyroModule):
 METHOD = '''
 """The program as it comes: no learning, the exact evidence of its own first values."""
 
-from inference._fit import Evidence, Fit
+from inference._method.fit import Evidence, Fit
 from zoo._options import Count
 
 

@@ -14,8 +14,8 @@ from helpers import hide, structure_of, task_of, tensor
 from scipy import special, stats
 
 from inference import ais, infer, run
-from inference._fit import Fit
-from inference._local_density import LocalDensity
+from inference._density.local import LocalDensity
+from inference._method.fit import Fit
 from zoo._errors import Refusal, UsageError
 
 
@@ -89,7 +89,7 @@ def test_a_row_with_nothing_observed_costs_nothing():
 
 def test_several_sites_of_all_kinds():
     """Against importance sampling from the prior."""
-    from inference import _weights
+    from inference._sampling import weights as _weights
 
     x = np.random.default_rng(3).normal(size=(8, 3))
     fit = anneal(local.several, x, temperatures=150, chains=16, leapfrog=6)
@@ -187,7 +187,7 @@ def test_too_short_a_path_is_reported():
 
 
 def test_chunks_only_divide_the_work(monkeypatch):
-    monkeypatch.setattr("inference._local_density.NUMBERS", 5 * 16 * 8 * 2)
+    monkeypatch.setattr("inference._density.local.NUMBERS", 5 * 16 * 8 * 2)
     x = local.draw_counts(12)
     fit = anneal(local.counts, x, temperatures=60, chains=16, leapfrog=3)
     assert fit.claimed.per_datum.shape == (12,) and fit.draws["z"].shape == (200, 12)

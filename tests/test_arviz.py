@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from inference._arviz import psis, to_datatree
-from inference._fit import Evidence, Fit
-from inference._netcdf import netcdf, read_netcdf
+from inference._method.fit import Evidence, Fit
+from inference._run.datatree import psis, to_datatree
+from inference._run.netcdf import netcdf, read_netcdf
 
 
 def mean_and_se(values) -> tuple[float, float]:

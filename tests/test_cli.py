@@ -235,9 +235,9 @@ def test_help_and_list_load_nothing_heavy():
 
 
 def test_the_limit_of_enumeration_is_the_same_in_both_places():
-    from zoo import _structure
+    from zoo._program import structure
 
-    assert ENUMERATION_LIMIT == _structure.ENUMERATION_LIMIT
+    assert ENUMERATION_LIMIT == structure.ENUMERATION_LIMIT
 
 
 # ---- what it does ----------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference import infer, run
-from zoo import _datasets
-from zoo._columns import match
+from zoo._data import datasets
+from zoo._data.columns import match
 from zoo._errors import Refusal, UsageError
 
 pd = pytest.importorskip("pandas")
@@ -23,7 +23,7 @@ NAMES = ("a", "b", "c", "d")
 
 
 def load(value):
-    return _datasets.load(value)
+    return datasets.load(value)
 
 
 # ---- data frames
@@ -177,7 +177,7 @@ def test_other_data_of_a_wrong_shape_are_refused_in_words(here):
 
 def test_images_have_no_names_to_match(here):
     run("gmm", "digits", "em", rows=40, covariance="spherical", max_iter=2, out="images")
-    digits = _datasets.load("digits").x
+    digits = datasets.load("digits").x
     assert infer("images", "em", data=digits[:3]).claimed.per_datum.shape == (3,)
     with pytest.raises(UsageError, match=r"^Expected 64 columns, got 63: those of the run are digits's\.$"):
         infer("images", "em", data=digits[:3, 1:])

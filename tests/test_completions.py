@@ -7,8 +7,10 @@ import pytest
 import torch
 from helpers import task_of
 
-from inference import _runner, _weights, infer, run
-from zoo import _datasets
+from inference import infer, run
+from inference._run import runner
+from inference._sampling import weights
+from zoo._data import datasets
 
 IMAGES, MISSING = 100, 12
 TRAINING = {"epochs": 100, "lr": 0.005, "batch": 100, "schedule": "cosine", "hidden": (40,)}
@@ -16,7 +18,7 @@ TRAINING = {"epochs": 100, "lr": 0.005, "batch": 100, "schedule": "cosine", "hid
 
 @pytest.fixture(scope="module")
 def digits():
-    return _datasets.load("digits", binarize=8).x
+    return datasets.load("digits", binarize=8).x
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def fair_coins(theta, holes):
     every = task.exact.assignments["x_missing"]  # [2^M, 1, M]
     with torch.no_grad():
         parts = [
-            _weights.log_joint(task.program, task.structure, x, {"x_missing": every.expand(-1, len(x), -1)}).mean(0)
+            weights.log_joint(task.program, task.structure, x, {"x_missing": every.expand(-1, len(x), -1)}).mean(0)
             for x in task.x.split(10)
         ]
     return torch.cat(parts).numpy() + MISSING * np.log(2)
@@ -49,9 +51,7 @@ def test_every_method_against_enumeration(digits, holes, tmp_path, monkeypatch):
     exact = infer(theta, "em", data=holes).claimed
     assert exact.kind == "exact"
     truth = exact.per_datum
-    monkeypatch.setattr(
-        _runner, "verify", lambda task, fit: None
-    )  # it is verified here, and enumerating takes its time
+    monkeypatch.setattr(runner, "verify", lambda task, fit: None)  # it is verified here, and enumerating takes its time
 
     learned = {"data": holes, "epochs": 150, "lr": 0.01, "hidden": (40,)}
     filtered = infer(theta, "importance", data=holes, proposal="sequential", samples=5000)

@@ -9,7 +9,7 @@ import torch
 from helpers import hide, task_of
 
 from inference import em, laplace
-from inference._compress import compressed
+from inference._exact.compressed import compressed
 
 RNG = np.random.default_rng(3)
 SHAPED = RNG.normal(size=(90, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(90, 5)) + 50.0

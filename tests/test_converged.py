@@ -14,8 +14,9 @@ import user_programs as user
 from helpers import task_of
 from scipy import special, stats
 
-from inference import _climb, _fixed_draws, run, svi
-from inference._coordinates import bijection
+from inference import run, svi
+from inference._numerics.coordinates import bijection
+from inference._training import climb, fixed_draws
 from zoo._errors import Refusal
 
 SEEDS = (0, 1, 2)
@@ -300,7 +301,7 @@ def test_adam_with_few_rows_takes_steps_enough_or_says_no():
 def test_a_gradient_that_is_left_is_seen():
     task = task_of(user.normal_mean, np.random.default_rng(6).normal(2.0, 0.7, (64, 1)))
     from guides import make
-    from inference._elbo import objective
+    from inference._training.elbo import objective
 
     guide = make(
         "amortized",
@@ -310,13 +311,13 @@ def test_a_gradient_that_is_left_is_seen():
         {n: bijection(s) for n, s in task.global_supports.items()},
     )
     modules = {"guide": guide}
-    fixed = _fixed_draws.FixedDraws(task, guide)
+    fixed = fixed_draws.FixedDraws(task, guide)
     torch.manual_seed(0)
-    assert _climb.climb(task, guide, modules, fixed, 500, lambda **_: None).converged
-    assert _climb.stationary(task, guide, objective(task, guide, 1)) is True
+    assert climb.climb(task, guide, modules, fixed, 500, lambda **_: None).converged
+    assert climb.stationary(task, guide, objective(task, guide, 1)) is True
     with torch.no_grad():
         guide.free["mean_loc"].add_(1.5 * guide.free["mean_log_scale"].exp())
-    assert _climb.stationary(task, guide, objective(task, guide, 1)) is False
+    assert climb.stationary(task, guide, objective(task, guide, 1)) is False
 
 
 # ---- the pieces -------------------------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def test_draws_side_by_side_are_the_bound():
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
     torch.manual_seed(0)
     guide = make("amortized", task.structure, task.x, task.global_start(), bijections)
-    fixed = _fixed_draws.FixedDraws(task, guide)
+    fixed = fixed_draws.FixedDraws(task, guide)
     values = fixed.all_values(fixed.draw(2000, torch.Generator().manual_seed(0), plain=True)).numpy()
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
     with task.program.settings(), torch.no_grad():
@@ -355,7 +356,7 @@ def test_scales_begin_at_the_curvature():
         task.global_start(),
         {n: bijection(s) for n, s in task.global_supports.items()},
     )
-    _climb.scales_from_curvature(_fixed_draws.FixedDraws(task, guide), guide, torch.Generator().manual_seed(0))
+    climb.scales_from_curvature(fixed_draws.FixedDraws(task, guide), guide, torch.Generator().manual_seed(0))
     assert float(guide.free["mean_log_scale"].detach().exp()) == pytest.approx((1 / 4 + 64 / 0.49) ** -0.5, rel=1e-6)
 
 

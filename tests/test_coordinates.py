@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import constraints
 
-from inference._coordinates import Coordinates, bijection
+from inference._numerics.coordinates import Coordinates, bijection
 
 
 def lower(matrix: torch.Tensor, strict: bool = False) -> torch.Tensor:

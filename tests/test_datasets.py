@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zoo import _catalogue
-from zoo._catalogue import names
-from zoo._datasets import load
+from zoo._data import catalogue
+from zoo._data.catalogue import names
+from zoo._data.datasets import load
 from zoo._errors import UsageError
 
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -131,7 +131,7 @@ def test_tables_of_scikit_learn_keep_their_names_and_labels(name, shape, column,
 
 def test_names_are_lines_and_load_nothing():
     code = (
-        "import sys; from zoo._catalogue import names; n = len(names());"
+        "import sys; from zoo._data.catalogue import names; n = len(names());"
         "heavy = {'torch', 'sklearn', 'scipy', 'pooch', 'mlxtend', 'pandas', 'requests'} & set(sys.modules);"
         "assert not heavy, heavy; print(n)"
     )
@@ -260,7 +260,7 @@ def server(tmp_path, monkeypatch, no_folder):
     for kind, array in (("images-idx3", images), ("labels-idx1", np.array([7, 2, 1], dtype=np.uint8))):
         head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
         file = put(tmp_path, gzip.compress(head + array.tobytes()), f"t10k-{kind}-ubyte.gz")
-        monkeypatch.setitem(_catalogue.SHA256, f"mnist/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest())
+        monkeypatch.setitem(catalogue.SHA256, f"mnist/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest())
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -272,7 +272,7 @@ def server(tmp_path, monkeypatch, no_folder):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         thread = threading.Thread(target=functools.partial(httpd.serve_forever, poll_interval=0.01))
         thread.start()
-        monkeypatch.setitem(_catalogue.URLS, "mnist", f"http://127.0.0.1:{httpd.server_address[1]}/")
+        monkeypatch.setitem(catalogue.URLS, "mnist", f"http://127.0.0.1:{httpd.server_address[1]}/")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield asked
         httpd.shutdown()
@@ -291,7 +291,7 @@ def test_a_download_is_verified_read_and_kept(server, tmp_path):
 
 
 def test_a_download_with_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(_catalogue.SHA256, "mnist/t10k-labels-idx1-ubyte.gz", "0" * 64)
+    monkeypatch.setitem(catalogue.SHA256, "mnist/t10k-labels-idx1-ubyte.gz", "0" * 64)
     message = refused("mnist:test")
     assert "t10k-labels-idx1-ubyte.gz could not be downloaded" in message
     assert "hash" in message

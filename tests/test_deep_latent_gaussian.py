@@ -12,10 +12,10 @@ from helpers import structure_of, task_of
 from scipy import special, stats
 
 from inference import infer, run
-from zoo import _datasets
+from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
-WINE = _datasets.load("wine", standardize=True).x
+WINE = datasets.load("wine", standardize=True).x
 BITS = (np.random.default_rng(0).random((60, 9)) < 0.4).astype(float)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import _anomalies, _digits_picture, digits, readme
+from benchmarks import digits, readme
+from benchmarks._images import anomalies, digits_picture
 
 KEPT = json.loads((readme.RESULTS / "digits.json").read_text(encoding="utf-8"))
 
@@ -17,10 +18,10 @@ KEPT = json.loads((readme.RESULTS / "digits.json").read_text(encoding="utf-8"))
 
 
 def test_the_area_is_the_share_of_pairs_in_order():
-    area, se = _anomalies.auc(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0]))
+    area, se = anomalies.auc(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0]))
     assert area == pytest.approx((1.5 + 3) / 6)
-    assert _anomalies.auc(np.arange(5.0), np.arange(5.0) + 10) == (1.0, 0.0)
-    assert _anomalies.auc(np.arange(5.0), np.arange(5.0) - 10) == (0.0, 0.0)
+    assert anomalies.auc(np.arange(5.0), np.arange(5.0) + 10) == (1.0, 0.0)
+    assert anomalies.auc(np.arange(5.0), np.arange(5.0) - 10) == (0.0, 0.0)
     assert se > 0
 
 
@@ -31,7 +32,7 @@ def test_the_area_is_scikit_learns_and_its_error_is_what_other_images_would_chan
     found = []
     for _ in range(150):
         normal, odd = rng.normal(size=60), rng.normal(1, 2, size=40)
-        found.append(_anomalies.auc(normal, odd))
+        found.append(anomalies.auc(normal, odd))
     theirs = roc_auc_score(np.repeat([0, 1], [60, 40]), np.concatenate([normal, odd]))
     assert found[-1][0] == pytest.approx(theirs)
     areas, errors = np.array(found).T
@@ -41,7 +42,7 @@ def test_the_area_is_scikit_learns_and_its_error_is_what_other_images_would_chan
 def test_what_is_done_to_images():
     image = np.zeros((1, 6, 6))
     image[0, 1:4, 2:4] = 0.5  # three down, two across
-    kinds = {name: change(image, np.random.default_rng(0)) for name, change in _anomalies.KINDS.items()}
+    kinds = {name: change(image, np.random.default_rng(0)) for name, change in anomalies.KINDS.items()}
     assert kinds["strokes thinned"].sum() == 2 * 1 * 0.5
     assert kinds["a tenth of the ink"].sum() == pytest.approx(image.sum() / 10)
     assert kinds["turned by 90°"].any(2).sum() == 2 and kinds["turned by 90°"].any(1).sum() == 3
@@ -51,7 +52,7 @@ def test_what_is_done_to_images():
 
 def test_other_images_are_binary_and_the_same_again():
     grey = np.random.default_rng(0).random((4, 36))
-    first, again = (_anomalies.others(grey, (6, 6), 3) for _ in range(2))
+    first, again = (anomalies.others(grey, (6, 6), 3) for _ in range(2))
     for name, images in first.items():
         assert images.shape == grey.shape and set(np.unique(images)) <= {0.0, 1.0}
         assert (images == again[name]).all()
@@ -115,7 +116,7 @@ def test_a_small_run_has_every_part(measured):
 
 def test_its_picture_is_drawn(measured, tmp_path):
     document, shown = measured
-    _digits_picture.draw(tmp_path / "digits.png", document, shown, digits.SHAPE)
+    digits_picture.draw(tmp_path / "digits.png", document, shown, digits.SHAPE)
     with Image.open(tmp_path / "digits.png") as picture:
         assert picture.width > 800
         assert len(picture.convert("L").getcolors(1 << 16)) > 50

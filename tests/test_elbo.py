@@ -16,7 +16,9 @@ from torch.distributions import constraints
 
 import guides
 from guides import at
-from inference import _elbo, _weights, run
+from inference import run
+from inference._sampling import weights
+from inference._training import elbo
 from zoo._errors import Refusal, UsageError
 
 
@@ -41,7 +43,7 @@ def test_a_closed_divergence_changes_the_noise_and_not_the_bound(covariance):
     task = task_of(linear.two_latents_that_add, two_latents())
     guide = guides.make("amortized", task.structure, task.x, covariance=covariance)
     torch.manual_seed(1)
-    closed, open_ = _elbo.Bound(task, guide, 1), _elbo.Bound(task, guide, 1)
+    closed, open_ = elbo.Bound(task, guide, 1), elbo.Bound(task, guide, 1)
     closed.surrogate(slice(None), task.x)
     open_.analytic = dict.fromkeys(("z", "u"), False)
     assert closed.analytic["u"] is False  # its mean in the program depends on z, which the guide draws after it
@@ -58,11 +60,11 @@ def test_a_bound_with_a_closed_form_for_two_layers_is_right():
     task = task_of("deep_latent_gaussian", x, layers=2, latents=2, hidden=(8,))
     guide = guides.make("amortized", task.structure, task.x)
     assert [s.name for s in guide.sites] == ["z1", "z2"]
-    bound = _elbo.Bound(task, guide, 1)
+    bound = elbo.Bound(task, guide, 1)
     torch.manual_seed(0)
     with torch.no_grad():
         values = [float(bound.surrogate(slice(None), task.x)) for _ in range(200)]
-        drawn = _weights.draw(task.program, task.structure, task.x, guide, 200)
+        drawn = weights.draw(task.program, task.structure, task.x, guide, 200)
     assert bound.analytic == {"z1": False, "z2": True}
     direct = drawn.log_weights.mean(1).numpy()
     assert abs(np.mean(values) - direct.mean()) < 4 * np.hypot(np.std(values), direct.std()) / 200**0.5
@@ -75,7 +77,7 @@ def test_more_particles_a_tighter_bound_below_the_truth():
     torch.manual_seed(0)
     means, errors = [], []
     for K in (1, 5, 50):
-        bound = _elbo.Bound(task, guide, K)
+        bound = elbo.Bound(task, guide, K)
         with torch.no_grad():
             values = [float(bound.surrogate(slice(None), task.x)) for _ in range(60)]
         means.append(np.mean(values))
@@ -132,14 +134,14 @@ def test_the_gradient_for_discrete_draws_is_unbiased(particles):
     assert task.structure.exact == "no"
     torch.manual_seed(3)
     guide = guides.make("amortized", task.structure, task.x, hidden=(5,))
-    K = particles if particles > 1 else _elbo.SCORE_DRAWS
-    found = gradients(_elbo.Bound(task, guide, particles), task, guide, 600)
+    K = particles if particles > 1 else elbo.SCORE_DRAWS
+    found = gradients(elbo.Bound(task, guide, particles), task, guide, 600)
     guide.zero_grad()
     table = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)), dtype=torch.float64)  # [8, 3]
     values = {"z": table.unsqueeze(1).expand(8, len(task.x), 3)}
-    with _weights.draws_plate(task.structure, 8), task.program.settings():
+    with weights.draws_plate(task.structure, 8), task.program.settings():
         q = pyro.poutine.trace(pyro.poutine.condition(guide, data=values)).get_trace(task.x)
-    with _weights.draws_plate(task.structure, 8):
+    with weights.draws_plate(task.structure, 8):
         p = task.program.trace(task.x, latents=values)
     log_q = q.nodes["z"]["fn"].log_prob(values["z"])  # [8, n]
     log_p = sum(p.nodes[n]["fn"].log_prob(p.nodes[n]["value"]) for n in ("z", "x"))
@@ -160,13 +162,13 @@ def test_baselines_lower_the_variance():
     task = task_of(bits, simulated(bits, np.zeros((3, 2)), 6), limit=4)
     torch.manual_seed(3)
     guide = guides.make("amortized", task.structure, task.x, hidden=(5,))
-    with_baseline = gradients(_elbo.Bound(task, guide, 1), task, guide, 100).var(0).sum()
-    original = _elbo._leave_one_out
+    with_baseline = gradients(elbo.Bound(task, guide, 1), task, guide, 100).var(0).sum()
+    original = elbo._leave_one_out
     try:
-        _elbo._leave_one_out = lambda value: value / len(value)
-        without = gradients(_elbo.Bound(task, guide, 1), task, guide, 100).var(0).sum()
+        elbo._leave_one_out = lambda value: value / len(value)
+        without = gradients(elbo.Bound(task, guide, 1), task, guide, 100).var(0).sum()
     finally:
-        _elbo._leave_one_out = original
+        elbo._leave_one_out = original
     assert with_baseline < without / 3
 
 
@@ -242,7 +244,7 @@ def test_the_guide_completes_pixels_wherever_they_are_missing():
     gaps, spreads = [], []
     for particles in (1, 20):
         torch.manual_seed(0)
-        bound = _elbo.Bound(task, guide, particles)
+        bound = elbo.Bound(task, guide, particles)
         optimiser = torch.optim.Adam(guide.parameters(), lr=0.02)
         for _ in range(60 if particles == 1 else 0):
             optimiser.zero_grad()
@@ -254,10 +256,10 @@ def test_the_guide_completes_pixels_wherever_they_are_missing():
         spreads.append(np.std(values) / 40**0.5)
     assert gaps[0] > -4 * spreads[0] and gaps[1] > -4 * spreads[1] and gaps[1] < gaps[0] + 4 * spreads[0]
     with torch.no_grad():
-        learned = _weights.draw(task.program, task.structure, task.x, guide, 400).log_weights
-        naive = _weights.draw(task.program, task.structure, task.x, None, 400).log_weights
+        learned = weights.draw(task.program, task.structure, task.x, guide, 400).log_weights
+        naive = weights.draw(task.program, task.structure, task.x, None, 400).log_weights
     for log_w in (learned, naive):
-        estimate, error = _weights.log_mean(log_w)
+        estimate, error = weights.log_mean(log_w)
         assert float(((estimate - truth).abs() / (error + 1e-9)).median()) < 1.5
     assert float(learned.var(0).mean()) < float(naive.var(0).mean())
 
@@ -269,5 +271,5 @@ def test_slots_left_over_cost_nothing():
     task = task_of("missing_pixels", x, hidden=(8,))
     guide = guides.make("amortized", task.structure, task.x)
     with torch.no_grad():
-        log_w = _weights.draw(task.program, task.structure, task.x, guide, 20).log_weights
+        log_w = weights.draw(task.program, task.structure, task.x, guide, 20).log_weights
     assert float(log_w[:, 1:].std(0).max()) < 1e-9 < float(log_w[:, 0].std())

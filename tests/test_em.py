@@ -18,10 +18,10 @@ from sklearn.mixture import GaussianMixture
 from torch.distributions import transform_to
 
 from inference import em, run
-from zoo import _datasets
+from zoo._data import datasets
 from zoo._errors import UsageError
 
-FAITHFUL = _datasets.load("faithful").x
+FAITHFUL = datasets.load("faithful").x
 SKLEARN = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
 
 
@@ -199,7 +199,7 @@ def test_the_unit_of_measurement_moves_the_figure_by_its_jacobian():
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_map_em_ends_where_the_log_joint_is_stationary(covariance):
     """log p(x, globals), a density in the constrained values: no Jacobian."""
-    from inference._coordinates import Coordinates
+    from inference._numerics.coordinates import Coordinates
 
     task = task_of("gmm", FAITHFUL, priors=True, covariance=covariance)
     fit = em.fit(task, tol=1e-12)
@@ -309,7 +309,7 @@ def test_extrapolated_steps_end_at_the_same_top_and_never_fall():
 @pytest.mark.parametrize(("rows", "columns"), [(80, 12), (300, 12), (150, 40)])
 def test_a_leap_to_where_no_matrix_can_be_factored_is_taken_back(rows, columns):
     # more covariances than the few seen entries bear: the likelihood climbs towards a singular matrix
-    digits = (_datasets.load("digits").x >= 8).astype(float)
+    digits = (datasets.load("digits").x >= 8).astype(float)
     some = digits[np.random.default_rng(0).choice(len(digits), rows, replace=False)][:, -columns:]
     fit = em.fit(task_of("gmm", hide(some, 0.7), components=1), max_iter=60, tol=0.0)
     assert never_falls(fit.trace["log_likelihood"])

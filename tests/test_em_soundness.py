@@ -13,9 +13,9 @@ from scipy.stats import multivariate_normal, norm, poisson
 from torch.distributions import constraints
 
 from inference import em, run
-from inference._ascent import Surface
-from inference._family import Floor
-from inference._start import begin
+from inference._families._family import Floor
+from inference._method.start import begin
+from inference._training.ascent import Surface
 
 
 def saturated(x):

@@ -10,11 +10,12 @@ import torch
 from helpers import task_of
 from scipy import special, stats
 
-from inference import _weights, ais, importance, run
-from inference._all_modes import all_modes
-from inference._estimates import Estimates
-from inference._local_density import LocalDensity
-from inference._mode_guide import ModeGuide
+from inference import ais, importance, run
+from inference._density.guide import ModeGuide
+from inference._density.local import LocalDensity
+from inference._density.modes import all_modes
+from inference._method.estimates import Estimates
+from inference._sampling import weights
 from zoo._errors import Refusal
 
 
@@ -56,7 +57,7 @@ def test_the_error_covers_over_seeds_and_rows():
     task = task_of(five, x)
     z, raw = [], []
     for seed in range(40):
-        drawn = seeded(seed, lambda: _weights.draw(task.program, task.structure, task.x, None, 200))
+        drawn = seeded(seed, lambda: weights.draw(task.program, task.structure, task.x, None, 200))
         told = Estimates.of(drawn.log_weights)
         value, se = float(told.corrected.sum()), float(told.se.square().sum().sqrt())
         z.append((value - truth) / se)
@@ -70,7 +71,7 @@ def test_what_is_a_lower_bound_holds_the_uncorrected_value():
     told = Estimates.of(log_w)
     found = told.evidence()
     assert found.kind == "lower bound" and found.se > 0
-    np.testing.assert_allclose(found.per_datum, _weights.log_mean(log_w)[0])
+    np.testing.assert_allclose(found.per_datum, weights.log_mean(log_w)[0])
     assert "fewer than 100 effective draws for 4 of 4 data" in told.warning("it", "")
 
 
@@ -127,7 +128,7 @@ def test_draws_of_many_bits_that_are_all_the_same():
     task = task_of(bits, np.zeros((2, 1)))
     z = torch.zeros(200, 2, 30, dtype=torch.float64)
     z[:, 1] = torch.bernoulli(torch.full((200, 30), 0.5, dtype=torch.float64))
-    alone = _weights.lone_states({"z": z}, torch.zeros(200, 2, dtype=torch.float64), task.structure, task.x)
+    alone = weights.lone_states({"z": z}, torch.zeros(200, 2, dtype=torch.float64), task.structure, task.x)
     assert alone.tolist() == [True, False]
 
 
@@ -257,10 +258,10 @@ def test_three_modes_are_found_and_mixed():
     told = Estimates.of(density.log_joint(z, a) - modes.log_prob(z, a))
     assert abs(told.corrected.sum() - truth.sum()) < 4 * torch.hypot(told.se.square().sum().sqrt(), told.unsure.sum())
     guide = ModeGuide(density, modes)  # the same mixture, site by site
-    drawn = seeded(2, lambda: _weights.draw(task.program, task.structure, task.x, guide, 4000, 0.1))
+    drawn = seeded(2, lambda: weights.draw(task.program, task.structure, task.x, guide, 4000, 0.1))
     told = Estimates.of(drawn.log_weights)
     assert far(told.corrected.numpy(), told.se.numpy(), truth) < 4 and not bool(told.doubtful.any())
-    drawn = seeded(2, lambda: _weights.draw(task.program, task.structure, task.x, guide, 4000))
+    drawn = seeded(2, lambda: weights.draw(task.program, task.structure, task.x, guide, 4000))
     own = modes.log_prob(torch.stack([drawn.values["z"], drawn.values["y"]], -1), torch.zeros(4000, 15).long())
     torch.testing.assert_close(drawn.log_proposal, own)
 
@@ -284,7 +285,7 @@ def test_a_discrete_site_and_modes_of_each():
     assert modes.each >= 4  # four signs under each k
     posterior = special.softmax(one + np.log([[0.2], [0.8]]), axis=0).T
     assert np.abs(modes.assignment_weights.numpy() - posterior).max() < 0.05
-    drawn = seeded(1, lambda: _weights.draw(task.program, task.structure, task.x, ModeGuide(density, modes), 3000))
+    drawn = seeded(1, lambda: weights.draw(task.program, task.structure, task.x, ModeGuide(density, modes), 3000))
     told = Estimates.of(drawn.log_weights)
     assert far(told.corrected.numpy(), told.se.numpy(), truth) < 4
 
@@ -330,10 +331,10 @@ def test_a_program_without_derivatives_is_sampled():
 
     from dataclasses import replace
 
-    from inference import _verify
-    from inference._task import Task
-    from zoo._program import load
-    from zoo._structure import describe
+    from inference._method.task import Task
+    from inference._run import verify
+    from zoo._program.program import load
+    from zoo._program.structure import describe
 
     def flat(x=None, size=None):
         with rows(x, size):
@@ -345,6 +346,6 @@ def test_a_program_without_derivatives_is_sampled():
     task = Task(load(step, x), structure, x, learn=False, quiet=True)
     truth = np.logaddexp(*(np.log(0.5) + stats.norm.logpdf(x[:, 0], k, 0.5) for k in (0, 1))).sum()
     fit = seeded(0, lambda: importance.fit(task, proposal="prior"))
-    found = seeded(1, lambda: _verify.verify(task, fit))
+    found = seeded(1, lambda: verify.verify(task, fit))
     for evidence in (fit.claimed, found):
         assert evidence.kind == "estimate" and abs(evidence.value - truth) < 4 * evidence.se

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from sklearn.mixture import GaussianMixture
 
-from inference import _exact, run
+from inference import run
+from inference._exact import enumeration
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 BESSEL = {"rtol": 1e-6, "atol": 1e-6}  # torch's Bessel function has 7 digits
@@ -56,7 +57,7 @@ def test_each_family_against_scipy(name, missing):
 
 @pytest.mark.parametrize("name", ["normal", "mvn_tril", "poisson", "student"])
 def test_data_longer_than_a_chunk(name, monkeypatch):
-    monkeypatch.setattr(_exact, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(enumeration, "CHUNK_NUMBERS", 1)
     case = CASES[name]
     x = hide(case.data(np.random.default_rng(3), 500), 0.2)
     theta = case.draw_theta(4)
@@ -68,7 +69,7 @@ def test_data_longer_than_a_chunk(name, monkeypatch):
 @pytest.mark.parametrize("name", ["normal", "mvn_tril", "categorical", "student"])
 def test_threads_share_out_the_chunks(name, monkeypatch):
     """Each of torch's threads takes chunks of its own; the same numbers twice, and those of one thread but for rounding."""
-    monkeypatch.setattr(_exact, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(enumeration, "CHUNK_NUMBERS", 1)
     case = CASES[name]
     x, theta = hide(case.data(np.random.default_rng(3), 700), 0.2), case.draw_theta(4)
     found = []
@@ -367,10 +368,11 @@ def test_posterior_draws_of_a_site_in_an_inner_plate():
 
 def test_verification_of_large_data_looks_at_some_rows(monkeypatch):
     """By the program alone; where those rows do not agree with the products, there is no result."""
-    from inference import _verify, run
+    from inference import run
+    from inference._run import verify
 
     x = (np.random.default_rng(0).random((200, user.D)) < 0.4).astype(float)
-    monkeypatch.setattr(_verify, "OWN_NUMBERS", 200)
+    monkeypatch.setattr(verify, "OWN_NUMBERS", 200)
     fit = run(user.bernoulli, x, "em")
     assert fit.verified.value == pytest.approx(fit.claimed.value, rel=1e-9)
     original = type(fit.task.exact).per_datum
@@ -381,7 +383,7 @@ def test_verification_of_large_data_looks_at_some_rows(monkeypatch):
 
     monkeypatch.setattr(type(fit.task.exact), "per_datum", wrong)
     with pytest.raises(ArithmeticError, match="two exact values"):
-        _verify.verify(fit.task, fit)
+        verify.verify(fit.task, fit)
 
 
 @pytest.mark.parametrize("family", ["bernoulli", "categorical"])

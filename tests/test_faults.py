@@ -25,9 +25,11 @@ from families import CASES
 from typer.testing import CliRunner
 
 import latent_zoo
-from inference import _checkpoint, _store, compare, infer, load, run
-from inference import _pictures as drawing
-from inference._entrance import SETTINGS, own_settings
+from inference import compare, infer, load, run
+from inference._pictures import _draw as drawing
+from inference._run import checkpoint
+from inference._run import folder as _store
+from inference._run.entrance import SETTINGS, own_settings
 from zoo import _atomic
 from zoo.__main__ import app
 from zoo._errors import NotWritten, UsageError
@@ -221,7 +223,7 @@ def test_threads_take_turns(usual):
 
 def test_a_fork_while_another_thread_fits_can_fit_too():
     script = (
-        "import os, threading, torch\nfrom latent_zoo import run\nfrom inference import _entrance\ntorch.set_num_threads(1)\n"
+        "import os, threading, torch\nfrom latent_zoo import run\nfrom inference._run import entrance as _entrance\ntorch.set_num_threads(1)\n"
         "held, go = threading.Event(), threading.Event()\n"
         "@_entrance.entrance\ndef hold():\n    held.set(); go.wait()\n"
         "threading.Thread(target=hold).start(); held.wait()\n"
@@ -532,7 +534,7 @@ def unfinished(monkeypatch, program="gmm"):
     class Killed(BaseException):
         pass
 
-    write = _checkpoint.Checkpoints.write
+    write = checkpoint.Checkpoints.write
 
     def last(self, state):
         write(self, state)
@@ -540,7 +542,7 @@ def unfinished(monkeypatch, program="gmm"):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint.Checkpoints, "write", last)
+        patch.setattr(checkpoint.Checkpoints, "write", last)
         with pytest.raises(Killed):
             run(program, "faithful", "svi", epochs=6, out="begun", checkpoint=0.0)
 

@@ -15,13 +15,13 @@ import user_programs as user
 from helpers import structure_of, task_of, tensor, zoo_refusal
 from scipy import special, stats
 
-from benchmarks import _groups
+from benchmarks._report import leaderboard
 from inference import compare, gibbs, infer, run
-from inference._arviz import mixing
-from inference._fit import Fit
-from inference._task import Task
+from inference._method.fit import Fit
+from inference._method.task import Task
+from inference._run.datatree import mixing
 from zoo import _show
-from zoo._datasets import load
+from zoo._data.datasets import load
 from zoo._errors import Refusal, UsageError
 
 HOLES = (8, 10, 12, 3, 0, 64)  # missing pixels of each image
@@ -203,11 +203,11 @@ def test_one_row(theta):
 
 def test_what_stands_for_nothing_costs_nothing(theta, monkeypatch):
     """A pass of the program holds the rows that miss the entry, no others."""
-    from inference import _weights
+    from inference._sampling import weights
 
-    rows, real = [], _weights.log_joint
+    rows, real = [], weights.log_joint
     monkeypatch.setattr(
-        _weights, "log_joint", lambda program, structure, x, z: (rows.append(len(x)), real(program, structure, x, z))[1]
+        weights, "log_joint", lambda program, structure, x, z: (rows.append(len(x)), real(program, structure, x, z))[1]
     )
     sample(at_theta("missing_pixels", holed((4, 0, 2, 0)), theta, **NET), sweeps=4, warmup=1, chains=2)
     assert sorted(rows) == 10 * [1] + 10 * [2]
@@ -215,7 +215,7 @@ def test_what_stands_for_nothing_costs_nothing(theta, monkeypatch):
 
 def test_chunks_only_divide_the_work(theta, monkeypatch):
     x = holed((3, 0, 4, 1))
-    monkeypatch.setattr("inference._weights.NUMBERS", 2 * 64 * 30)
+    monkeypatch.setattr("inference._sampling.weights.NUMBERS", 2 * 64 * 30)
     task = at_theta("missing_pixels", x, theta, **NET)
     fit = sample(task, sweeps=20, warmup=10, chains=30)
     truth = exact_means(task, "x_missing")
@@ -350,7 +350,7 @@ def test_side_by_side_with_what_makes_a_claim(capsys):
             {"cell": {**content, **more, "kind": kind, "method": r["method"]}, "status": "ok", "result": r}
             for r in results
         ]
-        (group,) = _groups.groups(cells, lambda name: 0)
+        (group,) = leaderboard.groups(cells, lambda name: 0)
         (table,) = group.tables()
         ranks = {row[1].text: row[0].text for row in table.rows}
         assert ranks["importance"].startswith("1") and (ranks["gibbs"] == "–") == (kind == "infer")

@@ -14,8 +14,10 @@ from scipy import special, stats
 from torch.distributions import constraints
 
 import guides
-from inference import _elbo, _fixed_draws, laplace, run, svi
-from inference._coordinates import bijection
+from inference import laplace, run, svi
+from inference._numerics.coordinates import bijection
+from inference._training import elbo as _elbo
+from inference._training import fixed_draws
 from zoo._errors import Refusal
 
 X = np.random.default_rng(0).normal(1.0, 1.2, (15, 2))
@@ -68,7 +70,7 @@ def test_the_bound_is_pyros(where, handler, discrete):
             table.add_(0.3 * torch.randn_like(table))
     elbo = TraceEnum_ELBO(max_plate_nesting=1) if discrete else Trace_ELBO()
     q = config_enumerate(guide, "parallel", expand=False) if discrete else guide
-    ours, fixed = _elbo.objective(task, guide, 1), _fixed_draws.FixedDraws(task, guide)
+    ours, fixed = _elbo.objective(task, guide, 1), fixed_draws.FixedDraws(task, guide)
     with task.program.settings(), torch.no_grad():
         theirs = np.array([-elbo.loss(task.program, q, task.x) for _ in range(150)])
         found = [

@@ -14,12 +14,13 @@ from families import CASES
 from helpers import hide, structure_of, task_of, tensor
 from scipy import special, stats
 
-from inference import _weights, importance, infer, run
-from inference._task import Task
-from zoo import _datasets
+from inference import importance, infer, run
+from inference._method.task import Task
+from inference._sampling import weights as _weights
+from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
-FAITHFUL = _datasets.load("faithful").x
+FAITHFUL = datasets.load("faithful").x
 
 
 @functools.cache

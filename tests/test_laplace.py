@@ -15,11 +15,12 @@ import user_programs as user
 from helpers import structure_of, task_of, tensor
 from scipy import special, stats
 
-from inference import _laplace_globals, laplace, run
-from zoo import _datasets
+from inference import laplace, run
+from inference._laplace import globals as _laplace_globals
+from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
-FAITHFUL = _datasets.load("faithful").x
+FAITHFUL = datasets.load("faithful").x
 
 
 def hessian(f, at: np.ndarray, step: float = 1e-4) -> np.ndarray:

@@ -11,7 +11,8 @@ import torch
 from helpers import hide, task_of, tensor
 from scipy import special, stats
 
-from inference import _laplace_locals, infer, laplace, run
+from inference import infer, laplace, run
+from inference._laplace import locals as _laplace_locals
 
 
 def at_theta(program, x, **options):
@@ -132,9 +133,9 @@ def test_the_check_can_be_left_out():
 
 
 def test_modes_that_are_not_reached_are_counted(monkeypatch):
-    from inference import _newton
+    from inference._density import newton
 
-    monkeypatch.setattr(_newton, "QUASI_STEPS", 0)
+    monkeypatch.setattr(newton, "QUASI_STEPS", 0)
     fit = at_theta(local.logistic, local.draw_logistic(20), max_iter=1, tries=0)
     assert any("did not reach the mode for 20 of 20 data" in w for w in fit.warnings)
     assert fit.converged is False and fit.notes["modes_not_found"] == 20

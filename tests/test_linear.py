@@ -22,7 +22,7 @@ from scipy.stats import multivariate_normal
 from sklearn.datasets import load_iris, load_wine
 
 from inference import em, laplace, run
-from zoo import _datasets
+from zoo._data import datasets
 from zoo._errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -355,7 +355,7 @@ def test_breast_cancer_imputed_by_one_gaussian():
     """Half of the entries missing: 496 parameters from 284 rows' worth of numbers want priors, or they overfit."""
     errors = []
     for seed in range(5):
-        data = _datasets.load("breast_cancer", standardize=True, missing="random:0.5", seed=seed)
+        data = datasets.load("breast_cancer", standardize=True, missing="random:0.5", seed=seed)
         found = run("gmm", data, "em", components=1, priors=True).impute(draws=1)
         truth = data.truth * data.scale + data.center
         errors.append((((found.mean - truth) / data.scale)[found.missing] ** 2).mean())

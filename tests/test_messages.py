@@ -13,8 +13,9 @@ import user_programs as user
 from test_cli import refused, zoo
 from torch.distributions import constraints
 
-from inference import _store, compare, infer, run
-from inference._failures import in_words
+from inference import compare, infer, run
+from inference._run import folder
+from inference._run.failures import in_words
 from zoo._errors import UsageError
 
 X = np.random.default_rng(0).normal(size=(30, 2))
@@ -226,10 +227,10 @@ def test_a_guide_that_was_changed_since_its_run(here):
 
 
 def test_large_data_get_no_simulated_data(monkeypatch):
-    monkeypatch.setattr("inference._predictive.DRAW_NUMBERS", X.size - 1)
+    monkeypatch.setattr("inference._run.predictive.DRAW_NUMBERS", X.size - 1)
     fit = run("gmm", X, "em", components=2)
     assert not fit.predictive and fit.notes["posterior_predictive"] == "left out: the data are over 59 numbers"
-    monkeypatch.setattr("inference._predictive.DRAW_NUMBERS", X.size)
+    monkeypatch.setattr("inference._run.predictive.DRAW_NUMBERS", X.size)
     assert len(run("gmm", X, "em", components=2).predictive["x"]) == 1
 
 
@@ -240,7 +241,7 @@ def test_a_guide_of_other_latents_is_left_behind(here):
     run("missing_pixels", holes, "svi", hidden="4", epochs=2, out="run")
     fit = infer("run", "svi", data=x[:1], epochs=1)
     assert fit.guide is None and fit.claimed.kind == "exact"
-    assert _store.load("run").json["guide"] is not None
+    assert folder.load("run").json["guide"] is not None
     more = np.where(np.arange(6) < 5, np.nan, x[:1])  # more are missing than in any row of the run
     assert np.isfinite(infer("run", "svi", data=more, epochs=1).claimed.value)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from benchmarks import _completing, missing_pixels
+from benchmarks import missing_pixels
+from benchmarks._images import completing
 from zoo._errors import UsageError
 
 
@@ -38,19 +39,19 @@ def test_the_mixture_is_the_sum_over_its_components(tmp_path):
 def test_the_nearest_is_the_nearest_by_what_is_seen():
     random = np.random.default_rng(0)
     train, truth = ((random.random((n, 10)) < 0.5).astype(float) for n in (50, 20))
-    holes = _completing.without_top(truth)
+    holes = completing.without_top(truth)
     assert np.isnan(holes[:, :5]).all() and not np.isnan(holes[:, 5:]).any()
     distance = np.abs(train[None, :, 5:] - truth[:, None, 5:]).sum(-1)
-    nearest = _completing._nearest(train, holes)
+    nearest = completing._nearest(train, holes)
     np.testing.assert_array_equal(distance[np.arange(20), nearest], distance.min(1))
 
 
 def test_options_are_checked():
-    from benchmarks import _bench
+    from benchmarks._suite import bench
 
     with pytest.raises(UsageError, match="data is one of binarized_mnist, mnist5k"):
-        _bench.main("missing_pixels", settings={"data": "faces"})
+        bench.main("missing_pixels", settings={"data": "faces"})
     with pytest.raises(UsageError, match="unknown option of the benchmark 'missing_pixels'"):
-        _bench.main("missing_pixels", settings={"epochs": "3"})
+        bench.main("missing_pixels", settings={"epochs": "3"})
     with pytest.raises(UsageError, match="--set is for benchmarks that are programs"):
-        _bench.main("smoke", settings={"epochs": "3"})
+        bench.main("smoke", settings={"epochs": "3"})

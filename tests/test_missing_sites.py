@@ -17,12 +17,14 @@ from pyro.infer import TraceEnum_ELBO
 from scipy import optimize, special, stats
 from torch.distributions import constraints
 
-from inference import _exact, _weights, em, importance
-from inference._impute import impute
+from inference import em, importance
+from inference._exact import enumeration
+from inference._run.impute import impute
+from inference._sampling import weights as _weights
 from zoo._errors import UsageError
-from zoo._missing import Slots, complete, most_missing, slots
-from zoo._program import load
-from zoo._structure import describe
+from zoo._program.missing import Slots, complete, most_missing, slots
+from zoo._program.program import load
+from zoo._program.structure import describe
 
 LENGTH = 5
 FIRST, STAY = 0.3, 0.8
@@ -243,9 +245,9 @@ def test_a_named_value_is_not_completed():
 # ---- exact by enumeration -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [_exact.CHUNK_NUMBERS, 1])
+@pytest.mark.parametrize("chunk", [enumeration.CHUNK_NUMBERS, 1])
 def test_evidence_and_posterior_are_those_of_all_completions(chunk, monkeypatch):
-    monkeypatch.setattr(_exact, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(enumeration, "CHUNK_NUMBERS", chunk)
     x = bits(40)
     exact = task_of(chain, x).exact
     want = [chain_log_evidence(row) for row in x]
@@ -266,7 +268,7 @@ def test_single_precision():
     trace = program.trace(x)
     assert trace.nodes["x"]["value"].dtype == trace.nodes["x_missing"]["value"].dtype == torch.float32
     np.testing.assert_allclose(
-        _exact.Enumeration(program, describe(program, x), x).per_datum(),
+        enumeration.Enumeration(program, describe(program, x), x).per_datum(),
         [chain_log_evidence(row) for row in x.double().numpy()],
         atol=1e-5,
     )

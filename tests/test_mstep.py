@@ -15,10 +15,10 @@ from helpers import hide, task_of, tensor
 from scipy import optimize, stats
 from torch.distributions import constraints, transform_to
 
-from inference._family import Floor
-from inference._task import Task
-from zoo._program import load
-from zoo._structure import describe
+from inference._families._family import Floor
+from inference._method.task import Task
+from zoo._program.program import load
+from zoo._program.structure import describe
 
 GAUSSIAN = 1.0 + np.random.default_rng(0).normal(size=(60, 3))
 WEIGHTS = {"weights", "weight_logits"}

@@ -14,11 +14,13 @@ from helpers import hide, task_of, tensor
 from scipy import special, stats
 
 from guides import at
-from inference import _mode_guide, _newton, _weights
-from inference._arviz import psis
-from inference._local_density import LocalDensity, refusal
-from zoo._program import load
-from zoo._structure import describe
+from inference._density import guide as _mode_guide
+from inference._density import newton
+from inference._density.local import LocalDensity, refusal
+from inference._run.datatree import psis
+from inference._sampling import weights
+from zoo._program.program import load
+from zoo._program.structure import describe
 
 LINEAR = [
     linear.two_latents_that_add,
@@ -51,7 +53,7 @@ def test_a_quadratic_takes_one_step_and_gives_the_exact_posterior(program):
     x[3] = np.nan  # nothing is known of it: the prior
     task = task_of(program, x)
     density = LocalDensity(task.program, task.structure, task.x)
-    modes = _newton.modes(density)
+    modes = newton.modes(density)
     np.testing.assert_allclose(modes.log_evidence, task.exact.per_datum(), rtol=1e-10, atol=1e-10)
     assert int(modes.steps.max()) == 1 and bool(modes.converged.all()) and not bool(modes.damped.any())
     exact = task.exact.posterior(slice(0, 40), None)
@@ -64,9 +66,9 @@ def test_a_quadratic_takes_one_step_and_gives_the_exact_posterior(program):
 def test_from_far_away_one_step_will_do_too():
     density = density_of(linear.two_latents_that_add, np.random.default_rng(1).normal(size=(10, linear.D)))
     start = 1e4 * torch.randn(10, 1, density.L, dtype=torch.float64)
-    modes = _newton.modes(density, start=start, tries=0)
+    modes = newton.modes(density, start=start, tries=0)
     assert int(modes.steps.max()) <= 2
-    np.testing.assert_allclose(modes.log_evidence, _newton.modes(density).log_evidence, rtol=1e-9)
+    np.testing.assert_allclose(modes.log_evidence, newton.modes(density).log_evidence, rtol=1e-9)
 
 
 def stirling(a):
@@ -83,7 +85,7 @@ def laplace_beta(a, b):
 def test_a_positive_latent_against_laplace_by_hand():
     """A Gamma rate under a Poisson: in log coordinates Laplace's method is Stirling's formula."""
     x = np.random.default_rng(2).poisson(3.0, (60, 1)).astype(float)
-    modes = _newton.modes(density_of(user.counts, x, {"shape": 1.7, "rate": 0.6}))
+    modes = newton.modes(density_of(user.counts, x, {"shape": 1.7, "rate": 0.6}))
     a = 1.7 + x[:, 0]
     known = 1.7 * np.log(0.6) - special.gammaln(1.7) - special.gammaln(x[:, 0] + 1) - a * np.log(1.6)
     np.testing.assert_allclose(modes.log_evidence, known + stirling(a), rtol=1e-7)
@@ -112,7 +114,7 @@ def test_an_interval_and_a_simplex_against_laplace_by_hand():
     kinds = special.gammaln(8) - special.gammaln(x[:, 1:] + 1).sum(1)
     kinds += special.gammaln(alpha.sum()) - special.gammaln(alpha).sum()
     kinds += laplace_beta(after[:, 0], after[:, 1] + after[:, 2]) + laplace_beta(after[:, 1], after[:, 2])
-    np.testing.assert_allclose(_newton.modes(density).log_evidence, coin + kinds, rtol=1e-7)
+    np.testing.assert_allclose(newton.modes(density).log_evidence, coin + kinds, rtol=1e-7)
 
 
 def test_the_density_with_a_support_that_moves():
@@ -135,7 +137,7 @@ def test_the_density_with_a_support_that_moves():
 def test_counts_against_quadrature_and_the_next_term():
     """The error of Laplace's log evidence is ⅛ f⁗/H² + 5/24 (f‴)²/H³ to the next order (MacKay 2003, exercise 27.1)."""
     x = local.draw_counts(200)
-    modes = _newton.modes(density_of(local.counts, x))
+    modes = newton.modes(density_of(local.counts, x))
     error = local.counts_truth(x) - modes.log_evidence.numpy()
     assert np.abs(error).max() < 0.06
     rate = np.exp(modes.mean[:, 0, 0].numpy())
@@ -148,7 +150,7 @@ def test_counts_against_quadrature_and_the_next_term():
 
 def test_a_logistic_decoder_against_a_grid():
     x = hide(local.draw_logistic(60), 0.2)
-    modes = _newton.modes(density_of(local.logistic, x))
+    modes = newton.modes(density_of(local.logistic, x))
     error = modes.log_evidence.numpy() - local.logistic_truth(x)
     assert np.abs(error).max() < 0.15
     assert bool(modes.converged.all())
@@ -156,7 +158,7 @@ def test_a_logistic_decoder_against_a_grid():
 
 def test_a_mixture_of_curves_against_quadrature():
     x = hide(local.draw_bent(80), 0.1)
-    modes = _newton.modes(density_of(local.bent, x))
+    modes = newton.modes(density_of(local.bent, x))
     truth = local.bent_joint(x)
     assert np.abs(modes.log_evidence.numpy() - special.logsumexp(truth, axis=1)).max() < 0.25
     assert np.abs(modes.weights.numpy() - special.softmax(truth, axis=1)).max() < 0.1
@@ -170,11 +172,11 @@ def test_its_weights_as_a_proposal_agree_with_draws_from_the_prior(program):
         program.__name__, rng.uniform(0, 3, (15, 2))
     )
     density = density_of(program, x)
-    modes = _newton.modes(density)
+    modes = newton.modes(density)
     z, chosen = modes.draw(4000)
-    proposed, error = _weights.log_mean(density.log_joint(z, chosen) - modes.log_prob(z, chosen))
-    prior = _weights.draw(density.program, density.structure, density.x, None, 20_000)
-    naive, naive_error = _weights.log_mean(prior.log_weights)
+    proposed, error = weights.log_mean(density.log_joint(z, chosen) - modes.log_prob(z, chosen))
+    prior = weights.draw(density.program, density.structure, density.x, None, 20_000)
+    naive, naive_error = weights.log_mean(prior.log_weights)
     score = (proposed - naive) / (error.square() + naive_error.square()).sqrt()
     assert float(score.abs().max()) < 4
     if program is local.nested_bounds:
@@ -182,8 +184,8 @@ def test_its_weights_as_a_proposal_agree_with_draws_from_the_prior(program):
         return
     guide = _mode_guide.ModeGuide(density, modes)
     rows = torch.arange(3, 12)
-    drawn = _weights.draw(density.program, density.structure, density.x[rows], at(guide, rows), 4000)
-    again, again_error = _weights.log_mean(drawn.log_weights)
+    drawn = weights.draw(density.program, density.structure, density.x[rows], at(guide, rows), 4000)
+    again, again_error = weights.log_mean(drawn.log_weights)
     score = (again - proposed[rows]) / (again_error.square() + error[rows].square()).sqrt()
     assert float(score.abs().max()) < 4
 
@@ -200,11 +202,11 @@ def test_the_gradient_of_the_evidence_against_finite_differences(program, draw):
     leaves = density.program.unconstrained()
 
     def value() -> float:
-        return float(_newton.modes(density, tol=1e-15).log_evidence.sum())
+        return float(newton.modes(density, tol=1e-15).log_evidence.sum())
 
-    at_mode = _newton.modes(density, tol=1e-15)
+    at_mode = newton.modes(density, tol=1e-15)
     with torch.enable_grad():
-        total = _newton.log_evidence(density, at_mode).sum()
+        total = newton.log_evidence(density, at_mode).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
     assert float(total.detach()) == pytest.approx(value(), rel=1e-10)
     step = 1e-4
@@ -228,9 +230,9 @@ def test_data_side_by_side_and_one_by_one_have_the_same_modes():
     x = local.draw_bent(12)
     density = density_of(local.bent, x)
     start = torch.zeros(12, 2, 1, dtype=torch.float64)
-    together = _newton.modes(density, start=start, tries=0)
+    together = newton.modes(density, start=start, tries=0)
     for i in range(12):
-        alone = _newton.modes(density.rows(slice(i, i + 1)), start=start[i : i + 1], tries=0)
+        alone = newton.modes(density.rows(slice(i, i + 1)), start=start[i : i + 1], tries=0)
         np.testing.assert_allclose(alone.log_evidence, together.log_evidence[i : i + 1], rtol=1e-10)
         assert torch.equal(alone.steps[0], together.steps[i])
 
@@ -238,7 +240,7 @@ def test_data_side_by_side_and_one_by_one_have_the_same_modes():
 def test_modes_carry_no_gradient_and_the_density_does():
     density = density_of(local.counts, local.draw_counts(5))
     with torch.enable_grad():
-        modes = _newton.modes(density)
+        modes = newton.modes(density)
         assert (
             not modes.log_evidence.requires_grad and not modes.mean.requires_grad and not modes.scale_tril.requires_grad
         )
@@ -248,10 +250,10 @@ def test_modes_carry_no_gradient_and_the_density_does():
 def test_chunks_change_nothing(monkeypatch):
     density = density_of(local.counts, local.draw_counts(50))
     start = torch.zeros(50, 1, 1, dtype=torch.float64)
-    whole = _newton.modes(density, start=start, tries=0)
-    monkeypatch.setattr("inference._local_density.NUMBERS", 2 * 16 * 7)
-    assert len(list(density.chunks(1, _newton.COPIES))) == 8
-    pieces = _newton.modes(density, start=start, tries=0)
+    whole = newton.modes(density, start=start, tries=0)
+    monkeypatch.setattr("inference._density.local.NUMBERS", 2 * 16 * 7)
+    assert len(list(density.chunks(1, newton.COPIES))) == 8
+    pieces = newton.modes(density, start=start, tries=0)
     assert torch.equal(whole.mean, pieces.mean) and torch.equal(whole.log_evidence, pieces.log_evidence)
 
 
@@ -264,7 +266,7 @@ def square(x=None, size=None):
 
 def test_a_saddle_is_left():
     density = density_of(square, np.full((5, 1), 1.5))
-    modes = _newton.modes(density, start=torch.zeros(5, 1, 1, dtype=torch.float64), tries=0)
+    modes = newton.modes(density, start=torch.zeros(5, 1, 1, dtype=torch.float64), tries=0)
     assert bool(modes.converged.all()) and not bool(modes.damped.any())
     np.testing.assert_allclose(modes.mean.abs(), np.sqrt(1.5 - 0.01 / 2), rtol=1e-6)
 
@@ -282,9 +284,9 @@ def needle(scale, noise, curve=torch.tanh):
 def test_units_do_not_matter(scale, noise):
     """Peaked and flat, in units that are huge and tiny: the mode, and the evidence of the same problem in plain units."""
     x = np.tanh(np.random.default_rng(6).normal(size=(20, 1)))
-    modes = _newton.modes(density_of(needle(scale, noise), x))
+    modes = newton.modes(density_of(needle(scale, noise), x))
     assert bool(modes.converged.all()) and not bool(modes.damped.any())
-    plain = _newton.modes(density_of(needle(1.0, noise), x))
+    plain = newton.modes(density_of(needle(1.0, noise), x))
     np.testing.assert_allclose(modes.log_evidence, plain.log_evidence, rtol=1e-6)
     z = modes.mean[:, 0, 0].numpy() / scale
     gradient = -z + (x[:, 0] - np.tanh(z)) / noise**2 * (1 - np.tanh(z) ** 2)
@@ -296,9 +298,9 @@ def test_a_start_far_out_where_everything_overflows():
     x = local.draw_counts(20)
     density = density_of(local.counts, x)
     start = torch.full((20, 1, 1), 300.0, dtype=torch.float64)  # e³⁰⁰ counts expected
-    modes = _newton.modes(density, start=start, tries=0, max_iter=500)
+    modes = newton.modes(density, start=start, tries=0, max_iter=500)
     assert bool(modes.converged.all())
-    np.testing.assert_allclose(modes.log_evidence, _newton.modes(density).log_evidence, rtol=1e-7)
+    np.testing.assert_allclose(modes.log_evidence, newton.modes(density).log_evidence, rtol=1e-7)
 
 
 def flat_top(x=None, size=None):
@@ -311,20 +313,20 @@ def flat_top(x=None, size=None):
 
 def test_a_mode_without_curvature_is_damped_and_said_to_be():
     density = density_of(flat_top, np.zeros((4, 1)))
-    modes = _newton.modes(density, start=torch.zeros(4, 1, 1, dtype=torch.float64), tries=0)
+    modes = newton.modes(density, start=torch.zeros(4, 1, 1, dtype=torch.float64), tries=0)
     assert bool(modes.damped.all()) and bool(modes.log_evidence.isfinite().all())
 
 
 def test_too_few_steps_are_seen(monkeypatch):
-    monkeypatch.setattr(_newton, "QUASI_STEPS", 0)
+    monkeypatch.setattr(newton, "QUASI_STEPS", 0)
     density = density_of(local.logistic, local.draw_logistic(10))
-    modes = _newton.modes(density, start=torch.full((10, 1, 2), 5.0, dtype=torch.float64), tries=0, max_iter=1)
+    modes = newton.modes(density, start=torch.full((10, 1, 2), 5.0, dtype=torch.float64), tries=0, max_iter=1)
     assert not bool(modes.converged.any())
 
 
 def test_a_kinked_decoder_ends():
     x = np.random.default_rng(7).normal(size=(30, linear.D))
-    modes = _newton.modes(density_of(linear.decoder(torch.relu), x))
+    modes = newton.modes(density_of(linear.decoder(torch.relu), x))
     assert bool(modes.log_evidence.isfinite().all())
 
 
@@ -339,16 +341,16 @@ def test_a_density_that_is_nowhere_finite_is_an_error():
     task = task_of(nowhere, np.ones((3, 1)))
     broken = LocalDensity(task.program, task.structure, tensor([[1.0], [2.0], [99.0]]))
     with pytest.raises(ArithmeticError, match=r"log p\(x, z\) of row 0 .*not finite at any of 11 places"):
-        _newton.modes(broken)
+        newton.modes(broken)
 
 
 def test_single_precision():
     x = local.draw_logistic(40)
     program = load(local.logistic, tensor(x).float())
     structure = describe(program, tensor(x).float())
-    modes = _newton.modes(LocalDensity(program, structure, tensor(x).float()))
+    modes = newton.modes(LocalDensity(program, structure, tensor(x).float()))
     assert modes.mean.dtype == torch.float32 and bool(modes.converged.all())
-    plain = _newton.modes(density_of(local.logistic, x))
+    plain = newton.modes(density_of(local.logistic, x))
     np.testing.assert_allclose(modes.log_evidence, plain.log_evidence, rtol=1e-4)
 
 
@@ -357,7 +359,7 @@ def test_single_precision():
 
 def test_draws_have_the_gaussians_moments_and_density():
     density = density_of(local.bent, local.draw_bent(6))
-    modes = _newton.modes(density)
+    modes = newton.modes(density)
     z, chosen = modes.draw(20_000)
     share = (chosen == 1).double().mean(0)
     np.testing.assert_allclose(share, modes.weights[:, 1], atol=4 * 0.5 / np.sqrt(20_000))
@@ -373,7 +375,7 @@ def test_draws_have_the_gaussians_moments_and_density():
 
 def test_khat_knows_a_good_proposal():
     density = density_of(linear.two_latents_that_add, np.random.default_rng(8).normal(size=(10, linear.D)))
-    modes = _newton.modes(density)
+    modes = newton.modes(density)
     z, chosen = modes.draw(200)
     khat, ess = psis((density.log_joint(z, chosen) - modes.log_prob(z, chosen)).numpy())
     assert np.all(khat == 0) and np.all(ess > 199.9)

@@ -15,10 +15,11 @@ from helpers import task_of
 from pyro.infer import ReweightedWakeSleep
 
 import guides
-from inference import _particles, _weights, run
-from inference._wake_sleep import Phases, asleep
+from inference import run
+from inference._sampling import particles, weights
+from inference._training.wake_sleep import Phases, asleep
 from zoo._errors import Refusal
-from zoo._missing import slots
+from zoo._program.missing import slots
 
 RANDOM = np.random.default_rng(3)
 BITS = (RANDOM.random((300, 9)) < np.linspace(0.2, 0.8, 9)).astype(float)
@@ -65,8 +66,8 @@ def completed(task, drawn):
 def test_the_filter_against_enumeration():
     task = trained(HOLES)
     torch.manual_seed(0)
-    drawn = _particles.draw(task.program, task.structure, task.x, 20_000, 100)
-    value, se = _weights.log_mean(drawn.log_weights, 100)
+    drawn = particles.draw(task.program, task.structure, task.x, 20_000, 100)
+    value, se = weights.log_mean(drawn.log_weights, 100)
     shares = drawn.log_weights.softmax(0)
     means = (shares.unsqueeze(-1) * completed(task, drawn)).sum(0)
     for i, row in enumerate(HOLES):
@@ -84,7 +85,7 @@ def test_the_estimate_of_few_particles_is_unbiased():
     task = trained(HOLES[[1, 5]])
     truth = np.array([by_enumeration(task, row)[0] for row in HOLES[[1, 5]]])
     torch.manual_seed(1)
-    drawn = _particles.draw(task.program, task.structure, task.x, 60_000, 20_000)
+    drawn = particles.draw(task.program, task.structure, task.x, 60_000, 20_000)
     each = drawn.log_weights.unflatten(0, (20_000, 3)).exp().mean(1).numpy() / np.exp(truth)
     assert np.all(np.abs(each.mean(0) - 1) < 4 * each.std(0) / math.sqrt(20_000))
 
@@ -98,8 +99,8 @@ def test_observed_first_is_exact():
     )  # one image tells which pixels come last
     assert task.program.module.order.tolist()[-3:] == [1, 4, 6]
     torch.manual_seed(0)
-    drawn = _particles.draw(task.program, task.structure, task.x, 4000, 20)
-    value, se = _weights.log_mean(drawn.log_weights, 20)
+    drawn = particles.draw(task.program, task.structure, task.x, 4000, 20)
+    value, se = weights.log_mean(drawn.log_weights, 20)
     truth = [by_enumeration(task, row) for row in holes]
     np.testing.assert_allclose(value, [t[0] for t in truth], atol=1e-9)
     np.testing.assert_allclose(se, 0, atol=1e-9)
@@ -221,7 +222,7 @@ def test_asleep_the_guide_learns_the_posterior():
         (-asleep(task, guide, many).mean()).backward()
         optimiser.step()
     with torch.no_grad():
-        drawn = _weights.draw(task.program, task.structure, task.x, guide, 2000)
+        drawn = weights.draw(task.program, task.structure, task.x, guide, 2000)
     means = completed(task, drawn).mean(0).numpy()
     truth = np.array([by_enumeration(task, row)[1] for row in holes])
     assert np.abs(means - truth).mean() < 0.03 and np.abs(means - truth).max() < 0.2

@@ -15,15 +15,17 @@ from matplotlib import image as reader
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Ellipse
 
-from inference import _pictures, _store, infer, run
-from inference._pictures import plot
-from inference._pictures_checks import khat_by_datum, trace
-from inference._pictures_components import images, left_out
-from inference._pictures_density import SHARES, cells, density_of, hdr_levels
-from inference._pictures_missing import _bands
-from inference._pictures_mixture import clusters, histogram, telling_pair
-from inference._pictures_scene import Scene, scene_of
-from inference._pictures_style import OKABE_ITO, blend, component_colors, evidence_line
+from inference import infer, run
+from inference._pictures import _draw
+from inference._pictures._checks import khat_by_datum, trace
+from inference._pictures._components import images, left_out
+from inference._pictures._density import SHARES, cells, density_of, hdr_levels
+from inference._pictures._draw import plot
+from inference._pictures._missing import _bands
+from inference._pictures._mixture import clusters, histogram, telling_pair
+from inference._pictures._scene import Scene, scene_of
+from inference._pictures._style import OKABE_ITO, blend, component_colors, evidence_line
+from inference._run import folder as _store
 from zoo._errors import UsageError
 
 PROGRAMS = """
@@ -355,7 +357,7 @@ def test_what_cannot_be_is_said(faithful: Path, found: Scene, tmp_path: Path) ->
         plot(faithful, tmp_path / "file")
     nothing = replace(found, oracle=None, trace={}, stats={})
     with pytest.raises(UsageError, match="nothing to draw"):
-        _pictures._belonging(nothing)
+        _draw._belonging(nothing)
 
 
 def test_a_program_that_is_gone_leaves_what_the_folder_holds(programs: str, tmp_path: Path) -> None:
@@ -375,10 +377,10 @@ def test_every_method_gets_the_clusters(faithful: Path, tmp_path: Path) -> None:
     run("gmm", "faithful", "svi", epochs=1, rows=60, out=tmp_path / "svi")
     infer(faithful, "importance", samples=20, epochs=1, out=tmp_path / "importance")
     infer(faithful, "em", out=tmp_path / "em")
-    assert set(_pictures._belonging(scene(tmp_path / "laplace"))) == {"clusters", "trace"}
-    assert set(_pictures._belonging(scene(tmp_path / "svi"))) == {"clusters", "trace", "khat"}
+    assert set(_draw._belonging(scene(tmp_path / "laplace"))) == {"clusters", "trace"}
+    assert set(_draw._belonging(scene(tmp_path / "svi"))) == {"clusters", "trace", "khat"}
     assert names(plot(tmp_path / "importance", dpi=40)) == {"clusters.png", "trace.png", "khat.png"}
-    assert set(_pictures._belonging(scene(tmp_path / "em"))) == {"clusters"}  # nothing was iterated
+    assert set(_draw._belonging(scene(tmp_path / "em"))) == {"clusters"}  # nothing was iterated
     laplace = scene(tmp_path / "laplace")
     assert laplace.oracle is not None
     np.testing.assert_allclose(laplace.oracle.means, _store.load(tmp_path / "laplace").parameters()["locs"])

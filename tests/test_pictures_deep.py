@@ -21,11 +21,11 @@ from scipy import special, stats
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 
-from inference import _pictures, _store, infer, run
-from inference._pictures import plot
-from inference._pictures_checks import trace, worst_khat
-from inference._pictures_decoder import Decoder
-from inference._pictures_deep import (
+from inference import infer, run
+from inference._pictures import _draw
+from inference._pictures._checks import trace, worst_khat
+from inference._pictures._decoder import Decoder
+from inference._pictures._deep import (
     GRID,
     STEPS,
     between,
@@ -36,12 +36,14 @@ from inference._pictures_deep import (
     principal,
     reconstructions,
 )
-from inference._pictures_images import grey_range, montage
-from inference._pictures_missing import missing_entries
-from inference._pictures_oracle import columns_of
-from inference._pictures_scene import Scene, scene_of
-from inference._pictures_simulated import correlations, samples
-from inference._pictures_style import FAINT, UNSEEN, component_colors
+from inference._pictures._draw import plot
+from inference._pictures._images import grey_range, montage
+from inference._pictures._missing import missing_entries
+from inference._pictures._oracle import columns_of
+from inference._pictures._scene import Scene, scene_of
+from inference._pictures._simulated import correlations, samples
+from inference._pictures._style import FAINT, UNSEEN, component_colors
+from inference._run import folder as _store
 from zoo._errors import UsageError
 
 ALWAYS = {"samples", "reconstructions", "latent_plane"}
@@ -119,7 +121,7 @@ def decoder_of(found: Scene) -> Decoder:
 
 
 def belonging(folder: Path) -> set[str]:
-    return set(_pictures._belonging(scene(folder)))
+    return set(_draw._belonging(scene(folder)))
 
 
 def inked(paths: list[Path]) -> set[str]:
@@ -341,7 +343,7 @@ def test_other_priors_and_discrete_latents(programs: str, tmp_path: Path) -> Non
 
 
 def _quantiles_of(node: Any) -> np.ndarray:
-    from inference._pictures_decoder import _quantiles
+    from inference._pictures._decoder import _quantiles
 
     return _quantiles(node["fn"], node["value"], torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).numpy()
 
@@ -438,7 +440,7 @@ def test_programs_of_all_shapes_are_drawn(program: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).poisson(1.5, size=(30, columns)).astype(float)
     run(LOCAL + program, x, "importance", proposal="prior", samples=50, epochs=1, out=tmp_path / "run")
     found = scene(tmp_path / "run")
-    pictures = _pictures._belonging(found)
+    pictures = _draw._belonging(found)
     assert pictures.keys() == ALWAYS | {"khat"}
     for name in ALWAYS:
         assert pictures[name](found).axes
@@ -471,7 +473,7 @@ def test_a_guide_is_asked_where_the_run_has_few_draws(found: Scene) -> None:
 
 def test_without_draws_and_guide_the_prior_is_left(found: Scene) -> None:
     bare = replace(found, decoder=Decoder(replace(decoder_of(found).task, guide=None), {}), trace={})
-    assert set(_pictures._belonging(bare)) == {"samples", "decoder_grid", "khat", "worst_khat"}
+    assert set(_draw._belonging(bare)) == {"samples", "decoder_grid", "khat", "worst_khat"}
 
 
 def test_runs_without_a_guide(programs: str, tmp_path: Path) -> None:
@@ -568,4 +570,4 @@ def test_a_program_with_nothing_continuous_has_none_of_them(programs: str, tmp_p
     run(programs + "switch", x, "importance", proposal="prior", samples=30, epochs=1, out=tmp_path / "run")
     assert belonging(tmp_path / "run") == {"khat"}
     with pytest.raises(UsageError, match="no exact posterior, no continuous latent; nothing was iterated"):
-        _pictures._belonging(replace(scene(tmp_path / "run"), stats={}, trace={}))
+        _draw._belonging(replace(scene(tmp_path / "run"), stats={}, trace={}))

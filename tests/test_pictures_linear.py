@@ -10,13 +10,14 @@ import pytest
 from matplotlib import image as reader
 from matplotlib.collections import PathCollection
 
-from inference import _store, run
-from inference._pictures import plot
-from inference._pictures_factors import Factors, principal_rotation
-from inference._pictures_images import few_images
-from inference._pictures_linear import explained, latents, loadings
-from inference._pictures_missing import _imputed, missing_entries
-from inference._pictures_scene import Scene, scene_of
+from inference import run
+from inference._pictures._draw import plot
+from inference._pictures._factors import Factors, principal_rotation
+from inference._pictures._images import few_images
+from inference._pictures._linear import explained, latents, loadings
+from inference._pictures._missing import _imputed, missing_entries
+from inference._pictures._scene import Scene, scene_of
+from inference._run import folder as _store
 
 PROGRAMS = """
 import pyro, torch

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from zoo._operations import OTHER
-from zoo._program import Program
-from zoo._reader import ROW_BITS, Reader, rows_along
-from zoo._reading import read
+from zoo._program.program import Program
+from zoo._reading.operations import OTHER
+from zoo._reading.reader import ROW_BITS, Reader, rows_along
+from zoo._reading.sites import read
 
 N, D = 5, 3
 RNG = np.random.default_rng(0)

@@ -17,20 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import (
-    _cells,
-    _charts,
-    _excerpts,
-    _figures,
-    _folder,
-    _groups,
-    _names,
-    _rank,
-    _report,
-    _sections,
-    _tables,
-    readme,
-)
+from benchmarks import readme
+from benchmarks._report import charts, figures, markdown, rank, sections, tables
+from benchmarks._report import leaderboard as _groups
+from benchmarks._report import page as _report
+from benchmarks._suite import cells as _cells
+from benchmarks._suite import folder as _folder
+from benchmarks._suite import names as _names
 from zoo.__main__ import app
 from zoo._errors import UsageError
 
@@ -43,17 +36,17 @@ KINDS = ("exact", "estimate", "lower bound")
 
 
 @st.composite
-def standings(draw: Any) -> _rank.Standing:
+def standings(draw: Any) -> rank.Standing:
     kind = draw(st.sampled_from(KINDS))
     value = draw(st.integers(-20, 20)) / 2
     width = draw(st.sampled_from([0.0, 0.0, 0.5, 1.0, 4.0])) if kind != "exact" or draw(st.booleans()) else 0.0
-    return _rank.Standing(value, value - width, value + width, kind)
+    return rank.Standing(value, value - width, value + width, kind)
 
 
 @settings(max_examples=300)
 @given(st.lists(standings(), max_size=9))
 def test_who_may_stand_above_whom(every):
-    ranks = _rank.ranks(every)
+    ranks = rank.ranks(every)
     for a, i in zip(every, ranks, strict=True):
         for b, j in zip(every, ranks, strict=True):
             assert i is not None and j is not None
@@ -68,7 +61,7 @@ def test_who_may_stand_above_whom(every):
                 if a.sharp and b.sharp:
                     assert (i < j) == (a.value > b.value)
                 if a.low > b.high + 1e-3:  # by themselves, what is better for certain stands above
-                    assert _rank.ranks([a, b]) == [1, 2]
+                    assert rank.ranks([a, b]) == [1, 2]
     if every:
         assert min(r for r in ranks if r is not None) == 1
 
@@ -77,20 +70,20 @@ def test_who_may_stand_above_whom(every):
 def test_ranks_do_not_depend_on_the_order(every, luck):
     order = list(range(len(every)))
     luck.shuffle(order)
-    ranks = _rank.ranks(every)
-    assert _rank.ranks([every[i] for i in order]) == [ranks[i] for i in order]
+    ranks = rank.ranks(every)
+    assert rank.ranks([every[i] for i in order]) == [ranks[i] for i in order]
 
 
 def test_ranks_by_example():
-    def of(value: float, width: float, kind: str) -> _rank.Standing:
-        return _rank.Standing(value, value - width, value + width, kind)
+    def of(value: float, width: float, kind: str) -> rank.Standing:
+        return rank.Standing(value, value - width, value + width, kind)
 
-    assert _rank.ranks([of(-10, 0, "exact"), of(-5, 0, "lower bound"), of(-11, 0, "exact")]) == [1, 3, 2]
-    assert _rank.ranks([of(-10, 0, "exact"), of(-9, 2, "estimate")]) == [1, 1]
-    assert _rank.ranks([of(-10, 0, "exact"), of(-7, 2, "estimate"), None]) == [2, 1, None]
-    assert _rank.ranks([of(0, 1, "estimate"), of(1.5, 1, "estimate"), of(9, 1, "estimate")]) == [2, 2, 1]
-    assert _rank.ranks([of(-1130.2639601, 0, "exact"), of(-1130.2639609, 0, "exact")]) == [1, 1]
-    assert _rank.ranks([]) == []
+    assert rank.ranks([of(-10, 0, "exact"), of(-5, 0, "lower bound"), of(-11, 0, "exact")]) == [1, 3, 2]
+    assert rank.ranks([of(-10, 0, "exact"), of(-9, 2, "estimate")]) == [1, 1]
+    assert rank.ranks([of(-10, 0, "exact"), of(-7, 2, "estimate"), None]) == [2, 1, None]
+    assert rank.ranks([of(0, 1, "estimate"), of(1.5, 1, "estimate"), of(9, 1, "estimate")]) == [2, 2, 1]
+    assert rank.ranks([of(-1130.2639601, 0, "exact"), of(-1130.2639609, 0, "exact")]) == [1, 1]
+    assert rank.ranks([]) == []
 
 
 def test_several_runs_are_one_standing():
@@ -98,16 +91,16 @@ def test_several_runs_are_one_standing():
         {"value": v, "se": s, "kind": k}
         for v, s, k in ((-3.0, 1.0, "estimate"), (-2.0, 0.0, "exact"), (-9.0, 0, "exact"))
     ]
-    found = _rank.standing(runs)
+    found = rank.standing(runs)
     assert found is not None and (found.value, found.low, found.kind) == (-3.0, -9.0, "estimate")
     assert found.high == pytest.approx(-3.0 + 1.96, abs=1e-3)
-    assert _rank.standing([]) is None
-    assert _rank.standing([{"value": None, "se": None, "kind": "exact"}]) is None
+    assert rank.standing([]) is None
+    assert rank.standing([{"value": None, "se": None, "kind": "exact"}]) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=9))
 def test_nothing_beats_the_front(points):
-    front = _rank.front(points)
+    front = rank.front(points)
     for i in front:
         assert not any(c <= points[i][0] and v >= points[i][1] and (c, v) != points[i] for c, v in points)
     assert [points[i] for i in front] == sorted(points[i] for i in front)
@@ -119,9 +112,9 @@ def test_nothing_beats_the_front(points):
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_exponents(power):
     points = {n: [3e-3 * n**power * (1 + 0.01 * (-1) ** i)] for i, n in enumerate([10, 20, 40, 80, 160, 320])}
-    found = _figures.exponent(points)
+    found = figures.exponent(points)
     assert found is not None and abs(found[0] - power) < 5 * found[1] < 0.2
-    assert _figures.exponent({1: [1.0], 2: [2.0]}) is None
+    assert figures.exponent({1: [1.0], 2: [2.0]}) is None
 
 
 @pytest.mark.parametrize(
@@ -135,15 +128,15 @@ def test_exponents(power):
     ],
 )
 def test_numbers(value, decimals, text):
-    assert _tables.plain(value, decimals) == text
-    assert _tables.plain(1.0, 1, sign=True) == "+1.0"
+    assert tables.plain(value, decimals) == text
+    assert tables.plain(1.0, 1, sign=True) == "+1.0"
 
 
 @pytest.mark.parametrize("scale", ["linear", "log", "both"])
 @pytest.mark.parametrize(("low", "high"), [(1e-3, 1e3), (0.07, 0.13), (2.0, 16.0), (0.5, 5e4), (1.0, 1.0 + 1e-3)])
 def test_ticks_are_few_and_apart(low, high, scale):
-    axis = _charts.Axis(-high if scale == "both" else low, high, 0, 300, scale, 0.01)
-    ticks = _charts._apart(axis, axis.ticks())
+    axis = charts.Axis(-high if scale == "both" else low, high, 0, 300, scale, 0.01)
+    ticks = charts._apart(axis, axis.ticks())
     assert 1 <= len(ticks) <= 9 and all(axis.low <= t <= axis.high * (1 + 1e-9) for t in ticks)
     places = sorted(map(axis, ticks))
     assert all(b - a >= 30 for a, b in itertools.pairwise(places))
@@ -151,7 +144,7 @@ def test_ticks_are_few_and_apart(low, high, scale):
 
 def test_short_numbers():
     numbers = [0, 0.001, 0.25, 7, 1000, 1500, 4000, 128000, -2e6, 1e-5]
-    assert [_charts.short(n) for n in numbers] == [
+    assert [charts.short(n) for n in numbers] == [
         "0", "0.001", "0.25", "7", "1k", "1.5k", "4k", "128k", "−2M", "1e−5"
     ]  # fmt: skip
 
@@ -490,14 +483,12 @@ def test_the_command(made_up, monkeypatch, tmp_path):
 
 def test_tables_for_the_readme(made_up, tmp_path, monkeypatch):
     document = _folder.Results(made_up).collected()
-    assert "| EM | sklearn | 0.500 | 0.400 to 0.600 |" in _excerpts.peers(document)
-    assert "| gmm components=2 on faithful | `svi` | ≥\u2009−4.000 | bound | +1.000 | – |" in _excerpts.methods(
-        document
-    )
-    assert "| faithful | gmm, em components=2 | 0.605 (88.0%) | 0.805 (88.0%) |" in _excerpts.missing(document)
-    assert "| `gmm components=2` | `em` | n | 100 | 800 | n^1.00 ± " in _excerpts.scaling(document)
+    assert "| EM | sklearn | 0.500 | 0.400 to 0.600 |" in markdown.peers(document)
+    assert "| gmm components=2 on faithful | `svi` | ≥\u2009−4.000 | bound | +1.000 | – |" in markdown.methods(document)
+    assert "| faithful | gmm, em components=2 | 0.605 (88.0%) | 0.805 (88.0%) |" in markdown.missing(document)
+    assert "| `gmm components=2` | `em` | n | 100 | 800 | n^1.00 ± " in markdown.scaling(document)
     images = {"particles": 1, "epochs": 400, "training_seconds": 5400.0, "test_nats": 87.39, "test_nats_se": 0.003}
-    table = _excerpts.mnist({**images, "published_nats": 86.76}, {**images, "particles": 50, "published_nats": None})
+    table = markdown.mnist({**images, "published_nats": 86.76}, {**images, "particles": 50, "published_nats": None})
     assert (
         "| ELBO | 87.390 ± 0.003 | 86.76 | 400 epochs, 1.5 h |" in table
         and "50 particles | 87.390 ± 0.003 | – |" in table
@@ -562,9 +553,9 @@ def test_nothing_at_all_is_a_page_too(tmp_path):
 def test_curves_of_more_methods_than_colours():
     names = [f"m{i}" for i in range(20)]
     series = _report._Series()
-    found = [_figures.Curve(n, series(n), {1.0: [1.0 + i], 2.0: [2.0]}) for i, n in enumerate(names)]
-    figure = _figures.curves(found, "t", "x", "y", "c")
-    assert figure is not None and len({_charts.swatch(c.series) for c in found}) == 20
+    found = [figures.Curve(n, series(n), {1.0: [1.0 + i], 2.0: [2.0]}) for i, n in enumerate(names)]
+    figure = figures.curves(found, "t", "x", "y", "c")
+    assert figure is not None and len({charts.swatch(c.series) for c in found}) == 20
     assert set(re.findall(r'"s(\d+) ', figure.svg)) <= {str(i) for i in range(8)}
 
 
@@ -572,7 +563,7 @@ def test_infinite_khat():
     row = _groups.Row("importance", "importance", "", [{"status": "ok", "result": fit(evidence(1.0), None)}])
     row.cells[0]["result"]["khat"] = {"max": None, "frac_above_0.7": 1.0}
     assert _groups._worst(row).text == "∞"
-    assert _sections._t95(4) == pytest.approx(2.776, abs=1e-3)
+    assert sections._t95(4) == pytest.approx(2.776, abs=1e-3)
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------

@@ -23,12 +23,13 @@ from families import CASES
 from helpers import hide, task_of
 from scipy import stats
 
-from inference import _store, compare, infer, run
-from inference._fit import Evidence, Fit
-from zoo import _datasets
+from inference import compare, infer, run
+from inference._method.fit import Evidence, Fit
+from inference._run import folder
+from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
-FAITHFUL = _datasets.load("faithful").x
+FAITHFUL = datasets.load("faithful").x
 COUNTS = CASES["poisson"].data(np.random.default_rng(0), 50)
 FIELDS = {
     "model", "data", "method", "seed", "status", "reason", "n", "log_evidence", "verified_log_evidence", "khat",
@@ -431,7 +432,7 @@ def test_a_run_folder_holds_what_it_should(here):
     fit = run("gmm", "faithful", "em", out="one run φ/first")
     assert sorted(p.name for p in Path("one run φ/first").iterdir()) == ["fit.nc", "run.json", "state.safetensors"]
     assert [p.name for p in Path("one run φ").iterdir()] == ["first"]  # no temporary folder is left
-    stored = _store.load("one run φ/first")
+    stored = folder.load("one run φ/first")
     np.testing.assert_array_equal(stored.x, FAITHFUL)
     for name, value in fit.parameters.items():
         np.testing.assert_array_equal(stored.parameters()[name], value)
@@ -523,7 +524,7 @@ def test_a_fit_can_be_saved_later(here):
     fit = run("gmm", "faithful", "em")
     assert fit.run is None
     assert fit.save("later") == "later"
-    assert _store.load("later").json["run"] == "later"
+    assert folder.load("later").json["run"] == "later"
     with pytest.raises(UsageError, match="exists already"):
         fit.save("later")
 
@@ -534,9 +535,9 @@ def test_a_failure_in_the_middle_leaves_no_folder(where, here, monkeypatch):
         raise OSError(28, "No space left on device")
 
     if where == "netcdf":
-        from inference import _netcdf
+        from inference._run import netcdf
 
-        monkeypatch.setattr(_netcdf, "netcdf", fail)
+        monkeypatch.setattr(netcdf, "netcdf", fail)
     else:
         monkeypatch.setattr(os, where, fail)
     with pytest.raises(OSError, match="No space left"):
@@ -577,7 +578,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder(here):
 def test_two_runs_to_one_name_get_two_folders(here):
     """Both looked when the name was free."""
     fit = run("gmm", "faithful", "em", max_iter=1)
-    first, second = _store.save(fit, Path("same")), _store.save(fit, Path("same"))
+    first, second = folder.save(fit, Path("same")), folder.save(fit, Path("same"))
     assert (first.name, second.name) == ("same", "same-2")
     assert strict(Path("same-2/run.json").read_text())["run"] == "same-2"
 

@@ -11,7 +11,8 @@ import torch
 from helpers import task_of
 from scipy import integrate, stats
 
-from inference import _pictures, infer, run
+from inference import infer, run
+from inference._pictures import _draw
 from zoo._errors import UsageError
 
 FIVE = np.array([0.0, 1, 10, 11, 12])
@@ -94,7 +95,7 @@ def test_gibbs_serves_scalars(here):
 def test_a_run_of_scalars_is_kept_drawn_and_met_again(here):
     x = np.concatenate([FIVE, [np.nan]])
     first = run(path("tutorial"), x, "em", out="run")
-    assert {p.stem for p in _pictures.plot("run")} >= {"clusters", "trace", "missing"}
+    assert {p.stem for p in _draw.plot("run")} >= {"clusters", "trace", "missing"}
     again = infer("run", "em")
     np.testing.assert_array_equal(again.x, first.x)
     row = infer("run", "em", data=np.array([10.0]))

@@ -30,7 +30,7 @@ from soundness_programs import (
     var,
 )
 
-from inference._fit import Evidence
+from inference._method.fit import Evidence
 
 PHASES = (Phase.explicit, Phase.generate)  # the programs are small as they are
 SERVED = {"exact", "lower bound", "upper bound", "estimate"}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from benchmarks import _excerpts, soundness
+from benchmarks import soundness
+from benchmarks._report import markdown
 
 
 def test_the_truths_of_the_study_are_right():
@@ -54,7 +55,7 @@ def test_cells_that_are_not_as_they_should_be():
     assert soundness.outside(document) == bad
     text = soundness.text_of(document)
     assert "95.0% of 200 within ±2 se" in text and text.endswith("curve, ais (claimed); curve, ais (claimed)")
-    table = _excerpts.TABLES["soundness"](document)
+    table = markdown.TABLES["soundness"](document)
     assert len(table.splitlines()) == 5 and "| lower bound | 9 | 100.0% below" in table
 
 

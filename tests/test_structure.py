@@ -12,10 +12,10 @@ import torch
 import user_programs as user
 from helpers import hide, structure_of, tensor
 
-from zoo import _datasets
+from zoo._data import datasets
 from zoo._errors import UsageError
-from zoo._program import load
-from zoo._structure import describe
+from zoo._program.program import load
+from zoo._program.structure import describe
 
 GAUSSIAN = np.random.default_rng(0).normal(size=(30, 3))
 BINARY = (np.random.default_rng(1).random((30, 3)) < 0.5).astype(float)
@@ -46,7 +46,7 @@ def refused(model, x=GAUSSIAN, **options) -> str:
     ],
 )
 def test_gmm(covariance, family, parameters):
-    x = _datasets.load("faithful").x
+    x = datasets.load("faithful").x
     found = structure_of("gmm", x, components=3, covariance=covariance)
     assert sites(found) == {
         "z": ("latent", "local", "Categorical", (), ("data",), 3, 1),
@@ -57,7 +57,7 @@ def test_gmm(covariance, family, parameters):
 
 
 def test_gmm_with_priors_has_global_latents_and_no_parameters():
-    found = structure_of("gmm", _datasets.load("faithful").x, components=3, priors=True)
+    found = structure_of("gmm", datasets.load("faithful").x, components=3, priors=True)
     assert [s.name for s in found.global_latents] == ["weights", "locs", "variances", "correlations"]
     assert [s.name for s in found.local_latents] == ["z"]
     assert found.parameters == ()
@@ -94,7 +94,7 @@ def test_continuous_and_global_latents():
 def test_every_model_of_the_zoo_is_described():
     from zoo import _registry
 
-    x = _datasets.load("digits", rows=50, binarize=8).x  # every model takes 0 and 1
+    x = datasets.load("digits", rows=50, binarize=8).x  # every model takes 0 and 1
     for name in _registry.models():
         found = structure_of(name, hide(x, 0.1))
         assert found.observed and (found.local_latents or found.global_latents), name

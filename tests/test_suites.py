@@ -22,19 +22,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import (
-    _bench,
-    _cells,
-    _checks,
-    _folder,
-    _imputing,
-    _limits,
-    _names,
-    _progress,
-    _suite,
-    _synthetic,
-    _work,
-)
+from benchmarks._suite import bench as _bench
+from benchmarks._suite import cells as _cells
+from benchmarks._suite import checks, imputing, limits, names, synthetic
+from benchmarks._suite import folder as _folder
+from benchmarks._suite import progress as _progress
+from benchmarks._suite import suite as _suite
+from benchmarks._suite import work as _work
 from zoo.__main__ import app
 from zoo._errors import UsageError
 
@@ -175,7 +169,7 @@ def test_the_list_and_the_page_load_nothing_heavy():
         assert done.stdout.splitlines()[-1] == "0 []", arguments
 
 
-@pytest.mark.parametrize("name", sorted(_names.suites()))
+@pytest.mark.parametrize("name", sorted(names.suites()))
 def test_the_bundled_suites_are_right(name):
     found = _suite.load(name)
     assert len({c.id for c in found.cells}) == len(found.cells) > 0
@@ -620,14 +614,14 @@ def test_a_time_limit():
             with contextlib.suppress(Exception):  # as a library might
                 time.sleep(0.001)
 
-    with pytest.raises(_limits.OutOfTime, match=r"not done within 0\.1 s"):
-        _limits.within(0.1, None, stubborn)
+    with pytest.raises(limits.OutOfTime, match=r"not done within 0\.1 s"):
+        limits.within(0.1, None, stubborn)
     assert time.monotonic() - began < 5
     for seconds in np.geomspace(1e-6, 1e-2, 100):  # around the time that the work takes: never afterwards
-        with contextlib.suppress(_limits.OutOfTime):
-            assert _limits.within(float(seconds), None, lambda: time.sleep(0.001)) is None
+        with contextlib.suppress(limits.OutOfTime):
+            assert limits.within(float(seconds), None, lambda: time.sleep(0.001)) is None
         sum(range(1000))
-    assert _limits.within(None, None, lambda: 3) == 3
+    assert limits.within(None, None, lambda: 3) == 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a memory limit needs Linux")
@@ -635,7 +629,7 @@ def test_a_memory_limit(monkeypatch):
     import torch
 
     with pytest.raises((RuntimeError, MemoryError)):
-        _limits.within(None, 200, lambda: torch.zeros(400 * 2**17, dtype=torch.float64))
+        limits.within(None, 200, lambda: torch.zeros(400 * 2**17, dtype=torch.float64))
     torch.zeros(40 * 2**17, dtype=torch.float64)
 
     def hungry(cell, results, place):
@@ -658,13 +652,13 @@ def test_time_left():
 
 
 def test_what_is_hidden():
-    at_random = _imputing.hidden("wine", "random:0.3", 4, {"standardize": True})
-    high = _imputing.hidden("wine", "high:0.3", 4, {"standardize": True})
+    at_random = imputing.hidden("wine", "random:0.3", 4, {"standardize": True})
+    high = imputing.hidden("wine", "high:0.3", 4, {"standardize": True})
     for data in (at_random, high):
         gone = np.isnan(data.x)
         assert gone.mean() == pytest.approx(0.3, abs=4 * (0.21 / gone.size) ** 0.5)
         assert np.array_equal(data.x[~gone], data.truth[~gone]) and not np.isnan(data.truth).any()
-    assert np.array_equal(np.isnan(high.x), np.isnan(_imputing.hidden("wine", "high:0.3", 4, {"standardize": True}).x))
+    assert np.array_equal(np.isnan(high.x), np.isnan(imputing.hidden("wine", "high:0.3", 4, {"standardize": True}).x))
 
     def upper(data):
         return np.isnan(data.x)[data.truth > np.median(data.truth, 0)].mean()
@@ -676,7 +670,7 @@ def test_intervals_hold_what_they_say():
     rng = np.random.default_rng(0)
     for draws in (19, 39):
         truth, drawn = rng.normal(size=20_000), rng.normal(size=(draws, 20_000))
-        low, high = _imputing.interval(drawn)
+        low, high = imputing.interval(drawn)
         assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.9, abs=4 * (0.09 / 20_000) ** 0.5)
 
 
@@ -696,13 +690,13 @@ def test_imputation_by_the_gaussian_and_by_scikit_learn():
 
 def test_held_out_is_the_conditional_density():
     """log p(hidden | seen) by its own formula, for a Gaussian whose parameters are the fit's."""
-    from inference import _runner
-    from inference._store import load
+    from inference._run import runner
+    from inference._run.folder import load
 
-    data = _imputing.hidden("iris", "random:0.3", 0, {"standardize": True})
-    prepared = _runner.prepare("gmm", data, {"components": 1}, [])
-    fit = _runner.run_prepared(prepared, "em", {}, folder=Path("fit"))
-    full = _runner.prepare("gmm", np.asarray(data.truth), {"components": 1}, [])
+    data = imputing.hidden("iris", "random:0.3", 0, {"standardize": True})
+    prepared = runner.prepare("gmm", data, {"components": 1}, [])
+    fit = runner.run_prepared(prepared, "em", {}, folder=Path("fit"))
+    full = runner.prepare("gmm", np.asarray(data.truth), {"components": 1}, [])
     found = _work._held_out(fit, full, load("fit"), 1)
     loc, root = fit.parameters["locs"][0], fit.parameters["scale_tril"][0]
     cov, expected = root @ root.T, 0.0
@@ -734,7 +728,7 @@ vary = { n = [100, 200], d = [2, 3], components = [2, 3] }
     ]  # fmt: skip
     assert [c["result"]["n"] for c in document["cells"]] == [100, 200, 200, 200, 200, 200]
     assert all(c["result"]["notes"]["iterations"] == 2 for c in document["cells"])
-    assert _synthetic.table(50, 3).shape == (50, 3)
+    assert synthetic.table(50, 3).shape == (50, 3)
 
 
 def test_a_peer_in_a_suite():
@@ -756,7 +750,7 @@ def test_programs_keep_cells_of_their_own():
 
 def test_options_of_measuring_functions():
     with pytest.raises(UsageError, match="covariance is one of full, diagonal"):
-        _checks.benchmark("peers/em", {"covariance": "tied"})
+        checks.benchmark("peers/em", {"covariance": "tied"})
 
 
 # ---- what is damaged, foreign or full ----------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from helpers import hide, structure_of, task_of
 from scipy import special, stats
 
 from guides import amortized
-from inference import _elbo, infer, run, svi
-from zoo import _datasets
+from inference import infer, run, svi
+from inference._training import elbo
+from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
-FAITHFUL = _datasets.load("faithful").x
+FAITHFUL = datasets.load("faithful").x
 
 
 @functools.cache
@@ -186,11 +187,11 @@ def test_a_conjugate_mean_is_found_whatever_the_batch(batch):
 def test_a_batch_stands_for_all_the_data():
     """The mean over the batches of one epoch is the ELBO of all the data, when the globals drawn are the same."""
     task = task_of(user.normal_mean, np.random.default_rng(7).normal(size=(12, 1)))
-    from inference._coordinates import bijection
+    from inference._numerics.coordinates import bijection
 
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
     guide = amortized.Guide(task.structure, task.x, task.global_start(), bijections)
-    objective = _elbo.objective(task, guide, 1)
+    objective = elbo.objective(task, guide, 1)
 
     def value(rows):
         torch.manual_seed(0)  # the same draw of the mean
@@ -202,7 +203,7 @@ def test_a_batch_stands_for_all_the_data():
 
 @pytest.mark.parametrize("held_out", [0.0, 0.2])
 def test_a_few_epochs_with_priors_give_a_bound(held_out):
-    fit = svi.fit(task_of("gmm", _datasets.load("faithful").x[::4], priors=True), epochs=2, held_out=held_out)
+    fit = svi.fit(task_of("gmm", datasets.load("faithful").x[::4], priors=True), epochs=2, held_out=held_out)
     assert fit.claimed.kind == "lower bound"
     assert np.isfinite(fit.claimed.value)
     assert 0 < fit.claimed.se < 20

@@ -20,7 +20,9 @@ import user_programs as user
 from helpers import task_of
 from safetensors.torch import load_file
 
-from inference import _checkpoint, _compiled, _elbo, _runner, _training, run
+from inference import run
+from inference._run import checkpoint, runner
+from inference._training import elbo, loop, recorded
 from zoo._errors import UsageError
 
 PIXELS = (np.random.default_rng(0).random((200, 36)) < 0.4).astype(float)
@@ -46,7 +48,7 @@ class Stop(Exception):
 
 def stopped_at(monkeypatch, writes, call):
     """Run `call` until it has written so many checkpoints, and stop it there."""
-    original, count = _checkpoint.Checkpoints.write, 0
+    original, count = checkpoint.Checkpoints.write, 0
 
     def write(self, found):
         nonlocal count
@@ -56,7 +58,7 @@ def stopped_at(monkeypatch, writes, call):
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint.Checkpoints, "write", write)
+        patch.setattr(checkpoint.Checkpoints, "write", write)
         with pytest.raises(Stop):
             call()
 
@@ -83,7 +85,7 @@ def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, ho
     assert not (tmp_path / "parts").exists()
     run(resume=tmp_path / "parts")
     same(tmp_path / "whole", tmp_path / "parts")
-    assert not _checkpoint.place(tmp_path / "parts").exists()
+    assert not checkpoint.place(tmp_path / "parts").exists()
 
 
 def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
@@ -109,7 +111,7 @@ def test_kill_9(tmp_path):
     process = subprocess.Popen(
         [*command, "--out", "killed", "--checkpoint", "0"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
     )
-    unfinished = _checkpoint.place(tmp_path / "killed")
+    unfinished = checkpoint.place(tmp_path / "killed")
     deadline = time.monotonic() + 120
     while len(list(unfinished.glob("state-*.pt"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -128,7 +130,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path, monkeypatch, capsys):
     source = str(tmp_path / "x.npy")
     run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked)
     stopped_at(monkeypatch, 9, lambda: run("deep_latent_gaussian", source, "svi", out=tmp_path / "b", **asked))
-    last = sorted(_checkpoint.place(tmp_path / "b").glob("state-*.pt"))[-1]
+    last = sorted(checkpoint.place(tmp_path / "b").glob("state-*.pt"))[-1]
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     run(resume=tmp_path / "b")
     assert re.search(
@@ -152,7 +154,7 @@ def test_what_cannot_be_gone_on_with(tmp_path, monkeypatch):
         run(resume=tmp_path / "a", latents=3)
     with pytest.raises(UsageError, match="give resume or out, not both"):
         run(resume=tmp_path / "a", out=tmp_path / "b")
-    request = _checkpoint.place(tmp_path / "a") / "request.json"
+    request = checkpoint.place(tmp_path / "a") / "request.json"
     request.write_text(json.dumps(json.loads(request.read_text()) | {"version": "0.0.1"}))
     with pytest.raises(UsageError, match="written by another version"):
         run(resume=tmp_path / "a")
@@ -172,12 +174,12 @@ def test_nothing_is_left_beside_a_run(tmp_path):
 @pytest.mark.parametrize("how", [{}, {"particles": 4}, {"guide": "mean_field"}, {"layers": 2}], ids=str)
 def test_a_recorded_step_changes_nothing_but_the_time(tmp_path, monkeypatch, how):
     folders, used = [], []
-    original = _compiled.Compiled.check
+    original = recorded.Compiled.check
     monkeypatch.setattr(
-        _compiled.Compiled, "check", lambda c, r, x: (original(c, r, x), used.append(c.graph is not None))
+        recorded.Compiled, "check", lambda c, r, x: (original(c, r, x), used.append(c.graph is not None))
     )
     for worth in (1, 10**9):
-        monkeypatch.setattr(_training, "WORTH", worth)
+        monkeypatch.setattr(loop, "WORTH", worth)
         folders.append(tmp_path / str(worth))
         run("deep_latent_gaussian", PIXELS, "svi", out=folders[-1], epochs=3, **SMALL | how)
     assert used == [True] * 3  # once for each epoch of the first run
@@ -197,7 +199,7 @@ def test_a_program_with_a_state_of_its_own_is_not_recorded():
 
     x = torch.ones(8, 1, dtype=torch.float64)
     task = task_of(warming, x)
-    compiled = _compiled.Compiled(_elbo.objective(task, None, 1), list(task.program.parameters()))
+    compiled = recorded.Compiled(elbo.objective(task, None, 1), list(task.program.parameters()))
     compiled.record(torch.arange(8), x)
     assert compiled.graph is None
     first, second = (float(compiled(torch.arange(8), x)) for _ in range(2))
@@ -210,8 +212,8 @@ def test_a_program_with_a_state_of_its_own_is_not_recorded():
 def test_every_epoch_draws_its_own_binarisation():
     grey = np.random.default_rng(2).random((40, 9))
     grey[:, 0], grey[0, 1] = 1.0, np.nan
-    prepared = _runner.prepare("deep_latent_gaussian", grey, {"likelihood": "bernoulli"}, [], binarize="dynamic")
-    task = _runner.Task(prepared.program(), prepared.structure, prepared.x, intensities=prepared.intensities)
+    prepared = runner.prepare("deep_latent_gaussian", grey, {"likelihood": "bernoulli"}, [], binarize="dynamic")
+    task = runner.Task(prepared.program(), prepared.structure, prepared.x, intensities=prepared.intensities)
     epochs = torch.stack([task.at_epoch(e).clone() for e in range(400)])
     assert bool(torch.equal(task.at_epoch(7).nan_to_num(5), epochs[7].nan_to_num(5)))
     seen = ~np.isnan(grey)

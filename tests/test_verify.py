@@ -11,9 +11,10 @@ import user_programs as user
 from helpers import hide, task_of
 from scipy import special, stats
 
-from inference import _own_route, _verify, run
-from inference._fit import Evidence, Fit
-from zoo._structure import Structure
+from inference import run
+from inference._method.fit import Evidence, Fit
+from inference._run import own_route, verify
+from zoo._program.structure import Structure
 
 
 def rows(x, size):
@@ -49,7 +50,7 @@ def three_bits(x=None, size=None):
 
 def seen(program, x):
     task = task_of(program, x)
-    return _own_route.log_evidence(task, torch.arange(len(x)), {}).numpy()
+    return own_route.log_evidence(task, torch.arange(len(x)), {}).numpy()
 
 
 # ---- the witness is right --------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def test_a_mixture_with_continuous_latents_against_its_closed_form():
     truth = special.logsumexp(each, axis=0)
     np.testing.assert_allclose(seen(mixture, x), truth, rtol=1e-10)
     task = task_of(mixture, x)
-    np.testing.assert_allclose(_own_route.in_place(task, {}).numpy(), truth, rtol=1e-10)
+    np.testing.assert_allclose(own_route.in_place(task, {}).numpy(), truth, rtol=1e-10)
 
 
 def test_a_scaled_latent_against_quadrature():
@@ -90,7 +91,7 @@ def test_missing_entries_against_the_engine():
 
 
 def seen_of(task):
-    return _own_route.log_evidence(task, torch.arange(len(task.x)), {}).numpy()
+    return own_route.log_evidence(task, torch.arange(len(task.x)), {}).numpy()
 
 
 # ---- false claims end the run -----------------------------------------------------------------------------------------
@@ -98,9 +99,9 @@ def seen_of(task):
 
 def claimed_exact(monkeypatch, exact: str, **facts):
     """From here on every program is taken for exact, as a detection that errs would."""
-    from inference import _prepare
+    from inference._run import prepare
 
-    original = _prepare.describe
+    original = prepare.describe
 
     def trusting(*args, **kwargs):
         from dataclasses import replace
@@ -108,7 +109,7 @@ def claimed_exact(monkeypatch, exact: str, **facts):
         found: Structure = original(*args, **kwargs)
         return replace(found, exact=exact, reason="it says so", **facts)
 
-    monkeypatch.setattr(_prepare, "describe", trusting)
+    monkeypatch.setattr(prepare, "describe", trusting)
 
 
 def kinked(x=None, size=None):
@@ -150,7 +151,7 @@ def test_rows_that_read_their_number_are_verified_in_their_place():
     x = np.random.default_rng(6).normal(size=(40, 1)) + np.arange(40)[:, None]
     task = task_of(numbered, x)
     each = [np.log(p) + stats.norm.logpdf(x[:, 0], np.arange(40) + k, 1) for k, p in ((0, 0.6), (1, 0.4))]
-    np.testing.assert_allclose(_own_route.in_place(task, {}).numpy(), special.logsumexp(each, axis=0), rtol=1e-10)
+    np.testing.assert_allclose(own_route.in_place(task, {}).numpy(), special.logsumexp(each, axis=0), rtol=1e-10)
 
 
 def test_the_command_ends_with_status_1_and_writes_nothing(monkeypatch, here):
@@ -163,8 +164,8 @@ def test_the_command_ends_with_status_1_and_writes_nothing(monkeypatch, here):
     def off(task, rows, point):
         return task.exact.per_datum(None, point)[rows] + 1e-3
 
-    monkeypatch.setattr(_own_route, "log_evidence", off)
-    monkeypatch.setattr(_own_route, "in_place", lambda task, point: None)
+    monkeypatch.setattr(own_route, "log_evidence", off)
+    monkeypatch.setattr(own_route, "in_place", lambda task, point: None)
     np.savetxt("x.csv", np.random.default_rng(7).normal(size=(30, 2)), delimiter=",", header="a,b", comments="")
     done = CliRunner().invoke(
         app, ["run", "gmm", "--data", "x.csv", "--method", "em", "--out", "one", "--set", "components=2"]
@@ -180,7 +181,7 @@ def test_a_claim_that_differs_from_the_verified_value():
     for value in (right + 1e-3, np.where(np.arange(30) == 7, right - 1e-4, right)):
         fit = Fit(parameters={}, claimed=Evidence.from_per_datum(value, "exact"))
         with pytest.raises(ArithmeticError, match=r"as claimed and .* as verified"):
-            _verify.verify(task, fit)
+            verify.verify(task, fit)
 
 
 # ---- estimates ----------------------------------------------------------------------------------------------------------
@@ -217,12 +218,12 @@ def test_a_claim_below_the_verified_value_is_a_lower_bound():
     task = task_of(mixture, x)
     right = task.exact.per_datum().detach().numpy()
     fit = Fit(parameters={}, claimed=Evidence.from_per_datum(right - 0.5, "estimate", np.full(20, 0.01)))
-    fit.verified = _verify.verify(task, fit)
+    fit.verified = verify.verify(task, fit)
     assert fit.claimed.kind == "lower bound" and any(
         "10 nats below the verified exact value" in w for w in fit.warnings
     )
     fit = Fit(parameters={}, claimed=Evidence.from_per_datum(right + 0.5, "lower bound", np.full(20, 0.01)))
-    _verify.verify(task, fit)
+    verify.verify(task, fit)
     assert any("(lower bound) lies 10 nats above the verified exact value" in w for w in fit.warnings)
 
 
@@ -235,5 +236,5 @@ def test_a_program_without_latents_whose_rows_depend():
 
     x = np.random.default_rng(11).normal(size=(30, 1)) + 1
     task = task_of(centred, x)
-    found = _verify.verify(task, Fit(parameters={}, claimed=None))
+    found = verify.verify(task, Fit(parameters={}, claimed=None))
     assert found.value == pytest.approx(stats.norm.logpdf(x, x.mean(), 1.0).sum())

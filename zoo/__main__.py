@@ -53,16 +53,16 @@ Changed = Annotated[bool, typer.Option("--changed-program", help="Go on though t
 Device = Annotated[
     str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU where there is one).")
 ]
-ENUMERATION_LIMIT = 10_000  # zoo._structure's own, which costs torch to look up; a test holds them equal
+ENUMERATION_LIMIT = 10_000  # zoo._program.structure's own, which costs torch to look up; a test holds them equal
 
 
 @app.command("list")
 @plainly
 def list_(json: Json = False) -> None:
     """Models, methods and data sets."""
-    from zoo import _catalogue
+    from zoo._data import catalogue
 
-    groups = {"models": _registry.models(), "methods": _registry.methods(), "data": _catalogue.names()}
+    groups = {"models": _registry.models(), "methods": _registry.methods(), "data": catalogue.names()}
     if json:
         print_json(groups)
         return
@@ -87,9 +87,9 @@ def describe(
     json: Json = False,
 ) -> None:
     """A program's structure, and for each method: yes, or why not."""
-    from inference import _runner
+    from inference._run import runner
 
-    prepared = _runner.prepare(
+    prepared = runner.prepare(
         model,
         data,
         _options.parse(settings or []),
@@ -101,7 +101,7 @@ def describe(
         binarize=binarize,
         missing=missing,
     )
-    serving = _runner.serving(prepared.structure)
+    serving = runner.serving(prepared.structure)
     if json:
         print_json({**prepared.structure.to_json(), "methods": {m: why or "yes" for m, why in serving.items()}})
         return
@@ -144,7 +144,7 @@ def run(
 ) -> None:
     """One fit: a progress bar, a run folder, a verdict."""
     import inference
-    from inference import _runner
+    from inference._run import runner
 
     options = _options.parse(settings or [])
     _no_clash(options)
@@ -152,7 +152,7 @@ def run(
         raise UsageError("zoo run needs a MODEL and --data, or --resume RUN.")
     folder = out
     if resume is None and out is None:
-        folder = _runner.free_folder(str(model), str(data), method or "em")
+        folder = runner.free_folder(str(model), str(data), method or "em")
     try:
         fit = inference.run(
             model,
@@ -204,12 +204,13 @@ def infer(
 ) -> None:
     """Another method on the θ of a run, which stays as it is; on its own data or on others."""
     import inference
-    from inference import _runner, _store
+    from inference._run import folder as _store
+    from inference._run import runner
 
     stored = _store.load(folder).json
     options = _options.parse(settings or [])
     _no_clash(options)
-    place = out or _runner.free_folder(stored["model"], data or stored["data"], method)
+    place = out or runner.free_folder(stored["model"], data or stored["data"], method)
     try:
         fit = inference.infer(
             folder,
@@ -258,7 +259,7 @@ def compare(
 ) -> None:
     """The methods side by side: claimed, verified, gap, k-hat, time, memory."""
     import inference
-    from inference import _runner
+    from inference._run import runner
 
     options = _options.parse(settings or [])
     _no_clash(options)
@@ -268,7 +269,7 @@ def compare(
             data,
             [m.strip() for m in methods.split(",") if m.strip()],
             seed=seed,
-            out=out or _runner.free_folder(model, data, "compare"),
+            out=out or runner.free_folder(model, data, "compare"),
             rows=rows,
             standardize=standardize,
             binarize=binarize,
@@ -309,14 +310,14 @@ def plot(
     json: Json = False,
 ) -> None:
     """The pictures that belong to a run."""
-    from inference import _pictures
+    from inference._pictures import _draw
 
     if format not in ("png", "pdf", "svg"):
         raise unknown("format", format, ("png", "pdf", "svg"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         how = {"model": model, "trust": trust, "changed_program": changed_program}
-        paths = [str(p) for p in _pictures.plot(folder, out, format, **how)]  # type: ignore[arg-type]
+        paths = [str(p) for p in _draw.plot(folder, out, format, **how)]  # type: ignore[arg-type]
     if said := [str(w.message) for w in caught if issubclass(w.category, UserWarning)]:
         from zoo import _show
 
@@ -342,10 +343,10 @@ def impute(
     json: Json = False,
 ) -> None:
     """What the unobserved entries of a run's data were: mean, standard deviation, joint draws."""
-    from inference import _runner
+    from inference._run import runner
 
     how = {"model": model, "trust": trust, "changed_program": changed_program}
-    paths = [str(p) for p in _runner.impute_run(folder, draws, seed, out, **how)]
+    paths = [str(p) for p in runner.impute_run(folder, draws, seed, out, **how)]
     if json:
         print_json({"run": str(folder), "files": paths})
     else:
@@ -369,11 +370,11 @@ def bench(
 ) -> None:
     """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
     if name is None:
-        from benchmarks import _names
+        from benchmarks._suite import names
 
-        _names.show(json)
+        names.show(json)
         return
-    from benchmarks import _bench
+    from benchmarks._suite import bench as _bench
 
     how = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
     if status := _bench.main(name, json=json, quick=quick, settings=_options.parse(settings or []), **how):
@@ -390,9 +391,9 @@ def report(
     json: Json = False,
 ) -> None:
     """One self-contained HTML page of a suite's results."""
-    from benchmarks import _report
+    from benchmarks._report import page
 
-    path = str(_report.write(folder, out))
+    path = str(page.write(folder, out))
     print(json_.dumps({"page": path}) if json else path)
 
 
@@ -407,7 +408,7 @@ def _no_clash(options: dict[str, str]) -> None:
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:
     if json:
-        from inference._runner import Refused
+        from inference._run.runner import Refused
 
         print_json(Refused(model, data, method, seed, None, str(refusal)).to_json())
     raise refusal

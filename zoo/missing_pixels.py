@@ -30,9 +30,9 @@ from pyro.nn.auto_reg_nn import MaskedLinear, create_mask
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from zoo._autoregressive import AutoregressiveBernoulli
 from zoo._errors import UsageError
 from zoo._options import Count
+from zoo._program.autoregressive import AutoregressiveBernoulli
 
 _Masked: Any = PyroModule[MaskedLinear]
 _List: Any = PyroModule[nn.ModuleList]

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers._turns import OURS, Side, show, turns
-from inference._cost import versions
-from inference._family import Floor
-from inference._start import FLOOR
-from inference._task import Task
-from zoo import _program
+from inference._families._family import Floor
+from inference._method.start import FLOOR
+from inference._method.task import Task
+from inference._run.cost import versions
 from zoo._options import Count
-from zoo._structure import describe
+from zoo._program import program as _program
+from zoo._program.structure import describe
 
 QUICK = 5_000
 SEED = 0

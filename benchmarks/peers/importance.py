@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
-from inference import _weights
-from inference._cost import measured, versions
-from inference._task import Task
-from zoo import _datasets, _program
-from zoo._structure import describe
+from inference._method.task import Task
+from inference._run.cost import measured, versions
+from inference._sampling import weights
+from zoo._data import datasets
+from zoo._program import program as _program
+from zoo._program.structure import describe
 
 IMAGES, SAMPLES, LATENTS, HIDDEN = 1000, 5000, 50, (200, 200)
 TARGET = 1.10
@@ -35,7 +36,7 @@ def main(json: bool = False, rounds: int = 3, quick: bool = False) -> dict[str, 
     Raises `ArithmeticError` where the two sums differ by more than their noise.
     """
     images, samples = (20, 200) if quick else (IMAGES, SAMPLES)
-    x = torch.as_tensor(_datasets.load("mnist5k", binarize=0.5, rows=images).x, dtype=torch.float32)
+    x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5, rows=images).x, dtype=torch.float32)
     program = _program.load(
         "deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "hidden": HIDDEN}
     )
@@ -63,9 +64,9 @@ def main(json: bool = False, rounds: int = 3, quick: bool = False) -> dict[str, 
 
 def _ours(task: Task, guide: Any, samples: int) -> Tensor:
     out = []
-    for rows in _weights.chunks(task.x, samples):
-        drawn = _weights.draw(task.program, task.structure, task.x[rows], guides.at(guide, rows), samples)
-        out.append(_weights.log_mean(drawn.log_weights)[0])
+    for rows in weights.chunks(task.x, samples):
+        drawn = weights.draw(task.program, task.structure, task.x[rows], guides.at(guide, rows), samples)
+        out.append(weights.log_mean(drawn.log_weights)[0])
     return torch.cat(out)
 
 
@@ -74,7 +75,7 @@ def _by_hand(task: Task, guide: Any, samples: int) -> Tensor:
     encoder, head, center = guide.encoder, guide.heads["z"], guide.center
     decoder: Any = task.program.module.decoder
     out = []
-    for rows in _weights.chunks(task.x, samples):
+    for rows in weights.chunks(task.x, samples):
         x = task.x[rows]
         loc, free = head(encoder(x - center)).chunk(2, -1)
         scale = softplus(free) + 1e-6

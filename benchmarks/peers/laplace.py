@@ -11,10 +11,11 @@ import time
 from json import dumps
 from typing import Any
 
-from inference import _newton, run
-from inference._cost import versions
-from inference._exact import one_thread
-from inference._local_density import LocalDensity
+from inference import run
+from inference._density import newton
+from inference._density.local import LocalDensity
+from inference._exact.enumeration import one_thread
+from inference._run.cost import versions
 
 IMAGES, LOOP, LATENTS = 5000, 20, 10
 TARGET = 20.0
@@ -40,14 +41,14 @@ def main(json: bool = False, rounds: int = 3, quick: bool = False) -> dict[str, 
     density = LocalDensity(fit.task.program, fit.task.structure, fit.task.x)
     times, found = [], None
     with one_thread():
-        _newton.modes(density.rows(slice(0, 10)), tol=TOLERANCE)  # what only the first call pays for is nobody's time
+        newton.modes(density.rows(slice(0, 10)), tol=TOLERANCE)  # what only the first call pays for is nobody's time
         for _ in range(rounds):
             began = time.perf_counter()
-            found = _newton.modes(density, tol=TOLERANCE)
+            found = newton.modes(density, tol=TOLERANCE)
             batched = time.perf_counter() - began
             began = time.perf_counter()
             for i in range(0, images, max(1, images // LOOP)):
-                _newton.modes(density.rows(slice(i, i + 1)), tol=TOLERANCE)
+                newton.modes(density.rows(slice(i, i + 1)), tol=TOLERANCE)
             times.append((batched, (time.perf_counter() - began) / LOOP * images))
     assert found is not None
     out = _document(times, images, float(found.converged.double().mean()))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers._turns import OURS, Side, show, turns
-from inference._cost import versions
+from inference._run.cost import versions
 from zoo._options import Count
 
 QUICK = 1_000
@@ -38,13 +38,13 @@ def measure(
     quick: bool = False,
 ) -> dict[str, Any]:
     """The document: times, their ratios, log-likelihoods."""
-    from inference import _runner
+    from inference._run import runner
 
     x = _data(QUICK if quick else n, d, l)
-    prepared = _runner.prepare(model, x, {"latents": l}, [])
+    prepared = runner.prepare(model, x, {"latents": l}, [])
 
     def ours() -> tuple[float, float]:
-        fit = _runner.run_prepared(prepared, "em", {"tol": 1e-9, "max_iter": 2000}, verified=False)
+        fit = runner.run_prepared(prepared, "em", {"tol": 1e-9, "max_iter": 2000}, verified=False)
         assert fit.claimed is not None
         return fit.seconds, fit.claimed.value
 

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
-from inference import _elbo
-from inference._cost import versions
-from inference._exact import one_thread
-from inference._task import Task
-from inference._training import Plan, _Loop
-from zoo import _datasets, _program
-from zoo._structure import describe
+from inference._exact.enumeration import one_thread
+from inference._method.task import Task
+from inference._run.cost import versions
+from inference._training import elbo
+from inference._training.loop import Plan, _Loop
+from zoo._data import datasets
+from zoo._program import program as _program
+from zoo._program.structure import describe
 
 BATCH, HIDDEN, LATENTS, LR = 128, 200, 50, 1e-3
 STEPS, STEPS_QUICK = 100, 5
@@ -36,7 +37,7 @@ TARGETS = {"by hand": 1.10, "numpyro": 1.0}
 
 def main(json: bool = False, rounds: int = 7, quick: bool = False) -> dict[str, Any]:
     """Time the sides in turn, `rounds` times; print a table, or with `json` the document that is returned."""
-    x = torch.as_tensor(_datasets.load("mnist5k", binarize=0.5).x, dtype=torch.float32)
+    x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5).x, dtype=torch.float32)
     steps = STEPS_QUICK if quick else STEPS
     with one_thread():
         sides = {"zoo": _ours(x), "by hand": _by_hand(x)}
@@ -59,7 +60,7 @@ def _ours(x: Tensor) -> Callable[[int], None]:
     program = _program.load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=(HIDDEN, HIDDEN))
-    objective = _elbo.objective(task, guide, 1)
+    objective = elbo.objective(task, guide, 1)
     loop = _Loop(
         task, {"program": program, "guide": guide}, objective, Plan(1, BATCH, LR, 1e-4), objective, lambda r, x: ""
     )

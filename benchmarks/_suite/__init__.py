@@ -1,0 +1,1 @@
+"""Suites: their files, cells, and the work on them."""

@@ -1,0 +1,254 @@
+"""Run a suite: whatever of it is missing, in parallel, so that being stopped at any moment costs only the cells in flight."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks._suite import names, work
+from benchmarks._suite.cells import Cell
+from benchmarks._suite.folder import Results, text_of
+from benchmarks._suite.progress import Progress, spoken
+from benchmarks._suite.suite import Suite, load
+from benchmarks._suite.work import Outcome
+from zoo import _options
+from zoo._errors import NotWritten, UsageError
+
+RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
+WAIT = 0.5  # seconds between two looks at cells that another process is doing
+PROBLEMS = ("failed", "timeout", "missing")
+
+
+def bench(
+    spec: str,
+    out: Path | None = None,
+    jobs: int | None = None,
+    backend: str = "loky",
+    retry: bool = False,
+    only: list[str] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Do what is missing of a suite, and return all of its results as one document.
+
+    - `jobs`: cells at once; as many as there are processors when None, and never more than the suite allows.
+    - `backend`: joblib's, by name: `loky`, `dask`, `ray`, `sequential` (in this process), …
+    - `retry`: do failed cells again, and those that ran out of time. `only`: beginnings of the ids of cells.
+
+    Raises `UsageError` before any work for whatever is wrong with the suite.
+    """
+    suite = load(spec)
+    cells = _chosen(suite, only)
+    jobs = _jobs(suite, jobs, quiet)
+    with _backend(backend, jobs) as parallel:
+        results = Results(out or RESULTS / suite.name)
+        results.begin(suite.name, suite.spec, suite.about, suite.cells)
+        wanted = [c for c in cells if not only or c.id.startswith(tuple(only))]
+        redo = "all" if only else "failed" if retry else ""
+        # θ first; what `only` needs but does not name is not done again
+        phases = [([c for c in cells if c not in wanted], "")]
+        phases += [([c for c in wanted if (c.needs is None) is first], redo) for first in (True, False)]
+        todo = [([c for c in phase if not results.done(c, how)], how) for phase, how in phases]
+        with Progress([work.key(c) for phase, _ in todo for c in phase], jobs, quiet) as progress:
+            for phase, how in todo:
+                for outcome in _finish(phase, results, how, parallel):
+                    progress.step(outcome)
+                    if outcome.status == work.UNWRITTEN:
+                        results.sweep()
+                        raise NotWritten(str(outcome.reason), results.collected())
+        results.sweep()
+    return results.collected()
+
+
+def _chosen(suite: Suite, only: list[str] | None) -> list[Cell]:
+    """The cells whose ids begin so, with those whose θ they need."""
+    if not only:
+        return list(suite.cells)
+    for start in only:
+        if not any(c.id.startswith(start) for c in suite.cells):
+            raise UsageError(f"no cell of the suite '{suite.name}' has an id that begins with '{start}'.")
+    found = [c for c in suite.cells if c.id.startswith(tuple(only))]
+    needed = {c.needs for c in found}
+    return [c for c in suite.cells if c in found or c.id in needed]
+
+
+def _jobs(suite: Suite, jobs: int | None, quiet: bool) -> int:
+    import joblib
+
+    most = suite.jobs or joblib.cpu_count()
+    if jobs is not None and jobs > most and suite.jobs is not None and not quiet:
+        print(f"{suite.name}: {most} at once, as its times would suffer from more.", file=sys.stderr)
+    return min(jobs or joblib.cpu_count(), most) if suite.jobs else jobs or most
+
+
+# ---- running cells ---------------------------------------------------------------------------------------------------
+
+
+def _finish(cells: list[Cell], results: Results, redo: str, parallel: Any) -> Iterator[Outcome]:
+    """Every cell's outcome. Cells that another run is doing are waited for, and taken over should it die."""
+    left = cells
+    while left:
+        busy = []
+        for outcome in _survive(left, results, redo, parallel):
+            if outcome.status == "busy":
+                busy.append(outcome.id)
+            else:
+                yield outcome
+        left = [c for c in left if c.id in busy]
+        if left:
+            time.sleep(WAIT)
+
+
+def _survive(cells: list[Cell], results: Results, redo: str, parallel: Any) -> Iterator[Outcome]:
+    """Like `parallel`, but a process that dies (of memory, say) takes only its own cell with it."""
+    seen: set[str] = set()
+    try:
+        for outcome in parallel(cells, str(results.folder), redo):
+            seen.add(outcome.id)
+            yield outcome
+        return
+    except Exception:  # `run_cell` never raises: a worker died, and took the others along
+        suspects = results.sweep()
+    rest = [c for c in cells if c.id not in seen]
+    alone = [c for c in rest if c.id in suspects] or rest
+    yield from _alone(alone, str(results.folder), redo)
+    if others := [c for c in rest if c not in alone]:
+        yield from _survive(others, results, redo, parallel)
+
+
+def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
+    """One at a time, in a process of their own; when that dies, it is known which cell it was."""
+    executor: ProcessPoolExecutor | None = None
+    try:
+        for cell in cells:
+            executor = executor or ProcessPoolExecutor(
+                1, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+            )
+            try:
+                yield executor.submit(work.run_cell, cell, folder, redo, None, os.getpid()).result()
+            except BrokenProcessPool:
+                executor = None
+                Results(folder).sweep()
+                yield work.crashed(cell, folder, "its process died, as one does that is killed for its memory")
+    finally:
+        if executor is not None:
+            for process in list((getattr(executor, "_processes", None) or {}).values()):
+                process.terminate()
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """A worker: Ctrl-C is for the process that the user sees, which ends the others; and none outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() == parent:
+        work.end_with(parent)
+
+
+@contextlib.contextmanager
+def _backend(name: str, jobs: int) -> Iterator[Any]:
+    """A function of cells, folder and `redo` that gives outcomes as they come."""
+    import joblib
+
+    if name == "loky" and jobs == 1:
+        yield _alone
+        return
+    with contextlib.ExitStack() as stack:
+        how: dict[str, Any] = {"n_jobs": jobs} | (
+            {"initializer": _begin, "initargs": (os.getpid(),)} if name == "loky" else {}
+        )
+        if name == "dask":
+            stack.enter_context(_dask(jobs))
+        elif name == "ray":
+            _module("ray.util.joblib", name).register_ray()
+        threads = max(1, joblib.cpu_count() // jobs) if name in ("loky", "multiprocessing") else None
+        try:
+            stack.enter_context(joblib.parallel_config(name, **how))
+        except ValueError as error:
+            known = ", ".join(sorted({*joblib.parallel.BACKENDS, "dask", "ray"}))
+            raise UsageError(f"joblib knows no backend '{name}'; known: {known}.") from error
+
+        def outcomes(cells: list[Cell], folder: str, redo: str) -> Iterator[Outcome]:
+            tasks = (joblib.delayed(work.run_cell)(c, folder, redo, threads, os.getpid()) for c in cells)
+            yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")(tasks)
+
+        with warnings.catch_warnings():  # being interrupted is no news to whoever did it
+            warnings.filterwarnings("ignore", message=".*unnecessary computation time")
+            yield outcomes
+
+
+def _dask(jobs: int) -> Any:
+    """The cluster whose scheduler Dask's settings name (DASK_SCHEDULER_ADDRESS), or one on this machine."""
+    distributed = _module("distributed", "dask")
+    import dask
+
+    if dask.config.get("scheduler-address", None):
+        return distributed.Client()
+    return distributed.Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+
+
+def _module(name: str, backend: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the backend '{backend}' needs a package that is not installed: {error.name}.") from error
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def main(name: str, json: bool = False, quick: bool = False, settings: dict[str, str] | None = None, **how: Any) -> int:
+    """`zoo bench NAME`: a suite, or a benchmark that is a program, with its own `settings`. The exit status."""
+    if names.find(name) is None:
+        module = importlib.import_module("benchmarks." + name.replace("/", "."))
+        known = _options.schema(module.main)
+        given = {k: v for k, v in how.items() if v not in (None, False, [], "loky")}
+        for key in given.keys() - known.keys():
+            raise UsageError(f"the benchmark '{name}' has no --{key}; it is a program of its own.")
+        own = {k: p for k, p in known.items() if k not in ("json", "quick", *how)}
+        given |= _options.convert(own, settings or {}, f"option of the benchmark '{name}'")
+        module.main(json=json, **({"quick": quick} if "quick" in known else {}), **given)
+        return 0
+    if settings:
+        raise UsageError("--set is for benchmarks that are programs; a suite's options stand in its file.")
+    if quick:
+        raise UsageError("--quick is for benchmarks that are programs; a quick suite is 'smoke'.")
+    if how.get("backend") == "sequential":  # one at a time, but a cell that dies must not take the command with it
+        how |= {"backend": "loky", "jobs": 1}
+    began, unwritten = time.monotonic(), None
+    try:
+        document = bench(name, **how)
+    except NotWritten as error:
+        if error.result is None:
+            raise
+        document, unwritten = error.result, error
+    if json:
+        print(text_of(document))
+    else:
+        _say(document, how.get("out") or RESULTS / document["suite"], time.monotonic() - began)
+    if unwritten is not None:
+        raise unwritten
+    return 1 if any(document["counts"].get(p) for p in PROBLEMS if p != "missing" or not how.get("only")) else 0
+
+
+def _say(document: dict[str, Any], folder: Path, seconds: float) -> None:
+    """What came of it, and where it is."""
+    from zoo import _show
+
+    counts = ", ".join(f"{n} {status}" for status, n in document["counts"].items())
+    out = _show.console()
+    for cell in document["cells"]:
+        if cell["status"] in PROBLEMS:
+            said = f"{_show.escape(cell['command'])}: {_show.escape(cell['reason'] or '')}"
+            out.print(f"[red]{_show.escape(cell['status'])}[/] {said}", soft_wrap=True)
+    out.print(f"{document['suite']}: {len(document['cells'])} cells, {counts}; {spoken(seconds)}", soft_wrap=True)
+    out.print(f"{folder}; the page of it: zoo report {folder}", soft_wrap=True)

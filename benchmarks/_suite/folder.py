@@ -1,0 +1,306 @@
+"""The folder that a suite's results are kept in. One file a cell, there whole or not at all.
+
+    suite.json         what the suite is, and its cells in order
+    cells/ID.json      a finished cell
+    pictures/ID/       its pictures, where it has any
+    runs/ID/           its run folder, where others take its θ from there
+    .work-HOST-PID-…   what a process is working on now; once that process is dead, what is in it is swept away
+
+A cell's own file is renamed into place last, so where it is, everything that belongs to it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks._suite import cells as _cells
+from benchmarks._suite.cells import Cell
+from zoo._atomic import digest_of
+from zoo._errors import NotWritten, UsageError
+
+FORMAT = 1
+ABANDONED = 86_400  # seconds after which what another machine's process was working on counts as left behind
+AGAIN = ("timeout", "failed")  # what `--retry` does again
+
+
+class Results:
+    """A results folder. Any number of processes may write to one at once."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    # ---- the suite ---------------------------------------------------------------------------------------------------
+
+    def begin(self, name: str, spec: str, about: str, cells: list[Cell] | tuple[Cell, ...]) -> None:
+        """Make the folder, sweep out what dead processes left, and write down what the cells are."""
+        new = not self.folder.exists()
+        try:
+            for part in ("cells", "pictures", "runs"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to '{self.folder}': {error.strerror or error}.") from error
+        known = self.manifest()
+        if known is not None and known["suite"] != name:
+            raise UsageError(f"'{self.folder}' holds the suite {known['suite']}; name another folder with --out.")
+        self.sweep()
+        manifest = {"format": FORMAT, "suite": name, "spec": spec, "about": about}
+        manifest["cells"] = [{"id": c.id, **c.content} for c in cells]
+        try:
+            with self.workspace("suite") as work:
+                self._put(work, "suite.json", self.folder / "suite.json", _lines(manifest))
+        except OSError as error:
+            if new:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise NotWritten(f"cannot write '{self.folder}': {error.strerror or error}.") from error
+
+    def manifest(self) -> dict[str, Any] | None:
+        """`suite.json`, None where there is none. Raises `UsageError` when a newer version wrote it."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = _parsed(self.folder / "suite.json", ("format", "suite", "spec", "about", "cells"))
+            if found["format"] > FORMAT:
+                raise UsageError(f"'{self.folder}' was written by a newer version; this one reads format {FORMAT}.")
+            return found
+        return None
+
+    # ---- cells -------------------------------------------------------------------------------------------------------
+
+    def read(self, id: str) -> dict[str, Any] | None:
+        """A finished cell's document, None where it is not finished."""
+        with contextlib.suppress(FileNotFoundError):
+            path = self.folder / "cells" / f"{id}.json"
+            found = _parsed(path, ("format", "id", "cell", "status"))
+            # one that was written before there were digests has none
+            if found.pop("digest", None) not in (None, digest_of(found)) or found["id"] != id:
+                raise UsageError(
+                    f"'{path}' is damaged: it is not what was written; remove it, and that cell is done again."
+                )
+            return found
+        return None
+
+    def done(self, cell: Cell, redo: str = "") -> bool:
+        """Whether nothing is left to do for `cell`; `redo` is "", "failed" or "all".
+
+        One that ran out of a smaller budget than it has now is not done.
+        """
+        found = self.read(cell.id)
+        if found is None or redo == "all" or (redo == "failed" and found["status"] in AGAIN):
+            return False
+        if cell.keeps and found["status"] == "ok" and not self.run(cell.id).is_dir():
+            return False
+        spent = found.get("budget") or {}
+        mine = {"seconds": cell.seconds, "memory_mb": cell.memory_mb}
+        less = (spent.get(k) is not None and (mine[k] is None or mine[k] > spent[k]) for k in mine)
+        return not (found["status"] == "timeout" and any(less))
+
+    def run(self, id: str) -> Path:
+        """Where the run folder of a cell that keeps it is."""
+        return self.folder / "runs" / id
+
+    def write(self, content: Mapping[str, Any], document: Mapping[str, Any], work: Path) -> None:
+        """Put a finished cell in its place, with `work/pictures` and `work/run` where there are such."""
+        id = _cells.identity(content)
+        for part, target in (("pictures", self.folder / "pictures" / id), ("run", self.run(id))):
+            if (work / part).is_dir():
+                for path in sorted((work / part).rglob("*")):
+                    _flush(path)
+                if target.exists():  # of a cell that is done again
+                    with contextlib.suppress(FileNotFoundError):  # another process was first
+                        target.rename(work / f"old-{part}")
+                with contextlib.suppress(OSError):  # another process put the same there meanwhile
+                    (work / part).rename(target)
+                    _flush(target.parent)
+        whole = {"format": FORMAT, "id": id, "cell": dict(content), **document}
+        text = json.dumps({**whole, "digest": digest_of(whole)}, **_JSON)
+        self._put(work, "cell.json", self.folder / "cells" / f"{id}.json", text)
+
+    def keep(self, content: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+        """`write`, for a benchmark that is a program and keeps its own cells."""
+        with self.workspace(_cells.identity(content)) as work:
+            self.write(content, {"reason": None, "date": today(), **document}, work)
+
+    def collected(self) -> dict[str, Any]:
+        """The whole as one document: the suite, and every cell in order; one not done yet has the status `missing`."""
+        found = self.manifest()
+        if found is None:
+            raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. `zoo bench SUITE` makes one.")
+        cells = []
+        for entry in found["cells"]:
+            if not isinstance(entry, dict) or not _ID.fullmatch(str(entry.get("id"))):
+                raise UsageError(f"'{self.folder / 'suite.json'}' is damaged: a cell of it has no id.")
+            content = {k: v for k, v in entry.items() if k != "id"}
+            nothing = {"id": entry["id"], "cell": content, "status": "missing", "reason": None}
+            cells.append(self.read(entry["id"]) or nothing)
+        counts: dict[str, int] = {}
+        for cell in cells:
+            counts[cell["status"]] = counts.get(cell["status"], 0) + 1
+            cell["command"] = _cells.command(cell["cell"], found["spec"])
+        head = {k: found[k] for k in ("format", "suite", "about")}
+        dates = [c["date"] for c in cells if "date" in c]
+        command = f"zoo bench {found['spec']}"
+        head |= {"command": command, "date": max(dates, default=None), "counts": counts, **_shared(cells)}
+        return head | {"cells": cells}
+
+    # ---- many processes at once --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def workspace(self, id: str) -> Iterator[Path]:
+        """A folder for what is not finished. It is gone afterwards, and is swept away later if the process is killed."""
+        work = Path(tempfile.mkdtemp(prefix=f".work-{_host()}-{os.getpid()}-{id}-", dir=self.folder))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def sweep(self) -> list[str]:
+        """Remove what dead processes left behind; the ids of the cells that they were at."""
+        left = []
+        for work in self.folder.glob(".work-*"):
+            _, host, pid, id, _ = work.name.split("-", 4)
+            with contextlib.suppress(FileNotFoundError):
+                old = time.time() - work.stat().st_mtime > ABANDONED
+                if old or (host == _host() and not _alive(int(pid))):
+                    left.append(id)
+                    shutil.rmtree(work, ignore_errors=True)
+        return left
+
+    @contextlib.contextmanager
+    def claim(self, id: str) -> Iterator[bool]:
+        """Whether the cell is this process's to do: False while another one is at it. A dead process claims nothing.
+
+        One byte of a file is locked, at an offset of the id's: such locks end with their process, however it ends.
+        """
+        import fcntl
+
+        with (self.folder / ".claims").open("ab") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(id[:7], 16))
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def _put(self, work: Path, name: str, target: Path, text: str) -> None:
+        path = work / name
+        path.write_text(text + "\n", encoding="utf-8")
+        _flush(path)
+        path.replace(target)
+        _flush(target.parent)
+
+
+_JSON: Any = {"ensure_ascii": False, "allow_nan": False}
+_ID = re.compile("[0-9a-f]{16}")
+
+
+def _parsed(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"'{path}' is damaged: it is no JSON; remove it, and `zoo bench` makes it again.") from error
+    if not isinstance(found, dict) or any(k not in found for k in keys) or not isinstance(found["format"], int):
+        raise UsageError(f"'{path}' is damaged: something is missing in it; remove it, and `zoo bench` makes it again.")
+    return found
+
+
+def _lines(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, **_JSON)
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """A collected document as JSON with a line for each cell, so that two of them can be compared line by line."""
+    head = json.dumps({k: v for k, v in document.items() if k != "cells"}, indent=1, **_JSON)[:-2]
+    cells = ",\n  ".join(json.dumps(c, **_JSON) for c in document["cells"])
+    return f'{head},\n "cells": [\n  {cells}\n ]\n}}'
+
+
+def _shared(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Versions and machine, said once: a cell keeps its own only where they differ from most cells'."""
+    out = {}
+    for key in ("versions", "machine"):
+        texts = [json.dumps(c[key], sort_keys=True) for c in cells if key in c]
+        most = max(sorted(set(texts)), key=texts.count, default="{}")
+        out[key] = json.loads(most)
+        for cell in cells:
+            if key in cell and cell[key] == out[key]:
+                del cell[key]
+    return out
+
+
+def document_of_rows(suite: str, about: str, tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Tables that a benchmark made by itself (title → row → column → value) in the form of a suite's whole.
+
+    A value is a number, a word, or evidence as `{value, se, kind}`. What `text_of` makes of it can be kept beside the suites'
+    results, and `zoo report FILE` makes a page of it.
+    """
+    from inference._run.cost import versions
+
+    cells = []
+    for table, rows in tables.items():
+        for row, columns in rows.items():
+            content = {"kind": "row", "table": table, "row": row}
+            result = {
+                "status": "ok",
+                "reason": None,
+                "result": {"columns": dict(columns)},
+                "command": f"zoo bench {suite}",
+            }
+            cells.append({"format": FORMAT, "id": _cells.identity(content), "cell": content, **result})
+    head = {"format": FORMAT, "suite": suite, "about": about, "command": f"zoo bench {suite}", "date": today()}
+    return {**head, "counts": {"ok": len(cells)}, "versions": versions(), "machine": machine(), "cells": cells}
+
+
+def machine() -> dict[str, Any]:
+    """What times depend on: the processor, its cores and the memory; not whose machine it is."""
+    cpu = platform.processor() or platform.machine()
+    memory = None
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    with contextlib.suppress(OSError, ValueError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    system = f"{platform.system()} {platform.machine()}"
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": memory, "system": system}
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def _host() -> str:
+    """A machine's mark for names of temporary folders; it goes into no result."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine is there, and is not one that has ended and that nobody has asked after yet."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The density of each row with its continuous latents: its modes, and Gaussians at them."""

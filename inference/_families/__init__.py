@@ -1,0 +1,1 @@
+"""Distributions with sufficient statistics, one a file."""

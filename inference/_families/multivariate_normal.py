@@ -1,0 +1,260 @@
+"""The multivariate normal: whitened, and with its missing entries filled by their conditional moments.
+
+The second is the classical EM for incomplete normal data (Little & Rubin 2002, §11.2). All log-densities in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from inference._families._family import LOG_2PI, Density, Family, Floor, Params, Pool, block_size, tiny
+
+BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
+SHARED = 8  # rows to a pattern from which one pattern at a time is faster
+
+
+class MultivariateNormal(Family):
+    """Whitened: one product gives y = (x − μ_a) L_a⁻ᵀ for all a; second moments of [x, 1] are all the M-step needs."""
+
+    names = ("loc", "scale_tril", "covariance_matrix", "precision_matrix")
+    vectors = {"loc": 1, "scale_tril": 2, "covariance_matrix": 2, "precision_matrix": 2}
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.center = x.nanmean(0).nan_to_num(0.0)
+        spread = (x - self.center).square().nanmean(0).sqrt()
+        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+
+    def width(self, entries: int, assignments: int) -> int:
+        return assignments * (entries + 1)
+
+    def density(self, params: Params) -> Density:
+        loc, tril = params["loc"] - self.center, _cholesky(params)
+        whole = _whitened(loc, tril)
+
+        def density(x: Tensor) -> Tensor:
+            if self._whole(x):
+                return whole(x - self.center)
+            out = x.new_zeros(len(x), len(loc))
+            for unique, which, rows in _patterns(x, len(loc)):
+                out = out.index_copy(0, rows, self._marginal(x[rows], loc, tril, unique, which))
+            return out
+
+        return density
+
+    def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
+        """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
+        if self._whole(x):
+            return {"moments": _second_moments(x - self.center, weights)}
+        loc, tril = params["loc"] - self.center, _cholesky(params)
+        moments = x.new_zeros(len(loc), x.shape[1] + 1, x.shape[1] + 1)
+        for unique, which, rows in _patterns(x, len(loc)):
+            if unique.any():
+                moments += self._completed(x[rows], weights[rows], loc, tril, unique, which)
+        return {"moments": moments}
+
+    def _marginal(self, x: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor) -> Tensor:
+        """log-density of the seen entries of each row [n, A], row i with the pattern unique[which[i]]."""
+        mask = unique[which]
+        factor = _seen_root(tril, unique)  # [U, A, D, D]
+        eye = torch.eye(x.shape[1], dtype=x.dtype).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+        difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)  # [n, A, D]
+        white = _each(inverse, which, difference)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * white.square().sum(-1) - log_det[which] - 0.5 * LOG_2PI * mask.sum(1, keepdim=True)
+
+    def _completed(
+        self, x: Tensor, weights: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor
+    ) -> Tensor:
+        """Second moments [A, D+1, D+1], unseen entries by their conditional mean and covariance given the seen ones."""
+        mask, covariance = unique[which], tril @ tril.mT
+        seen, D = unique[:, None, :, None], x.shape[1]
+        factor = _seen_root(tril, unique)
+        whiten = (
+            torch.linalg.solve_triangular(factor, torch.eye(D, dtype=x.dtype).expand_as(factor), upper=False) * seen.mT
+        )
+        half = (covariance * seen.mT) @ whiten.mT  # covariance of all entries with the whitened seen ones [U, A, D, D]
+        gain = half @ whiten  # from seen differences to all expected ones
+        conditional = (covariance - half @ half.mT) * (1 - seen) * (1 - seen.mT)
+        difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)
+        filled = torch.where(mask.unsqueeze(1) > 0, difference, _each(gain, which, difference))
+        extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1)  # [n, A, D+1]
+        weights = weights * (mask.sum(1, keepdim=True) > 0)
+        moments = torch.einsum("na,nad,nae->ade", weights, extended, extended)
+        by_pattern = weights.new_zeros(len(unique), weights.shape[1]).index_add(0, which, weights)
+        moments[:, :D, :D] += torch.einsum("ua,uade->ade", by_pattern, conditional)
+        return moments
+
+    def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
+        tril = _cholesky(params)
+        scatter = self._scatter(stats["moments"], params["loc"])
+        solved = torch.cholesky_solve(scatter, tril)
+        n = stats["moments"][:, -1, -1]
+        log_det = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (solved.diagonal(dim1=-2, dim2=-1).sum(-1) + n * log_det).sum()
+
+    def _scatter(self, moments: Tensor, loc: Tensor) -> Tensor:
+        """Σ_i w_ia (x − μ_a)(x − μ_a)ᵀ [A, D, D] from the moments."""
+        mean = (loc - self.center).unsqueeze(-1)  # [A, D, 1]
+        first, n = moments[:, :-1, -1:], moments[:, -1:, -1:]
+        cross = first @ mean.mT
+        return moments[:, :-1, :-1] - cross - cross.mT + n * (mean @ mean.mT)
+
+    def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
+        D, size = params["loc"].shape[1], block_size(self, name, params)
+        blocks = pool.blocks(size)
+        assert blocks is not None  # `closed` said so
+        moments, groups = stats["moments"], pool.value.numel() // size
+        n = moments.new_zeros(groups).index_add(0, blocks, moments[:, -1, -1])
+        # a group with hardly a datum to its name says nothing: it keeps what it has
+        known = n > 10 * torch.finfo(n.dtype).eps
+        if name == "loc":
+            value = self._locs(blocks, groups, moments, params)
+        else:
+            total = self._scatter(moments, params["loc"])
+            scatter = moments.new_zeros(groups, D, D).index_add(0, blocks, total)
+            covariance = scatter / n.clamp(min=tiny(n))[:, None, None]
+            value = self._in_form(name, self._floored(covariance, pool.theta, blocks, known, floor))
+        return torch.where(
+            known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)
+        ).reshape(pool.value.shape)
+
+    def _locs(self, blocks: Tensor, groups: int, moments: Tensor, params: Params) -> Tensor:
+        """Means, precision-weighted where assignments with different covariances share one."""
+        D = params["loc"].shape[1]
+        first, n = moments[:, :-1, -1], moments[:, -1, -1]
+        if groups == len(blocks) and len(blocks.unique()) == len(blocks):
+            zero = moments.new_zeros(groups, D)
+            return self.center + zero.index_add(0, blocks, first / n.clamp(min=tiny(n)).unsqueeze(1))
+        precision = torch.cholesky_inverse(_cholesky(params))  # [A, D, D]
+        precision = precision / precision.abs().amax()
+        left = moments.new_zeros(groups, D, D).index_add(0, blocks, n[:, None, None] * precision)
+        right = moments.new_zeros(groups, D, 1).index_add(0, blocks, precision @ first.unsqueeze(-1))
+        unused = left.abs().amax((-2, -1)) == 0
+        left[unused] = torch.eye(D, dtype=left.dtype)
+        return self.center + torch.linalg.solve(left, right).squeeze(-1)
+
+    def _floored(self, covariance: Tensor, theta: str, blocks: Tensor, known: Tensor, floor: Floor) -> Tensor:
+        """Eigenvalues, in units of the data's standard deviations, no smaller than the floor.
+
+        That is the constrained maximum, so the likelihood still cannot fall.
+        """
+        unit = torch.outer(self.spread, self.spread)
+        values, vectors = torch.linalg.eigh(
+            torch.where(known[:, None, None], covariance / unit, torch.eye(len(unit)).to(unit))
+        )
+        lowest = floor.lowest(theta, values.amin(-1), known)
+        low = ~(values.amin(-1) >= lowest) & known
+        out = torch.where(known[:, None, None], covariance, unit.diag().diag())
+        if not low.any():
+            return out
+        floor.reached.update(a for a, g in enumerate(blocks.tolist()) if low[g])
+        floor.resting[theta] = low
+        clipped = (vectors * torch.maximum(values, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
+        return torch.where(low[:, None, None], clipped, out)
+
+    @torch.no_grad()
+    def smallest(self, params: Params) -> Tensor:
+        root = _cholesky(params) / self.spread.unsqueeze(-1)
+        return torch.linalg.svdvals(root).amin(-1).square()
+
+    @staticmethod
+    def _in_form(name: str, covariance: Tensor) -> Tensor:
+        if name == "covariance_matrix":
+            return covariance
+        tril = torch.linalg.cholesky(covariance)
+        return tril if name == "scale_tril" else torch.cholesky_inverse(tril)
+
+
+def _whitened(loc: Tensor, tril: Tensor) -> Density:
+    """x [n, d] ↦ log N(x_i; loc_a, L_a L_aᵀ) [n, A] for loc [A, d], L [A, d, d]; one product for all a."""
+    A, d = loc.shape
+    inverse = torch.linalg.solve_triangular(tril, torch.eye(d).to(loc).expand_as(tril), upper=False)
+    shift = -(inverse @ loc.unsqueeze(-1)).reshape(A * d, 1)
+    inverse = inverse.reshape(A * d, d)
+    constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)  # [A, 1]
+
+    def density(x: Tensor) -> Tensor:
+        white = torch.addmm(shift, inverse, x.mT)  # [A·d, n]
+        # in place, with gradients too: a product's derivative does not need its value
+        distance = white.square_().reshape(A, d, len(x)).sum(1)
+        return torch.add(constant, distance, alpha=-0.5).mT
+
+    return density
+
+
+def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i w_ia u_i u_iᵀ [A, d+1, d+1] for u = [x, 1], x [n, d]; one product."""
+    n, d = x.shape
+    A = weights.shape[1]
+    u = torch.cat([x.mT, x.new_ones(1, n)])  # [d+1, n]
+    weighted = (weights.mT.unsqueeze(1) * u).reshape(A * (d + 1), n)
+    out = x.new_empty(A, d + 1, d + 1)
+    out[:, :d] = (u[:d] @ weighted.mT).reshape(d, A, d + 1).transpose(0, 1)
+    out[:, d, :d] = out[:, :d, d]  # what the product has already
+    out[:, d, d] = weights.sum(0)
+    return out
+
+
+def _patterns(x: Tensor, assignments: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The missingness patterns of x [n, D], in groups that need little memory: patterns [U, D] (1.0 where seen), which of
+    them each row of the group has, and the rows. A pattern that many rows share is a group of its own."""
+    unique, which = torch.unique(~x.isnan(), dim=0, return_inverse=True)
+    order = torch.argsort(which, stable=True)
+    counts = torch.bincount(which, minlength=len(unique))
+    shared = len(x) >= SHARED * len(unique)
+    size = 1 if shared else max(1, BLOCK_NUMBERS // (SHARED * assignments * x.shape[1] ** 2))
+    ends = counts.cumsum(0).tolist()
+    for first in range(0, len(unique), size):
+        last = min(first + size, len(unique))
+        rows = order[(ends[first - 1] if first else 0) : ends[last - 1]]
+        yield unique[first:last].to(x.dtype), which[rows] - first, rows
+
+
+def _each(matrices: Tensor, which: Tensor, vectors: Tensor) -> Tensor:
+    """matrices[which[i], a] @ vectors[i, a] [n, A, D], for matrices [U, A, D, D]."""
+    if len(matrices) == 1:
+        return torch.einsum("ade,nae->nad", matrices[0], vectors)
+    return (matrices[which] @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
+def _seen_root(tril: Tensor, unique: Tensor) -> Tensor:
+    """The Cholesky factor [U, A, D, D] of the covariance L Lᵀ among the seen entries of each pattern, 1 for the others.
+
+    Where that matrix is nearly singular its factor comes from L itself (R of a QR decomposition of the seen rows, Lᵀ): the
+    product L Lᵀ would lose half of the digits.
+    """
+    masked = _masked(tril @ tril.mT, unique)
+    factor, failed = torch.linalg.cholesky_ex(masked)
+    with torch.no_grad():
+        share = factor.diagonal(dim1=-2, dim2=-1) / masked.diagonal(dim1=-2, dim2=-1).sqrt()
+        fine = not bool(failed.any()) and bool((share > torch.finfo(tril.dtype).eps ** 0.25).all())
+    if fine:
+        return factor
+    rows = torch.cat([tril * unique[:, None, :, None], torch.diag_embed(1 - unique).unsqueeze(1).expand_as(masked)], -1)
+    root = torch.linalg.qr(rows.mT).R.mT
+    return root * root.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+def _masked(covariance: Tensor, unique: Tensor) -> Tensor:
+    """[U, A, D, D]: the covariance among the seen entries of each pattern, the identity among the others."""
+    seen = unique[:, None, :, None]
+    return covariance * seen * seen.mT + torch.diag_embed(1 - unique).unsqueeze(1)
+
+
+def _cholesky(params: Params) -> Tensor:
+    if "scale_tril" in params:
+        return params["scale_tril"]
+    return torch.linalg.cholesky(_covariance(params))
+
+
+def _covariance(params: Params) -> Tensor:
+    if "covariance_matrix" in params:
+        return params["covariance_matrix"]
+    if "scale_tril" in params:
+        return params["scale_tril"] @ params["scale_tril"].mT
+    return torch.cholesky_inverse(torch.linalg.cholesky(params["precision_matrix"]))

@@ -1,0 +1,1 @@
+"""Laplace's approximation, over local and over global latents."""

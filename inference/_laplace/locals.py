@@ -1,0 +1,293 @@
+"""Laplace's approximation for local latents that are not exact: a Gaussian a datum (for each joint value of the discrete).
+
+θ climbs Laplace's log p(x) itself, with the modes moving along: its derivative takes in that of every mode and of every
+determinant (`newton.log_evidence`; Kristensen et al. 2016). It is an estimate, and may reward a θ whose posteriors are least
+like Gaussians: so each datum's Gaussian is checked as a proposal for importance sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference._density import guide as _mode_guide
+from inference._density import modes as _all_modes
+from inference._density import newton
+from inference._density.local import LocalDensity
+from inference._density.newton import Modes
+from inference._method.fit import Evidence, Fit
+from inference._method.start import Start, begin
+from inference._method.task import Task
+
+SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
+RISE = 1e-4  # nats a datum that an epoch should gain, smoothed
+PATIENCE = 10  # epochs without it after which the rate is halved
+HALVINGS = 6
+WARM_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """As of `laplace.fit`."""
+
+    max_iter: int
+    tol: float
+    tries: int
+    samples: int
+    epochs: int
+    batch: int
+    lr: float
+
+
+@dataclass
+class _History:
+    objective: list[float] = field(default_factory=list)  # nats a datum
+    converged: bool = True
+
+
+def fit(task: Task, start: Start, options: Options) -> Fit:
+    """Learn θ where the task says so, then find every datum's mode, and say how like a Gaussian its posterior is."""
+    history, learner = _History(), None
+    if task.learn:
+        begin(task, start, task.seed)
+    density = LocalDensity(task.program, task.structure, task.x)
+    parameters: list[Tensor] = [p for p in task.program.parameters() if p.requires_grad]
+    if task.learn and parameters:
+        learner = _Learner(density, options)
+        small = density.n * density.A * (task.x[:1].numel() + density.L) * (density.L + 1) <= SMALL
+        climb = _all_at_once if small else _in_batches
+        with task.progress("laplace: learning", None if small else options.epochs) as step:
+            history = climb(learner, parameters, options, task.seed, step)
+    begin_at = None if learner is None else learner.means
+    with torch.no_grad(), task.progress("laplace", density.n) as step:
+        modes = _all_modes.all_modes(
+            density, start=begin_at, tries=options.tries, max_iter=options.max_iter, tol=options.tol, step=step
+        )
+    return _result(task, density, modes, options, history)
+
+
+# --------------------------------------------------------------------------------------------------------- learning
+
+
+class _Learner:
+    """Laplace's evidence as a function of θ; each datum's modes are looked for where they last were."""
+
+    def __init__(self, density: LocalDensity, options: Options) -> None:
+        self.density, self.options = density, options
+        shape = (density.n, density.A, density.L)
+        self.means = torch.zeros(shape, dtype=density.x.dtype, device=density.x.device)
+        self.known = torch.zeros(density.n, dtype=torch.bool, device=density.x.device)
+
+    def climb(self, rows: Tensor, tries: int) -> float:
+        """Adds the gradient of Σ −log p(x_i)/n to θ's, over the rows; the mean log p(x_i), nats."""
+        here, total = self.density.rows(rows), 0.0
+        if bool(self.known[rows].all()):
+            modes = newton.modes(
+                here, start=self.means[rows], tries=tries, max_iter=WARM_ITERATIONS, tol=self.options.tol
+            )
+        else:
+            modes = newton.modes(here, tries=self.options.tries, max_iter=self.options.max_iter, tol=self.options.tol)
+        self.means[rows], self.known[rows] = modes.mean, True
+        copies = newton.COPIES * (1 + here.L)  # the graph of every column of the Hessian is kept
+        for some in here.chunks(here.A, copies):
+            value = newton.log_evidence(here.rows(some), modes.rows(some)).sum() / len(rows)
+            (-value).backward()
+            total += float(value.detach())
+        return total
+
+
+def _all_at_once(
+    learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Callable[..., Any]
+) -> _History:
+    """L-BFGS. Where the line search runs to a θ that has no density it begins again from the best, with shorter steps."""
+    history, everything = _History(converged=False), torch.arange(learner.density.n)
+    best, kept = -np.inf, [p.detach().clone() for p in parameters]
+
+    def loss() -> Tensor:
+        nonlocal best, kept
+        for p in parameters:
+            p.grad = None
+        value = learner.climb(everything, 0)
+        if not np.isfinite(value):
+            raise ArithmeticError(f"the evidence became {value}")
+        if value > best:
+            best, kept = value, [p.detach().clone() for p in parameters]
+        history.objective.append(value)
+        step(note=f"{value:.4f} nats a datum")
+        return torch.tensor(-value, dtype=parameters[0].dtype)
+
+    for rate in (1.0, 0.1, 0.01):
+        optimiser = torch.optim.LBFGS(
+            parameters,
+            lr=rate,
+            max_iter=options.max_iter,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-11,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+        try:
+            optimiser.step(loss)
+            history.converged = optimiser.state[parameters[0]]["n_iter"] < options.max_iter
+            break
+        except (ArithmeticError, ValueError, RuntimeError):  # a θ that the program's distributions do not take
+            if best == -np.inf:
+                raise
+            _restore(parameters, kept)
+    _restore(parameters, kept)
+    return history
+
+
+@torch.no_grad()
+def _restore(parameters: list[Tensor], kept: list[Tensor]) -> None:
+    for p, value in zip(parameters, kept, strict=True):
+        p.copy_(value)
+
+
+def _in_batches(
+    learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Callable[..., Any]
+) -> _History:
+    """Adam (Kingma & Ba 2015); its rate is halved when an epoch gains too little, and at 1/64 of the first it ends."""
+    n, batch = learner.density.n, min(options.batch, learner.density.n)
+    history, generator = _History(converged=False), torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(parameters, lr=options.lr)
+    smoothed, best, since, halvings = -np.inf, -np.inf, 0, 0
+    for epoch in range(options.epochs):
+        mean = 0.0
+        for rows in torch.randperm(n, generator=generator).split(batch):
+            optimiser.zero_grad()
+            value = learner.climb(rows, 2)
+            torch.nn.utils.clip_grad_norm_(parameters, 100.0 * len(parameters) ** 0.5)
+            optimiser.step()
+            mean += value * len(rows) / n
+        if not np.isfinite(mean):
+            raise ArithmeticError(
+                f"laplace stopped at epoch {epoch + 1}: the evidence became {mean}; try a smaller lr."
+            )
+        history.objective.append(mean)
+        step(note=f"{mean:.4f} nats a datum")
+        smoothed = 0.8 * smoothed + 0.2 * mean if epoch else mean
+        best, since = (smoothed, 0) if smoothed > best + RISE else (best, since + 1)
+        if since >= PATIENCE:
+            since, halvings = 0, halvings + 1
+            if halvings > HALVINGS:
+                history.converged = True
+                break
+            for group in optimiser.param_groups:
+                group["lr"] *= 0.5
+    return history
+
+
+# ----------------------------------------------------------------------------------------------------------- result
+
+
+@torch.no_grad()
+def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, history: _History) -> Fit:
+    drawn = _Drawn(density, modes, options.samples, task.draws)
+    with task.progress("laplace: checking", density.n) as step:
+        drawn.run(step)
+    found = bool(modes.converged.all())
+    guide = None if _mode_guide.refusal(density) else _mode_guide.ModeGuide(density, modes)
+    means, deviations = _moments(density, modes, drawn)
+    per_datum = modes.log_evidence.double().cpu().numpy()
+    return Fit(
+        parameters={n: v.detach().cpu().numpy() for n, v in task.program.values().items()},
+        claimed=Evidence(float(per_datum.sum()), None, "estimate", per_datum),
+        draws=drawn.values,
+        means=means,
+        deviations=deviations,
+        probabilities=density.marginals(modes.assignment_weights),
+        khat=drawn.khat,
+        ess=drawn.ess,
+        trace={"log_evidence_per_datum": np.asarray(history.objective)} if history.objective else {},
+        converged=history.converged and found,
+        warnings=_warnings(task, modes, drawn, history, options),
+        notes={
+            "newton_steps": {"mean": float(modes.steps.double().mean()), "max": int(modes.steps.max())},
+            "modes_not_found": int((~modes.converged).any(1).sum()),
+            "hessians_damped": int(modes.damped.any(1).sum()),
+            "rows_with_several_modes": int(modes.several.sum()),
+            "samples": options.samples,
+        },
+        guide=guide,
+    )
+
+
+class _Drawn:
+    """Draws from each datum's Gaussian: posterior draws, and importance weights that tell how near it is."""
+
+    def __init__(self, density: LocalDensity, modes: Modes, samples: int, draws: int) -> None:
+        self.density, self.modes, self.samples, self.draws = density, modes, samples, draws
+        self.values: dict[str, np.ndarray] = {}  # site → [draws, n, …]
+        self.moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # constrained site → mean and deviation [n, …]
+        self.khat: np.ndarray | None = None  # [n]
+        self.ess: np.ndarray | None = None
+
+    def run(self, step: Callable[[int], Any]) -> None:
+        from inference._run.datatree import psis
+
+        values: list[dict[str, Tensor]] = []
+        moments: list[dict[str, tuple[Tensor, Tensor]]] = []
+        checks = []
+        constrained = [p.site.name for p in self.density.sites if not p.real]
+        for rows in self.density.chunks(max(self.samples, self.draws), 4):
+            here, at = self.density.rows(rows), self.modes.rows(rows)
+            z, chosen = at.draw(max(self.samples, self.draws))
+            if self.samples:
+                some, where = z[: self.samples], chosen[: self.samples]
+                checks.append(psis((here.log_joint(some, where) - at.log_prob(some, where)).cpu().numpy()))
+            known = here.values(z, chosen)
+            moments.append({k: (known[k].mean(0), known[k].std(0)) for k in constrained})
+            values.append({k: v[: self.draws].cpu() for k, v in known.items()})
+            step(rows.stop - rows.start)
+        if self.samples:
+            self.khat, self.ess = (np.concatenate(c) for c in zip(*checks, strict=True))
+        self.values = {k: torch.cat([v[k] for v in values], 1).numpy() for k in values[0]}
+        for k in constrained:
+            mean, deviation = (torch.cat([m[k][i] for m in moments]).cpu().numpy() for i in (0, 1))
+            self.moments[k] = (mean, deviation)
+
+
+def _moments(density: LocalDensity, modes: Modes, drawn: _Drawn) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Site → posterior mean and standard deviation [n, …]: of the Gaussians, or by draws where a site is constrained."""
+    weights = modes.weights.unsqueeze(-1)
+    mean = (weights * modes.mean).sum(1)
+    variance = modes.scale_tril.square().sum(-1) + (modes.mean - mean.unsqueeze(1)).square()
+    deviation = (weights * variance).sum(1).sqrt()
+    means, deviations = {}, {}
+    for place in density.sites:
+        name = place.site.name
+        if not place.real:
+            means[name], deviations[name] = drawn.moments[name]
+            continue
+        shape = drawn.values[name].shape[1:]
+        means[name] = mean[:, place.part].reshape(shape).cpu().numpy()
+        deviations[name] = deviation[:, place.part].reshape(shape).cpu().numpy()
+    return means, deviations
+
+
+def _warnings(task: Task, modes: Modes, drawn: _Drawn, history: _History, options: Options) -> list[str]:
+    n, out = len(task.x), []
+    if lost := int((~modes.converged).any(1).sum()):
+        out.append(
+            f"Newton's method did not reach the mode for {lost} of {n} data (the worst has {float(modes.decrement.max()):.2g} "
+            "nats to gain): raise max_iter, or tries; a density with kinks (a relu decoder) may have its mode at one."
+        )
+    if damped := int(modes.damped.any(1).sum()):
+        out.append(
+            f"the Hessian at the mode is not positive definite for {damped} of {n} data, and was damped: their posteriors "
+            "are flat in some direction, and their evidence cannot be trusted."
+        )
+    if drawn.khat is not None and (bad := int((~(drawn.khat <= 0.7)).sum())):
+        out.append(
+            f"k-hat is above 0.7 for {bad} of {n} data: their posteriors have tails that a Gaussian lacks, and the evidence "
+            "claimed for them is to be checked by another method at the same θ (zoo infer RUN --method ais)."
+        )
+    if not history.converged:
+        out.append("laplace did not converge: the evidence was still rising; raise max_iter or epochs.")
+    return out

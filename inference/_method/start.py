@@ -1,0 +1,255 @@
+"""Where learning begins: for mixtures of vectors a k-means clustering and one M-step, else the program's own values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference._exact.enumeration import Statistics
+from inference._exact.moments import Moments, Posterior
+from inference._families._family import Floor
+from inference._method.task import Task
+from zoo._errors import UsageError
+
+Start = Literal["auto", "kmeans", "random", "program"]
+KMEANS_ROWS = 20_000  # a start needs no more
+CONTEST_ROWS = 2000  # for choosing among starts
+LINEAR_ROWS = 300  # the same for linear programs, whose every row may have holes of its own
+SHORT = 4  # EM steps from each start of a mixture
+NARROW = 1e-8  # a share of the data's variance: of a smaller one some sums have lost half of their digits
+BLUR = 0.05  # of each cluster's counts, from all data alike
+FLOOR = 1e-6
+
+
+def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> dict[str, Tensor]:
+    """Put the program's θ at a start for learning and return point values of its global latents.
+
+    - `kmeans`: k-means++ seeds and Lloyd's iterations on the data in units of their standard deviations, missing entries
+      at their column's mean, then one M-step from that clustering (Arthur & Vassilvitskii 2007);
+    - `random`: the same from random responsibilities;
+    - `program`: the values the program brings;
+    - `auto`: `kmeans` where the program has discrete local latents that can be enumerated and there are data enough.
+    """
+    globals = task.global_start()
+    mixture = is_mixture(task)
+    if start == "random" and not mixture:
+        _jitter(task, seed)
+    if start == "program" or not mixture or (start == "auto" and task.structure.assignments > len(task.x)):
+        return globals
+    exact = task.exact
+    if start == "kmeans" and exact.A > exact.N:
+        raise UsageError(
+            f"start=kmeans needs a row for each of the {exact.A} joint values of the latents; there are {exact.N}."
+        )
+    return _from_clusters(task, globals, _random(exact, seed) if start == "random" else _kmeans(exact, seed), floor)
+
+
+def is_mixture(task: Task) -> bool:
+    """Whether there are discrete local latents to cluster the rows by; missing entries are no clusters."""
+    completes = any(s.completes for s in task.structure.discrete_locals)
+    return task.structure.exact != "no" and task.structure.assignments > 1 and not completes
+
+
+def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Put θ at the best of several starts, judged by a few EM steps from each on at most `CONTEST_ROWS` rows.
+
+    One start is known to fail for mixtures, and for linear programs with missing entries; for others, and where only one
+    can be had, there is none to choose. Returns the globals, and start → log p(x, globals; θ) after its few steps.
+    """
+    names = _candidates(task)
+    if len(names) < 2:
+        return begin(task, "auto", seed, floor), {}
+    few = _some_rows(task, seed)
+    initial = task.theta()
+    found: dict[str, float] = {}
+    starts: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+    for name in names:
+        task.program.assign(initial)
+        trial = Floor(floor.share, set(), floor.strict)
+        try:
+            globals = CANDIDATES[name](few, seed, trial)
+            if any(_same(task.theta() | globals, theta | point) for theta, point in starts.values()):
+                continue
+            starts[name] = task.theta(), globals
+            value = _short(few, globals, trial)
+        except (ValueError, RuntimeError):
+            continue  # this start leads out of the program's domain
+        # what has collapsed after a few steps is the likelihood's own fault, and no reason to prefer it
+        found[name] = -np.inf if trial.reached else value
+    task.program.assign(initial)
+    if not any(np.isfinite(value) for value in found.values()):
+        return begin(task, "auto", seed, floor), {}
+    best = max(found, key=lambda name: found[name])
+    if few is not task:
+        return CANDIDATES[best](task, seed, floor), found
+    task.program.assign(starts[best][0])
+    return starts[best][1], found
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.allclose(value, other[name]) for name, value in one.items())
+
+
+def _candidates(task: Task) -> list[str]:
+    if is_mixture(task):
+        return ["kmeans", "seeds", "program"] if task.structure.assignments <= len(task.x) else []
+    linear = task.structure.exact == "linear-gaussian" and task.exact.fast
+    return ["program", "eigenvectors", "random"] if linear and task.exact.missing else []
+
+
+def _some_rows(task: Task, seed: int) -> Task:
+    """The same program on some of its rows, some for each joint value of the discrete latents."""
+    rows = max(CONTEST_ROWS, 20 * task.structure.assignments) if is_mixture(task) else LINEAR_ROWS
+    if len(task.x) <= rows:
+        return task
+    some = torch.as_tensor(np.sort(np.random.default_rng(seed).choice(len(task.x), rows, replace=False)))
+    return Task(task.program, task.structure, task.x[some], seed=seed, quiet=True, limit=task.limit)
+
+
+def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
+    """log p(x, globals; θ) after a few EM steps."""
+    how = task.plan(globals)
+    iterations = SHORT if is_mixture(task) else 2 * SHORT
+    if how.numeric or globals:
+        iterations = 1  # which is many steps
+    value = -np.inf
+    for i in range(iterations + 1):
+        stats = task.sums.e_step(globals)
+        before, value = value, float(stats.per_datum.sum()) + float(stats.log_prior)
+        if not floor.fell and not task.broken(how, stats):
+            check_rise(task, stats, before, value, i)
+        if i < iterations:
+            floor.clear()
+            weights = task.exact.responsibilities(None, globals) if _general(stats) else None
+            globals = task.m_step(how, stats, globals, floor, weights)
+    return value
+
+
+def check_rise(task: Task, stats: Any, before: float, now: float, iteration: int) -> bool:
+    """Whether the log-likelihood did not fall, but for rounding.
+
+    Raises `ArithmeticError` where it fell and no variance is near 0, whose last digits could be to blame.
+    """
+    if now >= before - 1e-8 * (1 + abs(before)):
+        return True
+    if np.isfinite(now) and np.isfinite(before) and task.smallest(stats) > NARROW:
+        raise ArithmeticError(f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {iteration}.")
+    return False
+
+
+def _general(stats: Any) -> bool:
+    """Whether a site has no sufficient statistics."""
+    return any(v.params is None for v in getattr(stats, "views", []))
+
+
+def _from_clusters(task: Task, globals: dict[str, Tensor], weights: Tensor, floor: Floor | None) -> dict[str, Tensor]:
+    """θ and globals after one M-step from responsibilities [N, A].
+
+    Statistics of counts are blurred a little, and so are the responsibilities of sites that have no statistics: from a
+    probability of 0 no E-step would ever move.
+    """
+    exact = task.exact
+    stats = exact.e_step(globals, weights)
+    for site in stats.sites:
+        if site not in exact.assignments:
+            family = exact.families.get(site)
+            if family is not None:
+                stats.sites[site] = family.blurred(stats.sites[site], BLUR)
+    soft = (1 - BLUR) * weights + BLUR * weights.mean(0)
+    start = task.theta(), globals
+    for _ in range(2):
+        how = task.plan(globals)
+        found = task.m_step(how, stats, start[1], floor or Floor(FLOOR, set(), strict=False), soft, iterations=100)
+        wrong = task.broken(how, _seen(exact, found)) if how.closed else []
+        if not wrong:
+            break
+        task.numeric.update(wrong)  # where the closed form led, θ is no longer what it was taken for
+        task.program.assign(start[0])
+    return found
+
+
+def _seen(exact: Any, globals: dict[str, Tensor]) -> Any:
+    """What an E-step would see of the sites at the program's θ."""
+    if hasattr(exact, "sites"):
+        nothing = exact.x.new_zeros(0)
+        seen = exact.sites(None, globals) if exact.fast else None
+        return Moments(nothing, nothing, nothing, seen, nothing, {})
+    nothing = exact.x.new_zeros(0)
+    return Statistics(nothing, {}, nothing, nothing, exact.views(None, globals)[0])
+
+
+@torch.no_grad()
+def _jitter(task: Task, seed: int) -> None:
+    """Move each free parameter by about its own size."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in task.program.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+        parameter.add_(0.5 * parameter.square().mean().sqrt() * noise)
+
+
+def _random(exact: Any, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(exact.N, exact.A, generator=generator, dtype=torch.float64).to(exact.x.dtype).softmax(1)
+
+
+def _kmeans(exact: Any, seed: int, lloyd: bool = True) -> Tensor:
+    """Responsibilities [N, A], 0 or 1, of a k-means clustering, the largest cluster first; or of k-means++ seeds alone."""
+    from sklearn.cluster import KMeans
+
+    standard = _standardized(exact.x.reshape(exact.N, -1).double().numpy())
+    some = standard
+    if len(standard) > KMEANS_ROWS:
+        some = standard[np.random.default_rng(seed).choice(len(standard), KMEANS_ROWS, replace=False)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer distinct rows than clusters: the empty ones are reported by the method
+        fitted = KMeans(exact.A, n_init=1, random_state=seed, max_iter=300 if lloyd else 1).fit(some)
+    labels = torch.as_tensor(fitted.predict(standard).astype(np.int64))
+    order = torch.bincount(labels, minlength=exact.A).argsort(descending=True, stable=True)
+    return torch.nn.functional.one_hot(order.argsort()[labels], exact.A).to(exact.x.dtype)
+
+
+def _standardized(x: np.ndarray) -> np.ndarray:
+    """Columns in units of their standard deviations, missing entries at their column's mean."""
+    center = np.nan_to_num(_quiet_mean(x))
+    spread = np.sqrt(_quiet_mean((x - center) ** 2))
+    return np.where(np.isnan(x), 0.0, (x - center) / np.where(spread > 0, spread, 1.0))
+
+
+@torch.no_grad()
+def _eigenvectors(task: Task, seed: int, floor: Floor) -> dict[str, Tensor]:
+    """One M-step from latents that are the leading principal components of the filled-in data."""
+    exact, globals = task.exact, task.global_start()
+    standard = torch.as_tensor(_standardized(exact.x.reshape(exact.N, -1).double().numpy()), dtype=exact.x.dtype)
+    left = torch.linalg.svd(standard, full_matrices=False).U[:, : exact.L] * exact.N**0.5  # of unit variance
+    if left.shape[1] < exact.L:
+        raise ValueError("fewer columns than latents")
+    covariance = 0.1 * torch.eye(exact.L, dtype=left.dtype).expand(1, 1, -1, -1)
+    seen, L = exact.sites(None, globals), exact.L
+    zero, zz = left.new_zeros(exact.A), left.new_zeros(exact.A, L + 1, L + 1)
+    moments = Moments(zero, left.new_zeros(0), seen[2], seen, zz, {})
+    for rows in exact.chunks():
+        weights = left.new_ones(rows.stop - rows.start, 1)
+        moments.counts += weights.sum(0)
+        exact.collect(moments, rows, seen, Posterior(weights.log(), left[rows].unsqueeze(1), covariance), weights)
+    return task.m_step(task.plan(globals), moments, globals, floor)
+
+
+CANDIDATES: dict[str, Callable[[Task, int, Floor], dict[str, Tensor]]] = {
+    "kmeans": lambda task, seed, floor: begin(task, "kmeans", seed, floor),
+    "seeds": lambda task, seed, floor: _from_clusters(
+        task, task.global_start(), _kmeans(task.exact, seed, lloyd=False), floor
+    ),
+    "program": lambda task, seed, floor: begin(task, "program", seed, floor),
+    "random": lambda task, seed, floor: begin(task, "random", seed, floor),
+    "eigenvectors": _eigenvectors,
+}
+
+
+def _quiet_mean(x: np.ndarray) -> np.ndarray:
+    seen = ~np.isnan(x)
+    return np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)

@@ -1,0 +1,211 @@
+"""What the runner hands to a method: the program, its structure, the data, and how to report progress."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference._exact import linear_mstep, mstep
+from inference._exact.compressed import compressed
+from inference._exact.enumeration import Enumeration
+from inference._exact.linear import LinearGaussian
+from inference._families._family import Floor
+from inference._numerics.coordinates import bijection
+from inference._run.checkpoint import Checkpoints
+from zoo._program.program import Program
+from zoo._program.structure import ENUMERATION_LIMIT, Structure
+from zoo._program.trace import outside_log_prob
+
+
+@dataclass
+class Task:
+    """One program on one data set. Methods change the program's parameters in place, and nothing else.
+
+    `learn`: False keeps θ as it is. `draws`: how many posterior draws the fit should hold.
+    """
+
+    program: Program
+    structure: Structure
+    x: Tensor  # [N, …], NaN where unobserved
+    seed: int = 0
+    learn: bool = True
+    draws: int = 200
+    quiet: bool = False
+    guide: Any = None  # a guide that was fitted before, to go on from
+    globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
+    limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
+    intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
+    checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
+    numeric: set[str] = field(default_factory=set)  # parameters whose closed form turned out not to hold
+    _plan: Any = field(default=None, init=False, repr=False)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training; all else is on the CPU
+
+    def at_epoch(self, epoch: int) -> Tensor:
+        """The data as training sees them at an epoch: the same, or binarised anew (Salakhutdinov & Murray 2008)."""
+        if self.intensities is None:
+            return self.x
+        generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + epoch)
+        x, places, chances = self._between
+        x.view(-1)[places] = (torch.rand(len(places), generator=generator, device="cpu") < chances).to(x.dtype)
+        return x
+
+    @cached_property
+    def _between(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A binarisation to write each epoch's into, the places [m] strictly between 0 and 1, and their intensities [m]."""
+        assert self.intensities is not None
+        flat = self.intensities.reshape(-1)
+        places = ((flat > 0) & (flat < 1)).nonzero()[:, 0]
+        return self.intensities.clone(memory_format=torch.contiguous_format), places, flat[places].float()
+
+    @cached_property
+    def exact(self) -> Any:
+        """The exact engine, an `Enumeration` or a `LinearGaussian`; only for programs whose structure is exact."""
+        engine = Enumeration if self.structure.exact == "enumerable" else LinearGaussian
+        return engine(self.program, self.structure, self.x)
+
+    @cached_property
+    def sums(self) -> Any:
+        """What gives the sums over the data, an E-step's and the evidence: the exact engine, or a shorter way to the same."""
+        return (isinstance(self.exact, LinearGaussian) and compressed(self.exact)) or self.exact
+
+    def theta(self) -> dict[str, Tensor]:
+        """A copy of the program's constrained parameters."""
+        return {n: v.detach().clone() for n, v in self.program.values().items()}
+
+    def plan(self, globals: dict[str, Tensor]) -> Any:
+        """How the M-step will update each parameter."""
+        if self._plan is None:
+            self._plan = self._m_steps.plan(self.exact, globals)
+        return self._m_steps.without(self._plan, self.numeric)
+
+    def expected(self, stats: Any, parameters: Any, globals: Any, responsibilities: Tensor | None = None) -> Tensor:
+        """The expected complete log joint up to a constant, nats, from an E-step's sums; differentiable."""
+        return self._m_steps.expected(self.exact, stats, parameters, globals, responsibilities)
+
+    def broken(self, how: Any, stats: Any) -> list[str]:
+        """The parameters whose closed form does not hold where an E-step saw them."""
+        return self._m_steps.broken(self.exact, how, stats)
+
+    def smallest(self, stats: Any) -> float:
+        """The smallest variance of an observed site that an E-step saw, as a share of the data's own."""
+        return self._m_steps.smallest(self.exact, stats)
+
+    def doubled(self) -> Task:
+        """This task in float64, with a program of its own; itself where it is in float64 already."""
+        if self.x.dtype == torch.float64:
+            return self
+        program = copy.deepcopy(self.program).double()
+        program.dtype = torch.float64
+        globals = {n: v.double() for n, v in self.globals.items()}
+        return replace(self, program=program, x=self.x.double(), globals=globals)
+
+    def m_step(
+        self,
+        how: Any,
+        stats: Any,
+        globals: dict[str, Tensor],
+        floor: Floor,
+        responsibilities: Tensor | None = None,
+        iterations: int = 10,
+    ) -> dict[str, Tensor]:
+        """Maximise the expected complete log joint: θ in place, the globals returned."""
+        supports = self.global_supports
+        return self._m_steps.m_step(self.exact, how, stats, globals, supports, floor, responsibilities, iterations)
+
+    @property
+    def _m_steps(self) -> Any:
+        return mstep if self.structure.exact == "enumerable" else linear_mstep
+
+    @cached_property
+    def global_supports(self) -> dict[str, Any]:
+        """Global latent site → its support."""
+        return {n: fn.support for n, fn in self._global_priors().items()}
+
+    def global_start(self) -> dict[str, Tensor]:
+        """A point value for each global latent: the one given, else its prior mean, else the middle of its support."""
+        out = {}
+        for name, fn in self._global_priors().items():
+            out[name] = self.globals.get(name, _center(fn)).to(self.x.dtype)
+        return out
+
+    def outside(self, globals: dict[str, Tensor]) -> float:
+        """log p of what is observed outside the `data` plate, given θ and the globals; nats."""
+        if not self.structure.outside:
+            return 0.0
+        with torch.no_grad():
+            trace = self.program.trace(self.x[:2], latents=globals)
+            return float(outside_log_prob(trace, self.structure.outside))
+
+    def _global_priors(self) -> dict[str, Any]:
+        names = [s.name for s in self.structure.global_latents]
+        if not names:
+            return {}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trace = self.program.trace(self.x[:2])
+        return {n: trace.nodes[n]["fn"] for n in names}
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+        """A progress bar on standard error, shown once the work has taken two seconds.
+
+        Yields a function to call at every step: `step(advance=1, note="")`.
+        """
+        bar = _Bar(what, total, self.quiet)
+        try:
+            yield bar.step
+        finally:
+            bar.close()
+
+
+def _center(fn: Any) -> Tensor:
+    """The mean of `fn` where it has one inside its support, else the image of 0 under the support's bijection."""
+    try:
+        mean = fn.mean
+        if bool(mean.isfinite().all()) and bool(torch.as_tensor(fn.support.check(mean)).all()):
+            return mean.detach().clone()
+    except NotImplementedError:
+        pass
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        example = fn.sample()
+    transform = bijection(fn.support)
+    return transform(torch.zeros_like(transform.inv(example)))
+
+
+class _Bar:
+    def __init__(self, what: str, total: int | None, quiet: bool) -> None:
+        self.what, self.total, self.quiet = what, total, quiet
+        self.done, self.began, self.id = 0, time.monotonic(), None
+        self.bar: Any = None
+
+    def step(self, advance: int = 1, note: str = "") -> None:
+        self.done += advance
+        if self.quiet or time.monotonic() - self.began < 2.0:
+            return
+        if self.bar is None:
+            self._open()
+        self.bar.update(self.id, completed=self.done, note=note)
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(file=sys.stderr)
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+        columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.id = self.bar.add_task(self.what, total=self.total, note="")
+        self.bar.start()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,1 @@
+"""Mathematics that knows no program: coordinates, optimisers, the statistics of weights."""

@@ -1,0 +1,1 @@
+"""A run: checked, seeded, timed, verified, saved, and opened again."""

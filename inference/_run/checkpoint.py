@@ -1,0 +1,181 @@
+"""Checkpoints of a run that is not finished: the folder `.NAME.unfinished` beside the run's own, until it is.
+
+It holds what was asked for (`request.json`) and the last two states of training. A state is a file with its own digest at
+its end, so that one that was cut short is known and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import _atomic
+from zoo._errors import UsageError
+from zoo._program import source
+
+DIGEST = 32  # bytes at the end of a state
+INTERVAL = 30.0  # seconds
+FORMAT = 2
+NAMED = ("model", "data", "method")  # of a request: what has to be given again when it has no name
+
+
+def place(run: str | os.PathLike[str]) -> Path:
+    """Where the checkpoints of the run folder `run` are."""
+    folder = _atomic.place(run)
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+class Checkpoints:
+    """The checkpoints of one run, written at most every `interval` seconds.
+
+    `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. Raises
+    `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of other data.
+    """
+
+    def __init__(
+        self, run: Path, request: Mapping[str, Any], x: Tensor, interval: float = INTERVAL, resume: bool = False
+    ) -> None:
+        self.folder, self.interval, self.resume = place(run), interval, resume
+        digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+        named = {k: str(v) if isinstance(v, str | os.PathLike) else None for k, v in request.items() if k in NAMED}
+        self.request = {"format": FORMAT, "version": version(), "digest": digest, **request, **named}
+        self.failed = False
+        _atomic.sweep(self.folder)
+        if self.folder.exists() and not resume:
+            raise UsageError(
+                f"'{run}' was begun and is not finished: go on with --resume {run}, name another folder with --out, or "
+                f"remove '{self.folder}'."
+            )
+        if resume and _read(run)["digest"] != digest:
+            raise UsageError(f"the data are not those that '{run}' was begun with.")
+        if resume and _read(run).get("program") != request.get("program"):
+            raise UsageError(f"the program changed since '{run}' was begun: run it again, to another folder.")
+        self.last = time.monotonic()
+        self.count = 0
+
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+        return time.monotonic() - self.last >= self.interval
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write `state`, flushed and renamed into place, and drop all but the last two.
+
+        Where the disk is full that is said once, and training goes on.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        self.count += 1
+        try:
+            self._begin()
+            _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + hashlib.sha256(content).digest())
+        except (OSError, UsageError) as error:
+            if not self.failed:
+                print(f"zoo: no checkpoint: {error}", file=sys.stderr)
+            self.failed = True
+            if not self._states():
+                self.discard()
+        for old in self._states()[:-2]:
+            old.unlink(missing_ok=True)
+        self.last = time.monotonic()
+
+    def _begin(self) -> None:
+        """`request.json`, which says what the states belong to."""
+        request = self.folder / "request.json"
+        if not request.exists():
+            plain = json.loads(json.dumps(self.request, default=_plain))
+            _atomic.write(request, json.dumps({**plain, "check": _atomic.digest_of(plain)}, indent=1))
+
+    def read(self) -> dict[str, Any] | None:
+        """The last state that is whole, or None. Says of one that is not."""
+        if not self.resume:
+            return None
+        for path in reversed(self._states()):
+            content = path.read_bytes()
+            body, digest = content[:-DIGEST], content[-DIGEST:]
+            if hashlib.sha256(body).digest() == digest:
+                self.count = int(path.stem.split("-")[1])
+                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+            print(f"zoo: the checkpoint '{path}' was cut short; going on from the one before.", file=sys.stderr)
+            path.unlink()
+        return None
+
+    def discard(self) -> None:
+        """The run is finished: they are not needed any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*.pt")) if self.folder.is_dir() else []
+
+
+def resumed(run: str | os.PathLike[str], given: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
+    """What was asked for when the unfinished run `run` was begun; `given`: what is asked for now, which must not differ.
+
+    `trust`: execute whatever Python files it names. Raises `UsageError` where there is nothing to resume, it was something
+    else, or a file would be executed that nobody has named.
+    """
+    request = _read(run)
+    for key in NAMED:
+        now, then = given[key], request[key]
+        if now is None and then is None:
+            raise UsageError(f"'{run}' was begun with a {key} that has no name: give it again.")
+        if now is not None and then is not None and str(now) != then:
+            raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
+        request[key] = then if now is None else now
+    for key, value in given["options"].items():
+        if str(request["options"].get(key)) != str(value):
+            raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
+    named = {str(given["model"]), *map(str, given["options"].values())}
+    for spec in (request["model"], *request["options"].values()):
+        if source.is_file(spec) and not (trust or spec in named or source.was_executed(spec)):
+            raise UsageError(
+                f"to resume '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
+                "checkpoint (--trust, in Python trust=True)."
+            )
+    return request
+
+
+def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
+    path = place(run) / "request.json"
+    if not path.is_file():
+        what = "there is no checkpoint of it; run it again"
+        if (_atomic.place(run) / "run.json").is_file():
+            what = "it is finished"
+        elif path.parent.is_dir():
+            what = f"it was stopped before its first checkpoint; remove '{path.parent}' and run it again"
+        raise UsageError(f"'{run}' cannot be resumed: {what}.")
+    try:
+        request = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{path}' cannot be read: {error}.") from error
+    if not isinstance(request, dict):
+        raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
+    if (request.get("format"), request.get("version")) != (FORMAT, version()):
+        raise UsageError(f"the checkpoint of '{run}' was written by another version of this package; run it again.")
+    if request.pop("check", None) != _atomic.digest_of(request):
+        raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
+    return request
+
+
+def version() -> str:
+    """Of this package."""
+    try:
+        return importlib.metadata.version("latent-zoo")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

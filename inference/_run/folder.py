@@ -1,0 +1,318 @@
+"""A run folder: `run.json`, `fit.nc`, `state.safetensors`. Written whole or not at all, and read back as it was written.
+
+All of it is made in memory, goes into a temporary folder beside the final one, is flushed to the disk, and is renamed into
+place. `run.json` holds the SHA-256 of the other files, of the program's text, and of itself: what is damaged is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference._method.fit import Fit
+from zoo import _atomic
+from zoo._atomic import digest_of
+from zoo._errors import NotWritten, UsageError
+from zoo._program import source as _source
+
+FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
+FILES = ("fit.nc", "state.safetensors")
+MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
+KEYS = {  # what reading a run takes from run.json, and its types
+    "model": str, "data": str, "method": str, "seed": int, "options": dict, "columns": list,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read back."""
+
+    folder: Path
+    json: dict[str, Any]
+    tree: Any  # xarray.DataTree
+    state: dict[str, Tensor]
+    model: Any = None  # the program, named again by the user
+    trust: bool = False  # execute whatever Python file the folder names
+    changed_program: bool = False  # go on though the program is another by now
+
+    def spec(self) -> Any:
+        """What to load the program from. Raises `UsageError` where that would execute a file that nobody has named."""
+        if self.model is not None:
+            return self.model
+        self.permit(self.json["model"], "program", "name it again (--model FILE.py:CALLABLE, in Python model=…)")
+        return self.json["model"]
+
+    def permit(self, spec: str, what: str, remedy: str) -> None:
+        """Raise `UsageError` unless the file that `spec` names may be executed."""
+        if _source.is_file(spec) and not self.trust and not _source.was_executed(spec):
+            raise UsageError(
+                f"'{self.folder}' would execute the Python file of its {what}, '{spec}'. If you know that file, {remedy}; "
+                "or trust the folder (--trust, in Python trust=True)."
+            )
+
+    def check_program(self, target: Any) -> None:
+        """Raise `UsageError` where `target` is not the program that the run was made with."""
+        then, now = self.json.get("program"), _source.fingerprint(target)
+        if then is None or now == then or self.changed_program:
+            return
+        raise UsageError(
+            f"the program changed since this run: '{self.json['model']}' is not as '{self.folder}' was made with. Run it "
+            "again, or take the new one with --changed-program (in Python changed_program=True)."
+        )
+
+    @property
+    def x(self) -> np.ndarray:
+        """The observed data [n, …]."""
+        return self.tree["observed_data"]["x"].values
+
+    @property
+    def idata(self) -> Any:
+        """What `fit.nc` holds, as an `xarray.DataTree` in ArviZ's schema."""
+        return self.tree
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Every parameter's point value, constrained."""
+        if "constant_data" not in self.tree:
+            return {}
+        return {k: v.values for k, v in self.tree["constant_data"].data_vars.items() if v.dims != ("data",)}
+
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Discrete local site → the posterior of its values [n, …, support]."""
+        end = "_probability"
+        stats = self.tree["sample_stats"].data_vars if "sample_stats" in self.tree else {}
+        return {k.removesuffix(end): v.values for k, v in stats.items() if k.endswith(end)}
+
+    def labels(self) -> np.ndarray | None:
+        """Class labels of the data, where they have any."""
+        if "constant_data" not in self.tree:
+            return None
+        return next((v.values for v in self.tree["constant_data"].data_vars.values() if v.dims == ("data",)), None)
+
+
+def check_out(out: str | os.PathLike[str]) -> Path:
+    """The folder a run shall be written to. Raises `UsageError` when it exists already or cannot be written."""
+    if not isinstance(out, str | os.PathLike):
+        raise UsageError(f"Expected the path of a folder for out, got {out!r}.")
+    folder = _atomic.place(out)
+    if os.path.lexists(folder):
+        raise UsageError(f"'{folder}' exists already; name another folder with --out.")
+    _atomic.check_parent(folder)
+    return folder
+
+
+def save(fit: Fit, folder: Path) -> Path:
+    """Write `fit` to `folder`. If another run took that name meanwhile, a number is added to it.
+
+    Raises `NotWritten` where the disk is full, say; the fit is its `result`.
+    """
+    from inference._run.netcdf import netcdf
+
+    try:
+        contents = {
+            "fit.nc": netcdf(_bounded(fit).idata),
+            "state.safetensors": _state(fit),
+        }
+        with _atomic.workspace(folder) as work:
+            for name, content in contents.items():
+                _put(work / name, content)
+            digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            final = free(folder)
+            while True:
+                fit.run = str(final)
+                document = {"format": FORMAT, **fit.to_json(), "columns": list(fit.columns), **_extras(fit)}
+                document |= {"program": getattr(fit.program, "source", None), "files": digests}
+                _put(work / "run.json", text_of(document).encode())
+                _atomic.flush(work)
+                try:
+                    os.rename(work, final)
+                    break
+                except OSError:  # taken since we looked: a folder that is not empty cannot be renamed over
+                    if not os.path.lexists(final):
+                        raise
+                    final = free(final)
+            _atomic.flush(folder.parent)
+    except BaseException as error:
+        fit.run = None
+        if isinstance(error, NotWritten):
+            error.result = fit
+        raise
+    return final
+
+
+def _bounded(fit: Fit) -> Fit:
+    """The fit as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
+    slots = fit.program.completes if fit.program is not None else ()  # what imputing needs stays
+    kept = {k: v for k, v in fit.probabilities.items() if any(s in k for s in slots)}
+    out, left = fit, list[str]()
+
+    def size(one: Fit) -> int:
+        arrays = [*one.predictive.values(), one.log_likelihood, *one.probabilities.values(), *one.draws.values()]
+        return sum(a.nbytes for a in arrays if a is not None)
+
+    for what, fewer in (
+        ("posterior predictive data", replace(fit, predictive={})),
+        ("each row's posterior probabilities", replace(fit, predictive={}, probabilities=kept)),
+        ("pointwise log-likelihoods", replace(fit, predictive={}, probabilities=kept, log_likelihood=None)),
+    ):
+        if size(out) > MOST_BYTES and size(fewer) < size(out):
+            out, left = fewer, [*left, what]
+    if (factor := size(out) / MOST_BYTES) > 1:
+        draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
+        out, left = replace(out, draws=draws), [*left, "all but a few draws"]
+    if left:
+        sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
+        fit.warnings = [*fit.warnings, *([] if sentence in fit.warnings else [sentence])]
+        out.warnings = fit.warnings
+    return out
+
+
+def _state(fit: Fit) -> bytes:
+    from safetensors.torch import save as as_bytes
+
+    state = {f"program.{k}": v for k, v in fit.program.state_dict().items()}
+    if fit.guide is not None:
+        state |= {f"guide.{k}": v for k, v in fit.guide.state_dict().items()}
+    return as_bytes({k: v.contiguous().clone() for k, v in state.items()})
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _atomic.flush(path)
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """`run.json`: the document with a digest of itself."""
+    return json.dumps({**document, "digest": digest_of(document)}, indent=1, ensure_ascii=False)
+
+
+def _extras(fit: Fit) -> dict[str, Any]:
+    units = {
+        k: None if v is None else np.asarray(v).tolist() for k, v in (("center", fit.center), ("scale", fit.scale))
+    }
+    return units | {
+        "image_shape": fit.image_shape,
+        "learned": fit.learned,
+        "guide": None if fit.guide is None else fit.guide.recipe,
+    }
+
+
+def save_imputation(found: Any, folder: Path, columns: list[str], source: str) -> list[Path]:
+    """Write mean, sd and draws to `folder`, whole or not at all: .csv for a table with named columns, .npz if the data came
+    from one, else .npy. The draws of a .csv stand under each other, with a first column `draw`."""
+    parts = {"mean": found.mean, "sd": found.sd, "draws": found.draws}
+    with _atomic.workspace(folder) as work:
+        if ".npz" in source:
+            np.savez_compressed(work / "imputed.npz", missing=found.missing, **parts)
+        elif columns and found.mean.ndim == 2 and ".npy" not in source:
+            for name, values in parts.items():
+                _write_csv(work / f"{name}.csv", values, columns)
+        else:
+            for name, values in parts.items():
+                np.save(work / f"{name}.npy", values)
+        for path in work.iterdir():
+            _atomic.flush(path)
+        os.rename(work, folder)
+    return sorted(folder.iterdir())
+
+
+def _write_csv(path: Path, values: np.ndarray, columns: list[str]) -> None:
+    header = [_quoted(name) for name in columns]
+    if values.ndim == 3:
+        number = np.repeat(np.arange(len(values)), values.shape[1])
+        values, header = np.column_stack([number, values.reshape(-1, values.shape[2])]), ["draw", *header]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        # repr of a float is the shortest text that reads back as the same number; a draw's number stays whole
+        writer.writerows(
+            [int(v) if h == "draw" else float(v) for h, v in zip(header, row, strict=True)] for row in values
+        )
+
+
+def _quoted(name: str) -> str:
+    """A column's name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def free(folder: Path) -> Path:
+    """`folder`, or the first of folder-2, folder-3, … that is not taken."""
+    number, candidate = 1, folder
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def load(folder: str | os.PathLike[str], model: Any = None, trust: bool = False, changed_program: bool = False) -> Run:
+    """Read a run folder; nothing of it is executed.
+
+    - `model`: the program, named again; `trust`: execute whatever file the folder names; `changed_program`: also where its text
+      is not what it was.
+
+    Raises `UsageError` when it is not a run, is damaged, or was written by a newer version.
+    """
+    path = _atomic.place(folder)
+    document = _document(path)
+    contents = {}
+    for name in FILES:
+        contents[name] = _content(path / name)
+        if document["format"] > 1 and hashlib.sha256(contents[name]).hexdigest() != document["files"].get(name):
+            raise UsageError(f"'{path / name}' is damaged: it is not what was written. Run it again.")
+    try:
+        from safetensors.torch import load as from_bytes
+
+        from inference._run.netcdf import read_netcdf
+
+        tree, state = read_netcdf(contents["fit.nc"]), from_bytes(contents["state.safetensors"])
+    except Exception as error:
+        raise UsageError(f"'{path}' cannot be read: {type(error).__name__}: {_first_line(error)}.") from error
+    return Run(path, document, tree, state, model, trust, changed_program)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """`run.json`, checked."""
+    file = path / "run.json"
+    if not file.is_file():
+        raise UsageError(f"'{path}' is not a run: it holds no run.json. `zoo run … --out FOLDER` makes one.")
+    try:
+        document = json.loads(_content(file).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"'{path}' cannot be read: run.json is damaged ({_first_line(error)}).") from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise UsageError(f"'{file}' is damaged: it does not say its format. Run it again.")
+    if version > FORMAT:
+        raise UsageError(f"'{path}' was written by a newer version of this package; this one reads format {FORMAT}.")
+    whole = True
+    if version > 1 or "digest" in document or "files" in document:
+        whole = (
+            version > 1 and isinstance(document.get("files"), dict) and document.get("digest") == digest_of(document)
+        )
+    if not whole or any(not isinstance(document.get(k), t) for k, t in KEYS.items()):
+        raise UsageError(f"'{file}' is damaged: it is not what was written. Run it again.")
+    return document
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+
+
+def restore(module: torch.nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+    """Load the tensors under `prefix` into `module`. Raises `RuntimeError` where they are another program's."""
+    module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -1,0 +1,295 @@
+"""What the unobserved entries were, given the observed ones: mean, standard deviation and joint draws.
+
+The posterior of the latents is laid out as weighted points: the joint assignments of an enumerable program, 2L sigma points
+for each under a linear-Gaussian one (exact for the mean and variance of what is linear in z), else the fit's own draws. At
+each point the missing entries have a distribution given the seen ones: the family's own for independent entries, the
+conditional normal for a multivariate normal. Where the missing entries are latents themselves (`x_missing`), their posterior
+is what is asked for, and is put into their places. Nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from inference._exact.linear import LinearGaussian
+from inference._families._all import base_of
+from inference._method.task import Task
+from zoo._errors import UsageError
+from zoo._program.latents import by_datum, for_program
+from zoo._program.missing import complete
+
+BLOCK_NUMBERS = 2**22
+UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draws
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """Completed data. Where an entry was observed, `mean` and `draws` hold it, and `sd` is 0."""
+
+    mean: np.ndarray  # [N, …] the data, with the posterior mean of what was missing
+    sd: np.ndarray  # [N, …] its posterior standard deviation
+    draws: np.ndarray  # [draws, N, …] joint draws
+    missing: np.ndarray  # [N, …] true where an entry was not observed
+
+    def in_units(self, center: np.ndarray | None, scale: np.ndarray | None) -> Imputation:
+        """The same in the units of the data before they were standardised."""
+        if center is None or scale is None:
+            return self
+        return Imputation(self.mean * scale + center, self.sd * scale, self.draws * scale + center, self.missing)
+
+
+@torch.no_grad()
+def impute(
+    task: Task,
+    latent_draws: dict[str, np.ndarray],
+    globals: dict[str, Tensor],
+    draws: int,
+    probabilities: Mapping[str, np.ndarray] | None = None,
+) -> Imputation:
+    """Impute the data of `task`, at its program's θ; `latent_draws` are posterior draws [S, N, …] of the local latents.
+
+    `probabilities`: a fit's own; of bits that stand for what is missing [N, M, 2] they say more than the draws.
+    """
+    site = _site(task)
+    x, missing = task.x, task.x.isnan()
+    drawn = _draws(task, site, latent_draws, globals, draws)
+    if (slots := _slots(task, site)) is not None:
+        mean, sd = _of_slots(task, site, slots, latent_draws, globals, (probabilities or {}).get(slots))
+    else:
+        mean, sd = _moments(task, site, latent_draws, globals)
+    zero = torch.zeros_like(x)
+    return Imputation(
+        torch.where(missing, mean, x).numpy(), torch.where(missing, sd, zero).numpy(), drawn.numpy(), missing.numpy()
+    )
+
+
+def _moments(
+    task: Task, site: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [N, …] of the missing entries, from their distribution at points of the latents."""
+    x, missing = task.x, task.x.isnan()
+    mean, square, size = torch.zeros_like(x), torch.zeros_like(x), _block(task)
+    for start in range(0, len(x), size):
+        rows = slice(start, min(start + size, len(x)))
+        gone = missing[rows]
+        for weight, latents in _points(task, rows, latent_draws, globals):
+            fn = _distribution(task, site, rows, latents, globals)
+            center, variance = _conditional(fn, x[rows], gone, site)
+            weight = weight.reshape(-1, *(1,) * (x.dim() - 1))
+            mean[rows] += weight * center
+            square[rows] += weight * (variance + center.square())
+    return mean, (square - mean.square()).clamp(min=0).sqrt()
+
+
+def _slots(task: Task, site: str) -> str | None:
+    """The latent site that stands for what is missing at `site`, if one does."""
+    return next((s.name for s in task.structure.local_latents if s.completes == site), None)
+
+
+def _of_slots(
+    task: Task,
+    site: str,
+    slots: str,
+    latent_draws: dict[str, np.ndarray],
+    globals: dict[str, Tensor],
+    probability: np.ndarray | None,
+) -> tuple[Tensor, Tensor]:
+    """The same from the posterior of the latent `slots`; rows with nothing observed from draws of the program."""
+    x = task.x
+    if task.structure.exact == "no" and probability is not None:
+        center = torch.as_tensor(probability[..., 1], dtype=x.dtype)
+        deviation = (center * (1 - center)).clamp(min=0).sqrt()
+    elif task.structure.exact == "no":
+        given = torch.as_tensor(latent_draws[slots], dtype=x.dtype)
+        center, deviation = given.mean(0), given.std(0, correction=0)
+    elif slots in task.exact.assignments:
+        latent = next(s for s in task.structure.local_latents if s.name == slots)
+        values = by_datum(task.exact.assignments[slots].to(x.dtype), latent, task.structure)[:, 0]  # [A, …, M], 0 or 1
+        flat = task.exact.responsibilities(None, globals) @ values.flatten(1)
+        center = flat.reshape(len(x), *values.shape[1:])
+        deviation = (center * (1 - center)).clamp(min=0).sqrt()
+    else:
+        means, deviations = task.exact.summary(globals)
+        center, deviation = means[slots], deviations[slots]
+    mean, sd = _completed(task, site, center), _completed(task, site, deviation)
+    if len(rows := _with_nan(mean)):
+        drawn = torch.stack([_unseen(task, site, rows, latent_draws, globals, s) for s in range(UNSEEN_DRAWS)])
+        mean[rows] = torch.where(mean[rows].isnan(), drawn.mean(0), mean[rows])
+        sd[rows] = torch.where(sd[rows].isnan(), drawn.std(0, correction=0), sd[rows])
+    return mean, sd
+
+
+def _with_nan(x: Tensor) -> Tensor:
+    """The rows of x [N, …] that hold NaN: a row with nothing observed has no slots."""
+    return x.flatten(1).isnan().any(1).nonzero()[:, 0]
+
+
+def _completed(task: Task, site: str, given: Tensor) -> Tensor:
+    """x with the slots given [N, …, M] in the places of its missing entries."""
+    event = next(len(s.event_shape) for s in task.structure.observed if s.name == site)
+    flat = task.x.flatten(task.x.dim() - event)
+    return complete(flat, given.reshape(*flat.shape[:-1], -1)).reshape(task.x.shape)
+
+
+def _unseen(
+    task: Task, site: str, rows: Tensor, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], s: int
+) -> Tensor:
+    """A draw of what nothing was observed of, `rows` of x, at posterior draw s of the other latents."""
+    count = len(next(iter(latent_draws.values())))
+    fn = _distribution(task, site, rows, _at(task, latent_draws, s % count, rows), globals)
+    return _like(fn.sample(), task.x[rows])
+
+
+def _block(task: Task) -> int:
+    """Rows at once, so that what a row needs is little memory: a matrix where entries depend on one another."""
+    width = task.x[0].numel()
+    matrices = any("MultivariateNormal" in s.family for s in task.structure.observed)
+    return max(1, BLOCK_NUMBERS // (width**2 if matrices else width))
+
+
+def _like(value: Tensor, x: Tensor) -> Tensor:
+    """A value of the observed site in the shape and dtype of x: where x is [n, 1], a scalar site's is [n]."""
+    value = value.to(x.dtype)
+    return value.reshape(x.shape) if value.numel() == x.numel() else value.expand(x.shape)
+
+
+def _site(task: Task) -> str:
+    """The one site that observes x itself."""
+    name, observed = task.program.name, task.structure.observed
+    if len(observed) != 1:
+        names = ", ".join(f"'{s.name}'" for s in observed)
+        raise UsageError(f"imputing needs one observed site, and '{name}' has {names}.")
+    site, row = observed[0], tuple(task.x.shape[1:])
+    shape = tuple(size for _, size in site.inner_dims) + tuple(site.event_shape)
+    if shape != row and (shape or row != (1,)):
+        raise UsageError(
+            f"imputing needs a site that observes a whole row of x, of shape {row}; '{site.name}' of '{name}' observes "
+            f"values of shape {shape}."
+        )
+    return site.name
+
+
+def _points(
+    task: Task, rows: slice, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Weights [n] and values of the local latents, each with the data dimension in its place."""
+    n = rows.stop - rows.start
+    if task.structure.exact == "no":
+        count = len(next(iter(latent_draws.values())))
+        for s in range(count):
+            yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)
+        return
+    exact = task.exact
+    if not isinstance(exact, LinearGaussian):
+        weights = _weights(exact, rows, globals)
+        for a in range(exact.A):
+            yield weights[:, a], {k: v[a] for k, v in exact.assignments.items()}
+        return
+    posterior = exact.posterior(rows, exact.sites(None, globals) if exact.fast else None, None, globals)
+    root = torch.linalg.cholesky(posterior.covariance).expand(n, exact.A, exact.L, exact.L) * exact.L**0.5
+    for a in range(exact.A):
+        discrete = {k: v[a] for k, v in exact.assignments.items()}
+        for k in range(exact.L):
+            for sign in (1.0, -1.0):
+                z = posterior.mean[:, a] + sign * root[:, a, :, k]
+                continuous = {name: v[0] for name, v in exact.layout.unflatten(z.unsqueeze(0)).items()}
+                yield posterior.weights[:, a] / (2 * exact.L), {**discrete, **continuous}
+
+
+def _weights(exact: Any, rows: slice, globals: dict[str, Tensor]) -> Tensor:
+    views, _ = exact.views(None, globals)
+    return exact.log_joint(rows, views, None, globals).softmax(1)
+
+
+def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | Tensor) -> dict[str, Tensor]:
+    sites = {site.name: site for site in task.structure.local_latents}
+    return {k: for_program(torch.as_tensor(v[s])[rows], sites[k], task.structure) for k, v in latent_draws.items()}
+
+
+def _distribution(
+    task: Task, site: str, rows: slice | Tensor, latents: dict[str, Tensor], globals: dict[str, Tensor]
+) -> Any:
+    """The observed site's distribution at these latents."""
+    trace: Any = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
+    fn = trace.nodes[site]["fn"]
+    return fn.expand((len(task.x[rows]),)) if task.structure.max_plate_nesting == 1 else fn
+
+
+def _conditional(fn: Any, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
+    """Mean and variance [n, …] of the missing entries given the seen ones, at one value of the latents."""
+    base = base_of(fn)
+    if isinstance(base, dist.MultivariateNormal) and base is fn:
+        center, covariance = _normal(fn, x, missing)
+        return center, covariance.diagonal(dim1=-2, dim2=-1)
+    _check_independent(base, missing, site)
+    return _like(fn.mean, x), _like(fn.variance, x)
+
+
+def _check_independent(base: Any, missing: Tensor, site: str) -> None:
+    if not base.event_shape:
+        return
+    flat = missing.flatten(1)
+    if bool((flat.any(1) & ~flat.all(1)).any()):
+        raise UsageError(f"site '{site}': entries of a {type(base).__name__} cannot be imputed one by one.")
+
+
+def _normal(fn: Any, x: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """Conditional mean [n, D] and covariance [n, D, D] of a multivariate normal's missing entries given the seen."""
+    seen = (~missing).to(x.dtype)
+    covariance = fn.covariance_matrix.expand(len(x), *fn.covariance_matrix.shape[-2:])
+    pair = seen.unsqueeze(-1) * seen.unsqueeze(-2)
+    known = torch.linalg.cholesky(covariance * pair + torch.diag_embed(1 - seen))
+    gain = covariance @ (torch.cholesky_inverse(known) * pair)  # [n, D, D]: from seen differences to expected ones
+    difference = ((x.nan_to_num(0.0) - fn.loc) * seen).unsqueeze(-1)
+    gone = (1 - seen).unsqueeze(-1) * (1 - seen).unsqueeze(-2)
+    return fn.loc + (gain @ difference).squeeze(-1), (covariance - gain @ covariance) * gone
+
+
+def _draws(
+    task: Task, site: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int
+) -> Tensor:
+    """Joint draws [draws, N, …]: latents from their posterior, then the missing entries given them."""
+    x, missing = task.x, task.x.isnan()
+    count = len(next(iter(latent_draws.values()))) if latent_draws else draws
+    if (slots := _slots(task, site)) is not None:
+        return _draws_of_slots(task, site, slots, latent_draws, globals, draws)
+    out, size = [], _block(task)
+    for s in range(draws):
+        pieces = []
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            fn = _distribution(task, site, rows, _at(task, latent_draws, s % count, rows), globals)
+            pieces.append(torch.where(missing[rows], _sample(fn, x[rows], missing[rows]), x[rows]))
+        out.append(torch.cat(pieces))
+    return torch.stack(out)
+
+
+def _draws_of_slots(
+    task: Task, site: str, slots: str, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int
+) -> Tensor:
+    """The same where the missing entries are latents: their draws, in their places."""
+    given = torch.as_tensor(latent_draws[slots], dtype=task.x.dtype)
+    out = []
+    for s in range(draws):
+        value = _completed(task, site, given[s % len(given)])
+        if len(rows := _with_nan(value)):
+            unseen = _unseen(task, site, rows, latent_draws, globals, s)
+            value[rows] = torch.where(value[rows].isnan(), unseen, value[rows])
+        out.append(value)
+    return torch.stack(out)
+
+
+def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
+    if not isinstance(fn, dist.MultivariateNormal):
+        return _like(fn.sample(), x)
+    mean, covariance = _normal(fn, x, missing)
+    values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)  # singular where entries were seen
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)

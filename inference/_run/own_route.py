@@ -1,0 +1,288 @@
+"""A second, independent look at an exact log p(x): the program is run on a sample of rows, and nothing else is used.
+
+Every joint value of the discrete local latents is found by running the program: a site's support is asked for once the sites
+before it have their values. Each (row, joint value) is a row of a plain batch, in random order, so a program whose rows
+depend on each other, or on their place, gives other values here. With continuous latents z, the log joint of a pair is
+taken to be quadratic: gradient and Hessian at one point give the Gaussian N(m, P⁻¹) that the claim implies, and then
+
+    log p(x, a) = log p(x, a, z) − log N(z; m, P⁻¹)
+
+has to be the same number for every z. It is evaluated at draws from that Gaussian and from the prior: if it varies, the log
+joint is not quadratic, and the claim is false.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from inference._method.task import Task
+from zoo._program.latents import support_values
+from zoo._program.trace import is_local, per_datum, sample_nodes
+
+ROWS = 32  # that are looked at, first and last among them
+NUMBERS = 2**25  # in all that is evaluated
+CHUNK = 2**20  # numbers side by side
+DRAWS = 6  # of z from its Gaussian, and as many from the prior
+MOST_RUNS = 1000  # of the whole data
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Disagreement(ArithmeticError):
+    """Two values of log p(x) that should both be exact differ by more than rounding."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """What two exact values may differ by, relative to their size (1 nat at least)."""
+    return 2e-3 if dtype == torch.float32 else 1e-6
+
+
+def rows_of(task: Task) -> Tensor:
+    """The rows to look at, spread over the data."""
+    structure, x = task.structure, task.x
+    L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
+    each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
+    count = max(2, min(ROWS, len(x), NUMBERS // max(1, each)))
+    return torch.linspace(0, len(x) - 1, min(count, len(x))).long().unique()
+
+
+@torch.no_grad()
+def log_evidence(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
+    """log p(x_i | θ, globals) [rows], nats; `point`: the globals' values.
+
+    Raises `Disagreement` where the log joint is not quadratic in the continuous latents.
+    """
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        torch.manual_seed(0)
+        row, known = _assignments(task, rows, point)
+        order = torch.randperm(len(row))
+        each = task.x.new_empty(len(row))
+        L = sum(s.inner * math.prod(s.event_shape) for s in task.structure.continuous_locals)
+        size = max(2, CHUNK // (task.x[:1].numel() + L * L + 1))
+        for some in order.split(size):
+            batch = _Batch(task, rows[row[some]], {k: v[some] for k, v in known.items()}, point)
+            each[some] = batch.integrated() if L else batch.log_joint({})
+    top = torch.full_like(rows, 0, dtype=each.dtype).scatter_reduce(0, row, each, "amax", include_self=False)
+    safe = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    return safe + torch.zeros_like(top).index_add(0, row, (each - safe[row]).exp()).log()
+
+
+@torch.no_grad()
+def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
+    """log p(x_i | θ, globals) [N] with every row in its place among all data; None where that would take too long.
+
+    For programs that read a row's number. In each of A runs every row is under another joint value than its neighbours, and
+    after all runs it has been under each: where rows depend on each other, the sums are other ones than those of the claim.
+    """
+    N, L = len(task.x), sum(s.inner * math.prod(s.event_shape) for s in task.structure.continuous_locals)
+    each = task.structure.assignments * (task.x[:1].numel() + L * L) * (1 + L + (2 * DRAWS if L else 0))
+    if N * each > 4 * NUMBERS or task.structure.assignments > MOST_RUNS:
+        return None
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        torch.manual_seed(1)
+        everything = torch.arange(N)
+        tables: dict[str, Tensor] = {}
+        batch = _Batch(task, everything, {}, point)
+        nodes = batch.trace({}).nodes
+        for site in task.structure.discrete_locals:
+            new = _joint_values(batch, nodes[site.name])
+            size = len(next(iter(tables.values()))) if tables else 1
+            tables = {k: v.repeat_interleave(len(new), 0) for k, v in tables.items()}
+            tables[site.name] = new.repeat(size, 1)
+        A = len(next(iter(tables.values()))) if tables else 1
+        first, each_run = torch.randint(A, (N,)), []
+        for k in range(A):
+            known = {name: table[(first + k) % A] for name, table in tables.items()}
+            batch = _Batch(task, everything, known, point)
+            each_run.append(batch.integrated() if L else batch.log_joint({}))
+    return torch.stack(each_run).logsumexp(0)
+
+
+@dataclass
+class _Batch:
+    """Some pairs of a row and values of the discrete latents, side by side as rows of one batch."""
+
+    task: Task
+    rows: Tensor  # [m] of the data
+    known: Mapping[str, Tensor]  # site → its value for each pair [m, numbers]
+    point: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        self.dim, self.depth = self.task.structure.data_dim, self.task.structure.max_plate_nesting
+        self.x = self.task.x[self.rows]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def trace(self, values: Mapping[str, Tensor]) -> Any:
+        latents = {**self.point, **values}
+        return self.task.program.trace(self.x, latents=latents)
+
+    def placed(self, flat: Tensor, shape: tuple[int, ...], events: int) -> Tensor:
+        """[m, numbers] → the shape that a site's value has in the program, the pairs where the data stand."""
+        place = len(shape) - events + self.dim
+        others = [s for d, s in enumerate(shape) if d != place]
+        return flat.reshape(len(flat), *others).movedim(0, place)
+
+    def flat(self, value: Tensor, node: Any) -> Tensor:
+        """The opposite of `placed`: [m, numbers]."""
+        shape = (*node["fn"].batch_shape, *node["fn"].event_shape)
+        place = len(node["fn"].batch_shape) + self.dim
+        return value.expand(shape).movedim(place, 0).reshape(len(self.x), -1)
+
+    def discrete(self) -> dict[str, Tensor]:
+        """The known values in the program's shapes, as far as they are known."""
+        out: dict[str, Tensor] = {}
+        for name, flat in self.known.items():
+            node = self.trace(out).nodes[name] if name not in self.shapes else None
+            if node is not None:
+                fn = node["fn"]
+                self.shapes[name] = (*fn.batch_shape, *fn.event_shape)
+                self._events = {**getattr(self, "_events", {}), name: len(fn.event_shape)}
+            out[name] = self.placed(flat, self.shapes[name], self._events[name])
+        return out
+
+    def log_joint(self, values: Mapping[str, Tensor]) -> Tensor:
+        """log p(x_i, a, z) [m] by every local site's own `log_prob`, scale and mask."""
+        return self._summed(self.trace({**self.discrete(), **values}))
+
+    def _summed(self, trace: Any) -> Tensor:
+        total = self.x.new_zeros(len(self.x))
+        for node in sample_nodes(trace):
+            if is_local(node):
+                log_prob = node["fn"].log_prob(node["value"])
+                if node["name"] in self.known:
+                    log_prob = _in_support(node, log_prob)
+                total = total + per_datum(node, log_prob, self.dim, self.depth).reshape(-1)
+        return total
+
+    def integrated(self) -> Tensor:
+        """log p(x_i, a) [m] with z integrated out."""
+        discrete = self.discrete()
+        nodes = self.trace(discrete).nodes
+        sites = [s.name for s in self.task.structure.continuous_locals]
+        parts = [self.flat(nodes[s]["value"], nodes[s]) for s in sites]
+        shapes = {s: (*nodes[s]["fn"].batch_shape, *nodes[s]["fn"].event_shape) for s in sites}
+        events = {s: len(nodes[s]["fn"].event_shape) for s in sites}
+        sizes = [p.shape[1] for p in parts]
+
+        def joint(z: Tensor) -> Tensor:
+            values = {s: self.placed(v, shapes[s], events[s]) for s, v in zip(sites, z.split(sizes, 1), strict=True)}
+            return self._summed(self.trace({**discrete, **values}))
+
+        begin = torch.zeros_like(torch.cat(parts, 1))
+        mean, factor, blurred = _square(joint, begin)
+        prior = [torch.cat(parts, 1)]
+        for _ in range(DRAWS - 1):
+            again = self.trace(discrete).nodes
+            prior.append(torch.cat([self.flat(again[s]["value"], again[s]) for s in sites], 1))
+        found = joint(mean) - _log_normal(mean, mean, factor)
+        for k in range(2 * DRAWS):
+            white = torch.randn_like(mean).unsqueeze(-1) * (1 + k % 3)
+            own = mean + torch.linalg.solve_triangular(factor.mT, white, upper=True).squeeze(-1)
+            z = own if k < DRAWS else prior[k - DRAWS]
+            value, q = joint(z), _log_normal(z, mean, factor)
+            size = torch.stack([value.abs(), q.abs(), found.abs(), torch.ones_like(q)]).amax(0)
+            away = (value - q - found).abs().nan_to_num(torch.inf) / size
+            if bool((away.masked_fill(blurred, 0.0) > tolerance(value.dtype)).any()):
+                row = int(self.rows[int(away.masked_fill(blurred, 0.0).argmax())])
+                raise Disagreement(
+                    f"log p(x) of '{self.task.program.name}' was taken for exact, but its log joint is not quadratic in "
+                    f"{', '.join(repr(s) for s in sites)} at row {row} (counting from 0): the value would be wrong. Nothing is "
+                    "reported. Take a method that does not need it: importance or ais."
+                )
+        return found.masked_fill(blurred, torch.nan)
+
+
+def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [m, L] and Cholesky factor of the precision [m, L, L] of a quadratic log joint, from its derivatives at z.
+
+    And where the precision is so nearly singular that its inverse in these digits would say nothing [m].
+    """
+    z = z.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(joint(z).sum(), z, create_graph=True, materialize_grads=True)
+        columns = []
+        for k in range(z.shape[1]):
+            if not gradient.requires_grad:
+                columns.append(torch.zeros_like(z))
+                continue
+            columns.append(
+                torch.autograd.grad(gradient[:, k].sum(), z, retain_graph=True, materialize_grads=True)[0].detach()
+            )
+    precision = -torch.stack(columns, -1)
+    precision = (precision + precision.mT) / 2
+    factor, info = torch.linalg.cholesky_ex(precision)
+    blurred = _nearly_singular(precision)
+    if bool(blurred.any()):
+        identity = torch.eye(z.shape[1], dtype=z.dtype).expand_as(factor)
+        factor = torch.where((blurred & (info != 0))[:, None, None], identity, factor)
+    if bool(((info != 0) & ~blurred).any()):
+        raise Disagreement(
+            "log p(x) was taken for exact, but the log joint has no Gaussian in the continuous latents: its curvature is "
+            "not negative. Nothing is reported. Take a method that does not need it: importance or ais."
+        )
+    return z.detach() + torch.cholesky_solve(gradient.detach().unsqueeze(-1), factor).squeeze(-1), factor, blurred
+
+
+def _nearly_singular(precision: Tensor) -> Tensor:
+    """Which matrices [m, L, L], in units of their diagonal, have a condition that eats most digits; concave ones alone."""
+    size = precision.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
+    values = torch.linalg.eigvalsh((precision * size.unsqueeze(-1) * size.unsqueeze(-2)).nan_to_num(0.0))
+    least = torch.finfo(precision.dtype).eps * len(values[0]) * 64
+    concave = (values[:, 0] > -least) & (precision.diagonal(dim1=-2, dim2=-1) > 0).all(1)
+    return concave & (values[:, 0] < values[:, -1] * torch.finfo(precision.dtype).eps * 1e8)
+
+
+def _log_normal(z: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """log N(z; m, P⁻¹) [m], P = factor factorᵀ."""
+    white = (factor.mT @ (z - mean).unsqueeze(-1)).squeeze(-1)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return log_det - 0.5 * white.square().sum(-1) - 0.5 * z.shape[1] * LOG_2PI
+
+
+def _assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pairs: which of `rows` [m], and site → the values of each discrete local latent [m, numbers]."""
+    row = torch.arange(len(rows))
+    known: dict[str, Tensor] = {}
+    names = [s.name for s in task.structure.discrete_locals]
+    for name in names:  # in the order in which the program draws them
+        batch = _Batch(task, rows[row], known, point)
+        node = batch.trace(batch.discrete()).nodes[name]
+        joint = _joint_values(batch, node)
+        known = {k: v.repeat_interleave(len(joint), 0) for k, v in known.items()}
+        known[name] = joint.repeat(len(row), 1)
+        row = row.repeat_interleave(len(joint))
+    return row, known
+
+
+def _joint_values(batch: _Batch, node: Any) -> Tensor:
+    """Every value of a discrete site in one row [K^copies, numbers], where copies stand in plates inside `data`."""
+    values = _support(node["fn"])  # [K, event numbers]
+    copies = batch.flat(node["value"], node).shape[1] // values.shape[1]
+    return torch.stack([torch.cat(v) for v in itertools.product(values, repeat=copies)])
+
+
+def _support(fn: Any) -> Tensor:
+    """Every value of a discrete distribution [K, numbers of one value]."""
+    try:
+        values = support_values(fn)
+    except (
+        NotImplementedError
+    ):  # a count whose bound differs from row to row: up to the largest, with no density above its own
+        values = torch.arange(int(torch.as_tensor(fn.support.upper_bound).max()) + 1).to(torch.get_default_dtype())
+    return values.reshape(len(values), -1)
+
+
+def _in_support(node: Any, log_prob: Tensor) -> Tensor:
+    """−∞ where a value lies beyond the site's support, which the densities of some families do not say."""
+    try:
+        inside = node["fn"].support.check(node["value"])
+    except NotImplementedError:
+        return log_prob
+    return torch.where(inside, log_prob, torch.full_like(log_prob, -torch.inf))

@@ -1,0 +1,150 @@
+"""What ArviZ wants of a fit besides its draws: log p(x_i | draw of θ), and data simulated at draws.
+
+A fit whose θ is one point has no pointwise log-likelihood here. ArviZ's `loo` would take it for the training likelihood of
+every draw and find nothing to correct: such a figure always prefers the larger model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference._method.fit import Fit
+from inference._method.task import Task
+from zoo._errors import UsageError
+from zoo._program import program
+from zoo._program.latents import by_datum, for_program
+
+DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
+MOST_SIMULATED = 50  # data sets
+LOOKED_AT = 20  # rows, to see what observes and returns x
+WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictive`
+
+
+@torch.no_grad()
+def complete(task: Task, fit: Fit) -> None:
+    """Add the pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data."""
+    at = _Draws(task, fit)
+    data = _Data(task)
+    fit.observed = data.observed()
+    if at.theta_varies and task.structure.exact != "no":
+        try:
+            rows = [task.exact.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
+            fit.log_likelihood = np.stack(rows)
+        except (ValueError, torch.linalg.LinAlgError):
+            fit.warnings.append(
+                "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
+                "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
+            )
+            return
+    if not at.count:
+        return
+    if task.x.numel() > DRAW_NUMBERS:
+        fit.notes["posterior_predictive"] = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
+        return
+    width = task.x.numel() + sum(v.size for v in fit.observed.values())
+    count = max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width))
+    try:
+        drawn = [data.simulated(at.simulate(d)) for d in range(count)]
+        fit.predictive = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+    except UsageError as error:
+        fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")
+
+
+class _Draws:
+    """A fit's draws, as a program takes them; what has no draws stays at its point value."""
+
+    def __init__(self, task: Task, fit: Fit) -> None:
+        self._task = task
+        self._draws = {k: torch.as_tensor(v) for k, v in fit.draws.items()}
+        self._point = {k: torch.as_tensor(v) for k, v in fit.parameters.items()}
+        self._theta = [k for k in self._draws if k in task.program.constraints]
+        self._globals = [s.name for s in task.structure.global_latents]
+        self.count = len(next(iter(self._draws.values()))) if self._draws else 0
+        # a θ that is kept may be no mode of these data: its draws then say nothing of how sure they are
+        names = [*(self._theta if task.learn else ()), *(k for k in self._globals if k in self._draws)]
+        self.theta_varies = any(bool((self._draws[k] != self._draws[k][:1]).any()) for k in names)
+
+    def theta(self, d: int) -> dict[str, Tensor]:
+        return {k: self._draws[k][d] for k in self._theta}
+
+    def globals(self, d: int) -> dict[str, Tensor]:
+        return {k: self._draws[k][d] if k in self._draws else self._point[k] for k in self._globals}
+
+    def simulate(self, d: int) -> Any:
+        """The program's trace of as many rows as the data have, at draw d."""
+        latents = self.globals(d) | self.locals(d)
+        with program.blame(self._task.program.name):
+            return self._task.program.trace(None, size=len(self._task.x), parameters=self.theta(d), latents=latents)
+
+    def locals(self, d: int) -> dict[str, Tensor]:
+        structure = self._task.structure
+        sites = [s for s in structure.local_latents if s.name in self._draws]
+        return {s.name: for_program(self._draws[s.name][d], s, structure) for s in sites}
+
+
+class _Data:
+    """What the program's observed sites are of x, and whether it returns x: seen on a few rows of the data."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, observed = task, task.structure.observed
+        x = task.x[:LOOKED_AT]
+        with torch.random.fork_rng(devices=[]):
+            trace: Any = task.program.trace(x, raw=True)
+        sites = _values(task, trace, len(x))
+        self.one_site = len(observed) == 1 and _same(sites[observed[0].name], x)  # which observes x itself
+        self.returned = _same(trace.nodes["_RETURN"]["value"], x)
+
+    def observed(self) -> dict[str, np.ndarray]:
+        """Each observed site's own part of the data, NaN where unobserved; none for a single site that is `x` itself."""
+        if self.one_site and self._task.structure.observed[0].name == WHOLE:
+            return {}
+        with torch.random.fork_rng(devices=[]):
+            values = _values(self._task, self._task.program.trace(self._task.x, raw=True), len(self._task.x))
+        return {_name(k): v.numpy() for k, v in values.items()}
+
+    def simulated(self, trace: Any) -> dict[str, np.ndarray]:
+        """Each observed site of a simulation [n, …] under its own name, and all of a datum together as `x`."""
+        n, x = len(self._task.x), self._task.x
+        sites = _values(self._task, trace, n)
+        whole = (
+            next(iter(sites.values())) if self.one_site else trace.nodes["_RETURN"]["value"] if self.returned else None
+        )
+        out = {} if self.one_site and WHOLE in sites else {_name(k): v for k, v in sites.items()}
+        if isinstance(whole, Tensor) and whole.numel() == x.numel() and len(whole) == n:
+            out[WHOLE] = whole.detach().to(x.dtype).reshape(x.shape)
+        return {k: v.numpy() for k, v in out.items()}
+
+
+def _same(value: Any, x: Tensor) -> bool:
+    """Whether a value is x [n, …], NaN included; of scalars [n] as well, where x is [n, 1]."""
+    if not isinstance(value, Tensor) or value.numel() != x.numel() or len(value) != len(x):
+        return False
+    return bool(torch.isclose(value.detach().to(x.dtype).reshape(x.shape), x, rtol=1e-5, equal_nan=True).all())
+
+
+def _name(site: str) -> str:
+    """`x` is the whole data: a site of that name that observes a part of them goes by another."""
+    return "x_site" if site == WHOLE else site
+
+
+def _values(task: Task, trace: Any, n: int) -> dict[str, Tensor]:
+    """Observed site → its value in a trace of n rows, [n, inner plates, event]; as it is outside the plate `data`."""
+    structure, out = task.structure, {}
+    for site in structure.observed:
+        value = torch.as_tensor(trace.nodes[site.name]["value"]).detach()
+        if site.scope == "local":
+            plates = [1] * structure.max_plate_nesting
+            for dim, size in [*site.inner_dims, (structure.data_dim, n)]:
+                plates[dim] = size
+            try:
+                full = value.expand(1, *plates, *site.event_shape)
+            except RuntimeError:
+                shape = (*(size for size in plates if size != 1), *site.event_shape)
+                raise UsageError(f"site '{site.name}' has values of shape {tuple(value.shape)}, not {shape}") from None
+            value = by_datum(full, site, structure)[0]
+        out[site.name] = value
+    return out

@@ -1,0 +1,158 @@
+"""A program on data, checked: names, options, the data and the program's contract, before any work."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from inference._run.entrance import entrance
+from inference._run.failures import in_words
+from zoo import _options, _registry
+from zoo._data import datasets
+from zoo._errors import UsageError, unknown
+from zoo._program import program as _program
+from zoo._program.structure import ENUMERATION_LIMIT, Structure, describe
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+DEVICES = ("auto", "cpu", "cuda")
+LARGEST_SEED = 4_000_000_000
+FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
+LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program on data, with its structure: what every method starts from."""
+
+    model: Any
+    name: str
+    data: datasets.Dataset
+    x: torch.Tensor
+    options: dict[str, Any]  # the model's, as given
+    structure: Structure
+    limit: int  # of enumeration
+    intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
+    like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
+    source: dict[str, str] | None = None  # the fingerprint of the program's text
+
+    def program(self, seed: int = 0) -> _program.Program:
+        """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
+        return _program.load(self.model, self.x, self.options, seed, self.like)
+
+
+@entrance
+def prepare(
+    model: Any,
+    data: Any,
+    options: Mapping[str, Any],
+    methods: list[str],
+    *,
+    seed: int = 0,
+    limit: int = ENUMERATION_LIMIT,
+    dtype: str = "auto",
+    like: np.ndarray | None = None,
+    **preparation: Any,
+) -> Prepared:
+    """Check everything that can be checked before any work: names, options, the data, the program's contract.
+
+    `like`: the data of the run whose θ the program will hold, where they are not `data`: the model is built on them.
+    """
+    check_seed(seed)
+    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1:
+        raise UsageError(f"Expected a whole number of 1 or more for limit, got {limit!r}.")
+    if dtype not in ("auto", *DTYPES):
+        raise unknown("dtype", dtype, ("auto", *DTYPES))
+    modules = [method_module(name) for name in methods]
+    target, name = _program.resolve(model)
+    mine = _split(options, _program.option_schema(target), modules, methods, name)
+    loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
+    # in memory that torch aligned: else the last bits may differ
+    x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
+    if loaded.options.get("binarize") == "dynamic":
+        x, intensities = _one_binarisation(x, seed), x
+    elif x.dtype == torch.float64:  # one copy of the data is enough
+        loaded = replace(loaded, x=x.numpy())
+    if x.dtype == torch.float32 and bool((x.abs() > FLOAT32_SQUARES).any()):
+        raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
+    built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
+    program = _program.load(model, x, mine, like=built_on)
+    with in_words(name, "reading the program"):
+        structure = describe(program, x, limit)
+    network = program.has_networks and not any(
+        s.role == "latent" for s in structure.sites
+    )  # exact, and trained all the same
+    large = x.numel() > LARGE_NUMBERS and not bool((x.abs() > FLOAT32_SQUARES).any())
+    if dtype == "auto" and (structure.exact == "no" or network) and large:
+        x, intensities = x.float(), None if intensities is None else intensities.float()
+    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
+
+
+def check_seed(seed: Any) -> None:
+    """Raise `UsageError` unless `seed` is one that every random generator takes, and restarts can count on from."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"Expected a whole number from 0 to {LARGEST_SEED:,} for seed, got {seed!r:.40}.")
+
+
+def plain(value: Any) -> Any:
+    """NumPy's and torch's single numbers as Python's, so that what was asked for can be written down; all else as it is."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return value.item() if isinstance(value, np.generic | torch.Tensor) and value.ndim == 0 else value
+
+
+def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
+    """What evidence is taken on, where every epoch of training draws its own."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(intensities.shape, generator=generator) < intensities
+    return torch.where(intensities.isnan(), intensities, drawn.to(intensities.dtype))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name: `auto` is a GPU where there is one. Raises `UsageError` where there is none of it."""
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise UsageError("device=cuda: torch finds no GPU here; take device=cpu, or auto for whatever there is.")
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
+
+
+def _split(
+    options: Mapping[str, Any], schema: Mapping[str, Any], modules: list[ModuleType], methods: list[str], name: str
+) -> dict[str, Any]:
+    """The model's share of the options. Raises `UsageError` for one that neither it nor any of the methods knows."""
+    of_methods: dict[str, Any] = {}
+    for module in modules:
+        of_methods |= _options.schema(module.fit)
+    for key, value in options.items():
+        if key not in schema and key not in of_methods:
+            what = f"option of model '{name}'" + (f" or method {', '.join(map(repr, methods))}" if methods else "")
+            raise unknown(what, key, {*schema, *of_methods})
+        if key in of_methods:
+            _options.convert(of_methods, {key: value}, "option")
+    return {k: v for k, v in options.items() if k in schema}
+
+
+def method_module(name: str) -> ModuleType:
+    """The module of a method. Raises `UsageError` for an unknown name."""
+    if name not in _registry.methods():
+        raise unknown("method", name, _registry.methods())
+    return importlib.import_module(f"inference.{name}")
+
+
+def serving(structure: Structure) -> dict[str, str | None]:
+    """For each method: None when it can serve the program, or why not."""
+    return {name: refusal(name, structure) for name in _registry.methods()}
+
+
+def refusal(method: str, structure: Structure) -> str | None:
+    """Why a method cannot serve the program, or None: what no method can serve comes first."""
+    if structure.obstacle:
+        return f"no method can serve '{structure.program}': {structure.obstacle}"
+    return method_module(method).refusal(structure)

@@ -1,0 +1,128 @@
+"""A saved run, taken up again: its program, its data (or others), its θ and its guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import guides
+from inference._method.task import Task
+from inference._numerics.coordinates import bijection
+from inference._run import folder
+from inference._run.prepare import Prepared, method_module, prepare
+from zoo import _options, _registry
+from zoo._data import datasets
+from zoo._data.columns import match
+from zoo._errors import UsageError
+from zoo._program import program, source
+
+
+def other_data(stored: folder.Run, data: Any, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
+    """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
+
+    Raises `UsageError` where columns are missing or unknown, or rows have another shape.
+    """
+    loaded = datasets.load(data, seed=seed, **preparation)
+    known = tuple(stored.json["columns"])
+    if known and loaded.columns:
+        loaded = datasets.take_columns(loaded, match(known, loaded.columns), known)
+    if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
+        columns = len(own) == len(rows) == 1
+        wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
+        raise UsageError(f"Expected {wanted}: those of the run are {stored.json['data']}'s.")
+    if stored.json["center"] is None:
+        return loaded
+    center, scale = np.asarray(stored.json["center"]), np.asarray(stored.json["scale"])
+    return replace(loaded, x=(loaded.x - center) / scale, center=center, scale=scale)
+
+
+def reopen(
+    stored: folder.Run,
+    methods: list[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    other: datasets.Dataset | None = None,
+) -> Prepared:
+    """The program and data of a saved run, or `other` data; `options` are checked against `methods`."""
+    chosen, spec = stored.json["options"], stored.spec()
+    if isinstance(spec, str) and spec not in _registry.models() and not source.is_file(spec):
+        raise UsageError(
+            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again; give the "
+            "callable itself (in Python model=…)."
+        )
+    stored.check_program(program.resolve(spec)[0])
+    # an option that model and method both have is the method's here
+    theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
+    others = {k: v for k, v in (options or {}).items() if k not in theirs}
+    given = {**chosen["model"], **others}
+    how = {
+        "limit": chosen["limit"],
+        "dtype": chosen.get("dtype", "float64"),
+        "like": None if other is None else stored.x,
+    }
+    prepared = prepare(spec, other or _own_data(stored), given, methods or [], **how)
+    if changed := {k: v for k, v in prepared.options.items() if k in others}:
+        raise UsageError(
+            f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here."
+        )
+    return prepared
+
+
+def _own_data(stored: folder.Run) -> datasets.Dataset:
+    image_shape = stored.json.get("image_shape")
+    return replace(
+        datasets.load(stored.x),
+        name=stored.json["data"],
+        options=stored.json["options"]["data"],
+        columns=tuple(stored.json["columns"]),
+        image_shape=None if image_shape is None else tuple(image_shape),
+        labels=stored.labels(),
+        warnings=(),
+    )
+
+
+def task_of(prepared: Prepared, stored: folder.Run) -> Task:
+    """A task that holds the θ, globals and guide of a saved run, and keeps its θ."""
+    task = Task(prepared.program(), prepared.structure, prepared.x, limit=prepared.limit)
+    restore(task, stored)
+    return task
+
+
+def restore(task: Task, stored: folder.Run) -> None:
+    task.learn = False
+    if misfits := _misfits(task.program, stored, "program."):
+        raise UsageError(
+            f"the θ of '{stored.folder}' does not fit the model '{stored.json['model']}' as it is now, by "
+            f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
+        )
+    folder.restore(task.program, stored.state, "program.")
+    known = stored.parameters()
+    names = [s.name for s in task.structure.global_latents]
+    task.globals = {n: torch.as_tensor(known[n.replace("/", ".")]) for n in names if n.replace("/", ".") in known}
+    settings = stored.json.get("guide")
+    if not settings or (settings.get("by_row") and len(task.x) != len(stored.x)):
+        return
+    stored.permit(settings["name"], "guide", "run the method again with it")
+    bijections = {n: bijection(s) for n, s in task.global_supports.items()}
+    guide = guides.make(
+        settings["name"], task.structure, task.x, task.global_start(), bijections, **settings["options"]
+    )
+    if not (misfits := _misfits(guide, stored, "guide.")):
+        folder.restore(guide, stored.state, "guide.")
+        task.guide = guide
+    elif np.array_equal(task.x.isnan().numpy(), np.isnan(stored.x)):
+        raise UsageError(
+            f"the guide of '{stored.folder}' does not fit '{settings['name']}' as it is now, by "
+            f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
+        )
+    # else other data have other latents (nothing is missing in them, say): the run's guide has nothing to say of those
+
+
+def _misfits(module: torch.nn.Module, stored: folder.Run, prefix: str) -> list[str]:
+    """Names of tensors that the module has and the run has not, or the other way round, or in another shape."""
+    own = {k: v.shape for k, v in module.state_dict().items()}
+    theirs = {k.removeprefix(prefix): v.shape for k, v in stored.state.items() if k.startswith(prefix)}
+    return sorted(k for k in own.keys() | theirs.keys() if own.get(k) != theirs.get(k))

@@ -1,0 +1,263 @@
+"""The runner's own look at log p(x): the best evaluator there is for a program, at a fit's own θ.
+
+- exact programs: the exact value by each site's own `log_prob`, and on a sample of rows by a route that shares nothing with the
+  method (`own_route`). Exact values that differ beyond rounding end the run.
+- global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
+- no local latents: the program's own density, in one run;
+- otherwise: importance sampling from a mixture of whatever proposals can be had at this θ: the fit's guide, the Gaussians at
+  the modes (Laplace), and the prior; and a particle filter where the program has one.
+
+Where a claim can be checked against a better value it is: an estimate that lies below it by more than 4 standard errors is
+called a lower bound, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guides import at
+from inference._density import guide, local
+from inference._density import modes as _all_modes
+from inference._method.estimates import Estimates
+from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.task import Task
+from inference._run import own_route
+from inference._run.own_route import Disagreement, tolerance
+from inference._sampling import particles, weights
+from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
+
+OWN_NUMBERS = 2**30  # of data × joint values, some twenty seconds of them
+GLOBAL_SAMPLES = 1000
+LOCAL_SAMPLES = 1000
+LEAST_SAMPLES = 50
+DEFENSIVE = 0.1
+CLIMB = 60  # evaluations that a climb takes, and those for each latent number
+CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
+FAR = 4.0  # standard errors
+
+
+@torch.no_grad()
+def verify(task: Task, fit: Fit) -> Evidence | None:
+    """Evidence for `fit`, whose θ the program of `task` holds; None where nothing better than the claim can be had.
+
+    Adds warnings to the fit, and may call its claim a lower bound. Raises `Disagreement` where two exact values differ.
+    """
+    found = _verified(task, fit)
+    if found is not None and fit.claimed is not None:
+        _compare(task, fit, found)
+    return fit.verified if fit.verified is not None else found
+
+
+def _verified(task: Task, fit: Fit) -> Evidence | None:
+    if task.structure.exact != "no":
+        if fit.global_gaussian is not None:
+            return _integrate_globals(task, fit, fit.global_gaussian)
+        point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
+        given = "" if fit.claimed is None else fit.claimed.given
+        exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given)
+        return exact.plus(task.outside(point))
+    if task.structure.global_latents:
+        return None
+    found = _by_importance(task, fit) if task.structure.local_latents else _density(task)
+    return found.plus(task.outside({}))
+
+
+# ------------------------------------------------------------------------------------------------------------- exact
+
+
+def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
+    """log p(x_i | θ, globals) [N] of an exact program, nats."""
+    if task.x.dtype == torch.float32:  # in float64: what is called exact is right in every digit that is shown
+        task, point = task.doubled(), {n: v.double() for n, v in point.items()}
+    each = max(1, task.x[0].numel() * task.structure.assignments)
+    found = task.exact.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
+    rows = own_route.rows_of(task)
+    seen = _seen(task, rows, point)
+    if seen is None or not _alike(found[rows], seen):
+        whole = own_route.in_place(task, point)
+        seen = whole[rows] if whole is not None else seen
+    if seen is None:
+        raise Disagreement(
+            f"log p(x) of '{task.program.name}' was taken for exact and cannot be checked: the program does not run on some of "
+            "its rows by themselves. Nothing is reported. Let it read nothing but the columns of x."
+        )
+    if not _alike(found[rows], seen):
+        raise _differ(task, rows, found[rows], seen, "by the exact engine", "by the program alone")
+    return found
+
+
+def _seen(task: Task, rows: Tensor, point: dict[str, Tensor]) -> Tensor | None:
+    """The witness's values of some rows; None where the program does not run on them by themselves."""
+    try:
+        return own_route.log_evidence(task, rows, point)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether exact values of some rows are equal to rounding; NaN where the second route could not tell."""
+    one, other = one[~other.isnan()], other[~other.isnan()]
+    return torch.allclose(one, other, rtol=tolerance(one.dtype), atol=tolerance(one.dtype), equal_nan=True)
+
+
+def _differ(task: Task, rows: Tensor, one: Tensor, other: Tensor, of_one: str, of_other: str) -> Disagreement:
+    away = (one - other).abs().nan_to_num(torch.inf)
+    k = int(away.argmax())
+    return Disagreement(
+        f"two exact values of log p(x) of '{task.program.name}' differ: row {int(rows[k])} (counting from 0) has "
+        f"{float(one[k]):.6f} nats {of_one} and {float(other[k]):.6f} {of_other}. Nothing is reported as exact. The rows may "
+        "depend on each other or on their place, or the program on what tracing cannot see; a method that samples (importance, "
+        "ais) may serve it."
+    )
+
+
+def _density(task: Task) -> Evidence:
+    """log p(x | θ) of a program without latents: one run on all data, whatever the rows have to do with each other."""
+    trace: Any = task.program.trace(task.x)
+    structure, total = task.structure, torch.zeros(len(task.x), dtype=task.x.dtype)
+    for node in sample_nodes(trace):
+        if is_local(node):
+            total = total + per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting).reshape(-1)
+    return Evidence.from_per_datum(total.numpy(), "exact")
+
+
+# --------------------------------------------------------------------------------------------------------- estimates
+
+
+def _integrate_globals(task: Task, fit: Fit, q: GlobalGaussian) -> Evidence:
+    """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
+    normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
+    flat = normal.sample((GLOBAL_SAMPLES,))
+    found = []
+    with task.progress("verifying", GLOBAL_SAMPLES) as step:
+        for u in flat:
+            values = q.coordinates.unflatten(u)
+            evidence, prior = task.exact.log_evidence(None, values)
+            found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
+            step()
+    told = Estimates.of(torch.stack(found).unsqueeze(1))
+    khat = float(told.khat[0])
+    fit.notes["khat_of_globals"] = khat
+    if bool(told.doubtful[0]):
+        fit.warnings.append(
+            f"k-hat of the Gaussian over the global latents is {khat:.2f} with {float(told.ess[0]):.0f} effective draws of "
+            f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
+        )
+    return replace(told.evidence(), per_datum=None, se_per_datum=None)
+
+
+def _by_importance(task: Task, fit: Fit) -> Evidence:
+    samples = weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
+    found: Estimates | None = None
+    if particles.refusal(task.program, task.structure, task.x) is None:
+        filters = particles.share(samples)
+        found = _estimated(
+            task, samples, lambda rows, x: particles.draw(task.program, task.structure, x, samples, filters), filters
+        )
+    modes = _modes(task, fit)
+    proposals = [q for q in (fit.guide, modes) if q is not None]
+    if proposals or found is None:
+        defensive = DEFENSIVE if proposals else 1.0
+        mixed = _estimated(
+            task,
+            samples,
+            lambda rows, x: weights.draw_mixture(
+                task.program, task.structure, x, [at(q, rows) for q in proposals], samples, defensive
+            ),
+        )
+        found = mixed if found is None else _better(found, mixed)
+    names = [n for n, q in (("the fit's guide", fit.guide), ("the modes", modes)) if q is not None]
+    remedy = f"It comes from {', '.join([*names, 'the prior'])}, {samples} draws a row."
+    if (warning := found.warning("the verified evidence", remedy)) is not None:
+        fit.warnings.append(warning)
+    return found.evidence()
+
+
+def _estimated(
+    task: Task, samples: int, draw: Callable[[slice, Tensor], weights.Draws], filters: int | None = None
+) -> Estimates:
+    parts = []
+    with task.progress("verifying", len(task.x)) as step:
+        for rows in weights.chunks(task.x, samples):
+            x = task.x[rows]
+            drawn = draw(rows, x)
+            alone = weights.lone_states(drawn.values, drawn.log_weights, task.structure, x)
+            parts.append(Estimates.of(drawn.log_weights, filters, alone))
+            step(len(x))
+    return Estimates.joined(parts)
+
+
+def _better(one: Estimates, other: Estimates) -> Estimates:
+    """Of two that are lower bounds in expectation: the one with fewer rows in doubt, else the higher."""
+    if one.doubtful.sum() != other.doubtful.sum():
+        return min(one, other, key=lambda e: int(e.doubtful.sum()))
+    return max(one, other, key=lambda e: float(e.log_mean.sum()))
+
+
+def _modes(task: Task, fit: Fit) -> guide.ModeGuide | None:
+    """The Gaussians at each row's modes, as a guide; None where there are none, or climbing to them would take too long."""
+    structure = task.structure
+    if isinstance(fit.guide, guide.ModeGuide) or not structure.continuous_locals:
+        return None
+    if local.refusal(structure) is not None:
+        return None
+    density = local.LocalDensity(task.program, structure, task.x)
+    work = density.n * density.A * (task.x[:1].numel() + density.L) * CLIMB * (1 + density.L)
+    if work > CLIMB_NUMBERS or guide.refusal(density) is not None:
+        return None
+    try:
+        return guide.ModeGuide(density, _all_modes.all_modes(density))
+    except (ArithmeticError, RuntimeError, ValueError):  # no derivative, no finite start: the other proposals serve
+        return None
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+
+
+def _compare(task: Task, fit: Fit, found: Evidence) -> None:
+    """Hold the claim against the verified value: exact ones have to be equal, estimates within their errors."""
+    claimed = fit.claimed
+    assert claimed is not None
+    if claimed.given != found.given:
+        return
+    if claimed.kind == "exact" and found.kind == "exact":
+        _compare_exact(task, claimed, found)
+    if claimed.se is None or not (math.isfinite(claimed.value) and math.isfinite(found.value)) or found.se is None:
+        return
+    away = claimed.value - found.value
+    rounding = tolerance(task.x.dtype) * max(1.0, abs(found.value))
+    limit = FAR * math.hypot(claimed.se, found.se) + rounding
+    if claimed.kind == "exact" or (found.kind == "lower bound" and away > 0):
+        return
+    if away < -limit and claimed.kind == "estimate":
+        fit.claimed = replace(claimed, kind="lower bound")
+        fit.warnings.append(
+            f"the evidence claimed lies {-away:.4g} nats below the verified {found.kind} value, more than {FAR:g} standard "
+            "errors: the draws missed a part of the posterior, and it is a lower bound, not an estimate."
+        )
+    elif away > limit:
+        fit.warnings.append(
+            f"the evidence claimed ({claimed.kind}) lies {away:.4g} nats above the verified {found.kind} value, more than "
+            f"{FAR:g} standard errors: one of the two is wrong; repeat with another seed and more samples."
+        )
+        if found.kind == "estimate" and claimed.kind != "exact":
+            fit.verified = replace(found, kind="lower bound")
+
+
+def _compare_exact(task: Task, claimed: Evidence, found: Evidence) -> None:
+    if claimed.per_datum is not None and found.per_datum is not None:
+        one, other = (torch.as_tensor(e.per_datum) for e in (claimed, found))
+        if one.shape == other.shape and not _alike(one, other.to(one.dtype)):
+            raise _differ(task, torch.arange(len(one)), one, other, "as claimed", "as verified")
+        return
+    if abs(claimed.value - found.value) > tolerance(task.x.dtype) * max(1.0, abs(found.value)):
+        raise Disagreement(
+            f"two exact values of log p(x) of '{task.program.name}' differ: {claimed.value:.6f} nats as claimed, "
+            f"{found.value:.6f} as verified. Nothing is reported as exact."
+        )

@@ -1,0 +1,1 @@
+"""Weighted draws: importance weights and particles."""

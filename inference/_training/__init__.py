@@ -1,0 +1,1 @@
+"""Learning by gradients: objectives, the training loop, climbs with fixed draws."""

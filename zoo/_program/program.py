@@ -1,0 +1,386 @@
+"""A user's Pyro callable as a `Program`: its parameters owned in one place, run with any values put in their stead.
+
+Every other file talks to a program through `Program.trace`. Nothing here touches Pyro's global parameter store, so two
+programs never see each other's parameters, and a function with `pyro.param` serves as well as a `PyroModule`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import inspect
+import os
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from zoo import _options
+from zoo._errors import UsageError, unknown
+from zoo._program import source
+from zoo._program.missing import Counting, Gaps, Unobserved, holds_nan
+from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited
+from zoo._program.scalars import column_or_scalars
+from zoo._reading.sites import observed_parents
+
+
+class Program(nn.Module):
+    """A Pyro program p(x, z; θ) with its parameters θ.
+
+    `parameters` of this module are the unconstrained θ, so optimisers, `.to()` and `state_dict` work as always.
+    Building one runs the program once, on the first rows of `x`, to find the parameters it uses; and, where missing entries
+    become a latent, on all incomplete rows, so that this latent has the same shape in every batch.
+
+    `scalar`: the program takes a table of one column as [n], since it observes scalars; here x is [n, 1] all the same.
+
+    Raises `UsageError` where the program itself raises, saying where.
+    """
+
+    def __init__(self, model: Callable[..., Any], x: Tensor, name: str = "model", scalar: bool = False) -> None:
+        super().__init__()
+        self.name, self.scalar = name, scalar
+        self.source: dict[str, str] | None = None  # what its text was, once loaded: see `source`
+        self.dtype = x.dtype
+        self.constraints: dict[str, constraints.Constraint] = {}
+        self.module: nn.Module | None = None
+        self._function: Any = model
+        self._method: Any = ""
+        self._given: Mapping[str, Tensor] = {}
+        owner = getattr(model, "__self__", None)
+        if isinstance(owner, nn.Module) and not isinstance(model, nn.Module):  # vae.model, say
+            model, self._method = owner, model.__name__
+        if isinstance(model, nn.Module):
+            self.module = copy.deepcopy(model).to(x.dtype)
+            localize(self.module)
+            self._function = None
+        self._unconstrained: dict[str, nn.Parameter] = {}
+        self._plain: dict[str, tuple[nn.Module, str]] = {}
+        self._gaps = Gaps()
+        self._hidden: Tensor | None = None
+        self._sites: frozenset[str] = frozenset()  # all that the program visits
+        completed = self._collect(x[: min(len(x), 3)])
+        if holds_nan(x):
+            parents = observed_parents(self, x)
+            if completed or parents:
+                self._gaps = self._count_slots(x, parents)
+
+    def _collect(self, x: Tensor) -> bool:
+        """Find the parameters; returns whether there is a site at which a missing entry becomes a latent."""
+        found, counting, visited = Collect(self.module is None), Counting(), Visited()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), found, counting, visited:
+            try:
+                self._run(x)
+            except AttributeError as error:
+                if "param_state" in str(error):  # made without module_local_params, and not ours to change
+                    raise ValueError(
+                        "a PyroModule that the function calls cannot be learned: make the module the model"
+                    ) from None
+                raise
+        self._sites = frozenset(visited.names)
+        if self.module is not None:
+            owned = {id(p): n for n, p in self.module.named_parameters()}
+            for name, (parameter, constraint) in found.statements.items():
+                if id(parameter) in owned:
+                    self._unconstrained[name] = parameter
+                    self.constraints[name] = constraint
+            seen = {id(p) for p in self._unconstrained.values()}
+            for path, parameter in self.module.named_parameters():
+                owner, _, leaf = path.rpartition(".")
+                if leaf.endswith("_unconstrained") and id(parameter) not in seen:
+                    continue  # a PyroParam that no statement reached: nothing can be learned about it
+                name = next((n for n, p in self._unconstrained.items() if p is parameter), path)
+                if not leaf.endswith("_unconstrained"):
+                    self._plain[name] = (self.module.get_submodule(owner), leaf)
+                    self._unconstrained[name] = parameter
+                    self.constraints[name] = constraints.real
+        else:
+            for name, (parameter, constraint) in found.statements.items():
+                parameter.data = parameter.data.to(x.dtype)  # ours: `Collect` made a copy
+                self._unconstrained[name] = parameter
+                self.constraints[name] = constraint
+            self._owned = nn.ParameterList(self._unconstrained.values())
+        return bool(counting.most)
+
+    @torch.no_grad()
+    def _count_slots(self, x: Tensor, parents: frozenset[str]) -> Gaps:
+        """How many slots those latents need over all data x: every batch is to have as many."""
+        counting = Counting(parents)
+        with torch.random.fork_rng(devices=[]), self._values_in_place({}), pyro.validation_enabled(False):
+            for rows in x[x.isnan().flatten(1).any(1)].split(4096):
+                self._run(rows, handler=counting)
+        return Gaps.of(x, counting)
+
+    # ---------------------------------------------------------------------------------------------- parameters
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether some of its parameters are plain ones of torch modules, such as a network's weights."""
+        return bool(self._plain)
+
+    def unconstrained(self) -> dict[str, nn.Parameter]:
+        """Name → the unconstrained parameter itself."""
+        return dict(self._unconstrained)
+
+    def values(self) -> dict[str, Tensor]:
+        """Name → the constrained value of each parameter, differentiable with respect to the unconstrained one."""
+        return {n: transform_to(self.constraints[n])(p) for n, p in self._unconstrained.items()}
+
+    @torch.no_grad()
+    def elsewhere(self) -> dict[str, Tensor]:
+        """Name → a value some way off the parameter's own: where they start, effects may be zero by chance."""
+        generator = torch.Generator().manual_seed(5)
+        out = {}
+        for name, p in self._unconstrained.items():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+            out[name] = transform_to(self.constraints[name])(p + 0.3 * noise)
+        return out
+
+    @torch.no_grad()
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Set parameters to the constrained `values`."""
+        for name, value in values.items():
+            u = transform_to(self.constraints[name]).inv(value)
+            self._unconstrained[name].copy_(u)
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def trace(
+        self,
+        x: Tensor | None,
+        *,
+        size: int | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
+        latents: Mapping[str, Tensor] | None = None,
+        raw: bool = False,
+    ) -> pyro.poutine.Trace:
+        """Run the program and return its trace.
+
+        - `x` [n, ...]: the data, NaN where unobserved; None simulates `size` data.
+        - `parameters`: constrained values in place of the program's own (differentiable).
+        - `latents`: values of latent sites; they become observed, so nothing is drawn for them.
+        - `raw`: leave NaN entries of observed sites as they are (latents that stand for them are in the trace all the same).
+        """
+        if self._hidden is not None and x is not None:
+            x = x.masked_fill(self._hidden, torch.nan)
+        tracer = pyro.poutine.trace()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(tracer)
+            if latents:
+                stack.enter_context(pyro.poutine.condition(data=dict(latents)))
+            if raw:  # what is computed from a missing entry is NaN
+                stack.enter_context(pyro.validation_enabled(False))
+            with self._values_in_place(parameters or {}):
+                returned = self._run(x, size, Unobserved(self._gaps, raw))
+        tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
+        return tracer.trace
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
+        """The Pyro callable, for Pyro's own inference: NaN entries are handled, parameters are this module's."""
+        with self._values_in_place({}):
+            return self._run(x, size)
+
+    @contextlib.contextmanager
+    def hiding(self, missing: Tensor) -> Iterator[None]:
+        """In here, these entries of x [n, …] count as missing whatever stands there, for the n rows that are traced."""
+        self._hidden = missing
+        try:
+            yield
+        finally:
+            self._hidden = None
+
+    @property
+    def completes(self) -> tuple[str, ...]:
+        """The observed sites that a latent site completes: those whose missing entries cannot be left out."""
+        return tuple(self._gaps.slots)
+
+    def settings(self) -> contextlib.AbstractContextManager[None]:
+        """For Pyro's own inference around the program: parameters local to modules, constants in the dtype of the data."""
+        return _settings(self.dtype)
+
+    def _run(self, x: Tensor | None, size: int | None = None, handler: Messenger | None = None) -> Any:
+        call: Any = self.module if self.module is not None else self._function
+        context: Any = contextlib.nullcontext()
+        if self._method:
+            call = getattr(self.module, self._method)
+            context = getattr(self.module, "_pyro_context", context)
+        visited = Visited()
+        settings = _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
+        with contextlib.ExitStack() as stack:
+            for each in (*settings, InDtype(self.dtype)):
+                stack.enter_context(each)
+            if x is None:
+                return call(None, size=size)
+            try:
+                return call(x.squeeze(-1) if self.scalar else x)
+            except RuntimeError:
+                # many values of the latents at once may not fit together in what the program returns, which nobody needs here
+                if self._sites and self._sites <= visited.names:
+                    return None
+                raise
+
+    @contextlib.contextmanager
+    def _networks(self) -> Iterator[None]:
+        """A function's `pyro.module(name, network)`: for a run, the network holds this program's tensors, not its own."""
+        if self.module is not None:
+            yield
+            return
+        original: Any = pyro.module
+        lent = Lent()
+        names: dict[int, str] = {}
+
+        def module(name: str, network: nn.Module, update_module_params: bool = False) -> nn.Module:
+            for path, parameter in list(network.named_parameters(remove_duplicate=False)):
+                full = names.setdefault(id(parameter), f"{name}.{path}")
+                if full not in self._unconstrained:
+                    self._unconstrained[full] = nn.Parameter(parameter.detach().to(self.dtype, copy=True))
+                    self.constraints[full] = constraints.real
+                owner, _, leaf = path.rpartition(".")
+                lent.put(network.get_submodule(owner), leaf, self._given.get(full, self._unconstrained[full]))
+            return network
+
+        pyro.module = module  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            pyro.module = original
+            lent.give_back()
+
+    @contextlib.contextmanager
+    def _values_in_place(self, given: Mapping[str, Tensor]) -> Iterator[None]:
+        plain = {n: v for n, v in given.items() if n in self._plain}
+        # a PyroModule answers for its own PyroParams; a function has nobody but us
+        own = {} if self.module is not None else self.values()
+        statements = {**own, **{n: v for n, v in given.items() if n not in plain}}
+        lent = Lent()
+        for name, value in plain.items():
+            lent.put(*self._plain[name], value)
+        before, self._given = self._given, statements
+        try:
+            with Parameters(statements):
+                yield
+        finally:
+            self._given = before
+            lent.give_back()
+
+
+def localize(module: nn.Module) -> None:
+    """Let a PyroModule that was made with Pyro's global parameter store run without it."""
+    for part in module.modules():
+        context = getattr(part, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
+
+
+@contextlib.contextmanager
+def _settings(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters local to modules, constants in the dtype of the data; both put back afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# ------------------------------------------------------------------------------------------------------ loading
+
+
+def load(
+    spec: Any, x: Tensor, options: Mapping[str, Any] | None = None, seed: int = 0, like: Tensor | None = None
+) -> Program:
+    """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`; `seed`: for its own draws.
+
+    - `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
+      ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
+    - `like`: the data that a class is built on, when not x: those of the run whose θ it shall hold.
+
+    A table of one column goes to the program as [n, 1], or as [n] where it can only observe scalars.
+
+    Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
+    """
+    target, name = resolve(spec)
+    chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
+
+    def build(scalar: bool) -> Program:
+        given = x if like is None else like
+        with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: Any = target
+            if inspect.isclass(target):
+                given = given.squeeze(-1) if scalar else given
+                model = model(given, **chosen) if _takes_data(target) else model(**chosen)
+            elif chosen:
+                model = functools.partial(target, **chosen)
+        with blame(name):
+            return Program(model, x, name, scalar)
+
+    program = column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
+    program.source = source.fingerprint(target)
+    return program
+
+
+def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
+    """The callable that `spec` names, and the name to show for it."""
+    from zoo import _registry
+
+    if callable(spec):
+        name = getattr(spec, "__name__", type(spec).__name__)
+        return spec, f"{getattr(spec, '__module__', '')}.{name}" if name in _registry.models() else name
+    text = str(spec)
+    path, colon, attribute = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_file(Path(path), attribute), text
+    if text.endswith(".py"):
+        raise UsageError(f"'{text}' is a file: say which callable of it is the model, as '{text}:callable'.")
+    if text not in _registry.models():
+        raise unknown("model", text, _registry.models())
+    return importlib.import_module(f"zoo.{text}").Model, text
+
+
+def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
+    module = source.execute(path, blame)
+    if not callable(getattr(module, attribute, None)):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise unknown(f"callable of '{path}'", attribute, names)
+    return getattr(module, attribute)
+
+
+def option_schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a model: the keywords of its class or function, besides `x` and `size`."""
+    if isinstance(target, nn.Module):
+        return {}
+    return {k: p for k, p in _options.schema(target).items() if k not in ("x", "size")}
+
+
+def _takes_data(cls: type) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(inspect.signature(cls).parameters.values())
+    return bool(parameters) and parameters[0].kind in positional and parameters[0].default is inspect.Parameter.empty
+
+
+@contextlib.contextmanager
+def blame(name: str) -> Iterator[None]:
+    """Turn whatever the user's program raises into a `UsageError` that says where it did."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        libraries = ("site-packages", str(Path(__file__).parent.parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
+        mine = [f for f in frames if not any(part in f.filename for part in libraries)]
+        where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
+        first = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else ""
+        raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error

@@ -1,0 +1,53 @@
+"""A table of one column, x [n, 1], under a program that observes scalars: `pyro.sample("x", Normal(loc, scale), obs=x)`.
+
+Such a program has a density for each entry of [n] and takes no [n, 1], which Pyro would hold against every row at once, as
+[n, n]. So the program is tried on [n, 1], the contract, and then on [n].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo._errors import UsageError
+from zoo._program.trace import sample_nodes, shape_fits
+
+TRIED_ROWS = 3
+
+
+def column_or_scalars(build: Callable[[bool], Any], x: Tensor) -> Any:
+    """`build(False)`, the program that takes x [n, 1]; or `build(True)`, which takes it as [n], where only that fits."""
+    failure: UsageError | None = None
+    program = None
+    try:
+        program = build(False)
+        if _fits(program, x):
+            return program
+    except UsageError as error:
+        failure = error
+    try:
+        scalar = build(True)
+        if _fits(scalar, x):
+            return scalar
+    except UsageError:
+        pass
+    if failure is not None:
+        raise failure
+    return program
+
+
+@torch.no_grad()
+def _fits(program: Any, x: Tensor) -> bool:
+    """Whether the program runs on a few rows, and every observed value has the shape of its distribution."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trace = program.trace(x[:TRIED_ROWS], raw=True)
+    except Exception:
+        return False  # whatever it is, `describe` says it again, and where it was
+    observed = [n for n in sample_nodes(trace) if n["is_observed"] and isinstance(n["value"], Tensor)]
+    if program.scalar and any(n["fn"].event_shape or n["value"].shape != n["fn"].batch_shape for n in observed):
+        return False
+    return all(shape_fits(n) for n in observed)

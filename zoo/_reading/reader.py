@@ -1,0 +1,382 @@
+"""Follows the tensor operations that a program runs, and keeps what every number depends on beside it.
+
+A shadow (`operations`) lies beside each storage, in the same order, so that views and writes in place need no rules of their
+own. What leaves torch for Python, where it cannot be followed, is noted with its line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo._reading import operations
+from zoo._reading.operations import OTHER, UNKNOWN, Shadow, tensors
+
+ROWS = 10  # bits 0 … 9 of a mask: the rows
+DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
+FIRST_SITE, SITES = 16, 46  # sites beyond so many share their bits
+ROW_BITS = (1 << ROWS) - 1
+
+HERE = Path(__file__).parent
+MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
+MINE = ("reader.py", "sites.py", "operations.py")
+LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
+
+# functions of tensors whose results torch's dispatcher does not see
+_LEAVES = {"tolist", "numpy", "__array__", "__deepcopy__", "__reduce_ex__", "__dlpack__", "untyped_storage", "storage",
+           "data_ptr", "set_", "apply_", "map_"}  # fmt: skip
+_BUILDERS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}  # from lists of tensors
+
+
+def rows_along(value: Tensor, dim: int) -> Tensor:
+    """A bit for each row, along the rows' dimension of `value`."""
+    shape = [1] * value.dim()
+    shape[dim] = value.shape[dim]
+    bits = torch.tensor([1 << i for i in range(value.shape[dim])], dtype=torch.int64)
+    return bits.reshape(shape).expand(value.shape)
+
+
+class Reader(TorchDispatchMode):
+    """Keeps the shadows of all storages, and brings them up to date at every operation."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n  # rows
+        self.choices: list[str] = []
+        self.detached = ""
+        self._mine = False  # while shadows are worked on
+        self.checked = False  # while a function looks at values only to raise where they are out of range
+        self._beside: dict[int, tuple[Any, Shadow]] = {}  # address of a storage → it (to keep it alive), its shadow
+        self._whole: dict[int, tuple[Tensor, int, int]] = {}  # the same for tensors without a storage
+        self._notes: dict[int, dict[str, str]] = {}  # address → what → where it first happened
+
+    def reading(self) -> _Both:
+        return _Both(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether what is done now is not the program's doing."""
+        return self._mine
+
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """In here, what is done is not the program's doing."""
+        before, self._mine = self._mine, True
+        try:
+            yield
+        finally:
+            self._mine = before
+
+    # ------------------------------------------------------------------------------------------------- the shadows
+
+    def put(self, t: Tensor, bits: Any, degree: int) -> None:
+        """Say what all entries of t are."""
+        mask = torch.zeros(t.shape, dtype=torch.int64) | bits
+        self._write(t, Shadow(mask, torch.full(t.shape, degree, dtype=torch.int8)))
+
+    def rename(self, t: Tensor, away: int, bits: int) -> None:
+        """In all entries of t, take some bits away and add others."""
+        old = self.of(t)
+        self._write(t, Shadow((old.mask & ~away) | bits, old.degree.clone()))
+
+    def of(self, t: Tensor) -> Shadow:
+        """The shadow of a tensor."""
+        if t.layout != torch.strided:  # a sparse one has no storage of its own: all its entries are alike
+            _, bits, degree = self._whole.get(id(t), (t, 0, 0))
+            return Shadow(torch.full(t.shape, bits), torch.full(t.shape, degree, dtype=torch.int8))
+        found = self._beside.get(_address(t)) if t.numel() else None
+        if found is None:
+            return operations.constant(t)
+        storage, shadow = found
+        if storage.nbytes() // t.itemsize != len(shadow.mask):  # seen as another type, such as a complex number's parts
+            bits, degree = shadow.union()
+            mask = torch.full(t.shape, bits | UNKNOWN if bits else 0, dtype=torch.int64)
+            return Shadow(mask, torch.full(t.shape, OTHER if degree else 0, dtype=torch.int8))
+        place = t.size(), t.stride(), t.storage_offset()
+        return Shadow(shadow.mask.as_strided(*place), shadow.degree.as_strided(*place))
+
+    def _write(self, t: Tensor, shadow: Shadow) -> None:
+        if not t.numel():
+            return
+        if t.layout != torch.strided:
+            self._whole[id(t)] = (t, *shadow.union())
+            return
+        address = _address(t)
+        if address not in self._beside:
+            storage = t.untyped_storage()
+            count = storage.nbytes() // t.itemsize
+            empty = Shadow(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int8))
+            self._beside[address] = (storage, empty)
+        storage, beside = self._beside[address]
+        if storage.nbytes() // t.itemsize != len(beside.mask):
+            bits, degree = shadow.union()
+            beside.mask |= bits | UNKNOWN
+            beside.degree.clamp_(min=OTHER if degree else 0)
+            return
+        place = t.size(), t.stride(), t.storage_offset()
+        beside.mask.as_strided(*place).copy_(shadow.mask)
+        beside.degree.as_strided(*place).copy_(shadow.degree)
+
+    def first(self, t: Tensor, what: str) -> str:
+        """Where it first happened on the way to t."""
+        return self._notes.get(_address(t), {}).get(what, "")
+
+    # ----------------------------------------------------------------------------------------------- the operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._mine:
+            return func(*args, **(kwargs or {}))
+        with self.unwatched():
+            return self._operation(func, args, kwargs or {})
+
+    def _operation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = func.overloadpacket.__name__
+        ins = tensors((args, kwargs))
+        before = [self.of(t) for t in ins]  # a write in place comes after
+        busy = any(bool(s.mask.any()) for s in before)
+        if busy and name == "detach" and any(bool((s.degree > 0).any()) for s in before):
+            self.detached = self.detached or _line(innermost=True)
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        place = self._place(name, func, ins, before) if busy and not seeded else 0
+        result = func(*args, **kwargs)
+        if not busy and not seeded and not self._writes(func, ins):
+            return result
+        if busy and self._leaves_torch(name, func, ins):
+            self.choose(ins, name)
+        outs = [o for o in tensors(result) if o.numel()]
+        old = {_address(t) for t in ins if t.numel()}
+        fresh = [o for o in outs if _address(o) not in old or func._schema.is_mutable]
+        if fresh:
+            self._follow(name, func, args, kwargs, ins, before, fresh, RANDOM if seeded else place)
+        return result
+
+    def _follow(
+        self,
+        name: str,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        ins: list[Tensor],
+        before: list[Shadow],
+        outs: Any,
+        more: int,
+    ) -> None:
+        known = {id(t): s for t, s in zip(ins, before, strict=True)}
+
+        def of(t: Tensor) -> Shadow:
+            return known[id(t)] if id(t) in known else self.of(t)
+
+        in_place = func._schema.is_mutable
+        plain = name[:-1] if in_place and name.endswith("_") and not name.endswith("__") else name
+        if plain == "where" and _called_from("missing.py"):  # the handler chooses between what is seen and what is not
+            rule: Any = _chosen
+        else:
+            rule = operations.unknown if more & RANDOM else _in_place if in_place else operations.apply
+        try:
+            shadows = rule(plain, func, args, kwargs, outs, of)
+        except (RuntimeError, IndexError, TypeError, ValueError):  # a form of the operation that its rule does not know
+            shadows = operations.unknown(plain, func, args, kwargs, outs, of)
+        for o, s in zip(outs, shadows, strict=True):
+            self._note(o, ins, before, s, plain)
+            self._write(o, Shadow(s.mask | more if more else s.mask, s.degree))
+
+    def _writes(self, func: Any, ins: list[Tensor]) -> bool:
+        """Whether constants are written where something else stood."""
+        return func._schema.is_mutable and any(_address(t) in self._beside for t in ins if t.numel())
+
+    def _place(self, name: str, func: Any, ins: list[Tensor], before: list[Shadow]) -> int:
+        """The bit PLACE where a constant that differs from row to row meets what depends on the rows."""
+        entrywise = torch.Tag.pointwise in func.tags or name.rstrip("_") in operations.ENTRYWISE
+        if not entrywise or self.n < 3:
+            return 0
+        for t, s in zip(ins, before, strict=True):
+            if self.n not in t.shape or bool(s.mask.any()):
+                continue
+            for dim, size in enumerate(t.shape):
+                if size == self.n and not bool(((t == t.narrow(dim, 0, 1)) | (t != t)).all()):
+                    return PLACE
+        return 0
+
+    def _note(self, out: Tensor, ins: list[Tensor], before: list[Shadow], shadow: Shadow, name: str) -> None:
+        """Keep in mind where a degree was first lost, and where rows first came together."""
+        notes: dict[str, str] = dict(self._notes.get(_address(out), {}))
+        for t in ins:
+            notes = {**self._notes.get(_address(t), {}), **notes}
+        if "curved" not in notes and bool((shadow.degree == OTHER).any()):
+            notes["curved"] = _named(name)
+        if (
+            "joined" not in notes
+            and not _in_rows(shadow.mask, self.n)
+            and all(_in_rows(s.mask, self.n) for s in before)
+        ):
+            notes["joined"] = _named(name)
+        if "unknown" not in notes and bool((shadow.mask & UNKNOWN).any()):
+            notes["unknown"] = _named(name)
+        if notes:
+            self._notes[_address(out)] = notes
+
+    # -------------------------------------------------------------------------------------------------- choices
+
+    def _leaves_torch(self, name: str, func: Any, ins: list[Tensor]) -> bool:
+        """Whether a value, or a shape, is now known to Python. Indices make a shape only where they are masks."""
+        if name.startswith("index"):
+            masks = (t for t in ins[1:] if t.dtype in (torch.bool, torch.uint8))
+            return any(self.of(t).union()[0] for t in masks)
+        return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+
+    def choose(self, ins: list[Tensor], what: str) -> None:
+        """Note that a value became a Python value, if it is the program that did so."""
+        bits = 0
+        for t in ins:
+            bits |= self.of(t).union()[0]
+        place = _line()
+        if not bits or not place or self.checked:
+            return
+        on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
+        self.choices.append(f"{place} turns a tensor that depends on {on} into a Python value")
+
+
+class _Both:
+    """The reader, and the watch over functions that torch's dispatcher does not see."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader, self.watch = reader, _Watch(reader)
+
+    def __enter__(self) -> None:
+        self.watch.__enter__()
+        self.reader.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.reader.__exit__(*error)
+        self.watch.__exit__(*error)
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self.reader.busy:
+            return func(*args, **kwargs)
+        with self.reader.unwatched():
+            self._look(func, name, args, kwargs)
+        self.reader.checked = name == "one_hot" and _classes(*args, **kwargs) > 0
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.reader.checked = False
+
+    def _look(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        if name in _LEAVES or (name in _BUILDERS and args and not isinstance(args[-1], Tensor)):
+            self.reader.choose(tensors((args, kwargs)), name)
+            return
+        is_data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+        if is_data and any(bool((self.reader.of(t).degree > 0).any()) for t in tensors(args)):
+            self.reader.detached = self.reader.detached or _line(innermost=True)
+
+
+def _classes(of: Any, num_classes: int = -1) -> int:
+    """How many classes `one_hot` was told there are: where it was not, its shape depends on the values."""
+    return num_classes
+
+
+def _chosen(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """Of two branches, entry by entry the one that was taken."""
+    one, other = of(args[1]), of(args[2])
+    mask = torch.where(args[0], one.mask, other.mask) | of(args[0]).mask
+    return [Shadow(mask.expand(o.shape), torch.where(args[0], one.degree, other.degree).expand(o.shape)) for o in outs]
+
+
+def _called_from(file: str) -> bool:
+    """Whether the nearest code that is not torch's or the reader's stands in that file of `_program`."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if not _library(path) and not (path.parent == HERE and path.name in MINE):
+            return str(path) == str(HERE.parent / "_program" / file)
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _in_place(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+    """The shadow of what is written over: as that of the function of the same name."""
+    if name in operations.CONSTANTS:
+        if name == "fill" and len(args) > 1 and isinstance(args[1], Tensor):
+            bits, degree = of(args[1]).union()
+            return [Shadow(torch.full(o.shape, bits), torch.full(o.shape, degree, dtype=torch.int8)) for o in outs]
+        return [operations.constant(o) for o in outs]
+    if name == "copy":
+        source = of(args[1])
+        degree = source.degree
+        if operations.narrower(args[0].dtype, args[1].dtype):
+            degree = operations.curved(degree)
+        return [Shadow(source.mask.expand(o.shape), degree.expand(o.shape)) for o in outs]
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is not None and torch.Tag.pointwise in getattr(packet, packet.overloads()[0]).tags:
+        return operations.entrywise(name, func, args, kwargs, outs, of)
+    return operations.apply(name, func, args, kwargs, outs, of)
+
+
+def _address(t: Tensor) -> int:
+    """Of a tensor's storage; of the tensor itself where it has none."""
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
+
+
+def _in_rows(mask: Tensor, n: int) -> bool:
+    """Whether entry i along some dimension depends on row i alone, or no entry on more than one row where none is so long."""
+    rows = mask & ROW_BITS
+    dims = [d for d, size in enumerate(mask.shape) if size == n]
+    if any(not bool((rows & ~rows_along(mask, d)).any()) for d in dims):
+        return True
+    return not dims and not bool((rows & (rows - 1)).any())
+
+
+def _named(name: str) -> str:
+    place = _line()
+    return f"`{name}` at {place}" if place else ""
+
+
+def _line(innermost: bool = False) -> str:
+    """Where in the user's program we are, "file.py:12"; "" inside the library's own handlers and checks.
+
+    `innermost`: only where the user's own line called torch, rather than a library it called.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        path, function = Path(frame.f_code.co_filename), frame.f_code.co_name
+        if path.parent == HERE and path.name in MINE:
+            if function == "_counted":  # a density, worked out after the program has run
+                return ""
+        elif str(path).startswith(MACHINERY):
+            return ""
+        elif not (library := _library(path)):
+            return f"{path.name}:{frame.f_lineno}"
+        elif (innermost and library != "torch") or _validates(path, function):
+            return ""
+        frame = frame.f_back  # type: ignore[assignment]
+    return "the program"
+
+
+def _validates(path: Path, function: str) -> bool:
+    """Whether a distribution looks at its parameters or its value there."""
+    return function == "_validate_sample" or (function == "__init__" and path.name == "distribution.py")
+
+
+def _library(path: Path) -> str:
+    """Which of the libraries that programs are written in a file belongs to; "" for any other file."""
+    for folder, inside in pairwise(path.parts):
+        if folder in ("site-packages", "dist-packages"):
+            return inside if inside in LIBRARIES else ""
+    return "frozen" if str(path).startswith("<frozen") else ""

@@ -1,0 +1,206 @@
+"""What each site's log-density depends on, and how, read off the tensor operations that a program runs.
+
+`read` runs a program once, on a few rows, and follows every operation (`reader`, by the rules of `operations`). With every
+number goes what it depends on: which rows, which sites, the parameters; and its degree in the continuous local latents. So it
+is proved, rather than measured, that a log-density is quadratic in them, and that no row reaches another row's density. What
+holds of the operations holds at all values, unless the program chooses what to do by a value: a Python `if`, `int()` or
+`.item()` on something that depends on data, draws or parameters is noted, with its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from zoo._program.trace import is_local, sample_nodes
+from zoo._reading.operations import MISSING, OTHER, UNKNOWN
+from zoo._reading.reader import (
+    DATA,
+    FIRST_SITE,
+    GLOBAL,
+    PLACE,
+    RANDOM,
+    ROW_BITS,
+    SITES,
+    THETA,
+    Reader,
+    rows_along,
+)
+
+if TYPE_CHECKING:
+    from zoo._program.program import Program
+
+
+@dataclass(frozen=True)
+class SiteReading:
+    """How one site's log-density comes about."""
+
+    degree: int  # in the continuous local latents: 0, 1, 2, or OTHER
+    curved_by: str  # the operation that made it OTHER, with its line; "" where that is the density itself
+    joined: bool  # whether it depends on other rows than its own
+    joined_by: str  # the operation that brought rows together, with its line; "" where none did
+    unknown: bool  # whether an operation without a rule lies on the way
+    unknown_by: str  # which, with its line
+    place: bool  # whether it depends on where in the batch its row stands
+    random: bool  # whether it depends on random numbers that are no site
+    missing: bool  # whether it depends on an entry of x that is missing
+    parents: frozenset[str]  # the other sites it depends on
+    support_from: frozenset[str]  # what its support depends on: names of sites, "the data"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a run of a program showed."""
+
+    sites: Mapping[str, SiteReading]
+    choices: tuple[str, ...]  # where a value that depends on data, draws or θ became a Python value
+    detached: str = ""  # where a continuous latent was detached
+    covariates: bool = True  # whether the program does anything with x besides observing views of it
+
+    def parents_of_others(self) -> frozenset[str]:
+        """The sites that other sites are computed from."""
+        return frozenset().union(*(s.parents for s in self.sites.values()))
+
+
+def read(
+    program: Program,
+    x: Tensor,
+    latents: Mapping[str, Tensor],
+    data_dim: int,
+    continuous: frozenset[str] = frozenset(),
+    raw: bool = True,
+) -> Reading:
+    """Run `program` on x [n, …], n ≤ 10, with its latent sites at `latents`, and follow what it does.
+
+    `data_dim`: the batch dimension of the rows. `continuous`: the local latents that degrees are counted in. Where x has
+    missing entries, pass `raw=False`, and read nothing off the result but degrees and what depends on those entries.
+    """
+    reader = Reader(len(x))
+    names = list(latents)
+    x, latents = x.clone(), {k: v.clone() for k, v in latents.items()}
+    values = {k: v.detach().clone() for k, v in program.values().items()}
+    with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
+        reader.put(x, DATA | rows_along(x, 0) | x.isnan() * MISSING, 0)
+        for value in values.values():
+            reader.put(value, THETA, 0)
+        sites = _Sites(reader, names, x)
+        dims = _data_dimensions(program, x, latents, data_dim)
+        for name, value in latents.items():
+            bits, dim = sites.bit(name), dims[name]
+            more: Any = rows_along(value, dim) if dim is not None else GLOBAL
+            reader.put(value, more | bits, 1 if name in continuous else 0)
+        with reader.reading(), sites:
+            trace = program.trace(x, parameters=values, latents=latents, raw=raw)
+            densities = [_counted(node) for node in sample_nodes(trace)]
+            with (
+                reader.unwatched()
+            ):  # a copy that depends on nothing: what its density depends on comes from the parameters
+                copies = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
+            given = [_counted(node)[0] for node in copies]
+        found = {
+            n["name"]: _site(reader, sites, n, *d, data_dim)
+            for n, d in zip(sample_nodes(trace), densities, strict=True)
+        }
+        covariates = sites.computed or any(reader.of(g).union()[0] & DATA for g in given)
+    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached, covariates)
+
+
+def observed_parents(program: Program, x: Tensor) -> frozenset[str]:
+    """The observed sites of a program on data x [n, …] that other sites are computed from."""
+    found = read(program, x[: min(len(x), 3)].nan_to_num(0.0), {}, -1)
+    return found.parents_of_others()
+
+
+def _data_dimensions(
+    program: Program, x: Tensor, latents: Mapping[str, Tensor], data_dim: int
+) -> dict[str, int | None]:
+    """Latent site → the dimension of its value that the rows lie along; None for a global one."""
+    nodes = {n["name"]: n for n in sample_nodes(program.trace(x, latents=latents, raw=True))}
+    out: dict[str, int | None] = {}
+    for name in latents:
+        node = nodes.get(name)
+        local = node is not None and is_local(node)
+        out[name] = data_dim - len(node["fn"].event_shape) if local and node is not None else None
+    return out
+
+
+class _Sites(Messenger):
+    """Gives each observed value a name of its own, so that what is computed from it can be told from what x is used for."""
+
+    def __init__(self, reader: Reader, latents: list[str], x: Tensor) -> None:
+        super().__init__()
+        self.reader, self.names, self.x = reader, list(latents), x
+        self.computed = False  # whether an observed value is anything but a view of x
+
+    def bit(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+        return 1 << (FIRST_SITE + self.names.index(name) % SITES)
+
+    def of(self, bits: int) -> frozenset[str]:
+        """The names of the sites in a mask."""
+        return frozenset(n for n in self.names if bits & self.bit(n))
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] or not isinstance(value, Tensor) or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if msg["name"] in self.names or (msg["infer"] or {}).get("_deterministic"):
+            return
+        own = value.clone()  # the next sites see this one
+        with self.reader.unwatched():
+            self.computed |= value.untyped_storage().data_ptr() != self.x.untyped_storage().data_ptr()
+            self.reader.rename(own, DATA, self.bit(msg["name"]))
+        msg["value"] = own
+
+
+def _counted(node: Any) -> tuple[Tensor, Any]:
+    """A site's log-density as it counts, with its mask and scale; and its support."""
+    log_prob = node["fn"].log_prob(node["value"])
+    if isinstance(node["mask"], Tensor):
+        log_prob = log_prob * node["mask"]
+    if isinstance(node["scale"], Tensor):
+        log_prob = log_prob * node["scale"]
+    return log_prob, node["fn"].support
+
+
+def _site(reader: Reader, sites: _Sites, node: Any, log_prob: Tensor, support: Any, data_dim: int) -> SiteReading:
+    shadow = reader.of(log_prob)
+    bits, degree = shadow.union()
+    joined = False
+    if is_local(node) and log_prob.dim() >= -data_dim and log_prob.shape[data_dim] == reader.n:
+        joined = bool((shadow.mask & ROW_BITS & ~rows_along(log_prob, data_dim)).any())
+    elif is_local(node):
+        joined = reader.n > 1 and bool(bits & ROW_BITS)
+    joined_by, curved_by = reader.first(log_prob, "joined"), reader.first(log_prob, "curved")
+    return SiteReading(
+        degree=degree,
+        curved_by=curved_by if degree == OTHER else "",
+        joined=joined,
+        joined_by=joined_by if joined else "",
+        unknown=bool(bits & UNKNOWN),
+        unknown_by=reader.first(log_prob, "unknown") if bits & UNKNOWN else "",
+        place=bool(bits & PLACE),
+        random=bool(bits & RANDOM),
+        missing=bool(bits & MISSING),
+        parents=sites.of(bits) - {node["name"]},
+        support_from=_support_from(reader, sites, support),
+    )
+
+
+def _support_from(reader: Reader, sites: _Sites, support: Any) -> frozenset[str]:
+    """What the bounds of a distribution's support depend on."""
+    bits = 0
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    for bound in vars(support).values():
+        if isinstance(bound, Tensor):
+            bits |= reader.of(bound).union()[0]
+    named = sites.of(bits) | ({"the data"} if bits & DATA else frozenset())
+    return named | ({"a parameter"} if bits & THETA else frozenset())

@@ -1,0 +1,209 @@
+"""The second witness: what reading a program's operations proves is measured besides, on many rows and at several draws.
+
+- the same run twice gives the same densities;
+- other rows' data and latents do not change a row's density: each time those of a random half of all rows are replaced, so
+  that ten times separate any two rows (with probability 1 − 2⁻¹⁰ each);
+- rows in another order, and batches of other sizes, give the same densities;
+- joint values of the latents that go through the program side by side give the same densities as one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from zoo._program.latents import Layout, joint_values
+from zoo._program.program import Program
+from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
+
+ROWS = 500  # looked at in one go
+NUMBERS = 200_000  # of data among them
+HALVES = 10
+AGAIN = 4  # of them at one draw of the latents
+SIDE_BY_SIDE = 8  # joint values that are compared one by one
+
+Values = dict[str, Tensor]
+
+
+class Witness:
+    """A program on some rows, at draws of its latents; `complaint` says in one sentence what does not hold."""
+
+    def __init__(self, program: Program, x: Tensor, data_dim: int, depth: int) -> None:
+        width = max(1, x[0].numel())
+        self.program, self.data_dim, self.depth = program, data_dim, depth
+        self.generator = torch.Generator().manual_seed(11)
+        count = min(len(x), ROWS, max(20, NUMBERS // width))
+        some = torch.randperm(len(x), generator=self.generator)[:count].sort().values
+        self.x = x[some].nan_to_num(0.0)
+        self.theta = program.elsewhere()
+        self.tolerance = 1e-8 if x.dtype == torch.float64 else 1e-3
+
+    def complaint(self) -> str:
+        """What does not hold, in one sentence; "" where all does."""
+        n = len(self.x)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(0)
+            latents, nodes = self._drawn(self.x)
+            once = self._densities(self.x, latents)
+            if not self._same(once, self._densities(self.x, latents), slice(None), slice(None)):
+                return (
+                    "two runs with the same values give different densities: it keeps a state, or draws random numbers"
+                )
+            if n == 1:
+                return ""
+            for k in range(HALVES):
+                if k and not k % AGAIN:
+                    latents, nodes = self._drawn(self.x)
+                    once = self._densities(self.x, latents)
+                if said := self._halves(latents, nodes, once):
+                    return said
+            order = torch.randperm(n, generator=self.generator)
+            if not self._same(
+                once, self._densities(self.x[order], self._rows(latents, nodes, order)), order, slice(None)
+            ):
+                return PLACE
+            return self._batches(latents, nodes, once)
+
+    def _halves(self, latents: Values, nodes: Mapping[str, Any], once: Values) -> str:
+        n = len(self.x)
+        other = torch.rand(n, generator=self.generator) < 0.5
+        if not bool(other.any()) or bool(other.all()):
+            other = torch.arange(n) < n // 2
+        fresh, _ = self._drawn(self.x)
+        x = torch.where(_along(other, self.x, 0), self.x[torch.randperm(n, generator=self.generator)], self.x)
+        mixed = {}
+        for name, value in latents.items():
+            if name in nodes and is_local(nodes[name]):
+                value = torch.where(_along(other, value, self._dim(nodes[name], value)), fresh[name], value)
+            mixed[name] = value
+        if self._same(once, self._densities(x, mixed), ~other, ~other):
+            return ""
+        return JOINED
+
+    def _batches(self, latents: Values, nodes: Mapping[str, Any], once: Values) -> str:
+        n = len(self.x)
+        for size in sorted({1, 2, (n + 1) // 2, n - 1}):
+            if not 0 < size < n:
+                continue
+            some = torch.randperm(n, generator=self.generator)[:size]
+            found = self._densities(self.x[some], self._rows(latents, nodes, some))
+            if not self._same(once, found, some, slice(None)):
+                return JOINED
+        return ""
+
+    # ------------------------------------------------------------------------------------------------------- runs
+
+    def _drawn(self, x: Tensor) -> tuple[Values, dict[str, Any]]:
+        """Draws of all latents from the program, in full, and its sites."""
+        nodes = {n["name"]: n for n in sample_nodes(self.program.trace(x, parameters=self.theta, raw=True))}
+        values = {}
+        for name, node in nodes.items():
+            if not node["is_observed"] and not _completes(node):
+                value, fn = node["value"], node["fn"]
+                values[name] = value.expand(
+                    torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)
+                ).clone()
+        return values, nodes
+
+    def _densities(self, x: Tensor, latents: Values) -> Values:
+        """Local site → its log-density [rows], nats."""
+        trace = self.program.trace(x, parameters=self.theta, latents=latents, raw=True)
+        out = {}
+        for node in sample_nodes(trace):
+            if is_local(node) and not _completes(node):
+                value = per_datum(node, log_prob(node), self.data_dim, self.depth)
+                out[node["name"]] = value.expand(torch.broadcast_shapes(value.shape, (len(x),))).reshape(len(x))
+        return out
+
+    def _dim(self, node: Any, value: Tensor) -> int:
+        return value.dim() - len(node["fn"].event_shape) + self.data_dim
+
+    def _rows(self, latents: Values, nodes: Mapping[str, Any], index: Tensor) -> Values:
+        out = {}
+        for name, value in latents.items():
+            local = name in nodes and is_local(nodes[name])
+            out[name] = value.index_select(self._dim(nodes[name], value), index) if local else value
+        return out
+
+    def _same(self, one: Values, other: Values, of_one: Any, of_other: Any) -> bool:
+        """Whether the densities of those rows are the same, up to the rounding that another batch size may bring."""
+        for name, value in one.items():
+            if name not in other:
+                return False
+            a, b = value[of_one], other[name][of_other]
+            if not torch.isclose(a, b, rtol=self.tolerance, atol=self.tolerance, equal_nan=True).all():
+                return False
+        return len(one) == len(other)
+
+    # ----------------------------------------------------------------------------------------------- side by side
+
+    def side_by_side(self, discrete: list[str], continuous: list[str], assignments: int) -> str:
+        """Joint values of the local latents that go through the program as a leading dimension must stay apart."""
+        x = self.x[: min(len(self.x), 7)]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(1)
+            _, nodes = self._drawn(x)
+            chosen = torch.randperm(assignments, generator=self.generator)[:SIDE_BY_SIDE]
+            joint = {k: v[chosen] for k, v in joint_values(nodes, discrete, self.data_dim, self.depth).items()}
+            A, n = len(chosen), len(x)
+            layout = Layout(nodes, continuous, self.data_dim, self.depth)
+            z = torch.randn(A, n, layout.L, generator=self.generator, dtype=x.dtype)
+            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and not v["is_observed"]}
+            try:
+                # of a program that is summed over, each site may drop the plates that it does not need
+                depth = self.depth if continuous else 1
+                together = self._leading(x, {**fixed, **joint, **layout.unflatten(z)}, A, depth)
+                for a in range(A):
+                    one = {k: self._plain(v[a], nodes[k], n) for k, v in joint.items()}
+                    one |= {k: v[0] for k, v in layout.unflatten(z[a : a + 1]).items()}
+                    one = {k: v.reshape(self._shape(nodes[k])) for k, v in one.items()}
+                    alone = self._densities(x, {**fixed, **one})
+                    if not self._same(alone, {k: v[a] for k, v in together.items()}, slice(None), slice(None)):
+                        return SIDE
+            except RuntimeError:
+                return SIDE
+        return ""
+
+    def _leading(self, x: Tensor, latents: Values, A: int, depth: int) -> Values:
+        trace = self.program.trace(x, parameters=self.theta, latents=latents, raw=True)
+        out = {}
+        for node in sample_nodes(trace):
+            if is_local(node) and not _completes(node):
+                value = per_datum(node, log_prob(node), self.data_dim, depth)
+                value = value.reshape(-1, value.shape[-1]) if value.dim() > 2 else value
+                out[node["name"]] = value.expand(torch.broadcast_shapes(value.shape, (A, len(x))))
+        return out
+
+    def _shape(self, node: Any) -> tuple[int, ...]:
+        return tuple(node["fn"].batch_shape) + tuple(node["fn"].event_shape)
+
+    def _plain(self, value: Tensor, node: Any, n: int) -> Tensor:
+        """A joint value [1, …, event] as the program itself would draw it, the same for all rows."""
+        shape = self._shape(node)
+        spare = value.dim() - len(shape)
+        return (value.reshape(value.shape[spare:]) if spare > 0 else value).expand(shape)
+
+
+JOINED = "a row's density changes with the other rows of the batch, so the rows are not independent given θ"
+PLACE = (
+    "a row's density changes with its place in the batch (a plate's index, torch.arange, an array with one entry a row): put "
+    "what belongs to a row in a column of x"
+)
+SIDE = (
+    "it mixes up values of its latents that go through it side by side: index from the right (`z[..., None]`), and keep the "
+    "dimensions left of `data`"
+)
+
+
+def _completes(node: Any) -> bool:
+    return bool((node["infer"] or {}).get("_completes"))
+
+
+def _along(rows: Tensor, value: Tensor, dim: int) -> Tensor:
+    shape = [1] * value.dim()
+    shape[dim] = len(rows)
+    return rows.reshape(shape)
