@@ -134,6 +134,8 @@ def sweep(parent: Path) -> None:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    if left.parent != parent:
+                        left.parent.rmdir()  # it was made for this alone; it stays where there is more in it
                 finally:
                     os.close(descriptor)
 

@@ -6,6 +6,7 @@ its end, so that one that was cut short is known and the one before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -53,6 +54,9 @@ class Checkpoints:
         self.request = {"format": FORMAT, "version": version(), "digest": digest, **request, **named}
         self.failed = False
         _atomic.sweep(self.folder)
+        if not resume:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # of a run that was killed before anything was in it
         if self.folder.exists() and not resume:
             raise UsageError(
                 f"'{run}' was begun and is not finished: go on with --resume {run}, name another folder with --out, or "
@@ -147,14 +151,28 @@ def resumed(run: str | os.PathLike[str], given: Mapping[str, Any], trust: bool =
     return request
 
 
+def sweep(parent: Path) -> None:
+    """Remove the checkpoints of runs in `parent` that were killed between their last step and the end: these are finished."""
+    with contextlib.suppress(OSError):
+        for left in parent.glob(".*.unfinished"):
+            run = left.with_name(left.name[1:].removesuffix(".unfinished")) / "run.json"
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                asked, made = (json.loads(p.read_text(encoding="utf-8")) for p in (left / "request.json", run))
+                newer = run.stat().st_mtime >= max(p.stat().st_mtime for p in left.iterdir())
+                if newer and all(asked[k] == made[k] for k in ("method", "seed")):
+                    shutil.rmtree(left)
+
+
 def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
     path = place(run) / "request.json"
-    if not path.is_file():
+    sweep(path.parent.parent)
+    finished = (_atomic.place(run) / "run.json").is_file()
+    if finished or not path.is_file():
         what = "there is no checkpoint of it; run it again"
-        if (_atomic.place(run) / "run.json").is_file():
+        if finished:
             what = "it is finished"
         elif path.parent.is_dir():
-            what = f"it was stopped before its first checkpoint; remove '{path.parent}' and run it again"
+            what = "it was stopped before its first checkpoint; run it again"
         raise UsageError(f"'{run}' cannot be resumed: {what}.")
     try:
         request = json.loads(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Fit
+from inference._run import checkpoint
 from zoo import _atomic
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
@@ -106,6 +107,7 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     if os.path.lexists(folder):
         raise UsageError(f"'{folder}' exists already; name another folder with --out.")
     _atomic.check_parent(folder)
+    checkpoint.sweep(folder.parent)
     return folder
 
 
