@@ -72,8 +72,6 @@ def _warm() -> None:
     import joblib  # noqa: F401
     from typer.testing import CliRunner
 
-    import benchmarks._report.page
-    import benchmarks._suite.work
     from zoo.__main__ import app
 
     fitted, before = ("gmm", "--data", "faithful", "--set", "max_iter=1"), Path.cwd()
@@ -83,7 +81,20 @@ def _warm() -> None:
         for call in (
             ("run", *fitted, "--out", "whole"),
             ("run", "gmm", "--data", "holes.csv", "--set", "components=1", "--out", "holes"),
-            ("run", "gmm", "--data", "faithful", "--method", "svi", "--set", "epochs=1", "--checkpoint", "0", "--out", "svi"),
+            (
+                "run",
+                "gmm",
+                "--data",
+                "faithful",
+                "--method",
+                "svi",
+                "--set",
+                "epochs=1",
+                "--checkpoint",
+                "0",
+                "--out",
+                "svi",
+            ),
             ("infer", "whole", "--method", "em", "--out", "again"),
             ("plot", "whole"),
             ("impute", "holes"),

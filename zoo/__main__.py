@@ -370,6 +370,8 @@ def bench(
 ) -> None:
     """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
     if name is None:
+        if jobs or out or only or retry or quick or settings or backend != "loky":
+            raise UsageError("zoo bench with options needs the name of a SUITE; without any it lists them.")
         from benchmarks._suite import names
 
         names.show(json)

@@ -181,6 +181,7 @@ def _convert(
             listed = f"known: {', '.join(sorted(schema))}."
             raise UsageError(f"unknown {what} '{key}', which belongs to {' and '.join(owners)}; {listed}")
     _options.convert(schema, options, what)
+    _options.check_used([schema], options)
 
 
 def _sha256(path: Path) -> str:

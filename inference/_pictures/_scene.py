@@ -98,6 +98,8 @@ def scene_of(stored: _store.Run) -> Scene:
         prepared = reopen(stored)
         scene.task = task_of(prepared, stored)
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
+        if stored.model is not None:  # the user has named the program: what is wrong with it is said
+            raise
         scene.obstacle = str(error)
         return scene
     except RuntimeError:  # its file is another one by now

@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,22 @@ from torch import Tensor
 from zoo import _atomic
 from zoo._errors import UsageError
 from zoo._program import source
+from zoo._program.structure import ENUMERATION_LIMIT
 
 DIGEST = 32  # bytes at the end of a state
 INTERVAL = 30.0  # seconds
 FORMAT = 2
+USUAL = {  # what stands for "not said" beside --resume
+    "seed": 0, "limit": ENUMERATION_LIMIT, "dtype": "auto", "device": "auto",
+    "rows": None, "standardize": False, "binarize": None, "missing": None,
+}  # fmt: skip
 NAMED = ("model", "data", "method")  # of a request: what has to be given again when it has no name
+
+
+def check_interval(seconds: Any) -> None:
+    """Raise `UsageError` unless it can be the time between two checkpoints."""
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds >= 0:
+        raise UsageError(f"Expected a number of seconds, 0 or more, for checkpoint, got {seconds!r:.40}.")
 
 
 def place(run: str | os.PathLike[str]) -> Path:
@@ -138,6 +150,11 @@ def resumed(run: str | os.PathLike[str], given: Mapping[str, Any], trust: bool =
         if now is not None and then is not None and str(now) != then:
             raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
         request[key] = then if now is None else now
+    asked = {**{k: given[k] for k in ("seed", "limit", "dtype", "device")}, **given["preparation"]}
+    began = {**{k: request[k] for k in ("seed", "limit", "dtype", "device")}, **request["preparation"]}
+    for key, value in asked.items():
+        if value != USUAL[key] and value != began[key]:
+            raise UsageError(f"'{run}' was begun with {key} {began[key]}, and {value} is asked for now.")
     for key, value in given["options"].items():
         if str(request["options"].get(key)) != str(value):
             raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")

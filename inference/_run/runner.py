@@ -72,6 +72,8 @@ def run(
 
     Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
     """
+    _options.flags(standardize=standardize, trust=trust, quiet=quiet)
+    _checkpoint.check_interval(checkpoint)
     request = {
         "model": model,
         "data": data,
@@ -151,8 +153,11 @@ def compare(
 
     With `out`, each run goes to a folder of its method's name in it.
     """
-    if isinstance(methods, str) or not methods:
+    if not isinstance(methods, list | tuple) or not methods:
         raise UsageError(f"Expected a list of methods to compare, got {methods!r}.")
+    if twice := [str(m) for m in methods if methods.count(m) > 1]:
+        raise UsageError(f"Expected each method once, got {twice[0]} {len(twice)} times.")
+    _options.flags(quiet=quiet)
     folder = None if out is None else _store.check_out(out)
     preparation: dict[str, Any] = {
         "rows": rows,
@@ -222,6 +227,7 @@ def infer(
     whatever file the folder names may be executed; `changed_program`: also where its text is not what it was.
     """
     check_seed(seed := plain(seed))
+    _options.flags(trust=trust, changed_program=changed_program, quiet=quiet)
     options = plain(options)
     folder = None if out is None else _store.check_out(out)
     stored = _store.load(run, model, trust, changed_program)
