@@ -135,7 +135,11 @@ class _Album:
         paths = (
             [] if folder is None else [folder / "pictures" / cell["id"] / name for name in cell["result"]["pictures"]]
         )
-        return [path for path in paths if _inside(path, folder) and _is_picture(path)]
+        shown = [path for path in paths if _inside(path, folder) and _is_picture(path)]
+        for path in shown:
+            if not _folder.is_as_written(path, f"pictures/{path.name}", cell):
+                raise UsageError(f"'{path}' is damaged: it is not the picture that was drawn. Remove it.")
+        return shown
 
     def of(self, group: leaderboard.Group) -> list[dict[str, Any]]:
         """For each run with pictures: its row, and the pictures as (name, data URI, width, height)."""

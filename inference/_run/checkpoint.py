@@ -30,7 +30,7 @@ from zoo._program.structure import ENUMERATION_LIMIT
 
 DIGEST = 32  # bytes at the end of a state
 INTERVAL = 30.0  # seconds
-FORMAT = 2
+FORMAT = 3
 USUAL = {  # what stands for "not said" beside --resume
     "seed": 0, "limit": ENUMERATION_LIMIT, "dtype": "auto", "device": "auto",
     "rows": None, "standardize": False, "binarize": None, "missing": None,
@@ -96,7 +96,7 @@ class Checkpoints:
         self.count += 1
         try:
             self._begin()
-            _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + hashlib.sha256(content).digest())
+            _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + self._seal(content))
         except (OSError, UsageError) as error:
             if not self.failed:
                 print(f"zoo: no checkpoint: {error}", file=sys.stderr)
@@ -104,7 +104,8 @@ class Checkpoints:
             if not self._states():
                 self.discard()
         for old in self._states()[:-2]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.unlink()
         self.last = time.monotonic()
 
     def _begin(self) -> None:
@@ -115,18 +116,29 @@ class Checkpoints:
             _atomic.write(request, json.dumps({**plain, "check": _atomic.digest_of(plain)}, indent=1))
 
     def read(self) -> dict[str, Any] | None:
-        """The last state that is whole, or None. Says of one that is not."""
+        """The last state that is whole, None where none was written. Says of one that is not whole.
+
+        Raises `UsageError` where none is.
+        """
         if not self.resume:
             return None
         for path in reversed(self._states()):
-            content = path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""
             body, digest = content[:-DIGEST], content[-DIGEST:]
-            if hashlib.sha256(body).digest() == digest:
+            if self._seal(body) == digest:
                 self.count = int(path.stem.split("-")[1])
                 return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
-            print(f"zoo: the checkpoint '{path}' was cut short; going on from the one before.", file=sys.stderr)
-            path.unlink()
+            print(f"zoo: the checkpoint '{path}' is damaged; going on from the one before.", file=sys.stderr)
+        if self._states():
+            raise UsageError(
+                f"'{self.folder}' is damaged: no checkpoint in it is what was written. Remove it and run it again."
+            )
         return None
+
+    def _seal(self, content: bytes) -> bytes:
+        """A digest of a state and of the request that it belongs to: a state of another run is none of this one."""
+        check = json.loads((self.folder / "request.json").read_text(encoding="utf-8"))["check"]
+        return hashlib.sha256(str(check).encode() + content).digest()
 
     def discard(self) -> None:
         """The run is finished: they are not needed any more."""
@@ -188,12 +200,14 @@ def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
         what = "there is no checkpoint of it; run it again"
         if finished:
             what = "it is finished"
+        elif path.parent.is_dir() and any(path.parent.iterdir()):
+            what = f"its request.json is missing; remove '{path.parent}' and run it again"
         elif path.parent.is_dir():
             what = "it was stopped before its first checkpoint; run it again"
         raise UsageError(f"'{run}' cannot be resumed: {what}.")
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"'{path}' cannot be read: {error}.") from error
     if not isinstance(request, dict):
         raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")
