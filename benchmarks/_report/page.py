@@ -27,9 +27,13 @@ def write(folder: Path | None = None, out: Path | None = None) -> Path:
 
     Raises `UsageError` when there are no results, or the page cannot be written.
     """
-    source = folder or latest()
+    source = latest() if folder is None else _atomic.place(folder)
     document = read(source)
-    page = out or (source / "report.html" if source.is_dir() else Path(source.name).with_suffix(".html"))
+    page = (
+        _atomic.place(out)
+        if out is not None
+        else (source / "report.html" if source.is_dir() else Path(source.name).with_suffix(".html"))
+    )
     try:
         text = html(document, source if source.is_dir() else None)
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -17,6 +17,7 @@ from zoo._errors import UsageError, unknown
 
 PREPARATION = ("rows", "standardize", "binarize", "missing", "seed")
 BASELINES: dict[str, tuple[str, ...]] = {"mean": (), "knn": ("n_neighbors",), "iterative": ("max_iter",)}
+MOST_SEEDS = 100_000
 Entry = tuple[str, dict[str, Any]]  # a name and its options
 
 
@@ -146,7 +147,9 @@ def seeds(value: Any) -> list[int]:
         if any(isinstance(v, int) and v > LARGEST_SEED for v in value):
             raise UsageError(f"seeds takes whole numbers from 0 to {LARGEST_SEED:,}.")
         return [whole(v, "seeds", 0) for v in value]
-    return list(range(whole(value, "seeds", 1)))
+    if whole(value, "seeds", 1) > MOST_SEEDS:
+        raise UsageError(f"Expected at most {MOST_SEEDS:,} seeds, got {value!r:.40}.")
+    return list(range(value))
 
 
 def whole(value: Any, key: str, least: int) -> int:

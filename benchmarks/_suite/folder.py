@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks._suite import cells as _cells
 from benchmarks._suite.cells import Cell
+from zoo import _atomic
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
@@ -39,7 +40,7 @@ class Results:
     """A results folder. Any number of processes may write to one at once."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = _atomic.place(folder)
 
     # ---- the suite ---------------------------------------------------------------------------------------------------
 
