@@ -1,7 +1,7 @@
 """A process that has everything imported, and forks one of its own for each call of `zoo`: start-up costs nothing.
 
-`Forked().call("run", …)` runs a command to its end; `kill=(after, from_writing)` ends it with -9 after so many seconds, counted from its
-start or from the first temporary file it makes. As a script, this file is that process.
+`Forked().call("run", …)` runs a command to its end; `kill=(after, from_writing)` ends it with -9 after so many seconds, counted
+from its start or from the first temporary file it makes. As a script, this file is that process.
 """
 
 from __future__ import annotations

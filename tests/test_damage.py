@@ -145,12 +145,12 @@ def each(count: int, first: int, whole: Path, other: Path, check: Callable[[Path
         shutil.copytree(whole, place)
         done = damage(place, other, random.Random(seed))
         try:
-            outcome = check(place)
+            outcome, said = check(place), str(place)
         except UsageError as error:
-            assert str(Path("damaged")) in str(error) or place.name in str(error), (seed, done, str(error))
-            outcome = "refused"
+            outcome, said = "refused", str(error)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {done}: {str(error)[:300]}") from error
+        assert "damaged" in said or place.name in said, (seed, done, said)
         found[outcome] = found.get(outcome, 0) + 1
         shutil.rmtree("damaged")
     return found

@@ -210,7 +210,8 @@ def table(chance: random.Random) -> Wrong:
 
 def _reading(chance: random.Random, file: str) -> tuple[str, ...]:
     return chance.choice((("run", "gmm", "--data", file), ("describe", "gmm", "--data", file),
-                          ("compare", "ppca", "--data", file), ("infer", "whole", "--method", "em", "--data", file)))  # fmt: skip
+                          ("compare", "ppca", "--data", file), ("infer", "whole", "--method", "em", "--data",
+                          file)))  # fmt: skip
 
 
 def _saved(value: Any, pickled: bool = False) -> bytes:
@@ -298,16 +299,18 @@ def mask(chance: random.Random) -> Wrong:
 
 # ---- suites ----------------------------------------------------------------------------------------------------------
 
-ODD_VALUES = ("-1", "0", '""', "[]", "{}", "true", "1.5", '"nope"', "[1, 'x']", "[[1]]", "nan", "inf", '["em", 3]', "{ name = 3 }",
-              '{ name = "em", zzz = 1 }', '{ name = "gmm", components = -2 }', "99999999999999999999", "1979-05-27", '"\\u0000"')  # fmt: skip
+ODD_VALUES = ("-1", "0", '""', "[]", "{}", "true", "1.5", '"nope"', "[1, 'x']", "[[1]]", "nan", "inf", '["em", 3]',
+"{ name = 3 }",
+              '{ name = "em", zzz = 1 }', '{ name = "gmm", components = -2 }', "99999999999999999999", "1979-05-27",
+              '"\\u0000"')  # fmt: skip
 BLOCKS: dict[str, dict[str, str]] = {
     "fit": {"models": '"gmm"', "data": '"faithful"', "methods": '"em"', "seeds": "2"},
     "swap": {"models": '"gmm"', "data": '"faithful"', "theta": '"em"', "methods": '"em"'},
-    "impute": {"models": '"gmm"', "data": '"faithful"', "hide": '"random:0.2"', "methods": '"em"', "baselines": '"mean"', "draws": "19"},
+    "impute": {"models": '"gmm"', "data": '"faithful"', "hide": '"random:0.2"', "methods": '"em"',
+    "baselines": '"mean"', "draws": "19"},
     "scaling": {"models": '"gmm"', "methods": '"em"', "n": "100", "d": "2", "vary": "{ n = [100, 200] }"},
     "benchmark": {"names": '"digits"'},
 }  # fmt: skip
-FINE = {"seeds": ("true",), "draws": ("true",)}  # odd values that a key of this name may have: none of these
 
 
 def suite(chance: random.Random) -> Wrong:
@@ -328,7 +331,8 @@ def suite(chance: random.Random) -> Wrong:
     elif how == 4:
         extra = chance.choice(
             ("[budget]\nseconds = -1\n", "[budget]\nzzz = 1\n", "[budget]\njobs = 0\n", "[budget]\nmemory_mb = 'x'\n",
-             "[what]\na = 1\n", "[fits]\na = 1\n", "budget = 3\n", "fit = 3\n", "[[budget]]\nseconds = 1\n", "[budget]\nseconds = nan\n")
+             "[what]\na = 1\n", "[fits]\na = 1\n", "budget = 3\n", "fit = 3\n", "[[budget]]\nseconds = 1\n",
+             "[budget]\nseconds = nan\n")
         )  # fmt: skip
     text = extra + (f"[[{kind}]]\n" + "".join(f"{k} = {v}\n" for k, v in block.items()))
     if extra.startswith(("fit =", "budget =")):
@@ -344,23 +348,27 @@ def suite(chance: random.Random) -> Wrong:
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 _HEAD = "import pyro, torch\nimport pyro.distributions as dist\n"
-_PLATE = "    with pyro.plate('data', size if x is None else len(x)):\n"
+_BEGIN = "def model(x=None, size=None):\n"
+_PLATE = _BEGIN + "    with pyro.plate('data', size if x is None else len(x)):\n"
+_SITE = "pyro.sample('x', dist.{}, obs=x)\n"
+_NORMAL = _SITE.format("Normal(0., 1.).expand([2]).to_event(1)")
 PROGRAMS = (
-    "def model(:\n", "1 / 0\n", "raise SystemExit(0)\n", "import sys\nsys.exit(3)\n", "import nothing_of_this_name\n", "",
-    "model = 3\n", "model = None\n", "model = 'text'\n", "model = [1]\n", "def model():\n    pass\n", "def model(x):\n    pass\n",
-    "def model(x, size, other):\n    pass\n", "async def model(x=None, size=None):\n    pass\n", "\0", "def model(x=None, size=None):\n\treturn\n  x\n",
-    "def model(x=None, size=None):\n    raise KeyError('a')\n", "def model(x=None, size=None):\n    return model(x, size)\n",
-    "def model(x=None, size=None):\n    raise SystemExit(0)\n", "def model(x=None, size=None):\n    pass\n",
-    "class model:\n    pass\n", "class model:\n    def __init__(self, x):\n        raise ValueError('no')\n",
-    "def model(x=None, size=None):\n    with pyro.plate('rows', 5):\n        pyro.sample('x', dist.Normal(0., 1.).expand([2]).to_event(1), obs=x)\n",
-    "def model(x=None, size=None):\n" + _PLATE + "        pyro.sample('z', dist.Normal(0., 1.))\n",
-    "def model(x=None, size=None):\n" + _PLATE + "        pyro.sample('x', dist.Normal(torch.zeros(3), 1.).to_event(1), obs=x)\n",
-    "def model(x=None, size=None):\n" + _PLATE + "        pyro.sample('x', dist.Normal(0., -1.).expand([2]).to_event(1), obs=x)\n",
-    "def model(x=None, size=None):\n" + _PLATE + "        pyro.sample('x', dist.Bernoulli(0.5).expand([2]).to_event(1), obs=x + 0.5)\n",
-    "def model(x=None, size=None):\n" + _PLATE + "        for _ in (0, 1):\n            pyro.sample('x', dist.Normal(0., 1.).expand([2]).to_event(1), obs=x)\n",
-    "def model(x=None, size=None):\n    pyro.sample('x', dist.Normal(torch.zeros(5, 2), 1.).to_event(2), obs=x)\n",
-    "def model(x=None, size=None):\n" + _PLATE + "        pyro.sample('x', dist.Normal(x[:, 5:6], 1.).to_event(1), obs=x)\n",
-    "def model(x=None, size=None):\n    open('written', 'w') if False else None\n    return undefined_name\n",
+    "def model(:\n", "1 / 0\n", "raise SystemExit(0)\n", "import sys\nsys.exit(3)\n", "import nothing_of_this_name\n",
+    "", "\0",
+    "model = 3\n", "model = None\n", "model = 'text'\n", "model = [1]\n", "def model():\n    pass\n",
+    "def model(x):\n    pass\n",
+    "def model(x, size, other):\n    pass\n", "async " + _BEGIN + "    pass\n", _BEGIN + "\treturn\n  x\n",
+    _BEGIN + "    raise KeyError('a')\n", _BEGIN + "    return model(x, size)\n", _BEGIN + "    raise SystemExit(0)\n",
+    _BEGIN + "    pass\n", "class model:\n    pass\n",
+    "class model:\n    def __init__(self, x):\n        raise ValueError('no')\n",
+    _BEGIN + "    with pyro.plate('rows', 5):\n        " + _NORMAL,
+    _PLATE + "        pyro.sample('z', dist.Normal(0., 1.))\n",
+    _PLATE + "        " + _SITE.format("Normal(torch.zeros(3), 1.).to_event(1)"),
+    _PLATE + "        " + _SITE.format("Normal(0., -1.).expand([2]).to_event(1)"),
+    _PLATE + "        " + _SITE.format("Bernoulli(0.5).expand([2]).to_event(1)"),
+    _PLATE + "        for _ in (0, 1):\n            " + _NORMAL,
+    _PLATE + "        " + _SITE.format("Normal(x[:, 5:6], 1.).to_event(1)"),
+    _BEGIN + "    " + _SITE.format("Normal(torch.zeros(5, 2), 1.).to_event(2)"), _BEGIN + "    return undefined_name\n",
 )  # fmt: skip
 
 
@@ -377,7 +385,8 @@ def columns(chance: random.Random) -> Wrong:
     """Other data for a run whose columns are not its own."""
     names = ("eruptions", "waiting")
     ways = (
-        ("a", "b"), ("eruptions",), ("waiting",), ("eruptions", "waiting", "c"), ("eruptions", "eruptions"), ("Eruptions", "waiting"),
+        ("a", "b"), ("eruptions",), ("waiting",), ("eruptions", "waiting", "c"), ("eruptions", "eruptions"),
+        ("Eruptions", "waiting"),
         ("eruptions", "waiting "[:4]), ("x0", "x1", "x2"), ("eruptions", "waiting", "waiting"), ("x1",),
     )  # fmt: skip
     given = chance.choice([w for w in ways if w != names])
@@ -391,25 +400,6 @@ def columns(chance: random.Random) -> Wrong:
 
 # ---- in Python -------------------------------------------------------------------------------------------------------
 
-ANYTHING = (
-    None,
-    -3,
-    0.5,
-    float("nan"),
-    "",
-    "nope",
-    b"em",
-    object,
-    [],
-    {},
-    (),
-    [3],
-    {"a": 1},
-    np.zeros(3),
-    3 + 1j,
-    10**40,
-    print,
-)
 KEYWORDS: dict[str, tuple[Any, ...]] = {  # what each of the keywords refuses
     "method": (3, "", "nope", b"em", ["em"], {}, object, np.zeros(3), 0.5),
     "seed": (-1, 2**32, 1.5, "a", True, None, [], np.zeros(3), 10**40, "0"),
@@ -433,8 +423,10 @@ KEYWORDS: dict[str, tuple[Any, ...]] = {  # what each of the keywords refuses
     "zzz": (1, None),
 }
 DATA = (
-    3, 0.5, "", "nope", b"faithful", None, object, {}, {"a": [1]}, [], [[1], [1, 2]], "nothing.csv", np.zeros((0, 2)), np.zeros((2,) * 5),
-    np.array(["a"]), np.array([1j]), [[1, "x"]], [None, None], np.full((3, 2), np.nan), np.array([[np.inf, 1.0]]), [object()], "faithful:x",
+    3, 0.5, "", "nope", b"faithful", None, object, {}, {"a": [1]}, [], [[1], [1, 2]], "nothing.csv", np.zeros((0, 2)),
+    np.zeros((2,) * 5),
+    np.array(["a"]), np.array([1j]), [[1, "x"]], [None, None], np.full((3, 2), np.nan), np.array([[np.inf, 1.0]]),
+    [object()], "faithful:x",
 )  # fmt: skip
 
 
@@ -460,7 +452,8 @@ def python(chance: random.Random) -> Wrong:
     key, values = chance.choice((
         ("method", ("", None, 3, "nope", [])), ("seed", (-1, None, "a", 1.5)), ("trust", ("no", 1, None)),
         ("changed_program", ("no", 1, None)), ("device", ("nope", None)), ("max_iter", (-1, "x")), ("out", (3, "", "whole")),
-        ("data", ("nope", 3, np.zeros((4, 5)))), ("rows", (-1, 3)), ("missing", ("nope", "top")), ("model", ("nope", 3, "ppca")),
+        ("data", ("nope", 3, np.zeros((4, 5)))), ("rows", (-1, 3)), ("missing", ("nope", "top")), ("model", ("nope",
+        3, "ppca")),
     ))  # fmt: skip
     value = chance.choice(values)
     return Wrong(("infer", key, value), call=lambda: inference.infer("whole", **{"method": "em", key: value}))

@@ -40,7 +40,7 @@ NAMED = ("model", "data", "method")  # of a request: what has to be given again 
 
 def check_interval(seconds: Any) -> None:
     """Raise `UsageError` unless it can be the time between two checkpoints."""
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds >= 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) >= 0:
         raise UsageError(f"Expected a number of seconds, 0 or more, for checkpoint, got {seconds!r:.40}.")
 
 
