@@ -1,7 +1,7 @@
 """Two hundred kills with -9, over all commands that write, at moments spread over each command's whole duration.
 
-A third of the moments are uniform over the call, the others over the part of it in which it writes. After each: every file under
-its final name is whole, no process is left, and the next call ends with the same numbers and leaves nothing behind.
+A third of the moments are uniform over the call, the others over the part of it in which it writes. After each: every file
+under its final name is whole, no process is left, and the next call ends with the same numbers and leaves nothing behind.
 
 Slow: about 25 minutes on one core; a part for each command, which pytest-xdist runs side by side.
 """
