@@ -15,8 +15,8 @@ from torch.distributions import biject_to
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
-from zoo._program.missing import Slots
-from zoo._program.program import localize
+from zoo._program.parameters import localize
+from zoo._program.slots import Slots
 from zoo._program.structure import Site, Structure
 
 Covariance = Literal["diagonal", "full"]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zoo import _options, _registry
 from zoo._errors import Refusal, UsageError, unknown
-from zoo._program import program
+from zoo._program.load import resolve
+from zoo._program.source import blame
 from zoo._program.structure import Structure
 
 
@@ -46,8 +47,8 @@ def make(
         made = _module(guide).Guide(structure, x, globals, bijections, **chosen)
         made.recipe = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
         return made
-    target, name = program.resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
-    given: Any = program.Program(target() if isinstance(target, type) else target, x, name)
+    target, name = resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
+    given: Any = made(target() if isinstance(target, type) else target, x, name)
     _check_latents(given, structure, x)
     given.recipe = {"name": name, "options": {}}
     return given
@@ -69,7 +70,7 @@ def _module(name: str) -> Any:
 
 
 def _check_latents(guide: Any, structure: Structure, x: Tensor) -> None:
-    with program.blame(guide.name):
+    with blame(guide.name):
         drawn = {n for n, node in guide.trace(x[:2]).nodes.items() if node["type"] == "sample" and n != "data"}
     wanted = {s.name for s in structure.sites if s.role == "latent"}
     if drawn != wanted:

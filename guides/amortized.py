@@ -16,7 +16,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from guides._heads import Covariance, Derived, begin_at, join, key, outputs, refusal, width
-from zoo._program.missing import holds_nan, slots
+from zoo._program.missing import holds_nan
+from zoo._program.slots import slots
 from zoo._program.structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from guides import _heads
 from guides._heads import Derived, binary
 from zoo._program.autoregressive import AutoregressiveBernoulli
-from zoo._program.missing import joint_bits, slots
+from zoo._program.slots import joint_bits, slots
 from zoo._program.structure import Site, Structure
 
 _Masked: Any = PyroModule[MaskedLinear]

@@ -34,7 +34,6 @@ from inference._training.loop import History, Plan, Schedule, train, usual
 from inference._training.nearness import Nearness
 from zoo._errors import Refusal
 from zoo._options import Count, Limits, Positive
-from zoo._program.latents import by_datum
 from zoo._program.structure import Structure
 from zoo._program.trace import local_log_prob
 
@@ -244,7 +243,7 @@ def log_guide(task: Task, guide: Any, rows: slice) -> Tensor:
     def everywhere(name: str, value: Tensor) -> Tensor:
         """A joint value [A, plates with a 1 for the data's, event] in every row."""
         shape = list(value.shape)
-        shape[structure.data_dim - len(sites[name].event_shape)] = n
+        shape[structure.axes.row_dim(len(sites[name].event_shape))] = n
         return value.expand(shape)
 
     every = {k: everywhere(k, v) for k, v in task.exact.assignments.items()}
@@ -332,6 +331,6 @@ def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:
         for rows in weights.chunks(task.x, task.draws)
     ]
     return {
-        s.name: torch.cat([by_datum(p[s.name], s, task.structure) for p in pieces], dim=1).numpy()
+        s.name: torch.cat([task.structure.axes.by_datum(p[s.name], s) for p in pieces], dim=1).numpy()
         for s in task.structure.local_latents
     }

@@ -24,8 +24,8 @@ from inference._training import elbo as _elbo
 from inference._training.loop import Plan, train
 from inference._training.wake_sleep import Phases
 from inference.svi import enumerated_bound
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 FILTERS = 20  # of one estimate: it is often of few particles
 PRIMING = 50  # gradients that Pyro's running baseline has seen before the noise is measured
@@ -34,7 +34,7 @@ PRIMING = 50  # gradients that Pyro's running baseline has seen before the noise
 def new_task(x: np.ndarray, options: dict[str, Any], theta: Any = None, dtype: Any = torch.float32) -> Task:
     """`missing_pixels` on images x [n, D]; with the parameters of the program `theta`, which then stay as they are."""
     data = torch.as_tensor(x, dtype=dtype)
-    program = _program.load("missing_pixels", data, options)
+    program = load("missing_pixels", data, options)
     if theta is not None:
         program.load_state_dict(theta.state_dict())
     return Task(program, describe(program, data), data, learn=theta is None, quiet=True)

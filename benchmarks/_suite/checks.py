@@ -53,11 +53,11 @@ def combinations(vary: Any, where: str) -> Iterator[dict[str, Any]]:
 
 def model(entry: Entry, base: Path) -> dict[str, Any]:
     """The part of a cell that says which program; a file of one's own with its checksum."""
-    from zoo._program import program
+    from zoo._program.load import option_schema, resolve
 
     name, options = entry
-    target, _ = program.resolve(cells.resolved(name, str(base)))
-    _convert(program.option_schema(target), options, f"option of model '{name}'", {})
+    target, _ = resolve(cells.resolved(name, str(base)))
+    _convert(option_schema(target), options, f"option of model '{name}'", {})
     part: dict[str, Any] = {"model": name, "model_options": options}
     if name.rpartition(":")[0].endswith(".py"):
         part["model_sha256"] = _sha256(base / name.rpartition(":")[0])

@@ -23,8 +23,8 @@ from inference._method.task import Task
 from inference._run.cost import measured, versions
 from inference._sampling import weights
 from zoo._data import datasets
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 IMAGES, SAMPLES, LATENTS, HIDDEN = 1000, 5000, 50, (200, 200)
 TARGET = 1.10
@@ -37,9 +37,7 @@ def main(json: bool = False, rounds: int = 3, quick: bool = False) -> dict[str, 
     """
     images, samples = (20, 200) if quick else (IMAGES, SAMPLES)
     x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5, rows=images).x, dtype=torch.float32)
-    program = _program.load(
-        "deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "hidden": HIDDEN}
-    )
+    program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "hidden": HIDDEN})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=HIDDEN)
     times, peak = [], 0.0

@@ -27,8 +27,8 @@ from inference._run.cost import versions
 from inference._training import elbo
 from inference._training.loop import Plan, _Loop
 from zoo._data import datasets
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 BATCH, HIDDEN, LATENTS, LR = 128, 200, 50, 1e-3
 STEPS, STEPS_QUICK = 100, 5
@@ -57,7 +57,7 @@ def main(json: bool = False, rounds: int = 7, quick: bool = False) -> dict[str, 
 
 
 def _ours(x: Tensor) -> Callable[[int], None]:
-    program = _program.load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS})
+    program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=(HIDDEN, HIDDEN))
     objective = elbo.objective(task, guide, 1)

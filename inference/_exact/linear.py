@@ -41,9 +41,8 @@ class LinearGaussian(Assignments):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             nodes = self._locals(program.trace(self._probe, raw=True))
         by_name = {n["name"]: n for n in nodes}
-        dims = structure.data_dim, structure.max_plate_nesting
-        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], *dims)
-        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], *dims)
+        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], structure.axes)
+        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], structure.axes)
         self.L = self.layout.L
         self.missing = bool(x.isnan().any()) if x.is_floating_point() else False
         self.values: dict[str, Tensor] = {}

@@ -22,8 +22,7 @@ from inference._exact.linear import LinearGaussian
 from inference._families._all import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
-from zoo._program.latents import by_datum, for_program
-from zoo._program.missing import complete
+from zoo._program.slots import complete
 
 BLOCK_NUMBERS = 2**22
 UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draws
@@ -111,7 +110,9 @@ def _of_slots(
         center, deviation = given.mean(0), given.std(0, correction=0)
     elif slots in task.exact.assignments:
         latent = next(s for s in task.structure.local_latents if s.name == slots)
-        values = by_datum(task.exact.assignments[slots].to(x.dtype), latent, task.structure)[:, 0]  # [A, …, M], 0 or 1
+        values = task.structure.axes.by_datum(task.exact.assignments[slots].to(x.dtype), latent)[
+            :, 0
+        ]  # [A, …, M], 0 or 1
         flat = task.exact.responsibilities(None, globals) @ values.flatten(1)
         center = flat.reshape(len(x), *values.shape[1:])
         deviation = (center * (1 - center)).clamp(min=0).sqrt()
@@ -210,7 +211,7 @@ def _weights(exact: Any, rows: slice, globals: dict[str, Tensor]) -> Tensor:
 
 def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | Tensor) -> dict[str, Tensor]:
     sites = {site.name: site for site in task.structure.local_latents}
-    return {k: for_program(torch.as_tensor(v[s])[rows], sites[k], task.structure) for k, v in latent_draws.items()}
+    return {k: task.structure.axes.as_program(torch.as_tensor(v[s])[rows], sites[k]) for k, v in latent_draws.items()}
 
 
 def _distribution(

@@ -16,8 +16,10 @@ from inference._run.failures import in_words
 from zoo import _options, _registry
 from zoo._data import datasets
 from zoo._errors import UsageError, unknown
-from zoo._program import program as _program
-from zoo._program.structure import ENUMERATION_LIMIT, Structure, describe
+from zoo._program.describe import describe
+from zoo._program.load import load, option_schema, resolve
+from zoo._program.program import Program
+from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICES = ("auto", "cpu", "cuda")
@@ -41,9 +43,9 @@ class Prepared:
     like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
     source: dict[str, str] | None = None  # the fingerprint of the program's text
 
-    def program(self, seed: int = 0) -> _program.Program:
+    def program(self, seed: int = 0) -> Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
-        return _program.load(self.model, self.x, self.options, seed, self.like)
+        return load(self.model, self.x, self.options, seed, self.like)
 
 
 @entrance
@@ -69,8 +71,8 @@ def prepare(
     if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ("auto", *DTYPES))
     modules = [method_module(name) for name in methods]
-    target, name = _program.resolve(model)
-    mine = _split(options, _program.option_schema(target), modules, methods, name)
+    target, name = resolve(model)
+    mine = _split(options, option_schema(target), modules, methods, name)
     loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
     # in memory that torch aligned: else the last bits may differ
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
@@ -81,7 +83,7 @@ def prepare(
     if x.dtype == torch.float32 and bool((x.abs() > FLOAT32_SQUARES).any()):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
-    program = _program.load(model, x, mine, like=built_on)
+    program = load(model, x, mine, like=built_on)
     with in_words(name, "reading the program"):
         structure = describe(program, x, limit)
     network = program.has_networks and not any(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -123,3 +125,23 @@ class Parameters(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def localize(module: nn.Module) -> None:
+    """Let a PyroModule that was made with Pyro's global parameter store run without it."""
+    for part in module.modules():
+        context = getattr(part, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
+
+
+@contextlib.contextmanager
+def settings(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters local to modules, constants in the dtype of the data; both put back afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        torch.set_default_dtype(before)

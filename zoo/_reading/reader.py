@@ -29,6 +29,7 @@ ROW_BITS = (1 << ROWS) - 1
 HERE = Path(__file__).parent
 MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
 MINE = ("reader.py", "sites.py", "operations.py")
+HANDLERS = ("missing.py", "slots.py")  # which put a value in the place of what is missing
 LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 
 # functions of tensors whose results torch's dispatcher does not see
@@ -177,7 +178,7 @@ class Reader(TorchDispatchMode):
 
         in_place = func._schema.is_mutable
         plain = name[:-1] if in_place and name.endswith("_") and not name.endswith("__") else name
-        if plain == "where" and _called_from("missing.py"):  # the handler chooses between what is seen and what is not
+        if plain == "where" and _called_from(*HANDLERS):  # the handler chooses between what is seen and what is not
             rule: Any = _chosen
         else:
             rule = operations.unknown if more & RANDOM else _in_place if in_place else operations.apply
@@ -299,13 +300,13 @@ def _chosen(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of
     return [Shadow(mask.expand(o.shape), torch.where(args[0], one.degree, other.degree).expand(o.shape)) for o in outs]
 
 
-def _called_from(file: str) -> bool:
-    """Whether the nearest code that is not torch's or the reader's stands in that file of `_program`."""
+def _called_from(*files: str) -> bool:
+    """Whether the nearest code that is not torch's or the reader's stands in one of those files of `_program`."""
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if not _library(path) and not (path.parent == HERE and path.name in MINE):
-            return str(path) == str(HERE.parent / "_program" / file)
+            return path.parent == HERE.parent / "_program" and path.name in files
         frame = frame.f_back  # type: ignore[assignment]
     return False
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from zoo._program.program import Program
 from zoo._program.trace import is_local, sample_nodes
 from zoo._reading.operations import MISSING, OTHER, UNKNOWN
 from zoo._reading.reader import (
@@ -32,9 +33,6 @@ from zoo._reading.reader import (
     Reader,
     rows_along,
 )
-
-if TYPE_CHECKING:
-    from zoo._program.program import Program
 
 
 @dataclass(frozen=True)
