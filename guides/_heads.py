@@ -11,13 +11,14 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
 from zoo._program.parameters import localize
 from zoo._program.slots import Slots
 from zoo._program.structure import Site, Structure
+from zoo._program.trace import is_real
 
 Covariance = Literal["diagonal", "full"]
 LEAST_SCALE = 1e-6
@@ -28,7 +29,11 @@ def refusal(structure: Structure) -> str | None:
     for site in structure.local_latents:
         if site.inner > 1:
             return f"the local latent '{site.name}' stands in a plate inside `data`; write a guide for it"
-        if site.discrete and not binary(site) and (site.event_shape or not site.support.startswith("IntegerInterval")):
+        if (
+            site.discrete
+            and not binary(site)
+            and (site.event_shape or not isinstance(site.constraint, constraints.integer_interval))
+        ):
             return f"there is no derived guide for the {site.family} site '{site.name}'; write a guide for it"
         if site.discrete and site.cardinality is None:
             return f"the support of '{site.name}' ({site.family}) cannot be listed for a guide; write a guide for it"
@@ -141,7 +146,7 @@ def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> 
         loc, spread = head.chunk(2, -1)
         loc, spread = (v.reshape(*head.shape[:-1], *shape) for v in (loc, spread))
         q = dist.Normal(loc, softplus(spread) + LEAST_SCALE).to_event(len(shape))
-    return q if site.support == "Real" else dist.TransformedDistribution(q, [biject_to(site.constraint)])
+    return q if is_real(site.constraint) else dist.TransformedDistribution(q, [biject_to(site.constraint)])
 
 
 def begin_at(site: Site, covariance: Covariance, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +172,7 @@ def features(site: Site, value: Tensor) -> Tensor:
     """A drawn value as numbers for a network, [batch…, k]."""
     if site.discrete and not binary(site):
         return one_hot(value.long(), site.cardinality or -1).to(torch.get_default_dtype())
-    if not site.discrete and site.support != "Real":
+    if not site.discrete and not is_real(site.constraint):
         value = biject_to(site.constraint).inv(value)
     return value.reshape(*value.shape[: value.dim() - len(free_shape(site))], -1)
 

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Fit
-from inference._method.task import Task
+from inference._method.task import Task, keeps_theta
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
 from zoo._program.latents import Layout
 from zoo._program.structure import Site, Structure
 
+LEARNS = False  # θ stays as it is
 FAMILIES = ("Bernoulli", "Categorical")
 MIXED = 1.01  # R-hat above which chains do not agree
 
@@ -61,11 +62,8 @@ def fit(
 
     Raises `Refusal` when asked to learn θ.
     """
-    if task.learn and any(p.requires_grad for p in task.program.parameters()):
-        raise Refusal(
-            f"gibbs keeps θ as it is, and '{task.program.name}' has parameters to learn: fit them by another method, then "
-            "`zoo infer RUN --method gibbs`"
-        )
+    if task.learn and task.structure.learnable:
+        raise Refusal(keeps_theta("gibbs", task.program.name))
     weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):

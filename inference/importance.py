@@ -209,7 +209,7 @@ def _shares(log_w: Tensor) -> Tensor:
 
 def _settled(task: Task, found: Estimates) -> Estimates:
     """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
-    if task.structure.exact == "no" or not bool(found.alone.any()):
+    if not task.structure.is_exact or not bool(found.alone.any()):
         return found
     lacks = task.exact.per_datum().double() - found.log_mean
     return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))

@@ -93,7 +93,7 @@ def fit(
         raise Refusal(
             "particles weigh each datum by itself, and the global latents belong to all of them: take particles=1"
         )
-    if task.structure.exact != "enumerable":
+    if not task.structure.enumerable:
         weights.check(task.program, task.structure, task.x)
     globals = begin(task, start, task.seed) if task.learn else task.global_start()
     q = None
@@ -209,7 +209,7 @@ def _log_likelihood(task: Task) -> Evidence:
 @torch.no_grad()
 def _bound(task: Task, guide: Any, particles: int, nearness: Nearness) -> Evidence:
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
-    if task.structure.exact == "enumerable" and particles == 1:
+    if task.structure.enumerable and particles == 1:
         return Evidence.from_per_datum(enumerated_bound(task, guide, nearness).numpy(), "lower bound")
     times = max(10, weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
@@ -277,7 +277,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
     probabilities = {}
     if task.structure.local_latents:
         draws |= _local_draws(task, guide)
-        if task.structure.exact == "enumerable":
+        if task.structure.enumerable:
             log_q = torch.cat([log_guide(task, guide, rows) for rows in task.exact.chunks()])
             probabilities = {n: v.numpy() for n, v in task.exact.marginals(log_q.exp()).items()}
     notes = {"epochs": len(history.objective), "particles": found.particles} | history.notes | _climbed(found.outcome)
@@ -292,7 +292,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         ess=nearness.ess,
         trace=history.trace("elbo_per_datum" if guide is not None else "log_likelihood_per_datum"),
         converged=history.converged,
-        warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.exact != "no")],
+        warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.is_exact)],
         notes=notes,
         guide=guide,
         global_gaussian=gaussian,

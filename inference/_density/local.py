@@ -34,8 +34,8 @@ FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw round
 
 def refusal(structure: Structure) -> str | None:
     """Why the program has no such density for each datum by itself, or None."""
-    if structure.exact == "no" and structure.curvature_change is None:
-        return structure.reason  # rows depend on each other, or discrete latents that cannot be enumerated
+    if not structure.by_row:
+        return structure.reason
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)

@@ -38,7 +38,7 @@ def own_latents(structure: Structure) -> tuple[Site, ...]:
 
 def has_decoder(structure: Structure) -> bool:
     """Whether a continuous latent that is no missing entry stands between the prior and x, with no exact posterior."""
-    return structure.exact == "no" and any(not s.discrete for s in own_latents(structure))
+    return not structure.is_exact and any(not s.discrete for s in own_latents(structure))
 
 
 class Decoder:

@@ -102,10 +102,10 @@ def _of_slots(
 ) -> tuple[Tensor, Tensor]:
     """The same from the posterior of the latent `slots`; rows with nothing observed from draws of the program."""
     x = task.x
-    if task.structure.exact == "no" and probability is not None:
+    if not task.structure.is_exact and probability is not None:
         center = torch.as_tensor(probability[..., 1], dtype=x.dtype)
         deviation = (center * (1 - center)).clamp(min=0).sqrt()
-    elif task.structure.exact == "no":
+    elif not task.structure.is_exact:
         given = torch.as_tensor(latent_draws[slots], dtype=x.dtype)
         center, deviation = given.mean(0), given.std(0, correction=0)
     elif slots in task.exact.assignments:
@@ -182,7 +182,7 @@ def _points(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Weights [n] and values of the local latents, each with the data dimension in its place."""
     n = rows.stop - rows.start
-    if task.structure.exact == "no":
+    if not task.structure.is_exact:
         count = len(next(iter(latent_draws.values())))
         for s in range(count):
             yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)

@@ -29,7 +29,7 @@ def complete(task: Task, fit: Fit) -> None:
     at = _Draws(task, fit)
     data = _Data(task)
     fit.observed = data.observed()
-    if at.theta_varies and task.structure.exact != "no":
+    if at.theta_varies and task.structure.is_exact:
         try:
             rows = [task.exact.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
             fit.log_likelihood = np.stack(rows)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from inference._method.task import keeps_theta
 from inference._run.entrance import entrance
 from inference._run.failures import in_words
 from zoo import _options, _registry
@@ -90,7 +91,7 @@ def prepare(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
     large = x.numel() > LARGE_NUMBERS and not bool((x.abs() > FLOAT32_SQUARES).any())
-    if dtype == "auto" and (structure.exact == "no" or network) and large:
+    if dtype == "auto" and (not structure.is_exact or network) and large:
         x, intensities = x.float(), None if intensities is None else intensities.float()
     return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
 
@@ -148,13 +149,17 @@ def method_module(name: str) -> ModuleType:
     return importlib.import_module(f"inference.{name}")
 
 
-def serving(structure: Structure) -> dict[str, str | None]:
-    """For each method: None when it can serve the program, or why not."""
-    return {name: refusal(name, structure) for name in _registry.methods()}
+def serving(structure: Structure, learn: bool = True) -> dict[str, str | None]:
+    """For each method: None when it can serve the program, or why not; `learn`: θ is to be learned where there is any."""
+    return {name: refusal(name, structure, learn) for name in _registry.methods()}
 
 
-def refusal(method: str, structure: Structure) -> str | None:
+def refusal(method: str, structure: Structure, learn: bool = True) -> str | None:
     """Why a method cannot serve the program, or None: what no method can serve comes first."""
     if structure.obstacle:
         return f"no method can serve '{structure.program}': {structure.obstacle}"
-    return method_module(method).refusal(structure)
+    module = method_module(method)
+    reason: str | None = module.refusal(structure)
+    if reason is None and learn and structure.learnable and not getattr(module, "LEARNS", True):
+        return keeps_theta(method, structure.program)
+    return reason

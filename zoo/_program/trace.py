@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, independent, real
 from torch.nn.functional import softplus
 
 DATA_PLATE = "data"
@@ -192,6 +192,13 @@ def support_of(fn: dist.TorchDistribution) -> Constraint:
 def is_discrete(fn: dist.TorchDistribution) -> bool:
     """Whether a distribution is one of counts or categories."""
     return bool(getattr(fn.support, "is_discrete", False))
+
+
+def is_real(support: Constraint | None) -> bool:
+    """Whether each entry ranges over all real numbers."""
+    while isinstance(support, independent):
+        support = support.base_constraint
+    return support is real
 
 
 def family_name(fn: dist.TorchDistribution) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
@@ -26,6 +25,7 @@ from zoo._program.trace import (
     is_discrete,
     is_latent,
     is_local,
+    is_real,
     node_of,
     per_datum,
     sample_nodes,
@@ -57,7 +57,7 @@ def quadratic(
     discrete = [n["name"] for n in latent if is_discrete(n["fn"])]
     shown = ", ".join(f"'{n}'" for n in continuous)
     for name in continuous:
-        if not _unbounded(support_of(by_name[name]["fn"])):
+        if not is_real(support_of(by_name[name]["fn"])):
             family = family_name(by_name[name]["fn"])
             return Exactness.NO, f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
     if said := _not_proved(by_name, reading, shown):
@@ -242,12 +242,6 @@ def _from_expansion(
     size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()
     away = ((f[t] - f[0] - linear - quadratic).abs() - noise).clamp(min=0)
     return float((away / size.clamp(min=1e-30)).max())
-
-
-def _unbounded(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
 
 
 def _globals_of(nodes: Mapping[str, Node]) -> dict[str, Tensor]:
