@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
@@ -21,6 +21,7 @@ from zoo._program.structure import Site, Structure
 from zoo._program.trace import is_real
 
 Covariance = Literal["diagonal", "full"]
+Rows = Tensor | slice | None  # of a guide's data; None: all of them
 LEAST_SCALE = 1e-6
 
 
@@ -49,13 +50,13 @@ class Derived(PyroModule):
     """
 
     by_row = False  # whether it has to know which rows of the data it is called with
-    recipe: dict[str, Any]  # what it can be made again from
+    recipe: dict[str, object]  # what it can be made again from
 
     def __init__(
         self,
         structure: Structure,
         globals: Mapping[str, Tensor] | None,
-        bijections: Mapping[str, Any] | None,
+        bijections: Mapping[str, Transform] | None,
         covariance: Covariance,
     ) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class Derived(PyroModule):
             self.free[f"{name}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
 
     @property
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, bool]:
         """Options that were read off the data, and that other data must not change."""
         return {}
 
@@ -81,7 +82,7 @@ class Derived(PyroModule):
         self.to(x.dtype)
         localize(self)
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, rows: Any = None) -> None:
+    def forward(self, x: Tensor | None = None, size: int | None = None, rows: Rows = None) -> None:
         """Draw every latent given x [n, …], the rows `rows` of the guide's data."""
         if x is None:
             raise ValueError("a guide needs data to look at")
@@ -95,11 +96,11 @@ class Derived(PyroModule):
             for site in self.sites:
                 drawn.append(features(site, pyro.sample(site.name, self.density(site, seen, drawn))))
 
-    def look(self, x: Tensor, rows: Any) -> Any:
+    def look(self, x: Tensor, rows: Rows) -> Any:
         """What the heads are to see of the data."""
         raise NotImplementedError
 
-    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> Any:
+    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> dist.TorchDistribution:
         """q(site), given what was seen of the data and what was drawn before."""
         return posterior(site, self.head(site, seen, drawn), self.covariance)
 

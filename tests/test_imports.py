@@ -140,13 +140,15 @@ IMPORTS_LATE: set[str] = {
 }
 
 
+@functools.cache
 def file_of(module: str) -> str | None:
     """The file of a module of the project."""
     path = module.replace(".", "/")
     return next((f for f in (f"{path}.py", f"{path}/__init__.py") if (ROOT / f).is_file()), None)
 
 
-def imported_files(file: str) -> set[str]:
+@functools.cache
+def imported_files(file: str) -> frozenset[str]:
     """The files of the project that a file imports, wherever in it: of `from a.b import c` a/b/c.py, where there is one."""
     out: set[str | None] = set()
     for node in ast.walk(tree(file)):
@@ -154,7 +156,7 @@ def imported_files(file: str) -> set[str]:
             out |= {file_of(alias.name) for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             out |= {file_of(f"{node.module}.{a.name}") or file_of(str(node.module)) for a in node.names}
-    return {f for f in out if f is not None}
+    return frozenset(f for f in out if f is not None)
 
 
 def late_imports(file: str) -> Iterator[str]:
@@ -170,7 +172,7 @@ def late_imports(file: str) -> Iterator[str]:
 def reached(file: str) -> set[str]:
     """All files that a file imports, and those that they import."""
     seen: set[str] = set()
-    todo = imported_files(file)
+    todo = set(imported_files(file))
     while todo:
         new = todo.pop()
         if new not in seen:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+
+from zoo._program.trace import Shape
 
 
 class MarginalNormal(TorchDistribution):
@@ -17,18 +20,18 @@ class MarginalNormal(TorchDistribution):
     `fn` has batch shape [..., n] and event shape [D]; `observed` is a boolean [n, D].
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
 
-    def __init__(self, fn: Any, observed: Tensor) -> None:
+    def __init__(self, fn: dist.MultivariateNormal, observed: Tensor) -> None:
         self.fn, self.observed = fn, observed
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MarginalNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> MarginalNormal:
         return MarginalNormal(self.fn.expand(batch_shape), self.observed)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        return self.fn.sample(sample_shape)
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.fn.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[..., n] log-density of the observed entries, nats."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -30,7 +30,10 @@ from torch.distributions import constraints
 from zoo._errors import UsageError
 from zoo._program.masked_normal import MarginalNormal
 from zoo._program.slots import Slots, complete, flattened, most_missing, slots
-from zoo._program.trace import is_local
+from zoo._program.trace import Node, Shape, is_deterministic, is_latent, is_local
+
+if TYPE_CHECKING:
+    from pyro.poutine.runtime import InferDict
 
 Kind = Literal["binary", "real"]
 
@@ -82,11 +85,11 @@ class Unobserved(Messenger):
         super().__init__()
         self.gaps, self.raw = gaps or Gaps(), raw
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         value = msg["value"]
-        if not msg["is_observed"] or not isinstance(value, Tensor) or not value.is_floating_point():
+        if is_latent(msg) or not isinstance(value, Tensor) or not value.is_floating_point():
             return
-        if (msg["infer"] or {}).get("_deterministic"):  # a value with a name, and no density
+        if is_deterministic(msg):
             return
         most = self.gaps.slots.get(msg["name"], 0)
         if not most and not holds_nan(value):
@@ -99,11 +102,11 @@ class Unobserved(Messenger):
         elif not self.raw:
             msg["fn"], msg["value"] = marginal(msg["fn"], value, value.isnan(), msg["name"])
 
-    def _complete(self, msg: Any, kind: Kind, count: int, parent: bool) -> None:
+    def _complete(self, msg: Node, kind: Kind, count: int, parent: bool) -> None:
         name, fn, flat = msg["name"], msg["fn"], flattened(msg["value"], msg["fn"])
         index, real = slots(flat, count, parent)
         reference = self.gaps.reference(kind, flat, index, real)
-        mark: Any = {"_completes": name}  # for `describe` to know it by
+        mark = cast("InferDict", {"_completes": name})  # for `describe` to know it by
         given = pyro.sample(f"{name}_missing", reference, infer=mark)
         if self.raw:
             return
@@ -146,12 +149,12 @@ class Counting(Messenger):
         self.most: dict[str, int] = {}
         self.real = False  # whether any of them has real entries
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         value = msg["value"]
-        if not msg["is_observed"] or not isinstance(value, Tensor) or not value.is_floating_point():
+        if is_latent(msg) or not isinstance(value, Tensor) or not value.is_floating_point():
             return
         parent = msg["name"] in self.parents
-        if (msg["infer"] or {}).get("_deterministic") or (parent and not holds_nan(value)):
+        if is_deterministic(msg) or (parent and not holds_nan(value)):
             return
         kind = completed_as(msg, parent)
         if kind is not None:
@@ -163,7 +166,7 @@ class Counting(Messenger):
 # -------------------------------------------------------------------------------------------------------- densities
 
 
-def completed_as(msg: Any, parent: bool = False) -> Kind | None:
+def completed_as(msg: Node, parent: bool = False) -> Kind | None:
     """What kind of entries the site is completed with, where the missing ones have to become a latent.
 
     `parent`: other sites are computed from it. Raises `UsageError` where they would have to and cannot.
@@ -183,13 +186,13 @@ def completed_as(msg: Any, parent: bool = False) -> Kind | None:
     return _kind(fn.support)
 
 
-def _kind(support: Any) -> Kind | None:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+def _kind(support: constraints.Constraint | None) -> Kind | None:
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
     return "binary" if support is constraints.boolean else "real" if support is constraints.real else None
 
 
-def _kind_of_parent(msg: Any) -> Kind:
+def _kind_of_parent(msg: Node) -> Kind:
     """0/1 or real entries; `UsageError` for any other."""
     fn, support = msg["fn"], msg["fn"].support
     kind = "real" if support is constraints.real_vector else _kind(support)
@@ -203,7 +206,9 @@ def _kind_of_parent(msg: Any) -> Kind:
     return kind
 
 
-def marginal(fn: Any, value: Tensor, missing: Tensor, site: str) -> tuple[Any, Tensor]:
+def marginal(
+    fn: dist.TorchDistribution, value: Tensor, missing: Tensor, site: str
+) -> tuple[dist.TorchDistribution, Tensor]:
     """The distribution of the observed entries, and the value with harmless numbers where `missing` is true.
 
     Raises `UsageError` where a row is partly missing and the family cannot be marginalised.
@@ -227,7 +232,7 @@ def marginal(fn: Any, value: Tensor, missing: Tensor, site: str) -> tuple[Any, T
     return fn.mask(~row_missing), filled
 
 
-def _unwrap(fn: Any) -> tuple[Any, int]:
+def _unwrap(fn: dist.TorchDistribution) -> tuple[dist.TorchDistribution, int]:
     """The base distribution of nested Independents, and how many dimensions they made into one event."""
     count = 0
     while isinstance(fn, dist.Independent):
@@ -236,9 +241,9 @@ def _unwrap(fn: Any) -> tuple[Any, int]:
     return fn, count
 
 
-def _harmless(base: Any) -> float:
+def _harmless(base: dist.TorchDistribution) -> float:
     """A number inside the support, to stand where nothing was observed."""
-    support = base.support
+    support = cast(constraints.Constraint, base.support)
     for candidate in (0.0, 1.0, 0.5):
         probe = torch.full(base.batch_shape + base.event_shape, candidate)
         if bool(torch.as_tensor(support.check(probe)).all()):
@@ -252,21 +257,23 @@ class Completed(TorchDistribution):
     Rows with nothing observed have the density 1. `index`, `real`: see `slots`; `unseen` [...]: those rows.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, fn: Any, reference: Slots, index: Tensor, real: Tensor, unseen: Tensor) -> None:
+    def __init__(
+        self, fn: dist.TorchDistribution, reference: Slots, index: Tensor, real: Tensor, unseen: Tensor
+    ) -> None:
         self.base_dist, self.reference, self.index, self.real, self.unseen = fn, reference, index, real, unseen
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint | None:
         return self.base_dist.support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Completed:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Completed:
         return Completed(self.base_dist.expand(batch_shape), self.reference, self.index, self.real, self.unseen)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        return self.base_dist.sample(sample_shape)
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.base_dist.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[...] nats."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import pyro
 import torch
@@ -55,12 +54,12 @@ class Program(nn.Module):
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
-        self._function: Any = model
-        self._method: Any = ""
+        self._function: Callable[..., object] | None = model
+        self._method = ""
         self._given: Mapping[str, Tensor] = {}
         owner = getattr(model, "__self__", None)
         if isinstance(owner, nn.Module) and not isinstance(model, nn.Module):  # vae.model, say
-            model, self._method = owner, model.__name__
+            model, self._method = owner, str(model.__name__)
         if isinstance(model, nn.Module):
             self.module = copy.deepcopy(model).to(x.dtype)
             localize(self.module)
@@ -186,7 +185,7 @@ class Program(nn.Module):
         tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
-    def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> object:
         """The Pyro callable, for Pyro's own inference: NaN entries are handled, parameters are this module's."""
         with self._values_in_place({}):
             return self._run(x, size)
@@ -209,9 +208,10 @@ class Program(nn.Module):
         """For Pyro's own inference around the program: parameters local to modules, constants in the dtype of the data."""
         return settings(self.dtype)
 
-    def _run(self, x: Tensor | None, size: int | None = None, handler: Messenger | None = None) -> Any:
-        call: Any = self.module if self.module is not None else self._function
-        context: Any = contextlib.nullcontext()
+    def _run(self, x: Tensor | None, size: int | None = None, handler: Messenger | None = None) -> object:
+        call = self.module if self.module is not None else self._function
+        context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        assert call is not None
         if self._method:
             call = getattr(self.module, self._method)
             context = getattr(self.module, "_pyro_context", context)
@@ -232,11 +232,18 @@ class Program(nn.Module):
 
     @contextlib.contextmanager
     def _networks(self) -> Iterator[None]:
-        """A function's `pyro.module(name, network)`: for a run, the network holds this program's tensors, not its own."""
+        """A function's `pyro.module(name, network)`: for a run, the network holds this program's tensors, not its own.
+
+        The network is a global of the user's file, which all programs made from the file share. Say it is
+        `net = nn.Linear(1, 1)` with the weight W₀, and the function says `pyro.module("net", net)`. At the first run this
+        program makes a copy W of W₀, its parameter "net.weight". From that statement to the end of each run `net` holds W, or
+        V under `trace(parameters={"net.weight": V})`; afterwards it holds W₀ again. Pyro's own `module` puts nothing in the
+        place of a network's tensors, so `pyro.module` itself is another function for the time of the run.
+        """
         if self.module is not None:
             yield
             return
-        original: Any = pyro.module
+        original = pyro.module
         lent = Lent()
         names: dict[int, str] = {}
 

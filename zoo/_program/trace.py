@@ -16,6 +16,8 @@ from torch.nn.functional import softplus
 DATA_PLATE = "data"
 DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
 
+Shape = torch.Size | list[int] | tuple[int, ...]  # of many draws, as torch takes it
+
 
 class Node(TypedDict):
     """One `sample` statement in a trace, as Pyro notes it: the message that handlers see, and afterwards its site."""
