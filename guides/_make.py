@@ -13,7 +13,7 @@ from torch.distributions import Transform
 from guides._heads import Rows
 from zoo import _options, _registry
 from zoo._errors import Refusal, UsageError, unknown
-from zoo._program.load import resolve
+from zoo._program.load import read, resolve
 from zoo._program.program import Program
 from zoo._program.source import blame
 from zoo._program.structure import Structure
@@ -53,7 +53,7 @@ def make(
         made.recipe = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
         return made
     target, name = resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
-    given = made(target() if isinstance(target, type) else target, x, name)
+    given = read(target() if isinstance(target, type) else target, x, name)
     _check_latents(given, structure, x)
     given.recipe = {"name": name, "options": {}}
     return given

@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,32 +37,45 @@ def load(
     Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
     """
     target, name = resolve(spec)
-    chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
-
-    def build(scalar: bool) -> Program:
-        given = x if like is None else like
-        with blame(name), settings(x.dtype), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: Any = target
-            if inspect.isclass(target):
-                given = given.squeeze(-1) if scalar else given
-                model = model(given, **chosen) if _takes_data(target) else model(**chosen)
-            elif chosen:
-                model = functools.partial(target, **chosen)
-        with blame(name):
-            return made(model, x, name, scalar)
-
-    program = column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
+    program = build(target, name, x, options, seed, like)
     program.source = source.fingerprint(target)
     return program
 
 
-def made(model: Callable[..., object], x: Tensor, name: str = "model", scalar: bool = False) -> Program:
-    """The `Program` of a callable that takes the data themselves: read, where missing entries ask for it."""
+def build(
+    target: Callable[..., object],
+    name: str,
+    x: Tensor,
+    options: Mapping[str, object] | None = None,
+    seed: int = 0,
+    like: Tensor | None = None,
+) -> Program:
+    """`load` of a callable that was found before."""
+    chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
+
+    def of(scalar: bool) -> Program:
+        given = x if like is None else like
+        with blame(name), settings(x.dtype), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = target
+            if inspect.isclass(target):
+                given = given.squeeze(-1) if scalar else given
+                cls = cast(Callable[..., Callable[..., object]], target)
+                model = cls(given, **chosen) if _takes_data(target) else cls(**chosen)
+            elif chosen:
+                model = functools.partial(target, **chosen)
+        with blame(name):
+            return read(model, x, name, scalar)
+
+    return column_or_scalars(of, x) if x.dim() == 2 and x.shape[1] == 1 else of(False)
+
+
+def read(model: Callable[..., object], x: Tensor, name: str = "model", scalar: bool = False) -> Program:
+    """The `Program` of a callable that takes the data themselves, with its operations read where x has missing entries."""
     return Program(model, x, name, scalar, observed_parents)
 
 
-def resolve(spec: object) -> tuple[Callable[..., Any], str]:
+def resolve(spec: object) -> tuple[Callable[..., object], str]:
     """The callable that `spec` names, and the name to show for it."""
     if callable(spec):
         name = getattr(spec, "__name__", type(spec).__name__)
@@ -78,7 +91,7 @@ def resolve(spec: object) -> tuple[Callable[..., Any], str]:
     return importlib.import_module(f"zoo.{text}").Model, text
 
 
-def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
+def _from_file(path: Path, attribute: str) -> Callable[..., object]:
     if not os.path.isfile(path):
         raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
     module = source.execute(path)
@@ -88,7 +101,7 @@ def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
     return getattr(module, attribute)
 
 
-def option_schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def option_schema(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """The options of a model: the keywords of its class or function, besides `x` and `size`."""
     if isinstance(target, nn.Module):
         return {}

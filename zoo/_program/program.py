@@ -23,7 +23,7 @@ ParentsOf = Callable[["Program", Tensor], frozenset[str]]
 
 
 def _unread(program: Program, x: Tensor) -> frozenset[str]:
-    raise AssertionError("a program on data with missing entries has to be read: take `load` or `load.made`")
+    raise AssertionError("a program on data with missing entries has to be read: take `load` or `load.read`")
 
 
 class Program(nn.Module):
@@ -34,11 +34,13 @@ class Program(nn.Module):
     become a latent, on all incomplete rows, so that this latent has the same shape in every batch.
 
     - `scalar`: the program takes a table of one column as [n], since it observes scalars; here x is [n, 1] all the same.
-    - `parents_of`: tells which observed sites other sites are computed from, asked where x has missing entries. `load.made`
+    - `parents_of`: tells which observed sites other sites are computed from, asked where x has missing entries. `load.read`
       has it read off the program's operations.
 
     Whatever the program raises goes through; `load` says where it was.
     """
+
+    recipe: dict[str, object]  # of a guide alone: what it can be made again from
 
     def __init__(
         self,
