@@ -154,13 +154,14 @@ class Structure:
 
     def to_json(self) -> dict[str, Json]:
         """The structure as plain JSON types."""
+        change = self.curvature_change
         return {
             "model": self.program,
             "n": self.n,
             "exact": self.exact.value,
             "reason": self.reason,
             "assignments": self.assignments,
-            "curvature_change": self.curvature_change,
+            "curvature_change": None if change is None or math.isinf(change) else change,  # JSON knows no infinity
             "sites": [s.to_json() for s in self.sites],
             "parameters": [p.to_json() for p in self.parameters],
             "warnings": list(self.warnings),
