@@ -444,5 +444,5 @@ class LinearGaussian(Assignments):
             variance = posterior.covariance.diagonal(dim1=-2, dim2=-1) + posterior.mean.square()
             out[0, 0, rows] = mean
             out[1, 0, rows] = ((weights * variance).sum(1) - mean.square()).clamp(min=0).sqrt()
-        mean, deviation = ({k: v[0] for k, v in self.layout.natural(each).items()} for each in out)
-        return mean, deviation
+        means, deviations = ({k: v[0] for k, v in self.layout.natural(each).items()} for each in out)
+        return means, deviations
