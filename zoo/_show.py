@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import markup
 from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
-
-if TYPE_CHECKING:
-    from zoo._program.structure import Structure
 
 
 def console(error: bool = False) -> Console:
@@ -41,7 +38,7 @@ def listing(title: str, entries: Mapping[str, str]) -> None:
     console().print(table)
 
 
-def structure(found: Structure, serving: Mapping[str, str | None], data: str) -> None:
+def structure(found: Any, serving: Mapping[str, str | None], data: str) -> None:
     """The sites, the verdict on exactness, and what each method says."""
     out = console()
     table = _table(
