@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import readme
-from benchmarks._report import charts, figures, markdown, rank, sections, tables
-from benchmarks._report import leaderboard as _groups
+from benchmarks import mnist_dlg, readme
+from benchmarks._report import charts, costs, figures, fits, imputation, leaderboard, markdown, rank, tables
 from benchmarks._report import page as _report
 from benchmarks._suite import cells as _cells
 from benchmarks._suite import folder as _folder
@@ -112,9 +111,9 @@ def test_nothing_beats_the_front(points):
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_exponents(power):
     points = {n: [3e-3 * n**power * (1 + 0.01 * (-1) ** i)] for i, n in enumerate([10, 20, 40, 80, 160, 320])}
-    found = figures.exponent(points)
+    found = costs.exponent(points)
     assert found is not None and abs(found[0] - power) < 5 * found[1] < 0.2
-    assert figures.exponent({1: [1.0], 2: [2.0]}) is None
+    assert costs.exponent({1: [1.0], 2: [2.0]}) is None
 
 
 @pytest.mark.parametrize(
@@ -448,7 +447,7 @@ def test_when_pictures_are_too_many_every_group_shows_some(tmp_path, monkeypatch
     monkeypatch.setattr(_report, "PICTURES", 5)
     groups = [group("first", "second"), group("third", "fourth")]
     album = _report._Album(tmp_path, groups)
-    shown = [(run["row"], [name for name, *_ in run["pictures"]]) for g in groups for run in album.of(g)]
+    shown = [(run.row, [name for name, *_ in run.pictures]) for g in groups for run in album.of(g)]
     assert shown == [("first", ["a", "b"]), ("second", ["a"]), ("third", ["a", "b"])]
     assert album.left_out == 3
 
@@ -488,7 +487,7 @@ def test_tables_for_the_readme(made_up, tmp_path, monkeypatch):
     assert "| faithful | gmm, em components=2 | 0.605 (88.0%) | 0.805 (88.0%) |" in markdown.missing(document)
     assert "| `gmm components=2` | `em` | n | 100 | 800 | n^1.00 ± " in markdown.scaling(document)
     images = {"particles": 1, "epochs": 400, "training_seconds": 5400.0, "test_nats": 87.39, "test_nats_se": 0.003}
-    table = markdown.mnist({**images, "published_nats": 86.76}, {**images, "particles": 50, "published_nats": None})
+    table = mnist_dlg.table({**images, "published_nats": 86.76}, {**images, "particles": 50, "published_nats": None})
     assert (
         "| ELBO | 87.390 ± 0.003 | 86.76 | 400 epochs, 1.5 h |" in table
         and "50 particles | 87.390 ± 0.003 | – |" in table
@@ -560,10 +559,12 @@ def test_curves_of_more_methods_than_colours():
 
 
 def test_infinite_khat():
-    row = _groups.Row("importance", "importance", "", [{"status": "ok", "result": fit(evidence(1.0), None)}])
-    row.cells[0]["result"]["khat"] = {"max": None, "frac_above_0.7": 1.0}
-    assert _groups._worst(row).text == "∞"
-    assert sections._t95(4) == pytest.approx(2.776, abs=1e-3)
+    infinite = fit(evidence(1.0), None, khat={"max": None, "frac_above_0.7": 1.0})
+    finite = fit(evidence(1.0), None, khat={"max": 0.5, "frac_above_0.7": 0.0})
+    cells = [{"cell": content_of("importance"), "status": "ok", "result": r} for r in (finite, infinite)]
+    row = fits.row("importance", cells, "verified_log_evidence", 0)
+    assert leaderboard.khat(row.khat).text == "∞" and row.khat_above == 0.0
+    assert imputation._t95(4) == pytest.approx(2.776, abs=1e-3)
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------

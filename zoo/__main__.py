@@ -376,8 +376,9 @@ def bench(
         return
     from benchmarks._suite import bench as _bench
 
-    how = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
-    if status := _bench.main(name, json=json, quick=quick, settings=_options.parse(settings or []), **how):
+    own = _options.parse(settings or [])
+    how: _bench.How = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
+    if status := _bench.main(name, json=json, quick=quick, settings=own, **how):
         sys.exit(status)
 
 

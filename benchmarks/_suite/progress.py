@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from benchmarks._suite.work import Outcome
 from zoo._command import visible
+
+if TYPE_CHECKING:
+    from rich import progress
 
 SHOWN = {"ok": "green", "refused": "yellow", "skipped": "yellow", "failed": "red", "timeout": "red"}
 
@@ -19,7 +22,7 @@ class Progress:
         self.left, self.jobs, self.quiet = list(keys), max(1, jobs), quiet
         self.total, self.done, self.began = len(keys), 0, time.monotonic()
         self.seconds: dict[str, list[float]] = {}
-        self.bar: Any = None
+        self.bar: progress.Progress | None = None
         self.terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
@@ -35,7 +38,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 

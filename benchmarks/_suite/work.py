@@ -69,8 +69,9 @@ def _claimed(cell: Cell, results: _folder.Results, redo: str) -> Outcome:
         if not mine:
             return Outcome(cell.id, cell.title, "busy", None, 0.0)
         if results.done(cell, redo):  # another process has finished it since this one looked
-            found = results.read(cell.id) or {}
-            return Outcome(cell.id, cell.title, found.get("status", "missing"), found.get("reason"), 0.0)
+            found = results.read(cell.id)
+            status, reason = ("missing", None) if found is None else (found["status"], found["reason"])
+            return Outcome(cell.id, cell.title, status, reason, 0.0)
         with results.workspace(cell.id) as work:
             document = _plainly(cell, results, work)
             document["wall_seconds"] = round(time.perf_counter() - began, 3)
@@ -247,8 +248,8 @@ def _impute(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     truth: Any = data.truth
     if content.get("baseline"):
         found = imputing.baseline(content["method"], content["method_options"], data.x, draws, seed)
-        rest = {k: found[k] for k in ("seconds", "warnings")}
-        return {"n": len(data.x), **rest, **imputing.scores(truth, data.x, found["mean"], found["draws"])}
+        scores = imputing.scores(truth, data.x, found.mean, found.draws)
+        return {"n": len(data.x), "seconds": found.seconds, "warnings": found.warnings, **scores}
     from inference._run import folder as _store
     from inference._run import runner
 
@@ -260,10 +261,10 @@ def _impute(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
         filled = replace(
             filled, mean=(filled.mean - fit.center) / fit.scale, draws=(filled.draws - fit.center) / fit.scale
         )
-    out = _described(fit) | imputing.scores(truth, data.x, filled.mean, filled.draws)
+    scores = imputing.scores(truth, data.x, filled.mean, filled.draws)
     full = runner.prepare(model, replace(data, x=truth, truth=None), content["model_options"], [], seed=seed)
-    out["held_out"] = _held_out(fit, full, _store.load(work / "fit"), out["hidden"])
-    return out
+    held_out = _held_out(fit, full, _store.load(work / "fit"), scores["hidden"])
+    return {**_described(fit), **scores, "held_out": held_out}
 
 
 def _held_out(fit: Any, full: Any, stored: Any, count: int) -> dict[str, Any] | None:

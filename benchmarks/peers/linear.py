@@ -8,13 +8,14 @@ with its start and its draws; not timed is its check. Log-likelihoods are each s
 
 from __future__ import annotations
 
-import time
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from benchmarks.peers._turns import OURS, Side, show, turns
+from benchmarks._suite.documents import Document
+from benchmarks.peers._turns import OURS, Side, show, timed, turns
+from inference._run import runner
 from inference._run.cost import versions
 from zoo._options import Count
 
@@ -23,7 +24,7 @@ SEED = 0
 NAMES = {"factor_analysis": "FactorAnalysis", "ppca": "PCA"}
 
 
-def main(json: bool = False, rounds: int = 5, quick: bool = False) -> dict[str, Any]:
+def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
     """Time both sides in turn on factor analysis, `rounds` times; print a table, or with `json` the document."""
     return show(measure(rounds=rounds, quick=quick), json)
 
@@ -36,10 +37,8 @@ def measure(
     l: Count = 5,  # noqa: E741 - the number of latents, as everywhere here
     rounds: Count = 5,
     quick: bool = False,
-) -> dict[str, Any]:
+) -> Document:
     """The document: times, their ratios, log-likelihoods."""
-    from inference._run import runner
-
     x = _data(QUICK if quick else n, d, l)
     prepared = runner.prepare(model, x, {"latents": l}, [])
 
@@ -74,7 +73,5 @@ def _data(n: int, d: int, latents: int) -> np.ndarray:
 def _sklearn(model: str, x: np.ndarray, latents: int) -> tuple[float, float]:
     from sklearn.decomposition import PCA, FactorAnalysis
 
-    made: Any = PCA(latents) if model == "ppca" else FactorAnalysis(latents, tol=1e-9 * len(x), max_iter=5000)
-    began = time.perf_counter()
-    made.fit(x)
-    return time.perf_counter() - began, float(made.score_samples(x).sum())
+    made = PCA(latents) if model == "ppca" else FactorAnalysis(latents, tol=1e-9 * len(x), max_iter=5000)
+    return timed(lambda: made.fit(x)), float(made.score_samples(x).sum())
