@@ -12,7 +12,6 @@ from typing import NamedTuple
 from benchmarks._report import charts, figures, fits, leaderboard, sections
 from benchmarks._report.tables import Column, Table, seconds, words
 from benchmarks._suite import folder as _folder
-from benchmarks._suite.bench import RESULTS
 from benchmarks._suite.cells import title
 from benchmarks._suite.documents import CellDocument, SuiteDocument
 from zoo import _atomic
@@ -46,9 +45,11 @@ def write(folder: Path | None = None, out: Path | None = None) -> Path:
 
 def latest() -> Path:
     """The suite in `results/` that was run last."""
-    found = sorted(RESULTS.glob("*/suite.json"), key=lambda p: p.stat().st_mtime)
+    found = sorted(_folder.RESULTS.glob("*/suite.json"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise UsageError(f"there are no results in '{RESULTS}'; `zoo bench SUITE` makes some, or name a folder.")
+        raise UsageError(
+            f"there are no results in '{_folder.RESULTS}'; `zoo bench SUITE` makes some, or name a folder."
+        )
     return found[-1].parent
 
 

@@ -20,14 +20,13 @@ from typing import TypedDict, Unpack
 from benchmarks._suite import names, work
 from benchmarks._suite.cells import Cell
 from benchmarks._suite.documents import Document, SuiteDocument
-from benchmarks._suite.folder import Results, text_of
+from benchmarks._suite.folder import RESULTS, Results, text_of
 from benchmarks._suite.progress import Progress, spoken
 from benchmarks._suite.suite import Suite, load
 from benchmarks._suite.work import Outcome
-from zoo import _options
+from zoo import _options, _show
 from zoo._errors import NotWritten, UsageError
 
-RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
 WAIT = 0.5  # seconds between two looks at cells that another process is doing
 PROBLEMS = ("failed", "timeout", "missing")
 
@@ -266,8 +265,6 @@ def main(
 
 def _say(document: SuiteDocument, folder: Path, seconds: float) -> None:
     """What came of it, and where it is."""
-    from zoo import _show
-
     counts = ", ".join(f"{n} {status}" for status, n in document["counts"].items())
     out = _show.console()
     for cell in document["cells"]:

@@ -13,8 +13,12 @@ from types import ModuleType
 
 from benchmarks._suite import cells
 from benchmarks._suite.documents import Document
+from inference._run import runner
+from inference._run.prepare import LARGEST_SEED
 from zoo import _options, _registry
+from zoo._data import datasets
 from zoo._errors import UsageError, unknown
+from zoo._program import program
 
 PREPARATION = ("rows", "standardize", "binarize", "missing", "seed")
 BASELINES: dict[str, tuple[str, ...]] = {"mean": (), "knn": ("n_neighbors",), "iterative": ("max_iter",)}
@@ -56,8 +60,6 @@ def combinations(vary: object, where: str) -> Iterator[Document]:
 
 def model(entry: Entry, base: Path) -> Document:
     """The part of a cell that says which program; a file of one's own with its checksum."""
-    from zoo._program import program
-
     name, options = entry
     target, _ = program.resolve(cells.resolved(name, str(base)))
     _convert(program.option_schema(target), options, f"option of model '{name}'", {})
@@ -69,8 +71,6 @@ def model(entry: Entry, base: Path) -> Document:
 
 def method(entry: Entry) -> Document:
     """The part of a cell that says which method."""
-    from inference._run import runner
-
     name, options = entry
     module = runner.method_module(name)
     schema = _options.schema(module.fit)
@@ -101,8 +101,6 @@ def baseline(entry: Entry) -> Document:
 
 def data(entry: Entry, base: Path) -> Document:
     """The part of a cell that says which data, loaded once to see that they can be; a file with its checksum."""
-    from zoo._data import datasets
-
     name, options = entry
     known(options, PREPARATION, f"the data '{name}'")
     datasets.load(cells.resolved(name, str(base)), **options)
@@ -144,8 +142,6 @@ def hiding(pattern: object) -> str:
 
 def seeds(value: object) -> list[int]:
     """5 → 0 to 4; a list stands as it is."""
-    from inference._run.prepare import LARGEST_SEED
-
     if isinstance(value, list) and value:
         for seed in value:
             if whole(seed, "seeds", 0) > LARGEST_SEED:

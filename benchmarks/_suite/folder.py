@@ -28,10 +28,12 @@ from typing import TypeVar, cast
 from benchmarks._suite import cells as _cells
 from benchmarks._suite.cells import Cell
 from benchmarks._suite.documents import CellDocument, Content, Document, Evidence, Machine, SuiteDocument
+from inference._run.cost import versions
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
 FORMAT = 1
+RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
 ABANDONED = 86_400  # seconds after which what another machine's process was working on counts as left behind
 AGAIN = ("timeout", "failed")  # what `--retry` does again
 
@@ -236,9 +238,9 @@ def _shared(cells: list[CellDocument]) -> tuple[dict[str, str], Machine]:
     versions = _most([c["versions"] for c in cells if "versions" in c])
     machine = _most([c["machine"] for c in cells if "machine" in c])
     for cell in cells:
-        if cell.get("versions") == versions:
+        if "versions" in cell and cell["versions"] == versions:
             del cell["versions"]
-        if cell.get("machine") == machine:
+        if "machine" in cell and cell["machine"] == machine:
             del cell["machine"]
     return versions or {}, machine or cast(Machine, {})
 
@@ -260,8 +262,6 @@ def document_of_rows(suite: str, about: str, tables: Mapping[str, Mapping[str, M
     A value is a number, a word, or evidence as `{value, se, kind}`. What `text_of` makes of it can be kept beside the suites'
     results, and `zoo report FILE` makes a page of it.
     """
-    from inference._run.cost import versions
-
     cells: list[CellDocument] = []
     command = f"zoo bench {suite}"
     for table, rows in tables.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,8 +109,6 @@ def resident_mb() -> float | None:
 
 def give_back() -> None:
     """Return freed memory to the system, so that what the next piece of work takes can be seen."""
-    import gc
-
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks._suite.work import Outcome
 from zoo._command import visible
+from zoo._show import escape
 
 if TYPE_CHECKING:
     from rich import progress
@@ -56,8 +57,6 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.id, completed=self.done, note=note)
             if outcome.status not in ("ok", "refused"):
-                from zoo._show import escape
-
                 self.bar.console.print(f"[{SHOWN.get(outcome.status, 'red')}]{escape(text)}[/]", soft_wrap=True)
         elif not self.quiet:
             line = f"[{self.done}/{self.total}] {text}, {outcome.seconds:.1f} s" + (f"; {note}" if note else "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -126,8 +127,6 @@ def _by_hand(x: Tensor) -> Callable[[int], None]:
 def _numpyro(x: Tensor) -> Callable[[int], None] | None:
     """NumPyro's side, or None where it is not installed."""
     try:
-        import os
-
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
         import jax
         import numpyro
