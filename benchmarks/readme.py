@@ -1,6 +1,6 @@
 """The README's table and picture: every method on Old Faithful, and PPCA and factor analysis on wine.
 
-`zoo bench readme` runs them anew, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
+`zoo bench readme` re-runs them, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
 tables between the README's markers, those of other kept results too. `zoo bench readme_tables` writes them without running
 anything. A test says when a table and the numbers differ.
 """

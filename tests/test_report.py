@@ -309,10 +309,6 @@ def made_up(tmp_path):
     old = {"ratio": 1.5, "ratio_min": 1.25, "ratio_max": 1.75, "ours_seconds": 3.0, "peer_seconds": 2.0, "threads": 1}
     s.add({"kind": "benchmark", "name": "peers/old", "options": {}}, old)
     s.add({"kind": "benchmark", "name": "odd", "options": {}}, {"number": 3.5, "word": "w", "deep": {"not": "shown"}})
-    s.add(
-        {"kind": "row", "table": "Published", "row": "VAE"},
-        {"columns": {"nats": 86.5, "ours": evidence(-9.0, "estimate", 0.1)}},
-    )
     s.method("em", None, seed=77, status="missing")
     return s.write()
 
@@ -374,7 +370,6 @@ def test_the_structure_of_the_page(made_up):
         "Imputation: faithful",
         "Costs",
         "Peers",
-        "Published",
         "Every cell",
     ]
     overview, leaderboard = page.tables[:2]
@@ -410,14 +405,13 @@ def test_what_is_given_different_things_is_not_compared(made_up):
 
 def test_the_other_parts(made_up):
     page = page_of(made_up)
-    imputed, imputed_more, costs, peers, odd, published, every = page.tables[5:]
+    imputed, imputed_more, costs, peers, odd, every = page.tables[5:]
     assert [row[:2] for row in imputed[1:]] == [["1", "gmm, emcomponents=2"], ["2", "mean"]]
     assert len(imputed_more) == 3
     assert costs[1][0] == "gmmcomponents=2" and costs[1][6].startswith("n^1.00 ± 0.0")
     assert peers[1][:5] == ["EM", "sklearn", "0.500", "0.400", "0.600"]
     assert peers[2][:7] == ["peers/old", "by hand", "1.500", "1.250", "1.750", "3.00", "2.00"]
     assert ["number", "3.5"] in odd and not any("deep" in row for row in odd)
-    assert published[1] == ["VAE", "86.500", "≈\u2009−9.00 ± 0.10"]
     assert len(every) == 1 + len(_folder.Results(made_up).collected()["cells"])
 
 
@@ -513,22 +507,6 @@ def test_kept_results_make_a_page(path, tmp_path):
     assert document["suite"] == path.stem and not document["counts"].get("missing")
     assert document["versions"] and document["machine"] and document["date"]
     assert page_of_file(path, tmp_path).headings[-1] == "Every cell"
-
-
-def test_a_page_of_a_benchmarks_own_tables(tmp_path):
-    rows = {
-        "VAE": {"published": 86.76, "ours": evidence(-86.5, "estimate", 0.1), "epochs": 400},
-        "IWAE": {"published": 84.78},
-    }
-    document = _folder.document_of_rows("mine", "What it is.", {"MNIST, −log p(x)": rows})
-    (tmp_path / "mine.json").write_text(_folder.text_of(document), encoding="utf-8")
-    page = page_of_file(tmp_path / "mine.json", tmp_path)
-    assert page.headings == ["MNIST, −log p(x)", "Every cell"]
-    assert page.tables[0] == [
-        ["", "published", "ours", "epochs"],
-        ["VAE", "86.760", "≈\u2009−86.50 ± 0.10", "400"],
-        ["IWAE", "84.780", "–", "–"],
-    ]
 
 
 def page_of_file(path: Path, folder: Path) -> Page:

@@ -740,16 +740,6 @@ def test_a_peer_in_a_suite():
     assert cell["result"]["iterations"] == 3 and "versions" not in cell["result"]
 
 
-def test_programs_keep_cells_of_their_own():
-    """What a benchmark that is a program writes is a suite's results, which `zoo report` reads."""
-    results = _folder.Results("out")
-    row = {"kind": "row", "table": "Published and ours", "row": "VAE"}
-    results.begin("made", "made", "About it.", [_cells.Cell(row)])
-    assert results.collected()["counts"] == {"missing": 1}
-    results.keep(row, {"status": "ok", "result": {"columns": {"nats": 86.5}}})
-    assert results.collected()["counts"] == {"ok": 1}
-
-
 def test_options_of_measuring_functions():
     with pytest.raises(UsageError, match="covariance is one of full, diagonal"):
         checks.benchmark("peers/em", {"covariance": "tied"})

@@ -132,7 +132,7 @@ def _khats(group: Group) -> Figure | None:
     ends = [v for _, every in shown for q in every for v in (q[0], q[-1])]
     low, high = min(0.0, *ends), max(1.0, *ends)
     out = rows((low - 0.05, min(high, 3.0) + 0.05), [r.short for r, _ in shown], f"k-hat: {group.title}")
-    out.axes("k-hat of each datum's weights")
+    out.axes("k-hat of each data point's weights")
     out.segment((out.x(ENOUGH), TOP), (out.x(ENOUGH), out.height - BOTTOM), "limit")
     for i, (row, every) in enumerate(shown):
         q = [min(sorted(v)[(len(v) - 1) // 2], 3.0) for v in zip(*every, strict=True)]

@@ -1,10 +1,9 @@
-"""The parts of the page that are not fits side by side: imputation, costs, peers, tables that programs of this folder made."""
+"""The parts of the page that are not fits side by side: imputation, costs, peers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from benchmarks._report import figures
 from benchmarks._report import peers as _peers
@@ -24,7 +23,6 @@ from benchmarks._report.imputation import (
 from benchmarks._report.peers import PeersRow
 from benchmarks._report.tables import (
     NOTHING,
-    SIGNS,
     Column,
     Entry,
     Table,
@@ -35,7 +33,7 @@ from benchmarks._report.tables import (
     words,
 )
 from benchmarks._suite import cells as _cells
-from benchmarks._suite.documents import CellDocument, Evidence, ImputationResult, RowResult
+from benchmarks._suite.documents import CellDocument, ImputationResult
 
 Cells = Sequence[CellDocument]
 
@@ -57,7 +55,7 @@ class Section:
 def sections(cells: Cells, series: Callable[[], Series]) -> list[Section]:
     """Every part that these cells have something for; each numbers its `series` by itself."""
     parts = [*_imputations(of_kind(cells, "impute"), series()), *_costs(of_kind(cells, "scaling"), series())]
-    return [*parts, *_compared(of_kind(cells, "benchmark")), *_made(of_kind(cells, "row"))]
+    return [*parts, *_compared(of_kind(cells, "benchmark"))]
 
 
 def of_kind(cells: Cells, kind: str) -> list[CellDocument]:
@@ -234,7 +232,7 @@ def power(found: Power | None) -> Entry:
     return Entry(f"{found.size}^{plain(found.exponent, 2)} ± {found.se:.2f}", found.exponent)
 
 
-# ---- peers, and what programs of this folder made ----------------------------------------------------------------------
+# ---- peers -----------------------------------------------------------------------------------------------------------
 
 
 PEERS = (
@@ -254,7 +252,9 @@ PEERS = (
 def _compared(cells: Cells) -> list[Section]:
     if not cells:
         return []
-    note = "The same work from the same start, in turn in one process. A ratio below 1 says that ours takes less time."
+    note = (
+        "The same work from the same start, alternating in one process. A ratio below 1 says that ours takes less time."
+    )
     section = _section("peers", "Peers", note, cells)
     section.troubles += _peers.skipped(cells)
     rows = [row for cell in cells for row in _peers.compared(cell)]
@@ -291,37 +291,3 @@ def _facts(cell: CellDocument) -> Table:
     for key, value in _peers.facts(cell).items():
         table.add(words(key), Entry(f"{value:.6g}" if isinstance(value, float) else str(value), str(value)))
     return table
-
-
-def _made(cells: Cells) -> list[Section]:
-    """Cells of kind `row`: `table` says which table, `row` is its name, the result's `columns` what stands in it."""
-    out = []
-    for n, title in enumerate(dict.fromkeys(c["cell"]["table"] for c in cells), 1):
-        found = [c for c in cells if c["cell"]["table"] == title]
-        lines = [(str(c["cell"]["row"]), cast(RowResult, c["result"])) for c in _ok(found)]
-        values: dict[str, list[Value]] = {k: [] for _, r in lines for k in r["columns"]}
-        for name, column in values.items():
-            column += [r["columns"].get(name) for _, r in lines]
-        numeric = {k: all(isinstance(v, int | float | dict | None) for v in column) for k, column in values.items()}
-        table = Table([Column("", numeric=False), *(Column(k, numeric=numeric[k]) for k in values)])
-        for i, (row, _) in enumerate(lines):
-            table.add(words(row), *(_any(column[i]) for column in values.values()))
-        section = _section(f"t{n}", title, next((r["note"] for _, r in lines if r.get("note")), ""), found)
-        section.tables = [table.trimmed()]
-        out.append(section)
-    return out
-
-
-Value = float | str | Evidence | None
-
-
-def _any(value: Value) -> Entry:
-    """A number, words, or evidence."""
-    if isinstance(value, dict):
-        if value["value"] is None:
-            return Entry(NOTHING)
-        se = f" ± {plain(value['se'], 2)}" if value.get("se") and value["se"] else ""
-        return Entry(f"{SIGNS.get(value['kind'], '')}\u2009{plain(value['value'], 2)}{se}", value["value"])
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return words(NOTHING if value is None else str(value))
-    return number(float(value), 0 if isinstance(value, int) else 3)

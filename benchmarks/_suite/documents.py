@@ -62,13 +62,6 @@ class ImputationResult(Scores):
     held_out: NotRequired[HeldOut | None]
 
 
-class RowResult(TypedDict):
-    """The result of a cell of kind "row": a line of a table that a benchmark made."""
-
-    columns: dict[str, float | str | Evidence | None]
-    note: NotRequired[str]
-
-
 class Data(TypedDict, total=False):
     """A data set with its preparation, or the sizes of a synthetic one."""
 
@@ -86,7 +79,7 @@ class Data(TypedDict, total=False):
 class Content(TypedDict, total=False):
     """What a cell is to do; which keys there are follows from `kind`."""
 
-    kind: Literal["fit", "theta", "infer", "impute", "scaling", "benchmark", "row"]
+    kind: Literal["fit", "theta", "infer", "impute", "scaling", "benchmark"]
     model: str
     model_options: Options
     model_sha256: str
@@ -103,8 +96,6 @@ class Content(TypedDict, total=False):
     at: float
     name: str  # of kind "benchmark", and its options
     options: Options
-    table: str  # of kind "row", and the row's name
-    row: str
 
 
 class Machine(TypedDict):

@@ -27,8 +27,7 @@ from typing import TypeVar, cast
 
 from benchmarks._suite import cells as _cells
 from benchmarks._suite.cells import Cell
-from benchmarks._suite.documents import CellDocument, Content, Document, Evidence, Machine, SuiteDocument
-from inference._run.cost import versions
+from benchmarks._suite.documents import CellDocument, Content, Document, Machine, SuiteDocument
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
@@ -127,11 +126,6 @@ class Results:
         whole = {"format": FORMAT, "id": id, "cell": dict(content), **document}
         text = _json({**whole, "digest": digest_of(whole)})
         self._put(work, "cell.json", self.folder / "cells" / f"{id}.json", text)
-
-    def keep(self, content: Mapping[str, object], document: Mapping[str, object]) -> None:
-        """`write`, for a benchmark that is a program and keeps its own cells."""
-        with self.workspace(_cells.identity(content)) as work:
-            self.write(content, {"reason": None, "date": today(), **document}, work)
 
     def collected(self) -> SuiteDocument:
         """The whole as one document: the suite, and every cell in order; one not done yet has the status `missing`."""
@@ -253,34 +247,6 @@ def _most(found: list[T]) -> T | None:
 
 
 T = TypeVar("T")
-Value = float | str | Evidence | None  # what a table that a benchmark made holds
-
-
-def document_of_rows(suite: str, about: str, tables: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> SuiteDocument:
-    """Tables that a benchmark made by itself (title → row → column → value) in the form of a suite's whole.
-
-    A value is a number, a word, or evidence as `{value, se, kind}`. What `text_of` makes of it can be kept beside the suites'
-    results, and `zoo report FILE` makes a page of it.
-    """
-    cells: list[CellDocument] = []
-    command = f"zoo bench {suite}"
-    for table, rows in tables.items():
-        for row, columns in rows.items():
-            content: Content = {"kind": "row", "table": table, "row": row}
-            id = _cells.identity(content)
-            cell: CellDocument = {"format": FORMAT, "id": id, "cell": content, "status": "ok", "reason": None}
-            cells.append({**cell, "result": {"columns": dict(columns)}, "command": command})
-    return {
-        "format": FORMAT,
-        "suite": suite,
-        "about": about,
-        "command": command,
-        "date": today(),
-        "counts": {"ok": len(cells)},
-        "versions": versions(),
-        "machine": machine(),
-        "cells": cells,
-    }
 
 
 def machine() -> Machine:
@@ -309,7 +275,7 @@ def _host() -> str:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this machine is there, and is not one that has ended and that nobody has asked after yet."""
+    """Whether a process of this machine is there, and is no zombie (ended, but not waited for)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

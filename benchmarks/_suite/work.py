@@ -85,7 +85,7 @@ def _claimed(cell: Cell, results: _folder.Results, redo: str) -> Outcome:
 
 @functools.cache
 def end_with(parent: int) -> None:
-    """Once it is killed nobody waits for what is done here, and nobody would end this process."""
+    """End this process once `parent` has ended: its results would not be read, and nothing else would end it."""
 
     def watch() -> None:
         while os.getppid() == parent:

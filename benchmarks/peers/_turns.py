@@ -1,4 +1,4 @@
-"""Sides timed in turn in one process. Where they end at different log-likelihoods there is no ratio of times, but an error.
+"""Sides timed alternately in one process. Where they end at different log-likelihoods there is no ratio of times, but an error.
 
 A peer is one file here. Its `measure` runs `turns` on two sides or more, ours first, and returns what they took with a few
 words of its own (`what` is compared, and who was `skipped`); its `main` is `show(measure(…), json)`.
@@ -45,7 +45,7 @@ def turns(
     agree: Callable[[float, float], bool] | None = None,
     warm_up: Sequence[Callable[[], object]] | None = None,
 ) -> Turns:
-    """Run all sides `rounds` times in turn, ours first; how our time compares with each other's.
+    """Run all sides `rounds` times, one after the other, ours first; how our time compares with each other's.
 
     - `agree`: whether two log-likelihoods, ours and theirs, are equal; to one part in a million when None.
     - `warm_up`: what is run once before the first round, and not timed: first calls compile and allocate. Each side once

@@ -1,6 +1,6 @@
 """EM on a Gaussian mixture, against scikit-learn's GaussianMixture and pomegranate: time over time at equal likelihood.
 
-All sides take the same data and the same start, in turn in one process, each with the threads that it takes by itself. Ours
+All sides take the same data and the same start, alternating in one process, each with the threads that it takes by itself. Ours
 is the general engine on the program `zoo/gmm.py`, the E- and M-steps that `em` takes: nothing in it knows that the model is
 a Gaussian mixture. The peers run with no regularisation and no early stop.
 
@@ -37,7 +37,7 @@ Covariance = Literal["full", "diagonal"]
 
 
 def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
-    """Time all sides in turn, `rounds` times; print a table, or with `json` the document that is returned.
+    """Time all sides, alternating, `rounds` times; print a table, or with `json` the document that is returned.
 
     `quick`: on a few thousand data, to see that it works. Raises `ArithmeticError` where log-likelihoods differ.
     """

@@ -1,7 +1,7 @@
 """Importance sampling, 5,000 draws for each of 1,000 images, against the same sum written by hand in PyTorch.
 
 Both draw from the same amortized guide of the 784-200-200-50 Bernoulli model and take log p(x) of every image, in float32,
-in chunks of the same size, in turn in one process. Ours goes through the program and the guide as `importance` does; k-hat
+in chunks of the same size, alternating in one process. Ours goes through the program and the guide as `importance` does; k-hat
 and effective sample sizes, which the other side does not have, are left out. Memory is the chunk's, whatever the samples.
 """
 
@@ -34,7 +34,7 @@ NOISE = 1.0  # nats an image, by which two estimates from different draws may di
 
 
 def main(json: bool = False, rounds: int = 3, quick: bool = False) -> Document:
-    """Time both sides in turn, `rounds` times; print a table, or with `json` the document that is returned.
+    """Time both sides, alternating, `rounds` times; print a table, or with `json` the document that is returned.
 
     Raises `ArithmeticError` where the two sums differ by more than their noise.
     """

@@ -1,7 +1,7 @@
 """Laplace for 5,000 images at once, against a loop over the images: the same code, one call or one call an image.
 
 A Bernoulli decoder 10-200-200-784 that was trained for a few epochs, float32, one thread. Newton's method climbs to every
-image's mode together, each with its own step; a datum that has arrived drops out. The loop is timed on 20 images.
+image's mode together, each with its own step; an image whose mode is reached drops out. The loop is timed on 20 images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 
 
 def main(json: bool = False, rounds: int = 3, quick: bool = False) -> Document:
-    """Time both sides in turn, `rounds` times; print a table, or with `json` the document that is returned."""
+    """Time both sides, alternating, `rounds` times; print a table, or with `json` the document that is returned."""
     return show(measure(rounds=rounds, quick=quick), json)
 
 

@@ -1,6 +1,6 @@
 """Factor analysis and PCA, against scikit-learn's FactorAnalysis and PCA: time over time at equal likelihood.
 
-Both sides take the same data and run until they converge, in turn in one process, each with the threads that it takes by
+Both sides take the same data and run until they converge, alternating in one process, each with the threads that it takes by
 itself. Ours is `em` on the programs `zoo/factor_analysis.py` and `zoo/ppca.py`, which finds by itself that they are linear
 and Gaussian. scikit-learn's are written for these models: an SVD an iteration, and one SVD. Ours is timed as a user gets it,
 with its start and its draws; not timed is its check. Log-likelihoods are each side's own.
@@ -21,11 +21,10 @@ from zoo._options import Count
 
 QUICK = 1_000
 SEED = 0
-NAMES = {"factor_analysis": "FactorAnalysis", "ppca": "PCA"}
 
 
 def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
-    """Time both sides in turn on factor analysis, `rounds` times; print a table, or with `json` the document."""
+    """Time both sides on factor analysis, alternating, `rounds` times; print a table, or with `json` the document."""
     return show(measure(rounds=rounds, quick=quick), json)
 
 

@@ -1,6 +1,6 @@
 """A step of SVI on the 784-200-200-50 Bernoulli model, against a PyTorch loop written by hand, and NumPyro's jitted update.
 
-All take batches of 128 of the same binary images, in float32 on one thread, in turn in one process. Ours is what `svi` does
+All take batches of 128 of the same binary images, in float32 on one thread, alternating in one process. Ours is what `svi` does
 on the program `zoo/deep_latent_gaussian.py` with the guide derived from its structure: the training loop's own step, with
 its guard against NaN and its gradient clipping. The loop by hand has the same arithmetic: the same networks, the divergence
 in closed form, one fused Adam. NumPyro's is `SVI.update` under `jit` with `TraceMeanField_ELBO`, where it is installed.
@@ -41,7 +41,7 @@ TARGETS = {"by hand": 1.10, "numpyro": 1.0}
 
 
 def main(json: bool = False, rounds: int = 7, quick: bool = False) -> Document:
-    """Time the sides in turn, `rounds` times; print a table, or with `json` the document that is returned."""
+    """Time the sides, alternating, `rounds` times; print a table, or with `json` the document that is returned."""
     return show(measure(rounds=rounds, quick=quick), json)
 
 
