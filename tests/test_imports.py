@@ -90,11 +90,6 @@ FLOORS = (
 # To be mended: whoever mends a file takes it off its list, and nothing is put on one.
 TOO_MANY_ON_THE_GROUND = {"zoo/_command.py"}
 IN_CIRCLES: set[str] = {
-    "benchmarks/_report/figures.py",
-    "benchmarks/_report/leaderboard.py",
-    "benchmarks/_report/markdown.py",
-    "benchmarks/digits.py",
-    "benchmarks/soundness.py",
     "inference/_method/estimates.py",
     "inference/_method/fit.py",
     "inference/_run/datatree.py",
@@ -117,20 +112,6 @@ AGAINST_THE_FLOORS: set[tuple[str, str]] = {
     ("inference/gibbs.py", "inference/_run/datatree.py"),
 }
 IMPORTS_LATE: set[str] = {
-    "benchmarks/_report/markdown.py",
-    "benchmarks/_report/page.py",
-    "benchmarks/_report/tables.py",
-    "benchmarks/_suite/bench.py",
-    "benchmarks/_suite/checks.py",
-    "benchmarks/_suite/folder.py",
-    "benchmarks/_suite/limits.py",
-    "benchmarks/_suite/names.py",
-    "benchmarks/_suite/progress.py",
-    "benchmarks/_suite/work.py",
-    "benchmarks/peers/_turns.py",
-    "benchmarks/peers/linear.py",
-    "benchmarks/peers/svi.py",
-    "benchmarks/readme.py",
     "inference/_density/guide.py",
     "inference/_laplace/locals.py",
     "inference/_method/estimates.py",
