@@ -18,7 +18,7 @@ import numpy as np
 import inference
 from inference._run.prepare import method_module
 from zoo import _options, _registry
-from zoo._program.program import option_schema, resolve
+from zoo._program.load import option_schema, resolve
 
 PROGRAM = """
 import pyro, torch

@@ -60,7 +60,7 @@ Positive = typing.Annotated[float, Limits(above=0)]
 NotNegative = typing.Annotated[float, Limits(least=0)]
 
 
-def schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def schema(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Name → parameter for every option of `target`: keyword-only ones, or any with a default."""
     out = {}
     for name, p in inspect.signature(target, eval_str=True).parameters.items():
@@ -104,7 +104,7 @@ def parse(settings: list[str]) -> dict[str, str]:
     return pairs
 
 
-def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, object], what: str) -> dict[str, Any]:
     """The given options in their declared types, strings read from the command line included.
 
     Raises `UsageError` for an unknown option, with the near matches, and for a value its option cannot take.
@@ -117,7 +117,7 @@ def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, Any], wh
     return out
 
 
-def _value(name: str, value: Any, annotation: Any) -> Any:
+def _value(name: str, value: object, annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty:
         return _guess(value) if isinstance(value, str) else value
     origin = typing.get_origin(annotation)
@@ -141,13 +141,14 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
                 return choice
         raise UsageError(f"{name} is one of {', '.join(map(str, choices))}; '{value}' came.")
     if origin in (tuple, list):
-        single = not hasattr(value, "__iter__")  # hidden=8 is hidden=(8,)
-        parts = value.split(",") if isinstance(value, str) else [value] if single else list(value)
+        parts: list[object] = list(value) if isinstance(value, Iterable) else [value]  # hidden=8 is hidden=(8,)
+        if isinstance(value, str):
+            parts = list(value.split(","))
         return origin(_value(name, p, typing.get_args(annotation)[0]) for p in parts)
     return _scalar(name, value, annotation)
 
 
-def _first_that_fits(name: str, value: Any, kinds: list[Any]) -> Any:
+def _first_that_fits(name: str, value: object, kinds: list[Any]) -> Any:
     for kind in kinds[:-1]:
         try:
             return _value(name, value, kind)
@@ -156,7 +157,7 @@ def _first_that_fits(name: str, value: Any, kinds: list[Any]) -> Any:
     return _value(name, value, kinds[-1])
 
 
-def _scalar(name: str, value: Any, kind: Any) -> Any:
+def _scalar(name: str, value: object, kind: object) -> object:
     if kind is bool:
         truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if str(value).lower() in truth:
@@ -179,22 +180,22 @@ def _scalar(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def flags(**given: Any) -> None:
+def flags(**given: object) -> None:
     """Raise `UsageError` for what is neither True nor False: "no" would count as true."""
     for name, value in given.items():
         if not (isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")):
             raise UsageError(f"Expected True or False for {name}, got {value!r}.")
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]  # whatever it is
     except (TypeError, ValueError):
         return None
     return number if abs(number) < float("inf") else None
 
 
-def _guess(text: str) -> Any:
+def _guess(text: str) -> bool | int | float | str | None:
     number = _number(text)
     if number is None:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference._exact import linear_mstep, mstep
 from inference._exact.compressed import compressed
-from inference._exact.enumeration import Enumeration
+from inference._exact.enumeration import Enumeration, Rows
 from inference._exact.linear import LinearGaussian
 from inference._families._family import Floor
 from inference._numerics.coordinates import bijection
@@ -69,7 +69,7 @@ class Task:
     @cached_property
     def exact(self) -> Any:
         """The exact engine, an `Enumeration` or a `LinearGaussian`; only for programs whose structure is exact."""
-        engine = Enumeration if self.structure.exact == "enumerable" else LinearGaussian
+        engine = Enumeration if self.structure.enumerable else LinearGaussian
         return engine(self.program, self.structure, self.x)
 
     @cached_property
@@ -87,7 +87,7 @@ class Task:
             self._plan = self._m_steps.plan(self.exact, globals)
         return self._m_steps.without(self._plan, self.numeric)
 
-    def expected(self, stats: Any, parameters: Any, globals: Any, responsibilities: Tensor | None = None) -> Tensor:
+    def expected(self, stats: Any, parameters: Any, globals: Any, responsibilities: Rows | None = None) -> Tensor:
         """The expected complete log joint up to a constant, nats, from an E-step's sums; differentiable."""
         return self._m_steps.expected(self.exact, stats, parameters, globals, responsibilities)
 
@@ -114,7 +114,7 @@ class Task:
         stats: Any,
         globals: dict[str, Tensor],
         floor: Floor,
-        responsibilities: Tensor | None = None,
+        responsibilities: Rows | None = None,
         iterations: int = 10,
     ) -> dict[str, Tensor]:
         """Maximise the expected complete log joint: θ in place, the globals returned."""
@@ -123,7 +123,7 @@ class Task:
 
     @property
     def _m_steps(self) -> Any:
-        return mstep if self.structure.exact == "enumerable" else linear_mstep
+        return mstep if self.structure.enumerable else linear_mstep
 
     @cached_property
     def global_supports(self) -> dict[str, Any]:
@@ -164,6 +164,14 @@ class Task:
             yield bar.step
         finally:
             bar.close()
+
+
+def keeps_theta(method: str, program: str) -> str:
+    """Why a method that leaves θ as it is refuses a program with parameters to learn."""
+    return (
+        f"{method} keeps θ as it is, and '{program}' has parameters to learn: fit them by another method, then "
+        f"`zoo infer RUN --method {method}`"
+    )
 
 
 def _center(fn: Any) -> Tensor:
