@@ -24,6 +24,7 @@ from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICES = ("auto", "cpu", "cuda")
+MOST_DRAWS = 1_000_000  # of an imputation
 LARGEST_SEED = 4_000_000_000
 FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
 LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
@@ -95,6 +96,12 @@ def prepare(
     if large and not _columns.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
+
+
+def check_draws(draws: Any) -> None:
+    """Raise `UsageError` unless `draws` is how many joint draws of missing entries can be written."""
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or not 1 <= draws <= MOST_DRAWS:
+        raise UsageError(f"Expected a whole number from 1 to {MOST_DRAWS:,} for draws, got {draws!r:.40}.")
 
 
 def check_seed(seed: Any) -> None:

@@ -24,7 +24,17 @@ from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.impute import Imputation, impute
 from inference._run.predictive import DRAW_NUMBERS, complete
-from inference._run.prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
+from inference._run.prepare import (
+    Prepared,
+    check_draws,
+    check_seed,
+    device_of,
+    method_module,
+    plain,
+    prepare,
+    refusal,
+    serving,
+)
 from inference._run.reopen import other_data, reopen, restore, task_of
 from inference._run.verify import verify
 from zoo import _atomic, _options
@@ -306,6 +316,8 @@ def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
     """The unobserved entries of a fit's data, in the data's own units. Raises `UsageError` when nothing is missing."""
     if fit.x is None or not np.isnan(fit.x).any():
         raise UsageError("nothing is missing in the data of this run: there is nothing to impute.")
+    check_seed(seed)
+    check_draws(draws)
     names = [s.name for s in fit.task.structure.global_latents]
     globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
     local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
@@ -326,8 +338,7 @@ def impute_run(
     `trusting`: `model`, `trust` and `changed_program`, as in `infer`.
     """
     check_seed(seed)
-    if draws < 1:
-        raise UsageError(f"draws must be at least 1; {draws} came.")
+    check_draws(draws)
     stored = _store.load(run, **trusting)
     folder = _store.check_out(out or stored.folder / "imputed")
     prepared = reopen(stored)
