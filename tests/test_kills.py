@@ -3,7 +3,7 @@
 A third of the moments are uniform over the call, the others over the part of it in which it writes. After each: every file
 under its final name is whole, no process is left, and the next call ends with the same numbers and leaves nothing behind.
 
-Slow: about 25 minutes on one core; a part for each command, which pytest-xdist runs side by side.
+Slow: about 20 minutes on one core that has nothing else to do; a part for each command, side by side under pytest-xdist.
 """
 
 from __future__ import annotations
