@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inference._method.fit import Evidence, Fit
-    from inference._run.folder import load
+    from inference._run.result import Run, load
     from inference._run.runner import compare, infer, run
 
-__all__ = ["Evidence", "Fit", "compare", "infer", "load", "run"]
+__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
 __distribution__ = "latent-zoo"
 
-_WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "load": "_run.folder"}
+_WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "Run": "_run.result", "load": "_run.result"}
 _WHERE |= dict.fromkeys(("compare", "infer", "run"), "_run.runner")
 
 

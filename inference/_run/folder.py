@@ -10,7 +10,8 @@ import csv
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._method.fit import Fit
 from zoo import _atomic
 from zoo._atomic import digest_of
-from zoo._errors import NotWritten, UsageError
+from zoo._errors import UsageError
 from zoo._program import source as _source
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
 FILES = ("fit.nc", "state.safetensors")
-MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 KEYS = {  # what reading a run takes from run.json, and its types
     "model": str, "data": str, "method": str, "seed": int, "options": dict, "columns": list,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Run:
+class Stored:
     """A run folder, read back."""
 
     folder: Path
@@ -74,11 +73,6 @@ class Run:
         """The observed data [n, …]."""
         return self.tree["observed_data"]["x"].values
 
-    @property
-    def idata(self) -> Any:
-        """What `fit.nc` holds, as an `xarray.DataTree` in ArviZ's schema."""
-        return self.tree
-
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter's point value, constrained."""
         if "constant_data" not in self.tree:
@@ -109,78 +103,42 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def save(fit: Fit, folder: Path) -> Path:
-    """Write `fit` to `folder`. If another run took that name meanwhile, a number is added to it.
+def write(folder: Path, contents: Mapping[str, bytes], describe: Callable[[str], dict[str, object]]) -> Path:
+    """Write the files `contents` and `run.json` to `folder`; returns its path. If another run took that name meanwhile, a
+    number is added to it.
 
-    Raises `NotWritten` where the disk is full, say; the fit is its `result`.
+    `describe(path)`: what `run.json` says of the run in the folder of that name.
     """
-    from inference._run.netcdf import netcdf
-
-    try:
-        contents = {
-            "fit.nc": netcdf(_bounded(fit).idata),
-            "state.safetensors": _state(fit),
-        }
-        with _atomic.workspace(folder) as work:
-            for name, content in contents.items():
-                _put(work / name, content)
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-            final = free(folder)
-            while True:
-                fit.run = str(final)
-                document = {"format": FORMAT, **fit.to_json(), "columns": list(fit.columns), **_extras(fit)}
-                document |= {"program": getattr(fit.program, "source", None), "files": digests}
-                _put(work / "run.json", text_of(document).encode())
-                _atomic.flush(work)
-                try:
-                    os.rename(work, final)
-                    break
-                except OSError:  # taken since we looked: a folder that is not empty cannot be renamed over
-                    if not os.path.lexists(final):
-                        raise
-                    final = free(final)
-            _atomic.flush(folder.parent)
-    except BaseException as error:
-        fit.run = None
-        if isinstance(error, NotWritten):
-            error.result = fit
-        raise
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    with _atomic.workspace(folder) as work:
+        for name, content in contents.items():
+            _put(work / name, content)
+        final = free(folder)
+        while True:
+            document = {"format": FORMAT, **describe(str(final)), "files": digests}
+            _put(work / "run.json", text_of(document).encode())
+            _atomic.flush(work)
+            try:
+                os.rename(work, final)
+                break
+            except OSError:  # taken since we looked: a folder that is not empty cannot be renamed over
+                if not os.path.lexists(final):
+                    raise
+                final = free(final)
+        _atomic.flush(folder.parent)
     return final
 
 
-def _bounded(fit: Fit) -> Fit:
-    """The fit as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
-    slots = fit.program.completes if fit.program is not None else ()  # what imputing needs stays
-    kept = {k: v for k, v in fit.probabilities.items() if any(s in k for s in slots)}
-    out, left = fit, list[str]()
-
-    def size(one: Fit) -> int:
-        arrays = [*one.predictive.values(), one.log_likelihood, *one.probabilities.values(), *one.draws.values()]
-        return sum(a.nbytes for a in arrays if a is not None)
-
-    for what, fewer in (
-        ("posterior predictive data", replace(fit, predictive={})),
-        ("each row's posterior probabilities", replace(fit, predictive={}, probabilities=kept)),
-        ("pointwise log-likelihoods", replace(fit, predictive={}, probabilities=kept, log_likelihood=None)),
-    ):
-        if size(out) > MOST_BYTES and size(fewer) < size(out):
-            out, left = fewer, [*left, what]
-    if (factor := size(out) / MOST_BYTES) > 1:
-        draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
-        out, left = replace(out, draws=draws), [*left, "all but a few draws"]
-    if left:
-        sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
-        fit.warnings = [*fit.warnings, *([] if sentence in fit.warnings else [sentence])]
-        out.warnings = fit.warnings
-    return out
+def state_of(program: torch.nn.Module, guide: torch.nn.Module | None) -> dict[str, Tensor]:
+    """Every tensor of a program and a guide, as `state.safetensors` names them."""
+    state = {f"program.{k}": v for k, v in program.state_dict().items()}
+    return state if guide is None else state | {f"guide.{k}": v for k, v in guide.state_dict().items()}
 
 
-def _state(fit: Fit) -> bytes:
+def state_as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """The content of `state.safetensors`."""
     from safetensors.torch import save as as_bytes
 
-    state = {f"program.{k}": v for k, v in fit.program.state_dict().items()}
-    if fit.guide is not None:
-        state |= {f"guide.{k}": v for k, v in fit.guide.state_dict().items()}
     return as_bytes({k: v.contiguous().clone() for k, v in state.items()})
 
 
@@ -189,20 +147,9 @@ def _put(path: Path, content: bytes) -> None:
     _atomic.flush(path)
 
 
-def text_of(document: dict[str, Any]) -> str:
+def text_of(document: Mapping[str, object]) -> str:
     """`run.json`: the document with a digest of itself."""
     return json.dumps({**document, "digest": digest_of(document)}, indent=1, ensure_ascii=False)
-
-
-def _extras(fit: Fit) -> dict[str, Any]:
-    units = {
-        k: None if v is None else np.asarray(v).tolist() for k, v in (("center", fit.center), ("scale", fit.scale))
-    }
-    return units | {
-        "image_shape": fit.image_shape,
-        "learned": fit.learned,
-        "guide": None if fit.guide is None else fit.guide.recipe,
-    }
 
 
 def save_imputation(found: Any, folder: Path, columns: list[str], source: str) -> list[Path]:
@@ -252,7 +199,9 @@ def free(folder: Path) -> Path:
     return candidate
 
 
-def load(folder: str | os.PathLike[str], model: Any = None, trust: bool = False, changed_program: bool = False) -> Run:
+def load(
+    folder: str | os.PathLike[str], model: Any = None, trust: bool = False, changed_program: bool = False
+) -> Stored:
     """Read a run folder; nothing of it is executed.
 
     - `model`: the program, named again; `trust`: execute whatever file the folder names; `changed_program`: also where its text
@@ -275,7 +224,7 @@ def load(folder: str | os.PathLike[str], model: Any = None, trust: bool = False,
         tree, state = read_netcdf(contents["fit.nc"]), from_bytes(contents["state.safetensors"])
     except Exception as error:
         raise UsageError(f"'{path}' cannot be read: {type(error).__name__}: {_first_line(error)}.") from error
-    return Run(path, document, tree, state, model, trust, changed_program)
+    return Stored(path, document, tree, state, model, trust, changed_program)
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -309,9 +309,23 @@ def load(
     Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
     """
     target, name = resolve(spec)
+    program = build(target, name, x, options, seed, like)
+    program.source = source.fingerprint(target)
+    return program
+
+
+def build(
+    target: Callable[..., Any],
+    name: str,
+    x: Tensor,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    like: Tensor | None = None,
+) -> Program:
+    """`load` of a callable that was found before."""
     chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
 
-    def build(scalar: bool) -> Program:
+    def built(scalar: bool) -> Program:
         given = x if like is None else like
         with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -324,9 +338,7 @@ def load(
         with blame(name):
             return Program(model, x, name, scalar)
 
-    program = column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
-    program.source = source.fingerprint(target)
-    return program
+    return column_or_scalars(built, x) if x.dim() == 2 and x.shape[1] == 1 else built(False)
 
 
 def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
