@@ -252,4 +252,5 @@ CANDIDATES: dict[str, Callable[[Task, int, Floor], dict[str, Tensor]]] = {
 
 def _quiet_mean(x: np.ndarray) -> np.ndarray:
     seen = ~np.isnan(x)
-    return np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
+    mean: np.ndarray = np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
+    return mean

@@ -117,7 +117,8 @@ class Checkpoints:
             body, digest = content[:-DIGEST], content[-DIGEST:]
             if hashlib.sha256(body).digest() == digest:
                 self.count = int(path.stem.split("-")[1])
-                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+                state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+                return state
             print(f"zoo: the checkpoint '{path}' was cut short; going on from the one before.", file=sys.stderr)
             path.unlink()
         return None

@@ -71,7 +71,8 @@ class Stored:
     @property
     def x(self) -> np.ndarray:
         """The observed data [n, …]."""
-        return self.tree["observed_data"]["x"].values
+        x: np.ndarray = self.tree["observed_data"]["x"].values
+        return x
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter's point value, constrained."""
@@ -248,7 +249,8 @@ def _document(path: Path) -> dict[str, Any]:
         )
     if not whole or any(not isinstance(document.get(k), t) for k, t in KEYS.items()):
         raise UsageError(f"'{file}' is damaged: it is not what was written. Run it again.")
-    return document
+    checked: dict[str, Any] = document
+    return checked
 
 
 def _content(path: Path) -> bytes:

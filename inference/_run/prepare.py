@@ -180,4 +180,5 @@ def refusal(method: str, structure: Structure) -> str | None:
     """Why a method cannot serve the program, or None: what no method can serve comes first."""
     if structure.obstacle:
         return f"no method can serve '{structure.program}': {structure.obstacle}"
-    return method_module(method).refusal(structure)
+    reason: str | None = method_module(method).refusal(structure)
+    return reason

@@ -46,7 +46,7 @@ class Record:
     @property
     def method(self) -> str:
         """The method's name."""
-        return self.request.method or "em"
+        return "em" if self.request.method is None else self.request.method
 
     @property
     def seed(self) -> int:

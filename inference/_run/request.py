@@ -116,7 +116,7 @@ class Request:
             if self.preparation.get(key) is not None:
                 words += [f"--{key}", str(self.preparation[key])]
         words += ["--standardize"] if self.preparation.get("standardize") else []
-        words += ["--method", self.method or "em"]
+        words += ["--method", "em" if self.method is None else self.method]
         for key, value in self.options.items():
             words += ["--set", f"{key}={written(value)}"]
         if self.of is None:

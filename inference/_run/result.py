@@ -31,7 +31,6 @@ from zoo._program.program import Program
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 Format = Literal["png", "pdf", "svg"]
@@ -82,16 +81,14 @@ class Run(Record):
         return loo(self, self.idata, **options)
 
     @overload
-    def plot(self, name: str) -> Figure: ...
+    def plot(self, name: str) -> Any: ...
 
     @overload
     def plot(
         self, name: None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
     ) -> list[Path]: ...
 
-    def plot(
-        self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
-    ) -> Figure | list[Path]:
+    def plot(self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png") -> Any:
         """The picture of that `name` ("clusters", "trace", …) as a matplotlib figure; without one, all that belong to the run
         are written to `out` (the run folder's `plots`), and their paths returned."""
         from inference._pictures import _draw  # the one import that runs up: a run that is asked for its pictures

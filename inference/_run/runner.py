@@ -115,7 +115,7 @@ def run_request(
         request, out = _checkpoint.resumed(resume, request, trust), _atomic.place(resume)
     if request.model is None or request.data is None:
         raise UsageError("a run needs a model and data.")
-    request = replace(request, method=request.method or "em")
+    request = replace(request, method="em" if request.method is None else request.method)
     folder = None if out is None else _store.check_out(out)
     where = device_of(request.device)
     prepared = _prepared(request, [_method(request)])
