@@ -58,7 +58,7 @@ class Checkpoints:
         resume: bool = False,
     ) -> None:
         self.folder, self.interval, self.resume = place(run), interval, resume
-        digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(x.contiguous().numpy().data).hexdigest()
         told = {"format": FORMAT, "version": version(), "digest": digest}
         self.document: dict[str, object] = {**told, **request.to_json(), "program": program}
         self.failed = False

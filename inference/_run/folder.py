@@ -104,20 +104,19 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def write(folder: Path, contents: Mapping[str, bytes], describe: Callable[[str], dict[str, object]]) -> Path:
-    """Write the files `contents` and `run.json` to `folder`; returns its path. If another run took that name meanwhile, a
-    number is added to it.
+def write(folder: Path, fill: Callable[[Path], None], describe: Callable[[str], dict[str, object]]) -> Path:
+    """Write a run to `folder`; returns its path. If another run took that name meanwhile, a number is added to it.
 
-    `describe(path)`: what `run.json` says of the run in the folder of that name.
+    `fill(work)` puts `FILES` into the folder `work`; `describe(path)` is what `run.json` says of the run in the folder of that
+    name.
     """
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     with _atomic.workspace(folder) as work:
-        for name, content in contents.items():
-            _put(work / name, content)
+        fill(work)
+        digests = {name: _digest(work / name) for name in FILES}
         final = free(folder)
         while True:
             document = {"format": FORMAT, **describe(str(final)), "files": digests}
-            _put(work / "run.json", text_of(document).encode())
+            put(work / "run.json", text_of(document).encode())
             _atomic.flush(work)
             try:
                 os.rename(work, final)
@@ -143,7 +142,13 @@ def state_as_bytes(state: Mapping[str, Tensor]) -> bytes:
     return as_bytes({k: v.contiguous().clone() for k, v in state.items()})
 
 
-def _put(path: Path, content: bytes) -> None:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file, flushed to the disk."""
     path.write_bytes(content)
     _atomic.flush(path)
 

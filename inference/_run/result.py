@@ -199,7 +199,7 @@ def save(run: Run, folder: Path) -> Path:
 
     Raises `NotWritten` where the disk is full, say; the run is its `result`.
     """
-    from inference._run.netcdf import netcdf
+    from inference._run.netcdf import write_netcdf
 
     def describe(final: str) -> dict[str, object]:
         run.run = final
@@ -211,8 +211,13 @@ def save(run: Run, folder: Path) -> Path:
             tree, state = _bounded(run).idata, _store.state_of(run.program, run.fit.guide)
         else:
             tree, state = run.stored.tree, run.stored.state
-        contents = {"fit.nc": netcdf(tree), "state.safetensors": _store.state_as_bytes(state)}
-        return _store.write(folder, contents, describe)
+        content = _store.state_as_bytes(state)
+
+        def fill(work: Path) -> None:
+            write_netcdf(tree, work / "fit.nc")
+            _store.put(work / "state.safetensors", content)
+
+        return _store.write(folder, fill, describe)
     except BaseException as error:
         run.run = before
         if isinstance(error, NotWritten):
@@ -224,7 +229,7 @@ def _bounded(run: Run) -> Run:
     """The run as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
     slots = run.program.completes  # what imputing needs stays
     kept = {k: v for k, v in run.probabilities.items() if any(s in k for s in slots)}
-    out, left = run, list[str]()
+    out, left = _thinned(run)
     steps: list[tuple[str, Callable[[Run], Run]]] = [
         ("posterior predictive data", lambda r: replace(r, predicted=replace(r.predicted, simulated={}))),
         ("posterior means", lambda r: replace(r, fit=replace(r.fit, means={}, deviations={}))),
@@ -244,6 +249,28 @@ def _bounded(run: Run) -> Run:
             run.fit = run.fit.with_notes([sentence])
         out.fit = replace(out.fit, warnings=run.warnings)
     return out
+
+
+def _thinned(run: Run) -> tuple[Run, list[str]]:
+    """The run without each row's evidence, and without x under a second name, where that is too much; and what is left out."""
+    out, left = run, list[str]()
+    told = [e for e in (run.claimed, run.verified) if e is not None]
+    each = [a for e in told for a in (e.per_datum, e.se_per_datum) if a is not None]
+    if sum(a.nbytes for a in each) > MOST_BYTES:
+        claimed, verified = (e and replace(e, per_datum=None, se_per_datum=None) for e in (run.claimed, run.verified))
+        out, left = replace(out, fit=replace(out.fit, claimed=claimed), verified=verified), ["each row's evidence"]
+    twice = [k for k, v in run.observed.items() if _is_view(v, run.x)]
+    if run.x.nbytes > MOST_BYTES and twice:
+        observed = {k: v for k, v in run.observed.items() if k not in twice}
+        out = replace(out, predicted=replace(out.predicted, observed=observed))
+        left.append(f"{', '.join(map(repr, twice))} of observed_data, which x is")
+    return out, left
+
+
+def _is_view(value: np.ndarray, x: np.ndarray) -> bool:
+    """Whether `value` is all of x, in the same place of the memory."""
+    one, other = value.__array_interface__, x.__array_interface__
+    return bool(value.shape == x.shape and value.strides == x.strides and one["data"] == other["data"])
 
 
 def _size(run: Run) -> int:
