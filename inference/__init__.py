@@ -4,7 +4,7 @@ Four values, each made from the one before: a `Request` (`_run/request`: what is
 program on its data, checked), a `Fit` (`_method/fit`: what a method found), a `Run` (`_run/result`: all of it, with the
 verified evidence and the cost; to be saved, read back, drawn, imputed).
 
-A room imports from those before it: `_numerics`, `_families`, `_sampling`; `_exact` (posteriors without error), `_density` (each
+A room imports from those before it: `_numerics`, `_families`, `_sampling`; `_exact` (exact posteriors), `_density` (each
 row's own continuous latents); `_method` (what a method is given and gives); `_training`; `_laplace`; then the methods. `_run`
 stands on `_method`, `_pictures` on `_run`. `docs/architecture.md` says more.
 """
