@@ -23,6 +23,7 @@ from inference._density.newton import Modes
 from inference._method.fit import Evidence, Fit
 from inference._method.start import Start, begin
 from inference._method.task import Task
+from inference._numerics.psis import psis
 
 SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
 RISE = 1e-4  # nats a datum that an epoch should gain, smoothed
@@ -229,8 +230,6 @@ class _Drawn:
         self.ess: np.ndarray | None = None
 
     def run(self, step: Callable[[int], Any]) -> None:
-        from inference._run.datatree import psis
-
         values: list[dict[str, Tensor]] = []
         moments: list[dict[str, tuple[Tensor, Tensor]]] = []
         checks = []

@@ -23,7 +23,7 @@ from inference._pictures._missing import missing_entries
 from inference._pictures._mixture import clusters, histogram, pairs
 from inference._pictures._scene import Scene, scene_of
 from inference._pictures._simulated import images_beside, samples, simulated_images
-from inference._run import folder as _store
+from inference._run.result import Run, load
 from zoo import _atomic
 from zoo._errors import UsageError
 
@@ -55,13 +55,29 @@ def plot(
 
     Raises `UsageError` when `run` is not a run, nothing can be drawn of it, or `out` cannot be written.
     """
+    return write(load(run, **trusting), out, format, dpi)
+
+
+def figure(run: Run, name: str) -> Figure:
+    """The picture of that name of a run, saved or not. Raises `UsageError` where it does not belong to the run."""
+    scene = scene_of(run)
+    pictures = _belonging(scene)
+    if name not in pictures:
+        why = f" {scene.obstacle}" if scene.obstacle else ""
+        raise UsageError(f"'{name}' is no picture of this run; those that are: {', '.join(pictures)}.{why}")
+    return pictures[name](scene)
+
+
+def write(run: Run, out: str | os.PathLike[str] | None = None, format: Format = "png", dpi: float = 150) -> list[Path]:
+    """`plot`, for a run that is at hand, saved or not."""
     if format not in ("png", "pdf", "svg"):
         raise UsageError(f"format is '{format}'; known: png, pdf, svg.")
+    if out is None and run.folder is None:
+        raise UsageError("the run is not saved: name a folder for its pictures (out=…), or save it first.")
     if not 10 <= dpi <= 2400:
         raise UsageError(f"dpi is {dpi:g}; give a number from 10 to 2400.")
-    stored = _store.load(run, **trusting)
-    scene = scene_of(stored)
-    folder = _atomic.place(out or stored.folder / "plots")
+    scene = scene_of(run)
+    folder = _atomic.place(out or scene.folder / "plots")
     if out is None and folder.is_symlink():
         raise UsageError(f"'{folder}' is a link to elsewhere; name a folder with --out.")
     _atomic.sweep(folder)

@@ -15,8 +15,8 @@ from inference._pictures._decoder import Decoder, has_decoder
 from inference._pictures._factors import Factors
 from inference._pictures._oracle import Oracle
 from inference._pictures._style import evidence_line, plain
-from inference._run import folder as _store
-from inference._run.reopen import reopen, task_of
+from inference._run.folder import Stored
+from inference._run.result import Run, opened
 from zoo._errors import UsageError
 
 
@@ -87,27 +87,29 @@ class Scene:
         return "\n".join(line for line in lines if line)
 
 
-def scene_of(stored: _store.Run) -> Scene:
-    def group(name: str) -> dict[str, np.ndarray]:
-        return {str(k): v.values for k, v in stored.tree[name].data_vars.items()} if name in stored.tree else {}
+def scene_of(of: Run | Stored) -> Scene:
+    run = opened(of) if isinstance(of, Stored) else of
+    tree = run.idata
 
-    scene = Scene(
-        stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), group("posterior"), stored.labels()
-    )
+    def group(name: str) -> dict[str, np.ndarray]:
+        return {str(k): v.values for k, v in tree[name].data_vars.items()} if name in tree else {}
+
+    groups = group("sample_stats"), group("trace"), group("posterior")
+    scene = Scene(run.folder or Path(run.model), run.to_document(), run.x, *groups, run.labels)
     try:
-        prepared = reopen(stored)
-        scene.task = task_of(prepared, stored)
+        scene.task = run.at_theta()
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
         scene.obstacle = str(error)
         return scene
     except RuntimeError:  # its file is another one by now
-        scene.obstacle = f"the parameters of '{stored.json['model']}' are no longer those of '{stored.folder}'."
+        scene.obstacle = f"the parameters of '{run.model}' are no longer those of '{scene.folder}'."
         return scene
-    if prepared.structure.enumerable:
+    structure = scene.task.structure
+    if structure.enumerable:
         scene.oracle = Oracle(scene.task)
-    elif has_decoder(prepared.structure):
+    elif has_decoder(structure):
         scene.decoder = Decoder(scene.task, {k: v[0] for k, v in scene.draws.items()})
-    elif prepared.structure.is_exact:
+    elif structure.is_exact:
         factors = Factors(scene.task)
         scene.factors = factors if len(factors.columns) else None
     return scene

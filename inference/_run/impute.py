@@ -208,7 +208,8 @@ def _points(
 
 def _weights(exact: Any, rows: slice, globals: dict[str, Tensor]) -> Tensor:
     views, _ = exact.views(None, globals)
-    return exact.log_joint(rows, views, None, globals).softmax(1)
+    weights: Tensor = exact.log_joint(rows, views, None, globals).softmax(1)
+    return weights
 
 
 def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | Tensor) -> dict[str, Tensor]:
@@ -295,4 +296,5 @@ def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
     mean, covariance = _normal(fn, x, missing)
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)  # singular where entries were seen
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    return mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    drawn: Tensor = mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    return drawn
