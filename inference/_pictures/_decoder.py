@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guides import at
-from inference._families._all import base_of
+from inference._families._registry import base_of
 from inference._method.task import Task
 from inference._pictures._oracle import columns_of
 from inference._sampling.weights import guide_draws

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from inference._exact.enumeration import Enumeration, View
-from inference._families import _all
+from inference._families._family import Family
+from inference._families._gaussian import Gaussian
 from inference._method.task import Task
 from inference._pictures._style import percent, plain
 from zoo._errors import UsageError
@@ -166,7 +167,7 @@ class Oracle:
     def gaussian(self) -> bool:
         """Whether every column is Gaussian given the component."""
         return self.covariance(list(range(self.x.shape[1]))[:2]) is not None and all(
-            isinstance(self.exact.families.get(n), _all.Normal | _all.MultivariateNormal) for n in self._sites
+            isinstance(self.exact.families.get(n), Gaussian) for n in self._sites
         )
 
     def covariance(self, columns: Sequence[int]) -> np.ndarray | None:
@@ -225,17 +226,8 @@ def _mean_of(fn: Any, assignments: int) -> np.ndarray | None:
     return mean[:, 0].detach().numpy() if torch.equal(mean[:, 0], mean[:, 1]) else None
 
 
-def _block(family: Any, view: View, entries: list[int]) -> np.ndarray | None:
+def _block(family: Family | None, view: View, entries: list[int]) -> np.ndarray | None:
     """The covariance [A, e, e] of some entries of a Gaussian site, or None for another family."""
-    if view.params is None:
+    if view.params is None or not isinstance(family, Gaussian):
         return None
-    p = {k: v.detach() for k, v in view.params.items()}
-    if isinstance(family, _all.Normal):
-        return torch.diag_embed(p["scale"][:, entries].square()).numpy()
-    if not isinstance(family, _all.MultivariateNormal):
-        return None
-    if "scale_tril" in p:
-        part = p["scale_tril"][:, entries]
-        return (part @ part.mT).numpy()
-    full = p["covariance_matrix"] if "covariance_matrix" in p else torch.linalg.inv(p["precision_matrix"])
-    return full[:, entries][:, :, entries].numpy()
+    return family.covariance({k: v.detach() for k, v in view.params.items()}, entries).numpy()
