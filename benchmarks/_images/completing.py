@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from inference._pictures._style import FAINT, INK, UNSEEN, taller_figure
+from inference._pictures._views.style import FAINT, INK, UNSEEN, taller_figure
 
 SIDE = 28
 BLOCK = 100  # images compared with all others at once

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from inference._pictures._images import few_images, montage, show
-from inference._pictures._style import INK, OKABE_ITO, QUIET, styled, taller_figure
+from inference._pictures._views.images import few_images, montage, show
+from inference._pictures._views.style import INK, OKABE_ITO, QUIET, styled, taller_figure
 
 GREY = (0.0, 1.0)
 ACROSS, DOWN = 12, 4  # digits of each half of the first part

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import guides
 from inference._method.task import Task
-from inference._pictures._style import INK, OKABE_ITO, QUIET, styled, taller_figure
+from inference._pictures._views.style import INK, OKABE_ITO, QUIET, styled, taller_figure
 from inference._run.datatree import psis
 from inference._sampling import particles as _particles
 from inference._sampling import weights

@@ -16,7 +16,8 @@ from torch import Tensor
 from guides import at
 from inference._families._registry import base_of
 from inference._method.task import Task
-from inference._pictures._oracle import columns_of
+from inference._pictures._views.oracle import columns_of
+from inference._pictures._views.style import plain
 from inference._sampling.weights import guide_draws
 from zoo._errors import UsageError
 from zoo._program.latents import by_datum, for_program
@@ -165,6 +166,16 @@ class Decoder:
         """E[x | the latents' centers] [rows, columns], or None where there is none."""
         centers = self.centers(rows)
         return None if centers is None or not len(self.columns) else self.decoded(centers, rows)
+
+    @cached_property
+    def reconstructs(self) -> bool:
+        """Whether E[x | latents] of the data is to be had."""
+        return self.reconstructed(self.rows[:2]) is not None
+
+    @property
+    def names(self) -> str:
+        """The latents, as a title says them."""
+        return ", ".join(plain(s.name) for s in self.sites)
 
     @cached_property
     def plane(self) -> tuple[np.ndarray, np.ndarray] | None:

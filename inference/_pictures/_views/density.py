@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from inference._pictures._oracle import Oracle
+from inference._pictures._views.oracle import Oracle
 from zoo._errors import UsageError
 
 SHADES = ("#F1F1F1", "#E3E3E3", "#D2D2D2", "#BEBEBE")  # outermost region first

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from inference._pictures._scene import Scene
-from inference._pictures._style import INK, OKABE_ITO, Look, bold, counted, plain, styled, taller_figure
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import INK, OKABE_ITO, Look, bold, counted, plain, styled, taller_figure
 
 MOST_PANELS = 16  # columns in one picture
 

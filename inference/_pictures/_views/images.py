@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from inference._pictures._scene import Scene
-from inference._pictures._style import FAINT, INK, UNSEEN, taller_figure
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import FAINT, INK, UNSEEN, taller_figure
 
 
 def few_images(n: int, labels: np.ndarray | None, count: int = 10) -> np.ndarray:

@@ -18,7 +18,7 @@ from inference._exact.enumeration import Enumeration, View
 from inference._families._family import Family
 from inference._families._gaussian import Gaussian
 from inference._method.task import Task
-from inference._pictures._style import percent, plain
+from inference._pictures._views.style import percent, plain
 from zoo._errors import UsageError
 from zoo._program.program import blame
 
