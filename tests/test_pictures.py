@@ -490,3 +490,10 @@ def test_pixels_that_theta_knows_are_not_tinted(tmp_path: Path) -> None:
     assert scene(tmp_path / "filled").tint == "; tinted: unobserved"
     images = np.ones((1, 64))
     np.testing.assert_array_equal(scene(tmp_path / "filled").tinted(images), images)
+
+
+def test_one_picture_by_its_name(faithful: Path) -> None:
+    stored = _store.load(faithful)
+    assert len(_draw.figure(stored, "trace").axes) == 2
+    with pytest.raises(UsageError, match=r"Expected a picture of this run \(clusters, trace\), got 'khat'"):
+        _draw.figure(stored, "khat")

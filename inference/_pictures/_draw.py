@@ -55,32 +55,38 @@ def plot(
 
     Raises `UsageError` when `run` is not a run, nothing can be drawn of it, or `out` cannot be written.
     """
-    _check(format, dpi)
-    stored = _store.load(run, **trusting)
-    scene = scene_of(stored)
-    folder = _atomic.place(out or stored.folder / "plots")
-    if out is None and folder.is_symlink():
-        raise UsageError(f"'{folder}' is a link to elsewhere; name a folder with --out.")
-    paths = write(scene, folder, format, dpi)
-    if scene.obstacle:
-        warnings.warn(f"no pictures of the model itself: {scene.obstacle}", stacklevel=2)
-    return paths
+    return write(_store.load(run, **trusting), out, format, dpi)
 
 
-def write(scene: Scene, folder: Path, format: Format = "png", dpi: float = 150) -> list[Path]:
-    """Draw the pictures of a run, saved or not, into a folder that is there; returns their paths, by name."""
-    _check(format, dpi)
-    _atomic.sweep(folder)
-    # all are drawn before the first is written: a failure leaves no half set
-    figures = {name: pictures()[name].draw(scene, subject) for name, subject in subjects(scene).items()}
-    return [_write(figure, folder, f"{name}.{format}", dpi) for name, figure in figures.items()]
+def figure(run: _store.Run, name: str) -> Figure:
+    """The picture of that name. Raises `UsageError` where it does not belong to the run."""
+    scene = scene_of(run)
+    found = subjects(scene)
+    if name not in found:
+        why = f" {scene.obstacle}" if scene.obstacle else ""
+        raise UsageError(f"Expected a picture of this run ({', '.join(found)}), got '{name}'.{why}")
+    return pictures()[name].draw(scene, found[name])
 
 
-def _check(format: str, dpi: float) -> None:
+def write(
+    run: _store.Run, out: str | os.PathLike[str] | None = None, format: Format = "png", dpi: float = 150
+) -> list[Path]:
+    """`plot`, for a run that is at hand."""
     if format not in ("png", "pdf", "svg"):
         raise UsageError(f"format is '{format}'; known: png, pdf, svg.")
     if not 10 <= dpi <= 2400:
         raise UsageError(f"dpi is {dpi:g}; give a number from 10 to 2400.")
+    scene = scene_of(run)
+    folder = _atomic.place(out or scene.folder / "plots")
+    if out is None and folder.is_symlink():
+        raise UsageError(f"'{folder}' is a link to elsewhere; name a folder with --out.")
+    _atomic.sweep(folder)
+    # all are drawn before the first is written: a failure leaves no half set
+    figures = {name: pictures()[name].draw(scene, subject) for name, subject in subjects(scene).items()}
+    paths = [_write(drawn, folder, f"{name}.{format}", dpi) for name, drawn in figures.items()]
+    if scene.obstacle:
+        warnings.warn(f"no pictures of the model itself: {scene.obstacle}", stacklevel=3)
+    return paths
 
 
 def subjects(scene: Scene) -> dict[str, object]:

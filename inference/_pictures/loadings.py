@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from inference._pictures._views.factors import Factors, Loadings
@@ -49,7 +49,7 @@ def _table(run: Scene, factors: Factors) -> Figure:
     height = float(np.clip(1.5 + 0.3 * D, 3.6, 9.0))
     figure = taller_figure(max(6.4, 2.0 + sum(widths)), height, run.title(TURNED))
     grid = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
-    image: Any = None
+    image: AxesImage | None = None
     for i, (name, block) in enumerate(blocks):
         heat, left = _style_pair(grid[2 * i], grid[2 * i + 1])
         image = _heat(heat, block.correlations[:, :L], height / D > 0.2 and L <= 8)
@@ -71,7 +71,7 @@ def _style_pair(heat: Axes, bars: Axes) -> tuple[Axes, Axes]:
     return heat, bars
 
 
-def _heat(axes: Axes, field: np.ndarray, written: bool) -> Any:
+def _heat(axes: Axes, field: np.ndarray, written: bool) -> AxesImage:
     """Correlations [D, L] from −1 to 1, in colours and, where there is room, in numbers."""
     image = axes.imshow(field, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
     L = field.shape[1]
@@ -126,7 +126,7 @@ def _images(run: Scene, factors: Factors, shape: tuple[int, int]) -> Figure:
     pictures = [(f"{k + 1}:  {percent(b.shares[k])}", b.coefficients[order, k]) for _, b in blocks for k in range(L)]
     reach = float(np.quantile(np.abs([p for _, p in pictures]), 0.998)) or 1.0
     panels = [figure.add_subplot(inner[divmod(i, across)]) for i in range(len(pictures))]
-    image: Any = None
+    image: AxesImage | None = None
     for i, (axes, (text, picture)) in enumerate(zip(panels, pictures, strict=True)):
         look: Look = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach, "interpolation": "nearest"}
         image = axes.imshow(picture.reshape(shape), **look)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
 from inference._pictures._views.images import draw_image_rows, few_images
@@ -52,7 +51,7 @@ def draw(run: Scene, missing: np.ndarray) -> Figure:
     image = run.image_shape
     if found is None:
         figure = new_figure(7.2, 5.0, run.title(share))
-        top: Any = figure
+        top: Figure | SubFigure = figure
     else:
         tall = 3.8 if image is None else (3 + len(found.draws)) * (0.76 * image[0] / image[1] + 0.06)
         figure = new_figure(8.4, 4.4 + tall, run.title(share))
@@ -69,7 +68,7 @@ def draw(run: Scene, missing: np.ndarray) -> Figure:
     return figure
 
 
-def _pattern(figure: Any, axes: Axes, run: Scene, missing: np.ndarray) -> None:
+def _pattern(figure: Figure | SubFigure, axes: Axes, run: Scene, missing: np.ndarray) -> None:
     """Rows × columns of what was unobserved, with how much of each column."""
     n, D = missing.shape
     few = np.linspace(0, n - 1, min(n, 2000)).round().astype(int)
@@ -127,7 +126,7 @@ def _posterior(run: Scene, rows: np.ndarray) -> dict[str, np.ndarray] | None:
     return draws if len(draws) == len(local) else None
 
 
-def _imputed_columns(figure: Any, run: Scene, rows: np.ndarray, found: Imputation) -> None:
+def _imputed_columns(figure: Figure | SubFigure, run: Scene, rows: np.ndarray, found: Imputation) -> None:
     """The most-missing columns: the observed values beside what was imputed, each with its standard deviation."""
     missing = found.missing.mean(0)
     share = np.isnan(run.x).mean(0)
@@ -156,7 +155,7 @@ def _imputed_columns(figure: Any, run: Scene, rows: np.ndarray, found: Imputatio
     figure.supxlabel(note, fontsize=8, color=QUIET)
 
 
-def _imputed_images(figure: Any, run: Scene, found: Imputation) -> None:
+def _imputed_images(figure: Figure | SubFigure, run: Scene, found: Imputation) -> None:
     """Ten images with their holes, filled in, and how sure that is: standard deviations and joint draws."""
     mean, sd, missing = (part.reshape(len(part), -1) for part in (found.mean, found.sd, found.missing))
     named = [("observed", np.where(missing, np.nan, mean)), ("mean", mean), ("sd", sd)]
@@ -190,7 +189,7 @@ def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     return np.argsort(place[inverse], kind="stable"), bands
 
 
-def _missing_map(figure: Any, axes: Axes, share: np.ndarray) -> None:
+def _missing_map(figure: Figure | SubFigure, axes: Axes, share: np.ndarray) -> None:
     """The share of the images that miss each pixel."""
     image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=min(1.0, 2 * float(share.max())), interpolation="nearest")
     axes.set_axis_off()

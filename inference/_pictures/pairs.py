@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -38,7 +37,7 @@ def draw(run: Scene, oracle: Oracle) -> Figure:
     grid = figure.subplots(count, count, squeeze=False)
     regions: list[Patch] = []
     for i, j in np.ndindex(count, count):
-        axes: Any = grid[i, j]
+        axes: Axes = grid.flat[i * count + j]
         pair = (columns[j], columns[i])
         styled(axes)
         axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -187,7 +188,7 @@ def _heat(run: Scene, names: list[str], observed: np.ndarray, simulated: np.ndar
     figure = new_figure(9.6, 4.4 + 0.3 * (D <= 40), title)
     grid = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
     axis = np.linalg.svd(np.nan_to_num(both["observed"]), full_matrices=False)[2][0]
-    image: Any = None
+    image: AxesImage | None = None
     for axes, (name, values) in zip(grid, both.items(), strict=False):
         few = values[np.linspace(0, len(values) - 1, shown).round().astype(int)]
         few = few[np.argsort(np.nan_to_num(few) @ axis, kind="stable")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -98,7 +97,7 @@ def ellipses(axes: Axes, oracle: Oracle, pair: tuple[int, int], palette: np.ndar
 
 def limits(axes: Axes, oracle: Oracle, pair: Sequence[int]) -> None:
     """Room for the data and, within reason, for the components."""
-    setters: list[Callable[..., Any]] = [axes.set_xlim, axes.set_ylim]
+    setters: list[Callable[..., object]] = [axes.set_xlim, axes.set_ylim]
     for column, set_limits in zip(pair, setters, strict=False):
         low, high = np.nanmin(oracle.x[:, column]), np.nanmax(oracle.x[:, column])
         span = (high - low) or max(1.0, abs(low))
