@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from inference._families._family import Family, Params
+from zoo import _columns
 
 
 class Gaussian(Family):
@@ -20,9 +20,8 @@ class Gaussian(Family):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.center = x.nanmean(0).nan_to_num(0.0)  # [E]
-        spread = (x - self.center).square().nanmean(0).sqrt()
-        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))  # nan > 0 is false: an unobserved column
+        self.center = _columns.center(x)  # [E]
+        self.spread = _columns.spread(x, self.center)
 
     @classmethod
     def root(cls, params: Params) -> Tensor:
