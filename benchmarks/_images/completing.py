@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks._suite.documents import KHat
 from inference import Run
-from inference._pictures._style import FAINT, INK, UNSEEN, taller_figure
+from inference._pictures._views.style import FAINT, INK, UNSEEN, taller_figure
 from inference._run.impute import Imputation
 
 

@@ -1,7 +1,7 @@
 """Exact posterior and evidence of an enumerable program, read off the program itself.
 
 The program is run with every joint assignment of its discrete local latents as a leading dimension. Sites whose
-parameters do not differ from row to row go through their family's matrix products (`_all`), over chunks of rows;
+parameters do not differ from row to row go through their family's matrix products (`_families`), over chunks of rows;
 any other site is evaluated by its own `log_prob`, and is still right.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from inference._families._all import family_of, parameters_of
 from inference._families._family import Family, Params
+from inference._families._registry import family_of, parameters_of
 from zoo._program.latents import joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Structure

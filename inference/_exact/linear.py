@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from inference._exact.enumeration import MOST_SUMMED, Assignments, Rows
-from inference._exact.gaussian import CONDITION, Gaussian, condition, least_squares, scale_of, solid
+from inference._exact.gaussian import CONDITION, Gaussian, condition, least_squares, solid
 from inference._exact.moments import Moments, Posterior
-from inference._families._all import family_of, parameters_of
+from inference._families import _gaussian as families
 from inference._families._family import Family, Params
+from inference._families._registry import family_of, parameters_of
 from zoo import _columns
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
@@ -60,18 +61,18 @@ class LinearGaussian(Assignments):
         if not all(is_plain(n) and parameters_of(n["fn"], self.A * (self.L + 1)) is not None for n in nodes):
             return False
         for node in nodes:
-            name = node["name"]
+            name, family = node["name"], family_of(node["fn"])
+            assert family is not None  # it has parameters
             if name in self.assignments:
                 self.values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
             elif name not in self.layout.places:
                 observed = self._gather(node, lambda x: self._trace(x, self._units(), raw=True))
                 self.values[name] = observed.reshape(self.N, -1)
-                if self.missing and "MultivariateNormal" in type(node["fn"]).__name__:
+                if self.missing and family.joint:
                     return False
                 self.centers[name] = _columns.center(self.values[name])
                 self.spreads[name] = _columns.spread(self.values[name], self.centers[name])
-            family = family_of(node["fn"])
-            if family is not None and name in self.values:
+            if name in self.values:
                 self.families[name] = family(self.values[name])
         return True
 
@@ -103,20 +104,21 @@ class LinearGaussian(Assignments):
         trace = self._trace(self._probe, self._units(), parameters, globals, raw=True)
         gaussians, others = [], {}
         for node in self._locals(trace):
-            params = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype)
-            assert params is not None
+            params, family = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype), family_of(node["fn"])
+            assert params is not None and family is not None
             points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
-            if "loc" not in points:
+            if not issubclass(family, families.Gaussian):
                 others[node["name"]] = {k: v[:, 0] for k, v in points.items()}
                 continue
-            loc = points.pop("loc")  # [A, L+1, E]
+            loc = points.pop(family.location)  # [A, L+1, E]
             ((form, given),) = ((k, v[:, 0]) for k, v in points.items())
             gaussians.append(
                 Gaussian(
                     node["name"],
                     (loc[:, 1:] - loc[:, :1]).mT,
                     loc[:, 0],
-                    scale_of(form, given),
+                    family.root({form: given}),
+                    family,
                     form,
                     given,
                     self.layout.places.get(node["name"]),

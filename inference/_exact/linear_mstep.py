@@ -18,7 +18,7 @@ from inference._exact.enumeration import Rows, one_thread
 from inference._exact.gaussian import Gaussian
 from inference._exact.linear import LinearGaussian, Values
 from inference._exact.moments import Moments
-from inference._exact.mstep import climb_numerically, still_copies, usage
+from inference._exact.mstep import Given, climb_numerically, parts_of, still_copies, usage
 from inference._families._family import Floor, Pool, tiny
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
@@ -47,19 +47,23 @@ def plan(engine: LinearGaussian, globals: Values) -> Plan:
     if not leaves or not engine.fast:
         return Plan(numeric=tuple(leaves))
 
-    def look(at: Values) -> tuple[list[tuple[str, str, Tensor]], list[Tensor]]:
+    def look(at: Values) -> tuple[list[Given], list[Tensor]]:
         gaussians, others, prior = engine.sites(at, globals)
-        tensors = [(g.name, part, value) for g in gaussians for part, value in _parts(g)]
-        tensors += [(site, name, value) for site, params in others.items() for name, value in params.items()]
-        return tensors, [prior]
+        given = [part for g in gaussians for part in _parts(g)]
+        given += [part for site, params in others.items() for part in parts_of(site, engine.families[site], params)]
+        return given, [prior]
 
     uses, found = usage(engine.program, look)
     gaussians, others, _ = engine.sites(None, globals)
     return _sort(engine, leaves, uses, found, {g.name: g for g in gaussians}, others)
 
 
-def _parts(g: Gaussian) -> list[tuple[str, Tensor]]:
-    return [("coefficients", g.coefficients), ("offset", g.offset), (g.form, g.given)]
+def _parts(g: Gaussian) -> list[Given]:
+    location = [("coefficients", g.coefficients), ("offset", g.offset)]
+    return [
+        *(Given(g.name, part, value, g.family.parameters[g.family.location]) for part, value in location),
+        Given(g.name, g.form, g.given, g.family.parameters[g.form]),
+    ]
 
 
 def _sort(engine, leaves, uses, found, gaussians, others) -> Plan:
@@ -82,7 +86,7 @@ def _sort(engine, leaves, uses, found, gaussians, others) -> Plan:
             out.regressions.setdefault(site, {}).setdefault(part, {})[theta] = copied
         else:
             size = gaussians[site].given[0].numel()
-            closed = part == "scale" or Pool(theta, leaves[theta].detach(), copied).blocks(size) is not None
+            closed = gaussians[site].diagonal or Pool(theta, leaves[theta].detach(), copied).blocks(size) is not None
             if closed:
                 out.scales[site], out.spreads[site] = (theta, copied), spreads[site]
         if not closed:
@@ -176,7 +180,7 @@ def broken(engine: LinearGaussian, plan: Plan, moments: Moments) -> list[str]:
     if moments.seen is None:
         return []
     gaussians, others, _ = moments.seen
-    parts = {g.name: dict(_parts(g)) for g in gaussians}
+    parts = {g.name: {part.name: part.value for part in _parts(g)} for g in gaussians}
     values = engine.program.values()
     uses = [(theta, others[site][name], index) for theta, (site, name, index) in plan.families.items()]
     for site, of_site in plan.regressions.items():
@@ -336,9 +340,7 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
         floor.resting[pool.theta] = low
     clipped = (vectors * torch.maximum(eigenvalues, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
     covariance = torch.where(low[:, None, None], clipped, covariance)
-    tril = torch.linalg.cholesky(covariance)
-    form = {"scale_tril": tril, "covariance_matrix": covariance, "precision_matrix": torch.cholesky_inverse(tril)}
-    return form[g.form].reshape(pool.value.shape)
+    return g.family.in_form(g.form, covariance).reshape(pool.value.shape)
 
 
 def _lowest(g: Gaussian, theta: str, share: Tensor, known: Tensor, floor: Floor) -> Tensor:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
+from torch.distributions.constraints import Constraint
 
 from inference._exact.enumeration import Enumeration, Rows, Statistics, Values, one_thread
-from inference._families._family import Floor, Pool
+from inference._families._family import Family, Floor, Params, Pool
 from inference._numerics.coordinates import Coordinates
 from zoo._program.program import Program
 
@@ -38,9 +38,10 @@ class Plan:
 def plan(exact: Enumeration, globals: Values) -> Plan:
     """Find, by differentiation, which parameters have a closed-form update."""
 
-    def look(leaves: Values) -> tuple[list[tuple[str, str, Tensor]], list[Tensor]]:
+    def look(leaves: Values) -> tuple[list[Given], list[Tensor]]:
         views, prior = exact.views(leaves, globals)
-        given = [(v.name, name, value) for v in views for name, value in (v.params or {}).items()]
+        seen = [(v.name, v.params) for v in views if v.params is not None]
+        given = [part for name, params in seen for part in parts_of(name, exact.families[name], params)]
         general = {v.name for v in views if v.params is None}
         rows = slice(0, min(2, exact.N))
         return given, [prior, *([exact.general_log_prob(rows, general, leaves, globals)] if general else [])]
@@ -59,14 +60,30 @@ def plan(exact: Enumeration, globals: Values) -> Plan:
     return Plan(closed, index, numeric)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A parameter that a site's distribution was given."""
+
+    site: str
+    name: str
+    value: Tensor
+    constraint: Constraint  # the values it may take
+    up_to_constant: bool = False  # a constant may be added to each vector of it
+
+
+def parts_of(site: str, family: Family, params: Params) -> list[Given]:
+    """The parameters of a site, as its family declares them."""
+    return [Given(site, n, v, family.parameters[n], n in family.up_to_constant) for n, v in params.items()]
+
+
 Uses = dict[str, list[tuple[str, str]]]  # θ → the (site, parameter) pairs that it enters; ("", "") for anything else
-Look = Callable[[Values], tuple[list[tuple[str, str, Tensor]], list[Tensor]]]
+Look = Callable[[Values], tuple[list[Given], list[Tensor]]]
 
 
 def usage(program: Program, look: Look) -> tuple[Uses, dict[str, Tensor | None]]:
     """Where each θ enters, and the index by which it is copied there, or None.
 
-    `look` maps θ to (site, parameter, value) triples and to whatever else depends on θ. It is asked at the program's θ and
+    `look` maps θ to the parameters of the sites and to whatever else depends on θ. It is asked at the program's θ and
     at others: tanh(θ) is a copy of θ at 0, and |θ| where θ is positive, but nowhere else. Points that the program's
     distributions do not take are passed over.
     """
@@ -82,13 +99,14 @@ def usage(program: Program, look: Look) -> tuple[Uses, dict[str, Tensor | None]]
                 if number == 0:
                     raise
                 continue
-            for site, name, value in given:
-                for theta in dependencies(value, leaves):
-                    copied = copies(value, leaves[theta], program.constraints[theta], name)
+            for part in given:
+                for theta in dependencies(part.value, leaves):
+                    copied = copies(part, leaves[theta], program.constraints[theta])
                     before = found.get(theta, copied)
                     same = copied is not None and before is not None and torch.equal(copied, before)
                     found[theta] = copied if same else None
-                    uses[theta] += [(site, name)] * ((site, name) not in uses[theta])
+                    use = (part.site, part.name)
+                    uses[theta] += [use] * (use not in uses[theta])
             for value in rest:
                 for theta in _connected(value, leaves):
                     uses[theta].append(("", ""))
@@ -125,13 +143,14 @@ def dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
     return [n for n, g in zip(leaves, gradients, strict=True) if g is not None and bool((g.abs() > ROUNDING).any())]
 
 
-def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tensor | None:
-    """The entry of θ.flat that each entry of `value` copies, −1 for a constant; None when it is no such copy.
+def copies(part: Given, theta: Tensor, constraint: Constraint) -> Tensor | None:
+    """The entry of θ.flat that each entry of a parameter copies, −1 for a constant; None when it is no such copy.
 
     Nor is it one where θ's constraint is narrower than the parameter's: the best value may then be out of θ's reach.
     """
-    if not _suits(constraint, name, value.dim()):
+    if not reaches(constraint, part.constraint):
         return None
+    value = part.value
     tangent = _apart(theta)
     normalised = type(constraint) is type(constraints.simplex)
     if normalised:  # a tangent of the simplex: distributions normalise their weights once more
@@ -140,9 +159,8 @@ def copies(value: Tensor, theta: Tensor, constraint: object, name: str) -> Tenso
     (pulled,) = torch.autograd.grad((value * cotangent).sum(), theta, create_graph=True, retain_graph=True)
     (pushed,) = torch.autograd.grad((pulled * tangent).sum(), cotangent, retain_graph=True)
     shown, pushed, source = value.detach(), pushed.detach(), theta.detach()
-    if name == "logits" and value.dim() == 3:  # categorical logits count up to a constant
-        shown, pushed = (v - v.mean(-1, keepdim=True) for v in (shown, pushed))
-        source, tangent = (v - v.mean(-1, keepdim=True) for v in (source, tangent))
+    if part.up_to_constant:
+        shown, pushed, source, tangent = map(_centered, (shown, pushed, source, tangent))
     flat, order = tangent.reshape(-1).sort()
     scale = 1e-9 if value.dtype == torch.float64 else 1e-4
     place = torch.searchsorted(flat, pushed.contiguous())
@@ -167,23 +185,25 @@ def _apart(theta: Tensor) -> Tensor:
     return (4 * cells / n - 2).to(theta).reshape(theta.shape)
 
 
-def _suits(constraint: Any, name: str, dims: int) -> bool:
-    """Whether θ under `constraint` reaches all values of the distribution's parameter `name`."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+def _centered(vectors: Tensor) -> Tensor:
+    return vectors - vectors.mean(-1, keepdim=True)
+
+
+def reaches(constraint: Constraint, wanted: Constraint) -> bool:
+    """Whether θ under `constraint` reaches all values of a parameter that may take the `wanted` ones."""
+    constraint, wanted = _of_an_entry(constraint), _of_an_entry(wanted)
     if type(constraint) is type(constraints.real):
         return True
-    if name in ("scale", "rate"):
-        return getattr(constraint, "lower_bound", None) == 0 and not hasattr(constraint, "upper_bound")
-    if name == "probs" and dims == 2:  # of a Bernoulli
-        return getattr(constraint, "lower_bound", None) == 0 and getattr(constraint, "upper_bound", None) == 1
-    natural = {
-        "probs": constraints.simplex,
-        "scale_tril": constraints.lower_cholesky,
-        "covariance_matrix": constraints.positive_definite,
-        "precision_matrix": constraints.positive_definite,
-    }.get(name)
-    return natural is not None and type(constraint) is type(natural)
+    ends = ("lower_bound", "upper_bound")
+    if any(hasattr(wanted, end) for end in ends):
+        return all(getattr(constraint, end, None) == getattr(wanted, end, None) for end in ends)
+    return type(constraint) is type(wanted)
+
+
+def _of_an_entry(constraint: Constraint) -> Constraint:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
 
 
 def m_step(
@@ -213,7 +233,7 @@ def m_step(
 
 def _closed(exact: Enumeration, plan: Plan, stats: Statistics, floor: Floor) -> None:
     # locations first: a scale is taken about the new location
-    order = sorted(plan.closed.items(), key=lambda item: item[1][1] != "loc")
+    order = sorted(plan.closed.items(), key=lambda item: item[1][1] != exact.families[item[1][0]].location)
     if not order:
         return
     params = {v.name: dict(v.params or {}) for v in stats.views}
@@ -289,8 +309,8 @@ def broken(exact: Enumeration, plan: Plan, stats: Statistics) -> list[str]:
     values, out = exact.program.values(), []
     for theta, (site, name) in plan.closed.items():
         value, mine = params[site][name], values[theta]
-        if name == "logits" and value.dim() == 3:  # categorical logits count up to a constant
-            value, mine = (v - v.mean(-1, keepdim=True) for v in (value, mine))
+        if name in exact.families[site].up_to_constant:
+            value, mine = _centered(value), _centered(mine)
         if not still_copies(value, mine, plan.index[theta]):
             out.append(theta)
     return out

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inference._exact.linear import LinearGaussian
-from inference._families._all import base_of
+from inference._families._registry import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
 from zoo._program.slots import complete

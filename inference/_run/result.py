@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Callable
@@ -91,7 +92,7 @@ class Run(Record):
     def plot(self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png") -> Any:
         """The picture of that `name` ("clusters", "trace", …) as a matplotlib figure; without one, all that belong to the run
         are written to `out` (the run folder's `plots`), and their paths returned."""
-        from inference._pictures import _draw  # the one import that runs up: a run that is asked for its pictures
+        _draw = importlib.import_module("inference._pictures._draw")  # by name, as methods are: pictures stand on runs
 
         return _draw.write(self, out, format) if name is None else _draw.figure(self, name)
 

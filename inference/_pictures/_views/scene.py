@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from inference._method.task import Task
-from inference._pictures._decoder import Decoder, has_decoder
-from inference._pictures._factors import Factors
-from inference._pictures._oracle import Oracle
-from inference._pictures._style import evidence_line, plain
+from inference._pictures._views.decoder import Decoder, has_decoder
+from inference._pictures._views.factors import Factors
+from inference._pictures._views.oracle import Oracle
+from inference._pictures._views.style import counted, evidence_line, plain
 from inference._run.folder import Stored
 from inference._run.result import Run, opened
 from zoo._errors import UsageError
@@ -57,6 +57,15 @@ class Scene:
         x = self.x.reshape(len(self.x), -1) if self.oracle is None else self.oracle.x
         return np.flatnonzero(~np.isnan(x).all(0)).tolist()
 
+    def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """The classes of some rows, where the data have any."""
+        return None if self.labels is None else self.labels[rows]
+
+    def drawn(self, rows: np.ndarray) -> str:
+        """What a title has to say where only some of the rows are drawn."""
+        n = len(self.x)
+        return "" if len(rows) == n else f"; {counted(len(rows))} of {counted(n)} rows drawn"
+
     def tinted(self, images: np.ndarray) -> np.ndarray:
         """Images [k, D] without the pixels that no datum has: nothing was learned of them."""
         return np.where(self._unseen, np.nan, images) if self._unseen.any() else images
@@ -75,6 +84,17 @@ class Scene:
         names = self.json.get("columns") or ()
         return plain(names[column] if column < len(names) else f"x{column}")
 
+    def see(self, task: Task) -> None:
+        """Look at the data through a program that stands at the run's θ."""
+        self.task = task
+        if task.structure.enumerable:
+            self.oracle = Oracle(task)
+        elif has_decoder(task.structure):
+            self.decoder = Decoder(task, {k: v[0] for k, v in self.draws.items()})
+        elif task.structure.is_exact:
+            factors = Factors(task)
+            self.factors = factors if len(factors.columns) else None
+
     def title(self, what: str = "") -> str:
         """Model, data and method; the evidence with its kind; what else is to be said."""
         chosen = self.json["options"]["model"]
@@ -88,6 +108,7 @@ class Scene:
 
 
 def scene_of(of: Run | Stored) -> Scene:
+    """A run, just made or read back; its program stands at the run's θ."""
     run = opened(of) if isinstance(of, Stored) else of
     tree = run.idata
 
@@ -97,19 +118,12 @@ def scene_of(of: Run | Stored) -> Scene:
     groups = group("sample_stats"), group("trace"), group("posterior")
     scene = Scene(run.folder or Path(run.model), run.to_document(), run.x, *groups, run.labels)
     try:
-        scene.task = run.at_theta()
+        task = run.at_theta()
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
         scene.obstacle = str(error)
         return scene
     except RuntimeError:  # its file is another one by now
         scene.obstacle = f"the parameters of '{run.model}' are no longer those of '{scene.folder}'."
         return scene
-    structure = scene.task.structure
-    if structure.enumerable:
-        scene.oracle = Oracle(scene.task)
-    elif has_decoder(structure):
-        scene.decoder = Decoder(scene.task, {k: v[0] for k, v in scene.draws.items()})
-    elif structure.is_exact:
-        factors = Factors(scene.task)
-        scene.factors = factors if len(factors.columns) else None
+    scene.see(task)
     return scene
