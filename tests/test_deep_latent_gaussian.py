@@ -102,8 +102,8 @@ SMALL = {"epochs": 10, "hidden": (50,), "rows": 10, "temperatures": 200, "chains
 LARGE = {"epochs": 40, "hidden": (100,), "rows": 20, "temperatures": 1000, "chains": 16}
 
 
-def check_estimates(folder, some, samples, annealing):
-    """The importance estimate lies above the ELBO and agrees with annealed importance sampling."""
+def check_estimates(folder, some, samples, annealing, fail):
+    """The importance estimate lies above the ELBO, agrees with annealing, and naive Monte Carlo fails for a share `fail`."""
     weighted = infer(folder, "importance", samples=samples, **some)
     naive = infer(folder, "importance", proposal="prior", samples=samples // 5, **some)
     annealed = infer(folder, "ais", **annealing, **some)
@@ -111,7 +111,7 @@ def check_estimates(folder, some, samples, annealing):
     assert bound.claimed.value + 4 * bound.claimed.se < weighted.claimed.value
     error = math.hypot(annealed.claimed.se, weighted.claimed.se)
     assert abs(annealed.claimed.value - weighted.claimed.value) < 4 * error
-    assert np.mean(naive.khat > 0.7) > 0.9  # naive Monte Carlo fails, and says so
+    assert np.mean(naive.khat > 0.7) > fail  # and says so
     assert naive.claimed.value < weighted.claimed.value
 
 
@@ -120,12 +120,12 @@ def test_small_digits(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "LARGE_NUMBERS", 10_000)
     fit = run(
         "deep_latent_gaussian", "digits", "svi", rows=600, binarize="dynamic", likelihood="bernoulli", latents=6,
-        hidden=(30,), epochs=30, lr=0.01, schedule="cosine", held_out=0.1, out=tmp_path / "run",
+        hidden=(30,), epochs=60, batch=50, lr=0.01, schedule="cosine", held_out=0.1, out=tmp_path / "run",
     )  # fmt: skip
     assert fit.options["dtype"] == "float32"
     assert -32 < fit.claimed.value / fit.n < -20
-    some = {"data": "digits", "rows": 6, "binarize": "fixed"}
-    check_estimates(tmp_path / "run", some, 2000, {"temperatures": 100, "chains": 6})
+    some = {"data": "digits", "rows": 8, "binarize": "fixed"}
+    check_estimates(tmp_path / "run", some, 1500, {"temperatures": 100, "chains": 6}, fail=0.6)
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_mnist5k_in_a_minute(size, tmp_path):
     assert fit.seconds < 120 and fit.options["dtype"] == "float32"
     assert -160 < fit.claimed.value / fit.n < -100
     some = {"data": "mnist5k", "rows": size["rows"], "binarize": "fixed"}
-    check_estimates(tmp_path / "run", some, 5000, {k: size[k] for k in ("temperatures", "chains")})
+    check_estimates(tmp_path / "run", some, 5000, {k: size[k] for k in ("temperatures", "chains")}, fail=0.9)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------------

@@ -130,10 +130,10 @@ def test_the_method_by_name():
 
 def test_theta_is_learned_with_holes():
     """By the filter's weights, close to the maximum of the exact likelihood that EM climbs."""
-    x = np.where(np.random.default_rng(0).random(BITS.shape) < 0.2, np.nan, BITS)[:150]
+    x = np.where(np.random.default_rng(0).random(BITS.shape) < 0.2, np.nan, BITS)
     options = {"net": "logistic", "lr": 0.05, "batch": 50}
     found = run(
-        "missing_pixels", x, "importance", proposal="sequential", epochs=60, particles=5, samples=100, **options
+        "missing_pixels", x, "importance", proposal="sequential", epochs=60, particles=10, samples=100, **options
     )
     exact = run("missing_pixels", x, "em", net="logistic")
     assert found.verified.kind == exact.claimed.kind == "exact"

@@ -277,8 +277,8 @@ def test_leave_one_out_of_a_conjugate_normal_is_right():
     precision = len(x) + 1 / 100
     mean = (x.sum() - x) / (precision - 1)
     exact = stats.norm.logpdf(x, mean, np.sqrt(1 + 1 / (precision - 1))).sum()
-    found = [run(program, x, "laplace", seed=s).loo().elpd for s in range(8)]
-    assert abs(np.mean(found) - exact) < 4 * np.std(found, ddof=1) / 8**0.5 + 1e-3
+    found = [run(program, x, "laplace", seed=s).loo().elpd for s in range(4)]
+    assert abs(np.mean(found) - exact) < 4 * np.std(found, ddof=1) / 4**0.5 + 1e-3
     assert np.std(found) < 0.2
 
 

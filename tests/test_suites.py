@@ -498,7 +498,10 @@ def test_what_living_processes_are_at_is_not_swept_away(monkeypatch):
         assert results.sweep() == ["def"]
 
 
-def test_a_process_that_dies_takes_only_its_cell():
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_process_that_dies_takes_only_its_cell(start, monkeypatch):
+    """However it was started: a fork has imported everything."""
+    monkeypatch.setattr(_bench, "get_context", lambda _: multiprocessing.get_context(start))
     Path("mine.py").write_text(
         "import os, signal\ndef dies(x=None, size=None):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -74,7 +74,7 @@ def stopped_at(monkeypatch, writes, call):
 )
 @pytest.mark.parametrize("writes", [3, 8])  # in the middle of an epoch, and at the end of one
 def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, how, writes):
-    asked = {**SMALL, "epochs": 4, "seed": 3, "binarize": "dynamic", "checkpoint": 0.0, **how}
+    asked = {**SMALL, "epochs": 3, "seed": 3, "binarize": "dynamic", "checkpoint": 0.0, **how}
     source = str(tmp_path / "pixels.npy")
     np.save(source, np.random.default_rng(1).random((200, 36)))
     run("deep_latent_gaussian", source, "svi", out=tmp_path / "whole", **asked)
