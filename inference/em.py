@@ -17,6 +17,7 @@ from torch.distributions import transform_to
 
 from inference._families._family import Floor
 from inference._method.fit import Evidence, Fit
+from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest
 from inference._method.task import Task
 from inference._training.ascent import Leap, Spot, Surface
@@ -351,11 +352,10 @@ class _State:
 def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
     exact, globals = task.exact, climb.globals
     per_datum = exact.per_datum(None, globals)
-    posterior = exact.responsibilities(None, globals)
+    held = RowPosteriors.of(task, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
-    means, deviations = exact.summary(globals)
-    notes = {
+    notes: dict[str, Any] = {
         "iterations": climb.iterations,
         "closed_form": list(climb.closed),
         "numeric": list(climb.numeric),
@@ -364,16 +364,18 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     if climb.starts:
         notes["starts"] = dict(climb.starts)
+    if held.left_out:
+        notes["posterior"] = held.left_out
     claimed = Evidence.from_per_datum(per_datum.numpy(), "exact", given=given).plus(task.outside(globals))
     if getattr(exact, "delicate", False):
         claimed = replace(claimed, kind="estimate", se=None)
     return Fit(
         parameters=parameters,
         claimed=claimed,
-        draws={n: v.numpy() for n, v in exact.draw(posterior, task.draws, globals).items()},
-        means={n: v.numpy() for n, v in means.items()},
-        deviations={n: v.numpy() for n, v in deviations.items()},
-        probabilities={n: v.numpy() for n, v in exact.marginals(posterior).items()},
+        draws=held.draws,
+        means=held.means,
+        deviations=held.deviations,
+        probabilities=held.probabilities,
         trace={"log_joint" if globals else "log_likelihood": np.asarray(climb.objective)} if climbs else {},
         converged=climb.converged if climbs else None,
         warnings=_warnings(task, climb, floor),

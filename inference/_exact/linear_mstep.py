@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import one_thread
+from inference._exact.enumeration import Rows, one_thread
 from inference._exact.gaussian import Gaussian
 from inference._exact.linear import LinearGaussian, Values
 from inference._exact.moments import Moments
@@ -126,7 +126,7 @@ def m_step(
     globals: dict[str, Tensor],
     supports: dict[str, object],
     floor: Floor,
-    responsibilities: Tensor | None = None,
+    responsibilities: Rows | None = None,
     iterations: int = 10,
 ) -> dict[str, Tensor]:
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
@@ -147,7 +147,7 @@ def expected(
     moments: Moments,
     parameters: Values,
     globals: Values,
-    responsibilities: Tensor | None = None,
+    responsibilities: Rows | None = None,
 ) -> Tensor:
     """E_q[log p(x, z, globals)] up to a constant, nats; differentiable in parameters and globals."""
     if moments.posterior is not None:

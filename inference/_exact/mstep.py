@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from inference._exact.enumeration import Enumeration, Statistics, Values, one_thread
+from inference._exact.enumeration import Enumeration, Rows, Statistics, Values, one_thread
 from inference._families._family import Floor, Pool
 from inference._numerics.coordinates import Coordinates
 from zoo._program.program import Program
@@ -193,7 +193,7 @@ def m_step(
     globals: dict[str, Tensor],
     supports: dict[str, object],
     floor: Floor,
-    responsibilities: Tensor | None = None,
+    responsibilities: Rows | None = None,
     iterations: int = 10,
 ) -> dict[str, Tensor]:
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned).
@@ -310,7 +310,7 @@ def smallest(exact: Enumeration, stats: Statistics) -> float:
 
 
 def expected(
-    exact: Enumeration, stats: Statistics, parameters: Values, globals: Values, responsibilities: Tensor | None
+    exact: Enumeration, stats: Statistics, parameters: Values, globals: Values, responsibilities: Rows | None
 ) -> Tensor:
     """E_q[log p(x, z, globals)] up to a constant, nats; differentiable in parameters and globals."""
     views, total = exact.views(parameters, globals)

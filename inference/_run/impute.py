@@ -58,6 +58,8 @@ def impute(
     `probabilities`: a fit's own; of bits that stand for what is missing [N, M, 2] they say more than the draws.
     """
     site = _site(task)
+    if task.structure.local_latents and not latent_draws:
+        raise UsageError("imputing needs posterior draws of each row, and this run holds none: fit fewer rows.")
     x, missing = task.x, task.x.isnan()
     drawn = _draws(task, site, latent_draws, globals, draws)
     if (slots := _slots(task, site)) is not None:
