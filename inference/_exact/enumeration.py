@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inference._families._all import family_of, parameters_of
 from inference._families._family import Family, Params
-from zoo._program.latents import by_datum, joint_values
+from zoo._program.latents import joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, is_local, is_plain, per_datum
@@ -125,7 +125,7 @@ class Enumeration(Assignments):
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
         names = [site.name for site in self.structure.discrete_locals]
         nodes = {n["name"]: n for n in self._locals(self.program.trace(self._probe))} if names else {}
-        return joint_values(nodes, names, self.structure.data_dim, self.structure.max_plate_nesting)
+        return joint_values(nodes, names, self.structure.axes)
 
     def _observed_values(self) -> tuple[dict[str, Tensor], dict[str, Family]]:
         with torch.no_grad():
@@ -344,7 +344,7 @@ class Enumeration(Assignments):
         chosen = torch.multinomial(responsibilities, draws, replacement=True).mT  # [draws, N]
         out = {}
         for site in self.structure.discrete_locals:
-            value = by_datum(self.assignments[site.name], site, self.structure)  # [A, 1, inner plates, event]
+            value = self.structure.axes.by_datum(self.assignments[site.name], site)  # [A, 1, inner plates, event]
             out[site.name] = value[:, 0][chosen]
         return out
 

@@ -41,9 +41,8 @@ class LinearGaussian(Assignments):
         self._probe = x[[0, -1]].nan_to_num(0.0)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             by_name = {n["name"]: n for n in self._locals(program.trace(self._probe, raw=True))}
-        dims = structure.data_dim, structure.max_plate_nesting
-        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], *dims)
-        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], *dims)
+        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], structure.axes)
+        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], structure.axes)
         self.L = self.layout.L
         self.missing = _columns.any_missing(x)
         self.values: dict[str, Tensor] = {}

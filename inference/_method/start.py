@@ -54,7 +54,7 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
 def is_mixture(task: Task) -> bool:
     """Whether there are discrete local latents to cluster the rows by; missing entries are no clusters."""
     completes = any(s.completes for s in task.structure.discrete_locals)
-    return task.structure.exact != "no" and task.structure.assignments > 1 and not completes
+    return task.structure.is_exact and task.structure.assignments > 1 and not completes
 
 
 def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -100,7 +100,7 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def _candidates(task: Task) -> list[str]:
     if is_mixture(task):
         return ["kmeans", "seeds", "program"] if task.structure.assignments <= len(task.x) else []
-    linear = task.structure.exact == "linear-gaussian" and task.exact.fast
+    linear = task.structure.linear_gaussian and not task.structure.discrete_locals and task.exact.fast
     return ["program", "eigenvectors", "random"] if linear and task.exact.missing else []
 
 

@@ -69,7 +69,7 @@ class Task:
     @cached_property
     def exact(self) -> Any:
         """The exact engine, an `Enumeration` or a `LinearGaussian`; only for programs whose structure is exact."""
-        engine = Enumeration if self.structure.exact == "enumerable" else LinearGaussian
+        engine = Enumeration if self.structure.enumerable else LinearGaussian
         return engine(self.program, self.structure, self.x)
 
     @cached_property
@@ -123,7 +123,7 @@ class Task:
 
     @property
     def _m_steps(self) -> Any:
-        return mstep if self.structure.exact == "enumerable" else linear_mstep
+        return mstep if self.structure.enumerable else linear_mstep
 
     @cached_property
     def global_supports(self) -> dict[str, Any]:
@@ -164,6 +164,14 @@ class Task:
             yield bar.step
         finally:
             bar.close()
+
+
+def keeps_theta(method: str, program: str) -> str:
+    """Why a method that leaves θ as it is refuses a program with parameters to learn."""
+    return (
+        f"{method} keeps θ as it is, and '{program}' has parameters to learn: fit them by another method, then "
+        f"`zoo infer RUN --method {method}`"
+    )
 
 
 def _center(fn: Any) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from inference._exact.linear import Gaussian, LinearGaussian
 from inference._method.task import Task
 from inference._pictures._oracle import columns_of, drawn_rows
-from zoo._program.program import blame
+from zoo._program.source import blame
 
 
 def principal_rotation(coefficients: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ def verify(task: Task, fit: Fit) -> Evidence | None:
 
 
 def _verified(task: Task, fit: Fit) -> Evidence | None:
-    if task.structure.exact != "no":
+    if task.structure.is_exact:
         if fit.global_gaussian is not None:
             return _integrate_globals(task, fit, fit.global_gaussian)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
