@@ -14,7 +14,7 @@ from typing import Any
 from inference import run
 from inference._density import newton
 from inference._density.local import LocalDensity
-from inference._exact.enumeration import one_thread
+from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 
 IMAGES, LOOP, LATENTS = 5000, 20, 10

@@ -7,7 +7,6 @@ any other site is evaluated by its own `log_prob`, and is still right.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from inference._families._all import family_of, parameters_of
 from inference._families._family import Family, Params
+from inference._numerics.threads import one_thread
 from zoo._program.latents import by_datum, joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Structure
@@ -350,14 +350,3 @@ def _posterior(joint: Tensor) -> tuple[Tensor, Tensor]:
 
 def _add(old: Sums, new: Sums) -> Sums:
     return {n: {k: old[n][k] + v for k, v in stats.items()} if n in old else stats for n, stats in new.items()}
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch without threads of its own, here and in Python's threads that start meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import one_thread
 from inference._exact.gaussian import Gaussian
 from inference._exact.linear import LinearGaussian, Values
 from inference._exact.moments import Moments
 from inference._exact.mstep import climb_numerically, still_copies, usage
 from inference._families._family import Floor, Pool, tiny
+from inference._numerics.threads import one_thread
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
 

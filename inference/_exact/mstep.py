@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from inference._exact.enumeration import Enumeration, Statistics, Values, one_thread
+from inference._exact.enumeration import Enumeration, Statistics, Values
 from inference._families._family import Floor, Pool
+from inference._numerics import lbfgs
 from inference._numerics.coordinates import Coordinates
+from inference._numerics.threads import one_thread
 from zoo._program.program import Program
 
 ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel
@@ -248,30 +250,18 @@ def climb_numerically(
     held = {n: v for n, v in values.items() if n not in names}
     coordinates = Coordinates(start, {**program.constraints, **supports})
     flat = coordinates.flatten(start).clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([flat], max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
 
     def split(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         parameters = {**held, **{n: v for n, v in found.items() if n not in globals}}
         return parameters, {n: v for n, v in found.items() if n in globals}
 
-    lowest, best = math.inf, flat.detach().clone()
-
     def loss() -> Tensor:
-        nonlocal lowest, best
-        optimiser.zero_grad()
         value = -expected(*split(coordinates.unflatten(flat))) / N
         value.backward()
-        if float(value.detach()) < lowest:
-            lowest, best = float(value.detach()), flat.detach().clone()
         return value
 
-    with torch.enable_grad():
-        try:
-            optimiser.step(loss)
-        except (ValueError, RuntimeError):  # a parameter that its distribution does not take
-            if lowest == math.inf:
-                raise
-    parameters, point = split({n: v.detach() for n, v in coordinates.unflatten(best).items()})
+    lbfgs.minimise([flat], loss, max_iter=iterations)
+    parameters, point = split({n: v.detach() for n, v in coordinates.unflatten(flat).items()})
     program.assign({n: parameters[n] for n in names})
     return point
 

@@ -23,6 +23,7 @@ from inference._density.newton import Modes
 from inference._method.fit import Evidence, Fit
 from inference._method.start import Start, begin
 from inference._method.task import Task
+from inference._numerics import lbfgs
 
 SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
 RISE = 1e-4  # nats a datum that an epoch should gain, smoothed
@@ -106,47 +107,18 @@ def _all_at_once(
 ) -> _History:
     """L-BFGS. Where the line search runs to a θ that has no density it begins again from the best, with shorter steps."""
     history, everything = _History(converged=False), torch.arange(learner.density.n)
-    best, kept = -np.inf, [p.detach().clone() for p in parameters]
 
     def loss() -> Tensor:
-        nonlocal best, kept
-        for p in parameters:
-            p.grad = None
         value = learner.climb(everything, 0)
         if not np.isfinite(value):
             raise ArithmeticError(f"the evidence became {value}")
-        if value > best:
-            best, kept = value, [p.detach().clone() for p in parameters]
         history.objective.append(value)
         step(note=f"{value:.4f} nats a datum")
         return torch.tensor(-value, dtype=parameters[0].dtype)
 
-    for rate in (1.0, 0.1, 0.01):
-        optimiser = torch.optim.LBFGS(
-            parameters,
-            lr=rate,
-            max_iter=options.max_iter,
-            tolerance_grad=1e-7,
-            tolerance_change=1e-11,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
-        try:
-            optimiser.step(loss)
-            history.converged = optimiser.state[parameters[0]]["n_iter"] < options.max_iter
-            break
-        except (ArithmeticError, ValueError, RuntimeError):  # a θ that the program's distributions do not take
-            if best == -np.inf:
-                raise
-            _restore(parameters, kept)
-    _restore(parameters, kept)
+    rates = (1.0, 0.1, 0.01)
+    history.converged = lbfgs.minimise(parameters, loss, max_iter=options.max_iter, tolerance_change=1e-11, rates=rates)
     return history
-
-
-@torch.no_grad()
-def _restore(parameters: list[Tensor], kept: list[Tensor]) -> None:
-    for p, value in zip(parameters, kept, strict=True):
-        p.copy_(value)
 
 
 def _in_batches(

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from inference._exact.enumeration import one_thread
 from inference._method.fit import Fit
 from inference._method.task import Task
+from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run.cost import measured, versions

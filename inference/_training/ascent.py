@@ -7,7 +7,6 @@ sums give. So one E-step is value and gradient, and L-BFGS climbs where EM is sl
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,8 @@ from torch.distributions import constraints
 from inference._families._family import Floor
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates
+from inference._numerics.lbfgs import Memory
 
-MEMORY = 20
 HALVINGS = 15
 NEWTON = 60  # coordinates up to which a Hessian is formed
 NEWTON_NUMBERS = 1_000_000  # of rows × joint values × coordinates
@@ -194,10 +193,10 @@ class Surface:
         Ends where a Newton step would gain less than `enough` nats. `note` hears of every value on the way.
         """
         scale = self.free() * _units(spot.u - before.u, before.gradient, self._places())
-        pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
+        memory = Memory(flattest=1e-12)
         for _ in range(iterations):
             slope = scale * spot.gradient
-            way = _two_loops(slope, pairs)
+            way = memory.times(slope)
             rise = float(way @ slope)
             step = scale * way
             if 0.5 * rise < enough or not rise > 0:
@@ -207,14 +206,13 @@ class Surface:
                 rise = float(step @ spot.gradient)
             found = self.along(spot, step, rise)
             if found is None:
-                if not pairs:
+                if not memory:
                     break
-                pairs.clear()
+                memory.clear()
                 continue
             step, change = (found.u - spot.u) / scale.clamp(min=1e-300), slope - scale * found.gradient
             step = torch.where(scale > 0, step, torch.zeros_like(step))
-            if float(step @ change) > 1e-12 * float(step.norm() * change.norm()):
-                pairs.append((step, change))
+            memory.add(step, change)
             spot = found
             note(spot.value)
         return spot
@@ -250,21 +248,6 @@ def _units(step: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
         usual = mine[good].median() if good.any() else torch.ones(()).to(mine)
         out[place] = torch.where(good, mine, usual)
     return out
-
-
-def _two_loops(slope: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """The quasi-Newton direction (Nocedal & Wright 2006, algorithm 7.4)."""
-    q, alphas = slope.clone(), []
-    for s, y in reversed(pairs):
-        alpha = (s @ q) / (s @ y)
-        q = q - alpha * y
-        alphas.append(alpha)
-    if pairs:
-        s, y = pairs[-1]
-        q = q * (s @ y) / (y @ y)
-    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + s * (alpha - (y @ q) / (s @ y))
-    return q
 
 
 class Leap:

@@ -20,6 +20,7 @@ from torch.distributions import biject_to
 import guides
 from guides import Derived, free_shape
 from inference._method.task import Task
+from inference._numerics.lbfgs import Memory
 from inference._training.fixed_draws import FixedDraws, Given, Noise
 from zoo._program.structure import Site
 from zoo._program.trace import local_log_prob
@@ -284,8 +285,6 @@ class Climb:
     """L-BFGS on the parameters of `modules`, each in a unit of its own (Liu & Nocedal 1989; the line search is Lewis &
     Overton's 2013 bisection, which takes a step to where nothing can be computed for a step too long)."""
 
-    HISTORY = 20
-
     def __init__(
         self, draws: FixedDraws | Imitation, modules: Mapping[str, nn.Module], units: Mapping[Any, Tensor]
     ) -> None:
@@ -346,24 +345,22 @@ class Climb:
         value, gradient = self.evaluate(x, noise)
         if not math.isfinite(value):
             raise ArithmeticError("the bound is not finite where the climb begins; try another start or seed.")
-        pairs: list[tuple[Tensor, Tensor]] = []
-        seen = [value]
+        memory, seen = Memory(flattest=1e-10), [value]
         for _ in range(iterations):
-            direction = -_two_loops(gradient, pairs)
+            direction = -memory.times(gradient)
             if float(direction @ gradient) >= 0:
-                pairs, direction = [], -gradient
-            first = 1.0 if pairs else min(1.0, 1.0 / max(float(gradient.norm()), 1e-300))
+                memory.clear()
+                direction = -gradient
+            first = 1.0 if memory else min(1.0, 1.0 / max(float(gradient.norm()), 1e-300))
             found = self._search(x, value, gradient, direction, first, noise)
             self.iterations += 1
             if found is None:
-                if not pairs:
+                if not memory:
                     break
-                pairs = []  # what was learned of the curvature misleads: begin again from the gradient
+                memory.clear()  # what was learned of the curvature misleads: start again from the gradient
                 continue
             new, value, new_gradient = found
-            s, y = new - x, new_gradient - gradient
-            if float(s @ y) > 1e-10 * float(s.norm() * y.norm()):
-                pairs = [*pairs[-self.HISTORY + 1 :], (s, y)]
+            memory.add(new - x, new_gradient - gradient)
             x, gradient = new, new_gradient
             seen.append(value)
             self.trace.append(-value)
@@ -392,18 +389,3 @@ class Climb:
             if best is not None and math.isfinite(high) and high - low < 0.1 * high:
                 break
         return best
-
-
-def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian that the pairs (s, y) tell of, times the gradient."""
-    q, kept = gradient.clone(), []
-    for s, y in reversed(pairs):
-        a = (s @ q) / (s @ y)
-        q = q - a * y
-        kept.append(a)
-    if pairs:
-        s, y = pairs[-1]
-        q = q * ((s @ y) / (y @ y))
-    for (s, y), a in zip(pairs, reversed(kept), strict=True):
-        q = q + (a - (y @ q) / (s @ y)) * s
-    return q
