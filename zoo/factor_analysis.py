@@ -17,6 +17,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo import _columns
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -38,9 +39,8 @@ class Model(PyroModule):
         if latents >= D:
             raise UsageError(f"factor_analysis needs fewer latents than columns; {latents} for {D} came.")
         self.L = latents
-        center = x.nanmean(0).nan_to_num(0.0)
-        spread = (x - center).square().nanmean(0).nan_to_num(1.0).sqrt()
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        center = _columns.center(x)
+        spread = _columns.spread(x, center)
         self.loadings = PyroParam(
             spread.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5, constraints.real
         )

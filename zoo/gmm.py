@@ -27,6 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo import _columns
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -57,20 +58,18 @@ class Model(PyroModule):
             raise UsageError(f"gmm: components={components} is more than the {len(x)} rows of the data.")
         K, D = components, x.shape[1]
         self.K, self.D, self.covariance, self.priors = K, D, covariance, priors
-        observed = ~x.isnan()
-        center = x.nanmean(0).nan_to_num(0.0)
-        spread = (x - center).square().nanmean(0).nan_to_num(1.0).sqrt()
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        center = _columns.center(x)
+        spread = _columns.spread(x, center)
         self.register_buffer("center", center)  # [D]
         self.register_buffer("spread", spread)  # [D]
         if not priors:
-            self._parameters_from(torch.where(observed, x, center), center, spread)
+            self._parameters_from(x, center, spread)
 
     def _parameters_from(self, x: Tensor, center: Tensor, spread: Tensor) -> None:
         K = self.K
-        rows = torch.linspace(0, len(x) - 1, K).round().long()
+        rows = x[torch.linspace(0, len(x) - 1, K).round().long()]
         self.weights = PyroParam(torch.full((K,), 1.0 / K), constraints.simplex)
-        self.locs = PyroParam(0.5 * (center + x[rows]), constraints.real)
+        self.locs = PyroParam(0.5 * (center + torch.where(rows.isnan(), center, rows)), constraints.real)
         if self.covariance == "full":
             self.scale_tril = PyroParam(spread.diag().repeat(K, 1, 1), constraints.lower_cholesky)
         elif self.covariance == "tied":

@@ -20,6 +20,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo import _columns
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -49,9 +50,8 @@ class Model(PyroModule):
         if latents >= D:
             raise UsageError(f"ppca needs fewer latents than columns, or no noise is left; {latents} for {D} came.")
         self.L, self.D = latents, D
-        center = x.nanmean(0).nan_to_num(0.0)
-        spread = (x - center).square().nanmean().sqrt()
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        center = _columns.center(x)
+        spread = _columns.spread(x, center, rows_only=False)
         if init == "eigenvectors":
             loadings, sigma = _eigenvectors(x, center, latents)
         else:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,9 +26,16 @@ from zoo._program.trace import global_log_prob, is_local, is_plain, per_datum
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
+MOST_SUMMED = 2**21  # rows: of more, an E-step keeps log p(x_i) summed over chunks alone
 PAIRS = 64  # assignments that are set against each other at a time
 LogProb = Callable[[slice], Tensor]  # rows ↦ log p [rows, A] or [A], nats
 Sums = dict[str, dict[str, Tensor]]  # site → statistic → its sum over some rows
+
+
+class Rows(Protocol):
+    """Numbers [N, A] of which some rows at a time are asked for: a tensor, or what makes them as they are needed."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Statistics:
 
     counts: Tensor  # [A] expected number of data under each assignment
     sites: dict[str, dict[str, Tensor]]  # site → its family's sufficient statistics
-    per_datum: Tensor  # [N] log p(x_i)
+    per_datum: Tensor  # [N] log p(x_i), or of more than `MOST_SUMMED` rows their sums over chunks
     log_prior: Tensor  # of the globals
     views: list[View]  # the sites that it saw
 
@@ -57,6 +64,8 @@ class Assignments:
 
     assignments: dict[str, Tensor]
     structure: Structure
+    x: Tensor
+    _probe: Tensor  # two rows of x
     N: int
 
     def label(self, assignment: int) -> str:
@@ -73,9 +82,22 @@ class Assignments:
         for site in self.structure.discrete_locals:
             if site.inner == 1 and not site.event_shape:
                 values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
+                if torch.equal(index, torch.arange(responsibilities.shape[1])):
+                    out[site.name] = responsibilities  # the only site: each assignment is one of its values
+                    continue
                 zero = responsibilities.new_zeros(self.N, len(values))
                 out[site.name] = zero.index_add_(1, index, responsibilities)
         return out
+
+    @staticmethod
+    def _locals(trace: Any) -> list[Any]:
+        return [n for n in trace.nodes.values() if n["type"] == "sample" and is_local(n)]
+
+    def _gather(self, node: Any, trace: Callable[[Tensor], Any]) -> Tensor:
+        """What a site observes, for all rows, NaN where unobserved; x itself where it is that, without a copy."""
+        if is_same(node["value"], self._probe):
+            return self.x
+        return torch.cat([trace(rows).nodes[node["name"]]["value"] for rows in self.x.split(4096)])
 
 
 class Enumeration(Assignments):
@@ -116,10 +138,7 @@ class Enumeration(Assignments):
                 elif name in self.program.completes:
                     continue
                 elif is_plain(node) and self.structure.max_plate_nesting == 1 and parameters_of(fn, self.A) is not None:
-                    same = (
-                        node["value"].shape == self._probe.shape and node["value"].data_ptr() == self._probe.data_ptr()
-                    )
-                    value = self.x if same else self._gather(name)
+                    value = self._gather(node, lambda rows: self._trace(rows, raw=True))
                     values[name] = value.reshape(self.N, -1)
             fns = {n["name"]: n["fn"] for n in self._locals(probe) if is_plain(n)}
             families = {}
@@ -141,18 +160,10 @@ class Enumeration(Assignments):
                     out[name] = torch.cat(parts)
         return out
 
-    def _gather(self, name: str) -> Tensor:
-        """What the program observes at a site, for all rows, NaN where unobserved."""
-        return torch.cat([self._trace(rows, raw=True).nodes[name]["value"] for rows in self.x.split(4096)])
-
     def _trace(
         self, x: Tensor, parameters: Values | None = None, globals: Values | None = None, raw: bool = False
     ) -> Any:
         return self.program.trace(x, parameters=parameters, latents={**self.assignments, **(globals or {})}, raw=raw)
-
-    @staticmethod
-    def _locals(trace: Any) -> list[Any]:
-        return [n for n in trace.nodes.values() if n["type"] == "sample" and is_local(n)]
 
     # ------------------------------------------------------------------------------------------------- densities
 
@@ -285,7 +296,7 @@ class Enumeration(Assignments):
         return out
 
     @torch.no_grad()
-    def e_step(self, globals: Values | None = None, responsibilities: Tensor | None = None) -> Statistics:
+    def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> Statistics:
         """Expected sufficient statistics and log p(x_i), in one pass over the data.
 
         `responsibilities` [N, A]: use these in place of the posterior (a start from a clustering).
@@ -293,20 +304,24 @@ class Enumeration(Assignments):
         seen, log_prior = self.views(None, globals)
         views = self._ready(seen)
         observed = [(v.name, v.params) for v in views if v.params is not None and not v.latent]
-        per_datum = self.x.new_empty(self.N if responsibilities is None else 0)
+        whole = responsibilities is None and self.N <= MOST_SUMMED
+        per_datum = self.x.new_empty(self.N if whole else 0)
 
         def work(rows: slice) -> Sums:
             if responsibilities is None:
-                weights, per_datum[rows] = _posterior(self.log_joint(rows, views, None, globals))
+                weights, found = _posterior(self.log_joint(rows, views, None, globals))
             else:
-                weights = responsibilities[rows]
-            sums = {"": {"counts": weights.sum(0)}}
+                weights, found = responsibilities[rows], per_datum
+            sums = {"": {"counts": weights.sum(0), "evidence": found.sum().reshape(1)}}
+            if whole:
+                per_datum[rows] = found
             for name, params in observed:
                 sums[name] = self.families[name].statistics(self.values[name][rows], weights, params)
             return sums
 
         sites = self._sweep(views, work)
-        counts = sites.pop("")["counts"]
+        totals = sites.pop("")
+        counts, per_datum = totals["counts"], per_datum if whole else totals["evidence"]
         for view in views:
             if view.params is not None and view.latent:
                 sites[view.name] = self._latent_statistics(view, counts)
@@ -332,6 +347,11 @@ class Enumeration(Assignments):
             value = by_datum(self.assignments[site.name], site, self.structure)  # [A, 1, inner plates, event]
             out[site.name] = value[:, 0][chosen]
         return out
+
+
+def is_same(value: Tensor, x: Tensor) -> bool:
+    """Whether what a site observes of the rows `x` is x itself, by its place in memory."""
+    return value.shape == x.shape and value.data_ptr() == x.data_ptr() and value.stride() == x.stride()
 
 
 def _traceless(views: list[View]) -> bool:

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import Assignments
+from inference._exact.enumeration import MOST_SUMMED, Assignments, Rows
 from inference._exact.gaussian import CONDITION, Gaussian, condition, least_squares, scale_of, solid
 from inference._exact.moments import Moments, Posterior
 from inference._families._all import family_of, parameters_of
 from inference._families._family import Family, Params
+from zoo import _columns
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._program.trace import global_log_prob, is_local, is_plain, local_log_prob
+from zoo._program.trace import global_log_prob, is_plain, local_log_prob
 
 Values = Mapping[str, Tensor]
 CHUNK_NUMBERS = 2**20
@@ -39,13 +40,12 @@ class LinearGaussian(Assignments):
         self.N, self.A = len(x), structure.assignments
         self._probe = x[[0, -1]].nan_to_num(0.0)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            nodes = self._locals(program.trace(self._probe, raw=True))
-        by_name = {n["name"]: n for n in nodes}
+            by_name = {n["name"]: n for n in self._locals(program.trace(self._probe, raw=True))}
         dims = structure.data_dim, structure.max_plate_nesting
         self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], *dims)
         self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], *dims)
         self.L = self.layout.L
-        self.missing = bool(x.isnan().any()) if x.is_floating_point() else False
+        self.missing = _columns.any_missing(x)
         self.values: dict[str, Tensor] = {}
         self.families: dict[str, Family] = {}
         self.centers: dict[str, Tensor] = {}
@@ -53,10 +53,6 @@ class LinearGaussian(Assignments):
         self.delicate = False  # whether a determinant lost digits
         self.fast = structure.max_plate_nesting == 1 and not program.completes and self._can_be_fast()
         self.size = self.N * self.A if self.fast else math.inf  # what one pass over the data costs
-
-    @staticmethod
-    def _locals(trace: Any) -> list[Any]:
-        return [n for n in trace.nodes.values() if n["type"] == "sample" and is_local(n)]
 
     @torch.no_grad()
     def _can_be_fast(self) -> bool:
@@ -69,13 +65,12 @@ class LinearGaussian(Assignments):
             if name in self.assignments:
                 self.values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
             elif name not in self.layout.places:
-                pieces = [self._trace(r, self._units(), raw=True).nodes[name]["value"] for r in self.x.split(4096)]
-                self.values[name] = torch.cat(pieces).reshape(self.N, -1)
+                observed = self._gather(node, lambda x: self._trace(x, self._units(), raw=True))
+                self.values[name] = observed.reshape(self.N, -1)
                 if self.missing and "MultivariateNormal" in type(node["fn"]).__name__:
                     return False
-                self.centers[name] = self.values[name].nanmean(0).nan_to_num(0.0)
-                spread = (self.values[name] - self.centers[name]).square().nanmean(0).sqrt()
-                self.spreads[name] = torch.where(spread > 0, spread, torch.ones_like(spread))
+                self.centers[name] = _columns.center(self.values[name])
+                self.spreads[name] = _columns.spread(self.values[name], self.centers[name])
             family = family_of(node["fn"])
             if family is not None and name in self.values:
                 self.families[name] = family(self.values[name])
@@ -336,13 +331,13 @@ class LinearGaussian(Assignments):
     @torch.no_grad()
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
         """log p(x_i | θ, globals) [N], nats. `own`: by the sites' own `log_prob`, as a check on the matrix products."""
-        seen = None if own else self._seen(parameters, globals)
-        return torch.cat(
-            [self.posterior(r, seen, parameters, globals).log_evidence.logsumexp(1) for r in self.chunks()]
-        )
+        seen, out = None if own else self._seen(parameters, globals), self.x.new_empty(self.N)
+        for rows in self.chunks():
+            out[rows] = self.posterior(rows, seen, parameters, globals).log_evidence.logsumexp(1)
+        return out
 
     @torch.no_grad()
-    def e_step(self, globals: Values | None = None, responsibilities: Tensor | None = None) -> Moments:
+    def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> Moments:
         """Expected sufficient statistics and log p(x_i), in one pass over the data.
 
         `responsibilities` [N, A]: use these for the discrete latents, in place of their posterior.
@@ -355,6 +350,8 @@ class LinearGaussian(Assignments):
         for rows in self.chunks():
             posterior = self.posterior(rows, seen, None, globals)
             per_datum.append(posterior.log_evidence.logsumexp(1))
+            if self.N > MOST_SUMMED:
+                per_datum[-1] = per_datum[-1].sum(0, keepdim=True)
             weights = posterior.weights if responsibilities is None else responsibilities[rows]
             counts += weights.sum(0)
             if moments.posterior is not None:
@@ -383,14 +380,10 @@ class LinearGaussian(Assignments):
         moments.zz += zz
         for g in seen[0]:
             if g.place is None:
-                new = self._site_moments(g, rows, posterior, weights, extended, weighted)
-                old = moments.sites.get(g.name)
-                moments.sites[g.name] = new if old is None else {k: old[k] + v for k, v in new.items()}
+                moments.add(g.name, self._site_moments(g, rows, posterior, weights, extended, weighted))
         for name, params in seen[1].items():
             if name not in self.assignments:
-                new = self.families[name].statistics(self.values[name][rows], weights, params)
-                old = moments.sites.get(name)
-                moments.sites[name] = new if old is None else {k: old[k] + v for k, v in new.items()}
+                moments.add(name, self.families[name].statistics(self.values[name][rows], weights, params))
 
     def _site_moments(
         self, g: Gaussian, rows: slice, posterior: Posterior, weights: Tensor, extended: Tensor, weighted: Tensor
@@ -416,16 +409,22 @@ class LinearGaussian(Assignments):
     @torch.no_grad()
     def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
         """p(a | x_i) [N, A]."""
-        seen = self._seen(parameters, globals)
-        return torch.cat([self.posterior(r, seen, parameters, globals).weights for r in self.chunks()])
+        seen, out = self._seen(parameters, globals), self.x.new_empty(self.N, self.A)
+        for rows in self.chunks():
+            out[rows] = self.posterior(rows, seen, parameters, globals).weights
+        return out
 
     @torch.no_grad()
-    def draw(self, responsibilities: Tensor, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
-        """Site → exact posterior draws [draws, N, …] of every local latent, discrete and continuous together."""
+    def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
+        """Site → exact posterior draws [draws, N, …] of every local latent, discrete and continuous together.
+
+        `responsibilities` [N, A]: None works them out.
+        """
         seen, pieces = self._seen(None, globals), []
         for rows in self.chunks():
             posterior, n = self.posterior(rows, seen, None, globals), rows.stop - rows.start
-            chosen = torch.multinomial(responsibilities[rows], draws, replacement=True).mT  # [draws, n]
+            weights = posterior.weights if responsibilities is None else responsibilities[rows]
+            chosen = torch.multinomial(weights, draws, replacement=True).mT  # [draws, n]
             tril = posterior.tril().expand(n, self.A, self.L, self.L)
             index = torch.arange(n)
             noise = torch.randn(draws, n, self.L, 1, dtype=self.x.dtype)
@@ -437,14 +436,13 @@ class LinearGaussian(Assignments):
     @torch.no_grad()
     def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Posterior mean and standard deviation of each continuous local latent, site → [N, …]."""
-        seen, means, deviations = self._seen(None, globals), [], []
+        seen, out = self._seen(None, globals), self.x.new_empty(2, 1, self.N, self.L)
         for rows in self.chunks():
             posterior = self.posterior(rows, seen, None, globals)
             weights = posterior.weights.unsqueeze(-1)
             mean = (weights * posterior.mean).sum(1)
             variance = posterior.covariance.diagonal(dim1=-2, dim2=-1) + posterior.mean.square()
-            means.append(mean)
-            deviations.append(((weights * variance).sum(1) - mean.square()).clamp(min=0).sqrt())
-        mean, deviation = torch.cat(means).unsqueeze(0), torch.cat(deviations).unsqueeze(0)
-        natural = self.layout.natural(mean), self.layout.natural(deviation)
-        return {k: v[0] for k, v in natural[0].items()}, {k: v[0] for k, v in natural[1].items()}
+            out[0, 0, rows] = mean
+            out[1, 0, rows] = ((weights * variance).sum(1) - mean.square()).clamp(min=0).sqrt()
+        mean, deviation = ({k: v[0] for k, v in self.layout.natural(each).items()} for each in out)
+        return mean, deviation

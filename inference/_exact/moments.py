@@ -32,9 +32,14 @@ class Moments:
     """What an E-step leaves for the M-step."""
 
     counts: Tensor  # [A]
-    per_datum: Tensor  # [N] log p(x_i)
+    per_datum: Tensor  # [N] log p(x_i), or of large data their sums over chunks
     log_prior: Tensor  # of the globals
     seen: Any  # what the engine's `sites` returned, or None for the general way
     zz: Tensor  # [A, L+1, L+1] Σ w E[z̃ z̃ᵀ], z̃ = [z, 1]
     sites: dict[str, dict[str, Tensor]]  # observed site → its moments with z̃, or its family's statistics
     posterior: list[Posterior] | None = None  # of each chunk, where sites have no moments
+
+    def add(self, site: str, new: dict[str, Tensor]) -> None:
+        """Add what some more rows give to the sums of a site."""
+        old = self.sites.get(site)
+        self.sites[site] = new if old is None else {k: old[k] + v for k, v in new.items()}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inference._families._family import LOG_2PI, Density, Family, Floor, Params, Pool, product, tiny
 from inference._families.multivariate_normal import MultivariateNormal
+from zoo import _columns
 
 SHARP = 5e-3  # of the data's spread: below it a sum of products loses more than nine digits of a squared distance
 
@@ -117,9 +118,8 @@ class Normal(Elementwise):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.center = x.nanmean(0).nan_to_num(0.0)  # [E]
-        spread = (x - self.center).square().nanmean(0).sqrt()
-        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))  # nan > 0 is false: an unobserved column
+        self.center = _columns.center(x)  # [E]
+        self.spread = _columns.spread(x, self.center)
 
     def features(self, x: Tensor) -> list[Tensor]:
         standard = (x - self.center) / self.spread
@@ -182,7 +182,7 @@ class Categorical(Elementwise):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.categories = int(x.nan_to_num(0.0).max()) + 1
+        self.categories = int(max(rows.nan_to_num(0.0).max() for rows in _columns.blocks(x))) + 1
 
     def width(self, entries: int, assignments: int) -> int:
         return max(entries * self.categories, assignments)

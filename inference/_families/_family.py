@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from zoo import _columns
+
 LOG_2PI = math.log(2 * math.pi)
 Params = dict[str, Tensor]
 Density = Callable[[Tensor], Tensor]
@@ -74,7 +76,7 @@ class Family:
 
     def __init__(self, x: Tensor) -> None:
         """`x` [N, E]: the site's data, NaN where unobserved; the other methods take some of its rows, [n, E]."""
-        self.complete = not bool(x.isnan().any())
+        self.complete = not _columns.any_missing(x)
 
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""

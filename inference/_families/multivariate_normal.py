@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inference._families._family import LOG_2PI, Density, Family, Floor, Params, Pool, block_size, tiny
+from zoo import _columns
 
 BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
 SHARED = 8  # rows to a pattern from which one pattern at a time is faster
@@ -24,9 +25,8 @@ class MultivariateNormal(Family):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.center = x.nanmean(0).nan_to_num(0.0)
-        spread = (x - self.center).square().nanmean(0).sqrt()
-        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        self.center = _columns.center(x)  # [E]
+        self.spread = _columns.spread(x, self.center)
 
     def width(self, entries: int, assignments: int) -> int:
         return assignments * (entries + 1)

@@ -1,0 +1,58 @@
+"""Means, spreads and gaps of large data, a block of rows at a time: no temporary is as large as the data.
+
+Data of one block, which is most data, give the very numbers that torch gives for the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**21  # numbers in a block, 16 MB in float64
+
+
+def blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """The rows of x [n, …] in blocks, without a copy."""
+    return x.split(max(1, BLOCK // max(1, x[:1].numel())))
+
+
+def any_missing(x: Tensor) -> bool:
+    """Whether an entry of x is NaN."""
+    return x.is_floating_point() and any(bool(rows.isnan().any()) for rows in blocks(x))
+
+
+def missing_in_rows(x: Tensor) -> Tensor:
+    """How many entries of each row of x [n, …] are NaN [n]."""
+    return torch.cat([rows.isnan().flatten(1).sum(1, dtype=torch.int32) for rows in blocks(x)])
+
+
+def any_above(x: Tensor, limit: float) -> bool:
+    """Whether an entry of x is further from 0 than `limit`."""
+    return any(bool((rows.abs() > limit).any()) for rows in blocks(x))
+
+
+def mean(x: Tensor, of: Callable[[Tensor], Tensor] = lambda rows: rows, rows_only: bool = True) -> Tensor:
+    """The mean of `of` at the seen entries of x [n, …]: one for each column, or (not `rows_only`) one in all; NaN for none."""
+    parts = blocks(x)
+    if len(parts) == 1:
+        return of(x).nanmean(0) if rows_only else of(x).nanmean()
+    shape = x.shape[1:] if rows_only else ()
+    total, count = x.new_zeros(shape), x.new_zeros(shape)
+    for part in parts:
+        value = of(part)
+        total += value.nansum(0) if rows_only else value.nansum()
+        count += (~value.isnan()).sum(0) if rows_only else (~value.isnan()).sum()
+    return total / count
+
+
+def center(x: Tensor) -> Tensor:
+    """The mean of each column of x [n, …], 0 where nothing is seen."""
+    return mean(x).nan_to_num(0.0)
+
+
+def spread(x: Tensor, about: Tensor, rows_only: bool = True) -> Tensor:
+    """The standard deviation of each column (or of all entries) about `about`; 1 where nothing varies."""
+    found = mean(x, lambda rows: (rows - about).square(), rows_only).sqrt()
+    return torch.where(found > 0, found, torch.ones_like(found))  # NaN > 0 is false: an unobserved column
