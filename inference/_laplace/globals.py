@@ -20,6 +20,7 @@ from torch import Tensor
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.start import Start, begin
 from inference._method.task import Task
+from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
 from zoo._errors import Refusal
 
@@ -116,7 +117,7 @@ def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol
     value, hessian = _value_and_hessian(density, flat)
     for _ in range(20):
         gradient = _gradient(density, flat)
-        move = torch.linalg.solve(damped(hessian)[0], gradient)
+        move = torch.linalg.solve(definite.raised(hessian, SMALLEST_EIGENVALUE)[0], gradient)
         decrement = float(gradient @ move)  # twice the nats that the step would gain
         if decrement < 2 * tol:
             return _Peak(flat, value, hessian, True, trace)
@@ -151,35 +152,19 @@ def _value_and_hessian(density: Callable[[Tensor], Tensor], flat: Tensor) -> tup
     return value, (hessian + hessian.mT) / 2
 
 
-def _eigen(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and -vectors of S⁻¹ H S⁻¹ with S = √|diag H|, and S: free of the units of each coordinate."""
-    size = hessian.diagonal().abs().sqrt()
-    size = torch.where(size > 0, size, torch.ones_like(size))
-    values, vectors = torch.linalg.eigh(hessian / torch.outer(size, size))
-    return values, vectors, size
-
-
-def damped(hessian: Tensor) -> tuple[Tensor, int]:
-    """The Hessian with small and negative eigenvalues raised, in units of its diagonal, and how many were."""
-    if not len(hessian):
-        return hessian, 0
-    values, vectors, size = _eigen(hessian)
-    low = values < SMALLEST_EIGENVALUE
-    scaled = (vectors * values.clamp(min=SMALLEST_EIGENVALUE)) @ vectors.mT
-    return scaled * torch.outer(size, size), int(low.sum())
-
-
 def _spread(hessian: Tensor) -> Tensor:
     """A factor F with F Fᵀ the inverse Hessian on the directions that the data identify; none along the others."""
     if not len(hessian):
         return hessian
-    values, vectors, size = _eigen(hessian)
+    scaled, size = definite.unit_diagonal(hessian)
+    values, vectors = definite.eigen(scaled)
     root = torch.where(values > SMALLEST_EIGENVALUE, values.abs().clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
     return vectors * root / size.unsqueeze(1)
 
 
 def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:
-    hessian, raised = damped(peak.hessian)
+    hessian, low = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
+    raised = int(low)
     factor = _spread(peak.hessian)
     warnings = []
     if raised:
