@@ -212,7 +212,7 @@ def _settled(task: Task, found: Estimates) -> Estimates:
     """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
     if task.structure.exact == "no" or not bool(found.alone.any()):
         return found
-    lacks = task.exact.per_datum().double() - found.log_mean
+    lacks = task.engine.per_datum().double() - found.log_mean
     return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))
 
 

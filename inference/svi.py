@@ -21,6 +21,7 @@ from torch import Tensor
 
 import guides
 from guides import at
+from inference._exact.enumeration import Enumeration
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.start import Start, begin
 from inference._method.task import Task
@@ -225,7 +226,7 @@ def _bound(task: Task, guide: Any, particles: int, nearness: Nearness) -> Eviden
 
 def enumerated_bound(task: Task, guide: Any, nearness: Nearness | None = None) -> Tensor:
     """Σ_a q(a | x_i) [log p(x_i, a) − log q(a | x_i)] [N], nats: no sampling noise."""
-    exact = task.exact
+    exact = _listed(task)
     views, _ = exact.views()
     out = []
     for rows in exact.chunks():
@@ -247,11 +248,17 @@ def log_guide(task: Task, guide: Any, rows: slice) -> Tensor:
         shape[structure.data_dim - len(sites[name].event_shape)] = n
         return value.expand(shape)
 
-    every = {k: everywhere(k, v) for k, v in task.exact.assignments.items()}
+    every = {k: everywhere(k, v) for k, v in _listed(task).assignments.items()}
     conditioned = pyro.poutine.condition(at(guide, rows), data=every)
     with task.program.settings():
         trace = pyro.poutine.trace(conditioned).get_trace(task.x[rows])
-    return local_log_prob(trace, structure.data_dim, n).reshape(task.exact.A, -1).mT
+    return local_log_prob(trace, structure.data_dim, n).reshape(_listed(task).A, -1).mT
+
+
+def _listed(task: Task) -> Enumeration:
+    """The engine of a program whose latents can be enumerated."""
+    assert isinstance(task.exact, Enumeration)
+    return task.exact
 
 
 def _global_gaussian(task: Task, guide: Any, names: list[str]) -> GlobalGaussian | None:
@@ -279,8 +286,8 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
     if task.structure.local_latents:
         draws |= _local_draws(task, guide)
         if task.structure.exact == "enumerable":
-            log_q = torch.cat([log_guide(task, guide, rows) for rows in task.exact.chunks()])
-            probabilities = {n: v.numpy() for n, v in task.exact.marginals(log_q.exp()).items()}
+            log_q = torch.cat([log_guide(task, guide, rows) for rows in _listed(task).chunks()])
+            probabilities = {n: v.numpy() for n, v in _listed(task).marginals(log_q.exp()).items()}
     notes = {"epochs": len(history.objective), "particles": found.particles} | history.notes | _climbed(found.outcome)
     if nearness.of_globals is not None:
         notes["khat_of_globals"] = nearness.of_globals

@@ -67,7 +67,7 @@ class Model(PyroModule):
 
     def _parameters_from(self, x: Tensor, center: Tensor, spread: Tensor) -> None:
         K = self.K
-        rows = x[torch.linspace(0, len(x) - 1, K).round().long()]
+        rows = x[torch.linspace(0, len(x) - 1, K).round().long().clamp(max=len(x) - 1)]
         self.weights = PyroParam(torch.full((K,), 1.0 / K), constraints.simplex)
         self.locs = PyroParam(0.5 * (center + torch.where(rows.isnan(), center, rows)), constraints.real)
         if self.covariance == "full":

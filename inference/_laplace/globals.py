@@ -67,7 +67,7 @@ def _density(
     def density(flat: Tensor) -> Tensor:
         values = coordinates.unflatten(flat)
         parameters = {**theta, **{n: v for n, v in values.items() if n not in globals}}
-        evidence, prior = task.sums.log_evidence(parameters, {n: values[n] for n in globals})
+        evidence, prior = task.engine.log_evidence(parameters, {n: values[n] for n in globals})
         return evidence + prior + layout.log_abs_det(flat[places])
 
     return density
@@ -178,8 +178,8 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     noise = torch.randn(task.draws, coordinates.d, generator=generator, dtype=torch.float64).to(peak.flat.dtype)
     draws = coordinates.unflatten(peak.flat + noise @ factor.mT)
     point = {n: v for n, v in values.items() if n in globals}
-    posterior = task.exact.responsibilities(None, point)
-    means, deviations = task.exact.summary(point)
+    posterior = task.engine.responsibilities(None, point)
+    means, deviations = task.engine.summary(point)
     local = _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
     errors = _standard_errors(coordinates, peak.flat, factor)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
@@ -189,7 +189,7 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
         draws={**{n: v.detach().numpy() for n, v in draws.items()}, **local},
         means={n: v.numpy() for n, v in means.items()},
         deviations={n: v.numpy() for n, v in deviations.items()},
-        probabilities={n: v.numpy() for n, v in task.exact.marginals(posterior).items()},
+        probabilities={n: v.numpy() for n, v in task.engine.marginals(posterior).items()},
         standard_errors={n: v.numpy() for n, v in errors.items()},
         trace={"log_joint" if globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
@@ -205,11 +205,11 @@ def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> d
     if not task.structure.local_latents:
         return {}
     if not globals:
-        return {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws).items()}
+        return {n: v.numpy() for n, v in task.engine.draw(posterior, task.draws).items()}
     drawn: dict[str, list[Tensor]] = {}
     for i in range(task.draws):
         point = {n: v[i].detach() for n, v in globals.items()}
-        for name, value in task.exact.draw(task.exact.responsibilities(None, point), 1, point).items():
+        for name, value in task.engine.draw(task.engine.responsibilities(None, point), 1, point).items():
             drawn.setdefault(name, []).append(value)
     return {n: torch.cat(v).numpy() for n, v in drawn.items()}
 
@@ -227,9 +227,9 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
 
 def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
     if not point:
-        exact = Evidence.from_per_datum(task.exact.per_datum().numpy(), "exact")
+        exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact")
         # what is observed outside the data plate belongs to no datum
-        return replace(exact, value=exact.value + float(task.sums.log_evidence(None, None)[1].detach()))
+        return replace(exact, value=exact.value + float(task.engine.log_prior().detach()))
     # θ is a point: only the globals' block of the Hessian is integrated over
     _, index = coordinates.part(set(point))
     log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()

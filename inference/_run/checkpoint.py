@@ -48,7 +48,7 @@ class Checkpoints:
         self, run: Path, request: Mapping[str, Any], x: Tensor, interval: float = INTERVAL, resume: bool = False
     ) -> None:
         self.folder, self.interval, self.resume = place(run), interval, resume
-        digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(x.contiguous().numpy().data).hexdigest()
         named = {k: str(v) if isinstance(v, str | os.PathLike) else None for k, v in request.items() if k in NAMED}
         self.request = {"format": FORMAT, "version": version(), "digest": digest, **request, **named}
         self.failed = False

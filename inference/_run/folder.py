@@ -114,17 +114,14 @@ def save(fit: Fit, folder: Path) -> Path:
 
     Raises `NotWritten` where the disk is full, say; the fit is its `result`.
     """
-    from inference._run.netcdf import netcdf
+    from inference._run.netcdf import write_netcdf
 
     try:
-        contents = {
-            "fit.nc": netcdf(_bounded(fit).idata),
-            "state.safetensors": _state(fit),
-        }
+        tree, state = _bounded(fit).idata, _state(fit)
         with _atomic.workspace(folder) as work:
-            for name, content in contents.items():
-                _put(work / name, content)
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            write_netcdf(tree, work / "fit.nc")
+            _put(work / "state.safetensors", state)
+            digests = {name: _digest(work / name) for name in FILES}
             final = free(folder)
             while True:
                 fit.run = str(final)
@@ -152,16 +149,16 @@ def _bounded(fit: Fit) -> Fit:
     """The fit as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
     slots = fit.program.completes if fit.program is not None else ()  # what imputing needs stays
     kept = {k: v for k, v in fit.probabilities.items() if any(s in k for s in slots)}
-    out, left = fit, list[str]()
+    out, left = _thinned(fit)
 
     def size(one: Fit) -> int:
         arrays = [*one.predictive.values(), one.log_likelihood, *one.probabilities.values(), *one.draws.values()]
         return sum(a.nbytes for a in arrays if a is not None)
 
     for what, fewer in (
-        ("posterior predictive data", replace(fit, predictive={})),
-        ("each row's posterior probabilities", replace(fit, predictive={}, probabilities=kept)),
-        ("pointwise log-likelihoods", replace(fit, predictive={}, probabilities=kept, log_likelihood=None)),
+        ("posterior predictive data", replace(out, predictive={})),
+        ("each row's posterior probabilities", replace(out, predictive={}, probabilities=kept)),
+        ("pointwise log-likelihoods", replace(out, predictive={}, probabilities=kept, log_likelihood=None)),
     ):
         if size(out) > MOST_BYTES and size(fewer) < size(out):
             out, left = fewer, [*left, what]
@@ -175,6 +172,27 @@ def _bounded(fit: Fit) -> Fit:
     return out
 
 
+def _thinned(fit: Fit) -> tuple[Fit, list[str]]:
+    """The fit without each row's evidence, and without x under a second name, where that is too much; and what is left out."""
+    out, left = fit, list[str]()
+    told = [e for e in (fit.claimed, fit.verified) if e is not None]
+    each = [a for e in told for a in (e.per_datum, e.se_per_datum) if a is not None]
+    if sum(a.nbytes for a in each) > MOST_BYTES:
+        claimed, verified = (e and replace(e, per_datum=None, se_per_datum=None) for e in (fit.claimed, fit.verified))
+        out, left = replace(out, claimed=claimed, verified=verified), ["each row's evidence"]
+    twice = [k for k, v in fit.observed.items() if fit.x is not None and _is_view(v, fit.x)]
+    if fit.x is not None and fit.x.nbytes > MOST_BYTES and twice:
+        out = replace(out, observed={k: v for k, v in fit.observed.items() if k not in twice})
+        left.append(f"{', '.join(map(repr, twice))} of observed_data, which x is")
+    return out, left
+
+
+def _is_view(value: np.ndarray, x: np.ndarray) -> bool:
+    """Whether `value` is all of x, in the same place of the memory."""
+    one, other = value.__array_interface__, x.__array_interface__
+    return value.shape == x.shape and value.strides == x.strides and one["data"] == other["data"]
+
+
 def _state(fit: Fit) -> bytes:
     from safetensors.torch import save as as_bytes
 
@@ -182,6 +200,11 @@ def _state(fit: Fit) -> bytes:
     if fit.guide is not None:
         state |= {f"guide.{k}": v for k, v in fit.guide.state_dict().items()}
     return as_bytes({k: v.contiguous().clone() for k, v in state.items()})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _put(path: Path, content: bytes) -> None:

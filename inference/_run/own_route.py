@@ -50,7 +50,7 @@ def rows_of(task: Task) -> Tensor:
     L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
     each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
     count = max(2, min(ROWS, len(x), NUMBERS // max(1, each)))
-    return torch.linspace(0, len(x) - 1, min(count, len(x))).long().unique()
+    return torch.linspace(0, len(x) - 1, min(count, len(x))).long().clamp(max=len(x) - 1).unique()
 
 
 @torch.no_grad()

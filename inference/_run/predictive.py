@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference._exact.reading import is_same
 from inference._method.fit import Fit
 from inference._method.task import Task
 from zoo._errors import UsageError
@@ -32,7 +33,7 @@ def complete(task: Task, fit: Fit) -> None:
     fit.observed = data.observed()
     if at.theta_varies and task.structure.exact != "no":
         try:
-            rows = [task.exact.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
+            rows = [task.engine.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
             fit.log_likelihood = np.stack(rows)
         except (ValueError, torch.linalg.LinAlgError):
             fit.warnings.append(
@@ -96,12 +97,16 @@ class _Data:
             trace: Any = task.program.trace(x, raw=True)
         sites = _values(task, trace, len(x))
         self.one_site = len(observed) == 1 and _same(sites[observed[0].name], x)  # which observes x itself
+        value = trace.nodes[observed[0].name]["value"]
+        self.shared = self.one_site and isinstance(value, Tensor) and is_same(value, x)  # without a copy
         self.returned = _same(trace.nodes["_RETURN"]["value"], x)
 
     def observed(self) -> dict[str, np.ndarray]:
         """Each observed site's own part of the data, NaN where unobserved; none for a single site that is `x` itself."""
         if self.one_site and self._task.structure.observed[0].name == WHOLE:
             return {}
+        if self.shared:
+            return {self._task.structure.observed[0].name: self._task.x.numpy()}
         with torch.random.fork_rng(devices=[]):
             values = _values(self._task, self._task.program.trace(self._task.x, raw=True), len(self._task.x))
         return {_name(k): v.numpy() for k, v in values.items()}

@@ -13,8 +13,8 @@ import torch
 
 from inference._run.entrance import entrance
 from inference._run.failures import in_words
-from zoo import _options, _registry
-from zoo._data import datasets
+from zoo import _columns, _options, _registry
+from zoo._data import datasets, mapped
 from zoo._errors import UsageError, unknown
 from zoo._program import program as _program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure, describe
@@ -72,13 +72,14 @@ def prepare(
     target, name = _program.resolve(model)
     mine = _split(options, _program.option_schema(target), modules, methods, name)
     loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
-    # in memory that torch aligned: else the last bits may differ
-    x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)).clone(), None
+    x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)), None
+    if x.dtype == torch.float64 and not mapped.is_private(loaded.x):
+        x = x.clone()  # the caller's own array stays his; in memory that torch aligned, else the last bits may differ
     if loaded.options.get("binarize") == "dynamic":
         x, intensities = _one_binarisation(x, seed), x
     elif x.dtype == torch.float64:  # one copy of the data is enough
         loaded = replace(loaded, x=x.numpy())
-    if x.dtype == torch.float32 and bool((x.abs() > FLOAT32_SQUARES).any()):
+    if x.dtype == torch.float32 and _columns.any_above(x, FLOAT32_SQUARES):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
     program = _program.load(model, x, mine, like=built_on)
@@ -87,8 +88,8 @@ def prepare(
     network = program.has_networks and not any(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
-    large = x.numel() > LARGE_NUMBERS and not bool((x.abs() > FLOAT32_SQUARES).any())
-    if dtype == "auto" and (structure.exact == "no" or network) and large:
+    large = dtype == "auto" and (structure.exact == "no" or network) and x.numel() > LARGE_NUMBERS
+    if large and not _columns.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from zoo._data import mapped
 from zoo._data.catalogue import PARTS, SETS, SHA256, URLS
 from zoo._data.columns import is_frame
 from zoo._data.files import SUFFIXES, Raw, as_float, from_array, from_csv, from_numpy, near_files
 from zoo._errors import UsageError, unknown
 
+BLOCK = 2**21  # numbers that are worked on at once
 _HALVES = ("top", "bottom", "left", "right")
 
 
@@ -124,9 +126,15 @@ def _read(spec: Any) -> tuple[Raw, str]:
     if not os.path.isfile(path):
         raise UsageError(f"there is no file '{spec}'; {near_files(path)}")
     try:
-        content = path.read_bytes()
+        if whole := not mapped.worth_mapping(path):
+            content = path.read_bytes()
+        else:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"'{spec}' cannot be read: {error.strerror or error}.") from None
+    if not whole:
+        return from_numpy(path, f"'{spec}'", f"{path.name}, sha256 {digest[:16]}"), path.stem
     source = f"{path.name}, sha256 {hashlib.sha256(content).hexdigest()[:16]}"
     reader = from_csv if path.suffix.lower() == ".csv" else from_numpy
     return reader(content, f"'{spec}'", source), path.stem
@@ -231,7 +239,7 @@ def _prepare(raw: Raw, name: str, options: dict[str, Any], how: Any, share: floa
     if "standardize" in options:
         x, center, scale = _standardize(raw, x)
     if "missing" in options:
-        truth, x = x, _hide(raw, x, options["missing"], share, seed)
+        truth, x = x.copy(), _hide(raw, x, options["missing"], share, seed)
     # The columns of a hidden half are hidden on purpose, and need no warning.
     _warn_unobserved(raw, x, x if truth is None or share is not None else truth)
     warnings = tuple(raw.warnings)
@@ -270,24 +278,40 @@ def _binarize(raw: Raw, x: np.ndarray, how: Any, seed: int) -> np.ndarray:
 
 def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(x - center) / scale, center and scale; a column that does not vary is only centred."""
-    seen = ~np.isnan(x)
-    some, count = seen.any(axis=0), np.maximum(seen.sum(axis=0), 1)
-    low, high = np.where(seen, x, np.inf).min(axis=0), np.where(seen, x, -np.inf).max(axis=0)
+    count, low, high, total = 0, np.inf, -np.inf, 0.0
+    for rows in _blocks(x):
+        seen = ~np.isnan(rows)
+        count, total = count + seen.sum(axis=0), total + np.where(seen, rows, 0.0).sum(axis=0)
+        low = np.minimum(low, np.where(seen, rows, np.inf).min(axis=0))
+        high = np.maximum(high, np.where(seen, rows, -np.inf).max(axis=0))
+    some, count = count > 0, np.maximum(count, 1)
     constant = low == high  # by its values, for rounding in the mean may leave a tiny deviation
-    center = np.where(constant, low, np.where(seen, x, 0.0).sum(axis=0) / count)
-    scale = np.sqrt((np.where(seen, x - center, 0.0) ** 2).sum(axis=0) / count)
+    center = np.where(constant, low, total / count)
+    squares = sum((np.where(np.isnan(rows), 0.0, rows - center) ** 2).sum(axis=0) for rows in _blocks(x))
+    scale = np.sqrt(squares / count)
     flat = constant | (scale == 0)  # deviations under 1e-162 square to 0
     if (flat & some).any():
         which = raw.some_columns(flat & some)
         raw.warnings.append(f"{which} constant in {raw.what}: standardize only subtracts the value.")
     scale = np.where(flat, 1.0, scale)
-    return (x - center) / scale, center, scale
+    out = x - center
+    out /= scale
+    return out, center, scale
+
+
+def _blocks(x: np.ndarray) -> list[np.ndarray]:
+    """The rows of x in blocks, of which a temporary is small."""
+    step = max(1, BLOCK // max(1, x[:1].size))
+    return [x[start : start + step] for start in range(0, len(x), step)]
 
 
 def _hide(raw: Raw, x: np.ndarray, missing: str, share: float | None, seed: int) -> np.ndarray:
     """A copy of x with more entries unobserved: half of each image, or each with probability ``share``."""
     if share is not None:
-        return np.where(_stream(seed, 2).random(x.shape) < share, np.nan, x)
+        stream, out = _stream(seed, 2), x.copy()
+        for rows in _blocks(out):
+            rows[stream.random(rows.shape) < share] = np.nan
+        return out
     if _is_file(missing):
         return np.where(_mask(raw, x, missing), np.nan, x)
     if raw.image_shape is None:
@@ -329,12 +353,12 @@ def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
 
 def _warn_unobserved(raw: Raw, x: np.ndarray, by_column: np.ndarray) -> None:
     """Note the rows and columns with nothing observed; a whole set with nothing observed is an error."""
-    empty = np.flatnonzero(np.isnan(x.reshape(len(x), -1)).all(axis=1))
+    empty = np.flatnonzero(np.concatenate([np.isnan(rows.reshape(len(rows), -1)).all(axis=1) for rows in _blocks(x)]))
     if len(empty) == len(x):
         raise UsageError(f"{raw.what} has no observed entry at all; give some numbers.")
     if len(empty):
         found = f"{len(empty)} of {len(x)} rows of {raw.what} have nothing observed"
         raw.warnings.append(f"{found} ({raw.place(empty)}); they are carried along.")
-    void = np.isnan(by_column).all(axis=0)
+    void = np.all([np.isnan(rows).all(axis=0) for rows in _blocks(by_column)], axis=0)
     if void.any():
         raw.warnings.append(f"{raw.some_columns(void)} never observed in {raw.what}.")

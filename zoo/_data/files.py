@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from zoo._data import mapped as mapped_file
 from zoo._data.catalogue import SETS
 from zoo._data.columns import default_names, from_frame, from_objects, is_frame
 from zoo._errors import UsageError
 
 _MISSING = {"", "NA", "NaN", "nan", "?"}
 _HUGE = 1e150  # the square of anything larger may overflow float64, and every Gaussian squares its data
-_ROWS = 65_536  # that are checked at once
+_NUMBERS = 2**20  # that are checked at once
 SUFFIXES = (".csv", ".npy", ".npz")
 
 
@@ -106,13 +107,17 @@ def _numbers_of(value: Any, what: str) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise UsageError(f"{what} has the type {x.dtype}; give real numbers, and NaN for the unobserved.")
     with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below
-        return np.ma.filled(x.astype(np.float64), np.nan) if np.ma.isMaskedArray(x) else x.astype(np.float64)
+        if np.ma.isMaskedArray(x):
+            return np.ma.filled(x.astype(np.float64), np.nan)
+        mapped = mapped_file.private(x)
+        return x.astype(np.float64, copy=False) if mapped is None else mapped
 
 
 def _check_finite(raw: Raw) -> Raw:
     """The same data, when no entry is infinite or too large to square."""
-    for first in range(0, len(raw.x), _ROWS):
-        bad = np.abs(raw.x[first : first + _ROWS]) > _HUGE  # False for NaN
+    step = max(1, _NUMBERS // max(1, raw.x[:1].size))
+    for first in range(0, len(raw.x), step):
+        bad = np.abs(raw.x[first : first + step]) > _HUGE  # False for NaN
         if not bad.any():
             continue
         row, *at = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -124,16 +129,22 @@ def _check_finite(raw: Raw) -> Raw:
     return raw
 
 
-def from_numpy(content: bytes, what: str, source: str) -> Raw:
-    """The array of a .npy file; of a .npz file the only array, or the one named x, and its labels if any."""
+def from_numpy(content: bytes | Path, what: str, source: str) -> Raw:
+    """The array of a .npy file; of a .npz file the only array, or the one named x, and its labels if any.
+
+    `content`: the file's bytes, or its path, where it is to be mapped.
+    """
     try:
-        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(content, Path):
+            loaded = mapped_file.open_private(content)
+        else:
+            loaded = np.load(io.BytesIO(content), allow_pickle=False)
         _check_size(loaded)
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     except MemoryError:
         raise UsageError(f"{what} unpacks to more than the memory holds; save fewer rows.") from None
     except Exception as error:  # damaged bytes raise a dozen kinds: of zip, zlib, tokenize, numpy
-        if str(error).startswith("Object arrays"):
+        if str(error).startswith(("Object arrays", "Array can't be memory-mapped: Python objects")):
             raise UsageError(f"{what} holds Python objects, which are not loaded; save numbers.") from None
         # Not numpy's own text: for any bytes that it does not know it speaks of pickles.
         raise UsageError(f"{what} is empty, cut short or not a NumPy file; save it again.") from None

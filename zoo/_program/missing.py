@@ -28,6 +28,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo import _columns
 from zoo._errors import UsageError
 from zoo._program.trace import is_local
 
@@ -130,7 +131,7 @@ def complete_data() -> Iterator[None]:
 
 def holds_nan(value: Tensor) -> bool:
     """Whether any entry is NaN; one sum where none is, which is a tenth of the cost of asking each."""
-    return not _complete and bool(value.sum().isnan()) and bool(value.isnan().any())
+    return not _complete and bool(value.sum().isnan()) and _columns.any_missing(value)
 
 
 class Counting(Messenger):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zoo import _columns
 from zoo._errors import UsageError
 from zoo._program.contract import check_contract, check_growth, check_support, plain
 from zoo._program.latents import cardinality
@@ -191,7 +192,7 @@ def _readings(program: Program, probe: Tensor, nodes: list[Any], data_dim: int) 
 
 def _check_holes(program: Program, x: Tensor, nodes: list[Any], data_dim: int) -> None:
     """No density may depend on an entry that is missing: every column is looked at in a row where it is."""
-    holes = _covering_rows(x, x.isnan().flatten(1).any(1))
+    holes = _covering_rows(x, _columns.missing_in_rows(x) > 0)
     for index in holes.split(READ_ROWS[0]) if len(holes) else ():
         for name, site in _reading_with_holes(program, x[index], nodes, data_dim).sites.items():
             if site.missing:
@@ -276,10 +277,11 @@ def _probe_rows(x: Tensor, completed: bool) -> Tensor:
 
     `completed`: missing entries become latents, and rows with some of them missing tell about those.
     """
-    missing = x.isnan().flatten(1).sum(1)
+    missing = _columns.missing_in_rows(x)
     count = max(int((missing == missing.min()).sum()), min(len(x), PROBE_ROWS))
-    fullest = missing.argsort(stable=True)[:count].sort().values
-    fullest = fullest[_spread(count, PROBE_ROWS)]
+    fullest = _spread(count, PROBE_ROWS)
+    if count < len(x):
+        fullest = missing.argsort(stable=True)[:count].sort().values[fullest]
     if not completed:
         return x[fullest]
     holed = ((missing > 0) & (missing < x[0].numel())).nonzero()[:, 0]
@@ -289,7 +291,8 @@ def _probe_rows(x: Tensor, completed: bool) -> Tensor:
 
 def _spread(count: int, most: int) -> Tensor:
     """At most `most` of the numbers 0 … count − 1, evenly spread."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long().unique()
+    # in float32, which rounds up from 2^24 on
+    return torch.linspace(0, count - 1, min(count, most)).round().long().clamp(max=count - 1).unique()
 
 
 def _quadratic(
@@ -331,8 +334,8 @@ def _reading_with_holes(program: Program, rows: Tensor, nodes: list[Any], data_d
 
 def _covering(x: Tensor) -> Tensor:
     """A few partly missing rows, chosen so that as many entries as can be are missing in one of them."""
-    missing = x.isnan().flatten(1)
-    return x[_covering_rows(x, missing.any(1) & ~missing.all(1))]
+    missing = _columns.missing_in_rows(x)
+    return x[_covering_rows(x, (missing > 0) & (missing < x[:1].numel()))]
 
 
 def _covering_rows(x: Tensor, among: Tensor) -> Tensor:

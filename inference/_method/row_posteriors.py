@@ -1,0 +1,51 @@
+"""What a fit of an exact program holds of each row's posterior: all of it, or of very large data nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from inference._method.task import Task
+
+MOST_NUMBERS = 2**25  # 256 MB in float64
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RowPosteriors:
+    """Site → draws [draws, N, …], means and deviations [N, …], probabilities [N, K]; and why there are none."""
+
+    draws: Arrays = field(default_factory=dict)
+    means: Arrays = field(default_factory=dict)
+    deviations: Arrays = field(default_factory=dict)
+    probabilities: Arrays = field(default_factory=dict)
+    left_out: str = ""
+
+    @classmethod
+    def of(cls, task: Task, globals: dict[str, Tensor]) -> RowPosteriors:
+        """Those of the exact engine at the program's θ and these globals."""
+        exact, structure = task.engine, task.structure
+        states = structure.assignments if structure.discrete_locals else 0
+        latents = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
+        numbers = len(task.x) * (states + 2 * latents)
+        if numbers > MOST_NUMBERS:
+            return cls(
+                left_out=f"left out: the posteriors of {len(task.x):,} rows are {numbers:,} numbers, over the limit of "
+                f"{MOST_NUMBERS:,}"
+            )
+        posterior = exact.responsibilities(None, globals) if states else None
+        means, deviations = exact.summary(globals)
+        return cls(
+            draws=_arrays(exact.draw(posterior, task.draws, globals)),
+            means=_arrays(means),
+            deviations=_arrays(deviations),
+            probabilities={} if posterior is None else _arrays(exact.marginals(posterior)),
+        )
+
+
+def _arrays(values: dict[str, Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in values.items()}
