@@ -54,7 +54,7 @@ def test_the_evidence_has_the_same_gradient(name):
     for engine in both(it):
         leaves = {n: v.detach().clone().requires_grad_() for n, v in it.program.values().items()}
         gradients.append(torch.autograd.grad(engine.log_evidence(leaves)[0], list(leaves.values())))
-    for full, mine in zip(*gradients, strict=True):
+    for mine, full in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, full, rtol=1e-8, atol=1e-8)
 
 

@@ -37,7 +37,8 @@ class Gaussian:
         """T⁻¹ M [A, E, k] for M [A, E, k], where T Tᵀ = S."""
         if self.diagonal:
             return matrix / self.scale.unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.scale, matrix, upper=False)
+        white: Tensor = torch.linalg.solve_triangular(self.scale, matrix, upper=False)
+        return white
 
     def log_det(self) -> Tensor:
         """½ log det S [A]."""
@@ -88,6 +89,7 @@ def scale_of(form: str, given: Tensor) -> Tensor:
     """[A, E] standard deviations, or the Cholesky factor [A, E, E]."""
     if form in ("scale", "scale_tril"):
         return given
-    if form == "covariance_matrix":
-        return torch.linalg.cholesky(given)
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(given)))
+    if form == "precision_matrix":
+        given = torch.cholesky_inverse(torch.linalg.cholesky(given))
+    tril: Tensor = torch.linalg.cholesky(given)
+    return tril

@@ -173,7 +173,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         else:
             residual = mean[..., g.place] - fitted - g.offset
         if not g.diagonal:
-            white = torch.linalg.solve_triangular(g.scale, residual.permute(1, 2, 0), upper=False)
+            white: Tensor = torch.linalg.solve_triangular(g.scale, residual.permute(1, 2, 0), upper=False)
             return -0.5 * white.square().sum(1).mT - g.log_det() - 0.5 * residual.shape[-1] * LOG_2PI
         squares = (residual / g.scale).square()
         if mask is None:

@@ -226,13 +226,16 @@ def _ridge(matrix: Tensor) -> Tensor:
 
 
 def _row_by_row(zz: Tensor, target: Tensor, free: Tensor) -> Tensor:
+    if bool(free.all()) and zz.shape[1] == 1:
+        together: Tensor = torch.linalg.solve(_ridge(zz[:, 0]), target.mT).mT
+        return together
     if bool(free.all()):
-        if zz.shape[1] == 1:
-            return torch.linalg.solve(_ridge(zz[:, 0]), target.mT).mT
-        return torch.linalg.solve(_ridge(zz), target.unsqueeze(-1)).squeeze(-1)
+        each: Tensor = torch.linalg.solve(_ridge(zz), target.unsqueeze(-1)).squeeze(-1)
+        return each
     mask = free.to(zz.dtype)
     system = zz * mask.unsqueeze(-1) * mask.unsqueeze(-2) + torch.diag_embed(1 - mask)
-    return torch.linalg.solve(_ridge(system), (target * mask).unsqueeze(-1)).squeeze(-1) * mask
+    masked: Tensor = torch.linalg.solve(_ridge(system), (target * mask).unsqueeze(-1)).squeeze(-1) * mask
+    return masked
 
 
 def _all_at_once(g: Gaussian, zz: Tensor, target: Tensor, index: Tensor, free: Tensor, count: int) -> Tensor:
@@ -286,7 +289,7 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
         floor.resting[pool.theta] = low
     clipped = (vectors * torch.maximum(eigenvalues, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
     covariance = torch.where(low[:, None, None], clipped, covariance)
-    tril = torch.linalg.cholesky(covariance)
+    tril: Tensor = torch.linalg.cholesky(covariance)
     form = {"scale_tril": tril, "covariance_matrix": covariance, "precision_matrix": torch.cholesky_inverse(tril)}
     return form[g.form].reshape(pool.value.shape)
 

@@ -62,4 +62,5 @@ def inverse_tril(precision: Tensor) -> Tensor:
     """
     lower = torch.linalg.cholesky(precision.flip((-2, -1))).flip((-2, -1)).mT.contiguous()  # Uᵀ
     identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
-    return torch.linalg.solve_triangular(lower, identity.expand_as(precision), upper=False)
+    out: Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(precision), upper=False)
+    return out

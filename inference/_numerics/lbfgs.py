@@ -85,7 +85,7 @@ def minimise(
         )
         try:
             with torch.enable_grad():
-                optimiser.step(evaluate)  # type: ignore[no-untyped-call]
+                optimiser.step(evaluate)
             ended = bool(optimiser.state[parameters[0]]["n_iter"] < max_iter)
             break
         except OUTSIDE:

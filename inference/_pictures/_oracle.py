@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from inference._exact.enumeration import Enumeration, View
+from inference._exact.densities import View
+from inference._exact.enumeration import Enumeration
 from inference._families import _all
 from inference._method.task import Task
 from inference._pictures._style import percent, plain
