@@ -223,7 +223,8 @@ def test_threads_take_turns(usual):
 
 def test_a_fork_while_another_thread_fits_can_fit_too():
     script = (
-        "import os, threading, torch\nfrom latent_zoo import run\nfrom inference._run.entrance import entrance\ntorch.set_num_threads(1)\n"
+        "import os, threading, torch\nfrom latent_zoo import run\n"
+        "from inference._run.entrance import entrance\ntorch.set_num_threads(1)\n"
         "held, go = threading.Event(), threading.Event()\n"
         "@entrance\ndef hold():\n    held.set(); go.wait()\n"
         "threading.Thread(target=hold).start(); held.wait()\n"

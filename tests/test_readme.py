@@ -58,6 +58,19 @@ def test_the_commands_of_the_table_run(tmp_path, monkeypatch):
         assert result.exit_code == 0, f"zoo {command}: {result.output}"
 
 
+def test_the_five_lines_for_a_table_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{i % 7},{i % 5 or ''}\n" for i in range(40)]
+    (tmp_path / "table.csv").write_text("a,b\n" + "".join(lines), encoding="utf-8")
+    (tmp_path / "new.csv").write_text("b,a\n1,2\n,3\n", encoding="utf-8")
+    section = README.split("## Your own table")[1].split("```")[1]
+    commands = section.removeprefix("sh\n").strip().splitlines()
+    assert len(commands) == 5
+    for command in commands:
+        result = CliRunner().invoke(app, command.split()[1:])
+        assert result.exit_code == 0, f"{command}: {result.output}"
+
+
 def test_the_python_of_the_readme_runs():
     code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "from latent_zoo import" in c)
     scope: dict[str, object] = {}
