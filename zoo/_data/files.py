@@ -110,7 +110,7 @@ def _numbers_of(value: Any, what: str) -> np.ndarray:
         if np.ma.isMaskedArray(x):
             return np.ma.filled(x.astype(np.float64), np.nan)
         mapped = mapped_file.private(x)
-        return x.astype(np.float64, copy=False) if mapped is None else mapped
+        return x.astype(np.float64, copy=not x.flags.writeable) if mapped is None else mapped
 
 
 def _check_finite(raw: Raw) -> Raw:
