@@ -24,6 +24,7 @@ from inference._method.fit import Evidence, Fit
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import lbfgs
+from inference._sampling.khat import count_above, of_rows
 
 SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
 RISE = 1e-4  # nats a datum that an epoch should gain, smoothed
@@ -255,9 +256,9 @@ def _warnings(task: Task, modes: Modes, drawn: _Drawn, history: _History, option
             f"the Hessian at the mode is not positive definite for {damped} of {n} data, and was damped: their posteriors "
             "are flat in some direction, and their evidence cannot be trusted."
         )
-    if drawn.khat is not None and (bad := int((~(drawn.khat <= 0.7)).sum())):
+    if drawn.khat is not None and (bad := count_above(drawn.khat)):
         out.append(
-            f"k-hat is above 0.7 for {bad} of {n} data: their posteriors have tails that a Gaussian lacks, and the evidence "
+            f"{of_rows(bad, n)}: their posteriors have tails that a Gaussian lacks, and the evidence "
             "claimed for them is to be checked by another method at the same θ (zoo infer RUN --method ais)."
         )
     if not history.converged:

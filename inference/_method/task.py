@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
-import time
-from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +14,7 @@ from torch import Tensor
 from inference._exact.choose import engine_for
 from inference._exact.engine import AnyEngine, Plan, Rows, Statistics
 from inference._families._family import Floor
+from inference._method.progress import Step, progress
 from inference._numerics.coordinates import bijection
 from inference._run.checkpoint import Checkpoints
 from zoo._program.program import Program
@@ -135,17 +133,12 @@ class Task:
             trace = self.program.trace(self.x[:2])
         return {n: trace.nodes[n]["fn"] for n in names}
 
-    @contextlib.contextmanager
-    def progress(self, what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    def progress(self, what: str, total: int | None = None) -> AbstractContextManager[Step]:
         """A progress bar on standard error, shown once the work has taken two seconds.
 
         Yields a function to call at every step: `step(advance=1, note="")`.
         """
-        bar = _Bar(what, total, self.quiet)
-        try:
-            yield bar.step
-        finally:
-            bar.close()
+        return progress(what, total, self.quiet)
 
 
 def _center(fn: Any) -> Tensor:
@@ -161,33 +154,3 @@ def _center(fn: Any) -> Tensor:
         example = fn.sample()
     transform = bijection(fn.support)
     return transform(torch.zeros_like(transform.inv(example)))
-
-
-class _Bar:
-    def __init__(self, what: str, total: int | None, quiet: bool) -> None:
-        self.what, self.total, self.quiet = what, total, quiet
-        self.done, self.began, self.id = 0, time.monotonic(), None
-        self.bar: Any = None
-
-    def step(self, advance: int = 1, note: str = "") -> None:
-        self.done += advance
-        if self.quiet or time.monotonic() - self.began < 2.0:
-            return
-        if self.bar is None:
-            self._open()
-        self.bar.update(self.id, completed=self.done, note=note)
-
-    def _open(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(file=sys.stderr)
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
-        columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.id = self.bar.add_task(self.what, total=self.total, note="")
-        self.bar.start()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()

@@ -30,6 +30,7 @@ from inference._method.task import Task
 from inference._run import own_route
 from inference._run.own_route import Disagreement, tolerance
 from inference._sampling import particles, weights
+from inference._sampling.khat import of_globals
 from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
 
 OWN_NUMBERS = 2**30  # of data × joint values, some twenty seconds of them
@@ -153,7 +154,7 @@ def _integrate_globals(task: Task, fit: Fit, q: GlobalGaussian) -> Evidence:
     fit.notes["khat_of_globals"] = khat
     if bool(told.doubtful[0]):
         fit.warnings.append(
-            f"k-hat of the Gaussian over the global latents is {khat:.2f} with {float(told.ess[0]):.0f} effective draws of "
+            f"{of_globals(khat)} with {float(told.ess[0]):.0f} effective draws of "
             f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
         )
     return replace(told.evidence(), per_datum=None, se_per_datum=None)

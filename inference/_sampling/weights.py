@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference._numerics.slices import fitting, slices
 from zoo._errors import Refusal
 from zoo._program.latents import by_datum
 from zoo._program.program import Program
@@ -211,8 +212,7 @@ def _shaped(value: Tensor, samples: int, n: int) -> Tensor:
 
 def chunks(x: Tensor, samples: int) -> Iterator[slice]:
     """Slices of rows for which `samples` draws a row fit in memory."""
-    size = max(1, NUMBERS // max(1, samples * x[0].numel()))
-    yield from (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
+    return slices(len(x), fitting(NUMBERS, samples * x[0].numel()))
 
 
 def affordable(x: Tensor, most: int, least: int) -> int:

@@ -16,6 +16,8 @@ from torch import Tensor
 from guides import at
 from inference._method.task import Task
 from inference._sampling import weights
+from inference._sampling.khat import LIMIT, count_above, of_rows
+from inference._sampling.khat import of_globals as khat_of_globals
 from inference._training.fixed_draws import FixedDraws
 
 DRAWS = 200
@@ -58,14 +60,14 @@ class Nearness:
         """In words; `verified`: k-hat of the globals is told by whoever verifies the evidence."""
         out = []
         khat, ess = self.khat, self.ess
-        if khat is not None and ess is not None and (bad := int((~(khat <= 0.7) & ~(ess >= EQUAL * self.draws)).sum())):
+        if khat is not None and ess is not None and (bad := count_above(khat, but=ess >= EQUAL * self.draws)):
             out.append(
-                f"k-hat is above 0.7 for {bad} of {len(khat)} data: the bound holds, but q is not near their "
+                f"{of_rows(bad, len(khat))}: the bound holds, but q is not near their "
                 "posteriors, and draws of their latents are q's."
             )
-        if self.of_globals is not None and not self.of_globals <= 0.7 and not verified:
+        if self.of_globals is not None and not self.of_globals <= LIMIT and not verified:
             out.append(
-                f"k-hat of the Gaussian over the global latents is {self.of_globals:.2f}, above 0.7: the bound holds, but "
+                f"{khat_of_globals(self.of_globals)}, above {LIMIT}: the bound holds, but "
                 "their posterior is not close to such a Gaussian."
             )
         return out
