@@ -7,7 +7,9 @@ claims is exact: log p(x; θ̂), given the globals at their mode where there are
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch.distributions import transform_to
 from inference._exact.engine import Statistics
 from inference._families._family import Floor
 from inference._method.fit import Evidence, Fit
+from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest
 from inference._method.task import Task
@@ -66,7 +69,10 @@ def fit(
     default only a variance that falls to rounding is held, at a millionth.
     """
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
-        return _in_double(task, max_iter, tol, restarts, start, floor, accelerate)
+        in_double = partial(
+            fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
+        )
+        return _in_double(task, in_double)
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
     initial = task.theta()
@@ -88,14 +94,13 @@ def fit(
     return _result(task, best, climbs, floor or FLOOR)
 
 
-def _in_double(task: Task, *options: Any) -> Fit:
+def _in_double(task: Task, fit: Callable[[Task], Fit]) -> Fit:
     """The fit in float64, because sums of squares in float32 keep no digits of a narrow cluster; its θ is rounded at the end.
 
     The claim is of the rounded θ, in float64.
     """
-    names = ("max_iter", "tol", "restarts", "start", "floor", "accelerate")
     wide, dtype = task.doubled(), task.x.dtype
-    found = fit(wide, **dict(zip(names, options, strict=True)))
+    found = fit(wide)
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
@@ -112,7 +117,7 @@ class _Options:
     max_iter: int
     tol: float
     accelerate: bool
-    step: Any
+    step: Step
 
 
 @dataclass
@@ -129,6 +134,16 @@ class _Climb:
     starts: dict[str, float] = field(default_factory=dict)
     left: float = 0.0  # nats that are still to be had, where that was looked at
     stuck: str = ""  # why it ended before it converged
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Where a climb was: θ in unconstrained coordinates, the globals, the E-step there, and the variances held up."""
+
+    free: dict[str, Tensor]
+    globals: dict[str, Tensor]
+    stats: Statistics
+    held: set[tuple[str, int]]
 
 
 class _Lost(Exception):
@@ -169,7 +184,7 @@ class _State:
                 f"em: log p(x) is {value} where learning begins: some rows have no density there. Start from other values."
             )
         self.surface: Surface | None = None
-        self.last: Any = None  # what was kept before the last step
+        self.last: _Kept | None = None  # where it was before the last step
         self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
         self.next_climb = NUMERIC if self.how.numeric or self.globals else SLOW
 
@@ -211,7 +226,7 @@ class _State:
             ) from error
         self._judge(kept, stats, value, wrong)
 
-    def _judge(self, kept: Any, stats: Statistics, value: float, wrong: list[str]) -> None:
+    def _judge(self, kept: _Kept, stats: Statistics, value: float, wrong: list[str]) -> None:
         """Keep a step, or undo it."""
         last = self.record.objective[-1]
         if self.leap.fresh:
@@ -232,8 +247,8 @@ class _State:
             raise _Lost(BORDER)
         if self.floor.fell:  # a variance that had collapsed was raised to the floor: from here it is another climb
             self.record.objective.clear()
-            self.leap, kept = Leap(self.task), None
-        self.last = kept
+            self.leap = Leap(self.task)
+        self.last = None if self.floor.fell else kept
         self._accept(stats, value)
 
     def _make_numeric(self, wrong: list[str]) -> None:
@@ -254,23 +269,23 @@ class _State:
         self.record.objective.append(value)
         self.options.step(note=f"log p(x) {value:.4f}")
 
-    def _take_back(self, kept: Any, drop: int = 0) -> None:
+    def _take_back(self, kept: _Kept, drop: int = 0) -> None:
         """Undo a leap: on from the plain step that it had set out from."""
         del self.record.objective[len(self.record.objective) - drop :]
         self.floor.clear()
-        self.floor.held = kept[3]
+        self.floor.held = kept.held
         self.globals, self.last = self.leap.back(self.record.objective), None
         self._accept(*self._e_step())
 
-    def _keep(self) -> Any:
+    def _keep(self) -> _Kept:
         free = {n: p.detach().clone() for n, p in self.task.program.unconstrained().items()}
-        return free, self.globals, self.stats, set(self.floor.held)
+        return _Kept(free, self.globals, self.stats, set(self.floor.held))
 
     @torch.no_grad()
-    def _restore(self, kept: Any) -> None:
-        free, self.globals, self.stats, self.floor.held = kept
+    def _restore(self, kept: _Kept) -> None:
+        self.globals, self.stats, self.floor.held = kept.globals, kept.stats, kept.held
         for name, parameter in self.task.program.unconstrained().items():
-            parameter.copy_(free[name])
+            parameter.copy_(kept.free[name])
 
     # -------------------------------------------------------------------------------------------------- when to end
 
@@ -290,9 +305,8 @@ class _State:
         assert self.surface is not None
         earlier = None
         if self.last is not None and not self.stats.need_responsibilities:
-            free, globals, stats, _ = self.last
-            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in free.items()}
-            earlier = self.surface.of(theta, stats, before, globals)
+            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
+            earlier = self.surface.of(theta, self.last.stats, before, self.last.globals)
         climb.left = self.surface.remaining(spot, earlier)
         if climb.left <= ENOUGH and self.options.accelerate and self.exact.smallest(self.stats) < STIFF:
             climb.left = self._newton(spot)

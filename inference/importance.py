@@ -9,7 +9,6 @@ otherwise a lower bound (`estimates`; Vehtari et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -24,6 +23,7 @@ from inference._density import guide as _mode_guide
 from inference._density import local, modes
 from inference._method.estimates import Estimates
 from inference._method.fit import Fit
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._sampling import particles as _particles
@@ -162,7 +162,7 @@ class _Estimator:
         return weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
 
-def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Callable[..., None]) -> Fit:
+def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Step) -> Fit:
     structure, N = task.structure, len(task.x)
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
     parts: list[Estimates] = []

@@ -23,6 +23,7 @@ import guides
 from guides import at
 from inference._exact.enumeration import Enumeration
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates, bijection
@@ -153,14 +154,14 @@ class _Found:
         self.history = History(np.zeros(0), np.zeros(0), True)
         self.outcome: _climb.Outcome | None = None
 
-    def climb(self, iterations: int, step: Any) -> None:
+    def climb(self, iterations: int, step: Step) -> None:
         """By L-BFGS on fixed draws."""
         assert self.fixed is not None
         self.outcome = out = _climb.climb(self.task, self.guide, self.modules, self.fixed, iterations, step)
         self.effort = 3.0 * len(out.trace) * _climb.FIRST
         self.history = History(np.asarray(out.trace) / len(self.task.x), np.zeros(0), out.converged)
 
-    def train(self, plan: Plan, few: bool, step: Any) -> None:
+    def train(self, plan: Plan, few: bool, step: Step) -> None:
         """By Adam on mini-batches."""
         if self.fixed is not None:
             _climb.scales_from_curvature(self.fixed, self.guide, torch.Generator().manual_seed(self.task.seed))

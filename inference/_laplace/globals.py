@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import definite
@@ -94,7 +95,7 @@ class _Peak:
     trace: list[float]
 
 
-def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step) -> _Peak:
+def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step: Step) -> _Peak:
     # coordinates come in units of their own: walk in steps of about one standard deviation of each
     begin, unit = flat, _value_and_hessian(density, flat)[1].diagonal().abs().clamp(min=1e-30).rsqrt()
     unit = torch.where(unit < 1e14, unit, torch.ones_like(unit))

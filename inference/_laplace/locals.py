@@ -7,9 +7,7 @@ like Gaussians: so each datum's Gaussian is checked as a proposal for importance
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from inference._density import newton
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
 from inference._method.fit import Evidence, Fit
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import lbfgs
@@ -103,9 +102,7 @@ class _Learner:
         return total
 
 
-def _all_at_once(
-    learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Callable[..., Any]
-) -> _History:
+def _all_at_once(learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Step) -> _History:
     """L-BFGS. Where the line search runs to a θ that has no density it begins again from the best, with shorter steps."""
     history, everything = _History(converged=False), torch.arange(learner.density.n)
 
@@ -122,9 +119,7 @@ def _all_at_once(
     return history
 
 
-def _in_batches(
-    learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Callable[..., Any]
-) -> _History:
+def _in_batches(learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Step) -> _History:
     """Adam (Kingma & Ba 2015); its rate is halved when an epoch gains too little, and at 1/64 of the first it ends."""
     n, batch = learner.density.n, min(options.batch, learner.density.n)
     history, generator = _History(converged=False), torch.Generator().manual_seed(seed)
@@ -201,7 +196,7 @@ class _Drawn:
         self.khat: np.ndarray | None = None  # [n]
         self.ess: np.ndarray | None = None
 
-    def run(self, step: Callable[[int], Any]) -> None:
+    def run(self, step: Step) -> None:
         from inference._run.datatree import psis
 
         values: list[dict[str, Tensor]] = []

@@ -8,7 +8,7 @@ from its best. It needs no guess of a learning rate, and no luck to know when to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,10 @@ from torch.distributions import biject_to
 
 import guides
 from guides import Derived, free_shape
+from inference._method.progress import Step
 from inference._method.task import Task
 from inference._numerics.lbfgs import Memory
+from inference._training.elbo import Objective
 from inference._training.fixed_draws import FixedDraws, Given, Noise
 from zoo._program.structure import Site
 from zoo._program.trace import local_log_prob
@@ -54,7 +56,7 @@ def climb(
     modules: Mapping[str, nn.Module],
     fixed: FixedDraws,
     iterations: int,
-    step: Callable[..., None],
+    step: Step,
 ) -> Outcome:
     """Maximise the bound over the parameters of `modules`, by at most so many iterations of L-BFGS in all.
 
@@ -118,8 +120,8 @@ def _imitate(
     teacher: Any,
     guide: Any,
     fixed: FixedDraws,
-    units: Mapping[Any, Tensor],
-    step: Callable[..., None],
+    units: Mapping[Tensor, Tensor],
+    step: Step,
 ) -> None:
     """Let the guide's q of the local latents come near the teacher's, by the likelihood of the teacher's draws."""
 
@@ -144,9 +146,9 @@ def _doubled(
     guide: Any,
     modules: Mapping[str, nn.Module],
     fixed: FixedDraws,
-    units: Mapping[Any, Tensor],
+    units: Mapping[Tensor, Tensor],
     iterations: int,
-    step: Callable[..., None],
+    step: Step,
 ) -> Outcome:
     """Climb with twice as many draws each time until that gains nothing."""
     generator = torch.Generator().manual_seed(task.seed)
@@ -183,7 +185,7 @@ def paired(values: Tensor) -> tuple[float, float]:
     return float(pairs.mean()), float(pairs.std() / len(pairs) ** 0.5)
 
 
-def _units(guide: Any) -> dict[Any, Tensor]:
+def _units(guide: Any) -> dict[Tensor, Tensor]:
     """A step in the mean of a global latent is measured by its standard deviation."""
     return {loc: scale.detach().exp() for loc, scale in _globals(guide)}
 
@@ -196,12 +198,12 @@ def _globals(guide: Any) -> list[tuple[nn.Parameter, nn.Parameter]]:
 
 
 @torch.no_grad()
-def at_the_prior(task: Task, guide: Any) -> dict[Any, Tensor]:
+def at_the_prior(task: Task, guide: Any) -> dict[Tensor, Tensor]:
     """Let q of each continuous local latent begin at the middle and the spread of its prior, and measure steps by them.
 
     A guide's last layer begins near 0 and 1, where a latent in units of its own, such as grams, may be far from.
     """
-    units: dict[Any, Tensor] = {}
+    units: dict[Tensor, Tensor] = {}
     if not isinstance(guide, Derived) or not hasattr(guide, "last_layer"):
         return units
     for site, (center, spread) in _priors(task, guide).items():
@@ -259,7 +261,7 @@ def scales_from_curvature(fixed: FixedDraws, guide: Any, generator: torch.Genera
 GROUPS, IN_A_GROUP = 8, 8  # of draws, for the gradient at the end of Adam's steps
 
 
-def stationary(task: Task, guide: Any, objective: Callable[[Any, Tensor], Tensor]) -> bool | None:
+def stationary(task: Task, guide: Any, objective: Objective) -> bool | None:
     """Whether the bound has no slope left in q of the globals: what a Newton step of each would gain, less the noise of the
     gradient, is next to nothing. None for a guide whose globals are not known."""
     pairs = [pair for pair in _globals(guide) if pair[0].numel()]
@@ -286,7 +288,7 @@ class Climb:
     Overton's 2013 bisection, which takes a step to where nothing can be computed for a step too long)."""
 
     def __init__(
-        self, draws: FixedDraws | Imitation, modules: Mapping[str, nn.Module], units: Mapping[Any, Tensor]
+        self, draws: FixedDraws | Imitation, modules: Mapping[str, nn.Module], units: Mapping[Tensor, Tensor]
     ) -> None:
         self.draws = draws
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
@@ -339,7 +341,7 @@ class Climb:
             return math.inf, gradient
         return total, gradient
 
-    def run(self, noise: Noise, iterations: int, tol: float, step: Callable[..., None], window: int = 10) -> bool:
+    def run(self, noise: Noise, iterations: int, tol: float, step: Step, window: int = 10) -> bool:
         """At most so many iterations; True where `window` of them have gained less than `tol` nats."""
         x = self.point
         value, gradient = self.evaluate(x, noise)

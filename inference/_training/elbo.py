@@ -39,7 +39,8 @@ from zoo._program.trace import (
 SUMMED_BITS = 256  # joint values of a vector of bits from which draws, whose baselines are good, are the cheaper way
 SCORE_DRAWS = 8  # of a discrete q, where none are asked for: each is the others' baseline
 
-Objective = Callable[[Any, Tensor], Tensor]
+Index = slice | Tensor  # of rows
+Objective = Callable[[Index, Tensor], Tensor]
 
 
 def objective(task: Task, guide: Any, particles: int) -> Objective:
@@ -79,7 +80,7 @@ def enumerated(task: Task, guide: Any) -> Objective:
     elbo = TraceEnum_ELBO(max_plate_nesting=task.structure.max_plate_nesting)
     N = len(task.x)
 
-    def of(rows: Any, x: Tensor) -> Tensor:
+    def of(rows: Index, x: Tensor) -> Tensor:
         q = config_enumerate(at(guide, rows), "parallel", expand=False)
         with task.program.settings(), _ScaleLocal(N / len(x)):
             # the differentiable loss refuses to be worked out where gradients are off
@@ -128,7 +129,7 @@ class Bound:
         self.K = SCORE_DRAWS if self.score and not self.weighted else particles
         self.analytic: dict[str, bool] = {}  # site → whether its divergence has a closed form that may be used
 
-    def surrogate(self, rows: Any, x: Tensor) -> Tensor:
+    def surrogate(self, rows: Index, x: Tensor) -> Tensor:
         """A scalar whose value is the bound (nats a datum) and whose gradient is an unbiased estimate of the bound's."""
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
@@ -142,7 +143,7 @@ class Bound:
         learn = (signal * log_q).sum(0)
         return (value + learn - learn.detach()).mean() + share
 
-    def _traces(self, rows: Any, x: Tensor) -> tuple[Any, Any]:
+    def _traces(self, rows: Index, x: Tensor) -> tuple[Any, Any]:
         guide = at(self.guide, rows)
         plate = DrawsOfLocals(self.structure, self.K) if self.K > 1 else None
         with self.task.program.settings():
@@ -229,7 +230,7 @@ def _vimco(log_w: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def culprit(task: Task, guide: Any, rows: Any, x: Tensor) -> str:
+def culprit(task: Task, guide: Any, rows: Index, x: Tensor) -> str:
     """Where a bound stopped being a number: the first site whose density is not finite, in words."""
     try:
         with task.program.settings(), pyro.validation_enabled(False):

@@ -18,6 +18,7 @@ from guides import at
 from inference._method.task import Task
 from inference._sampling import particles as _particles
 from inference._sampling import weights
+from inference._training.elbo import Index
 from zoo._errors import Refusal
 from zoo._program.missing import slots
 from zoo._program.structure import Structure
@@ -50,7 +51,7 @@ class Phases:
         if len(observed) != 1 or observed[0].event_shape != self.task.x.shape[1:]:
             raise Refusal("simulated data are a draw of one observed site, and the program's x is not: take insomnia=1")
 
-    def objective(self, rows: Any, x: Tensor) -> Tensor:
+    def objective(self, rows: Index, x: Tensor) -> Tensor:
         """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's.
 
         Where nothing is learned awake, its value is log q(z | x) of what is dreamt.
