@@ -10,7 +10,7 @@ otherwise a lower bound (`estimates`; Vehtari et al. 2024).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyro
@@ -153,7 +153,7 @@ class _Estimator:
     defensive: float
     filters: int | None
 
-    def draw(self, task: Task, guide: Any | None, rows: slice) -> weights.Draws:
+    def draw(self, task: Task, guide: torch.nn.Module | None, rows: slice) -> weights.Draws:
         """Weighted draws for some rows."""
         x = task.x[rows]
         if self.filters is not None:
@@ -162,7 +162,7 @@ class _Estimator:
         return weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
 
-def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Step) -> Fit:
+def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, history: History, step: Step) -> Fit:
     structure, N = task.structure, len(task.x)
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
     parts: list[Estimates] = []

@@ -53,7 +53,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
 
     def chunks(self) -> Iterator[slice]:
         """Slices of rows whose temporaries stay small."""
-        width = max(v.shape[-1] for v in self.data.values.values())
+        width = max((v.shape[-1] for v in self.data.values.values()), default=self.x[0].numel())
         per_row = self.A * (width + (self.L + 1) ** 2)
         return slices(self.N, fitting(CHUNK_NUMBERS, per_row, LEAST_ROWS, CHUNK_ROWS))
 

@@ -36,7 +36,7 @@ class Task:
     learn: bool = True
     draws: int = 200
     quiet: bool = False
-    guide: Any = None  # a guide that was fitted before, to go on from
+    guide: torch.nn.Module | None = None  # a guide that was fitted before, to go on from
     globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own

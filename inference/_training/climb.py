@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyro
 import torch
@@ -52,7 +52,7 @@ class Outcome:
 
 def climb(
     task: Task,
-    guide: Any,
+    guide: nn.Module,
     modules: Mapping[str, nn.Module],
     fixed: FixedDraws,
     iterations: int,
@@ -81,7 +81,7 @@ def climb(
     return out
 
 
-def _is_encoder(guide: Any) -> bool:
+def _is_encoder(guide: nn.Module) -> TypeGuard[Derived]:
     return isinstance(guide, Derived) and guide.recipe["name"] == "amortized"
 
 
@@ -97,7 +97,7 @@ def _free(task: Task, guide: Derived) -> Any:
 class Imitation:
     """What a guide thinks of another's draws: Σ_i log q(z_i | x_i) for each set of draws, nats."""
 
-    def __init__(self, task: Task, guide: Any) -> None:
+    def __init__(self, task: Task, guide: nn.Module) -> None:
         self.task, self.guide = task, guide
 
     def chunks(self, values: Noise) -> list[Noise]:
@@ -117,8 +117,8 @@ class Imitation:
 
 def _imitate(
     task: Task,
-    teacher: Any,
-    guide: Any,
+    teacher: nn.Module,
+    guide: nn.Module,
     fixed: FixedDraws,
     units: Mapping[Tensor, Tensor],
     step: Step,
@@ -127,7 +127,7 @@ def _imitate(
 
     def lane(noise: Noise) -> Noise:
         with Given(noise), task.program.settings():
-            trace = pyro.poutine.trace(teacher).get_trace(task.x)
+            trace: Any = pyro.poutine.trace(teacher).get_trace(task.x)
         return {name: trace.nodes[name]["value"] for name in fixed.shapes}
 
     noise = fixed.draw(FIRST // 2, torch.Generator().manual_seed(task.seed))
@@ -143,7 +143,7 @@ def allowed(task: Task) -> float:
 
 def _doubled(
     task: Task,
-    guide: Any,
+    guide: nn.Module,
     modules: Mapping[str, nn.Module],
     fixed: FixedDraws,
     units: Mapping[Tensor, Tensor],
@@ -185,20 +185,20 @@ def paired(values: Tensor) -> tuple[float, float]:
     return float(pairs.mean()), float(pairs.std() / len(pairs) ** 0.5)
 
 
-def _units(guide: Any) -> dict[Tensor, Tensor]:
+def _units(guide: nn.Module) -> dict[Tensor, Tensor]:
     """A step in the mean of a global latent is measured by its standard deviation."""
     return {loc: scale.detach().exp() for loc, scale in _globals(guide)}
 
 
-def _globals(guide: Any) -> list[tuple[nn.Parameter, nn.Parameter]]:
+def _globals(guide: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Mean and log standard deviation of each global latent, in unconstrained coordinates; none for a user's own guide."""
-    if not hasattr(guide, "bijections"):
+    if not isinstance(guide, Derived):
         return []
     return [(guide.free[f"{n}_loc"], guide.free[f"{n}_log_scale"]) for n in guide.bijections]
 
 
 @torch.no_grad()
-def at_the_prior(task: Task, guide: Any) -> dict[Tensor, Tensor]:
+def at_the_prior(task: Task, guide: nn.Module) -> dict[Tensor, Tensor]:
     """Let q of each continuous local latent begin at the middle and the spread of its prior, and measure steps by them.
 
     A guide's last layer begins near 0 and 1, where a latent in units of its own, such as grams, may be far from.
@@ -235,7 +235,7 @@ def _priors(task: Task, guide: Derived) -> dict[Site, tuple[Tensor, Tensor]]:
     return out
 
 
-def scales_from_curvature(fixed: FixedDraws, guide: Any, generator: torch.Generator, rounds: int = 3) -> None:
+def scales_from_curvature(fixed: FixedDraws, guide: nn.Module, generator: torch.Generator, rounds: int = 3) -> None:
     """Set each global latent's scale s to that of the Gaussian with the log joint's curvature, s⁻² = −E[∂² log p].
 
     The derivative of the bound in log s is 1 + s² E[∂² log p] (Bonnet's and Price's theorems), so that one gradient tells the
@@ -261,7 +261,7 @@ def scales_from_curvature(fixed: FixedDraws, guide: Any, generator: torch.Genera
 GROUPS, IN_A_GROUP = 8, 8  # of draws, for the gradient at the end of Adam's steps
 
 
-def stationary(task: Task, guide: Any, objective: Objective) -> bool | None:
+def stationary(task: Task, guide: nn.Module, objective: Objective) -> bool | None:
     """Whether the bound has no slope left in q of the globals: what a Newton step of each would gain, less the noise of the
     gradient, is next to nothing. None for a guide whose globals are not known."""
     pairs = [pair for pair in _globals(guide) if pair[0].numel()]

@@ -43,11 +43,12 @@ Index = slice | Tensor  # of rows
 Objective = Callable[[Index, Tensor], Tensor]
 
 
-def objective(task: Task, guide: Any, particles: int) -> Objective:
+def objective(task: Task, guide: torch.nn.Module | None, particles: int) -> Objective:
     """(rows, x[rows]) ↦ the bound, nats a datum, for a batch that stands for all the data: a scalar to climb."""
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
         return lambda rows, x: _log_likelihood(task, x)
+    assert guide is not None  # there are latents to draw
     if structure.discrete_locals and particles == 1 and sums_out(structure, task.limit):
         return enumerated(task, guide)
     bound = Bound(task, guide, particles)
@@ -75,7 +76,7 @@ def has_global_sites(structure: Structure) -> bool:
     return any(s.scope == "global" for s in structure.sites)
 
 
-def enumerated(task: Task, guide: Any) -> Objective:
+def enumerated(task: Task, guide: torch.nn.Module) -> Objective:
     """The ELBO with the discrete local latents summed out under the guide."""
     elbo = TraceEnum_ELBO(max_plate_nesting=task.structure.max_plate_nesting)
     N = len(task.x)
@@ -120,7 +121,7 @@ class DrawsOfLocals(pyro.plate):
 class Bound:
     """The bound by draws from the guide, `particles` for each datum."""
 
-    def __init__(self, task: Task, guide: Any, particles: int) -> None:
+    def __init__(self, task: Task, guide: torch.nn.Module, particles: int) -> None:
         structure = task.structure
         self.task, self.guide, self.structure = task, guide, structure
         self.score = {s.name for s in structure.discrete_locals}  # sites whose draws carry no gradient
@@ -230,7 +231,7 @@ def _vimco(log_w: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def culprit(task: Task, guide: Any, rows: Index, x: Tensor) -> str:
+def culprit(task: Task, guide: torch.nn.Module | None, rows: Index, x: Tensor) -> str:
     """Where a bound stopped being a number: the first site whose density is not finite, in words."""
     try:
         with task.program.settings(), pyro.validation_enabled(False):

@@ -6,7 +6,6 @@ Yao et al. 2018. A bound is a bound whatever k-hat says; means and draws are onl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyro
@@ -80,7 +79,7 @@ def of_assignments(joint: Tensor, log_q: Tensor, draws: int = DRAWS) -> Tensor:
 
 
 @torch.no_grad()
-def of_locals(task: Task, guide: Any, globals: dict[str, Tensor], effort: float, into: Nearness) -> None:
+def of_locals(task: Task, guide: torch.nn.Module, globals: dict[str, Tensor], effort: float, into: Nearness) -> None:
     """k-hat of each datum's latents given the globals, where it takes little of the fit's `effort` (runs on all data)."""
     numbers = task.x.numel()
     draws = DRAWS if DRAWS * numbers <= CHEAP else min(DRAWS, int(SHARE * effort))
@@ -93,7 +92,7 @@ def of_locals(task: Task, guide: Any, globals: dict[str, Tensor], effort: float,
 
 
 @torch.no_grad()
-def of_globals(task: Task, guide: Any, log_weights: Tensor, effort: float, into: Nearness) -> None:
+def of_globals(task: Task, guide: torch.nn.Module, log_weights: Tensor, effort: float, into: Nearness) -> None:
     """k-hat of the globals: from their log weights, known where there are no local latents; else with the local latents
     summed out, or nearly, by weighted draws of their own."""
     from inference._run.datatree import psis

@@ -6,6 +6,7 @@ else is in the batch: a batch weighed as a whole, as `pyro.infer.ReweightedWakeS
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,7 +36,7 @@ class Phases:
     """
 
     task: Task
-    guide: Any | None
+    guide: torch.nn.Module | None
     particles: int
     defensive: float = 0.0
     insomnia: float = 1.0
@@ -66,7 +67,7 @@ class Phases:
         if drawn.log_guide is None:
             return bound.mean()
         learn = self.insomnia * (drawn.log_weights.detach().softmax(0) * drawn.log_guide).sum(0)
-        if self.insomnia < 1:
+        if self.insomnia < 1 and q is not None:
             learn = learn + (1 - self.insomnia) * asleep(task, q, x, self._pool)
         return (bound + learn - learn.detach()).mean()
 
@@ -90,7 +91,7 @@ class Phases:
         return (weights.log_mean(drawn.log_weights)[0] + learn - learn.detach()).mean()
 
 
-def asleep(task: Task, guide: Any, x: Tensor, pool: Tensor | None = None) -> Tensor:
+def asleep(task: Task, guide: Callable[..., object], x: Tensor, pool: Tensor | None = None) -> Tensor:
     """log q(z | x) [n] of simulated pairs, with the entries hidden that are missing in x [n, …]; differentiable in φ.
 
     `pool`: x that were simulated before, to be drawn from.
