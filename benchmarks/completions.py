@@ -13,13 +13,15 @@ import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks._images import completing, estimates
+from benchmarks._images.estimates import GradientNoise, Guide, Point, Problem, Row
 from benchmarks._report import markdown
+from benchmarks._report.tables import NOTHING
+from benchmarks._suite.documents import Document
 from inference._method.task import Task
 from inference._run.cost import versions
 from inference._training.loop import Plan
@@ -50,7 +52,7 @@ class Sizes:
 QUICK = Sizes((1, 10, 100), 3, (5, 1), (20, 20), (60, 20), (60, 3), 5, 20, 300, 10)
 
 
-def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
+def main(json: bool = False, quick: bool = False) -> Document:
     """Estimate, print tables (with `json` the document), and keep the result and its picture; returns it.
 
     `quick`: small nets and few draws, kept nowhere.
@@ -59,7 +61,7 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         small, task = digits(sizes)
-        document: dict[str, Any] = {
+        document: Document = {
             "benchmark": "completions",
             "problems": [small, halves(sizes)],
             "gradients": gradients(task, sizes),
@@ -77,14 +79,14 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     if not quick:
         (RESULTS / "completions.json").write_text(text + "\n", encoding="utf-8")
         estimates.picture(RESULTS / "completions.png", document["problems"])
-    print(text if json else table(document))
+    print(text if json else text_of(document))
     return document
 
 
 # ---- the two problems -------------------------------------------------------------------------------------------------
 
 
-def digits(sizes: Sizes) -> tuple[dict[str, Any], Task]:
+def digits(sizes: Sizes) -> tuple[Problem, Task]:
     """8 × 8 digits, pixels missing at random, and everything known by enumeration."""
     x = datasets.load("digits", binarize=8).x
     random = np.random.default_rng(SEED)
@@ -108,7 +110,7 @@ def digits(sizes: Sizes) -> tuple[dict[str, Any], Task]:
     return {"name": "digits", "title": title, "images": len(holes), "exact_nats": exact, "rows": rows}, task
 
 
-def halves(sizes: Sizes) -> dict[str, Any]:
+def halves(sizes: Sizes) -> Problem:
     """One image of mnist5k without its top half; the autoregressive q learns asleep, on the halves of others."""
     x = datasets.load("mnist5k", binarize="fixed", seed=SEED, rows=sizes.rows).x
     x = x[np.random.default_rng(SEED).permutation(len(x))]
@@ -130,25 +132,26 @@ def halves(sizes: Sizes) -> dict[str, Any]:
 
 
 def _rows(
-    task: Task, factorised: Any, autoregressive: Any, samples: tuple[int, ...], elbos: list[float] | None = None
-) -> list[dict[str, Any]]:
+    task: Task, factorised: Guide, autoregressive: Guide, samples: tuple[int, ...], elbos: list[float] | None = None
+) -> list[Row]:
     """What each q makes of the missing pixels; its ELBO, unless it is known, is the mean of its log-weights."""
     proposals = (("fair coins, φ = ½", None), ("factorised, φ learned", factorised), ("autoregressive", autoregressive))
-    rows = []
+    rows: list[Row] = []
     for place, (label, guide) in enumerate(proposals):
         log_w = estimates.log_weights(task, guide, max(samples))
-        elbo = {"elbo_nats": elbos[place], "elbo_se": 0.0} if elbos else estimates.elbo(log_w)
-        rows.append({"label": label, **elbo, "points": [estimates.point(log_w[:size]) for size in samples]})
+        nats, se = (elbos[place], 0.0) if elbos else estimates.elbo(log_w)
+        points = [estimates.point(log_w[:size]) for size in samples]
+        rows.append({"label": label, "elbo_nats": nats, "elbo_se": se, "points": points})
     rows.insert(1, {"label": "all on, φ = 1", "elbo_nats": estimates.all_on(task), "elbo_se": 0.0, "points": []})
     walked = [estimates.point(*estimates.filtered(task, size)) for size in samples]
     return [*rows, {"label": "particle filter", "elbo_nats": None, "elbo_se": None, "points": walked}]
 
 
-def gradients(task: Task, sizes: Sizes) -> list[dict[str, Any]]:
+def gradients(task: Task, sizes: Sizes) -> list[GradientNoise]:
     """The total variance of each estimator's gradient, in φ of a factorised q that is new and one that is half-trained."""
     new, half = (estimates.fresh(task, "mean_field") for _ in range(2))
     estimates.climb(task, half, Plan(sizes.half, len(task.x), 0.1, TOL, "constant"))
-    out = []
+    out: list[GradientNoise] = []
     for how in estimates.ESTIMATORS:
         repeats = 3 if how == "enumeration" else sizes.repeats  # it draws nothing
         noise = [estimates.Noise(task, q).total_variance(how, repeats) for q in (new, half)]
@@ -159,7 +162,7 @@ def gradients(task: Task, sizes: Sizes) -> list[dict[str, Any]]:
 # ---- as text ----------------------------------------------------------------------------------------------------------
 
 
-def table(document: dict[str, Any]) -> str:
+def text_of(document: Document) -> str:
     """The figures as text."""
     lines = []
     for problem in document["problems"]:
@@ -170,7 +173,7 @@ def table(document: dict[str, Any]) -> str:
             found = (
                 ""
                 if last is None
-                else f"{markdown.estimated(last)} from {last['samples']:,}, k-hat > 0.7: {last['khat_above_0.7']:.0%}"
+                else f"{_estimated(last)} from {last['samples']:,}, k-hat > 0.7: {last['khat_above_0.7']:.0%}"
             )
             lines.append(f"{row['label']:24}{elbo:16}{found}")
         lines.append("")
@@ -178,3 +181,34 @@ def table(document: dict[str, Any]) -> str:
     for row in document["gradients"]:
         lines.append(f"{row['estimator']:42}{row['untrained']:>9.3g}{row['half_trained']:>9.3g}")
     return "\n".join(lines)
+
+
+def table(document: Document) -> str:
+    """What each q makes of the missing pixels, then the noise of the ELBO's gradient, as Markdown for the README."""
+    rows = []
+    for problem in document["problems"]:
+        for r in problem["rows"]:
+            last = r["points"][-1] if r["points"] else None
+            bound = NOTHING if r["elbo_nats"] is None else f"{r['elbo_nats']:.2f}"
+            found = (NOTHING, NOTHING) if last is None else (_estimated(last), f"{last['khat_above_0.7']:.0%}")
+            rows.append((problem["title"], r["label"], bound, *found, f"{problem['exact_nats']:.2f}"))
+    most = max(
+        (p["samples"] for problem in document["problems"] for r in problem["rows"] for p in r["points"]), default=0
+    )
+    names = (
+        "problem",
+        "q",
+        "ELBO, nats an image",
+        f"estimate from {most:,} draws",
+        "k-hat above 0.7",
+        "exact log p(seen)",
+    )
+    noise = [(r["estimator"], f"{r['untrained']:.3g}", f"{r['half_trained']:.3g}") for r in document["gradients"]]
+    columns = ("total variance of the ELBO's gradient, 8 draws", "q untrained", "half-trained")
+    return f"{markdown.table(names, rows)}\n\n{markdown.table(columns, noise)}"
+
+
+def _estimated(point: Point) -> str:
+    """An estimate with its standard error, which 0 and None are not."""
+    digits = 3 if point["se"] and point["se"] < 0.05 else 2
+    return f"{point['nats']:.{digits}f}" + (f" ± {point['se']:.{digits}f}" if point["se"] else "")

@@ -17,15 +17,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyro
 import torch
 
 from benchmarks._images import anomalies, digits_picture
+from benchmarks._images.digits_picture import Shown
 from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
+from benchmarks._suite.documents import Document, Options
 from inference import infer, run
 from inference._method.fit import Fit
 from inference._run.cost import versions
@@ -64,7 +65,7 @@ class Images:
     labels: np.ndarray
 
 
-def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
+def main(json: bool = False, quick: bool = False) -> Document:
     """Train, measure, print a table (with `json` the document), and keep the result and its picture; returns it.
 
     `quick`: few images and a few seconds, kept nowhere.
@@ -80,7 +81,7 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     return document
 
 
-def measure(sizes: Sizes, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(sizes: Sizes, folder: Path) -> tuple[Document, Shown]:
     """All four parts, with the run in `folder`: the document, and the images that the picture shows."""
     began = time.perf_counter()
     train, test = split(sizes.train, sizes.test)
@@ -109,8 +110,8 @@ def measure(sizes: Sizes, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]
         "command": "zoo bench digits",
         "versions": versions(),
     }
-    shown = {"real": test.x, "made": made_up(fit, 60), "groups": {"digits": digits, **odd}}
-    return document, shown | {"labels": test.labels[: sizes.completed], "completed": completed}
+    groups = {"digits": digits, **odd}
+    return document, Shown(test.x, made_up(fit, 60), groups, test.labels[: sizes.completed], completed)
 
 
 def split(train: int, test: int) -> tuple[Images, Images]:
@@ -119,7 +120,7 @@ def split(train: int, test: int) -> tuple[Images, Images]:
 
     data = datasets.load("mnist5k")
     assert data.labels is not None
-    how: dict[str, Any] = {"train_size": train, "test_size": test, "stratify": data.labels, "random_state": SEED}
+    how: Options = {"train_size": train, "test_size": test, "stratify": data.labels, "random_state": SEED}
     x, others, labels, their = train_test_split(data.x, data.labels, **how)
     return Images(x, labels), Images(others, their)
 
@@ -159,7 +160,7 @@ def encoded(fit: Fit, x: np.ndarray) -> np.ndarray:
     return trace.nodes["z"]["fn"].mean.numpy()
 
 
-def represent(fit: Fit, train: Images, test: Images, latents: int) -> dict[str, Any]:
+def represent(fit: Fit, train: Images, test: Images, latents: int) -> Document:
     """The share of test images whose nearest training images say the right class, by three representations."""
     from sklearn.decomposition import PCA
 
@@ -201,7 +202,7 @@ def difference(right: np.ndarray, beside: np.ndarray) -> dict[str, float]:
 
 def complete(
     folder: Path, train: Images, truth: np.ndarray, log_p: np.ndarray, samples: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[Document, dict[str, np.ndarray]]:
     """The bottom halves of images [n, D] of 0 and 1, given the top halves and log p(x) [n] of the whole: scores, and images.
 
     The encoder was trained on whole images and knows nothing of holes. So the posterior given the top half comes from
@@ -236,7 +237,7 @@ def nearest(known: np.ndarray, seen: np.ndarray, k: int, wanted: np.ndarray) -> 
 
 def completion_row(
     name: str, truth: np.ndarray, guess: np.ndarray, chance: np.ndarray, nats: np.ndarray | None = None
-) -> dict[str, Any]:
+) -> Document:
     """Errors a hidden pixel, with standard errors over images: of a guess, and of the chance that each pixel is on [n, M].
 
     `nats`: −log p [n] of all hidden pixels of an image at once; when None, the way takes them to be independent.
@@ -244,7 +245,7 @@ def completion_row(
     chance = np.clip(chance, 1e-6, 1 - 1e-6)
     alone = -np.where(truth == 1, np.log2(chance), np.log2(1 - chance)).mean(1)
     joint = alone if nats is None else nats / truth.shape[1] / np.log(2)
-    out: dict[str, Any] = {"by": name}
+    out: Document = {"by": name}
     for key, values in (("mse", np.square(guess - truth).mean(1)), ("bits_alone", alone), ("bits_joint", joint)):
         out |= {key: float(values.mean()), f"{key}_se": float(values.std(ddof=1) / np.sqrt(len(values)))}
     return out
@@ -255,7 +256,7 @@ def completion_row(
 COLUMNS = ("what for", "figure", "the model", "beside it")
 
 
-def rows_of(document: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def rows_of(document: Document) -> list[tuple[str, str, str, str]]:
     """The figures as words, a line each."""
     seen, density, filled = (document[k] for k in ("representation", "density", "completion"))
     accuracy = [f"{100 * r['accuracy']:.1f} ± {100 * r['se']:.1f} %" for r in seen["rows"]]
@@ -277,7 +278,7 @@ def rows_of(document: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return out
 
 
-def text_of(document: dict[str, Any]) -> str:
+def text_of(document: Document) -> str:
     """The figures as a plain table."""
     rows = [COLUMNS, *rows_of(document)]
     wide = [max(len(r[k]) for r in rows) for k in range(3)]
@@ -285,6 +286,6 @@ def text_of(document: dict[str, Any]) -> str:
     return "\n".join([f"{document['model']}; {document['data']}; {document['seconds']:.0f} s", "", *lines])
 
 
-def table(document: dict[str, Any]) -> str:
+def table(document: Document) -> str:
     """The figures as a Markdown table, for the README."""
-    return markdown.markdown(COLUMNS, rows_of(document))
+    return markdown.table(COLUMNS, rows_of(document))

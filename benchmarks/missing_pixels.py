@@ -16,12 +16,15 @@ import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
 
 from benchmarks._images import completing
+from benchmarks._report import markdown
+from benchmarks._report.tables import NOTHING
+from benchmarks._suite.documents import Document, Options
 from inference import infer, run
 from inference._method.task import Task
 from inference._run.cost import versions
@@ -48,6 +51,17 @@ class Sizes:
     pictured: int = 8
 
 
+class NetResult(TypedDict):
+    """A net on complete images."""
+
+    net: str
+    test_nats: float
+    test_nats_se_images: float
+    published_nats: float
+    smoothing: str
+    seconds: float
+
+
 QUICK = Sizes(10, 5, 20, (2, 2), 12, 20, 5, 3)
 SMALL = Sizes(components=100, epochs=(30, 60), completed=200, guide_epochs=600)
 
@@ -57,7 +71,7 @@ def main(
     quick: bool = False,
     data: Literal["binarized_mnist", "mnist5k"] = "binarized_mnist",
     out: str | None = None,
-) -> dict[str, Any]:
+) -> Document:
     """Train, evaluate and complete; print a table (with `json` the document), and keep the result; returns it.
 
     `quick`: a few images of mnist5k, kept nowhere. `out`: a folder for the runs; those that are there already are not done
@@ -82,7 +96,7 @@ def main(
     if not quick:
         path = RESULTS / _name(data, "json")
         path.write_text(json_.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json_.dumps(document, indent=1, ensure_ascii=False) if json else table(document))
+    print(json_.dumps(document, indent=1, ensure_ascii=False) if json else text_of(document))
     return document
 
 
@@ -104,7 +118,7 @@ def _halves(data: str, rows: int | None) -> tuple[np.ndarray, np.ndarray]:
 # ---- complete images --------------------------------------------------------------------------------------------------
 
 
-def _model(net: str, train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) -> dict[str, Any]:
+def _model(net: str, train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) -> NetResult:
     """Train one net on complete images, and −log p(x) of the test images under it."""
     began = time.perf_counter()
     if net == "mixture":
@@ -158,7 +172,7 @@ def _mixture(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) ->
     A pixel that was never on in a component would make a test image impossible: each component is taken to have seen one
     more image, half on everywhere (Krichevsky & Trofimov 1981).
     """
-    options: dict[str, Any] = {"net": "mixture", "components": sizes.components}
+    options: Options = {"net": "mixture", "components": sizes.components}
     kept = folder / "mixture.npz"
     if not kept.is_file():
         fit = run("missing_pixels", train, "em", seed=SEED, quiet=False, max_iter=sizes.iterations, **options)
@@ -178,9 +192,7 @@ def _mixture(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) ->
 # ---- the top half -----------------------------------------------------------------------------------------------------
 
 
-def _completion(
-    train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes, picture: Path | None
-) -> dict[str, Any]:
+def _completion(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes, picture: Path | None) -> Document:
     """How well the hidden top halves of some test images are known from the bottom halves."""
     truth = test[: sizes.completed]
     holes = completing.without_top(truth)
@@ -188,7 +200,7 @@ def _completion(
     for order in ("reversed", "raster"):
         place = trained("made", order, train, folder, sizes)
         exact = order == "reversed"
-        how: dict[str, Any] = (
+        how: Document = (
             {"proposal": "sequential", "filters": 2}
             if exact
             else {"guide": "autoregressive", "insomnia": 0.0, "epochs": sizes.guide_epochs, "hidden": (sizes.hidden,)}
@@ -203,7 +215,7 @@ def _completion(
     return {"hidden": "the top half", "images": len(truth), "rows": rows}
 
 
-def table(document: dict[str, Any]) -> str:
+def text_of(document: Document) -> str:
     """The figures as text."""
     lines = [f"{document['data']}, complete images: test −log p(x), nats", ""]
     for row in document["models"]:
@@ -216,3 +228,21 @@ def table(document: dict[str, Any]) -> str:
         kind = f" ({row['kind']})" if row["kind"] else ""
         lines.append(f"{row['name']:22}{nats:34}{row['error']:.4f} square, {row['wrong']:.1%} of pixels wrong{kind}")
     return "\n".join(lines)
+
+
+def table(*documents: Document) -> str:
+    """Complete images beside what was published, then what was hidden; a document is a data set; as Markdown for the README."""
+    whole, hidden = [], []
+    for d in documents:
+        published = d["data"] == "binarized_mnist"  # the figures are for this split of these images
+        for m in d["models"]:
+            nats = f"{m['test_nats']:.2f} ± {m['test_nats_se_images']:.2f}"
+            whole.append((d["data"], f"`net={m['net']}`", nats, f"{m['published_nats']:.2f}" if published else NOTHING))
+        for r in d["completion"]["rows"]:
+            bits = NOTHING if r["nats"] is None else f"{r['nats']:.1f} ({r['bits_per_pixel']:.3f} bits a pixel)"
+            share = (r.get("khat") or {}).get("frac_above_0.7")
+            kind = r["kind"] if share is None else f"{r['kind']}, k-hat above 0.7 for {share:.0%}"
+            hidden.append((d["data"], r["name"], bits, kind or NOTHING, f"{r['error']:.4f}", f"{r['wrong']:.1%}"))
+    first = markdown.table(("images", "model", "test −log p(x), nats", "published"), whole)
+    names = ("images", "top half filled in by", "−log p(hidden | seen), nats", "kind", "square error", "pixels wrong")
+    return f"{first}\n\n{markdown.table(names, hidden)}"

@@ -1,6 +1,6 @@
 """The README's table and picture: every method on Old Faithful, and PPCA and factor analysis on wine.
 
-`zoo bench readme` runs them anew, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
+`zoo bench readme` re-runs them, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
 tables between the README's markers, those of other kept results too. `zoo bench readme_tables` writes them without running
 anything. A test says when a table and the numbers differ.
 """
@@ -10,16 +10,23 @@ from __future__ import annotations
 import json as json_
 import re
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypedDict
 
+from benchmarks import completions, digits, missing_pixels, mnist_dlg, soundness
 from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
+from benchmarks._suite.documents import Evidence, KHat, Machine, Options
+from inference import run
+from inference._method.fit import Fit
+from inference._pictures._draw import plot
+from inference._run.cost import versions
 from zoo import _show
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FAITHFUL: tuple[tuple[str, dict[str, Any]], ...] = (
+FAITHFUL: tuple[tuple[str, Options], ...] = (
     ("em", {}),
     ("laplace", {}),
     ("svi", {}),
@@ -28,7 +35,7 @@ FAITHFUL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("em", {"covariance": "diagonal"}),
     ("laplace", {"priors": True}),
 )
-WINE: tuple[tuple[str, dict[str, Any]], ...] = (
+WINE: tuple[tuple[str, Options], ...] = (
     ("ppca", {"latents": 2}),
     ("ppca", {"latents": 3}),
     ("factor_analysis", {"latents": 2}),
@@ -36,7 +43,48 @@ WINE: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
+class Source(NamedTuple):
+    """The kept results that a table is made of, and how."""
+
+    files: str  # in `results/`
+    table: Callable[..., str]
+
+
+TABLES = {
+    "methods": Source("methods.json", markdown.methods),
+    "missing": Source("missing.json", markdown.missing),
+    "scaling": Source("scaling.json", markdown.scaling),
+    "peers": Source("peers.json", markdown.peers),
+    "mnist": Source("mnist_dlg*.json", mnist_dlg.table),
+    "missing_pixels": Source("missing_pixels*.json", missing_pixels.table),
+    "completions": Source("completions.json", completions.table),
+    "digits": Source("digits.json", digits.table),
+    "soundness": Source("soundness.json", soundness.table),
+}
+
+
+class Row(TypedDict):
+    """What a method says of Old Faithful, or EM on a model of wine."""
+
+    name: str  # of the method, or of the model
+    options: Options
+    log_evidence: Evidence
+    verified_log_evidence: Evidence
+    khat: KHat | None
+
+
+class Results(TypedDict):
+    """What `readme.json` holds."""
+
+    command: str
+    date: str
+    machine: Machine
+    versions: dict[str, str]
+    faithful: list[Row]
+    wine: list[Row]
+
+
+def main(json: bool = False, quick: bool = False) -> Results:
     """Run, keep and write; with `quick`, only two rows, and nothing is written."""
     results = measure(FAITHFUL[:1] if quick else FAITHFUL, WINE[:1] if quick else WINE, None if quick else RESULTS)
     if not quick:
@@ -49,12 +97,11 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     return results
 
 
-def measure(faithful: Any, wine: Any, pictures: Path | None) -> dict[str, Any]:
+def measure(
+    faithful: Sequence[tuple[str, Options]], wine: Sequence[tuple[str, Options]], pictures: Path | None
+) -> Results:
     """Run the rows; the picture goes to the folder `pictures`."""
-    from inference import run
-    from inference._run.cost import versions
-
-    out: dict[str, Any] = {
+    out: Results = {
         "command": "zoo bench readme",
         "date": _folder.today(),
         "machine": _folder.machine(),
@@ -74,43 +121,41 @@ def measure(faithful: Any, wine: Any, pictures: Path | None) -> dict[str, Any]:
 
 
 def _picture(run: Path, pictures: Path) -> None:
-    from inference._pictures._draw import plot
-
     for path in plot(run, run / "plots"):
         if path.stem == "clusters":
             (pictures / "faithful.png").write_bytes(path.read_bytes())
 
 
-def _row(fit: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    document = fit.to_json()
-    kept = {k: document[k] for k in ("log_evidence", "verified_log_evidence", "khat")}
-    return {"name": name, "options": options, **kept}
+def _row(fit: Fit, name: str, options: Options) -> Row:
+    said = fit.to_json()
+    claimed, verified = said["log_evidence"], said["verified_log_evidence"]
+    return Row(name=name, options=options, log_evidence=claimed, verified_log_evidence=verified, khat=said["khat"])
 
 
-def tables(results: dict[str, Any]) -> dict[str, str]:
+def tables(results: Results) -> dict[str, str]:
     """Marker → its Markdown table."""
-    lines = [
-        "| method | model | claimed log p(x), nats | kind | verified, nats | kind |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    faithful, wine = [], []
     for r in results["faithful"]:
         claimed, verified = r["log_evidence"], r["verified_log_evidence"]
-        cells = (f"`{r['name']}`", _options(r["options"]), _show.evidence(claimed), claimed["kind"])
-        lines.append("| " + " | ".join((*cells, _show.evidence(verified), verified["kind"])) + " |")
-    wine = ["| model | options | log p(x; θ̂), nats |", "| --- | --- | --- |"]
+        said = (_show.evidence(claimed), claimed["kind"], _show.evidence(verified), verified["kind"])
+        faithful.append((f"`{r['name']}`", _options(r["options"]), *said))
     for r in results["wine"]:
-        wine.append(f"| `{r['name']}` | {_options(r['options'])} | {_show.evidence(r['log_evidence'])} |")
-    return {"faithful": "\n".join(lines), "wine": "\n".join(wine)}
+        wine.append((f"`{r['name']}`", _options(r["options"]), _show.evidence(r["log_evidence"])))
+    columns = ("method", "model", "claimed log p(x), nats", "kind", "verified, nats", "kind")
+    return {
+        "faithful": markdown.table(columns, faithful),
+        "wine": markdown.table(("model", "options", "log p(x; θ̂), nats"), wine),
+    }
 
 
-def _options(options: dict[str, Any]) -> str:
+def _options(options: Options) -> str:
     return (
         ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
         or "full covariance"
     )
 
 
-def rewritten(readme: str, results: dict[str, Any]) -> str:
+def rewritten(readme: str, results: Results) -> str:
     """The README with the tables between its markers replaced: those of `results`, and those of the other kept results.
 
     Raises `ValueError` for a table that has no place, and for a place that there are no results for.
@@ -119,11 +164,10 @@ def rewritten(readme: str, results: dict[str, Any]) -> str:
     if lost := made.keys() - places(readme):
         raise ValueError(f"the README has no place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
     for name in places(readme) - made.keys():
-        kept = sorted(RESULTS.glob(markdown.SOURCES.get(name, f"{name}.json")))
-        if name not in markdown.TABLES or not kept:
+        kept = sorted(RESULTS.glob(TABLES[name].files)) if name in TABLES else []
+        if not kept:
             raise ValueError(f"the README has a place for a table '{name}', and there are no results to make it of.")
-        documents = [json_.loads(path.read_text(encoding="utf-8")) for path in kept]
-        made[name] = markdown.TABLES[name](*documents)
+        made[name] = TABLES[name].table(*(json_.loads(path.read_text(encoding="utf-8")) for path in kept))
     return PLACE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", readme)
 
 

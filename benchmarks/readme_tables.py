@@ -1,4 +1,4 @@
-"""The README's tables, written anew from the kept results of the suites, without running anything.
+"""The README's tables, rewritten from the kept results of the suites, without running anything.
 
 A table stands between `<!-- table NAME: … -->` and `<!-- end of table NAME -->`, and is made of `results/NAME.json`, which is
 what `zoo bench NAME --json` printed. `faithful` and `wine` are made of `results/readme.json`. A test says when a table and its
@@ -8,12 +8,11 @@ source differ.
 from __future__ import annotations
 
 import json as json_
-from typing import Any
 
 from benchmarks import readme
 
 
-def main(json: bool = False) -> dict[str, Any]:
+def main(json: bool = False) -> dict[str, list[str]]:
     """Rewrite the README; print which tables it holds."""
     path = readme.ROOT / "README.md"
     results = json_.loads((readme.RESULTS / "readme.json").read_text(encoding="utf-8"))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json as json_
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import pyro
@@ -26,7 +26,9 @@ from scipy import special, stats
 from torch import Tensor
 
 from benchmarks._report import markdown
+from benchmarks._report.tables import NOTHING
 from benchmarks._suite import folder
+from benchmarks._suite.documents import Machine, Options
 from inference._run.cost import versions
 from inference._run.prepare import prepare
 from inference._run.runner import run_prepared
@@ -93,7 +95,7 @@ def intercept(x: Tensor | None = None, size: int | None = None) -> Tensor:
         return pyro.sample("x", dist.Bernoulli(logits=b.unsqueeze(-1) + questions).to_event(1), obs=x)
 
 
-def _rows(x: Tensor | None, size: int | None) -> Any:
+def _rows(x: Tensor | None, size: int | None) -> pyro.plate:
     return pyro.plate("data", size if x is None else len(x))
 
 
@@ -160,7 +162,7 @@ PROBLEMS = {
     "curve": Problem(curve, _curve_data, _curve_truth, (*SAMPLED, *WALKED)),
     "intercept": Problem(intercept, _intercept_data, _intercept_truth, (*SAMPLED, *WALKED)),
 }
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+WAYS: dict[str, tuple[str, Options]] = {
     "em": ("em", {}),
     "importance, prior": ("importance", {"proposal": "prior", "samples": 1000, "epochs": 0}),
     "importance, guide": ("importance", {"samples": 1000, "epochs": 5, "particles": 5, "batch": 256}),
@@ -172,10 +174,64 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class Claim(TypedDict):
+    """What a way says of one data set; a refusal has no value."""
+
+    model: str
+    method: str
+    n: int
+    truth: float
+    claim: str  # claimed or verified
+    kind: str
+    unsure: NotRequired[bool]
+    value: NotRequired[float]
+    se: NotRequired[float | None]
+
+
+class Counts(TypedDict):
+    """How many claims of which kind, and which share of them is right; None of none."""
+
+    runs: int
+    refused: int
+    without_se: int
+    warned: int
+    estimates: int
+    within: float | None
+    mean_z: float | None
+    bounds: int
+    below: float | None
+    exact: int
+    equal: float | None
+
+
+class Cell(Counts):
+    """Those of a model by a method."""
+
+    model: str
+    method: str
+    claim: str
+
+
+class Study(TypedDict):
+    """What `soundness.json` holds."""
+
+    benchmark: str
+    seeds: int
+    rows: list[int]
+    standard_errors: float
+    between: list[float]
+    cells: list[Cell]
+    seconds: float
+    machine: Machine
+    date: str
+    command: str
+    versions: dict[str, str]
+
+
 # ---- the study -------------------------------------------------------------------------------------------------------
 
 
-def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
+def main(json: bool = False, quick: bool = False) -> Study:
     """Run the study, print its table (with `json` the document), and keep the result; returns it.
 
     `quick`: one seed of twenty rows, kept nowhere.
@@ -188,7 +244,7 @@ def main(json: bool = False, quick: bool = False) -> dict[str, Any]:
     return document
 
 
-def measure(sizes: Sizes) -> dict[str, Any]:
+def measure(sizes: Sizes) -> Study:
     """Every problem at every seed, in `sizes.jobs` processes: the document."""
     began = time.perf_counter()
     tasks = [(name, seed, min(sizes.rows, ROWS[seed % len(ROWS)])) for seed in range(sizes.seeds) for name in PROBLEMS]
@@ -215,46 +271,46 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _claims(task: tuple[str, int, int]) -> list[dict[str, Any]]:
+def _claims(task: tuple[str, int, int]) -> list[Claim]:
     """What every way says of one data set: a record for each claim, and for each refusal."""
     name, seed, rows = task
     problem = PROBLEMS[name]
     x = problem.data(np.random.default_rng([seed, len(name)]), rows)
-    truth, out = problem.truth(x), list[dict[str, Any]]()
+    truth, out = problem.truth(x), list[Claim]()
     prepared = prepare(problem.model, x, {}, sorted({WAYS[way][0] for way in problem.ways}))
     for way in problem.ways:
         method, options = WAYS[way]
-        record = {"model": name, "method": way, "n": rows, "truth": truth}
+        about: Claim = {"model": name, "method": way, "n": rows, "truth": truth, "claim": "claimed", "kind": "refused"}
         try:
             fit = run_prepared(prepared, method, options, seed=seed)
         except UsageError:
-            out.append(record | {"claim": "claimed", "kind": "refused"})
+            out.append(about)
             continue
         unsure = any(word in warning for warning in fit.warnings for word in UNSURE)
         for claim, evidence in (("claimed", fit.claimed), ("verified", fit.verified)):
             if evidence is not None:
-                said = {"claim": claim, "kind": evidence.kind, "unsure": unsure}
-                out.append(record | said | {"value": evidence.value, "se": evidence.se})
+                said: Claim = {**about, "claim": claim, "kind": evidence.kind, "unsure": unsure}
+                out.append({**said, "value": evidence.value, "se": evidence.se})
     return out
 
 
-def cells(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def cells(found: list[Claim]) -> list[Cell]:
     """Records by model, method and claim, in the order of `PROBLEMS` and `WAYS`."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Claim]] = {}
     for record in found:
         groups.setdefault((record["model"], record["method"], record["claim"]), []).append(record)
     places = list(PROBLEMS), list(WAYS), ["claimed", "verified"]
     order = sorted(groups, key=lambda g: [place.index(part) for part, place in zip(g, places, strict=True)])
-    return [dict(zip(("model", "method", "claim"), g, strict=True)) | _cell(groups[g]) for g in order]
+    return [{"model": g[0], "method": g[1], "claim": g[2], **_cell(groups[g])} for g in order]
 
 
-def _cell(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _cell(records: list[Claim]) -> Counts:
     """How many claims of which kind, and how many of each are right."""
     estimates = [r for r in records if r["kind"] == "estimate" and r["se"] is not None]
     trusted = [r for r in estimates if not r["unsure"]]
     bounds = [r for r in records if r["kind"] == "lower bound"]
     exact = [r for r in records if r["kind"] == "exact"]
-    z = [(r["value"] - r["truth"]) / r["se"] for r in trusted if r["se"] > 0]
+    z = [(r["value"] - r["truth"]) / se for r in trusted if (se := r["se"])]
     return {
         "runs": len(records),
         "refused": sum(r["kind"] == "refused" for r in records),
@@ -270,7 +326,7 @@ def _cell(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _share(records: list[dict[str, Any]], right: Callable[[float, float], bool]) -> float | None:
+def _share(records: list[Claim], right: Callable[[float, float], bool]) -> float | None:
     """The share of records whose value less the truth is right, but for rounding; None of none."""
     if not records:
         return None
@@ -285,32 +341,34 @@ def _share(records: list[dict[str, Any]], right: Callable[[float, float], bool])
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def outside(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def outside(document: Study) -> list[Cell]:
     """The cells whose estimates cover the truth too seldom or too often, or with a bound or an exact value that is wrong.
 
     A share is held to the two limits with what chance allows on so few runs: three of its binomial standard errors less.
     """
     low, high = document["between"]
 
-    def off(cell: Mapping[str, Any]) -> bool:
+    def off(cell: Cell) -> bool:
         share, count = cell["within"], cell["estimates"]
         few = share is not None and share < low - (0 if count >= 100 else 3 * (low * (1 - low) / count) ** 0.5)
         many = share is not None and count >= 100 and share > high
-        return few or many or any(cell[k] is not None and cell[k] < 1 for k in ("below", "equal"))
+        return few or many or any(right is not None and right < 1 for right in (cell["below"], cell["equal"]))
 
     return [c for c in document["cells"] if off(c)]
 
 
-def rows_of(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def rows_of(document: Study) -> list[tuple[str, str, str]]:
     """Three lines: estimates, bounds and exact values, over all models and methods."""
     cells = document["cells"]
 
-    def total(count: str, share: str) -> tuple[int, float]:
+    def total(
+        count: Literal["estimates", "bounds", "exact"], share: Literal["within", "below", "equal"]
+    ) -> tuple[int, float]:
         n = sum(c[count] for c in cells)
-        return n, sum(c[count] * c[share] for c in cells if c[count]) / max(1, n)
+        return n, sum(c[count] * (c[share] or 0.0) for c in cells if c[count]) / max(1, n)
 
-    known = [c["within"] for c in cells if c["estimates"] >= 20]
-    span = f"{min(known):.0%} to {max(known):.0%} by model and method" if known else markdown.NOTHING
+    known = [w for c in cells if c["estimates"] >= 20 and (w := c["within"]) is not None]
+    span = f"{min(known):.0%} to {max(known):.0%} by model and method" if known else NOTHING
     warned = sum(c["warned"] for c in cells)
     n, share = total("estimates", "within")
     out = [
@@ -325,12 +383,12 @@ def rows_of(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 COLUMNS = ("claim", "runs", "what is true of them")
 
 
-def table(document: Mapping[str, Any]) -> str:
+def table(document: Study) -> str:
     """Three lines as a Markdown table, for the README."""
-    return markdown.markdown(COLUMNS, rows_of(document))
+    return markdown.table(COLUMNS, rows_of(document))
 
 
-def text_of(document: Mapping[str, Any]) -> str:
+def text_of(document: Study) -> str:
     """A line a cell, then the three lines."""
     lines = [
         f"{document['seeds']} seeds, {min(document['rows'])} to {max(document['rows']):,} rows; {document['seconds']} s",

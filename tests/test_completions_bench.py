@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import completions
+from benchmarks import completions, missing_pixels
 from benchmarks._images import estimates
-from benchmarks._report import markdown
+from benchmarks._report.tables import NOTHING
 from inference._sampling import weights
 from inference._training import wake_sleep
 from zoo._data import datasets
@@ -36,7 +36,7 @@ def test_a_quick_run_says_everything(document):
             assert [p["samples"] for p in row["points"]] == ([] if row["label"] == "all on, φ = 1" else [1, 10, 100])
             assert all(math.isfinite(p["nats"]) for p in row["points"])
             assert all((p["se"] is None) == (p["samples"] == 1) for p in row["points"])
-    text = completions.table(document)
+    text = completions.text_of(document)
     assert all(label in text for label in (*ROWS, *estimates.ESTIMATORS))
 
 
@@ -116,8 +116,8 @@ def test_tables_for_the_readme():
         "problems": [{"title": "8 × 8", "exact_nats": -15.17, "rows": rows}],
         "gradients": [{"estimator": "ours", "untrained": 2.613, "half_trained": 1.0}],
     }
-    text = markdown.completions(made)
-    assert "| 8 × 8 | φ = 1 | -72.00 | – | – | -15.17 |".replace("–", markdown.NOTHING) in text
+    text = completions.table(made)
+    assert "| 8 × 8 | φ = 1 | -72.00 | – | – | -15.17 |".replace("–", NOTHING) in text
     assert "-15.173 ± 0.001 | 10% |" in text and "estimate from 100,000 draws" in text
     assert "| ours | 2.61 | 1 |" in text
 
@@ -128,8 +128,8 @@ def test_tables_of_autoregressive_models_for_the_readme():
     other = {"name": "MADE", "nats": 50.0, "bits_per_pixel": 0.184, "kind": "exact", "error": 0.05, "wrong": 0.07}
     unsure = other | {"kind": "estimate", "khat": {"frac_above_0.7": 1.0}}
     document = {"data": "binarized_mnist", "models": [model], "completion": {"rows": [row, other, unsure]}}
-    text = markdown.missing_pixels(document, document | {"data": "mnist5k"})
+    text = missing_pixels.table(document, document | {"data": "mnist5k"})
     assert "| binarized_mnist | `net=made` | 88.40 ± 0.20 | 88.40 |" in text
-    assert f"| mnist5k | `net=made` | 88.40 ± 0.20 | {markdown.NOTHING} |" in text
+    assert f"| mnist5k | `net=made` | 88.40 ± 0.20 | {NOTHING} |" in text
     assert "| mnist5k | MADE | 50.0 (0.184 bits a pixel) | exact | 0.0500 | 7.0% |" in text
     assert "| estimate, k-hat above 0.7 for 100% |" in text

@@ -609,13 +609,17 @@ def test_the_home_folder(tmp_path, monkeypatch):
 # --- arrays ---
 
 
-def test_an_array_is_copied():
+def test_an_array_keeps_its_values_and_a_run_has_its_own():
+    """Loading shares the caller's memory, which a memory map needs; a run copies what it holds."""
     x = np.array([[1.0, nan], [3.0, 4.0]])
     d = load(x)
     assert (d.name, d.columns) == ("array", ("x0", "x1"))
     np.testing.assert_array_equal(d.x, x)
-    d.x[0, 0] = 9
-    assert x[0, 0] == 1
+    from inference import run
+
+    fit = run("gmm", x, components=1, priors=True, max_iter=2)
+    x[1, 0] = 9
+    assert fit.x[1, 0] == 3
 
 
 def test_masked_entries_are_unobserved():

@@ -107,11 +107,11 @@ def test_a_small_run_has_every_part(measured):
     for part in ("representation", "density", "completion"):
         assert document[part].keys() == KEPT[part].keys()
         assert [r.keys() for r in document[part]["rows"]] == [r.keys() for r in KEPT[part]["rows"]]
-    assert shown["made"].shape == (60, 784) and 0 <= shown["made"].min() < shown["made"].max() <= 1
-    completed = shown["completed"]
+    assert shown.made.shape == (60, 784) and 0 <= shown.made.min() < shown.made.max() <= 1
+    completed = shown.completed
     seen = ~np.isnan(completed["seen"])
     assert (completed["mean"][seen] == completed["truth"][seen]).all() and seen.mean() == 0.5
-    assert (shown["groups"]["digits"][:10] == completed["truth"]).all()
+    assert (shown.groups["digits"][:10] == completed["truth"]).all()
 
 
 def test_its_picture_is_drawn(measured, tmp_path):

@@ -15,7 +15,7 @@ import user_programs as user
 from helpers import structure_of, task_of, tensor, zoo_refusal
 from scipy import special, stats
 
-from benchmarks._report import leaderboard
+from benchmarks._report import figures, fits, leaderboard
 from inference import compare, gibbs, infer, run
 from inference._method.fit import Fit
 from inference._method.task import Task
@@ -350,12 +350,12 @@ def test_side_by_side_with_what_makes_a_claim(capsys):
             {"cell": {**content, **more, "kind": kind, "method": r["method"]}, "status": "ok", "result": r}
             for r in results
         ]
-        (group,) = leaderboard.groups(cells, lambda name: 0)
-        (table,) = group.tables()
+        (group,) = fits.groups(cells, lambda name: 0)
+        (table,) = leaderboard.leaderboards(group)
         ranks = {row[1].text: row[0].text for row in table.rows}
         assert ranks["importance"].startswith("1") and (ranks["gibbs"] == "–") == (kind == "infer")
         at = [c.name for c in table.columns].index(column)
         assert next(row[at].text for row in table.rows if row[1].text == "gibbs").startswith(
             "–" if kind == "infer" else "="
         )
-        assert group.charts() is not None
+        assert figures.of_fits(group) is not None

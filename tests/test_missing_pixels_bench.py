@@ -22,7 +22,7 @@ def test_a_small_run_has_every_part(document):
     rows = {r["name"]: r for r in document["completion"]["rows"]}
     assert rows["MADE, reversed"]["kind"] == "exact" and rows["MADE, raster"]["kind"] == "estimate"
     assert rows["MADE, raster"]["khat"] is not None and rows["nearest neighbour"]["nats"] is None
-    assert "the top half of 12 test images" in missing_pixels.table(document)
+    assert "the top half of 12 test images" in missing_pixels.text_of(document)
 
 
 def test_the_mixture_is_the_sum_over_its_components(tmp_path):

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import readme
-from benchmarks._report import charts, figures, markdown, rank, sections, tables
-from benchmarks._report import leaderboard as _groups
+from benchmarks import mnist_dlg, readme
+from benchmarks._report import charts, costs, figures, fits, imputation, leaderboard, markdown, rank, tables
 from benchmarks._report import page as _report
 from benchmarks._suite import cells as _cells
 from benchmarks._suite import folder as _folder
@@ -112,9 +111,9 @@ def test_nothing_beats_the_front(points):
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_exponents(power):
     points = {n: [3e-3 * n**power * (1 + 0.01 * (-1) ** i)] for i, n in enumerate([10, 20, 40, 80, 160, 320])}
-    found = figures.exponent(points)
+    found = costs.exponent(points)
     assert found is not None and abs(found[0] - power) < 5 * found[1] < 0.2
-    assert figures.exponent({1: [1.0], 2: [2.0]}) is None
+    assert costs.exponent({1: [1.0], 2: [2.0]}) is None
 
 
 @pytest.mark.parametrize(
@@ -310,10 +309,6 @@ def made_up(tmp_path):
     old = {"ratio": 1.5, "ratio_min": 1.25, "ratio_max": 1.75, "ours_seconds": 3.0, "peer_seconds": 2.0, "threads": 1}
     s.add({"kind": "benchmark", "name": "peers/old", "options": {}}, old)
     s.add({"kind": "benchmark", "name": "odd", "options": {}}, {"number": 3.5, "word": "w", "deep": {"not": "shown"}})
-    s.add(
-        {"kind": "row", "table": "Published", "row": "VAE"},
-        {"columns": {"nats": 86.5, "ours": evidence(-9.0, "estimate", 0.1)}},
-    )
     s.method("em", None, seed=77, status="missing")
     return s.write()
 
@@ -375,7 +370,6 @@ def test_the_structure_of_the_page(made_up):
         "Imputation: faithful",
         "Costs",
         "Peers",
-        "Published",
         "Every cell",
     ]
     overview, leaderboard = page.tables[:2]
@@ -411,14 +405,13 @@ def test_what_is_given_different_things_is_not_compared(made_up):
 
 def test_the_other_parts(made_up):
     page = page_of(made_up)
-    imputed, imputed_more, costs, peers, odd, published, every = page.tables[5:]
+    imputed, imputed_more, costs, peers, odd, every = page.tables[5:]
     assert [row[:2] for row in imputed[1:]] == [["1", "gmm, emcomponents=2"], ["2", "mean"]]
     assert len(imputed_more) == 3
     assert costs[1][0] == "gmmcomponents=2" and costs[1][6].startswith("n^1.00 ± 0.0")
     assert peers[1][:5] == ["EM", "sklearn", "0.500", "0.400", "0.600"]
     assert peers[2][:7] == ["peers/old", "by hand", "1.500", "1.250", "1.750", "3.00", "2.00"]
     assert ["number", "3.5"] in odd and not any("deep" in row for row in odd)
-    assert published[1] == ["VAE", "86.500", "≈\u2009−9.00 ± 0.10"]
     assert len(every) == 1 + len(_folder.Results(made_up).collected()["cells"])
 
 
@@ -448,7 +441,7 @@ def test_when_pictures_are_too_many_every_group_shows_some(tmp_path, monkeypatch
     monkeypatch.setattr(_report, "PICTURES", 5)
     groups = [group("first", "second"), group("third", "fourth")]
     album = _report._Album(tmp_path, groups)
-    shown = [(run["row"], [name for name, *_ in run["pictures"]]) for g in groups for run in album.of(g)]
+    shown = [(run.row, [name for name, *_ in run.pictures]) for g in groups for run in album.of(g)]
     assert shown == [("first", ["a", "b"]), ("second", ["a"]), ("third", ["a", "b"])]
     assert album.left_out == 3
 
@@ -488,7 +481,7 @@ def test_tables_for_the_readme(made_up, tmp_path, monkeypatch):
     assert "| faithful | gmm, em components=2 | 0.605 (88.0%) | 0.805 (88.0%) |" in markdown.missing(document)
     assert "| `gmm components=2` | `em` | n | 100 | 800 | n^1.00 ± " in markdown.scaling(document)
     images = {"particles": 1, "epochs": 400, "training_seconds": 5400.0, "test_nats": 87.39, "test_nats_se": 0.003}
-    table = markdown.mnist({**images, "published_nats": 86.76}, {**images, "particles": 50, "published_nats": None})
+    table = mnist_dlg.table({**images, "published_nats": 86.76}, {**images, "particles": 50, "published_nats": None})
     assert (
         "| ELBO | 87.390 ± 0.003 | 86.76 | 400 epochs, 1.5 h |" in table
         and "50 particles | 87.390 ± 0.003 | – |" in table
@@ -514,22 +507,6 @@ def test_kept_results_make_a_page(path, tmp_path):
     assert document["suite"] == path.stem and not document["counts"].get("missing")
     assert document["versions"] and document["machine"] and document["date"]
     assert page_of_file(path, tmp_path).headings[-1] == "Every cell"
-
-
-def test_a_page_of_a_benchmarks_own_tables(tmp_path):
-    rows = {
-        "VAE": {"published": 86.76, "ours": evidence(-86.5, "estimate", 0.1), "epochs": 400},
-        "IWAE": {"published": 84.78},
-    }
-    document = _folder.document_of_rows("mine", "What it is.", {"MNIST, −log p(x)": rows})
-    (tmp_path / "mine.json").write_text(_folder.text_of(document), encoding="utf-8")
-    page = page_of_file(tmp_path / "mine.json", tmp_path)
-    assert page.headings == ["MNIST, −log p(x)", "Every cell"]
-    assert page.tables[0] == [
-        ["", "published", "ours", "epochs"],
-        ["VAE", "86.760", "≈\u2009−86.50 ± 0.10", "400"],
-        ["IWAE", "84.780", "–", "–"],
-    ]
 
 
 def page_of_file(path: Path, folder: Path) -> Page:
@@ -560,10 +537,12 @@ def test_curves_of_more_methods_than_colours():
 
 
 def test_infinite_khat():
-    row = _groups.Row("importance", "importance", "", [{"status": "ok", "result": fit(evidence(1.0), None)}])
-    row.cells[0]["result"]["khat"] = {"max": None, "frac_above_0.7": 1.0}
-    assert _groups._worst(row).text == "∞"
-    assert sections._t95(4) == pytest.approx(2.776, abs=1e-3)
+    infinite = fit(evidence(1.0), None, khat={"max": None, "frac_above_0.7": 1.0})
+    finite = fit(evidence(1.0), None, khat={"max": 0.5, "frac_above_0.7": 0.0})
+    cells = [{"cell": content_of("importance"), "status": "ok", "result": r} for r in (finite, infinite)]
+    row = fits.row("importance", cells, "verified_log_evidence", 0)
+    assert leaderboard.khat(row.khat).text == "∞" and row.khat_above == 0.0
+    assert imputation._t95(4) == pytest.approx(2.776, abs=1e-3)
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from benchmarks import soundness
-from benchmarks._report import markdown
+from benchmarks import readme, soundness
 
 
 def test_the_truths_of_the_study_are_right():
@@ -55,7 +54,7 @@ def test_cells_that_are_not_as_they_should_be():
     assert soundness.outside(document) == bad
     text = soundness.text_of(document)
     assert "95.0% of 200 within ±2 se" in text and text.endswith("curve, ais (claimed); curve, ais (claimed)")
-    table = markdown.TABLES["soundness"](document)
+    table = readme.TABLES["soundness"].table(document)
     assert len(table.splitlines()) == 5 and "| lower bound | 9 | 100.0% below" in table
 
 

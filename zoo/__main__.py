@@ -369,15 +369,17 @@ def bench(
     json: Json = False,
 ) -> None:
     """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
-    if name is None:
-        from benchmarks._suite import names
+    from benchmarks._suite import names
 
+    if name is None:
         names.show(json)
         return
+    names.find(name)  # what is unknown is said before torch is imported, which takes seconds
     from benchmarks._suite import bench as _bench
 
-    how = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
-    if status := _bench.main(name, json=json, quick=quick, settings=_options.parse(settings or []), **how):
+    own = _options.parse(settings or [])
+    how: _bench.How = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
+    if status := _bench.main(name, json=json, quick=quick, settings=own, **how):
         sys.exit(status)
 
 

@@ -9,11 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from inference import infer
+
+# −log p(x) of a kind of image in nats, and how well it tells them from digits, of which there is none to tell
+DensityRow = TypedDict(
+    "DensityRow",
+    {
+        "images": str,
+        "count": int,
+        "auc": float | None,
+        "auc_se": float | None,
+        "nats": float,
+        "nats_se": float,
+        "khat_above_0.7": float,
+    },
+)
+
+
+class Density(TypedDict):
+    """Digits first, then each other kind."""
+
+    samples: int
+    proposal: str
+    rows: list[DensityRow]
+
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # grey images [n, height, width] to others
 
@@ -65,7 +88,7 @@ def auc(normal: np.ndarray, odd: np.ndarray) -> tuple[float, float]:
 
 def density(
     folder: Path, digits: np.ndarray, odd: dict[str, np.ndarray], samples: int, seed: int
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[Density, np.ndarray]:
     """What log p(x) of a trained run is for digits and for other images, and log p(x) [n] of the digits, nats.
 
     The proposal is each image's own Laplace Gaussian: an encoder that has seen only digits proposes so badly for other
@@ -78,10 +101,18 @@ def density(
     ends = np.cumsum([len(g) for g in groups.values()])[:-1]
     log_p = dict(zip(groups, np.split(fit.claimed.per_datum, ends), strict=True))
     khat = dict(zip(groups, np.split(fit.khat, ends), strict=True))
-    rows = []
+    rows: list[DensityRow] = []
     for name, found in log_p.items():
         area, se = (None, None) if name == "digits" else auc(-log_p["digits"], -found)
-        row = {"images": name, "count": len(found), "auc": area, "auc_se": se, "nats": -float(found.mean())}
-        row["nats_se"] = float(found.std(ddof=1) / np.sqrt(len(found)))
-        rows.append(row | {"khat_above_0.7": float((~(khat[name] <= 0.7)).mean())})
+        rows.append(
+            {
+                "images": name,
+                "count": len(found),
+                "auc": area,
+                "auc_se": se,
+                "nats": -float(found.mean()),
+                "nats_se": float(found.std(ddof=1) / np.sqrt(len(found))),
+                "khat_above_0.7": float((~(khat[name] <= 0.7)).mean()),
+            }
+        )
     return {"samples": samples, "proposal": "laplace", "rows": rows}, log_p["digits"]

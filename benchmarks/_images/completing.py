@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
+from benchmarks._suite.documents import KHat
+from inference._method.fit import Fit
 from inference._pictures._style import FAINT, INK, UNSEEN, taller_figure
+from inference._run.impute import Imputation
+
+
+class Row(TypedDict):
+    """A way of filling in the hidden half; `nats` is −log p(hidden | seen) an image, None where a way has none."""
+
+    name: str
+    kind: str
+    nats: float | None
+    nats_se: NotRequired[float]  # of the Monte Carlo estimate
+    nats_se_images: float | None  # for another draw of images
+    bits_per_pixel: float | None
+    error: float
+    wrong: float
+    khat: NotRequired[KHat | None]
+
 
 SIDE = 28
 BLOCK = 100  # images compared with all others at once
@@ -20,7 +38,7 @@ def without_top(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def baselines(train: np.ndarray, holes: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+def baselines(train: np.ndarray, holes: np.ndarray, truth: np.ndarray) -> list[Row]:
     """The nearest neighbour by what is seen, and each pixel's mean (as a Bernoulli of its own)."""
     hidden = np.isnan(holes)
     nearest = np.where(hidden, train[_nearest(train, holes)], truth)
@@ -45,8 +63,14 @@ def _nearest(train: np.ndarray, holes: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def row(name: str, fit: Any, complete: np.ndarray, truth: np.ndarray, exact: bool) -> dict[str, Any]:
+def row(name: str, fit: Fit, complete: np.ndarray, truth: np.ndarray, exact: bool) -> Row:
     """A model's completions: log p(hidden | seen) = log p(x) − log p(seen), whose last term is `fit`'s."""
+    assert (
+        fit.claimed is not None
+        and fit.claimed.per_datum is not None
+        and fit.claimed.se is not None
+        and fit.x is not None
+    )
     log_p = complete - fit.claimed.per_datum
     found = _row(name, log_p, fit.impute(draws=1).mean, truth, np.isnan(fit.x), "exact" if exact else "estimate")
     found["nats_se"] = 0.0 if exact else float(fit.claimed.se / len(truth))
@@ -56,7 +80,7 @@ def row(name: str, fit: Any, complete: np.ndarray, truth: np.ndarray, exact: boo
 
 def _row(
     name: str, log_p: np.ndarray | None, mean: np.ndarray, truth: np.ndarray, hidden: np.ndarray, kind: str = ""
-) -> dict[str, Any]:
+) -> Row:
     count = int(hidden[0].sum())
     return {
         "name": name,
@@ -69,12 +93,12 @@ def _row(
     }
 
 
-def picture(path: Path, holes: np.ndarray, truth: np.ndarray, found: dict[str, Any], count: int) -> None:
+def picture(path: Path, holes: np.ndarray, truth: np.ndarray, found: dict[str, Imputation], count: int) -> None:
     """For each image and each order of the pixels: what is seen, the truth, the posterior mean, eight joint draws."""
     titles = ["seen", "truth", "mean", *["draws"], *[""] * 7]
     down = count * len(found)
     figure = taller_figure(8.8, 0.8 * down, "The top half of test digits filled in: " + ", then ".join(found))
-    grid: Any = figure.subplots(down, len(titles), squeeze=False)
+    grid = figure.subplots(down, len(titles), squeeze=False)
     for block, imputation in enumerate(found.values()):
         for i in range(count):
             images = [holes[i], truth[i], imputation.mean[i], *imputation.draws[:8, i]]

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks._suite.documents import Document
 from inference._pictures._images import few_images, montage, show
 from inference._pictures._style import INK, OKABE_ITO, QUIET, styled, taller_figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images of the picture: [n, D], but for draws [S, n, D]."""
+
+    real: np.ndarray
+    made: np.ndarray
+    groups: dict[str, np.ndarray]  # kinds of images
+    labels: np.ndarray  # of those completed
+    completed: dict[str, np.ndarray]  # seen, truth, mean, draws
+
 
 GREY = (0.0, 1.0)
 ACROSS, DOWN = 12, 4  # digits of each half of the first part
@@ -20,18 +33,18 @@ COLORS = 128
 SMALL = (5, 3)  # images across and down of each kind in the second
 
 
-def draw(path: Path, document: dict[str, Any], shown: dict[str, Any], shape: tuple[int, int]) -> None:
+def draw(path: Path, document: Document, shown: Shown, shape: tuple[int, int]) -> None:
     """Write the picture of `digits.measure`'s two results."""
     title = "A deep latent Gaussian model of digits: what it makes up, what it makes of others, and what it fills in"
     figure = taller_figure(9.6, 7.1, title)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.85, 1.5, 3.75))
     left, right = top.subplots(1, 2)
     count = ACROSS * DOWN
-    show(left, montage(shown["real"][:count], shape, ACROSS, GREY), "real digits, held out")
-    show(right, montage(shown["made"][:count], shape, ACROSS, GREY), "made up: E[x | z] for z from the prior")
+    show(left, montage(shown.real[:count], shape, ACROSS, GREY), "real digits, held out")
+    show(right, montage(shown.made[:count], shape, ACROSS, GREY), "made up: E[x | z] for z from the prior")
     rows = document["density"]["rows"]
     for axes, row in zip(middle.subplots(1, len(rows)), rows, strict=True):
-        images = shown["groups"][row["images"]][: SMALL[0] * SMALL[1]]
+        images = shown.groups[row["images"]][: SMALL[0] * SMALL[1]]
         nats = f"{row['nats']:.0f} nats"
         said = f"−log p(x): {nats}" if row["auc"] is None else f"{nats}, AUC {row['auc']:.2f}"
         show(axes, montage(images, shape, SMALL[0], GREY), f"{row['images']}\n{said}")
@@ -49,10 +62,10 @@ def _write(figure: Figure, path: Path) -> None:
         picture.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
-def _completions(axes: Axes, shown: dict[str, Any], shape: tuple[int, int]) -> None:
+def _completions(axes: Axes, shown: Shown, shape: tuple[int, int]) -> None:
     """A column for each image: what is seen, what was hidden, the mean, and draws."""
-    found = shown["completed"]
-    few = few_images(len(found["truth"]), shown["labels"], 10)
+    found = shown.completed
+    few = few_images(len(found["truth"]), shown.labels, 10)
     blocks = [found["seen"], found["truth"], found["mean"], *found["draws"]]
     names = ["seen", "truth", "mean", *(["a draw"] + ["another"] * (len(blocks) - 4))]
     picture = montage(np.concatenate([b[few] for b in blocks]), shape, len(few), GREY)
@@ -62,7 +75,7 @@ def _completions(axes: Axes, shown: dict[str, Any], shape: tuple[int, int]) -> N
     axes.tick_params(left=False)
 
 
-def _accuracies(axes: Axes, found: dict[str, Any]) -> None:
+def _accuracies(axes: Axes, found: Document) -> None:
     """Accuracies with two standard errors to either side."""
     styled(axes)
     rows = found["rows"][::-1]

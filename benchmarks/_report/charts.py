@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM, ROW = 62, 14, 14, 44, 26
@@ -184,7 +183,7 @@ def _shape(kind: str, x: float, y: float, r: float) -> str:
         path = " ".join(f"M{x + a * r:.1f} {y + b * r:.1f}L{x + c * r:.1f} {y + d * r:.1f}" for a, b, c, d in lines)
         return f'<path class="stroke" d="{path}"/>'
 
-    shapes: dict[str, Any] = {
+    shapes: dict[str, Callable[[], str]] = {
         "circle": lambda: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>',
         "square": lambda: polygon((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
         "diamond": lambda: polygon((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from benchmarks._report import rank
 from benchmarks._report.charts import (
@@ -24,10 +23,9 @@ from benchmarks._report.charts import (
     rows,
     short,
 )
+from benchmarks._report.fits import FitRow, Group
 from benchmarks._report.tables import plain
-
-if TYPE_CHECKING:
-    from benchmarks._report.leaderboard import Group, Row
+from benchmarks._suite.documents import Kind
 
 FLOOR = 1e-3  # nats: less than this below the best counts as equal to it
 UNIT = 0.01  # nats: a gap axis is linear within, and logarithmic beyond
@@ -52,17 +50,16 @@ def _front(group: Group) -> Figure | None:
     """How good against how long; the line joins what nothing else beats in both."""
     if group.by != "verified_log_evidence":
         return None  # at one θ there is nothing to be better at
-    given = {r.given(group.by) for r in group.rows}
-    points = [(r, s, t) for r in group.rows if (s := r.standing(group.by)) and (t := r.median(lambda x: x["seconds"]))]
+    points = [(r, r.verified, r.seconds) for r in group.rows if r.verified and r.seconds]
     points = [p for p in points if p[1].kind != "lower bound"]
-    if len(points) < 2 or len(given) > 1:
+    if len(points) < 2 or len(group.boards) > 1:
         return None
     best = max(s.value for _, s, _ in points)
 
     def below(value: float) -> float:
         return max(best - value, FLOOR)
 
-    times = [c["result"]["seconds"] for r, _, _ in points for c in r.cells if c["status"] == "ok"]
+    times = [run["seconds"] for r, _, _ in points for run in r.runs]
     ends = [below(v) for _, s, _ in points for v in (s.value, s.low, s.high)]
     low, high = limits(ends, log=True)
     x = Axis(*limits(times, log=True), LEFT, WIDTH - RIGHT, "log")
@@ -74,8 +71,10 @@ def _front(group: Group) -> Figure | None:
     out.line(line, "front")
     for row, standing, time in points:
         for run in row.runs:
-            evidence = run[group.by] or run["log_evidence"]
-            out.mark(x(max(run["seconds"], 1e-4)), out.y(below(evidence["value"])), row.series, row.name, 2.2, "faint")
+            evidence = run["verified_log_evidence"] or run["log_evidence"]
+            if evidence is not None and evidence["value"] is not None:
+                at = x(max(run["seconds"], 1e-4))
+                out.mark(at, out.y(below(evidence["value"])), row.series, row.name, 2.2, "faint")
         at = x(time)
         out.segment(
             (at, out.y(below(standing.low))), (at, out.y(below(standing.high))), f"{colour(row.series)} whisker"
@@ -87,17 +86,7 @@ def _front(group: Group) -> Figure | None:
 
 def _gaps(group: Group) -> Figure | None:
     """Claims as distances from what was verified at the same θ."""
-    shown: list[tuple[Row, float, float, str]] = []
-    for row in group.rows:
-        runs = [
-            r for r in row.runs if r["verified_log_evidence"] and (r["log_evidence"] or {}).get("value") is not None
-        ]
-        if not runs or any(r["verified_log_evidence"]["value"] is None for r in runs):
-            continue
-        gaps = sorted(r["log_evidence"]["value"] - r["verified_log_evidence"]["value"] for r in runs)
-        errors = [math.hypot(r["log_evidence"]["se"] or 0.0, r["verified_log_evidence"]["se"] or 0.0) for r in runs]
-        kind = max((r["log_evidence"]["kind"] for r in runs), key=rank.ORDER.index)
-        shown.append((row, gaps[(len(gaps) - 1) // 2], rank.Z95 * max(errors), kind))
+    shown = [(row, *found) for row in group.rows if (found := _gap(row))]
     if not shown:
         return None
     most = max([abs(g) + e for _, g, e, _ in shown] + [UNIT])
@@ -117,6 +106,23 @@ def _gaps(group: Group) -> Figure | None:
     return Figure(out.svg(), text)
 
 
+def _gap(row: FitRow) -> tuple[float, float, Kind] | None:
+    """The median seed's claim less what was verified, half of the widest 95% interval, and the weakest kind."""
+    gaps, errors, kinds = list[float](), list[float](), list[Kind]()
+    for run in row.runs:
+        claimed, verified = run["log_evidence"], run["verified_log_evidence"]
+        if claimed is None or verified is None or claimed["value"] is None:
+            continue
+        if verified["value"] is None:
+            return None
+        gaps.append(claimed["value"] - verified["value"])
+        errors.append(math.hypot(claimed["se"] or 0.0, verified["se"] or 0.0))
+        kinds.append(claimed["kind"])
+    if not gaps:
+        return None
+    return sorted(gaps)[(len(gaps) - 1) // 2], rank.Z95 * max(errors), max(kinds, key=rank.ORDER.index)
+
+
 def _khats(group: Group) -> Figure | None:
     """Quantiles over the data of the weights' k-hat."""
     shown = [(r, [x["khat_quantiles"] for x in r.runs if "khat_quantiles" in x]) for r in group.rows]
@@ -126,7 +132,7 @@ def _khats(group: Group) -> Figure | None:
     ends = [v for _, every in shown for q in every for v in (q[0], q[-1])]
     low, high = min(0.0, *ends), max(1.0, *ends)
     out = rows((low - 0.05, min(high, 3.0) + 0.05), [r.short for r, _ in shown], f"k-hat: {group.title}")
-    out.axes("k-hat of each datum's weights")
+    out.axes("k-hat of each data point's weights")
     out.segment((out.x(ENOUGH), TOP), (out.x(ENOUGH), out.height - BOTTOM), "limit")
     for i, (row, every) in enumerate(shown):
         q = [min(sorted(v)[(len(v) - 1) // 2], 3.0) for v in zip(*every, strict=True)]
@@ -200,25 +206,3 @@ def ratios(found: Sequence[tuple[str, float, float, float]], title: str) -> Figu
         out.segment((out.x(low), row_at(i)), (out.x(high), row_at(i)), f"{colour(series)} whisker")
         out.mark(out.x(middle), row_at(i), series, f"{name}: {middle:.3f} ({low:.3f} to {high:.3f})", 4.5)
     return Figure(out.svg(), "Our time over theirs for the same work; left of 1 ours is less. Bars span all rounds.")
-
-
-def exponent(points: Mapping[float, Sequence[float]]) -> tuple[float, float] | None:
-    """The power of the size that the cost grows with, and its standard error: least squares on logarithms.
-
-    On the larger half of the sizes, three at least, where what every fit pays whatever its size weighs least.
-    """
-    sizes = sorted(points)
-    sizes = sizes[-max(3, math.ceil(len(sizes) / 2)) :]
-    data = [(math.log(s), math.log(v)) for s in sizes for v in points[s] if v > 0]
-    if len({x for x, _ in data}) < 3:
-        return None
-    mx, my = (sum(v) / len(data) for v in zip(*data, strict=True))
-    sxx = sum((x - mx) ** 2 for x, _ in data)
-    slope = sum((x - mx) * (y - my) for x, y in data) / sxx
-    left = sum((y - my - slope * (x - mx)) ** 2 for x, y in data)
-    return slope, math.sqrt(left / max(1, len(data) - 2) / sxx)
-
-
-def legend(found: Sequence[Any]) -> list[tuple[str, int]]:
-    """Names and series, once each, of what has a `name` and a `series`."""
-    return list(dict.fromkeys((f.name, f.series) for f in found))

@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from benchmarks._report import charts, leaderboard, sections
+from benchmarks._report import charts, figures, fits, leaderboard, sections
 from benchmarks._report.tables import Column, Table, seconds, words
 from benchmarks._suite import folder as _folder
-from benchmarks._suite.bench import RESULTS
+from benchmarks._suite.cells import title
+from benchmarks._suite.documents import CellDocument, SuiteDocument
 from zoo import _atomic
 from zoo._command import visible
 from zoo._errors import UsageError
@@ -44,13 +45,15 @@ def write(folder: Path | None = None, out: Path | None = None) -> Path:
 
 def latest() -> Path:
     """The suite in `results/` that was run last."""
-    found = sorted(RESULTS.glob("*/suite.json"), key=lambda p: p.stat().st_mtime)
+    found = sorted(_folder.RESULTS.glob("*/suite.json"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise UsageError(f"there are no results in '{RESULTS}'; `zoo bench SUITE` makes some, or name a folder.")
+        raise UsageError(
+            f"there are no results in '{_folder.RESULTS}'; `zoo bench SUITE` makes some, or name a folder."
+        )
     return found[-1].parent
 
 
-def read(source: Path) -> dict[str, Any]:
+def read(source: Path) -> SuiteDocument:
     """The collected document of a results folder, or of a file that `zoo bench SUITE --json` was kept in."""
     if not source.is_file():
         inside = [str(p.parent) for p in sorted(source.glob("*/suite.json"))]
@@ -58,7 +61,7 @@ def read(source: Path) -> dict[str, Any]:
             raise UsageError(f"'{source}' holds several suites; name one: {', '.join(inside)}.")
         return _folder.Results(source).collected()
     try:
-        document = json.loads(source.read_text(encoding="utf-8"))
+        document: SuiteDocument = json.loads(source.read_text(encoding="utf-8"))
         if document["format"] > _folder.FORMAT:
             raise UsageError(f"'{source}' was written by a newer version; this one reads format {_folder.FORMAT}.")
         assert isinstance(document["cells"], list)
@@ -69,7 +72,7 @@ def read(source: Path) -> dict[str, Any]:
     return document
 
 
-def html(document: dict[str, Any], folder: Path | None) -> str:
+def html(document: SuiteDocument, folder: Path | None) -> str:
     """The page. Pictures come from `folder`, where there is one."""
     import jinja2
 
@@ -82,11 +85,11 @@ def html(document: dict[str, Any], folder: Path | None) -> str:
         lstrip_blocks=True,
     )
     series = _series(document["cells"])
-    groups = leaderboard.groups(document["cells"], series)
+    groups = fits.groups(document["cells"], series)
     album = _Album(folder, groups)
     return environment.get_template("report.html").render(
         d=document,
-        groups=[(g, g.tables(), g.charts(), album.of(g)) for g in groups],
+        groups=[(g, leaderboard.leaderboards(g), figures.of_fits(g), album.of(g)) for g in groups],
         overviews=leaderboard.overviews(groups),
         sections=sections.sections(document["cells"], _Series),
         every=_every(document["cells"]),
@@ -97,7 +100,7 @@ def html(document: dict[str, Any], folder: Path | None) -> str:
     )
 
 
-def _visible(value: Any) -> Any:
+def _visible(value: object) -> object:
     """Text without characters that hide or turn what stands beside them; markup of our own stays as it is."""
     return visible(value) if type(value) is str else value
 
@@ -112,7 +115,7 @@ class _Series:
         return self.names.setdefault(name, len(self.names))
 
 
-def _series(cells: list[dict[str, Any]]) -> _Series:
+def _series(cells: list[CellDocument]) -> _Series:
     """Methods without options first, so that they look the same on every page."""
     out = _Series()
     for name in sorted({c["cell"]["method"] for c in cells if c["cell"]["kind"] in ("fit", "infer")}):
@@ -121,30 +124,37 @@ def _series(cells: list[dict[str, Any]]) -> _Series:
     return out
 
 
+class Shown(NamedTuple):
+    """A run with its pictures, each as (name, data URI, width, height)."""
+
+    row: fits.FitRow
+    seed: int
+    pictures: list[tuple[str, str, int, int]]
+
+
 class _Album:
     """Pictures as data, as few colours as they need; where there are too many, each group shows its best runs."""
 
-    def __init__(self, folder: Path | None, groups: list[leaderboard.Group]) -> None:
+    def __init__(self, folder: Path | None, groups: list[fits.Group]) -> None:
         found = [[self._files(folder, cell) for _, cell in group.pictures()] for group in groups]
         turns = [files for turn in itertools.zip_longest(*found, fillvalue=[]) for files in turn]
         files = [file for some in turns for file in some]
         self.folder, self.shown, self.left_out = folder, set(files[:PICTURES]), len(files[PICTURES:])
 
     @staticmethod
-    def _files(folder: Path | None, cell: dict[str, Any]) -> list[Path]:
-        paths = (
-            [] if folder is None else [folder / "pictures" / cell["id"] / name for name in cell["result"]["pictures"]]
-        )
+    def _files(folder: Path | None, cell: CellDocument) -> list[Path]:
+        names = (cell.get("result") or {}).get("pictures", [])
+        paths = [] if folder is None else [folder / "pictures" / cell["id"] / name for name in names]
         return [path for path in paths if _inside(path, folder) and _is_picture(path)]
 
-    def of(self, group: leaderboard.Group) -> list[dict[str, Any]]:
-        """For each run with pictures: its row, and the pictures as (name, data URI, width, height)."""
+    def of(self, group: fits.Group) -> list[Shown]:
+        """For each run with pictures: what is shown of it."""
         out = []
         for row, cell in group.pictures():
             files = [path for path in self._files(self.folder, cell) if path in self.shown]
             if files:
                 pictures = [(path.stem, *_data(path)) for path in files]
-                out.append({"row": row, "seed": cell["cell"]["seed"], "pictures": pictures})
+                out.append(Shown(row, cell["cell"]["seed"], pictures))
         return out
 
 
@@ -177,16 +187,14 @@ def _data(path: Path) -> tuple[str, int, int]:
         return f"data:image/png;base64,{base64.b64encode(content).decode()}", *image.size
 
 
-def _every(cells: list[dict[str, Any]]) -> Table:
+def _every(cells: list[CellDocument]) -> Table:
     """All cells, with what was said and how to do each again."""
-    from benchmarks._suite.cells import title
-
     columns = [Column("cell", numeric=False), Column("what", numeric=False), Column("outcome", numeric=False)]
     columns += [Column("seconds", help="All of it, with checks and pictures."), Column("again", numeric=False)]
     columns += [Column("warnings and versions", numeric=False)]
     table = Table(columns)
     for cell in cells:
-        said = [] if not cell.get("result") else cell["result"].get("warnings", [])
+        said = (cell.get("result") or {}).get("warnings", [])
         said = [*said, *([cell["reason"]] if cell["reason"] else [])]
         said += [f"{k} {v}" for k, v in cell.get("versions", {}).items()]
         table.add(
@@ -200,6 +208,6 @@ def _every(cells: list[dict[str, Any]]) -> Table:
     return table.trimmed()
 
 
-def _versions_differ(document: dict[str, Any]) -> int:
+def _versions_differ(document: SuiteDocument) -> int:
     """How many cells were done with other versions than the rest."""
     return sum("versions" in c for c in document["cells"])

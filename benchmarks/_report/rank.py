@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from benchmarks._suite.documents import Evidence, Kind
 
 ALIKE = 1e-6  # relative: exact values closer than this are the same
 Z95 = 1.959964
-ORDER = ("exact", "estimate", "lower bound")  # from what says most to what says least
+ORDER: tuple[Kind, ...] = ("exact", "estimate", "lower bound")  # from what says most to what says least
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Standing:
     value: float
     low: float
     high: float
-    kind: str
+    kind: Kind
 
     @property
     def sharp(self) -> bool:
@@ -36,7 +37,7 @@ class Standing:
         return self.low - half, self.high + half
 
 
-def standing(evidences: Iterable[dict[str, Any] | None]) -> Standing | None:
+def standing(evidences: Iterable[Evidence | None]) -> Standing | None:
     """One standing of several runs: the median run's value, the weakest kind, an interval that holds every run's.
 
     Of an even number of runs, the lower of the middle two. None where a run has no finite evidence.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from benchmarks._report.rank import Standing
+from benchmarks._suite.cells import written
+from benchmarks._suite.documents import Kind, Options
 
 NOTHING = "–"
+SIGNS: dict[Kind, str] = {"exact": "=", "estimate": "≈", "lower bound": "≥"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,13 @@ def number(value: float | None, decimals: int, sign: bool = False, before: str =
     return Entry(before + plain(value, decimals, sign), value)
 
 
+def evidence(standing: Standing | None, decimals: int) -> Entry:
+    """A value with the sign of its kind: "= −1130.264"."""
+    return (
+        Entry(NOTHING) if standing is None else number(standing.value, decimals, before=f"{SIGNS[standing.kind]}\u2009")
+    )
+
+
 def plain(value: float, decimals: int, sign: bool = False) -> str:
     """The text of a number."""
     text = f"{abs(value):,.{decimals}f}" if abs(value) >= 1e4 else f"{abs(value):.{decimals}f}"
@@ -109,8 +120,6 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def chosen(options: Mapping[str, Any]) -> str:
+def chosen(options: Options) -> str:
     """Options in words: "epochs=100, samples=200"."""
-    from benchmarks._suite.cells import written
-
     return ", ".join(f"{k}={written(v)}" for k, v in options.items())

@@ -9,23 +9,24 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypedDict, Unpack
 
 from benchmarks._suite import names, work
 from benchmarks._suite.cells import Cell
-from benchmarks._suite.folder import Results, text_of
+from benchmarks._suite.documents import Document, SuiteDocument
+from benchmarks._suite.folder import RESULTS, Results, text_of
 from benchmarks._suite.progress import Progress, spoken
 from benchmarks._suite.suite import Suite, load
 from benchmarks._suite.work import Outcome
-from zoo import _options
+from zoo import _options, _show
 from zoo._errors import NotWritten, UsageError
 
-RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
 WAIT = 0.5  # seconds between two looks at cells that another process is doing
 PROBLEMS = ("failed", "timeout", "missing")
 
@@ -38,11 +39,12 @@ def bench(
     retry: bool = False,
     only: list[str] | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> SuiteDocument:
     """Do what is missing of a suite, and return all of its results as one document.
 
     - `jobs`: cells at once; as many as there are processors when None, and never more than the suite allows.
-    - `backend`: joblib's, by name: `loky`, `dask`, `ray`, `sequential` (in this process), …
+    - `backend`: joblib's, by name: `loky`, `dask`, `ray`, …; `sequential` is one at a time in this process, which a cell
+      that dies takes along (done again, the suite goes on where it was). All others survive a cell that dies.
     - `retry`: do failed cells again, and those that ran out of time. `only`: beginnings of the ids of cells.
 
     Raises `UsageError` before any work for whatever is wrong with the suite.
@@ -94,14 +96,17 @@ def _jobs(suite: Suite, jobs: int | None, quiet: bool) -> int:
 # ---- running cells ---------------------------------------------------------------------------------------------------
 
 
-def _finish(cells: list[Cell], results: Results, redo: str, parallel: Any) -> Iterator[Outcome]:
+Parallel = Callable[[list[Cell], str, str], Iterator[Outcome]]  # cells, folder and `redo` → outcomes as they come
+
+
+def _finish(cells: list[Cell], results: Results, redo: str, parallel: Parallel) -> Iterator[Outcome]:
     """Every cell's outcome. Cells that another run is doing are waited for, and taken over should it die."""
     left = cells
     while left:
-        busy = []
+        busy = set()
         for outcome in _survive(left, results, redo, parallel):
             if outcome.status == "busy":
-                busy.append(outcome.id)
+                busy.add(outcome.id)
             else:
                 yield outcome
         left = [c for c in left if c.id in busy]
@@ -109,21 +114,26 @@ def _finish(cells: list[Cell], results: Results, redo: str, parallel: Any) -> It
             time.sleep(WAIT)
 
 
-def _survive(cells: list[Cell], results: Results, redo: str, parallel: Any) -> Iterator[Outcome]:
-    """Like `parallel`, but a process that dies (of memory, say) takes only its own cell with it."""
-    seen: set[str] = set()
-    try:
-        for outcome in parallel(cells, str(results.folder), redo):
-            seen.add(outcome.id)
-            yield outcome
-        return
-    except Exception:  # `run_cell` never raises: a worker died, and took the others along
-        suspects = results.sweep()
-    rest = [c for c in cells if c.id not in seen]
-    alone = [c for c in rest if c.id in suspects] or rest
-    yield from _alone(alone, str(results.folder), redo)
-    if others := [c for c in rest if c not in alone]:
-        yield from _survive(others, results, redo, parallel)
+def _survive(cells: list[Cell], results: Results, redo: str, parallel: Parallel) -> Iterator[Outcome]:
+    """Like `parallel`, but a worker that dies (of memory, say) takes only its own cell with it.
+
+    A worker's death ends all that run in parallel, and does not say whose it was. The cells that dead processes left
+    unfinished are suspects (every cell left, where none is known): each is done alone, and the rest in parallel again.
+    """
+    left = cells
+    while left:
+        seen: set[str] = set()
+        try:
+            for outcome in parallel(left, str(results.folder), redo):
+                seen.add(outcome.id)
+                yield outcome
+            return
+        except Exception:  # `run_cell` never raises: a worker died
+            suspects = results.sweep()
+        left = [c for c in left if c.id not in seen]
+        alone = [c for c in left if c.id in suspects] or left
+        yield from _alone(alone, str(results.folder), redo)
+        left = [c for c in left if c not in alone]
 
 
 def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
@@ -155,7 +165,7 @@ def _begin(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _backend(name: str, jobs: int) -> Iterator[Any]:
+def _backend(name: str, jobs: int) -> Iterator[Parallel]:
     """A function of cells, folder and `redo` that gives outcomes as they come."""
     import joblib
 
@@ -163,16 +173,14 @@ def _backend(name: str, jobs: int) -> Iterator[Any]:
         yield _alone
         return
     with contextlib.ExitStack() as stack:
-        how: dict[str, Any] = {"n_jobs": jobs} | (
-            {"initializer": _begin, "initargs": (os.getpid(),)} if name == "loky" else {}
-        )
+        how: Document = {"initializer": _begin, "initargs": (os.getpid(),)} if name == "loky" else {}
         if name == "dask":
             stack.enter_context(_dask(jobs))
         elif name == "ray":
             _module("ray.util.joblib", name).register_ray()
         threads = max(1, joblib.cpu_count() // jobs) if name in ("loky", "multiprocessing") else None
         try:
-            stack.enter_context(joblib.parallel_config(name, **how))
+            stack.enter_context(joblib.parallel_config(name, n_jobs=jobs, **how))
         except ValueError as error:
             known = ", ".join(sorted({*joblib.parallel.BACKENDS, "dask", "ray"}))
             raise UsageError(f"joblib knows no backend '{name}'; known: {known}.") from error
@@ -186,17 +194,19 @@ def _backend(name: str, jobs: int) -> Iterator[Any]:
             yield outcomes
 
 
-def _dask(jobs: int) -> Any:
+def _dask(jobs: int) -> contextlib.AbstractContextManager[object]:
     """The cluster whose scheduler Dask's settings name (DASK_SCHEDULER_ADDRESS), or one on this machine."""
     distributed = _module("distributed", "dask")
     import dask
 
-    if dask.config.get("scheduler-address", None):
-        return distributed.Client()
-    return distributed.Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+    here = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+    client: contextlib.AbstractContextManager[object] = distributed.Client(
+        **({} if dask.config.get("scheduler-address", None) else here)
+    )
+    return client
 
 
-def _module(name: str, backend: str) -> Any:
+def _module(name: str, backend: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -206,7 +216,20 @@ def _module(name: str, backend: str) -> Any:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def main(name: str, json: bool = False, quick: bool = False, settings: dict[str, str] | None = None, **how: Any) -> int:
+class How(TypedDict, total=False):
+    """The options of `bench`, as the command line has them."""
+
+    out: Path | None
+    jobs: int | None
+    backend: str
+    retry: bool
+    only: list[str] | None
+    quiet: bool
+
+
+def main(
+    name: str, json: bool = False, quick: bool = False, settings: dict[str, str] | None = None, **how: Unpack[How]
+) -> int:
     """`zoo bench NAME`: a suite, or a benchmark that is a program, with its own `settings`. The exit status."""
     if names.find(name) is None:
         module = importlib.import_module("benchmarks." + name.replace("/", "."))
@@ -222,8 +245,8 @@ def main(name: str, json: bool = False, quick: bool = False, settings: dict[str,
         raise UsageError("--set is for benchmarks that are programs; a suite's options stand in its file.")
     if quick:
         raise UsageError("--quick is for benchmarks that are programs; a quick suite is 'smoke'.")
-    if how.get("backend") == "sequential":  # one at a time, but a cell that dies must not take the command with it
-        how |= {"backend": "loky", "jobs": 1}
+    if how.get("backend") == "sequential":  # one at a time, but in a process that may die: the command must not
+        how["backend"], how["jobs"] = "loky", 1
     began, unwritten = time.monotonic(), None
     try:
         document = bench(name, **how)
@@ -240,10 +263,8 @@ def main(name: str, json: bool = False, quick: bool = False, settings: dict[str,
     return 1 if any(document["counts"].get(p) for p in PROBLEMS if p != "missing" or not how.get("only")) else 0
 
 
-def _say(document: dict[str, Any], folder: Path, seconds: float) -> None:
+def _say(document: SuiteDocument, folder: Path, seconds: float) -> None:
     """What came of it, and where it is."""
-    from zoo import _show
-
     counts = ", ".join(f"{n} {status}" for status, n in document["counts"].items())
     out = _show.console()
     for cell in document["cells"]:

@@ -47,8 +47,8 @@ def identity(content: Mapping[str, Any]) -> str:
 
 def title(content: Mapping[str, Any]) -> str:
     """What a cell is, in a few words: "gmm components=3, faithful, em, seed 0"."""
-    if content["kind"] in ("benchmark", "row"):
-        return spoken(content.get("name", content.get("table", "")), content.get("options", content.get("row", {})))
+    if content["kind"] == "benchmark":
+        return spoken(content["name"], content["options"])
     parts = [spoken(content["model"], content["model_options"])] if "model" in content else []
     parts.append(data(content["data"]))
     if "hide" in content:
@@ -57,10 +57,8 @@ def title(content: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"seed {content['seed']}"])
 
 
-def spoken(name: str, options: Any) -> str:
+def spoken(name: str, options: Mapping[str, Any]) -> str:
     """A name with its options: "svi epochs=100"."""
-    if not isinstance(options, Mapping):
-        return f"{name}: {options}"
     return " ".join([name, *(f"{k}={written(v)}" for k, v in options.items())])
 
 

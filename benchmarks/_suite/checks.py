@@ -5,29 +5,36 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from benchmarks._suite import cells
+from benchmarks._suite.documents import Document
+from inference._run import runner
+from inference._run.prepare import LARGEST_SEED
 from zoo import _options, _registry
+from zoo._data import datasets
 from zoo._errors import UsageError, unknown
+from zoo._program import program
 
 PREPARATION = ("rows", "standardize", "binarize", "missing", "seed")
 BASELINES: dict[str, tuple[str, ...]] = {"mean": (), "knn": ("n_neighbors",), "iterative": ("max_iter",)}
-Entry = tuple[str, dict[str, Any]]  # a name and its options
+MOST_SEEDS = 10_000  # of a block: each is a cell of its own
+Schema = Mapping[str, inspect.Parameter]  # of options, by name
+Entry = tuple[str, Document]  # a name and its options
 
 
-def known(given: Mapping[str, Any], keys: tuple[str, ...] | list[str], what: str) -> None:
+def known(given: Mapping[str, object], keys: tuple[str, ...] | list[str], what: str) -> None:
     """No key but these."""
     for key in given:
         if key not in keys:
             raise unknown(f"key of {what}", key, keys)
 
 
-def entries(value: Any, key: str) -> list[Entry]:
+def entries(value: object, key: str) -> list[Entry]:
     """`"em"`, `{ name = "svi", epochs = 9 }`, or a list of such; `vary = { latents = [1, 2] }` is one entry for each."""
     out: list[Entry] = []
     for item in value if isinstance(value, list) else [value]:
@@ -37,37 +44,33 @@ def entries(value: Any, key: str) -> list[Entry]:
             options = {k: v for k, v in item.items() if k not in ("name", "vary")}
             out += [(item["name"], {**options, **one}) for one in combinations(item.get("vary", {}), key)]
         else:
-            raise UsageError(f'{key} takes names, or tables such as {{ name = "…", option = … }}; {item!r} came.')
+            raise UsageError(f'{key} expects names, or tables such as {{ name = "…", option = … }}, got {item!r}.')
     if not out:
         raise UsageError(f"{key} is empty.")
     return out
 
 
-def combinations(vary: Any, where: str) -> Iterator[dict[str, Any]]:
+def combinations(vary: object, where: str) -> Iterator[Document]:
     """{"a": [1, 2], "b": [3]} → {a: 1, b: 3}, {a: 2, b: 3}."""
     if not isinstance(vary, dict) or not all(isinstance(v, list) and v for v in vary.values()):
-        raise UsageError(f"vary of {where} takes lists, such as {{ latents = [1, 2] }}; {vary!r} came.")
+        raise UsageError(f"vary of {where} expects lists, such as {{ latents = [1, 2] }}, got {vary!r}.")
     for values in itertools.product(*vary.values()):
         yield dict(zip(vary, values, strict=True))
 
 
-def model(entry: Entry, base: Path) -> dict[str, Any]:
+def model(entry: Entry, base: Path) -> Document:
     """The part of a cell that says which program; a file of one's own with its checksum."""
-    from zoo._program import program
-
     name, options = entry
     target, _ = program.resolve(cells.resolved(name, str(base)))
     _convert(program.option_schema(target), options, f"option of model '{name}'", {})
-    part: dict[str, Any] = {"model": name, "model_options": options}
+    part: Document = {"model": name, "model_options": options}
     if name.rpartition(":")[0].endswith(".py"):
         part["model_sha256"] = _sha256(base / name.rpartition(":")[0])
     return part
 
 
-def method(entry: Entry) -> dict[str, Any]:
+def method(entry: Entry) -> Document:
     """The part of a cell that says which method."""
-    from inference._run import runner
-
     name, options = entry
     module = runner.method_module(name)
     schema = _options.schema(module.fit)
@@ -76,7 +79,7 @@ def method(entry: Entry) -> dict[str, Any]:
     return {"method": name, "method_options": options}
 
 
-def methods(value: Any) -> list[Entry]:
+def methods(value: object) -> list[Entry]:
     """The entries of `methods`, where "all" stands for every method there is."""
     out: list[Entry] = []
     for name, options in entries(value, "methods"):
@@ -84,7 +87,7 @@ def methods(value: Any) -> list[Entry]:
     return out
 
 
-def baseline(entry: Entry) -> dict[str, Any]:
+def baseline(entry: Entry) -> Document:
     """The part of a cell that says which way of filling in without a model."""
     name, options = entry
     if name not in BASELINES:
@@ -96,20 +99,18 @@ def baseline(entry: Entry) -> dict[str, Any]:
     return {"method": name, "method_options": options, "baseline": True}
 
 
-def data(entry: Entry, base: Path) -> dict[str, Any]:
+def data(entry: Entry, base: Path) -> Document:
     """The part of a cell that says which data, loaded once to see that they can be; a file with its checksum."""
-    from zoo._data import datasets
-
     name, options = entry
     known(options, PREPARATION, f"the data '{name}'")
     datasets.load(cells.resolved(name, str(base)), **options)
-    part: dict[str, Any] = {"name": name, **options}
+    part: Document = {"name": name, **options}
     if cells.is_data_file(name):
         part["sha256"] = _sha256(base / name)
     return {"data": part}
 
 
-def benchmark(name: Any, options: dict[str, Any]) -> dict[str, Any]:
+def benchmark(name: object, options: Document) -> Document:
     """The part of a cell that calls a benchmark which is a program."""
     if name not in _registry.benchmarks():
         raise unknown("benchmark", str(name), _registry.benchmarks())
@@ -118,12 +119,13 @@ def benchmark(name: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "options": options}
 
 
-def measuring(module: ModuleType) -> Any:
+def measuring(module: ModuleType) -> Callable[..., Document]:
     """The function of a benchmark that returns its document: `measure`, which prints nothing, or else `main`."""
-    return getattr(module, "measure", None) or module.main
+    found: Callable[..., Document] = getattr(module, "measure", None) or module.main
+    return found
 
 
-def hiding(pattern: Any) -> str:
+def hiding(pattern: object) -> str:
     """A pattern of hidden entries: `random:P`, `high:P`, or half of each image."""
     kind, _, share = str(pattern).partition(":")
     if kind in ("top", "bottom", "left", "right") and not share:
@@ -134,47 +136,49 @@ def hiding(pattern: Any) -> str:
         fits = False
     if not fits:
         rule = "random:P with 0 < P < 1, high:P with 0 < P ≤ 0.5, top, bottom, left or right"
-        raise UsageError(f"hide takes {rule}; {pattern!r} came.")
+        raise UsageError(f"hide expects {rule}, got {pattern!r}.")
     return str(pattern)
 
 
-def seeds(value: Any) -> list[int]:
+def seeds(value: object) -> list[int]:
     """5 → 0 to 4; a list stands as it is."""
     if isinstance(value, list) and value:
-        from inference._run.prepare import LARGEST_SEED
+        for seed in value:
+            if whole(seed, "seeds", 0) > LARGEST_SEED:
+                raise UsageError(f"seeds expects whole numbers from 0 to {LARGEST_SEED:,}, got {seed}.")
+        return value
+    count = whole(value, "seeds", 1)
+    if count > MOST_SEEDS:
+        raise UsageError(
+            f"seeds expects a whole number from 1 to {MOST_SEEDS:,}, or a list of seeds, got {count}: each seed is a cell."
+        )
+    return list(range(count))
 
-        if any(isinstance(v, int) and v > LARGEST_SEED for v in value):
-            raise UsageError(f"seeds takes whole numbers from 0 to {LARGEST_SEED:,}.")
-        return [whole(v, "seeds", 0) for v in value]
-    return list(range(whole(value, "seeds", 1)))
 
-
-def whole(value: Any, key: str, least: int) -> int:
+def whole(value: object, key: str, least: int) -> int:
     """A whole number, `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{key} takes a whole number, {least} or more; {value!r} came.")
+        raise UsageError(f"{key} expects a whole number, {least} or more, got {value!r}.")
     return value
 
 
-def positive(value: Any, key: str) -> float | None:
+def positive(value: object, key: str) -> float | None:
     """A number above zero, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise UsageError(f"{key} takes a number above zero; {value!r} came.")
+        raise UsageError(f"{key} expects a number above zero, got {value!r}.")
     return float(value)
 
 
-def flag(value: Any, key: str) -> bool:
+def flag(value: object, key: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise UsageError(f"{key} is true or false; {value!r} came.")
+        raise UsageError(f"{key} expects true or false, got {value!r}.")
     return value
 
 
-def _convert(
-    schema: Mapping[str, Any], options: Mapping[str, Any], what: str, elsewhere: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _convert(schema: Schema, options: Document, what: str, elsewhere: Mapping[str, Schema]) -> None:
     for key in options:
         owners = [name for name, theirs in elsewhere.items() if key in theirs]
         if key not in schema and owners and not difflib.get_close_matches(key, schema, cutoff=0.8):

@@ -23,14 +23,16 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 from benchmarks._suite import cells as _cells
 from benchmarks._suite.cells import Cell
+from benchmarks._suite.documents import CellDocument, Content, Document, Machine, SuiteDocument
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
 FORMAT = 1
+RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
 ABANDONED = 86_400  # seconds after which what another machine's process was working on counts as left behind
 AGAIN = ("timeout", "failed")  # what `--retry` does again
 
@@ -59,13 +61,13 @@ class Results:
         manifest["cells"] = [{"id": c.id, **c.content} for c in cells]
         try:
             with self.workspace("suite") as work:
-                self._put(work, "suite.json", self.folder / "suite.json", _lines(manifest))
+                self._put(work, "suite.json", self.folder / "suite.json", _json(manifest, 1))
         except OSError as error:
             if new:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise NotWritten(f"cannot write '{self.folder}': {error.strerror or error}.") from error
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Document | None:
         """`suite.json`, None where there is none. Raises `UsageError` when a newer version wrote it."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = _parsed(self.folder / "suite.json", ("format", "suite", "spec", "about", "cells"))
@@ -76,7 +78,7 @@ class Results:
 
     # ---- cells -------------------------------------------------------------------------------------------------------
 
-    def read(self, id: str) -> dict[str, Any] | None:
+    def read(self, id: str) -> CellDocument | None:
         """A finished cell's document, None where it is not finished."""
         with contextlib.suppress(FileNotFoundError):
             path = self.folder / "cells" / f"{id}.json"
@@ -86,7 +88,7 @@ class Results:
                 raise UsageError(
                     f"'{path}' is damaged: it is not what was written; remove it, and that cell is done again."
                 )
-            return found
+            return cast(CellDocument, found)
         return None
 
     def done(self, cell: Cell, redo: str = "") -> bool:
@@ -101,14 +103,14 @@ class Results:
             return False
         spent = found.get("budget") or {}
         mine = {"seconds": cell.seconds, "memory_mb": cell.memory_mb}
-        less = (spent.get(k) is not None and (mine[k] is None or mine[k] > spent[k]) for k in mine)
-        return not (found["status"] == "timeout" and any(less))
+        more = (had is not None and (now is None or now > had) for k, now in mine.items() for had in [spent.get(k)])
+        return not (found["status"] == "timeout" and any(more))
 
     def run(self, id: str) -> Path:
         """Where the run folder of a cell that keeps it is."""
         return self.folder / "runs" / id
 
-    def write(self, content: Mapping[str, Any], document: Mapping[str, Any], work: Path) -> None:
+    def write(self, content: Mapping[str, object], document: Mapping[str, object], work: Path) -> None:
         """Put a finished cell in its place, with `work/pictures` and `work/run` where there are such."""
         id = _cells.identity(content)
         for part, target in (("pictures", self.folder / "pictures" / id), ("run", self.run(id))):
@@ -122,35 +124,37 @@ class Results:
                     (work / part).rename(target)
                     _flush(target.parent)
         whole = {"format": FORMAT, "id": id, "cell": dict(content), **document}
-        text = json.dumps({**whole, "digest": digest_of(whole)}, **_JSON)
+        text = _json({**whole, "digest": digest_of(whole)})
         self._put(work, "cell.json", self.folder / "cells" / f"{id}.json", text)
 
-    def keep(self, content: Mapping[str, Any], document: Mapping[str, Any]) -> None:
-        """`write`, for a benchmark that is a program and keeps its own cells."""
-        with self.workspace(_cells.identity(content)) as work:
-            self.write(content, {"reason": None, "date": today(), **document}, work)
-
-    def collected(self) -> dict[str, Any]:
+    def collected(self) -> SuiteDocument:
         """The whole as one document: the suite, and every cell in order; one not done yet has the status `missing`."""
         found = self.manifest()
         if found is None:
             raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. `zoo bench SUITE` makes one.")
-        cells = []
+        cells: list[CellDocument] = []
         for entry in found["cells"]:
             if not isinstance(entry, dict) or not _ID.fullmatch(str(entry.get("id"))):
                 raise UsageError(f"'{self.folder / 'suite.json'}' is damaged: a cell of it has no id.")
-            content = {k: v for k, v in entry.items() if k != "id"}
-            nothing = {"id": entry["id"], "cell": content, "status": "missing", "reason": None}
+            content = cast(Content, {k: v for k, v in entry.items() if k != "id"})
+            nothing: CellDocument = {"id": entry["id"], "cell": content, "status": "missing", "reason": None}
             cells.append(self.read(entry["id"]) or nothing)
         counts: dict[str, int] = {}
         for cell in cells:
             counts[cell["status"]] = counts.get(cell["status"], 0) + 1
             cell["command"] = _cells.command(cell["cell"], found["spec"])
-        head = {k: found[k] for k in ("format", "suite", "about")}
-        dates = [c["date"] for c in cells if "date" in c]
-        command = f"zoo bench {found['spec']}"
-        head |= {"command": command, "date": max(dates, default=None), "counts": counts, **_shared(cells)}
-        return head | {"cells": cells}
+        versions, machine = _shared(cells)
+        return {
+            "format": found["format"],
+            "suite": found["suite"],
+            "about": found["about"],
+            "command": f"zoo bench {found['spec']}",
+            "date": max((c["date"] for c in cells if "date" in c), default=None),
+            "counts": counts,
+            "versions": versions,
+            "machine": machine,
+            "cells": cells,
+        }
 
     # ---- many processes at once --------------------------------------------------------------------------------------
 
@@ -199,11 +203,10 @@ class Results:
         _flush(target.parent)
 
 
-_JSON: Any = {"ensure_ascii": False, "allow_nan": False}
 _ID = re.compile("[0-9a-f]{16}")
 
 
-def _parsed(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def _parsed(path: Path, keys: tuple[str, ...]) -> Document:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -213,54 +216,40 @@ def _parsed(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _lines(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, **_JSON)
+def _json(document: object, indent: int | None = None) -> str:
+    return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def text_of(document: Mapping[str, Any]) -> str:
+def text_of(document: SuiteDocument) -> str:
     """A collected document as JSON with a line for each cell, so that two of them can be compared line by line."""
-    head = json.dumps({k: v for k, v in document.items() if k != "cells"}, indent=1, **_JSON)[:-2]
-    cells = ",\n  ".join(json.dumps(c, **_JSON) for c in document["cells"])
+    head = _json({k: v for k, v in document.items() if k != "cells"}, 1)[:-2]
+    cells = ",\n  ".join(_json(c) for c in document["cells"])
     return f'{head},\n "cells": [\n  {cells}\n ]\n}}'
 
 
-def _shared(cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _shared(cells: list[CellDocument]) -> tuple[dict[str, str], Machine]:
     """Versions and machine, said once: a cell keeps its own only where they differ from most cells'."""
-    out = {}
-    for key in ("versions", "machine"):
-        texts = [json.dumps(c[key], sort_keys=True) for c in cells if key in c]
-        most = max(sorted(set(texts)), key=texts.count, default="{}")
-        out[key] = json.loads(most)
-        for cell in cells:
-            if key in cell and cell[key] == out[key]:
-                del cell[key]
-    return out
+    versions = _most([c["versions"] for c in cells if "versions" in c])
+    machine = _most([c["machine"] for c in cells if "machine" in c])
+    for cell in cells:
+        if "versions" in cell and cell["versions"] == versions:
+            del cell["versions"]
+        if "machine" in cell and cell["machine"] == machine:
+            del cell["machine"]
+    return versions or {}, machine or cast(Machine, {})
 
 
-def document_of_rows(suite: str, about: str, tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Tables that a benchmark made by itself (title → row → column → value) in the form of a suite's whole.
-
-    A value is a number, a word, or evidence as `{value, se, kind}`. What `text_of` makes of it can be kept beside the suites'
-    results, and `zoo report FILE` makes a page of it.
-    """
-    from inference._run.cost import versions
-
-    cells = []
-    for table, rows in tables.items():
-        for row, columns in rows.items():
-            content = {"kind": "row", "table": table, "row": row}
-            result = {
-                "status": "ok",
-                "reason": None,
-                "result": {"columns": dict(columns)},
-                "command": f"zoo bench {suite}",
-            }
-            cells.append({"format": FORMAT, "id": _cells.identity(content), "cell": content, **result})
-    head = {"format": FORMAT, "suite": suite, "about": about, "command": f"zoo bench {suite}", "date": today()}
-    return {**head, "counts": {"ok": len(cells)}, "versions": versions(), "machine": machine(), "cells": cells}
+def _most(found: list[T]) -> T | None:
+    """What is there most often; None of nothing."""
+    texts = [json.dumps(f, sort_keys=True) for f in found]
+    most = max(sorted(set(texts)), key=texts.count, default=None)
+    return None if most is None else found[texts.index(most)]
 
 
-def machine() -> dict[str, Any]:
+T = TypeVar("T")
+
+
+def machine() -> Machine:
     """What times depend on: the processor, its cores and the memory; not whose machine it is."""
     cpu = platform.processor() or platform.machine()
     memory = None
@@ -286,7 +275,7 @@ def _host() -> str:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this machine is there, and is not one that has ended and that nobody has asked after yet."""
+    """Whether a process of this machine is there, and is no zombie (ended, but not waited for)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

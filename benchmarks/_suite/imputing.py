@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from benchmarks._suite.documents import Options, Scores
 from zoo._data import datasets
 
 STREAM = 3  # of the random numbers for `high:P`; the preparations of data sets have 0, 1 and 2
 COVERED = 0.9
 
 
-def hidden(name: str, pattern: str, seed: int, preparation: dict[str, Any]) -> datasets.Dataset:
+def hidden(name: str, pattern: str, seed: int, preparation: Options) -> datasets.Dataset:
     """A data set, standardised or as prepared, with entries hidden by `pattern`; `truth` holds them.
 
     - `random:P`: each entry with probability P, whatever it is.
@@ -37,11 +38,11 @@ def hidden(name: str, pattern: str, seed: int, preparation: dict[str, Any]) -> d
     return replace(data, x=np.where(gone, np.nan, x).reshape(data.x.shape), truth=data.x, options=options)
 
 
-def scores(truth: np.ndarray, x: np.ndarray, mean: np.ndarray, draws: np.ndarray | None) -> dict[str, Any]:
+def scores(truth: np.ndarray, x: np.ndarray, mean: np.ndarray, draws: np.ndarray | None) -> Scores:
     """Error of `mean` [n, …], and how often the 90% intervals of `draws` [S, n, …] hold the truth."""
     gone = np.isnan(x) & ~np.isnan(truth)
     miss = mean[gone] - truth[gone]
-    out: dict[str, Any] = {
+    out: Scores = {
         "hidden": int(gone.sum()),
         "rmse": float(np.sqrt(np.square(miss).mean())),
         "rmse_se": float(
@@ -65,8 +66,23 @@ def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ordered[outside - 1], ordered[-outside]
 
 
-def baseline(name: str, options: dict[str, Any], x: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
-    """Fill x [n, …] in without a model: `{mean, draws, seconds, warnings}`; no draws where the way has none."""
+class Filled(NamedTuple):
+    """What a baseline fills in: the mean [n, …], and draws [S, n, …] where the way has any."""
+
+    mean: np.ndarray
+    draws: np.ndarray | None
+    seconds: float
+    warnings: list[str]
+
+
+class Imputer(Protocol):
+    """scikit-learn's."""
+
+    def fit_transform(self, x: np.ndarray) -> np.ndarray: ...
+
+
+def baseline(name: str, options: Options, x: np.ndarray, draws: int, seed: int) -> Filled:
+    """Fill x [n, …] in without a model."""
     flat, began = x.reshape(len(x), -1), time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -77,10 +93,10 @@ def baseline(name: str, options: dict[str, Any], x: np.ndarray, draws: int, seed
             several = [_imputer(name, options, seed + s, sample=True).fit_transform(flat) for s in range(draws)]
             drawn = np.stack(several).reshape(draws, *x.shape)
     said = sorted({str(w.message) for w in caught})
-    return {"mean": mean.reshape(x.shape), "draws": drawn, "seconds": seconds, "warnings": said}
+    return Filled(mean.reshape(x.shape), drawn, seconds, said)
 
 
-def _imputer(name: str, options: dict[str, Any], seed: int, sample: bool = False) -> Any:
+def _imputer(name: str, options: Options, seed: int, sample: bool = False) -> Imputer:
     """scikit-learn's; a column with nothing observed is kept, and filled with zeros."""
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - importing it is what makes the next one exist
     from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def within(seconds: float | None, memory_mb: float | None, work: Callable[[], T]
 def _in_time(seconds: float, work: Callable[[], T]) -> T:
     """A second thread raises in this one: unlike a signal, that works in the threads of a cluster's workers too.
 
-    All of it is in one function: what is raised may come at any step, and must not come where nobody expects it.
+    All of it is in one function: the exception may be raised at any step, and must not be raised outside of it.
     """
     mine, lock, over = threading.get_ident(), threading.Lock(), threading.Event()
     working, fired = True, False
@@ -108,8 +109,6 @@ def resident_mb() -> float | None:
 
 def give_back() -> None:
     """Return freed memory to the system, so that what the next piece of work takes can be seen."""
-    import gc
-
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json as json_
 from pathlib import Path
 
-from zoo import _registry
+from zoo import _registry, _show
 from zoo._errors import UsageError, unknown
 
 SUITES = Path(__file__).parent.parent / "suites"
@@ -30,8 +30,6 @@ def show(json: bool) -> None:
     if json:
         print(json_.dumps(groups, indent=1, ensure_ascii=False))
         return
-    from zoo import _show
-
     for title, entries in groups.items():
         _show.listing(title, entries)
 

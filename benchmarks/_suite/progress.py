@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from benchmarks._suite.work import Outcome
 from zoo._command import visible
+from zoo._show import escape
+
+if TYPE_CHECKING:
+    from rich import progress
 
 SHOWN = {"ok": "green", "refused": "yellow", "skipped": "yellow", "failed": "red", "timeout": "red"}
 
@@ -19,7 +23,7 @@ class Progress:
         self.left, self.jobs, self.quiet = list(keys), max(1, jobs), quiet
         self.total, self.done, self.began = len(keys), 0, time.monotonic()
         self.seconds: dict[str, list[float]] = {}
-        self.bar: Any = None
+        self.bar: progress.Progress | None = None
         self.terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
@@ -35,7 +39,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 
@@ -53,8 +57,6 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.id, completed=self.done, note=note)
             if outcome.status not in ("ok", "refused"):
-                from zoo._show import escape
-
                 self.bar.console.print(f"[{SHOWN.get(outcome.status, 'red')}]{escape(text)}[/]", soft_wrap=True)
         elif not self.quiet:
             line = f"[{self.done}/{self.total}] {text}, {outcome.seconds:.1f} s" + (f"; {note}" if note else "")

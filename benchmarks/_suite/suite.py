@@ -18,10 +18,10 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks._suite import checks, names
 from benchmarks._suite.cells import Cell
+from benchmarks._suite.documents import Document
 from zoo._errors import UsageError
 
 BUDGET = ("seconds", "memory_mb", "jobs")
@@ -65,13 +65,12 @@ def load(spec: str) -> Suite:
             raise UsageError(f"it holds no work; give it a block: {', '.join(f'[[{b}]]' for b in BLOCKS)}.")
     except UsageError as error:
         raise UsageError(f"{path.name}, {str(error).replace(str(base) + '/', '')}") from error
-    spoken = (
-        Path(spec).name if Path(spec).is_absolute() else spec
-    )  # a result says nothing of whose machine it was made on
+    # a result says nothing of whose machine it was made on
+    spoken = Path(spec).name if Path(spec).is_absolute() else spec
     return Suite(path.stem, spoken, "\n".join(names.about(path)).strip(), tuple(cells.values()), jobs)
 
 
-def _blocks(document: dict[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _blocks(document: Document) -> Iterator[tuple[str, int, Document]]:
     """Kind, number from 1, and content of each block."""
     for kind in BLOCKS:
         blocks = document.get(kind, [])
@@ -81,7 +80,7 @@ def _blocks(document: dict[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]
             yield kind, number, block
 
 
-def _cells_of(kind: str, block: dict[str, Any], budget: dict[str, Any], base: Path) -> Iterator[Cell]:
+def _cells_of(kind: str, block: Document, budget: Document, base: Path) -> Iterator[Cell]:
     expand, keys, needed = BLOCKS[kind]
     checks.known(block, (*keys, *COMMON), f"[[{kind}]]")
     for key in needed:
@@ -96,14 +95,14 @@ def _cells_of(kind: str, block: dict[str, Any], budget: dict[str, Any], base: Pa
         yield replace(cell, content=content, base=str(base), seconds=seconds, memory_mb=memory)
 
 
-def _programs(block: dict[str, Any], base: Path) -> list[dict[str, Any]]:
+def _programs(block: Document, base: Path) -> list[Document]:
     """models × data."""
     models = [checks.model(e, base) for e in checks.entries(block["models"], "models")]
     data = [checks.data(e, base) for e in checks.entries(block["data"], "data")]
     return [{**m, **d} for d in data for m in models]
 
 
-def _fit(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]:
+def _fit(block: Document, seeds: list[int], base: Path) -> Iterator[Cell]:
     methods = [checks.method(e) for e in checks.methods(block["methods"])]
     for program in _programs(block, base):
         for method in methods:
@@ -111,11 +110,11 @@ def _fit(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]:
                 yield Cell({"kind": "fit", **program, **method, "seed": seed})
 
 
-def _swap(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]:
+def _swap(block: Document, seeds: list[int], base: Path) -> Iterator[Cell]:
     methods = [checks.method(e) for e in checks.methods(block["methods"])]
     thetas = [checks.method(e) for e in checks.entries(block["theta"], "theta")]
     if len(thetas) != 1:
-        raise UsageError(f"theta takes the one method that fits θ; {len(thetas)} came.")
+        raise UsageError(f"theta expects one method, which fits θ, got {len(thetas)}.")
     for program in _programs(block, base):
         theta = Cell({"kind": "theta", **program, **thetas[0], "seed": seeds[0]}, keeps=True)
         yield theta
@@ -125,10 +124,10 @@ def _swap(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]
                 yield Cell(content, needs=theta.id)
 
 
-def _impute(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]:
+def _impute(block: Document, seeds: list[int], base: Path) -> Iterator[Cell]:
     draws = checks.whole(block.get("draws", DRAWS), "draws", DRAWS)
     if (draws + 1) % (DRAWS + 1):
-        raise UsageError(f"draws takes 19, 39, 59, …, so that ranks can hold 90% of them; {draws} came.")
+        raise UsageError(f"draws expects 19, 39, 59, …, so that ranks can hold 90% of them, got {draws}.")
     methods = [checks.method(e) for e in checks.methods(block["methods"])]
     baselines = [checks.baseline(e) for e in checks.entries(block.get("baselines", "mean"), "baselines")]
     data = [checks.data(e, base) for e in checks.entries(block["data"], "data")]
@@ -142,7 +141,7 @@ def _impute(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cel
                     yield Cell({"kind": "impute", **one, "hide": pattern, **way, "draws": draws, "seed": seed})
 
 
-def _scaling(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]:
+def _scaling(block: Document, seeds: list[int], base: Path) -> Iterator[Cell]:
     sizes = {k: checks.whole(block[k], k, 2) for k in ("n", "d")}
     vary = block["vary"]
     for name, options in checks.entries(block["models"], "models"):
@@ -157,7 +156,7 @@ def _scaling(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Ce
                         yield Cell({"kind": "scaling", **program, **method, "axis": axis, "at": value, "seed": seed})
 
 
-def _benchmark(block: dict[str, Any], seeds: list[int], base: Path) -> Iterator[Cell]:
+def _benchmark(block: Document, seeds: list[int], base: Path) -> Iterator[Cell]:
     for name, options in checks.entries(block["names"], "names"):
         yield Cell({"kind": "benchmark", **checks.benchmark(name, options)})
 

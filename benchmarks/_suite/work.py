@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import shutil
 import threading
 import time
 import warnings
@@ -18,10 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks._suite import cells, checks, imputing, limits, synthetic
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.cells import Cell
+from inference._pictures import _draw as drawing
+from inference._run import folder as _store
+from inference._run import runner
+from inference._run.cost import versions
+from inference._run.entrance import alone
+from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
 DPI = 88  # of pictures for the page
@@ -52,11 +60,7 @@ def run_cell(cell: Cell, folder: str, redo: str = "", threads: int | None = None
     if parent is not None and os.getppid() == parent:
         end_with(parent)
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
-    from inference._run.entrance import alone
-
     try:
         return alone(_claimed)(cell, _folder.Results(folder), redo)
     except OSError as error:  # of the folder: what a cell itself raises stands in its result
@@ -69,8 +73,9 @@ def _claimed(cell: Cell, results: _folder.Results, redo: str) -> Outcome:
         if not mine:
             return Outcome(cell.id, cell.title, "busy", None, 0.0)
         if results.done(cell, redo):  # another process has finished it since this one looked
-            found = results.read(cell.id) or {}
-            return Outcome(cell.id, cell.title, found.get("status", "missing"), found.get("reason"), 0.0)
+            found = results.read(cell.id)
+            status, reason = ("missing", None) if found is None else (found["status"], found["reason"])
+            return Outcome(cell.id, cell.title, status, reason, 0.0)
         with results.workspace(cell.id) as work:
             document = _plainly(cell, results, work)
             document["wall_seconds"] = round(time.perf_counter() - began, 3)
@@ -80,7 +85,7 @@ def _claimed(cell: Cell, results: _folder.Results, redo: str) -> Outcome:
 
 @functools.cache
 def end_with(parent: int) -> None:
-    """Once it is killed nobody waits for what is done here, and nobody would end this process."""
+    """End this process once `parent` has ended: its results would not be read, and nothing else would end it."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -134,8 +139,6 @@ def _plainly(cell: Cell, results: _folder.Results, place: Path) -> dict[str, Any
 
 
 def _around(cell: Cell) -> dict[str, Any]:
-    from inference._run.cost import versions
-
     budget = {"seconds": cell.seconds, "memory_mb": cell.memory_mb}
     return {"date": _folder.today(), "budget": budget, "versions": versions(), "machine": _folder.machine()}
 
@@ -157,8 +160,6 @@ def _strict(value: Any) -> Any:
 @functools.lru_cache(maxsize=4)
 def _prepared(model: str, options: str, data: str, preparation: str) -> Any:
     """A program on data with its structure, which cells next to each other share."""
-    from inference._run import runner
-    from zoo._data import datasets
 
     if data == "synthetic":
         loaded = replace(datasets.load(synthetic.table(**json.loads(preparation))), name=data)
@@ -177,7 +178,6 @@ def _program(cell: Cell) -> Any:
 
 def _run(cell: Cell, prepared: Any, folder: Path | None, stored: Any = None, verified: bool = True) -> Any:
     """A fit, with the time that it takes in a process that has run the method before."""
-    from inference._run import runner
 
     content, method = cell.content, cell.content["method"]
     how: dict[str, Any] = {"seed": content["seed"], "stored": stored, "verified": verified}
@@ -199,7 +199,6 @@ def _fit(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
 
 def _infer(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     """Another method at the θ of the cell that this one needs."""
-    from inference._run import folder as _store
 
     assert cell.needs is not None
     theta = results.read(cell.needs)
@@ -223,10 +222,6 @@ def _described(fit: Any) -> dict[str, Any]:
 
 def _pictures(work: Path, keep: bool) -> list[str]:
     """Draw the pictures of the run in `work`; their file names. A run of which nothing can be drawn has none."""
-    import shutil
-
-    from inference._pictures import _draw as drawing
-
     names: list[str] = []
     with contextlib.suppress(UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -247,10 +242,8 @@ def _impute(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     truth: Any = data.truth
     if content.get("baseline"):
         found = imputing.baseline(content["method"], content["method_options"], data.x, draws, seed)
-        rest = {k: found[k] for k in ("seconds", "warnings")}
-        return {"n": len(data.x), **rest, **imputing.scores(truth, data.x, found["mean"], found["draws"])}
-    from inference._run import folder as _store
-    from inference._run import runner
+        scores = imputing.scores(truth, data.x, found.mean, found.draws)
+        return {"n": len(data.x), "seconds": found.seconds, "warnings": found.warnings, **scores}
 
     model = cells.resolved(content["model"], cell.base)
     prepared = runner.prepare(model, data, content["model_options"], [], seed=seed)
@@ -260,15 +253,14 @@ def _impute(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
         filled = replace(
             filled, mean=(filled.mean - fit.center) / fit.scale, draws=(filled.draws - fit.center) / fit.scale
         )
-    out = _described(fit) | imputing.scores(truth, data.x, filled.mean, filled.draws)
+    scores = imputing.scores(truth, data.x, filled.mean, filled.draws)
     full = runner.prepare(model, replace(data, x=truth, truth=None), content["model_options"], [], seed=seed)
-    out["held_out"] = _held_out(fit, full, _store.load(work / "fit"), out["hidden"])
-    return out
+    held_out = _held_out(fit, full, _store.load(work / "fit"), scores["hidden"])
+    return {**_described(fit), **scores, "held_out": held_out}
 
 
 def _held_out(fit: Any, full: Any, stored: Any, count: int) -> dict[str, Any] | None:
     """log p(hidden | seen; θ̂) = log p(all; θ̂) − log p(seen; θ̂), nats, with a standard error; None where it cannot be had."""
-    from inference._run import runner
 
     able = [m for m in ("em", "importance") if runner.method_module(m).refusal(full.structure) is None]
     if fit.verified is None or not able:

@@ -1,6 +1,6 @@
 """EM on a Gaussian mixture, against scikit-learn's GaussianMixture and pomegranate: time over time at equal likelihood.
 
-All sides take the same data and the same start, in turn in one process, each with the threads that it takes by itself. Ours
+All sides take the same data and the same start, alternating in one process, each with the threads that it takes by itself. Ours
 is the general engine on the program `zoo/gmm.py`, the E- and M-steps that `em` takes: nothing in it knows that the model is
 a Gaussian mixture. The peers run with no regularisation and no early stop.
 
@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers._turns import OURS, Side, show, turns
+from benchmarks._suite.documents import Document
+from benchmarks.peers._turns import OURS, Side, show, timed, turns
 from inference._families._family import Floor
 from inference._method.start import FLOOR
 from inference._method.task import Task
@@ -31,11 +32,12 @@ from zoo._program.structure import describe
 
 QUICK = 5_000
 SEED = 0
+Values = Tensor | np.ndarray
 Covariance = Literal["full", "diagonal"]
 
 
-def main(json: bool = False, rounds: int = 5, quick: bool = False) -> dict[str, Any]:
-    """Time all sides in turn, `rounds` times; print a table, or with `json` the document that is returned.
+def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
+    """Time all sides, alternating, `rounds` times; print a table, or with `json` the document that is returned.
 
     `quick`: on a few thousand data, to see that it works. Raises `ArithmeticError` where log-likelihoods differ.
     """
@@ -52,7 +54,7 @@ def measure(
     iterations: Count = 20,
     rounds: Count = 5,
     quick: bool = False,
-) -> dict[str, Any]:
+) -> Document:
     """The document: times, their ratios, log-likelihoods, and who is not installed."""
     x = _data(QUICK if quick else n, d, k)
     task = _task(x.to(getattr(torch, dtype)), covariance, k)
@@ -67,7 +69,7 @@ def measure(
     except ImportError:
         skipped.append("pomegranate is not installed")
     out = turns(sides, rounds)
-    peer = out["ratios"].get("scikit-learn", {})
+    peer = out["ratios"].get("scikit-learn")
     sizes = {"n": len(x), "d": d, "k": k, "iterations": iterations}
     what = f"EM, Gaussian mixture, {covariance} covariance, {dtype}: " + ", ".join(
         f"{a}={v:,}" for a, v in sizes.items()
@@ -76,9 +78,9 @@ def measure(
         "benchmark": "peers/em",
         "what": what,
         "short": f"em {covariance} {dtype}",
-        "ratio": peer.get("median"),  # of the peer that is always there
-        "ratio_min": peer.get("min"),
-        "ratio_max": peer.get("max"),
+        "ratio": peer and peer["median"],  # of the peer that is always there
+        "ratio_min": peer and peer["min"],
+        "ratio_max": peer and peer["max"],
         "ours_seconds": out["seconds"][OURS],
         "peer_seconds": out["seconds"]["scikit-learn"],
         **out,
@@ -144,9 +146,7 @@ def _sklearn(data: Tensor, start: dict[str, Tensor], iterations: int, x: Tensor)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        began = time.perf_counter()
-        mixture.fit(data.numpy())
-        seconds = time.perf_counter() - began
+        seconds = timed(lambda: mixture.fit(data.numpy()))
     return seconds, _log_likelihood(mixture.weights_, mixture.means_, mixture.covariances_, x)
 
 
@@ -170,7 +170,7 @@ def _pomegranate(data: Tensor, start: dict[str, Tensor], iterations: int, x: Ten
 
 
 @torch.no_grad()
-def _log_likelihood(weights: Any, locs: Any, covariances: Any, x: Tensor) -> float:
+def _log_likelihood(weights: Values, locs: Values, covariances: Values, x: Tensor) -> float:
     """Of a mixture, in float64; `covariances` are [k, d, d], or variances [k, d]."""
     weights, locs, covariances = (torch.as_tensor(v).detach().double() for v in (weights, locs, covariances))
     total = 0.0

@@ -1,6 +1,6 @@
 """Factor analysis and PCA, against scikit-learn's FactorAnalysis and PCA: time over time at equal likelihood.
 
-Both sides take the same data and run until they converge, in turn in one process, each with the threads that it takes by
+Both sides take the same data and run until they converge, alternating in one process, each with the threads that it takes by
 itself. Ours is `em` on the programs `zoo/factor_analysis.py` and `zoo/ppca.py`, which finds by itself that they are linear
 and Gaussian. scikit-learn's are written for these models: an SVD an iteration, and one SVD. Ours is timed as a user gets it,
 with its start and its draws; not timed is its check. Log-likelihoods are each side's own.
@@ -8,23 +8,23 @@ with its start and its draws; not timed is its check. Log-likelihoods are each s
 
 from __future__ import annotations
 
-import time
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from benchmarks.peers._turns import OURS, Side, show, turns
+from benchmarks._suite.documents import Document
+from benchmarks.peers._turns import OURS, Side, show, timed, turns
+from inference._run import runner
 from inference._run.cost import versions
 from zoo._options import Count
 
 QUICK = 1_000
 SEED = 0
-NAMES = {"factor_analysis": "FactorAnalysis", "ppca": "PCA"}
 
 
-def main(json: bool = False, rounds: int = 5, quick: bool = False) -> dict[str, Any]:
-    """Time both sides in turn on factor analysis, `rounds` times; print a table, or with `json` the document."""
+def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
+    """Time both sides on factor analysis, alternating, `rounds` times; print a table, or with `json` the document."""
     return show(measure(rounds=rounds, quick=quick), json)
 
 
@@ -36,10 +36,8 @@ def measure(
     l: Count = 5,  # noqa: E741 - the number of latents, as everywhere here
     rounds: Count = 5,
     quick: bool = False,
-) -> dict[str, Any]:
+) -> Document:
     """The document: times, their ratios, log-likelihoods."""
-    from inference._run import runner
-
     x = _data(QUICK if quick else n, d, l)
     prepared = runner.prepare(model, x, {"latents": l}, [])
 
@@ -74,7 +72,5 @@ def _data(n: int, d: int, latents: int) -> np.ndarray:
 def _sklearn(model: str, x: np.ndarray, latents: int) -> tuple[float, float]:
     from sklearn.decomposition import PCA, FactorAnalysis
 
-    made: Any = PCA(latents) if model == "ppca" else FactorAnalysis(latents, tol=1e-9 * len(x), max_iter=5000)
-    began = time.perf_counter()
-    made.fit(x)
-    return time.perf_counter() - began, float(made.score_samples(x).sum())
+    made = PCA(latents) if model == "ppca" else FactorAnalysis(latents, tol=1e-9 * len(x), max_iter=5000)
+    return timed(lambda: made.fit(x)), float(made.score_samples(x).sum())

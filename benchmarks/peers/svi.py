@@ -1,6 +1,6 @@
 """A step of SVI on the 784-200-200-50 Bernoulli model, against a PyTorch loop written by hand, and NumPyro's jitted update.
 
-All take batches of 128 of the same binary images, in float32 on one thread, in turn in one process. Ours is what `svi` does
+All take batches of 128 of the same binary images, in float32 on one thread, alternating in one process. Ours is what `svi` does
 on the program `zoo/deep_latent_gaussian.py` with the guide derived from its structure: the training loop's own step, with
 its guard against NaN and its gradient clipping. The loop by hand has the same arithmetic: the same networks, the divergence
 in closed form, one fused Adam. NumPyro's is `SVI.update` under `jit` with `TraceMeanField_ELBO`, where it is installed.
@@ -8,12 +8,11 @@ in closed form, one fused Adam. NumPyro's is `SVI.update` under `jit` with `Trac
 
 from __future__ import annotations
 
+import functools
 import itertools
-import statistics
-import time
+import os
 from collections.abc import Callable
-from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -21,39 +20,57 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
+from benchmarks._suite.documents import Document
+from benchmarks.peers._turns import OURS, show, timed, turns
 from inference._method.task import Task
 from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 from inference._training import elbo
 from inference._training.loop import Plan, _Loop
 from zoo._data import datasets
+from zoo._options import Count
 from zoo._program import program as _program
 from zoo._program.structure import describe
+
+if TYPE_CHECKING:
+    import jax
 
 BATCH, HIDDEN, LATENTS, LR = 128, 200, 50, 1e-3
 STEPS, STEPS_QUICK = 100, 5
 TARGETS = {"by hand": 1.10, "numpyro": 1.0}
 
 
-def main(json: bool = False, rounds: int = 7, quick: bool = False) -> dict[str, Any]:
-    """Time the sides in turn, `rounds` times; print a table, or with `json` the document that is returned."""
+def main(json: bool = False, rounds: int = 7, quick: bool = False) -> Document:
+    """Time the sides, alternating, `rounds` times; print a table, or with `json` the document that is returned."""
+    return show(measure(rounds=rounds, quick=quick), json)
+
+
+def measure(*, rounds: Count = 7, quick: bool = False) -> Document:
+    """The document: seconds of a step, their ratios, and who is not installed."""
     x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5).x, dtype=torch.float32)
     steps = STEPS_QUICK if quick else STEPS
     with one_thread():
-        sides = {"zoo": _ours(x), "by hand": _by_hand(x)}
+        loops = {OURS: _ours(x), "by hand": _by_hand(x)}
         if (numpyro := _numpyro(x)) is not None:
-            sides["numpyro"] = numpyro
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for run in sides.values():
-            run(max(3, steps // 10))  # what only the first calls pay for is nobody's time
-        for _ in range(rounds):
-            for name, run in sides.items():
-                began = time.perf_counter()
-                run(steps)
-                times[name].append((time.perf_counter() - began) / steps)
-    out = _document(times, rounds)
-    print(dumps(out, indent=2) if json else _table(out))
-    return out
+            loops["numpyro"] = numpyro
+        sides = {name: functools.partial(_step, loop, steps) for name, loop in loops.items()}
+        out = turns(sides, rounds, warm_up=[functools.partial(loop, max(3, steps // 10)) for loop in loops.values()])
+    return {
+        "benchmark": "peers/svi",
+        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={BATCH}",
+        "milliseconds": {name: 1e3 * spent for name, spent in out["seconds"].items()},
+        "targets": TARGETS,
+        **out,
+        "skipped": [] if "numpyro" in loops else ["numpyro is not installed"],
+        "batch": BATCH,
+        "threads": 1,
+        "versions": versions(),
+    }
+
+
+def _step(loop: Callable[[int], None], steps: int) -> tuple[float, None]:
+    """Seconds of one of many steps."""
+    return timed(lambda: loop(steps)) / steps, None
 
 
 def _ours(x: Tensor) -> Callable[[int], None]:
@@ -110,8 +127,6 @@ def _by_hand(x: Tensor) -> Callable[[int], None]:
 def _numpyro(x: Tensor) -> Callable[[int], None] | None:
     """NumPyro's side, or None where it is not installed."""
     try:
-        import os
-
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
         import jax
         import numpyro
@@ -121,20 +136,20 @@ def _numpyro(x: Tensor) -> Callable[[int], None] | None:
     except ImportError:
         return None
 
-    def network(name: str, h: Any, widths: list[int]) -> Any:
+    def network(name: str, h: jax.Array, widths: list[int]) -> jax.Array:
         for i, (wide, next_) in enumerate(itertools.pairwise(widths)):
             w = numpyro.param(f"{name}.w{i}", lambda key, s=(wide, next_): jax.random.normal(key, s) / s[0] ** 0.5)
             h = h @ w + numpyro.param(f"{name}.b{i}", jnp.zeros(next_))
             h = jnp.tanh(h) if i < len(widths) - 2 else h
         return h
 
-    def model(rows: Any) -> None:
+    def model(rows: jax.Array) -> None:
         with numpyro.plate("data", len(rows)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENTS), 1.0).to_event(1))
             logits = network("decoder", z, [LATENTS, HIDDEN, HIDDEN, 784])
             numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=rows)
 
-    def guide(rows: Any) -> None:
+    def guide(rows: jax.Array) -> None:
         out = network("encoder", rows - center, [784, HIDDEN, HIDDEN, 2 * LATENTS])
         loc, scale = out[:, :LATENTS], jax.nn.softplus(out[:, LATENTS:]) + 1e-6
         with numpyro.plate("data", len(rows)):
@@ -154,34 +169,3 @@ def _numpyro(x: Tensor) -> Callable[[int], None] | None:
             float(loss)
 
     return run
-
-
-def _document(times: dict[str, list[float]], rounds: int) -> dict[str, Any]:
-    ratios = {}
-    for name, seconds in times.items():
-        if name != "zoo":
-            pairs = [ours / theirs for ours, theirs in zip(times["zoo"], seconds, strict=True)]
-            ratios[name] = {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
-    return {
-        "benchmark": "peers/svi",
-        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={BATCH}",
-        "milliseconds": {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()},
-        "ratios": ratios,
-        "targets": TARGETS,
-        "skipped": [] if "numpyro" in times else ["numpyro is not installed"],
-        "batch": BATCH,
-        "rounds": rounds,
-        "threads": 1,
-        "versions": versions(),
-    }
-
-
-def _table(out: dict[str, Any]) -> str:
-    lines = [f"one step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, batch {BATCH}, float32, one thread", ""]
-    for name, ms in out["milliseconds"].items():
-        ratio = out["ratios"].get(name)
-        shown = (
-            "" if ratio is None else f"   zoo / {name} {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
-        )
-        lines.append(f"{name:10}{ms:>8.2f} ms{shown}")
-    return "\n".join(lines + [f"skipped: {why}" for why in out["skipped"]])
