@@ -7,10 +7,8 @@ claims is exact: log p(x; θ̂), given the globals at their mode where there are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,10 +67,7 @@ def fit(
     default only a variance that falls to rounding is held, at a millionth.
     """
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
-        in_double = partial(
-            fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
-        )
-        return _in_double(task, in_double)
+        return _in_double(task, max_iter, tol, restarts, start, floor, accelerate)
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
     initial = task.theta()
@@ -94,13 +89,14 @@ def fit(
     return _result(task, best, climbs, floor or FLOOR)
 
 
-def _in_double(task: Task, fit: Callable[[Task], Fit]) -> Fit:
+def _in_double(task: Task, *options: Any) -> Fit:
     """The fit in float64, because sums of squares in float32 keep no digits of a narrow cluster; its θ is rounded at the end.
 
     The claim is of the rounded θ, in float64.
     """
+    names = ("max_iter", "tol", "restarts", "start", "floor", "accelerate")
     wide, dtype = task.doubled(), task.x.dtype
-    found = fit(wide)
+    found = fit(wide, **dict(zip(names, options, strict=True)))
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
@@ -136,14 +132,13 @@ class _Climb:
     stuck: str = ""  # why it ended before it converged
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Where a climb was: θ in unconstrained coordinates, the globals, the E-step there, and the variances held up."""
+class _Kept(NamedTuple):
+    """Where a climb was."""
 
-    free: dict[str, Tensor]
+    free: dict[str, Tensor]  # θ in unconstrained coordinates
     globals: dict[str, Tensor]
     stats: Statistics
-    held: set[tuple[str, int]]
+    held: set[tuple[str, int]]  # of the floor
 
 
 class _Lost(Exception):

@@ -125,8 +125,6 @@ def m_step(
     if plan.copies:
         with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
             _closed(model, plan, moments, floor)
-    if not plan.numeric and not globals:
-        return globals
 
     def objective(parameters: Values, point: Values) -> Tensor:
         return expected(model, moments, parameters, point)

@@ -60,13 +60,11 @@ def m_step(
     """
     with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
         _closed(exact, plan, stats, floor)
-    if plan.numeric or globals:
 
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return expected(exact, stats, parameters, point, responsibilities)
+    def objective(parameters: Values, point: Values) -> Tensor:
+        return expected(exact, stats, parameters, point, responsibilities)
 
-        return climb_numerically(exact.program, plan.numeric, globals, supports, objective, exact.N, iterations)
-    return globals
+    return climb_numerically(exact.program, plan.numeric, globals, supports, objective, exact.N, iterations)
 
 
 def _closed(exact: Densities, plan: Plan, stats: SiteStatistics, floor: Floor) -> None:

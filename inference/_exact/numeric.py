@@ -26,6 +26,8 @@ def climb_numerically(
 
     Of all the points it visits the best is taken: a line search that runs out of the distributions' support ends there.
     """
+    if not names and not globals:
+        return globals
     values = {n: v.detach() for n, v in program.values().items()}
     start = {n: values[n] for n in names} | globals
     held = {n: v for n, v in values.items() if n not in names}
