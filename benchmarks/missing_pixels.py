@@ -29,8 +29,8 @@ from inference import infer, run
 from inference._method.task import Task
 from inference._run.cost import versions
 from zoo._data import datasets
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 PUBLISHED = {"mixture": 137.64, "logistic": 97.45, "made": 88.40}
 SEED = 0
@@ -181,7 +181,7 @@ def _mixture(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) ->
     with np.load(kept) as found:
         weights, probs = (torch.as_tensor(found[k]) for k in ("weights", "probs"))
     x = torch.as_tensor(test, dtype=torch.float64)
-    program = _program.load("missing_pixels", x, options)
+    program = load("missing_pixels", x, options)
     seen = weights.unsqueeze(1) * len(train)
     program.assign({"weights": weights, "probs": (probs * seen + 0.5) / (seen + 1)})
     with torch.no_grad():

@@ -11,15 +11,17 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to, constraints
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
-from zoo._program.missing import Slots
-from zoo._program.program import localize
+from zoo._program.parameters import localize
+from zoo._program.slots import Slots
 from zoo._program.structure import Site, Structure
+from zoo._program.trace import is_real
 
 Covariance = Literal["diagonal", "full"]
+Rows = Tensor | slice | None  # of a guide's data; None: all of them
 LEAST_SCALE = 1e-6
 
 
@@ -28,7 +30,11 @@ def refusal(structure: Structure) -> str | None:
     for site in structure.local_latents:
         if site.inner > 1:
             return f"the local latent '{site.name}' stands in a plate inside `data`; write a guide for it"
-        if site.discrete and not binary(site) and (site.event_shape or not site.support.startswith("IntegerInterval")):
+        if (
+            site.discrete
+            and not binary(site)
+            and (site.event_shape or not isinstance(site.constraint, constraints.integer_interval))
+        ):
             return f"there is no derived guide for the {site.family} site '{site.name}'; write a guide for it"
         if site.discrete and site.cardinality is None:
             return f"the support of '{site.name}' ({site.family}) cannot be listed for a guide; write a guide for it"
@@ -44,13 +50,13 @@ class Derived(PyroModule):
     """
 
     by_row = False  # whether it has to know which rows of the data it is called with
-    recipe: dict[str, Any]  # what it can be made again from
+    recipe: dict[str, object]  # what it can be made again from
 
     def __init__(
         self,
         structure: Structure,
         globals: Mapping[str, Tensor] | None,
-        bijections: Mapping[str, Any] | None,
+        bijections: Mapping[str, Transform] | None,
         covariance: Covariance,
     ) -> None:
         super().__init__()
@@ -67,7 +73,7 @@ class Derived(PyroModule):
             self.free[f"{name}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
 
     @property
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, bool]:
         """Options that were read off the data, and that other data must not change."""
         return {}
 
@@ -76,7 +82,7 @@ class Derived(PyroModule):
         self.to(x.dtype)
         localize(self)
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, rows: Any = None) -> None:
+    def forward(self, x: Tensor | None = None, size: int | None = None, rows: Rows = None) -> None:
         """Draw every latent given x [n, …], the rows `rows` of the guide's data."""
         if x is None:
             raise ValueError("a guide needs data to look at")
@@ -90,11 +96,11 @@ class Derived(PyroModule):
             for site in self.sites:
                 drawn.append(features(site, pyro.sample(site.name, self.density(site, seen, drawn))))
 
-    def look(self, x: Tensor, rows: Any) -> Any:
+    def look(self, x: Tensor, rows: Rows) -> Any:
         """What the heads are to see of the data."""
         raise NotImplementedError
 
-    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> Any:
+    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> dist.TorchDistribution:
         """q(site), given what was seen of the data and what was drawn before."""
         return posterior(site, self.head(site, seen, drawn), self.covariance)
 
@@ -141,7 +147,7 @@ def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> 
         loc, spread = head.chunk(2, -1)
         loc, spread = (v.reshape(*head.shape[:-1], *shape) for v in (loc, spread))
         q = dist.Normal(loc, softplus(spread) + LEAST_SCALE).to_event(len(shape))
-    return q if site.support == "Real" else dist.TransformedDistribution(q, [biject_to(site.constraint)])
+    return q if is_real(site.constraint) else dist.TransformedDistribution(q, [biject_to(site.constraint)])
 
 
 def begin_at(site: Site, covariance: Covariance, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +173,7 @@ def features(site: Site, value: Tensor) -> Tensor:
     """A drawn value as numbers for a network, [batch…, k]."""
     if site.discrete and not binary(site):
         return one_hot(value.long(), site.cardinality or -1).to(torch.get_default_dtype())
-    if not site.discrete and site.support != "Real":
+    if not site.discrete and not is_real(site.constraint):
         value = biject_to(site.constraint).inv(value)
     return value.reshape(*value.shape[: value.dim() - len(free_shape(site))], -1)
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.distributions import Transform
 
+from guides._heads import Rows
 from zoo import _options, _registry
 from zoo._errors import Refusal, UsageError, unknown
-from zoo._program import program
+from zoo._program.load import read, resolve
+from zoo._program.program import Program
+from zoo._program.source import blame
 from zoo._program.structure import Structure
 
+T = TypeVar("T")
 
-def refusal(guide: Any, structure: Structure) -> str | None:
+
+def refusal(guide: object, structure: Structure) -> str | None:
     """Why the guide that `guide` names cannot serve the program, or None."""
     if isinstance(guide, str) and not _from_file(guide):
         return _module(guide).refusal(structure)
@@ -23,12 +29,12 @@ def refusal(guide: Any, structure: Structure) -> str | None:
 
 
 def make(
-    guide: Any,
+    guide: str | Callable[..., object],
     structure: Structure,
     x: Tensor,
     globals: Mapping[str, Tensor] | None = None,
-    bijections: Mapping[str, Any] | None = None,
-    **options: Any,
+    bijections: Mapping[str, Transform] | None = None,
+    **options: object,
 ) -> Any:
     """The guide that `guide` names: a file of `guides/`, `path/to/file.py:callable`, or a callable of the user's own.
 
@@ -46,14 +52,14 @@ def make(
         made = _module(guide).Guide(structure, x, globals, bijections, **chosen)
         made.recipe = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
         return made
-    target, name = program.resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
-    given: Any = program.Program(target() if isinstance(target, type) else target, x, name)
+    target, name = resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
+    given = read(target() if isinstance(target, type) else target, x, name)
     _check_latents(given, structure, x)
     given.recipe = {"name": name, "options": {}}
     return given
 
 
-def at(guide: Any, rows: Any) -> Callable[..., Any]:
+def at(guide: Callable[..., T], rows: Rows) -> Callable[..., T]:
     """The guide for the rows `rows` (a slice or indices) of its data: a free q per datum has to know which they are."""
     return functools.partial(guide, rows=rows) if getattr(guide, "by_row", False) else guide
 
@@ -68,8 +74,8 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"guides.{name}")
 
 
-def _check_latents(guide: Any, structure: Structure, x: Tensor) -> None:
-    with program.blame(guide.name):
+def _check_latents(guide: Program, structure: Structure, x: Tensor) -> None:
+    with blame(guide.name):
         drawn = {n for n, node in guide.trace(x[:2]).nodes.items() if node["type"] == "sample" and n != "data"}
     wanted = {s.name for s in structure.sites if s.role == "latent"}
     if drawn != wanted:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import Transform
 
-from guides._heads import Covariance, Derived, begin_at, join, key, outputs, refusal, width
-from zoo._program.missing import holds_nan, slots
+from guides._heads import Covariance, Derived, Rows, begin_at, join, key, outputs, refusal, width
+from zoo._program.missing import holds_nan
+from zoo._program.slots import slots
 from zoo._program.structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]
@@ -39,7 +41,7 @@ class Guide(Derived):
         structure: Structure,
         x: Tensor,
         globals: Mapping[str, Tensor] | None = None,
-        bijections: Mapping[str, Any] | None = None,
+        bijections: Mapping[str, Transform] | None = None,
         *,
         hidden: tuple[int, ...] = (64, 64),
         covariance: Covariance = "diagonal",
@@ -76,11 +78,11 @@ class Guide(Derived):
         self.ready(x)
 
     @property
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, bool]:
         """The encoder's shape."""
         return {"sees_mask": self.sees_mask, "scaled": self.scaled}
 
-    def look(self, x: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
+    def look(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Features [n, 1, …, hidden] of x [n, …], a missing entry at its column's mean; and x itself, flat."""
         whole = x.reshape(len(x), -1)
         flat = whole - self.center

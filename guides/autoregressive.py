@@ -7,7 +7,7 @@ the data's own, so that it can hold whatever dependence there is among them, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,16 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from pyro.nn.auto_reg_nn import MaskedLinear, create_mask
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 
 from guides import _heads
-from guides._heads import Derived, binary
+from guides._heads import Derived, Rows, binary
 from zoo._program.autoregressive import AutoregressiveBernoulli
-from zoo._program.missing import joint_bits, slots
+from zoo._program.slots import joint_bits, slots
 from zoo._program.structure import Site, Structure
+from zoo._program.trace import Shape
+
+Numbers = tuple[Tensor, Tensor]  # what enters the first layer [n, H] and the logits [n, E]
 
 _Masked: Any = PyroModule[MaskedLinear]
 _Linear: Any = PyroModule[nn.Linear]
@@ -52,7 +55,7 @@ class Guide(Derived):
         structure: Structure,
         x: Tensor,
         globals: Mapping[str, Tensor] | None = None,
-        bijections: Mapping[str, Any] | None = None,
+        bijections: Mapping[str, Transform] | None = None,
         *,
         hidden: tuple[int, ...] = (64, 64),
         sees_mask: bool | None = None,
@@ -82,11 +85,11 @@ class Guide(Derived):
         self.ready(x)
 
     @property
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, bool]:
         """What the network sees."""
         return {"sees_mask": self.sees_mask}
 
-    def look(self, x: Tensor, rows: Any) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def look(self, x: Tensor, rows: Rows) -> tuple[Numbers, Tensor]:
         """What of x [n, …] enters the first layer [n, H] and the logits [n, E]; and x itself, flat."""
         whole = x.reshape(len(x), -1)
         flat = whole - self.center
@@ -95,7 +98,9 @@ class Guide(Derived):
         flat = flat.nan_to_num(0.0)
         return (self.into(flat), self.onto(flat)), whole
 
-    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> Any:
+    def density(
+        self, site: Site, seen: tuple[Numbers, Tensor], drawn: list[Tensor]
+    ) -> AutoregressiveBernoulli | AutoregressiveSlots:
         """q(site): a distribution of its bits, one after the other."""
         context, whole = seen
         layers = [(layer.weight * layer.mask, layer.bias) for layer in self.layers]
@@ -110,17 +115,19 @@ class AutoregressiveSlots(TorchDistribution):
     - `index`, `real` [n, M]: which entry a slot stands for, and whether it does; one that does not is a fair coin.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.boolean, 1)
     has_enumerate_support = True
 
-    def __init__(self, fn: AutoregressiveBernoulli, index: Tensor, real: Tensor, batch_shape: Any = None) -> None:
+    def __init__(
+        self, fn: AutoregressiveBernoulli, index: Tensor, real: Tensor, batch_shape: Sequence[int] | None = None
+    ) -> None:
         self.fn, self.index, self.real = fn, index, real
         super().__init__(
             torch.Size(real.shape[:-1] if batch_shape is None else batch_shape), real.shape[-1:], validate_args=False
         )
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveSlots:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> AutoregressiveSlots:
         return AutoregressiveSlots(self.fn, self.index, self.real, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ class AutoregressiveSlots(TorchDistribution):
         return torch.where(real, each, each.new_tensor(-math.log(2))).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """[sample_shape, batch_shape, M], one entry after the other."""
         shape = torch.Size(sample_shape) + self.batch_shape
         missing = self._entries(self.real.float()) > 0  # [n, D]

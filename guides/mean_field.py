@@ -7,12 +7,12 @@ Global latents get a Gaussian each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
-from guides._heads import Covariance, Derived, begin_at, key, outputs, refusal
+from guides._heads import Covariance, Derived, Rows, begin_at, key, outputs, refusal
 from zoo._errors import UsageError
 from zoo._program.structure import Site, Structure
 
@@ -32,7 +32,7 @@ class Guide(Derived):
         structure: Structure,
         x: Tensor,
         globals: Mapping[str, Tensor] | None = None,
-        bijections: Mapping[str, Any] | None = None,
+        bijections: Mapping[str, Transform] | None = None,
         *,
         covariance: Covariance = "diagonal",
     ) -> None:
@@ -46,7 +46,7 @@ class Guide(Derived):
         self.tables = nn.ParameterDict(tables)
         self.ready(x)
 
-    def look(self, x: Tensor, rows: Any) -> Any:
+    def look(self, x: Tensor, rows: Rows) -> Tensor | slice:
         """Which rows they are."""
         if rows is None:
             if len(x) != self.N:
@@ -62,6 +62,6 @@ class Guide(Derived):
         table.mul_(unit).add_(offset)
         return {table: unit.expand_as(table)}
 
-    def head(self, site: Site, seen: Any, drawn: list[Tensor]) -> Tensor:
+    def head(self, site: Site, seen: Tensor | slice, drawn: list[Tensor]) -> Tensor:
         """[n, 1, …, outputs]: each datum's own numbers."""
         return self.in_plates(self.tables[key(site)][seen])

@@ -24,7 +24,7 @@ from inference._density.local import LocalDensity
 from inference._method.estimates import LEAST_DRAWS, Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
-from inference._method.task import Task
+from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
 from zoo._program.structure import Structure
@@ -33,6 +33,7 @@ STEEPNESS = 4.0  # of the sigmoid schedule
 ACCEPTANCE = 0.65
 GAIN = 0.3  # of log step sizes, in what acceptance is off by
 WARMUP = 40  # transitions at the prior before the pilot run
+LEARNS = False  # θ stays as it is
 PILOT_CHAINS, PILOT_SHARE, PILOT_LEAST = 4, 0.2, 60
 JITTER = 0.2  # of each trajectory's step size, so that no orbit closes
 COPIES = 8  # of a datum's width that a gradient keeps, roughly
@@ -65,11 +66,8 @@ def fit(
 
     Raises `Refusal` when asked to learn θ.
     """
-    if task.learn and any(p.requires_grad for p in task.program.parameters()):
-        raise Refusal(
-            f"ais keeps θ as it is, and '{task.program.name}' has parameters to learn: fit them by another method, then "
-            "`zoo infer RUN --method ais`"
-        )
+    if task.learn and task.structure.learnable:
+        raise Refusal(keeps_theta("ais", task.program.name))
     density = LocalDensity(task.program, task.structure, task.x)
     parts = list(density.chunks(chains * density.A, COPIES))
     pilot = max(PILOT_LEAST, round(PILOT_SHARE * temperatures))

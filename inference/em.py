@@ -43,7 +43,7 @@ ENOUGH = 1e-4  # nats: where no more than this is to be had, the climb is at its
 
 def refusal(structure: Structure) -> str | None:
     """Why EM cannot serve the program, or None."""
-    if structure.exact == "no":
+    if not structure.is_exact:
         return f"em needs an exact posterior, and {structure.reason}"
     return None
 

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from inference._method.fit import Fit
 from inference._method.progress import Step
-from inference._method.task import Task
+from inference._method.task import Task, keeps_theta
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
-from zoo._program.latents import Layout, by_datum
+from zoo._program.latents import Layout
 from zoo._program.structure import Site, Structure
 
+LEARNS = False  # θ stays as it is
 FAMILIES = ("Bernoulli", "Categorical")
 MIXED = 1.01  # R-hat above which chains do not agree
 
@@ -61,11 +62,8 @@ def fit(
 
     Raises `Refusal` when asked to learn θ.
     """
-    if task.learn and any(p.requires_grad for p in task.program.parameters()):
-        raise Refusal(
-            f"gibbs keeps θ as it is, and '{task.program.name}' has parameters to learn: fit them by another method, then "
-            "`zoo infer RUN --method gibbs`"
-        )
+    if task.learn and task.structure.learnable:
+        raise Refusal(keeps_theta("gibbs", task.program.name))
     weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -110,8 +108,8 @@ class _Chains:
         self.program, self.structure, self.x = task.program, task.structure, x
         self.sites = task.structure.local_latents
         nodes: Any = task.program.trace(x).nodes
-        names, depth = [s.name for s in self.sites], task.structure.max_plate_nesting
-        self.layout = Layout(nodes, names, task.structure.data_dim, depth)
+        names = [s.name for s in self.sites]
+        self.layout = Layout(nodes, names, task.structure.axes)
         start = weights.draw(task.program, task.structure, x, None, C)
         flat = [self._by_datum(start.values[s.name], s).reshape(C, len(x), -1).to(x.dtype) for s in self.sites]
         self.z = torch.cat(flat, -1)  # [C, n, L]
@@ -129,18 +127,15 @@ class _Chains:
                     self.entries.append(_Entry(first + at, i, at, counts[i], rows))
 
     def _by_datum(self, value: Tensor, site: Site) -> Tensor:
-        return by_datum(value, site, self.structure)
+        return self.structure.axes.by_datum(value, site)
 
     def _meant(self, site: Site, nodes: Any) -> Tensor:
         """Which entries of a site stand for something in each row [n, entries]: slots left over stand for nothing."""
-        plates = [1] * self.structure.max_plate_nesting
-        for dim, size in [*site.inner_dims, (self.structure.data_dim, len(self.x))]:
-            plates[dim] = size
         if site.completes is None:
             meant = torch.ones((), dtype=torch.bool, device=self.x.device)
         else:
             meant = nodes[site.completes]["fn"].real
-        meant = meant.expand(1, *plates, *site.event_shape)
+        meant = self.structure.axes.expand(meant, site, len(self.x), 1)
         return self._by_datum(meant, site)[0].reshape(len(self.x), -1)
 
     def values(self, z: Tensor) -> dict[str, Tensor]:
@@ -210,7 +205,7 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
         share = torch.where(total > 0, sums / total, 1.0 / sums.shape[-1])  # of what stands for nothing: any
         found[site.name] = share.mean(0).reshape(n, *(size for _, size in site.inner_dims), *site.event_shape, -1)
         errors.append((share.std(0) / C**0.5)[chains.meant[:, chains.layout.places[site.name]]].flatten())
-    drawn = {s.name: by_datum(values[s.name], s, chains.structure) for s in chains.sites}
+    drawn = {s.name: chains.structure.axes.by_datum(values[s.name], s) for s in chains.sites}
     return _Walked(log_p, drawn, found, torch.cat(errors))
 
 

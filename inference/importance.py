@@ -33,7 +33,6 @@ from inference._training.loop import History, Plan, Schedule, train, usual
 from inference._training.wake_sleep import Phases
 from zoo._errors import Refusal
 from zoo._options import Count, Limits, Positive
-from zoo._program.latents import by_datum
 from zoo._program.structure import Structure
 
 Proposal = Literal["guide", "prior", "laplace", "sequential"]
@@ -177,7 +176,7 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
         share = _shares(log_w)
         chosen = torch.multinomial(share.mT, task.draws, replacement=True).mT  # [draws, rows]
         for site in structure.local_latents:
-            values = by_datum(drawn.values[site.name], site, structure)
+            values = structure.axes.by_datum(drawn.values[site.name], site)
             if site.name not in kept:
                 kept[site.name] = values.new_empty(task.draws, N, *values.shape[2:])
             kept[site.name][:, rows] = values[chosen, torch.arange(log_w.shape[1])]
@@ -210,7 +209,7 @@ def _shares(log_w: Tensor) -> Tensor:
 
 def _settled(task: Task, found: Estimates) -> Estimates:
     """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
-    if task.structure.exact == "no" or not bool(found.alone.any()):
+    if not task.structure.is_exact or not bool(found.alone.any()):
         return found
     lacks = task.engine.per_datum().double() - found.log_mean
     return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))

@@ -22,7 +22,7 @@ from zoo._program.structure import Structure
 
 def refusal(structure: Structure) -> str | None:
     """Why Laplace's approximation cannot serve the program, or None."""
-    if structure.exact != "no":
+    if structure.is_exact:
         return None
     reason = local.refusal(structure)
     return None if reason is None else f"laplace puts a Gaussian on each datum's own continuous latents, and {reason}"
@@ -52,7 +52,7 @@ def fit(
     - θ is learned by the total derivative of the Laplace evidence: with all data at once by at most `max_iter` steps of
       L-BFGS where that is cheap, else by `epochs` of mini-batches of `batch` rows with Adam at the rate `lr`.
     """
-    if task.structure.exact != "no":
+    if task.structure.is_exact:
         return _laplace_globals.fit(task, max_iter, tol, start)
     options = _laplace_locals.Options(max_iter, tol, tries, samples, epochs, batch, lr)
     return _laplace_locals.fit(task, start, options)

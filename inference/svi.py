@@ -36,7 +36,6 @@ from inference._training.loop import History, Plan, Schedule, train, usual
 from inference._training.nearness import Nearness
 from zoo._errors import Refusal
 from zoo._options import Count, Limits, Positive
-from zoo._program.latents import by_datum
 from zoo._program.structure import Structure
 from zoo._program.trace import local_log_prob
 
@@ -96,7 +95,7 @@ def fit(
         raise Refusal(
             "particles weigh each datum by itself, and the global latents belong to all of them: take particles=1"
         )
-    if task.structure.exact != "enumerable":
+    if not task.structure.enumerable:
         weights.check(task.program, task.structure, task.x)
     globals = begin(task, start, task.seed) if task.learn else task.global_start()
     q = None
@@ -212,7 +211,7 @@ def _log_likelihood(task: Task) -> Evidence:
 @torch.no_grad()
 def _bound(task: Task, guide: torch.nn.Module, particles: int, nearness: Nearness) -> Evidence:
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
-    if task.structure.exact == "enumerable" and particles == 1:
+    if task.structure.enumerable and particles == 1:
         return Evidence.from_per_datum(enumerated_bound(task, guide, nearness).numpy(), "lower bound")
     times = max(10, weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
@@ -246,7 +245,7 @@ def log_guide(task: Task, guide: torch.nn.Module, rows: slice) -> Tensor:
     def everywhere(name: str, value: Tensor) -> Tensor:
         """A joint value [A, plates with a 1 for the data's, event] in every row."""
         shape = list(value.shape)
-        shape[structure.data_dim - len(sites[name].event_shape)] = n
+        shape[structure.axes.row_dim(len(sites[name].event_shape))] = n
         return value.expand(shape)
 
     every = {k: everywhere(k, v) for k, v in _listed(task).assignments.items()}
@@ -286,7 +285,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
     probabilities = {}
     if task.structure.local_latents and guide is not None:
         draws |= _local_draws(task, guide)
-        if task.structure.exact == "enumerable":
+        if task.structure.enumerable:
             log_q = torch.cat([log_guide(task, guide, rows) for rows in _listed(task).chunks()])
             probabilities = {n: v.numpy() for n, v in _listed(task).marginals(log_q.exp()).items()}
     notes = {"epochs": len(history.objective), "particles": found.particles} | history.notes | _climbed(found.outcome)
@@ -301,7 +300,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         ess=nearness.ess,
         trace=history.trace("elbo_per_datum" if guide is not None else "log_likelihood_per_datum"),
         converged=history.converged,
-        warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.exact != "no")],
+        warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.is_exact)],
         notes=notes,
         guide=guide,
         global_gaussian=gaussian,
@@ -340,6 +339,6 @@ def _local_draws(task: Task, guide: torch.nn.Module) -> dict[str, np.ndarray]:
         for rows in weights.chunks(task.x, task.draws)
     ]
     return {
-        s.name: torch.cat([by_datum(p[s.name], s, task.structure) for p in pieces], dim=1).numpy()
+        s.name: torch.cat([task.structure.axes.by_datum(p[s.name], s) for p in pieces], dim=1).numpy()
         for s in task.structure.local_latents
     }

@@ -10,8 +10,9 @@ import torch
 from inference._exact.enumeration import Enumeration
 from inference._method.task import Task
 from inference._run.prepare import refusal
-from zoo._program.program import load
-from zoo._program.structure import ENUMERATION_LIMIT, describe
+from zoo._program.describe import describe
+from zoo._program.load import load
+from zoo._program.structure import ENUMERATION_LIMIT
 
 
 def tensor(x: Any) -> torch.Tensor:

@@ -333,8 +333,8 @@ def test_a_program_without_derivatives_is_sampled():
 
     from inference._method.task import Task
     from inference._run import verify
-    from zoo._program.program import load
-    from zoo._program.structure import describe
+    from zoo._program.describe import describe
+    from zoo._program.load import load
 
     def flat(x=None, size=None):
         with rows(x, size):

@@ -1,10 +1,13 @@
-"""The layout held to: which way imports run, what each public file has, and how long files and functions may be."""
+"""The layout held to: which way imports run, what each public file has, and how long files and folders may be."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import re
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")  # each may import those before it
 COMPOSITION_ROOT = "zoo/__main__.py"
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 70
+MOST_GROUND_FILES, MOST_FILES_OF_A_FOLDER = 6, 20
 MOST_LINES_OF_A_MODEL, MOST_LINES_OF_A_MODELS_FUNCTION = 200, 40
 
 FILES = sorted(str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+WHOLE = [*FILES, "latent_zoo.py"]
 PUBLIC = [f for f in FILES if not any(part.startswith("_") for part in Path(f).parts)]
 MODELS = [f for f in PUBLIC if f.startswith("zoo/")]
 METHODS = [f for f in PUBLIC if f.startswith("inference/")]
@@ -55,6 +60,150 @@ def test_imports_run_one_way(file):
     later = set(PACKAGES[rank + 1 :])
     assert not {m for m in imports(file) if top(m) in later}
     assert "zoo.__main__" not in imports(file)
+
+
+# ------------------------------------------------------------------------------------------------- which way they run
+
+START_FAST = {COMPOSITION_ROOT, "latent_zoo.py", "inference/__init__.py"}  # may import the project itself late
+OF_ONE_SYSTEM = {"fcntl", "resource"}  # modules of the standard library that are not everywhere
+
+# Floors, from the ground: a file may import from its own and from those below. The longest matching path counts.
+FLOORS = (
+    ("zoo/_", "zoo/__init__.py"),
+    ("zoo/_data/",),
+    ("zoo/_program/",),
+    ("zoo/_reading/",),
+    ("zoo/_program/describe.py", "zoo/_program/load.py"),
+    ("zoo/", "guides/"),
+    ("inference/_numerics/", "inference/_families/", "inference/_sampling/"),
+    ("inference/_exact/", "inference/_density/"),
+    ("inference/_method/",),
+    ("inference/_training/", "inference/em.py", "inference/ais.py", "inference/gibbs.py"),
+    ("inference/_laplace/", "inference/svi.py", "inference/importance.py"),
+    ("inference/",),
+    ("inference/_run/",),
+    ("inference/_pictures/",),
+    ("inference/__init__.py", "benchmarks/"),
+    (COMPOSITION_ROOT, "latent_zoo.py"),
+)
+
+# To be mended: whoever mends a file takes it off its list, and nothing is put on one.
+TOO_MANY_ON_THE_GROUND = {"zoo/_command.py"}
+IN_CIRCLES: set[str] = {
+    "inference/_method/estimates.py",
+    "inference/_method/fit.py",
+    "inference/_run/datatree.py",
+    "inference/_run/folder.py",
+    "inference/_run/netcdf.py",
+    "inference/_run/predictive.py",
+    "inference/_run/reopen.py",
+    "inference/_run/runner.py",
+    "inference/_run/verify.py",
+}
+AGAINST_THE_FLOORS: set[tuple[str, str]] = {
+    ("inference/_laplace/locals.py", "inference/_run/datatree.py"),
+    ("inference/_method/estimates.py", "inference/_run/datatree.py"),
+    ("inference/_method/fit.py", "inference/_run/datatree.py"),
+    ("inference/_method/fit.py", "inference/_run/folder.py"),
+    ("inference/_method/fit.py", "inference/_run/impute.py"),
+    ("inference/_method/fit.py", "inference/_run/runner.py"),
+    ("inference/_method/task.py", "inference/_run/checkpoint.py"),
+    ("inference/_training/nearness.py", "inference/_run/datatree.py"),
+    ("inference/gibbs.py", "inference/_run/datatree.py"),
+}
+IMPORTS_LATE: set[str] = {
+    "inference/_density/guide.py",
+    "inference/_laplace/locals.py",
+    "inference/_method/estimates.py",
+    "inference/_method/fit.py",
+    "inference/_run/folder.py",
+    "inference/_training/nearness.py",
+    "inference/gibbs.py",
+}
+
+
+@functools.cache
+def file_of(module: str) -> str | None:
+    """The file of a module of the project."""
+    path = module.replace(".", "/")
+    return next((f for f in (f"{path}.py", f"{path}/__init__.py") if (ROOT / f).is_file()), None)
+
+
+@functools.cache
+def imported_files(file: str) -> frozenset[str]:
+    """The files of the project that a file imports, wherever in it: of `from a.b import c` a/b/c.py, where there is one."""
+    out: set[str | None] = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            out |= {file_of(alias.name) for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            out |= {file_of(f"{node.module}.{a.name}") or file_of(str(node.module)) for a in node.names}
+    return frozenset(f for f in out if f is not None)
+
+
+def late_imports(file: str) -> Iterator[str]:
+    """The modules that a file imports inside a function."""
+    for function in functions(file):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            if isinstance(node, ast.ImportFrom):
+                yield str(node.module)
+
+
+def reached(file: str) -> set[str]:
+    """All files that a file imports, and those that they import."""
+    seen: set[str] = set()
+    todo = set(imported_files(file))
+    while todo:
+        new = todo.pop()
+        if new not in seen:
+            seen.add(new)
+            todo |= imported_files(new)
+    return seen
+
+
+def floor(file: str) -> int:
+    found = [(len(path), i) for i, paths in enumerate(FLOORS) for path in paths if file.startswith(path)]
+    return max(found)[1]
+
+
+def test_no_import_comes_back_to_where_it_began():
+    assert "zoo/_program/program.py" in reached("zoo/_program/load.py")
+    assert {f for f in WHOLE if f in reached(f)} == IN_CIRCLES
+
+
+def test_no_import_runs_up():
+    assert floor("zoo/_errors.py") < floor("zoo/_data/files.py") < floor("zoo/_program/trace.py")
+    assert floor("zoo/_program/load.py") < floor("zoo/gmm.py") < floor("inference/em.py")
+    up = {(f, other) for f in WHOLE for other in imported_files(f) if floor(other) > floor(f)}
+    assert up == AGAINST_THE_FLOORS
+
+
+def test_late_imports_are_of_optional_or_slow_packages():
+    ours, standard = {*PACKAGES, "latent_zoo"}, sys.stdlib_module_names - OF_ONE_SYSTEM
+    late = {f for f in WHOLE if f not in START_FAST and any(top(m) in standard | ours for m in late_imports(f))}
+    assert late == IMPORTS_LATE
+
+
+def test_what_lies_open_can_be_named():
+    for package in PACKAGES[:3]:
+        ground = {f for f in FILES if re.fullmatch(rf"{package}/_(?!_)\w+\.py", f)}
+        assert len(ground - TOO_MANY_ON_THE_GROUND) <= MOST_GROUND_FILES, ground
+
+
+def test_folders_are_short():
+    for package in PACKAGES:
+        for folder in (ROOT / package, *(p for p in (ROOT / package).rglob("*") if p.is_dir())):
+            held = [p for p in folder.iterdir() if p.is_file() and p.suffix != ".pyc"]
+            assert len(held) <= MOST_FILES_OF_A_FOLDER, folder
+
+
+def test_every_package_ships_its_types():
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file()
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert all("py.typed" in config["tool"]["setuptools"]["package-data"][package] for package in PACKAGES)
 
 
 @pytest.mark.parametrize("file", METHODS)

@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from inference import em, laplace
 from zoo._errors import UsageError
-from zoo._program.program import load
+from zoo._program.load import load
 
 D = 9  # 3 × 3
 ALL = tensor(list(itertools.product([0.0, 1.0], repeat=D)))

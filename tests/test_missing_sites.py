@@ -22,9 +22,9 @@ from inference._exact import densities, enumeration
 from inference._run.impute import impute
 from inference._sampling import weights as _weights
 from zoo._errors import UsageError
-from zoo._program.missing import Slots, complete, most_missing, slots
-from zoo._program.program import load
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
+from zoo._program.slots import Slots, complete, most_missing, slots
 
 LENGTH = 5
 FIRST, STAY = 0.3, 0.8

@@ -17,8 +17,8 @@ from torch.distributions import constraints, transform_to
 
 from inference._families._family import Floor
 from inference._method.task import Task
-from zoo._program.program import load
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 GAUSSIAN = 1.0 + np.random.default_rng(0).normal(size=(60, 3))
 WEIGHTS = {"weights", "weight_logits"}

@@ -19,8 +19,8 @@ from inference._density import newton
 from inference._density.local import LocalDensity, refusal
 from inference._run.datatree import psis
 from inference._sampling import weights
-from zoo._program.program import load
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 LINEAR = [
     linear.two_latents_that_add,

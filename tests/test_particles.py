@@ -19,7 +19,7 @@ from inference import run
 from inference._sampling import particles, weights
 from inference._training.wake_sleep import Phases, asleep
 from zoo._errors import Refusal
-from zoo._program.missing import slots
+from zoo._program.slots import slots
 
 RANDOM = np.random.default_rng(3)
 BITS = (RANDOM.random((300, 9)) < np.linspace(0.2, 0.8, 9)).astype(float)

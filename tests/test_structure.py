@@ -14,8 +14,8 @@ from helpers import hide, structure_of, tensor
 
 from zoo._data import datasets
 from zoo._errors import UsageError
-from zoo._program.program import load
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 GAUSSIAN = np.random.default_rng(0).normal(size=(30, 3))
 BINARY = (np.random.default_rng(1).random((30, 3)) < 0.5).astype(float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ Positive = typing.Annotated[float, Limits(above=0)]
 NotNegative = typing.Annotated[float, Limits(least=0)]
 
 
-def schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def schema(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Name → parameter for every option of `target`: keyword-only ones, or any with a default."""
     out = {}
     for name, p in inspect.signature(target, eval_str=True).parameters.items():
@@ -63,7 +63,7 @@ def parse(settings: list[str]) -> dict[str, str]:
     return pairs
 
 
-def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, object], what: str) -> dict[str, Any]:
     """The given options in their declared types, strings read from the command line included.
 
     Raises `UsageError` for an unknown option, with the near matches, and for a value its option cannot take.
@@ -76,7 +76,7 @@ def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, Any], wh
     return out
 
 
-def _value(name: str, value: Any, annotation: Any) -> Any:
+def _value(name: str, value: object, annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty:
         return _guess(value) if isinstance(value, str) else value
     origin = typing.get_origin(annotation)
@@ -98,13 +98,14 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
                 return choice
         raise UsageError(f"{name} is one of {', '.join(map(str, choices))}; '{value}' came.")
     if origin in (tuple, list):
-        single = not hasattr(value, "__iter__")  # hidden=8 is hidden=(8,)
-        parts = [p for p in value.split(",") if p] if isinstance(value, str) else [value] if single else list(value)
+        parts: list[object] = list(value) if isinstance(value, Iterable) else [value]  # hidden=8 is hidden=(8,)
+        if isinstance(value, str):
+            parts = [p for p in value.split(",") if p]
         return origin(_value(name, p, typing.get_args(annotation)[0]) for p in parts)
     return _scalar(name, value, annotation)
 
 
-def _first_that_fits(name: str, value: Any, kinds: list[Any]) -> Any:
+def _first_that_fits(name: str, value: object, kinds: list[Any]) -> Any:
     for kind in kinds[:-1]:
         try:
             return _value(name, value, kind)
@@ -113,7 +114,7 @@ def _first_that_fits(name: str, value: Any, kinds: list[Any]) -> Any:
     return _value(name, value, kinds[-1])
 
 
-def _scalar(name: str, value: Any, kind: Any) -> Any:
+def _scalar(name: str, value: object, kind: object) -> object:
     if kind is bool:
         truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if str(value).lower() in truth:
@@ -132,15 +133,15 @@ def _scalar(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]  # whatever it is
     except (TypeError, ValueError):
         return None
     return number if abs(number) < float("inf") else None
 
 
-def _guess(text: str) -> Any:
+def _guess(text: str) -> bool | int | float | str | None:
     number = _number(text)
     if number is None:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -27,9 +27,9 @@ from inference._training import elbo as _elbo
 from inference._training.loop import Plan, train
 from inference._training.wake_sleep import Phases
 from inference.svi import enumerated_bound
-from zoo._program import program as _program
+from zoo._program.describe import describe
+from zoo._program.load import load
 from zoo._program.program import Program
-from zoo._program.structure import describe
 
 Guide = nn.Module  # q: a Pyro program with parameters φ
 Point = TypedDict("Point", {"samples": int, "nats": float, "se": float | None, "khat_above_0.7": float})
@@ -70,7 +70,7 @@ PRIMING = 50  # gradients that Pyro's running baseline has seen before the noise
 def new_task(x: np.ndarray, options: Options, theta: Program | None = None, dtype: torch.dtype = torch.float32) -> Task:
     """`missing_pixels` on images x [n, D]; with the parameters of the program `theta`, which then stay as they are."""
     data = torch.as_tensor(x, dtype=dtype)
-    program = _program.load("missing_pixels", data, options)
+    program = load("missing_pixels", data, options)
     if theta is not None:
         program.load_state_dict(theta.state_dict())
     return Task(program, describe(program, data), data, learn=theta is None, quiet=True)

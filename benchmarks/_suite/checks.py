@@ -18,7 +18,7 @@ from inference._run.prepare import LARGEST_SEED
 from zoo import _options, _registry
 from zoo._data import datasets
 from zoo._errors import UsageError, unknown
-from zoo._program import program
+from zoo._program.load import option_schema, resolve
 
 PREPARATION = ("rows", "standardize", "binarize", "missing", "seed")
 BASELINES: dict[str, tuple[str, ...]] = {"mean": (), "knn": ("n_neighbors",), "iterative": ("max_iter",)}
@@ -61,8 +61,8 @@ def combinations(vary: object, where: str) -> Iterator[Document]:
 def model(entry: Entry, base: Path) -> Document:
     """The part of a cell that says which program; a file of one's own with its checksum."""
     name, options = entry
-    target, _ = program.resolve(cells.resolved(name, str(base)))
-    _convert(program.option_schema(target), options, f"option of model '{name}'", {})
+    target, _ = resolve(cells.resolved(name, str(base)))
+    _convert(option_schema(target), options, f"option of model '{name}'", {})
     part: Document = {"model": name, "model_options": options}
     if name.rpartition(":")[0].endswith(".py"):
         part["model_sha256"] = _sha256(base / name.rpartition(":")[0])

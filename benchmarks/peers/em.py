@@ -27,8 +27,8 @@ from inference._method.start import FLOOR
 from inference._method.task import Task
 from inference._run.cost import versions
 from zoo._options import Count
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 QUICK = 5_000
 SEED = 0
@@ -103,7 +103,7 @@ def _data(n: int, d: int, k: int) -> Tensor:
 
 
 def _task(x: Tensor, covariance: str, k: int) -> Task:
-    program = _program.load("gmm", x, {"components": k, "covariance": covariance})
+    program = load("gmm", x, {"components": k, "covariance": covariance})
     return Task(program, describe(program, x), x, seed=SEED, quiet=True)
 
 

@@ -25,8 +25,8 @@ from inference._run.cost import measured, versions
 from inference._sampling import weights
 from zoo._data import datasets
 from zoo._options import Count
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 IMAGES, SAMPLES, LATENTS, HIDDEN = 1000, 5000, 50, (200, 200)
 TARGET, PEER = 1.10, "by hand"
@@ -45,9 +45,7 @@ def measure(*, rounds: Count = 3, quick: bool = False) -> Document:
     """The document: times, their ratio, and log p(x) of all images as each side estimates it."""
     images, samples = (20, 200) if quick else (IMAGES, SAMPLES)
     x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5, rows=images).x, dtype=torch.float32)
-    program = _program.load(
-        "deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "hidden": HIDDEN}
-    )
+    program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "hidden": HIDDEN})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=HIDDEN)
     few, peak = Task(program, task.structure, x[:2], quiet=True), 0.0

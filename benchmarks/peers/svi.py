@@ -29,8 +29,8 @@ from inference._training import elbo
 from inference._training.loop import Plan, _Loop
 from zoo._data import datasets
 from zoo._options import Count
-from zoo._program import program as _program
-from zoo._program.structure import describe
+from zoo._program.describe import describe
+from zoo._program.load import load
 
 if TYPE_CHECKING:
     import jax
@@ -74,7 +74,7 @@ def _step(loop: Callable[[int], None], steps: int) -> tuple[float, None]:
 
 
 def _ours(x: Tensor) -> Callable[[int], None]:
-    program = _program.load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS})
+    program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=(HIDDEN, HIDDEN))
     objective = elbo.objective(task, guide, 1)

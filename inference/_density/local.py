@@ -27,7 +27,7 @@ from inference._sampling.weights import unmasked
 from zoo._program.latents import joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Site, Structure
-from zoo._program.trace import is_local, is_plain, per_datum, sample_nodes
+from zoo._program.trace import altered, is_local, is_plain, per_datum, sample_nodes
 
 NUMBERS = 2**24  # that a chunk's graph may hold, roughly
 FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw rounded onto the edge of its support
@@ -35,8 +35,8 @@ FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw round
 
 def refusal(structure: Structure) -> str | None:
     """Why the program has no such density for each datum by itself, or None."""
-    if structure.exact == "no" and structure.curvature_change is None:
-        return structure.reason  # rows depend on each other, or discrete latents that cannot be enumerated
+    if not structure.by_row:
+        return structure.reason
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)
@@ -83,10 +83,9 @@ class LocalDensity:
             trace: Any = program.trace(x[:2])
         nodes = {n["name"]: n for n in sample_nodes(trace) if is_local(n)}
         discrete = [s.name for s in structure.discrete_locals]
-        depth, dim = structure.max_plate_nesting, structure.data_dim
         self._tables = {
-            k: _natural(v, nodes[k], depth, dim).to(x.device)
-            for k, v in joint_values(nodes, discrete, dim, depth).items()
+            k: _natural(v, nodes[k], structure.max_plate_nesting).to(x.device)
+            for k, v in joint_values(nodes, discrete, structure.axes).items()
         }
         self.sites: list[Place] = []
         for site in structure.continuous_locals:
@@ -158,7 +157,7 @@ class LocalDensity:
             if node["name"] not in mine:
                 observed = observed + per_datum(node, node["fn"].log_prob(node["value"]), dim, depth)
                 continue
-            own = dict(node, mask=None, scale=1.0, fn=unmasked(node["fn"]))
+            own = altered(node, unmasked(node["fn"]))
             drawn = per_datum(own, own["fn"].log_prob(node["value"]), dim, depth)
             latent = latent + drawn
             if not is_plain(node) or own["fn"] is not node["fn"]:
@@ -182,8 +181,9 @@ class LocalDensity:
     def _discrete(self, name: str, value: Tensor) -> Tensor:
         """[columns, plates with a 1 for the data's, event] → [plates with the columns in the data's place, event]."""
         site = next(s for s in self.structure.discrete_locals if s.name == name)
-        place = value.dim() - 1 - len(site.event_shape) + self.structure.data_dim
-        return value.squeeze(1 + place).movedim(0, place)
+        rows = self.structure.axes.row_dim(len(site.event_shape))
+        place = value.dim() + rows - 1  # once the data's own dimension is gone
+        return value.squeeze(rows).movedim(0, place)
 
     def _repeated(self, columns: int) -> Tensor:
         """x as often as there are leading values: [columns, …]; kept, since annealing asks for the same one again."""
@@ -306,7 +306,7 @@ def _in_program(part: Tensor, place: Place) -> Tensor:
     return part.reshape(len(part), *place.plates, *place.free).movedim(0, place.data)
 
 
-def _natural(table: Tensor, node: Any, depth: int, data_dim: int) -> Tensor:
+def _natural(table: Tensor, node: Any, depth: int) -> Tensor:
     """[A, 1, …, event] with as many plate dimensions as the site itself has."""
     spare = depth - len(node["fn"].batch_shape)
     return table.reshape(len(table), *table.shape[1 + max(0, spare) :])

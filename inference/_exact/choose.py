@@ -17,9 +17,9 @@ from zoo._program.structure import Structure
 
 def engine_for(program: Program, structure: Structure, x: Tensor) -> AnyEngine | None:
     """The engine of `program` for the data `x` [N, …], NaN where unobserved; None where its posterior is not exact."""
-    if structure.exact == "no":
+    if not structure.is_exact:
         return None
-    if structure.exact == "enumerable":
+    if structure.enumerable:
         return Enumeration(program, structure, x)
     engine = normal_engine(program, structure, x)
     if isinstance(engine, LinearGaussian) and worth_it(engine):

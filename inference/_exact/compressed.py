@@ -43,7 +43,11 @@ class Compressed(LinearGaussian):
         """How many rows each point counts for."""
         return self.N / self._few.N
 
-    def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if every_row:
+            return super().log_evidence(parameters, globals)
         total, prior = self._few.log_evidence(parameters, globals)
         return self._times * total, prior
 

@@ -74,7 +74,7 @@ class Densities:
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
         names = [site.name for site in self.structure.discrete_locals]
         nodes = {n["name"]: n for n in local_nodes(self.program.trace(self._probe))} if names else {}
-        return joint_values(nodes, names, self.structure.data_dim, self.structure.max_plate_nesting)
+        return joint_values(nodes, names, self.structure.axes)
 
     def _observed_values(self) -> tuple[dict[str, Tensor], dict[str, Family]]:
         with torch.no_grad():

@@ -114,8 +114,10 @@ class Engine(ABC, Generic[S, P]):
         """log p(globals), differentiable."""
 
     @abstractmethod
-    def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
-        """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable."""
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable. `every_row`: never by points in their place."""
 
     @abstractmethod
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:

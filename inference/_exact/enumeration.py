@@ -12,7 +12,6 @@ from inference._exact import mstep
 from inference._exact.densities import Densities, SiteStatistics, Sums, View
 from inference._exact.engine import Engine, Plan, Points, Rows, Values
 from inference._families._family import Floor
-from zoo._program.latents import by_datum
 
 MOST_SUMMED = 2**21  # rows: of more, an E-step keeps log p(x_i) summed over chunks alone
 
@@ -27,7 +26,9 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
     def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
         return self.views(parameters, globals)[1]
 
-    def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
         views, prior = self.views(parameters, globals)
         total = sum(self.log_joint(r, views, parameters, globals).logsumexp(1).sum() for r in self.chunks(views))
         return torch.as_tensor(total), prior
@@ -105,7 +106,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         chosen = torch.multinomial(responsibilities, draws, replacement=True).mT  # [draws, N]
         out = {}
         for site in self.structure.discrete_locals:
-            value = by_datum(self.assignments[site.name], site, self.structure)  # [A, 1, inner plates, event]
+            value = self.structure.axes.by_datum(self.assignments[site.name], site)  # [A, 1, inner plates, event]
             out[site.name] = value[:, 0][chosen]
         return out
 

@@ -23,9 +23,8 @@ class LatentProgram:
         self._probe = probe(x)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             by_name = {n["name"]: n for n in local_nodes(program.trace(self._probe, raw=True))}
-        dims = structure.data_dim, structure.max_plate_nesting
-        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], *dims)
-        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], *dims)
+        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], structure.axes)
+        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], structure.axes)
         self.L = self.layout.L
 
     def units(self) -> Tensor:

@@ -57,7 +57,9 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         per_row = self.A * (width + (self.L + 1) ** 2)
         return slices(self.N, fitting(CHUNK_NUMBERS, per_row, LEAST_ROWS, CHUNK_ROWS))
 
-    def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
         sites = self.sites(parameters, globals)
         total: Tensor | float = 0.0
         for rows in self.chunks():

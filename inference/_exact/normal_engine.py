@@ -33,7 +33,9 @@ class NormalEngine(LatentProgram, Engine[S, P]):
     def posterior(self, rows: slice, parameters: Values | None = None, globals: Values | None = None) -> Posterior:
         """q(a, z | x) of `rows`. Differentiable."""
 
-    def log_evidence(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
         total: Tensor | float = 0.0
         for _, posterior in self.posteriors(parameters, globals):
             total = total + posterior.log_evidence.logsumexp(1).sum()

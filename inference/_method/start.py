@@ -54,7 +54,7 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
 def is_mixture(task: Task) -> bool:
     """Whether there are discrete local latents to cluster the rows by; missing entries are no clusters."""
     completes = any(s.completes for s in task.structure.discrete_locals)
-    return task.structure.exact != "no" and task.structure.assignments > 1 and not completes
+    return task.structure.is_exact and task.structure.assignments > 1 and not completes
 
 
 def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -141,6 +141,14 @@ class Task:
         return progress(what, total, self.quiet)
 
 
+def keeps_theta(method: str, program: str) -> str:
+    """Why a method that leaves θ as it is refuses a program with parameters to learn."""
+    return (
+        f"{method} keeps θ as it is, and '{program}' has parameters to learn: fit them by another method, then "
+        f"`zoo infer RUN --method {method}`"
+    )
+
+
 def _center(fn: Any) -> Tensor:
     """The mean of `fn` where it has one inside its support, else the image of 0 under the support's bijection."""
     try:

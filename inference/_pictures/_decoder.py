@@ -19,8 +19,7 @@ from inference._method.task import Task
 from inference._pictures._oracle import columns_of
 from inference._sampling.weights import guide_draws
 from zoo._errors import UsageError
-from zoo._program.latents import by_datum, for_program
-from zoo._program.program import blame
+from zoo._program.source import blame
 from zoo._program.structure import Site, Structure
 
 MOST_ROWS = 2000  # data whose latents are drawn
@@ -39,7 +38,7 @@ def own_latents(structure: Structure) -> tuple[Site, ...]:
 
 def has_decoder(structure: Structure) -> bool:
     """Whether a continuous latent that is no missing entry stands between the prior and x, with no exact posterior."""
-    return structure.exact == "no" and any(not s.discrete for s in own_latents(structure))
+    return not structure.is_exact and any(not s.discrete for s in own_latents(structure))
 
 
 class Decoder:
@@ -84,7 +83,7 @@ class Decoder:
         fn = node["fn"]
         value = node["value"] if what == "value" else fn.mean.expand(fn.shape())
         value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
-        moved = value.movedim(value.dim() - len(fn.event_shape) + self.structure.data_dim, 0)
+        moved = self.structure.axes.datum_first(value, len(fn.event_shape))
         return moved.detach().reshape(len(moved), -1)
 
     def _gathered(self, trace: Any, what: str) -> np.ndarray | None:
@@ -116,7 +115,7 @@ class Decoder:
 
     def _trace(self, x: Tensor | None, n: int, latents: Latents) -> Any:
         sites = {s.name: s for s in self.sites}
-        given = {k: for_program(v, sites[k], self.structure) for k, v in latents.items()}
+        given = {k: self.structure.axes.as_program(v, sites[k]) for k, v in latents.items()}
         with torch.random.fork_rng(devices=[]), blame(self.task.program.name):
             torch.manual_seed(0)
             return self.task.program.trace(x, size=n, latents={**given, **self.globals}, raw=True)
@@ -150,7 +149,7 @@ class Decoder:
                 q = at(self.task.guide, some)
                 found = guide_draws(self.task.program, self.structure, self.task.x[some], q, GUIDE_DRAWS)
             for site in self.sites:
-                pieces[site.name].append(by_datum(found[site.name], site, self.structure))
+                pieces[site.name].append(self.structure.axes.by_datum(found[site.name], site))
         return {k: torch.cat(v, 1) for k, v in pieces.items()}
 
     def centers(self, rows: np.ndarray) -> Latents | None:

@@ -20,7 +20,7 @@ from inference._exact.linear import LinearGaussian
 from inference._exact.quadratic import Quadratic
 from inference._method.task import Task
 from inference._pictures._oracle import columns_of, drawn_rows
-from zoo._program.program import blame
+from zoo._program.source import blame
 
 
 def principal_rotation(coefficients: np.ndarray, noise: np.ndarray) -> np.ndarray:

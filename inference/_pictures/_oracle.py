@@ -20,7 +20,7 @@ from inference._families import _all
 from inference._method.task import Task
 from inference._pictures._style import percent, plain
 from zoo._errors import UsageError
-from zoo._program.program import blame
+from zoo._program.source import blame
 
 DRAWN_ROWS = 20_000  # more points say no more
 NUMBERS = 2**22  # numbers in one block of rows: bounds the memory

@@ -103,11 +103,11 @@ def scene_of(stored: _store.Run) -> Scene:
     except RuntimeError:  # its file is another one by now
         scene.obstacle = f"the parameters of '{stored.json['model']}' are no longer those of '{stored.folder}'."
         return scene
-    if prepared.structure.exact == "enumerable":
+    if prepared.structure.enumerable:
         scene.oracle = Oracle(scene.task)
     elif has_decoder(prepared.structure):
         scene.decoder = Decoder(scene.task, {k: v[0] for k, v in scene.draws.items()})
-    elif prepared.structure.exact != "no":
+    elif prepared.structure.is_exact:
         factors = Factors(scene.task)
         scene.factors = factors if len(factors.columns) else None
     return scene

@@ -21,8 +21,7 @@ from torch import Tensor
 from inference._families._all import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
-from zoo._program.latents import by_datum, for_program
-from zoo._program.missing import complete
+from zoo._program.slots import complete
 
 BLOCK_NUMBERS = 2**22
 UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draws
@@ -104,15 +103,16 @@ def _of_slots(
 ) -> tuple[Tensor, Tensor]:
     """The same from the posterior of the latent `slots`; rows with nothing observed from draws of the program."""
     x = task.x
-    if task.structure.exact == "no" and probability is not None:
+    if not task.structure.is_exact and probability is not None:
         center = torch.as_tensor(probability[..., 1], dtype=x.dtype)
         deviation = (center * (1 - center)).clamp(min=0).sqrt()
-    elif task.structure.exact == "no":
+    elif not task.structure.is_exact:
         given = torch.as_tensor(latent_draws[slots], dtype=x.dtype)
         center, deviation = given.mean(0), given.std(0, correction=0)
     elif slots in task.engine.assignments:
         latent = next(s for s in task.structure.local_latents if s.name == slots)
-        values = by_datum(task.engine.assignments[slots].to(x.dtype), latent, task.structure)[:, 0]  # [A, …, M], 0 or 1
+        table = task.engine.assignments[slots].to(x.dtype)
+        values = task.structure.axes.by_datum(table, latent)[:, 0]  # [A, …, M], 0 or 1
         flat = task.engine.responsibilities(None, globals) @ values.flatten(1)
         center = flat.reshape(len(x), *values.shape[1:])
         deviation = (center * (1 - center)).clamp(min=0).sqrt()
@@ -182,7 +182,7 @@ def _points(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Weights [n] and values of the local latents, each with the data dimension in its place."""
     n = rows.stop - rows.start
-    if task.structure.exact == "no":
+    if not task.structure.is_exact:
         count = len(next(iter(latent_draws.values())))
         for s in range(count):
             yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)
@@ -192,7 +192,7 @@ def _points(
 
 def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | Tensor) -> dict[str, Tensor]:
     sites = {site.name: site for site in task.structure.local_latents}
-    return {k: for_program(torch.as_tensor(v[s])[rows], sites[k], task.structure) for k, v in latent_draws.items()}
+    return {k: task.structure.axes.as_program(torch.as_tensor(v[s])[rows], sites[k]) for k, v in latent_draws.items()}
 
 
 def _distribution(

@@ -115,7 +115,7 @@ class _Batch:
     point: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        self.dim, self.depth = self.task.structure.data_dim, self.task.structure.max_plate_nesting
+        self.axes = self.task.structure.axes
         self.x = self.task.x[self.rows]
         self.shapes: dict[str, tuple[int, ...]] = {}
 
@@ -125,15 +125,15 @@ class _Batch:
 
     def placed(self, flat: Tensor, shape: tuple[int, ...], events: int) -> Tensor:
         """[m, numbers] → the shape that a site's value has in the program, the pairs where the data stand."""
-        place = len(shape) - events + self.dim
+        place = len(shape) + self.axes.row_dim(events)
         others = [s for d, s in enumerate(shape) if d != place]
         return flat.reshape(len(flat), *others).movedim(0, place)
 
     def flat(self, value: Tensor, node: Any) -> Tensor:
         """The opposite of `placed`: [m, numbers]."""
         shape = (*node["fn"].batch_shape, *node["fn"].event_shape)
-        place = len(node["fn"].batch_shape) + self.dim
-        return value.expand(shape).movedim(place, 0).reshape(len(self.x), -1)
+        first = self.axes.datum_first(value.expand(shape), len(node["fn"].event_shape))
+        return first.reshape(len(self.x), -1)
 
     def discrete(self) -> dict[str, Tensor]:
         """The known values in the program's shapes, as far as they are known."""
@@ -158,7 +158,7 @@ class _Batch:
                 log_prob = node["fn"].log_prob(node["value"])
                 if node["name"] in self.known:
                     log_prob = _in_support(node, log_prob)
-                total = total + per_datum(node, log_prob, self.dim, self.depth).reshape(-1)
+                total = total + per_datum(node, log_prob, self.axes.data_dim, self.axes.depth).reshape(-1)
         return total
 
     def integrated(self) -> Tensor:

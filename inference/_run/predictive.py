@@ -16,8 +16,7 @@ from inference._exact.reading import is_same
 from inference._method.fit import Fit
 from inference._method.task import Task
 from zoo._errors import UsageError
-from zoo._program import program
-from zoo._program.latents import by_datum, for_program
+from zoo._program.source import blame
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
@@ -31,7 +30,7 @@ def complete(task: Task, fit: Fit) -> None:
     at = _Draws(task, fit)
     data = _Data(task)
     fit.observed = data.observed()
-    if at.theta_varies and task.structure.exact != "no":
+    if at.theta_varies and task.structure.is_exact:
         try:
             rows = [task.engine.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
             fit.log_likelihood = np.stack(rows)
@@ -78,13 +77,13 @@ class _Draws:
     def simulate(self, d: int) -> Any:
         """The program's trace of as many rows as the data have, at draw d."""
         latents = self.globals(d) | self.locals(d)
-        with program.blame(self._task.program.name):
+        with blame(self._task.program.name):
             return self._task.program.trace(None, size=len(self._task.x), parameters=self.theta(d), latents=latents)
 
     def locals(self, d: int) -> dict[str, Tensor]:
         structure = self._task.structure
         sites = [s for s in structure.local_latents if s.name in self._draws]
-        return {s.name: for_program(self._draws[s.name][d], s, structure) for s in sites}
+        return {s.name: structure.axes.as_program(self._draws[s.name][d], s) for s in sites}
 
 
 class _Data:
@@ -142,14 +141,11 @@ def _values(task: Task, trace: Any, n: int) -> dict[str, Tensor]:
     for site in structure.observed:
         value = torch.as_tensor(trace.nodes[site.name]["value"]).detach()
         if site.scope == "local":
-            plates = [1] * structure.max_plate_nesting
-            for dim, size in [*site.inner_dims, (structure.data_dim, n)]:
-                plates[dim] = size
             try:
-                full = value.expand(1, *plates, *site.event_shape)
+                full = structure.axes.expand(value, site, n, 1)
             except RuntimeError:
-                shape = (*(size for size in plates if size != 1), *site.event_shape)
+                shape = (*(size for size in structure.axes.sizes(site, n) if size != 1), *site.event_shape)
                 raise UsageError(f"site '{site.name}' has values of shape {tuple(value.shape)}, not {shape}") from None
-            value = by_datum(full, site, structure)[0]
+            value = structure.axes.by_datum(full, site)[0]
         out[site.name] = value
     return out

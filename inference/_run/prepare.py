@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from inference._method.task import keeps_theta
 from inference._run.entrance import entrance
 from inference._run.failures import in_words
 from zoo import _columns, _options, _registry
 from zoo._data import datasets, mapped
 from zoo._errors import UsageError, unknown
-from zoo._program import program as _program
-from zoo._program.structure import ENUMERATION_LIMIT, Structure, describe
+from zoo._program.describe import describe
+from zoo._program.load import load, option_schema, resolve
+from zoo._program.program import Program
+from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICES = ("auto", "cpu", "cuda")
@@ -41,9 +44,9 @@ class Prepared:
     like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
     source: dict[str, str] | None = None  # the fingerprint of the program's text
 
-    def program(self, seed: int = 0) -> _program.Program:
+    def program(self, seed: int = 0) -> Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
-        return _program.load(self.model, self.x, self.options, seed, self.like)
+        return load(self.model, self.x, self.options, seed, self.like)
 
 
 @entrance
@@ -69,8 +72,8 @@ def prepare(
     if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ("auto", *DTYPES))
     modules = [method_module(name) for name in methods]
-    target, name = _program.resolve(model)
-    mine = _split(options, _program.option_schema(target), modules, methods, name)
+    target, name = resolve(model)
+    mine = _split(options, option_schema(target), modules, methods, name)
     loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)), None
     if x.dtype == torch.float64 and not mapped.is_private(loaded.x):
@@ -82,13 +85,13 @@ def prepare(
     if x.dtype == torch.float32 and _columns.any_above(x, FLOAT32_SQUARES):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
-    program = _program.load(model, x, mine, like=built_on)
+    program = load(model, x, mine, like=built_on)
     with in_words(name, "reading the program"):
         structure = describe(program, x, limit)
     network = program.has_networks and not any(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
-    large = dtype == "auto" and (structure.exact == "no" or network) and x.numel() > LARGE_NUMBERS
+    large = dtype == "auto" and (not structure.is_exact or network) and x.numel() > LARGE_NUMBERS
     if large and not _columns.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
@@ -147,13 +150,17 @@ def method_module(name: str) -> ModuleType:
     return importlib.import_module(f"inference.{name}")
 
 
-def serving(structure: Structure) -> dict[str, str | None]:
-    """For each method: None when it can serve the program, or why not."""
-    return {name: refusal(name, structure) for name in _registry.methods()}
+def serving(structure: Structure, learn: bool = True) -> dict[str, str | None]:
+    """For each method: None when it can serve the program, or why not; `learn`: θ is to be learned where there is any."""
+    return {name: refusal(name, structure, learn) for name in _registry.methods()}
 
 
-def refusal(method: str, structure: Structure) -> str | None:
+def refusal(method: str, structure: Structure, learn: bool = True) -> str | None:
     """Why a method cannot serve the program, or None: what no method can serve comes first."""
     if structure.obstacle:
         return f"no method can serve '{structure.program}': {structure.obstacle}"
-    return method_module(method).refusal(structure)
+    module = method_module(method)
+    reason: str | None = module.refusal(structure)
+    if reason is None and learn and structure.learnable and not getattr(module, "LEARNS", True):
+        return keeps_theta(method, structure.program)
+    return reason

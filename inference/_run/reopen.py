@@ -18,7 +18,8 @@ from zoo import _options, _registry
 from zoo._data import datasets
 from zoo._data.columns import match
 from zoo._errors import UsageError
-from zoo._program import program, source
+from zoo._program import source
+from zoo._program.load import resolve
 
 
 def other_data(stored: folder.Run, data: Any, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
@@ -53,7 +54,7 @@ def reopen(
             f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again; give the "
             "callable itself (in Python model=…)."
         )
-    stored.check_program(program.resolve(spec)[0])
+    stored.check_program(resolve(spec)[0])
     # an option that model and method both have is the method's here
     theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
     others = {k: v for k, v in (options or {}).items() if k not in theirs}

@@ -253,9 +253,9 @@ def run_prepared(
     Without `verified` the claim is not checked, and the fit holds nothing that its method did not find: for timing.
     """
     check_seed(seed)
-    module = method_module(method)
-    if (reason := refusal(method, prepared.structure)) is not None:
-        able = [name for name, why in serving(prepared.structure).items() if why is None]
+    module, learn = method_module(method), stored is None
+    if (reason := refusal(method, prepared.structure, learn)) is not None:
+        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
         hint = f" Methods that can: {', '.join(able)}." if able else ""
         raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
     schema = _options.schema(module.fit)

@@ -57,7 +57,7 @@ def verify(task: Task, fit: Fit) -> Evidence | None:
 
 
 def _verified(task: Task, fit: Fit) -> Evidence | None:
-    if task.structure.exact != "no":
+    if task.structure.is_exact:
         if fit.global_gaussian is not None:
             return _integrate_globals(task, fit, fit.global_gaussian)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
@@ -144,10 +144,8 @@ def _integrate_globals(task: Task, fit: Fit, q: GlobalGaussian) -> Evidence:
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
             values = q.coordinates.unflatten(u)
-            evidence = exact.per_datum(
-                None, values
-            ).sum()  # over all rows, whatever points stand for them while it climbs
-            found.append(evidence + exact.log_prior(None, values) + q.coordinates.log_abs_det(u) - normal.log_prob(u))
+            evidence, prior = exact.log_evidence(None, values, every_row=True)
+            found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
             step()
     told = Estimates.of(torch.stack(found).unsqueeze(1))
     khat = float(told.khat[0])

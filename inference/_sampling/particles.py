@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from inference._sampling.weights import Draws
-from zoo._program.missing import slots
 from zoo._program.program import Program
+from zoo._program.slots import slots
 from zoo._program.structure import Site, Structure
-from zoo._program.trace import is_plain
+from zoo._program.trace import is_plain, node_of
 
 UNEVEN = 0.5  # of the particles: an effective sample size below it means resampling
 FILTERS = 40  # of a datum, where there are particles enough
@@ -38,7 +38,7 @@ def refusal(program: Program, structure: Structure, x: Tensor) -> str | None:
             "proposal=sequential draws the missing entries of one autoregressive site, and the latents of "
             f"'{structure.program}' are {_names(structure)}"
         )
-    node = program.trace(x[:2], raw=True).nodes[site.completes]
+    node = node_of(program.trace(x[:2], raw=True), site.completes)
     if not hasattr(node["fn"], "steps"):
         return (
             f"proposal=sequential needs a distribution that gives its entries one by one (`steps`), and '{site.completes}' "

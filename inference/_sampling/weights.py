@@ -14,10 +14,9 @@ from torch import Tensor
 
 from inference._numerics.slices import fitting, slices
 from zoo._errors import Refusal
-from zoo._program.latents import by_datum
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._program.trace import DRAWS_PLATE, is_local, local_log_prob, log_prob, per_datum, sample_nodes
+from zoo._program.trace import DRAWS_PLATE, altered, is_local, local_log_prob, log_prob, per_datum, sample_nodes
 
 Guide = Callable[..., object]  # a Pyro program that draws the latents of x
 
@@ -143,7 +142,7 @@ def _log_drawn(trace: Any, structure: Structure, samples: int, n: int) -> Tensor
 
 def drawn_log_prob(node: Any, structure: Structure) -> Tensor:
     """The log-density [..., n] of the distribution that a site is drawn from, at its value: no scale and no mask enters."""
-    plain = dict(node, mask=None, scale=1.0, fn=unmasked(node["fn"]))
+    plain = altered(node, unmasked(node["fn"]))
     return per_datum(plain, log_prob(plain), structure.data_dim, structure.max_plate_nesting)
 
 
@@ -201,10 +200,7 @@ def _latents(trace: Any, samples: int, n: int, structure: Structure) -> dict[str
     """The drawn local latents of a trace, each [samples, …, n, …] in full."""
     out = {}
     for site in structure.local_latents:
-        plates = [1] * structure.max_plate_nesting
-        for dim, size in [*site.inner_dims, (structure.data_dim, n)]:
-            plates[dim] = size
-        out[site.name] = trace.nodes[site.name]["value"].expand(samples, *plates, *site.event_shape).detach()
+        out[site.name] = structure.axes.expand(trace.nodes[site.name]["value"], site, n, samples).detach()
     return out
 
 
@@ -248,7 +244,7 @@ def lone_states(values: dict[str, Tensor], log_weights: Tensor, structure: Struc
         return torch.zeros(n, dtype=torch.bool)
     generator = torch.Generator("cpu").manual_seed(0)
     for site in structure.discrete_locals:
-        value = by_datum(values[site.name], site, structure)
+        value = structure.axes.by_datum(values[site.name], site)
         value = value.reshape(*code.shape, -1).round().long()  # [samples, n, entries]
         key = torch.randint(1, 2**40, value.shape[-1:], generator=generator)
         count: float | Tensor = (

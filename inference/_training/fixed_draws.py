@@ -101,7 +101,7 @@ class FixedDraws:
             trace: Any = self.task.program.trace(self.task.x[:2])
         nodes = {n["name"]: n for n in sample_nodes(trace)}
         names = [s.name for s in structure.discrete_locals]
-        return joint_values(nodes, names, structure.data_dim, structure.max_plate_nesting)
+        return joint_values(nodes, names, structure.axes)
 
     def _assignments(self) -> int:
         return len(next(iter(self.tables.values()))) if self.task.structure.discrete_locals else 1

@@ -21,7 +21,7 @@ from inference._sampling import particles as _particles
 from inference._sampling import weights
 from inference._training.elbo import Index
 from zoo._errors import Refusal
-from zoo._program.missing import slots
+from zoo._program.slots import slots
 from zoo._program.structure import Structure
 
 DREAMS = 30_000  # simulated data in a pool

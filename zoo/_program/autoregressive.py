@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
+
+from zoo._program.trace import Shape
 
 
 class AutoregressiveBernoulli(TorchDistribution):
@@ -29,7 +30,7 @@ class AutoregressiveBernoulli(TorchDistribution):
       logits [n, D].
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.boolean, 1)
 
     def __init__(
@@ -46,7 +47,7 @@ class AutoregressiveBernoulli(TorchDistribution):
         )
         super().__init__(shape, order.shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBernoulli:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> AutoregressiveBernoulli:
         return AutoregressiveBernoulli(self.order, self.layers, self.direct, batch_shape, self.context)
 
     def logits(self, value: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class AutoregressiveBernoulli(TorchDistribution):
         """[...] nats."""
         return self.conditionals(value).sum(-1)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """[sample_shape, batch_shape, D], one entry after the other."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         return self.fill(self.layers[0][0].new_full(shape, torch.nan))[0]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from zoo._errors import UsageError
-from zoo._program.program import Program, blame
-from zoo._program.trace import DATA_PLATE, is_local, sample_nodes, shape_fits
+from zoo._program.program import Program
+from zoo._program.source import blame
+from zoo._program.trace import DATA_PLATE, Node, is_latent, is_local, plates, sample_nodes, shape_fits, whole_shape
 
 
-def check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) -> int:
+def check_contract(program: Program, nodes: list[Node], rows: int) -> int:
     """The batch dimension of the plate `data`. Raises `UsageError` where the program breaks the contract of its plates."""
     frames = [f for node in nodes for f in node["cond_indep_stack"] if f.name == DATA_PLATE]
     if not frames:
@@ -28,7 +30,12 @@ def check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) ->
             f"the plate '{DATA_PLATE}' of '{program.name}' has size {min(wrong)} for {rows} rows of data; "
             "its size must be len(x)."
         )
-    dims = sorted({f.dim for f in frames})
+    dims = sorted({f.dim for f in frames if f.dim is not None})
+    if not dims or any(f.dim is None for f in frames):
+        raise UsageError(
+            f"the program '{program.name}' goes through the plate '{DATA_PLATE}' row by row (`for`); write "
+            f'`with pyro.plate("{DATA_PLATE}", len(x)):`, and treat all rows at once.'
+        )
     if len(dims) > 1:
         raise UsageError(
             f"'{program.name}' opens the plate '{DATA_PLATE}' at several dimensions ({', '.join(map(str, dims))}); "
@@ -43,10 +50,10 @@ def check_contract(program: Program, trace: Any, nodes: list[Any], rows: int) ->
                 )
     if not any(node["is_observed"] and is_local(node) for node in nodes):
         raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}': pass obs=x.")
-    return int(frames[0].dim)
+    return dims[0]
 
 
-def check_growth(program: Program, probe: Tensor, nodes: list[Any]) -> None:
+def check_growth(program: Program, probe: Tensor, nodes: list[Node]) -> None:
     """What stands outside the plate `data` must not grow with the data."""
     if len(probe) < 2:
         return
@@ -55,7 +62,7 @@ def check_growth(program: Program, probe: Tensor, nodes: list[Any]) -> None:
         other = fewer.get(node["name"])
         if is_local(node) or other is None:
             continue
-        shapes = [tuple(n["fn"].batch_shape) + tuple(n["fn"].event_shape) for n in (node, other)]
+        shapes = [whole_shape(n["fn"]) for n in (node, other)]
         if shapes[0] != shapes[1]:
             raise UsageError(
                 f"site '{node['name']}' of '{program.name}' grows with the data ({shapes[0]} for {len(probe)} rows) and stands "
@@ -81,14 +88,15 @@ def _rows_at_once(x: Tensor, matrices: bool) -> int:
 def _check_rows(program: Program, x: Tensor, start: int) -> None:
     with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
         trace = program.trace(x)
-    latents = any(not node["is_observed"] for node in sample_nodes(trace))
+    latents = any(is_latent(node) for node in sample_nodes(trace))
     for node in sample_nodes(trace):
-        if not node["is_observed"] or not isinstance(node["value"], Tensor):
+        if is_latent(node) or not isinstance(node["value"], Tensor):
             continue
         fn, value = node["fn"], node["value"]
         _check_shape(program, node)
-        ok = torch.as_tensor(fn.support.check(value))
-        dim = next(f.dim for f in node["cond_indep_stack"] if f.name == DATA_PLATE) if is_local(node) else -1
+        support = cast(constraints.Constraint, fn.support)
+        ok = torch.as_tensor(support.check(value))
+        dim = next((p.dim for p in plates(node) if p.name == DATA_PLATE), -1)
         if bool(ok.all()):
             _check_density(program, node, dim, start, x, latents)
             continue
@@ -97,11 +105,11 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
         raise UsageError(
             f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
-            f"{plain(fn.support)}: row {start + row} (counting from 0) holds {shown}."
+            f"{plain(support)}: row {start + row} (counting from 0) holds {shown}."
         )
 
 
-def _check_density(program: Program, node: Any, dim: int, start: int, x: Tensor, latents: bool) -> None:
+def _check_density(program: Program, node: Node, dim: int, start: int, x: Tensor, latents: bool) -> None:
     """A density that is not a number: the program computes with an entry of x that is not observed, say."""
     with blame(program.name), pyro.validation_enabled(False):
         bad = node["fn"].log_prob(node["value"]).isnan()
@@ -119,10 +127,10 @@ def _check_density(program: Program, node: Any, dim: int, start: int, x: Tensor,
         )
 
 
-def _check_shape(program: Program, node: Any) -> None:
+def _check_shape(program: Program, node: Node) -> None:
     """An observed value must have the shape of its distribution: else every row would meet every other."""
     fn, value = node["fn"], node["value"]
-    whole = tuple(fn.batch_shape) + tuple(fn.event_shape)
+    whole = whole_shape(fn)
     fits = shape_fits(node)
     if not fits:
         raise UsageError(
@@ -131,9 +139,9 @@ def _check_shape(program: Program, node: Any) -> None:
         )
 
 
-def plain(constraint: Any) -> str:
+def plain(constraint: constraints.Constraint) -> str:
     """A support or constraint in words."""
-    if type(constraint).__name__ == "_IndependentConstraint":
+    if isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     bounds = {k: v for k, v in vars(constraint).items() if k in ("lower_bound", "upper_bound")}
     if any(isinstance(v, Tensor) for v in bounds.values()):
@@ -142,7 +150,7 @@ def plain(constraint: Any) -> str:
     return str(constraint).removesuffix("()").replace("_", "")
 
 
-def _bound(value: Any) -> str:
+def _bound(value: object) -> str:
     """A bound that is the same for all as a number."""
     if not isinstance(value, Tensor):
         return str(value)

@@ -8,17 +8,16 @@
 - at a site that other sites are computed from (a parent) nothing can be left out, not even a whole row: all that is missing
   there becomes the latent `x_missing`, for entries of 0/1 or real numbers, and any other family is refused.
 
-The value of `x_missing` is a vector of M slots a datum. Slot j of a row stands for its j-th missing entry, in the flat order
-of the event; a row that misses fewer than M entries has slots left over, which mean nothing.
+The value of `x_missing` is a vector of M slots a datum (`slots`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -30,7 +29,12 @@ from torch.distributions import constraints
 
 from zoo import _columns
 from zoo._errors import UsageError
-from zoo._program.trace import is_local
+from zoo._program.masked_normal import MarginalNormal
+from zoo._program.slots import Slots, complete, flattened, most_missing, slots
+from zoo._program.trace import Node, Shape, is_deterministic, is_latent, is_local
+
+if TYPE_CHECKING:
+    from pyro.poutine.runtime import InferDict
 
 Kind = Literal["binary", "real"]
 
@@ -82,28 +86,28 @@ class Unobserved(Messenger):
         super().__init__()
         self.gaps, self.raw = gaps or Gaps(), raw
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         value = msg["value"]
-        if not msg["is_observed"] or not isinstance(value, Tensor) or not value.is_floating_point():
+        if is_latent(msg) or not isinstance(value, Tensor) or not value.is_floating_point():
             return
-        if (msg["infer"] or {}).get("_deterministic"):  # a value with a name, and no density
+        if is_deterministic(msg):
             return
         most = self.gaps.slots.get(msg["name"], 0)
         if not most and not holds_nan(value):
             return
         parent = msg["name"] in self.gaps.parents
         kind = completed_as(msg, parent)
-        count = 0 if kind is None else max(most, most_missing(_flat(value, msg["fn"]), parent))
+        count = 0 if kind is None else max(most, most_missing(flattened(value, msg["fn"]), parent))
         if kind is not None and count:
             self._complete(msg, kind, count, parent)
         elif not self.raw:
             msg["fn"], msg["value"] = marginal(msg["fn"], value, value.isnan(), msg["name"])
 
-    def _complete(self, msg: Any, kind: Kind, count: int, parent: bool) -> None:
-        name, fn, flat = msg["name"], msg["fn"], _flat(msg["value"], msg["fn"])
+    def _complete(self, msg: Node, kind: Kind, count: int, parent: bool) -> None:
+        name, fn, flat = msg["name"], msg["fn"], flattened(msg["value"], msg["fn"])
         index, real = slots(flat, count, parent)
         reference = self.gaps.reference(kind, flat, index, real)
-        mark: Any = {"_completes": name}  # for `describe` to know it by
+        mark = cast("InferDict", {"_completes": name})  # for `describe` to know it by
         given = pyro.sample(f"{name}_missing", reference, infer=mark)
         if self.raw:
             return
@@ -146,80 +150,24 @@ class Counting(Messenger):
         self.most: dict[str, int] = {}
         self.real = False  # whether any of them has real entries
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         value = msg["value"]
-        if not msg["is_observed"] or not isinstance(value, Tensor) or not value.is_floating_point():
+        if is_latent(msg) or not isinstance(value, Tensor) or not value.is_floating_point():
             return
         parent = msg["name"] in self.parents
-        if (msg["infer"] or {}).get("_deterministic") or (parent and not holds_nan(value)):
+        if is_deterministic(msg) or (parent and not holds_nan(value)):
             return
         kind = completed_as(msg, parent)
         if kind is not None:
             self.real |= kind == "real"
-            count = most_missing(_flat(value, msg["fn"]), parent)
+            count = most_missing(flattened(value, msg["fn"]), parent)
             self.most[msg["name"]] = max(count, self.most.get(msg["name"], 0))
-
-
-# ----------------------------------------------------------------------------------------------------------- slots
-
-
-def slots(value: Tensor, count: int, parent: bool = False) -> tuple[Tensor, Tensor]:
-    """Which entries of value [..., E], NaN where missing, the `count` = M slots of each row stand for.
-
-    Returns their places among the E entries [..., M] (0 for a slot left over), and which slots stand for one [..., M].
-    A row with nothing observed has none that do, but at a parent site. Raises `ValueError` where a row misses more than M.
-    """
-    missing, place = _places(value, parent)
-    most = int(missing.sum(-1).max()) if missing.numel() else 0
-    if most > count:
-        raise ValueError(f"a row misses {most} entries, and there are {count} slots for them")
-    index = torch.zeros(*value.shape[:-1], count + 1, dtype=torch.long, device=value.device)
-    entries = torch.arange(value.shape[-1], device=value.device).expand(missing.shape)
-    index.scatter_(-1, torch.where(missing, place, count), entries)  # what was seen goes to one slot more
-    real = torch.arange(count, device=value.device) < missing.sum(-1, keepdim=True)
-    return torch.where(real, index[..., :-1], 0), real
-
-
-def complete(value: Tensor, given: Tensor, parent: bool = False) -> Tensor:
-    """value [..., E] with its missing entries taken from the slots given [..., M]; leading dimensions broadcast.
-
-    A row with nothing observed is left as it is, but at a parent site. Differentiable in both.
-    """
-    missing, place = _places(value, parent)
-    shape = torch.broadcast_shapes(value.shape[:-1], given.shape[:-1])
-    if not given.shape[-1]:
-        return value.expand(*shape, -1)
-    given, place = given.to(value.dtype).expand(*shape, -1), (place * missing).expand(*shape, -1)
-    return torch.where(missing, given.gather(-1, place), value)
-
-
-def most_missing(value: Tensor, parent: bool = False) -> int:
-    """The most entries that a row of value [..., E] misses; unless at a parent site, of the rows that are seen in part."""
-    missing = value.isnan().sum(-1)
-    missing = missing if parent else missing[missing < value.shape[-1]]
-    return int(missing.max()) if missing.numel() else 0
-
-
-def _places(value: Tensor, parent: bool = False) -> tuple[Tensor, Tensor]:
-    """What is missing of the rows that are seen in part (at a parent site of all), and the slot of each missing entry, both
-    [..., E]."""
-    missing = value.isnan()
-    if not parent:
-        missing = missing & ~missing.all(-1, keepdim=True)
-    return missing, missing.cumsum(-1) - 1
-
-
-def _flat(value: Tensor, fn: Any) -> Tensor:
-    """[batch…, event] → [batch…, E]; a number is an event of one entry."""
-    if not len(fn.event_shape):
-        return value.unsqueeze(-1)
-    return value.flatten(value.dim() - len(fn.event_shape)) if len(fn.event_shape) > 1 else value
 
 
 # -------------------------------------------------------------------------------------------------------- densities
 
 
-def completed_as(msg: Any, parent: bool = False) -> Kind | None:
+def completed_as(msg: Node, parent: bool = False) -> Kind | None:
     """What kind of entries the site is completed with, where the missing ones have to become a latent.
 
     `parent`: other sites are computed from it. Raises `UsageError` where they would have to and cannot.
@@ -239,13 +187,13 @@ def completed_as(msg: Any, parent: bool = False) -> Kind | None:
     return _kind(fn.support)
 
 
-def _kind(support: Any) -> Kind | None:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+def _kind(support: constraints.Constraint | None) -> Kind | None:
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
     return "binary" if support is constraints.boolean else "real" if support is constraints.real else None
 
 
-def _kind_of_parent(msg: Any) -> Kind:
+def _kind_of_parent(msg: Node) -> Kind:
     """0/1 or real entries; `UsageError` for any other."""
     fn, support = msg["fn"], msg["fn"].support
     kind = "real" if support is constraints.real_vector else _kind(support)
@@ -259,7 +207,9 @@ def _kind_of_parent(msg: Any) -> Kind:
     return kind
 
 
-def marginal(fn: Any, value: Tensor, missing: Tensor, site: str) -> tuple[Any, Tensor]:
+def marginal(
+    fn: dist.TorchDistribution, value: Tensor, missing: Tensor, site: str
+) -> tuple[dist.TorchDistribution, Tensor]:
     """The distribution of the observed entries, and the value with harmless numbers where `missing` is true.
 
     Raises `UsageError` where a row is partly missing and the family cannot be marginalised.
@@ -283,7 +233,7 @@ def marginal(fn: Any, value: Tensor, missing: Tensor, site: str) -> tuple[Any, T
     return fn.mask(~row_missing), filled
 
 
-def _unwrap(fn: Any) -> tuple[Any, int]:
+def _unwrap(fn: dist.TorchDistribution) -> tuple[dist.TorchDistribution, int]:
     """The base distribution of nested Independents, and how many dimensions they made into one event."""
     count = 0
     while isinstance(fn, dist.Independent):
@@ -292,43 +242,14 @@ def _unwrap(fn: Any) -> tuple[Any, int]:
     return fn, count
 
 
-def _harmless(base: Any) -> float:
+def _harmless(base: dist.TorchDistribution) -> float:
     """A number inside the support, to stand where nothing was observed."""
-    support = base.support
+    support = cast(constraints.Constraint, base.support)
     for candidate in (0.0, 1.0, 0.5):
         probe = torch.full(base.batch_shape + base.event_shape, candidate)
         if bool(torch.as_tensor(support.check(probe)).all()):
             return candidate
     return 0.0
-
-
-class Slots(dist.Independent):
-    """M independent entries as one value. Of 0/1 entries all 2^M joint values can be enumerated; `cardinality` is 2^M.
-
-    `Slots(Bernoulli(logits), 1)` is a q for a latent `x_missing` that Pyro can enumerate.
-    """
-
-    @property
-    def cardinality(self) -> int | None:
-        """How many values there are, known without making them; None where they are real."""
-        return 2 ** math.prod(self.event_shape) if self.has_enumerate_support else None
-
-    @property
-    def has_enumerate_support(self) -> bool:  # type: ignore[override]
-        return isinstance(self.base_dist, dist.Bernoulli)
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """[2^M, 1, …, M], the first entry changing slowest."""
-        if not self.has_enumerate_support:
-            raise NotImplementedError
-        values = joint_bits(math.prod(self.event_shape)).to(self.base_dist.mean)
-        values = values.reshape(-1, *(1,) * len(self.batch_shape), *self.event_shape)
-        return values.expand(-1, *self.batch_shape, *self.event_shape) if expand else values
-
-
-def joint_bits(size: int) -> Tensor:
-    """All values of so many bits [2^size, size], the first bit changing slowest."""
-    return torch.arange(2**size).unsqueeze(-1) >> torch.arange(size - 1, -1, -1) & 1
 
 
 class Completed(TorchDistribution):
@@ -337,25 +258,27 @@ class Completed(TorchDistribution):
     Rows with nothing observed have the density 1. `index`, `real`: see `slots`; `unseen` [...]: those rows.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, fn: Any, reference: Slots, index: Tensor, real: Tensor, unseen: Tensor) -> None:
+    def __init__(
+        self, fn: dist.TorchDistribution, reference: Slots, index: Tensor, real: Tensor, unseen: Tensor
+    ) -> None:
         self.base_dist, self.reference, self.index, self.real, self.unseen = fn, reference, index, real, unseen
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint | None:
         return self.base_dist.support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Completed:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Completed:
         return Completed(self.base_dist.expand(batch_shape), self.reference, self.index, self.real, self.unseen)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        return self.base_dist.sample(sample_shape)
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.base_dist.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[...] nats."""
-        log_prob = self.base_dist.log_prob(value) - self._known(_flat(value, self.base_dist))
+        log_prob = self.base_dist.log_prob(value) - self._known(flattened(value, self.base_dist))
         return torch.where(self.unseen, torch.zeros_like(log_prob), log_prob)
 
     def _known(self, flat: Tensor) -> Tensor:
@@ -365,35 +288,3 @@ class Completed(TorchDistribution):
         index = self.index.expand(*flat.shape[:-1], self.index.shape[-1])
         each = self.reference.base_dist.log_prob(flat.gather(-1, index))
         return torch.where(self.real, each, torch.zeros_like(each)).sum(-1)
-
-
-class MarginalNormal(TorchDistribution):
-    """A multivariate normal's density over the observed entries of each row.
-
-    `fn` has batch shape [..., n] and event shape [D]; `observed` is a boolean [n, D].
-    """
-
-    arg_constraints: dict[str, Any] = {}
-    support = constraints.real_vector
-
-    def __init__(self, fn: Any, observed: Tensor) -> None:
-        self.fn, self.observed = fn, observed
-        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MarginalNormal:
-        return MarginalNormal(self.fn.expand(batch_shape), self.observed)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        return self.fn.sample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """[..., n] log-density of the observed entries, nats."""
-        seen = self.observed.to(self.fn.loc.dtype)  # [n, D]
-        covariance = self.fn.scale_tril @ self.fn.scale_tril.mT
-        # the identity in the place of what was not seen: it adds nothing to the determinant or to the distance
-        covariance = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
-        factor = torch.linalg.cholesky(covariance)
-        difference = ((value - self.fn.loc) * seen).unsqueeze(-1)
-        white = torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * white.square().sum(-1) - log_det - 0.5 * math.log(2 * math.pi) * seen.sum(-1)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypedDict, cast
 
+import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
+
+from zoo._program.trace import Node
+
+
+class Statement(TypedDict):
+    """One `pyro.param` statement, as handlers see it."""
+
+    name: str
+    fn: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Tensor
+    done: bool
 
 
 class Lent:
     """Tensors in the place of modules' parameters, for a while; afterwards all is as it was, the order too."""
 
     def __init__(self) -> None:
-        self._before: dict[nn.Module, dict[str, Any]] = {}
+        self._before: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
         self._leaves: list[tuple[nn.Module, str]] = []
 
     def put(self, owner: nn.Module, leaf: str, value: Tensor) -> None:
@@ -42,7 +58,7 @@ class Collect(Messenger):
         self.statements: dict[str, tuple[nn.Parameter, constraints.Constraint]] = {}
         self._made: dict[str, Tensor] = {}
 
-    def _pyro_param(self, msg: Any) -> None:
+    def _pyro_param(self, msg: Statement) -> None:
         if msg["name"] in self._made:
             msg["value"], msg["done"] = self._made[msg["name"]], True
             return
@@ -68,12 +84,12 @@ class Collect(Messenger):
         self._made[msg["name"]] = transform_to(constraint)(leaf)
         msg["value"], msg["done"] = self._made[msg["name"]], True
 
-    def _pyro_post_param(self, msg: Any) -> None:
+    def _pyro_post_param(self, msg: Statement) -> None:
         if msg["name"] in self._made:
             return
         value = msg["value"]
         leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
-        self.statements[msg["name"]] = (leaf, msg["kwargs"].get("constraint", constraints.real))
+        self.statements[msg["name"]] = (cast(nn.Parameter, leaf), msg["kwargs"].get("constraint", constraints.real))
 
 
 class InDtype(Messenger):
@@ -83,10 +99,10 @@ class InDtype(Messenger):
         super().__init__()
         self.dtype = dtype
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         msg["fn"] = self._of(msg["fn"])
 
-    def _of(self, fn: Any) -> Any:
+    def _of(self, fn: TorchDistribution) -> TorchDistribution:
         state = getattr(fn, "__dict__", {})
         wrong = {
             k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point() and v.dtype != self.dtype
@@ -109,7 +125,7 @@ class Visited(Messenger):
         super().__init__()
         self.names: set[str] = set()
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Node) -> None:
         self.names.add(msg["name"])
 
 
@@ -120,6 +136,26 @@ class Parameters(Messenger):
         super().__init__()
         self.values = values
 
-    def _pyro_param(self, msg: Any) -> None:
+    def _pyro_param(self, msg: Statement) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def localize(module: nn.Module) -> None:
+    """Let a PyroModule that was made with Pyro's global parameter store run without it."""
+    for part in module.modules():
+        context = getattr(part, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
+
+
+@contextlib.contextmanager
+def settings(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters local to modules, constants in the dtype of the data; both put back afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -8,15 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-import importlib
-import inspect
-import os
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import pyro
 import torch
@@ -24,13 +16,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from zoo import _options
-from zoo._errors import UsageError, unknown
-from zoo._program import source
 from zoo._program.missing import Counting, Gaps, Unobserved, holds_nan
-from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited
-from zoo._program.scalars import column_or_scalars
-from zoo._reading.sites import observed_parents
+from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited, localize, settings
+
+ParentsOf = Callable[["Program", Tensor], frozenset[str]]
+
+
+def _unread(program: Program, x: Tensor) -> frozenset[str]:
+    raise AssertionError("a program on data with missing entries has to be read: take `load` or `load.read`")
 
 
 class Program(nn.Module):
@@ -40,24 +33,35 @@ class Program(nn.Module):
     Building one runs the program once, on the first rows of `x`, to find the parameters it uses; and, where missing entries
     become a latent, on all incomplete rows, so that this latent has the same shape in every batch.
 
-    `scalar`: the program takes a table of one column as [n], since it observes scalars; here x is [n, 1] all the same.
+    - `scalar`: the program takes a table of one column as [n], since it observes scalars; here x is [n, 1] all the same.
+    - `parents_of`: tells which observed sites other sites are computed from, asked where x has missing entries. `load.read`
+      has it read off the program's operations.
 
-    Raises `UsageError` where the program itself raises, saying where.
+    Whatever the program raises goes through; `load` says where it was.
     """
 
-    def __init__(self, model: Callable[..., Any], x: Tensor, name: str = "model", scalar: bool = False) -> None:
+    recipe: dict[str, object]  # of a guide alone: what it can be made again from
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        x: Tensor,
+        name: str = "model",
+        scalar: bool = False,
+        parents_of: ParentsOf = _unread,
+    ) -> None:
         super().__init__()
         self.name, self.scalar = name, scalar
         self.source: dict[str, str] | None = None  # what its text was, once loaded: see `source`
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
-        self._function: Any = model
-        self._method: Any = ""
+        self._function: Callable[..., object] | None = model
+        self._method = ""
         self._given: Mapping[str, Tensor] = {}
         owner = getattr(model, "__self__", None)
         if isinstance(owner, nn.Module) and not isinstance(model, nn.Module):  # vae.model, say
-            model, self._method = owner, model.__name__
+            model, self._method = owner, str(model.__name__)
         if isinstance(model, nn.Module):
             self.module = copy.deepcopy(model).to(x.dtype)
             localize(self.module)
@@ -69,7 +73,7 @@ class Program(nn.Module):
         self._sites: frozenset[str] = frozenset()  # all that the program visits
         completed = self._collect(x[: min(len(x), 3)])
         if holds_nan(x):
-            parents = observed_parents(self, x)
+            parents = parents_of(self, x)
             if completed or parents:
                 self._gaps = self._count_slots(x, parents)
 
@@ -183,7 +187,7 @@ class Program(nn.Module):
         tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
-    def forward(self, x: Tensor | None = None, size: int | None = None) -> Any:
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> object:
         """The Pyro callable, for Pyro's own inference: NaN entries are handled, parameters are this module's."""
         with self._values_in_place({}):
             return self._run(x, size)
@@ -204,18 +208,19 @@ class Program(nn.Module):
 
     def settings(self) -> contextlib.AbstractContextManager[None]:
         """For Pyro's own inference around the program: parameters local to modules, constants in the dtype of the data."""
-        return _settings(self.dtype)
+        return settings(self.dtype)
 
-    def _run(self, x: Tensor | None, size: int | None = None, handler: Messenger | None = None) -> Any:
-        call: Any = self.module if self.module is not None else self._function
-        context: Any = contextlib.nullcontext()
+    def _run(self, x: Tensor | None, size: int | None = None, handler: Messenger | None = None) -> object:
+        call = self.module if self.module is not None else self._function
+        context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        assert call is not None
         if self._method:
             call = getattr(self.module, self._method)
             context = getattr(self.module, "_pyro_context", context)
         visited = Visited()
-        settings = _settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
+        around = settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
         with contextlib.ExitStack() as stack:
-            for each in (*settings, InDtype(self.dtype)):
+            for each in (*around, InDtype(self.dtype)):
                 stack.enter_context(each)
             if x is None:
                 return call(None, size=size)
@@ -229,11 +234,18 @@ class Program(nn.Module):
 
     @contextlib.contextmanager
     def _networks(self) -> Iterator[None]:
-        """A function's `pyro.module(name, network)`: for a run, the network holds this program's tensors, not its own."""
+        """A function's `pyro.module(name, network)`: for a run, the network holds this program's tensors, not its own.
+
+        The network is a global of the user's file, which all programs made from the file share. Say it is
+        `net = nn.Linear(1, 1)` with the weight W₀, and the function says `pyro.module("net", net)`. At the first run this
+        program makes a copy W of W₀, its parameter "net.weight". From that statement to the end of each run `net` holds W, or
+        V under `trace(parameters={"net.weight": V})`; afterwards it holds W₀ again. Pyro's own `module` puts nothing in the
+        place of a network's tensors, so `pyro.module` itself is another function for the time of the run.
+        """
         if self.module is not None:
             yield
             return
-        original: Any = pyro.module
+        original = pyro.module
         lent = Lent()
         names: dict[int, str] = {}
 
@@ -270,117 +282,3 @@ class Program(nn.Module):
         finally:
             self._given = before
             lent.give_back()
-
-
-def localize(module: nn.Module) -> None:
-    """Let a PyroModule that was made with Pyro's global parameter store run without it."""
-    for part in module.modules():
-        context = getattr(part, "_pyro_context", None)
-        if context is not None and not hasattr(context, "param_state"):
-            context.param_state = {"params": {}, "constraints": {}}
-
-
-@contextlib.contextmanager
-def _settings(dtype: torch.dtype) -> Iterator[None]:
-    """Parameters local to modules, constants in the dtype of the data; both put back afterwards."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with pyro.settings.context(module_local_params=True):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-# ------------------------------------------------------------------------------------------------------ loading
-
-
-def load(
-    spec: Any, x: Tensor, options: Mapping[str, Any] | None = None, seed: int = 0, like: Tensor | None = None
-) -> Program:
-    """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`; `seed`: for its own draws.
-
-    - `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
-      ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
-    - `like`: the data that a class is built on, when not x: those of the run whose θ it shall hold.
-
-    A table of one column goes to the program as [n, 1], or as [n] where it can only observe scalars.
-
-    Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
-    """
-    target, name = resolve(spec)
-    chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
-
-    def build(scalar: bool) -> Program:
-        given = x if like is None else like
-        with blame(name), _settings(x.dtype), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: Any = target
-            if inspect.isclass(target):
-                given = given.squeeze(-1) if scalar else given
-                model = model(given, **chosen) if _takes_data(target) else model(**chosen)
-            elif chosen:
-                model = functools.partial(target, **chosen)
-        with blame(name):
-            return Program(model, x, name, scalar)
-
-    program = column_or_scalars(build, x) if x.dim() == 2 and x.shape[1] == 1 else build(False)
-    program.source = source.fingerprint(target)
-    return program
-
-
-def resolve(spec: Any) -> tuple[Callable[..., Any], str]:
-    """The callable that `spec` names, and the name to show for it."""
-    from zoo import _registry
-
-    if callable(spec):
-        name = getattr(spec, "__name__", type(spec).__name__)
-        return spec, f"{getattr(spec, '__module__', '')}.{name}" if name in _registry.models() else name
-    text = str(spec)
-    path, colon, attribute = text.rpartition(":")
-    if colon and path.endswith(".py"):
-        return _from_file(Path(path), attribute), text
-    if text.endswith(".py"):
-        raise UsageError(f"'{text}' is a file: say which callable of it is the model, as '{text}:callable'.")
-    if text not in _registry.models():
-        raise unknown("model", text, _registry.models())
-    return importlib.import_module(f"zoo.{text}").Model, text
-
-
-def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
-    if not os.path.isfile(path):
-        raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
-    module = source.execute(path, blame)
-    if not callable(getattr(module, attribute, None)):
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise unknown(f"callable of '{path}'", attribute, names)
-    return getattr(module, attribute)
-
-
-def option_schema(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a model: the keywords of its class or function, besides `x` and `size`."""
-    if isinstance(target, nn.Module):
-        return {}
-    return {k: p for k, p in _options.schema(target).items() if k not in ("x", "size")}
-
-
-def _takes_data(cls: type) -> bool:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = list(inspect.signature(cls).parameters.values())
-    return bool(parameters) and parameters[0].kind in positional and parameters[0].default is inspect.Parameter.empty
-
-
-@contextlib.contextmanager
-def blame(name: str) -> Iterator[None]:
-    """Turn whatever the user's program raises into a `UsageError` that says where it did."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        libraries = ("site-packages", str(Path(__file__).parent.parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
-        mine = [f for f in frames if not any(part in f.filename for part in libraries)]
-        where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
-        first = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else ""
-        raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error

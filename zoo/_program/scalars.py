@@ -7,40 +7,39 @@ Such a program has a density for each entry of [n] and takes no [n, 1], which Py
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo._errors import UsageError
+from zoo._program.program import Program
 from zoo._program.trace import sample_nodes, shape_fits
 
 TRIED_ROWS = 3
 
 
-def column_or_scalars(build: Callable[[bool], Any], x: Tensor) -> Any:
+def column_or_scalars(build: Callable[[bool], Program], x: Tensor) -> Program:
     """`build(False)`, the program that takes x [n, 1]; or `build(True)`, which takes it as [n], where only that fits."""
-    failure: UsageError | None = None
-    program = None
     try:
-        program = build(False)
-        if _fits(program, x):
-            return program
-    except UsageError as error:
-        failure = error
-    try:
-        scalar = build(True)
-        if _fits(scalar, x):
-            return scalar
+        column = build(False)
     except UsageError:
-        pass
-    if failure is not None:
-        raise failure
-    return program
+        scalar = _scalars(build, x)
+        if scalar is None:
+            raise
+        return scalar
+    return column if _fits(column, x) else _scalars(build, x) or column
+
+
+def _scalars(build: Callable[[bool], Program], x: Tensor) -> Program | None:
+    try:
+        program = build(True)
+    except UsageError:
+        return None
+    return program if _fits(program, x) else None
 
 
 @torch.no_grad()
-def _fits(program: Any, x: Tensor) -> bool:
+def _fits(program: Program, x: Tensor) -> bool:
     """Whether the program runs on a few rows, and every observed value has the shape of its distribution."""
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,8 @@
-"""The text of a program: what was executed of a user's file, and a fingerprint by which a change of it is seen."""
+"""The text of a program: what was executed of a user's file, a fingerprint by which a change of it is seen, and its faults."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -9,8 +10,8 @@ import inspect
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ PACKAGES = ("zoo", "guides", "inference", "benchmarks")
 _executed: set[tuple[str, str]] = set()  # (file, digest of its text): what this process has executed already
 
 
-def execute(path: Path, blame: Callable[[str], AbstractContextManager[None]]) -> ModuleType:
+def execute(path: Path) -> ModuleType:
     """The module of a user's file, executed anew. What is executed is what is hashed, and no cache of it is written."""
     text = _read(path)
     place = path.resolve()
@@ -118,3 +119,19 @@ def _read(path: Path) -> bytes:
 
 def _digest(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
+
+
+@contextlib.contextmanager
+def blame(name: str) -> Iterator[None]:
+    """Turn whatever the user's program raises into a `UsageError` that says where it did."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        libraries = ("site-packages", str(Path(__file__).parent.parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
+        mine = [f for f in frames if not any(part in f.filename for part in libraries)]
+        where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
+        first = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else ""
+        raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error

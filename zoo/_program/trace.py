@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, cast
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions.constraints import Constraint, independent, real
 from torch.nn.functional import softplus
 
 DATA_PLATE = "data"
 DRAWS_PLATE = "_draws"  # a method's own plate around a program: many draws for each datum at once
 
+Shape = torch.Size | list[int] | tuple[int, ...]  # of many draws, as torch takes it
 
-def local_log_prob(trace: Any, data_dim: int, rows: int) -> Tensor:
+
+class Node(TypedDict):
+    """One `sample` statement in a trace, as Pyro notes it: the message that handlers see, and afterwards its site."""
+
+    type: str
+    name: str
+    fn: dist.TorchDistribution
+    value: Tensor
+    is_observed: bool
+    cond_indep_stack: tuple[CondIndepStackFrame, ...]
+    mask: Tensor | bool | None
+    scale: Tensor | float
+    infer: Mapping[str, Any] | None
+
+
+class Plate(NamedTuple):
+    """A plate that a site stands in, as one of its batch dimensions."""
+
+    name: str
+    dim: int  # counted from the right, before the event
+    size: int
+
+
+def plates(node: Node) -> list[Plate]:
+    """The plates of a site that are batch dimensions, from the left; a plate that is gone through by `for` is none."""
+    frames = node["cond_indep_stack"]
+    return sorted((Plate(f.name, f.dim, f.size) for f in frames if f.dim is not None), key=lambda p: p.dim)
+
+
+def local_log_prob(trace: Trace, data_dim: int, rows: int) -> Tensor:
     """Σ over the local sites of log p, kept apart per datum: [..., rows], where leading dimensions are enumeration or
     sampling dimensions and every plate but `data` is summed out. Nats."""
     total = torch.zeros(())
@@ -25,7 +58,7 @@ def local_log_prob(trace: Any, data_dim: int, rows: int) -> Tensor:
     return total.expand(torch.broadcast_shapes(total.shape, (rows,)))
 
 
-def per_datum(node: Any, log_prob: Tensor, data_dim: int, depth: int = 1) -> Tensor:
+def per_datum(node: Node, log_prob: Tensor, data_dim: int, depth: int = 1) -> Tensor:
     """Sum out every plate but `data` (and a method's own plate of draws): [..., n].
 
     `depth`: how many dimensions the plates of the whole program take, where this site's own are fewer.
@@ -42,7 +75,7 @@ def per_datum(node: Any, log_prob: Tensor, data_dim: int, depth: int = 1) -> Ten
     return log_prob.sum(drop) if drop else log_prob
 
 
-def log_prob(node: Any) -> Tensor:
+def log_prob(node: Node) -> Tensor:
     """A site's log-density at its value, nats: what its distribution says, with fewer passes over memory for a vector of
     Bernoullis by logits l, where it is x·l − Σ log(1 + exp l)."""
     fn, value = node["fn"], node["value"]
@@ -53,21 +86,21 @@ def log_prob(node: Any) -> Tensor:
     return fn.log_prob(value)
 
 
-def _depth(node: Any) -> int:
-    return max((-f.dim for f in node["cond_indep_stack"] if f.dim is not None and f.name != DRAWS_PLATE), default=1)
+def _depth(node: Node) -> int:
+    return max((-p.dim for p in plates(node) if p.name != DRAWS_PLATE), default=1)
 
 
-def is_plain(node: Any) -> bool:
+def is_plain(node: Node) -> bool:
     """Whether a site's log-density counts as it is: the program puts no mask and no scale on it."""
     return node["mask"] is None and is_one(node["scale"])
 
 
-def is_one(scale: Any) -> bool:
+def is_one(scale: object) -> bool:
     """Whether a site's scale is the number one."""
     return isinstance(scale, float | int) and scale == 1
 
 
-def global_log_prob(trace: Any) -> Tensor:
+def global_log_prob(trace: Trace) -> Tensor:
     """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents, and what is seen there."""
     total = torch.zeros(())
     for node in sample_nodes(trace):
@@ -76,15 +109,15 @@ def global_log_prob(trace: Any) -> Tensor:
     return total
 
 
-def outside_log_prob(trace: Any, names: Sequence[str]) -> Tensor:
+def outside_log_prob(trace: Trace, names: Sequence[str]) -> Tensor:
     """Σ log p over the sites `names`, which are observed outside the `data` plate, nats."""
     total = torch.zeros(())
     for name in names:
-        total = total + _whole(trace.nodes[name])
+        total = total + _whole(node_of(trace, name))
     return total
 
 
-def _whole(node: Any) -> Tensor:
+def _whole(node: Node) -> Tensor:
     """A site's log-density as it counts, with its mask and scale, summed over all of it."""
     log_prob = node["fn"].log_prob(node["value"])
     if node["mask"] is not None:
@@ -92,24 +125,57 @@ def _whole(node: Any) -> Tensor:
     return (log_prob * node["scale"]).sum()
 
 
-def is_local(node: Any) -> bool:
+def altered(node: Node, fn: dist.TorchDistribution) -> Node:
+    """A site as if drawn from `fn`, without a mask and a scale."""
+    return {**node, "fn": fn, "mask": None, "scale": 1.0}
+
+
+def is_local(node: Node) -> bool:
+    """Whether a site stands in the plate `data`."""
     return any(f.name == DATA_PLATE for f in node["cond_indep_stack"])
 
 
-def sample_nodes(trace: Any) -> list[Any]:
-    return [
-        node
-        for node in trace.nodes.values()
-        if node["type"] == "sample"
-        and type(node["fn"]).__name__ != "_Subsample"
-        and not (node["infer"] or {}).get("_deterministic", False)
-    ]
+def is_latent(node: Node) -> bool:
+    """Whether a site is drawn."""
+    return not node["is_observed"]
 
 
-def shape_fits(node: Any) -> bool:
+def is_deterministic(node: Node) -> bool:
+    """Whether a site is a value with a name (`pyro.deterministic`), and no density."""
+    return bool((node["infer"] or {}).get("_deterministic"))
+
+
+def completes(node: Node) -> str | None:
+    """The observed site that a latent completes, slot by slot; None for any other site."""
+    return (node["infer"] or {}).get("_completes")
+
+
+def sample_nodes(trace: Trace) -> list[Node]:
+    """The sites of a trace, in order, without the plates' own."""
+    nodes = (cast(Node, node) for node in trace.nodes.values() if node["type"] == "sample")
+    return [n for n in nodes if type(n["fn"]).__name__ != "_Subsample" and not is_deterministic(n)]
+
+
+def node_of(trace: Trace, name: str) -> Node:
+    """The site `name` of a trace."""
+    return cast(Node, trace.nodes[name])
+
+
+def drawn_in_full(node: Node) -> Tensor:
+    """A site's value in the shape of its distribution, in memory of its own."""
+    fn, value = node["fn"], node["value"]
+    return value.expand(torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)).clone()
+
+
+def whole_shape(fn: dist.TorchDistribution) -> tuple[int, ...]:
+    """The shape of one value of a distribution: batch, then event."""
+    return (*fn.batch_shape, *fn.event_shape)
+
+
+def shape_fits(node: Node) -> bool:
     """Whether a site's value has its distribution's event shape, and a batch shape that broadcasts to the distribution's."""
     fn, value = node["fn"], node["value"]
-    whole, event = tuple(fn.batch_shape) + tuple(fn.event_shape), tuple(fn.event_shape)
+    whole, event = whole_shape(fn), tuple(fn.event_shape)
     if tuple(value.shape[value.dim() - len(event) :]) != event:
         return False
     try:
@@ -118,13 +184,26 @@ def shape_fits(node: Any) -> bool:
         return False
 
 
-def support_of(fn: Any) -> Any:
+def support_of(fn: dist.TorchDistribution) -> Constraint:
     """The support of a distribution; a mixture's is that of its parts, which torch wraps up."""
-    support = fn.support
-    return support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support
+    support = cast(Constraint, fn.support)
+    inner: Constraint = getattr(support, "base_constraint", support)
+    return inner if type(support).__name__ == "MixtureSameFamilyConstraint" else support
 
 
-def family_name(fn: Any) -> str:
+def is_discrete(fn: dist.TorchDistribution) -> bool:
+    """Whether a distribution is one of counts or categories."""
+    return bool(getattr(fn.support, "is_discrete", False))
+
+
+def is_real(support: Constraint | None) -> bool:
+    """Whether each entry ranges over all real numbers."""
+    while isinstance(support, independent):
+        support = support.base_constraint
+    return support is real
+
+
+def family_name(fn: dist.TorchDistribution) -> str:
     """The family of a distribution, without what is wrapped around it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Slots", "Completed"):
         fn = fn.base_dist

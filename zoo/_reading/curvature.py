@@ -10,15 +10,27 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
+from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
-from zoo._program.trace import family_name, is_local, per_datum, sample_nodes, support_of
+from zoo._program.structure import Exactness
+from zoo._program.trace import (
+    Node,
+    family_name,
+    is_discrete,
+    is_latent,
+    is_local,
+    is_real,
+    node_of,
+    per_datum,
+    sample_nodes,
+    support_of,
+)
 from zoo._reading.operations import OTHER
 from zoo._reading.sites import Reading
 
@@ -29,41 +41,38 @@ CURVATURE_ROWS = 12
 NORMAL = ("Normal", "MultivariateNormal", "LowRankMultivariateNormal", "LogNormal")
 LARGEST_HESSIAN = 64  # latents whose curvature is looked at whole
 
-Verdict = Literal["linear-gaussian", "conditionally linear-gaussian", "no"]
-
 
 def quadratic(
     program: Program,
     probe: Tensor,
-    nodes: list[Any],
-    data_dim: int,
-    depth: int,
+    nodes: list[Node],
+    axes: Axes,
     assignments: int,
     reading: Reading,
-) -> tuple[Verdict, str, float]:
+) -> tuple[Exactness, str, float]:
     """Whether the log joint is quadratic in the continuous local latents, why, and by how much its curvature changes."""
     by_name = {n["name"]: n for n in nodes}
-    latent = [n for n in nodes if is_local(n) and not n["is_observed"]]
-    continuous = [n["name"] for n in latent if not n["fn"].support.is_discrete]
-    discrete = [n["name"] for n in latent if n["fn"].support.is_discrete]
+    latent = [n for n in nodes if is_local(n) and is_latent(n)]
+    continuous = [n["name"] for n in latent if not is_discrete(n["fn"])]
+    discrete = [n["name"] for n in latent if is_discrete(n["fn"])]
     shown = ", ".join(f"'{n}'" for n in continuous)
     for name in continuous:
-        if not _unbounded(support_of(by_name[name]["fn"])):
+        if not is_real(support_of(by_name[name]["fn"])):
             family = family_name(by_name[name]["fn"])
-            return "no", f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
+            return Exactness.NO, f"the latent '{name}' ({family}) does not range over all real numbers", math.inf
     if said := _not_proved(by_name, reading, shown):
-        return "no", said, math.inf
-    layout = Layout(by_name, continuous, data_dim, depth)
-    joint = joint_values(by_name, discrete, data_dim, depth)
+        return Exactness.NO, said, math.inf
+    layout = Layout(by_name, continuous, axes)
+    joint = joint_values(by_name, discrete, axes)
     rows = probe[torch.linspace(0, len(probe) - 1, min(len(probe), CURVATURE_ROWS)).long()].nan_to_num(0.0).double()
-    change, concave = curvature_change(_in_double(program), rows, layout, joint, assignments, data_dim, by_name)
+    change, concave = curvature_change(_in_double(program), rows, layout, joint, assignments, by_name)
     if lost := [n for n in change if reading.sites[n].degree == 0]:
-        return "no", f"at site '{lost[0]}' an operation on the latents {shown} cannot be followed", math.inf
+        return Exactness.NO, f"at site '{lost[0]}' an operation on the latents {shown} cannot be followed", math.inf
     worst = max(change, key=lambda name: change[name])
     family = family_name(by_name[worst]["fn"])
     if not change[worst] <= CURVATURE_TOLERANCE:
         return (
-            "no",
+            Exactness.NO,
             f"log p(x, z) is not quadratic in the continuous latents {shown}: at site '{worst}' ({family}) its curvature "
             f"changes by {change[worst]:.1e} of itself between random points",
             change[worst],
@@ -72,7 +81,7 @@ def quadratic(
     normal = all(family_name(by_name[n]["fn"]) in NORMAL for n, site in reading.sites.items() if site.degree == 2)
     if not normal and not concave:
         return (
-            "no",
+            Exactness.NO,
             (
                 f"log p(x, z) is quadratic in the continuous latents {shown}, but has no peak in them: a density that does not "
                 "fall off (a Delta, a mask, a factor) stands where a normal one should"
@@ -83,14 +92,14 @@ def quadratic(
     if discrete:
         names = ", ".join(f"'{n}'" for n in discrete)
         return (
-            "conditionally linear-gaussian",
+            Exactness.CONDITIONALLY_LINEAR_GAUSSIAN,
             f"given each of the {assignments} joint values of {names}, {why}",
             change[worst],
         )
-    return "linear-gaussian", why, change[worst]
+    return Exactness.LINEAR_GAUSSIAN, why, change[worst]
 
 
-def _not_proved(nodes: dict[str, Any], reading: Reading, shown: str) -> str:
+def _not_proved(nodes: Mapping[str, Node], reading: Reading, shown: str) -> str:
     """Which operation stands in the way of a quadratic log-density, at which site; "" where none does."""
     start = f"log p(x, z) is not quadratic in the continuous latents {shown}"
     if reading.detached:
@@ -126,8 +135,7 @@ def curvature_change(
     layout: Layout,
     joint: dict[str, Tensor],
     assignments: int,
-    data_dim: int,
-    nodes: dict[str, Any],
+    nodes: Mapping[str, Node],
 ) -> tuple[dict[str, float], bool]:
     """Site → how far its log-density is from a quadratic in the continuous local latents, relative; and whether all of them
     together are concave.
@@ -152,7 +160,7 @@ def curvature_change(
         for node in sample_nodes(trace):
             if not is_local(node):
                 continue
-            value = per_datum(node, node["fn"].log_prob(node["value"]), data_dim, layout.depth)
+            value = per_datum(node, node["fn"].log_prob(node["value"]), layout.axes.data_dim, layout.axes.depth)
             changed = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
             if changed is not None:
                 out[node["name"]] = changed
@@ -178,8 +186,8 @@ def _prior(program: Program, rows: Tensor, layout: Layout, seed: int) -> Tensor:
     """A draw of the continuous local latents from the program itself [n, L]."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        nodes: Any = program.trace(rows).nodes
-        return layout.flatten({name: nodes[name] for name in layout.places}, len(rows))
+        trace = program.trace(rows)
+        return layout.flatten({name: node_of(trace, name) for name in layout.places}, len(rows))
 
 
 def _from_quadratic(
@@ -236,11 +244,5 @@ def _from_expansion(
     return float((away / size.clamp(min=1e-30)).max())
 
 
-def _unbounded(support: Any) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
-
-
-def _globals_of(nodes: dict[str, Any]) -> dict[str, Tensor]:
-    return {k: n["value"] for k, n in nodes.items() if not is_local(n) and not n["is_observed"]}
+def _globals_of(nodes: Mapping[str, Node]) -> dict[str, Tensor]:
+    return {k: n["value"] for k, n in nodes.items() if not is_local(n) and is_latent(n)}

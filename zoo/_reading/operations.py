@@ -11,13 +11,14 @@ A sum keeps the degree of its terms, and a product adds the degrees of its facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
 OTHER = 3  # no polynomial of degree 2 or less, or none that could be proved
@@ -72,45 +73,66 @@ class Shadow:
         return int(np.bitwise_or.reduce(self.mask.numpy(), axis=None)), int(self.degree.max())
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation that a program ran: what went into it, what came out, and how to ask for the shadow of an argument."""
+
+    name: str  # without the underscore of an operation in place
+    func: OpOverload
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    outs: list[Tensor]
+    of: Callable[[Tensor], Shadow]
+
+    def tensors(self, first: int = 0) -> list[Tensor]:
+        """All tensors among the arguments, but for so many first ones."""
+        return tensors((self.args[first:], self.kwargs))
+
+    def argument(self, wanted: str, default: object = None) -> Any:
+        """The value of the argument called `wanted`."""
+        for i, a in enumerate(self.func._schema.arguments):
+            if a.name == wanted:
+                return self.args[i] if i < len(self.args) else self.kwargs.get(wanted, a.default_value)
+        return default
+
+
 def constant(like: Tensor) -> Shadow:
     """The shadow of numbers that depend on nothing."""
     return Shadow(torch.zeros(like.shape, dtype=torch.int64), torch.zeros(like.shape, dtype=torch.int8))
 
 
-def apply(
-    name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: list[Tensor], of: Any
-) -> list[Shadow]:
+def apply(op: Operation) -> list[Shadow]:
     """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
-    if name in CONSTANTS:
-        return [constant(o) for o in outs]
-    if name == "isnan":  # that an entry is missing may be known; what stands there may not
-        source = of(args[0])
+    if op.name in CONSTANTS:
+        return [constant(o) for o in op.outs]
+    if op.name == "isnan":  # that an entry is missing may be known; what stands there may not
+        source = op.of(op.args[0])
         return [Shadow(source.mask & ~MISSING, curved(source.degree))]
-    if name.startswith("native_layer_norm"):
-        return _normalised(args, outs, of)
+    if op.name.startswith("native_layer_norm"):
+        return _normalised(op)
     for names, rule in RULES:
-        if name in names:
-            return rule(name, func, args, kwargs, outs, of)
-    if torch.Tag.pointwise in func.tags or name in ENTRYWISE:
-        return entrywise(name, func, args, kwargs, outs, of)
-    return unknown(name, func, args, kwargs, outs, of)
+        if op.name in names:
+            return rule(op)
+    if torch.Tag.pointwise in op.func.tags or op.name in ENTRYWISE:
+        return entrywise(op)
+    return unknown(op)
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def tensors(tree: object) -> list[Tensor]:
     """All tensors among arguments."""
     found: list[Tensor] = []
     tree_map_only(Tensor, found.append, tree)
     return found
 
 
-def unknown(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def unknown(op: Operation) -> list[Shadow]:
     """Nothing is known: every entry of the results depends on every entry of the arguments."""
     bits, degree = 0, 0
-    for t in tensors((args, kwargs)):
-        more, high = of(t).union()
+    for t in op.tensors():
+        more, high = op.of(t).union()
         bits, degree = bits | more, max(degree, high)
     bits |= UNKNOWN if bits else 0
-    return [_full(o, bits, OTHER if degree else 0) for o in outs]
+    return [_full(o, bits, OTHER if degree else 0) for o in op.outs]
 
 
 def _full(o: Tensor, bits: int, degree: int) -> Shadow:
@@ -120,9 +142,9 @@ def _full(o: Tensor, bits: int, degree: int) -> Shadow:
 def _or(mask: Tensor, dims: Sequence[int], keep: bool = True) -> Tensor:
     if mask.dim() == 0 or not dims:
         return mask
-    axes: Any = tuple(sorted({d % mask.dim() for d in dims}))
-    united: Any = np.bitwise_or.reduce(mask.numpy(), axis=axes, keepdims=bool(keep))  # type: ignore[call-overload]
-    return torch.from_numpy(np.ascontiguousarray(united))
+    whole, axes = mask.numpy(), tuple(sorted({d % mask.dim() for d in dims}))
+    kept = np.bitwise_or.reduce(whole, axis=axes, keepdims=True) if keep else np.bitwise_or.reduce(whole, axis=axes)
+    return torch.from_numpy(np.ascontiguousarray(kept))
 
 
 def _most(degree: Tensor, dims: Sequence[int], keep: bool = True) -> Tensor:
@@ -145,23 +167,24 @@ def _capped(degree: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ entry by entry
 
 
-def entrywise(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
-    out = outs[0]
-    parts = [of(t) for t in tensors((args, kwargs))]
-    if out.dim() == 0 and any(t.dim() for t in tensors((args, kwargs))):
-        return unknown(name, func, args, kwargs, outs, of)  # a loss that is summed over all of it
-    if name == "bucketize":
+def entrywise(op: Operation) -> list[Shadow]:
+    out = op.outs[0]
+    parts = [op.of(t) for t in op.tensors()]
+    if out.dim() == 0 and any(t.dim() for t in op.tensors()):
+        return unknown(op)  # a loss that is summed over all of it
+    if op.name == "bucketize":
         parts = parts[:1]
     mask = torch.zeros(out.shape, dtype=torch.int64)
     for p in parts:
         mask = mask | p.mask
-    degree = _degree(name, args, kwargs, [p.degree for p in parts], out)
-    return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in outs]
+    degree = _degree(op, [p.degree for p in parts])
+    return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in op.outs]
 
 
-def _degree(name: str, args: Any, kwargs: Any, degrees: list[Tensor], out: Tensor) -> Tensor:
+def _degree(op: Operation, degrees: list[Tensor]) -> Tensor:
     """Entry by entry, for an operation that works so."""
-    zero = torch.zeros(out.shape, dtype=torch.int8)
+    name, args, kwargs = op.name, op.args, op.kwargs
+    zero = torch.zeros(op.outs[0].shape, dtype=torch.int8)
     first = isinstance(args[0], Tensor) if args else False
     d = degrees
     if name in LINEAR:
@@ -201,7 +224,7 @@ def _degree(name: str, args: Any, kwargs: Any, degrees: list[Tensor], out: Tenso
     return curved(highest)
 
 
-def narrower(dtype: Any, before: torch.dtype) -> bool:
+def narrower(dtype: torch.dtype | None, before: torch.dtype) -> bool:
     """Whether a cast may lose digits."""
     if dtype is None or dtype == before:
         return False
@@ -211,25 +234,17 @@ def narrower(dtype: Any, before: torch.dtype) -> bool:
 # ------------------------------------------------------------------------------------------------ along dimensions
 
 
-def argument(func: Any, args: Any, kwargs: Any, wanted: str, default: Any = None) -> Any:
-    """The value of the argument called `wanted`."""
-    for i, a in enumerate(func._schema.arguments):
-        if a.name == wanted:
-            return args[i] if i < len(args) else kwargs.get(wanted, a.default_value)
-    return default
-
-
-def _along(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
-    if len(tensors((args, kwargs))) == 2 and name in ("max", "min"):  # of two tensors, entry by entry
-        return entrywise(name, func, args, kwargs, outs, of)
-    source = of(args[0])
-    dim = argument(func, args, kwargs, "dim")
+def _along(op: Operation) -> list[Shadow]:
+    if len(op.tensors()) == 2 and op.name in ("max", "min"):  # of two tensors, entry by entry
+        return entrywise(op)
+    source = op.of(op.args[0])
+    dim = op.argument("dim")
     dims = list(range(source.mask.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
     mask, degree = _or(source.mask, dims), _most(source.degree, dims)
-    if name not in LINEAR_ALONG:
+    if op.name not in LINEAR_ALONG:
         degree = curved(degree)
     shadows = []
-    for o in outs:
+    for o in op.outs:
         if o.dim() == mask.dim():
             shadows.append(Shadow(mask.expand(o.shape), degree.expand(o.shape)))
         else:
@@ -238,31 +253,31 @@ def _along(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of:
     return shadows
 
 
-def _normalised(args: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _normalised(op: Operation) -> list[Shadow]:
     """Layer normalisation: each vector over its last dimensions by itself."""
-    source, dims = of(args[0]), list(range(-len(args[1]), 0))
+    source, dims = op.of(op.args[0]), list(range(-len(op.args[1]), 0))
     mask, degree = _or(source.mask, dims), curved(_most(source.degree, dims))
-    for t in tensors(args[2:]):
-        more, high = of(t).union()
+    for t in op.tensors(2):
+        more, high = op.of(t).union()
         mask, degree = mask | more, torch.full_like(degree, OTHER) if high else degree
-    return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in outs]
+    return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in op.outs]
 
 
-def _by_first(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _by_first(op: Operation) -> list[Shadow]:
     """Convolutions and pooling: each entry of the first dimension by itself."""
-    source = of(args[0])
+    source = op.of(op.args[0])
     dims = list(range(1, source.mask.dim()))
     mask, degree = _or(source.mask, dims, keep=False), _most(source.degree, dims, keep=False)
-    others = [of(t).union() for t in tensors((args[1:], kwargs))]
+    others = [op.of(t).union() for t in op.tensors(1)]
     for more, high in others:
         mask = mask | more
         degree = torch.full_like(degree, OTHER) if high else degree
-    if "convolution" not in name and not name.startswith(("avg", "_adaptive_avg")):
+    if "convolution" not in op.name and not op.name.startswith(("avg", "_adaptive_avg")):
         degree = curved(degree)
     shadows = []
-    for o in outs:
+    for o in op.outs:
         if o.dim() == 0 or o.shape[0] != mask.shape[0]:
-            return unknown(name, func, args, kwargs, outs, of)
+            return unknown(op)
         shape = (-1, *(1,) * (o.dim() - 1))
         shadows.append(Shadow(mask.reshape(shape).expand(o.shape), degree.reshape(shape).expand(o.shape)))
     return shadows
@@ -282,23 +297,23 @@ def _product(a: Shadow, b: Shadow) -> Shadow:
     return Shadow(left.mask | right.mask, _capped(left.degree + right.degree))
 
 
-def _products(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
-    found = _product(of(args[0]), of(args[1]))
-    return [Shadow(found.mask.expand(outs[0].shape), found.degree.expand(outs[0].shape))]
+def _products(op: Operation) -> list[Shadow]:
+    found = _product(op.of(op.args[0]), op.of(op.args[1]))
+    return [Shadow(found.mask.expand(op.outs[0].shape), found.degree.expand(op.outs[0].shape))]
 
 
-def _added_products(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
-    found, start = _product(of(args[1]), of(args[2])), of(args[0])
-    mask = (found.mask | start.mask).expand(outs[0].shape)
-    high = torch.maximum(*torch.broadcast_tensors(found.degree, start.degree)).expand(outs[0].shape)
+def _added_products(op: Operation) -> list[Shadow]:
+    found, start = _product(op.of(op.args[1]), op.of(op.args[2])), op.of(op.args[0])
+    mask = (found.mask | start.mask).expand(op.outs[0].shape)
+    high = torch.maximum(*torch.broadcast_tensors(found.degree, start.degree)).expand(op.outs[0].shape)
     return [Shadow(mask, high)]
 
 
-def _matrices(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _matrices(op: Operation) -> list[Shadow]:
     """Factors, inverses, determinants: all of one matrix of a batch together, and every matrix by itself."""
-    source = of(args[0])
+    source = op.of(op.args[0])
     mask, degree = _or(source.mask, (-2, -1), keep=False), curved(_most(source.degree, (-2, -1), keep=False))
-    return [_batched(mask, degree, o) for o in outs]
+    return [_batched(mask, degree, o) for o in op.outs]
 
 
 def _batched(mask: Tensor, degree: Tensor, out: Tensor) -> Shadow:
@@ -306,83 +321,83 @@ def _batched(mask: Tensor, degree: Tensor, out: Tensor) -> Shadow:
     return Shadow(mask.reshape(shape).expand(out.shape), degree.reshape(shape).expand(out.shape))
 
 
-def _solves(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _solves(op: Operation) -> list[Shadow]:
     """A⁻¹ B: each column of B by itself, with all of A; linear in B."""
-    which = SOLVES[name]
-    matrix, right = of(args[which]), of(args[1 - which])
-    vector = name == "_linalg_solve_ex" and right.mask.shape == matrix.mask.shape[:-1]
-    columns = [-1] if vector or argument(func, args, kwargs, "left", True) is False else [-2]
+    which = SOLVES[op.name]
+    matrix, right = op.of(op.args[which]), op.of(op.args[1 - which])
+    vector = op.name == "_linalg_solve_ex" and right.mask.shape == matrix.mask.shape[:-1]
+    columns = [-1] if vector or op.argument("left", True) is False else [-2]
     a_mask, a_degree = _or(matrix.mask, (-2, -1)), _most(matrix.degree, (-2, -1))
     if vector:
         a_mask, a_degree = a_mask.squeeze(-1), a_degree.squeeze(-1)
     mask = _or(right.mask, columns) | a_mask
     degree = torch.where(a_degree > 0, torch.full_like(a_degree, OTHER), _most(right.degree, columns))
-    shadows = [Shadow(mask.expand(outs[0].shape), degree.expand(outs[0].shape))]
-    for o in outs[1:]:  # factors and flags of the matrix
+    shadows = [Shadow(mask.expand(op.outs[0].shape), degree.expand(op.outs[0].shape))]
+    for o in op.outs[1:]:  # factors and flags of the matrix
         shadows.append(_full(o, *matrix.union()))
     return shadows
 
 
-def _distances(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _distances(op: Operation) -> list[Shadow]:
     """Of each row of one matrix from each row of the other."""
-    other = of(args[1])
-    found = _product(of(args[0]), Shadow(other.mask.mT, other.degree.mT))
-    return [Shadow(found.mask.expand(outs[0].shape), curved(found.degree).expand(outs[0].shape))]
+    other = op.of(op.args[1])
+    found = _product(op.of(op.args[0]), Shadow(other.mask.mT, other.degree.mT))
+    return [Shadow(found.mask.expand(op.outs[0].shape), curved(found.degree).expand(op.outs[0].shape))]
 
 
 # ------------------------------------------------------------------------------------------------------------ moves
 
 
-def _scatters(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _scatters(op: Operation) -> list[Shadow]:
     """Each line along a dimension by itself: what it held, what is written, and where to."""
-    into, dim, index = of(args[0]), args[1], of(args[2])
-    source = of(args[3]) if len(args) > 3 and isinstance(args[3], Tensor) else None
+    into, dim, index = op.of(op.args[0]), op.args[1], op.of(op.args[2])
+    source = op.of(op.args[3]) if len(op.args) > 3 and isinstance(op.args[3], Tensor) else None
     mask, degree = into.mask | _or(index.mask, [dim]), into.degree.clone()
     if source is not None:
         mask = mask | _or(source.mask, [dim])
         degree = torch.maximum(*torch.broadcast_tensors(degree, _most(source.degree, [dim])))
-    if name == "scatter_reduce":
+    if op.name == "scatter_reduce":
         degree = curved(degree)
     varies = (_most(index.degree, [dim]) > 0).expand(degree.shape)
-    return [Shadow(mask.expand(outs[0].shape), torch.where(varies, torch.full_like(degree, OTHER), degree))]
+    return [Shadow(mask.expand(op.outs[0].shape), torch.where(varies, torch.full_like(degree, OTHER), degree))]
 
 
-def _moves(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _moves(op: Operation) -> list[Shadow]:
     """Entries are put elsewhere: so are their shadows. Where an index decides, what it depends on goes along."""
-    count = MOVES[name]
-    rest = list(args[count:])
-    if name == "constant_pad_nd":
+    count = MOVES[op.name]
+    rest = list(op.args[count:])
+    if op.name == "constant_pad_nd":
         rest = rest[:1]  # what is padded with depends on nothing
 
     def moved(pick: Callable[[Shadow], Tensor]) -> Tensor:
-        some = tree_map_only(Tensor, lambda t: pick(of(t)), list(args[:count]))
-        return func(*some, *rest, **kwargs)
+        some = tree_map_only(Tensor, lambda t: pick(op.of(t)), list(op.args[:count]))
+        return op.func(*some, *rest, **op.kwargs)
 
     mask, degree = moved(lambda s: s.mask), moved(lambda s: s.degree)
-    indices = tensors((args[count:], kwargs))
+    indices = op.tensors(count)
     if indices:
-        index = of(indices[0])
-        if name == "index_select":
+        index = op.of(indices[0])
+        if op.name == "index_select":
             shape = [1] * mask.dim()
-            shape[args[1]] = -1
+            shape[op.args[1]] = -1
             index = Shadow(index.mask.reshape(shape), index.degree.reshape(shape))
         mask, degree = mask | index.mask, torch.where(index.degree > 0, torch.full_like(degree, OTHER), degree)
     return [Shadow(mask, degree)]
 
 
-def _index(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _index(op: Operation) -> list[Shadow]:
     """x[i, j, …]: the entry's own sources, and those of its indices."""
-    source, indices = of(args[0]), list(args[1])
+    source, indices = op.of(op.args[0]), list(op.args[1])
     used = [i for i, index in enumerate(indices) if index is not None]
-    if any(indices[i].dtype in (torch.bool, torch.uint8) and of(indices[i]).union()[0] for i in used):
-        return unknown(name, func, args, kwargs, outs, of)
-    mask, degree = func(source.mask, indices), func(source.degree, indices)
+    if any(indices[i].dtype in (torch.bool, torch.uint8) and op.of(indices[i]).union()[0] for i in used):
+        return unknown(op)
+    mask, degree = op.func(source.mask, indices), op.func(source.degree, indices)
     if any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):  # a fixed pattern
         return [Shadow(mask, degree)]
     shape = torch.broadcast_shapes(*(indices[i].shape for i in used))
     extra = Shadow(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int8))
     for i in used:
-        each = of(indices[i])
+        each = op.of(indices[i])
         extra = Shadow(extra.mask | each.mask, torch.maximum(extra.degree, each.degree.expand(shape)))
     together = used == list(range(used[0], used[-1] + 1))
     after = source.mask.dim() - used[-1] - 1 if together else mask.dim() - len(shape)
@@ -392,15 +407,16 @@ def _index(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of:
     return [Shadow(mask, torch.where(varies, torch.full_like(degree, OTHER), degree))]
 
 
-def _embedding(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
-    weight, index = of(args[0]), of(args[1])
+def _embedding(op: Operation) -> list[Shadow]:
+    weight, index = op.of(op.args[0]), op.of(op.args[1])
     bits, high = weight.union()
-    mask = (index.mask | bits).unsqueeze(-1).expand(outs[0].shape)
-    degree = curved(torch.full_like(index.degree, high) + index.degree).unsqueeze(-1).expand(outs[0].shape)
+    mask = (index.mask | bits).unsqueeze(-1).expand(op.outs[0].shape)
+    degree = curved(torch.full_like(index.degree, high) + index.degree).unsqueeze(-1).expand(op.outs[0].shape)
     return [Shadow(mask, degree)]
 
 
-RULES: list[tuple[Any, Callable[..., list[Shadow]]]] = [
+Rule = Callable[[Operation], list[Shadow]]
+RULES: list[tuple[Collection[str], Rule]] = [
     (ALONG, _along),
     (PRODUCTS, _products),
     (ADDED_PRODUCTS, _added_products),

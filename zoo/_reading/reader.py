@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo._reading import operations
-from zoo._reading.operations import OTHER, UNKNOWN, Shadow, tensors
+from zoo._reading.operations import OTHER, UNKNOWN, Operation, Rule, Shadow, tensors
 
 ROWS = 10  # bits 0 … 9 of a mask: the rows
 DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
@@ -29,6 +30,7 @@ ROW_BITS = (1 << ROWS) - 1
 HERE = Path(__file__).parent
 MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
 MINE = ("reader.py", "sites.py", "operations.py")
+HANDLERS = ("missing.py", "slots.py")  # which put a value in the place of what is missing
 LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 
 # functions of tensors whose results torch's dispatcher does not see
@@ -55,7 +57,9 @@ class Reader(TorchDispatchMode):
         self.detached = ""
         self._mine = False  # while shadows are worked on
         self.checked = False  # while a function looks at values only to raise where they are out of range
-        self._beside: dict[int, tuple[Any, Shadow]] = {}  # address of a storage → it (to keep it alive), its shadow
+        self._beside: dict[
+            int, tuple[UntypedStorage, Shadow]
+        ] = {}  # address of a storage → it (to keep it alive), its shadow
         self._whole: dict[int, tuple[Tensor, int, int]] = {}  # the same for tensors without a storage
         self._notes: dict[int, dict[str, str]] = {}  # address → what → where it first happened
 
@@ -78,7 +82,7 @@ class Reader(TorchDispatchMode):
 
     # ------------------------------------------------------------------------------------------------- the shadows
 
-    def put(self, t: Tensor, bits: Any, degree: int) -> None:
+    def put(self, t: Tensor, bits: Tensor | int, degree: int) -> None:
         """Say what all entries of t are."""
         mask = torch.zeros(t.shape, dtype=torch.int64) | bits
         self._write(t, Shadow(mask, torch.full(t.shape, degree, dtype=torch.int8)))
@@ -132,13 +136,15 @@ class Reader(TorchDispatchMode):
 
     # ----------------------------------------------------------------------------------------------- the operations
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
         if self._mine:
             return func(*args, **(kwargs or {}))
         with self.unwatched():
             return self._operation(func, args, kwargs or {})
 
-    def _operation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _operation(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
         name = func.overloadpacket.__name__
         ins = tensors((args, kwargs))
         before = [self.of(t) for t in ins]  # a write in place comes after
@@ -156,44 +162,36 @@ class Reader(TorchDispatchMode):
         old = {_address(t) for t in ins if t.numel()}
         fresh = [o for o in outs if _address(o) not in old or func._schema.is_mutable]
         if fresh:
-            self._follow(name, func, args, kwargs, ins, before, fresh, RANDOM if seeded else place)
+            known = {id(t): s for t, s in zip(ins, before, strict=True)}
+
+            def of(t: Tensor) -> Shadow:
+                return known[id(t)] if id(t) in known else self.of(t)
+
+            plain = name[:-1] if func._schema.is_mutable and name.endswith("_") and not name.endswith("__") else name
+            op = operations.Operation(plain, func, args, kwargs, fresh, of)
+            self._follow(op, ins, before, RANDOM if seeded else place)
         return result
 
-    def _follow(
-        self,
-        name: str,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        ins: list[Tensor],
-        before: list[Shadow],
-        outs: Any,
-        more: int,
-    ) -> None:
-        known = {id(t): s for t, s in zip(ins, before, strict=True)}
-
-        def of(t: Tensor) -> Shadow:
-            return known[id(t)] if id(t) in known else self.of(t)
-
-        in_place = func._schema.is_mutable
-        plain = name[:-1] if in_place and name.endswith("_") and not name.endswith("__") else name
-        if plain == "where" and _called_from("missing.py"):  # the handler chooses between what is seen and what is not
-            rule: Any = _chosen
-        else:
-            rule = operations.unknown if more & RANDOM else _in_place if in_place else operations.apply
+    def _follow(self, op: Operation, ins: list[Tensor], before: list[Shadow], more: int) -> None:
+        """Put the shadows of the results beside them; `more`: bits that all of them carry besides."""
+        rule: Rule = _in_place if op.func._schema.is_mutable else operations.apply
+        if op.name == "where" and _called_from(*HANDLERS):  # the handler chooses between what is seen and what is not
+            rule = _chosen
+        elif more & RANDOM:
+            rule = operations.unknown
         try:
-            shadows = rule(plain, func, args, kwargs, outs, of)
+            shadows = rule(op)
         except (RuntimeError, IndexError, TypeError, ValueError):  # a form of the operation that its rule does not know
-            shadows = operations.unknown(plain, func, args, kwargs, outs, of)
-        for o, s in zip(outs, shadows, strict=True):
-            self._note(o, ins, before, s, plain)
+            shadows = operations.unknown(op)
+        for o, s in zip(op.outs, shadows, strict=True):
+            self._note(o, ins, before, s, op.name)
             self._write(o, Shadow(s.mask | more if more else s.mask, s.degree))
 
-    def _writes(self, func: Any, ins: list[Tensor]) -> bool:
+    def _writes(self, func: OpOverload, ins: list[Tensor]) -> bool:
         """Whether constants are written where something else stood."""
         return func._schema.is_mutable and any(_address(t) in self._beside for t in ins if t.numel())
 
-    def _place(self, name: str, func: Any, ins: list[Tensor], before: list[Shadow]) -> int:
+    def _place(self, name: str, func: OpOverload, ins: list[Tensor], before: list[Shadow]) -> int:
         """The bit PLACE where a constant that differs from row to row meets what depends on the rows."""
         entrywise = torch.Tag.pointwise in func.tags or name.rstrip("_") in operations.ENTRYWISE
         if not entrywise or self.n < 3:
@@ -226,7 +224,7 @@ class Reader(TorchDispatchMode):
 
     # -------------------------------------------------------------------------------------------------- choices
 
-    def _leaves_torch(self, name: str, func: Any, ins: list[Tensor]) -> bool:
+    def _leaves_torch(self, name: str, func: OpOverload, ins: list[Tensor]) -> bool:
         """Whether a value, or a shape, is now known to Python. Indices make a shape only where they are masks."""
         if name.startswith("index"):
             masks = (t for t in ins[1:] if t.dtype in (torch.bool, torch.uint8))
@@ -255,7 +253,7 @@ class _Both:
         self.watch.__enter__()
         self.reader.__enter__()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.reader.__exit__(*error)
         self.watch.__exit__(*error)
 
@@ -265,7 +263,13 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.reader = reader
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.reader.busy:
@@ -278,7 +282,7 @@ class _Watch(TorchFunctionMode):
         finally:
             self.reader.checked = False
 
-    def _look(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+    def _look(self, func: object, name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         if name in _LEAVES or (name in _BUILDERS and args and not isinstance(args[-1], Tensor)):
             self.reader.choose(tensors((args, kwargs)), name)
             return
@@ -287,46 +291,47 @@ class _Watch(TorchFunctionMode):
             self.reader.detached = self.reader.detached or _line(innermost=True)
 
 
-def _classes(of: Any, num_classes: int = -1) -> int:
+def _classes(of: object, num_classes: int = -1) -> int:
     """How many classes `one_hot` was told there are: where it was not, its shape depends on the values."""
     return num_classes
 
 
-def _chosen(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _chosen(op: Operation) -> list[Shadow]:
     """Of two branches, entry by entry the one that was taken."""
-    one, other = of(args[1]), of(args[2])
-    mask = torch.where(args[0], one.mask, other.mask) | of(args[0]).mask
-    return [Shadow(mask.expand(o.shape), torch.where(args[0], one.degree, other.degree).expand(o.shape)) for o in outs]
+    one, other = op.of(op.args[1]), op.of(op.args[2])
+    mask = torch.where(op.args[0], one.mask, other.mask) | op.of(op.args[0]).mask
+    return [
+        Shadow(mask.expand(o.shape), torch.where(op.args[0], one.degree, other.degree).expand(o.shape)) for o in op.outs
+    ]
 
 
-def _called_from(file: str) -> bool:
-    """Whether the nearest code that is not torch's or the reader's stands in that file of `_program`."""
+def _called_from(*files: str) -> bool:
+    """Whether the nearest code that is not torch's or the reader's stands in one of those files of `_program`."""
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if not _library(path) and not (path.parent == HERE and path.name in MINE):
-            return str(path) == str(HERE.parent / "_program" / file)
+            return path.parent == HERE.parent / "_program" and path.name in files
         frame = frame.f_back  # type: ignore[assignment]
     return False
 
 
-def _in_place(name: str, func: Any, args: Any, kwargs: Any, outs: list[Tensor], of: Any) -> list[Shadow]:
+def _in_place(op: Operation) -> list[Shadow]:
     """The shadow of what is written over: as that of the function of the same name."""
-    if name in operations.CONSTANTS:
-        if name == "fill" and len(args) > 1 and isinstance(args[1], Tensor):
-            bits, degree = of(args[1]).union()
-            return [Shadow(torch.full(o.shape, bits), torch.full(o.shape, degree, dtype=torch.int8)) for o in outs]
-        return [operations.constant(o) for o in outs]
-    if name == "copy":
-        source = of(args[1])
-        degree = source.degree
-        if operations.narrower(args[0].dtype, args[1].dtype):
-            degree = operations.curved(degree)
-        return [Shadow(source.mask.expand(o.shape), degree.expand(o.shape)) for o in outs]
-    packet = getattr(torch.ops.aten, name, None)
+    if op.name in operations.CONSTANTS:
+        if op.name == "fill" and len(op.args) > 1 and isinstance(op.args[1], Tensor):
+            bits, degree = op.of(op.args[1]).union()
+            return [Shadow(torch.full(o.shape, bits), torch.full(o.shape, degree, dtype=torch.int8)) for o in op.outs]
+        return [operations.constant(o) for o in op.outs]
+    if op.name == "copy":
+        source = op.of(op.args[1])
+        narrow = operations.narrower(op.args[0].dtype, op.args[1].dtype)
+        kept = operations.curved(source.degree) if narrow else source.degree
+        return [Shadow(source.mask.expand(o.shape), kept.expand(o.shape)) for o in op.outs]
+    packet = getattr(torch.ops.aten, op.name, None)
     if packet is not None and torch.Tag.pointwise in getattr(packet, packet.overloads()[0]).tags:
-        return operations.entrywise(name, func, args, kwargs, outs, of)
-    return operations.apply(name, func, args, kwargs, outs, of)
+        return operations.entrywise(op)
+    return operations.apply(op)
 
 
 def _address(t: Tensor) -> int:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
-from zoo._program.trace import is_local, sample_nodes
+from zoo._program.program import Program
+from zoo._program.trace import Node, is_deterministic, is_latent, is_local, sample_nodes
 from zoo._reading.operations import MISSING, OTHER, UNKNOWN
 from zoo._reading.reader import (
     DATA,
@@ -32,9 +34,6 @@ from zoo._reading.reader import (
     Reader,
     rows_along,
 )
-
-if TYPE_CHECKING:
-    from zoo._program.program import Program
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def read(
         dims = _data_dimensions(program, x, latents, data_dim)
         for name, value in latents.items():
             bits, dim = sites.bit(name), dims[name]
-            more: Any = rows_along(value, dim) if dim is not None else GLOBAL
+            more = rows_along(value, dim) if dim is not None else torch.tensor(GLOBAL)
             reader.put(value, more | bits, 1 if name in continuous else 0)
         with reader.reading(), sites:
             trace = program.trace(x, parameters=values, latents=latents, raw=raw)
@@ -101,7 +100,7 @@ def read(
             with (
                 reader.unwatched()
             ):  # a copy that depends on nothing: what its density depends on comes from the parameters
-                copies = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
+                copies: list[Node] = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
             given = [_counted(node)[0] for node in copies]
         found = {
             n["name"]: _site(reader, sites, n, *d, data_dim)
@@ -147,30 +146,33 @@ class _Sites(Messenger):
         """The names of the sites in a mask."""
         return frozenset(n for n in self.names if bits & self.bit(n))
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Node) -> None:
         value = msg["value"]
-        if not msg["is_observed"] or not isinstance(value, Tensor) or type(msg["fn"]).__name__ == "_Subsample":
+        if is_latent(msg) or not isinstance(value, Tensor) or type(msg["fn"]).__name__ == "_Subsample":
             return
-        if msg["name"] in self.names or (msg["infer"] or {}).get("_deterministic"):
+        if msg["name"] in self.names or is_deterministic(msg):
             return
         own = value.clone()  # the next sites see this one
         with self.reader.unwatched():
+            # x[:, 0] and x.mT lie in x's own memory, x + 1 and x[:, [0, 1]] do not: those were computed
             self.computed |= value.untyped_storage().data_ptr() != self.x.untyped_storage().data_ptr()
             self.reader.rename(own, DATA, self.bit(msg["name"]))
         msg["value"] = own
 
 
-def _counted(node: Any) -> tuple[Tensor, Any]:
+def _counted(node: Node) -> tuple[Tensor, constraints.Constraint]:
     """A site's log-density as it counts, with its mask and scale; and its support."""
     log_prob = node["fn"].log_prob(node["value"])
     if isinstance(node["mask"], Tensor):
         log_prob = log_prob * node["mask"]
     if isinstance(node["scale"], Tensor):
         log_prob = log_prob * node["scale"]
-    return log_prob, node["fn"].support
+    return log_prob, cast(constraints.Constraint, node["fn"].support)
 
 
-def _site(reader: Reader, sites: _Sites, node: Any, log_prob: Tensor, support: Any, data_dim: int) -> SiteReading:
+def _site(
+    reader: Reader, sites: _Sites, node: Node, log_prob: Tensor, support: constraints.Constraint, data_dim: int
+) -> SiteReading:
     shadow = reader.of(log_prob)
     bits, degree = shadow.union()
     joined = False
@@ -194,7 +196,7 @@ def _site(reader: Reader, sites: _Sites, node: Any, log_prob: Tensor, support: A
     )
 
 
-def _support_from(reader: Reader, sites: _Sites, support: Any) -> frozenset[str]:
+def _support_from(reader: Reader, sites: _Sites, support: constraints.Constraint) -> frozenset[str]:
     """What the bounds of a distribution's support depend on."""
     bits = 0
     while hasattr(support, "base_constraint"):

@@ -10,15 +10,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
-from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
+from zoo._program.trace import (
+    Node,
+    completes,
+    drawn_in_full,
+    is_latent,
+    is_local,
+    log_prob,
+    per_datum,
+    sample_nodes,
+    whole_shape,
+)
 
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
@@ -32,9 +42,9 @@ Values = dict[str, Tensor]
 class Witness:
     """A program on some rows, at draws of its latents; `complaint` says in one sentence what does not hold."""
 
-    def __init__(self, program: Program, x: Tensor, data_dim: int, depth: int) -> None:
+    def __init__(self, program: Program, x: Tensor, axes: Axes) -> None:
         width = max(1, x[0].numel())
-        self.program, self.data_dim, self.depth = program, data_dim, depth
+        self.program, self.axes = program, axes
         self.generator = torch.Generator().manual_seed(11)
         count = min(len(x), ROWS, max(20, NUMBERS // width))
         some = torch.randperm(len(x), generator=self.generator)[:count].sort().values
@@ -68,7 +78,7 @@ class Witness:
                 return PLACE
             return self._batches(latents, nodes, once)
 
-    def _halves(self, latents: Values, nodes: Mapping[str, Any], once: Values) -> str:
+    def _halves(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
         n = len(self.x)
         other = torch.rand(n, generator=self.generator) < 0.5
         if not bool(other.any()) or bool(other.all()):
@@ -78,13 +88,13 @@ class Witness:
         mixed = {}
         for name, value in latents.items():
             if name in nodes and is_local(nodes[name]):
-                value = torch.where(_along(other, value, self._dim(nodes[name], value)), fresh[name], value)
+                value = torch.where(_along(other, value, self._dim(nodes[name])), fresh[name], value)
             mixed[name] = value
         if self._same(once, self._densities(x, mixed), ~other, ~other):
             return ""
         return JOINED
 
-    def _batches(self, latents: Values, nodes: Mapping[str, Any], once: Values) -> str:
+    def _batches(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
         n = len(self.x)
         for size in sorted({1, 2, (n + 1) // 2, n - 1}):
             if not 0 < size < n:
@@ -97,16 +107,13 @@ class Witness:
 
     # ------------------------------------------------------------------------------------------------------- runs
 
-    def _drawn(self, x: Tensor) -> tuple[Values, dict[str, Any]]:
+    def _drawn(self, x: Tensor) -> tuple[Values, dict[str, Node]]:
         """Draws of all latents from the program, in full, and its sites."""
         nodes = {n["name"]: n for n in sample_nodes(self.program.trace(x, parameters=self.theta, raw=True))}
         values = {}
         for name, node in nodes.items():
-            if not node["is_observed"] and not _completes(node):
-                value, fn = node["value"], node["fn"]
-                values[name] = value.expand(
-                    torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)
-                ).clone()
+            if is_latent(node) and not completes(node):
+                values[name] = drawn_in_full(node)
         return values, nodes
 
     def _densities(self, x: Tensor, latents: Values) -> Values:
@@ -114,22 +121,22 @@ class Witness:
         trace = self.program.trace(x, parameters=self.theta, latents=latents, raw=True)
         out = {}
         for node in sample_nodes(trace):
-            if is_local(node) and not _completes(node):
-                value = per_datum(node, log_prob(node), self.data_dim, self.depth)
+            if is_local(node) and not completes(node):
+                value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
                 out[node["name"]] = value.expand(torch.broadcast_shapes(value.shape, (len(x),))).reshape(len(x))
         return out
 
-    def _dim(self, node: Any, value: Tensor) -> int:
-        return value.dim() - len(node["fn"].event_shape) + self.data_dim
+    def _dim(self, node: Node) -> int:
+        return self.axes.row_dim(len(node["fn"].event_shape))
 
-    def _rows(self, latents: Values, nodes: Mapping[str, Any], index: Tensor) -> Values:
+    def _rows(self, latents: Values, nodes: Mapping[str, Node], index: Tensor) -> Values:
         out = {}
         for name, value in latents.items():
             local = name in nodes and is_local(nodes[name])
-            out[name] = value.index_select(self._dim(nodes[name], value), index) if local else value
+            out[name] = value.index_select(self._dim(nodes[name]), index) if local else value
         return out
 
-    def _same(self, one: Values, other: Values, of_one: Any, of_other: Any) -> bool:
+    def _same(self, one: Values, other: Values, of_one: Tensor | slice, of_other: Tensor | slice) -> bool:
         """Whether the densities of those rows are the same, up to the rounding that another batch size may bring."""
         for name, value in one.items():
             if name not in other:
@@ -148,19 +155,19 @@ class Witness:
             torch.manual_seed(1)
             _, nodes = self._drawn(x)
             chosen = torch.randperm(assignments, generator=self.generator)[:SIDE_BY_SIDE]
-            joint = {k: v[chosen] for k, v in joint_values(nodes, discrete, self.data_dim, self.depth).items()}
+            joint = {k: v[chosen] for k, v in joint_values(nodes, discrete, self.axes).items()}
             A, n = len(chosen), len(x)
-            layout = Layout(nodes, continuous, self.data_dim, self.depth)
+            layout = Layout(nodes, continuous, self.axes)
             z = torch.randn(A, n, layout.L, generator=self.generator, dtype=x.dtype)
-            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and not v["is_observed"]}
+            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
             try:
                 # of a program that is summed over, each site may drop the plates that it does not need
-                depth = self.depth if continuous else 1
+                depth = self.axes.depth if continuous else 1
                 together = self._leading(x, {**fixed, **joint, **layout.unflatten(z)}, A, depth)
                 for a in range(A):
                     one = {k: self._plain(v[a], nodes[k], n) for k, v in joint.items()}
                     one |= {k: v[0] for k, v in layout.unflatten(z[a : a + 1]).items()}
-                    one = {k: v.reshape(self._shape(nodes[k])) for k, v in one.items()}
+                    one = {k: v.reshape(whole_shape(nodes[k]["fn"])) for k, v in one.items()}
                     alone = self._densities(x, {**fixed, **one})
                     if not self._same(alone, {k: v[a] for k, v in together.items()}, slice(None), slice(None)):
                         return SIDE
@@ -172,18 +179,15 @@ class Witness:
         trace = self.program.trace(x, parameters=self.theta, latents=latents, raw=True)
         out = {}
         for node in sample_nodes(trace):
-            if is_local(node) and not _completes(node):
-                value = per_datum(node, log_prob(node), self.data_dim, depth)
+            if is_local(node) and not completes(node):
+                value = per_datum(node, log_prob(node), self.axes.data_dim, depth)
                 value = value.reshape(-1, value.shape[-1]) if value.dim() > 2 else value
                 out[node["name"]] = value.expand(torch.broadcast_shapes(value.shape, (A, len(x))))
         return out
 
-    def _shape(self, node: Any) -> tuple[int, ...]:
-        return tuple(node["fn"].batch_shape) + tuple(node["fn"].event_shape)
-
-    def _plain(self, value: Tensor, node: Any, n: int) -> Tensor:
+    def _plain(self, value: Tensor, node: Node, n: int) -> Tensor:
         """A joint value [1, …, event] as the program itself would draw it, the same for all rows."""
-        shape = self._shape(node)
+        shape = whole_shape(node["fn"])
         spare = value.dim() - len(shape)
         return (value.reshape(value.shape[spare:]) if spare > 0 else value).expand(shape)
 
@@ -197,10 +201,6 @@ SIDE = (
     "it mixes up values of its latents that go through it side by side: index from the right (`z[..., None]`), and keep the "
     "dimensions left of `data`"
 )
-
-
-def _completes(node: Any) -> bool:
-    return bool((node["infer"] or {}).get("_completes"))
 
 
 def _along(rows: Tensor, value: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,327 @@
+"""Finding a program's structure: its sites, which latents belong to a datum, what about it is exact, and why.
+
+`describe(program, x)` runs the program on a few rows, reads its operations, and returns a `Structure`. Inference methods decide
+from it alone whether they can serve a program. What is called exact has been proved from the operations (`sites`) and
+measured besides (`witness`, `curvature`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from zoo import _columns
+from zoo._errors import UsageError
+from zoo._program.axes import Axes
+from zoo._program.contract import check_contract, check_growth, check_support, plain
+from zoo._program.latents import cardinality
+from zoo._program.program import Program
+from zoo._program.source import blame
+from zoo._program.structure import ENUMERATION_LIMIT, Exactness, Parameter, Site, Structure, written
+from zoo._program.trace import (
+    DATA_PLATE,
+    Node,
+    completes,
+    drawn_in_full,
+    family_name,
+    is_discrete,
+    is_latent,
+    is_local,
+    plates,
+    sample_nodes,
+    support_of,
+)
+from zoo._reading import witness as _witness
+from zoo._reading.curvature import quadratic
+from zoo._reading.sites import Reading, read
+
+PROBE_ROWS = 20
+READ_ROWS = (7, 5)  # of two readings: a constant of that many entries may be one a row in one of them by chance
+COVERING_ROWS = 2000  # among which rows with holes are looked for
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A program that was run on the rows `probe` of the data x [n, …], and its sites there."""
+
+    program: Program
+    x: Tensor
+    probe: Tensor
+    nodes: list[Node]
+    axes: Axes
+
+    @property
+    def continuous(self) -> frozenset[str]:
+        """The continuous local latents."""
+        local = (n for n in self.nodes if is_latent(n) and is_local(n))
+        return frozenset(n["name"] for n in local if not is_discrete(n["fn"]))
+
+
+def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Structure:
+    """Trace `program` on a few rows of `x` [n, ...] and read its structure off the trace.
+
+    `limit`: the most joint values of discrete local latents that count as enumerable.
+
+    Raises `UsageError` when the program breaks the contract: it raises, has no plate named `data`, observes nothing,
+    or the data lie outside the support of an observed site.
+    """
+    probe = _probe_rows(x, bool(program.completes))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with blame(program.name):
+            trace = program.trace(probe)
+        nodes = sample_nodes(trace)
+        data_dim = check_contract(program, nodes, len(probe))
+        sites = tuple(_site(node) for node in nodes)
+        with blame(program.name):
+            check_growth(program, probe, nodes)
+        depth = max((-p.dim for node in nodes for p in plates(node)), default=1)
+        matrices = any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes)
+        check_support(program, x, matrices)
+        run = _Traced(program, x, probe, nodes, Axes(depth, data_dim))
+        with blame(program.name):
+            readings = _readings(run)
+            if readings[0].covariates:
+                _check_holes(run)
+            obstacle = _obstacle(sites, nodes, readings)
+            witness = _witness.Witness(program, x, run.axes)
+            obstacle = obstacle or witness.complaint()
+    sites, unproved = _listed(sites, readings[0]), obstacle or _unproved(sites, readings)
+    exact, reason, assignments = _exactness(sites, unproved, limit)
+    change = None
+    with blame(program.name):
+        if exact != Exactness.NO and (names := [s for s in sites if s.role == "latent" and s.scope == "local"]):
+            discrete, continuous = [s.name for s in names if s.discrete], [s.name for s in names if not s.discrete]
+            if not any(s.completes for s in names) and (
+                said := witness.side_by_side(discrete, continuous, assignments)
+            ):
+                exact, reason, assignments = Exactness.NO, said, 1
+            elif continuous:
+                exact, reason, change = _quadratic(run, assignments, readings[0])
+    outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
+    facts = (exact, reason, assignments, data_dim, depth, change, (), obstacle, outside)
+    return Structure(program.name, len(x), sites, _parameters(program), *facts)
+
+
+def _parameters(program: Program) -> tuple[Parameter, ...]:
+    free = program.unconstrained()
+    return tuple(
+        Parameter(name, tuple(value.shape), plain(program.constraints[name]), free[name].requires_grad)
+        for name, value in program.values().items()
+    )
+
+
+def _readings(run: _Traced) -> list[Reading]:
+    """The program read twice, on batches of two sizes."""
+    rows, completing = run.probe.nan_to_num(0.0), {n["name"] for n in run.nodes if completes(n)}
+    out = []
+    for size in READ_ROWS:
+        some = rows[: min(size, len(rows) if size == READ_ROWS[0] else max(1, len(rows) - 1))]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(size)
+            drawn = sample_nodes(run.program.trace(some, raw=True))
+        latents = {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n) and n["name"] not in completing}
+        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous))
+    return out
+
+
+def _check_holes(run: _Traced) -> None:
+    """No density may depend on an entry that is missing: every column is looked at in a row where it is."""
+    holes = _covering_rows(run.x, _columns.missing_in_rows(run.x) > 0)
+    for index in holes.split(READ_ROWS[0]) if len(holes) else ():
+        for name, site in _reading_with_holes(run, run.x[index]).sites.items():
+            if site.missing:
+                raise UsageError(
+                    f"the density of site '{name}' of '{run.program.name}' depends on an entry of x that is missing, in row "
+                    f"{int(index[0])} (counting from 0) or another. Only what a site observes may be missing: compute with "
+                    "the value that pyro.sample returns instead of x, or fill the column in."
+                )
+
+
+def _is_masked(node: Node) -> bool:
+    """Whether a mask, the program's or the distribution's own, takes away a part of a site's density."""
+    fn, masks = node["fn"], [node["mask"]]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return any(m is not None and not bool(torch.as_tensor(m).all()) for m in masks)
+
+
+def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading]) -> str:
+    """Why the program can be served by no method, in one sentence; "" where there is no such reason."""
+    for node in nodes:
+        if is_latent(node) and is_local(node) and not completes(node) and _is_masked(node):
+            return (
+                f"the latent '{node['name']}' is masked (obs_mask or poutine.mask), so that its density is no "
+                "distribution: leave the mask out; an entry of x that is NaN counts as not observed"
+            )
+    for reading in readings:
+        if reading.choices:
+            return (
+                f"{reading.choices[0]} (`if`, `int()`, `.item()`, NumPy), and what the program does next may change with it: "
+                "keep it a tensor, with torch.where for a choice"
+            )
+    places = frozenset.intersection(*(frozenset(k for k, s in r.sites.items() if s.place) for r in readings))
+    for name, site in readings[0].sites.items():
+        if any(s.completes and s.name == name for s in sites):
+            continue
+        if site.random:
+            return f"site '{name}' depends on random numbers that no pyro.sample draws: make them a latent"
+        if site.joined and not site.unknown:
+            by = f" ({site.joined_by})" if site.joined_by else ""
+            return f"{_witness.JOINED}: at site '{name}'{by}"
+        if name in places:
+            return f"at site '{name}', {_witness.PLACE}"
+    return ""
+
+
+def _unproved(sites: tuple[Site, ...], readings: list[Reading]) -> str:
+    """What could not be followed, where measuring found nothing wrong: nothing is exact then."""
+    completing = {s.name for s in sites if s.completes}
+    for name, site in readings[0].sites.items():
+        if site.joined and site.unknown and name not in completing:
+            what = f"what {site.unknown_by} does" if site.unknown_by else "an operation"
+            return f"at site '{name}' {what} cannot be followed, so that the rows are not proved independent"
+    return ""
+
+
+def _listed(sites: tuple[Site, ...], reading: Reading) -> tuple[Site, ...]:
+    """The sites, where a support that changes with something else cannot be listed once for all."""
+    out = []
+    for s in sites:
+        seen = reading.sites.get(s.name)
+        moving = sorted(seen.support_from) if seen is not None and s.discrete and s.role == "latent" else []
+        out.append(replace(s, cardinality=None, moving=tuple(moving)) if moving else s)
+    return tuple(out)
+
+
+def _probe_rows(x: Tensor, completed: bool) -> Tensor:
+    """A few rows spread over the data, of those with the least missing: an unobserved row tells little.
+
+    `completed`: missing entries become latents, and rows with some of them missing tell about those.
+    """
+    missing = _columns.missing_in_rows(x)
+    count = max(int((missing == missing.min()).sum()), min(len(x), PROBE_ROWS))
+    fullest = _spread(count, PROBE_ROWS)
+    if count < len(x):
+        fullest = missing.argsort(stable=True)[:count].sort().values[fullest]
+    if not completed:
+        return x[fullest]
+    holed = ((missing > 0) & (missing < x[0].numel())).nonzero()[:, 0]
+    holed = holed[_spread(len(holed), PROBE_ROWS // 4)]
+    return x[torch.cat([holed, fullest[: PROBE_ROWS - len(holed)]])]
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most `most` of the numbers 0 … count − 1, evenly spread."""
+    # in float32, which rounds up from 2^24 on
+    return torch.linspace(0, count - 1, min(count, most)).round().long().clamp(max=count - 1).unique()
+
+
+def _quadratic(run: _Traced, assignments: int, reading: Reading) -> tuple[Exactness, str, float]:
+    """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
+    program, probe = run.program, run.probe
+    if program.completes:
+        reading = _reading_with_holes(run, probe[: READ_ROWS[0]].nan_to_num(0.0))
+    verdict = quadratic(program, probe, run.nodes, run.axes, assignments, reading)
+    if not program.completes:
+        return verdict
+    for rows in _covering(run.x).split(4):  # as many as are looked at in one go
+        if verdict[0] == Exactness.NO or not len(rows):
+            break
+        with program.hiding(rows.isnan()):
+            reading = _reading_with_holes(run, rows)
+            found = quadratic(program, rows, run.nodes, run.axes, assignments, reading)
+        verdict = max(verdict, found, key=lambda v: (v[0] == Exactness.NO, v[2]))
+    return verdict
+
+
+def _reading_with_holes(run: _Traced, rows: Tensor) -> Reading:
+    """The program read on partly missing rows: degrees alone."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        latents = {n["name"]: drawn_in_full(n) for n in sample_nodes(run.program.trace(rows)) if is_latent(n)}
+    return read(run.program, rows, latents, run.axes.data_dim, run.continuous, raw=False)
+
+
+def _covering(x: Tensor) -> Tensor:
+    """A few partly missing rows, chosen so that as many entries as can be are missing in one of them."""
+    missing = _columns.missing_in_rows(x)
+    return x[_covering_rows(x, (missing > 0) & (missing < x[:1].numel()))]
+
+
+def _covering_rows(x: Tensor, among: Tensor) -> Tensor:
+    """The numbers of a few of those rows, in which as many entries as can be are missing once."""
+    rows = among.nonzero()[:, 0]
+    rows = rows[_spread(len(rows), COVERING_ROWS)]
+    missing, chosen = x[rows].isnan().flatten(1), list[int]()
+    open_ = missing.any(0)
+    while len(chosen) < PROBE_ROWS and bool(open_.any()):
+        chosen.append(int((missing & open_).sum(1).argmax()))
+        open_ = open_ & ~missing[chosen[-1]]
+    return rows[chosen]
+
+
+def _site(node: Node) -> Site:
+    fn = node["fn"]
+    discrete, local = is_discrete(fn), is_local(node)
+    inner = [p for p in plates(node) if p.name != DATA_PLATE]
+    return Site(
+        name=node["name"],
+        role="observed" if node["is_observed"] else "latent",
+        scope="local" if local else "global",
+        family=family_name(fn),
+        event_shape=tuple(fn.event_shape),
+        plates=tuple(p.name for p in reversed(plates(node))),
+        support=plain(support_of(fn)),
+        discrete=discrete,
+        cardinality=cardinality(fn) if discrete and is_latent(node) else None,
+        inner=math.prod(p.size for p in inner),
+        inner_dims=tuple((p.dim, p.size) for p in inner),
+        completes=completes(node),
+        constraint=support_of(fn),
+    )
+
+
+def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exactness, str, int]:
+    latent = [s for s in sites if s.role == "latent"]
+    local = [s for s in latent if s.scope == "local"]
+    if dependent:
+        return Exactness.NO, dependent, 1
+    for s in latent:
+        if s.scope == "global" and s.discrete:
+            return Exactness.NO, f"the global latent '{s.name}' is discrete", 1
+    for s in local:
+        if s.discrete and s.moving:
+            what = ", ".join(f"'{m}'" if " " not in m else m for m in s.moving)
+            return (
+                Exactness.NO,
+                (
+                    f"the support of '{s.name}' ({s.family}) changes with {what}: write it as a Categorical over all "
+                    "values, with probability 0 for those that cannot be"
+                ),
+                1,
+            )
+        if s.discrete and s.cardinality is None:
+            return Exactness.NO, f"the support of '{s.name}' ({s.family}) cannot be enumerated", 1
+    discrete = [s for s in local if s.discrete]
+    count = math.prod((s.cardinality or 1) ** s.inner for s in discrete)
+    if count > limit:
+        names = ", ".join(f"'{s.name}'" for s in discrete)
+        many = f"have {written(count)} joint values, more than the limit of {limit:,}"
+        return Exactness.NO, f"the discrete latents {names} {many}", 1
+    if not local:
+        return Exactness.ENUMERABLE, "it has no local latents: the density itself is exact", 1
+    names = " × ".join(f"'{s.name}'" for s in discrete)
+    return Exactness.ENUMERABLE, f"the joint values of {names} can all be visited: {count}", count
+
+
+def _innermost(fn: TorchDistribution) -> type:
+    """The class of a distribution, without what is wrapped around it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn)

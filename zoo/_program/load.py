@@ -1,0 +1,114 @@
+"""A program by name: of the zoo, of a Python file, or the callable itself, built for its data with its options."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo import _options, _registry
+from zoo._errors import UsageError, unknown
+from zoo._program import source
+from zoo._program.parameters import settings
+from zoo._program.program import Program
+from zoo._program.scalars import column_or_scalars
+from zoo._program.source import blame
+from zoo._reading.sites import observed_parents
+
+
+def load(
+    spec: object, x: Tensor, options: Mapping[str, object] | None = None, seed: int = 0, like: Tensor | None = None
+) -> Program:
+    """The program that `spec` names, built for the data `x` [n, ...] with the model's `options`; `seed`: for its own draws.
+
+    - `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
+      ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
+    - `like`: the data that a class is built on, when not x: those of the run whose θ it shall hold.
+
+    A table of one column goes to the program as [n, 1], or as [n] where it can only observe scalars.
+
+    Raises `UsageError` for an unknown name or option, a file that cannot be read, or a program that raises.
+    """
+    target, name = resolve(spec)
+    program = build(target, name, x, options, seed, like)
+    program.source = source.fingerprint(target)
+    return program
+
+
+def build(
+    target: Callable[..., object],
+    name: str,
+    x: Tensor,
+    options: Mapping[str, object] | None = None,
+    seed: int = 0,
+    like: Tensor | None = None,
+) -> Program:
+    """`load` of a callable that was found before."""
+    chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
+
+    def of(scalar: bool) -> Program:
+        given = x if like is None else like
+        with blame(name), settings(x.dtype), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = target
+            if inspect.isclass(target):
+                given = given.squeeze(-1) if scalar else given
+                cls = cast(Callable[..., Callable[..., object]], target)
+                model = cls(given, **chosen) if _takes_data(target) else cls(**chosen)
+            elif chosen:
+                model = functools.partial(target, **chosen)
+        with blame(name):
+            return read(model, x, name, scalar)
+
+    return column_or_scalars(of, x) if x.dim() == 2 and x.shape[1] == 1 else of(False)
+
+
+def read(model: Callable[..., object], x: Tensor, name: str = "model", scalar: bool = False) -> Program:
+    """The `Program` of a callable that takes the data themselves, with its operations read where x has missing entries."""
+    return Program(model, x, name, scalar, observed_parents)
+
+
+def resolve(spec: object) -> tuple[Callable[..., object], str]:
+    """The callable that `spec` names, and the name to show for it."""
+    if callable(spec):
+        name = getattr(spec, "__name__", type(spec).__name__)
+        return spec, f"{getattr(spec, '__module__', '')}.{name}" if name in _registry.models() else name
+    text = str(spec)
+    path, colon, attribute = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_file(Path(path), attribute), text
+    if text.endswith(".py"):
+        raise UsageError(f"'{text}' is a file: say which callable of it is the model, as '{text}:callable'.")
+    if text not in _registry.models():
+        raise unknown("model", text, _registry.models())
+    return importlib.import_module(f"zoo.{text}").Model, text
+
+
+def _from_file(path: Path, attribute: str) -> Callable[..., object]:
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
+    module = source.execute(path)
+    if not callable(getattr(module, attribute, None)):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise unknown(f"callable of '{path}'", attribute, names)
+    return getattr(module, attribute)
+
+
+def option_schema(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """The options of a model: the keywords of its class or function, besides `x` and `size`."""
+    if isinstance(target, nn.Module):
+        return {}
+    return {k: p for k, p in _options.schema(target).items() if k not in ("x", "size")}
+
+
+def _takes_data(cls: type) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(inspect.signature(cls).parameters.values())
+    return bool(parameters) and parameters[0].kind in positional and parameters[0].default is inspect.Parameter.empty
