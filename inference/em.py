@@ -100,12 +100,20 @@ def _in_double(task: Task, *options: Any) -> Fit:
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
-    found.parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
     assert found.claimed is not None
-    found.claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
-    for held in (found.draws, found.means, found.deviations, found.probabilities):
-        held.update({n: v.astype(np.float32) for n, v in held.items() if v.dtype == np.float64})
-    return found
+
+    def narrow(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays.items()}
+
+    return replace(
+        found,
+        parameters={n: v.numpy() for n, v in {**task.theta(), **point}.items()},
+        claimed=replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy()),
+        draws=narrow(found.draws),
+        means=narrow(found.means),
+        deviations=narrow(found.deviations),
+        probabilities=narrow(found.probabilities),
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from inference._method.fit import Fit
 from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
+from inference._numerics.psis import mixing
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
@@ -213,8 +214,6 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
 
 
 def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
-    from inference._run.datatree import mixing
-
     rhat, ess = mixing(torch.cat([f.log_p for f in found], 2).cpu().numpy())
     probabilities = _joined([f.probabilities for f in found], 0)
     errors = torch.cat([f.errors for f in found])

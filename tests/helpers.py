@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from inference._exact.enumeration import Enumeration
+from inference._method.fit import Fit
 from inference._method.task import Task
+from inference._run.cost import Cost
+from inference._run.predictive import Predicted
 from inference._run.prepare import refusal
+from inference._run.request import Request
+from inference._run.result import Run
+from zoo._data.datasets import Dataset
 from zoo._program.describe import describe
 from zoo._program.load import load
 from zoo._program.structure import ENUMERATION_LIMIT
@@ -24,6 +31,28 @@ def task_of(model: Any, x: Any, *, limit: int = ENUMERATION_LIMIT, **options: An
     x = tensor(x)
     program = load(model, x, options)
     return Task(program, describe(program, x, limit), x, quiet=True)
+
+
+OF_DATA = {f.name for f in fields(Dataset)} | {"data"}
+OF_FIT = {f.name for f in fields(Fit)}
+PREDICTED = {"observed": "observed", "predictive": "simulated", "log_likelihood": "log_likelihood"}
+
+
+def run_of(**given: Any) -> Run:
+    """A run with these values, which are named as they can be asked of a run; all else as if nothing was there."""
+    nothing = dict.fromkeys(("labels", "image_shape", "center", "scale", "truth"))
+    about = {"x": np.zeros((0, 1)), "columns": (), "options": {}, "warnings": (), **nothing}
+    about |= {k: v for k, v in given.items() if k in OF_DATA - {"data", "options", "warnings"}}
+    asked = Request(given.get("model"), given.get("data"), given.get("method"), seed=given.get("seed", 0))
+    return Run(
+        request=asked,
+        fit=Fit(**{"parameters": {}, "claimed": None, **{k: v for k, v in given.items() if k in OF_FIT}}),
+        verified=given.get("verified"),
+        cost=Cost(),
+        dataset=Dataset(**{**about, "name": given.get("data", "")}),
+        predicted=Predicted(**{name: given[k] for k, name in PREDICTED.items() if k in given}),
+        **{k: given[k] for k in ("model", "options", "local_sites", "learned", "live") if k in given},
+    )
 
 
 def structure_of(model: Any, x: Any, **options: Any) -> Any:

@@ -177,9 +177,9 @@ def test_an_unusable_run():
 
 
 def test_a_failure_that_is_nobodys_fault_is_status_1(monkeypatch):
-    import inference
+    from inference._run import runner
 
-    monkeypatch.setattr(inference, "run", lambda *a, **k: (_ for _ in ()).throw(KeyError("inner")), raising=False)
+    monkeypatch.setattr(runner, "run_request", lambda *a, **k: (_ for _ in ()).throw(KeyError("inner")))
     status, out, err = zoo("run", *FAITHFUL)
     assert status == 1 and out == ""
     assert "KeyError" in err and "Traceback" not in err and "ZOO_DEBUG" in err

@@ -51,7 +51,9 @@ def test_every_method_against_enumeration(digits, holes, tmp_path, monkeypatch):
     exact = infer(theta, "em", data=holes).claimed
     assert exact.kind == "exact"
     truth = exact.per_datum
-    monkeypatch.setattr(runner, "verify", lambda task, fit: None)  # it is verified here, and enumerating takes its time
+    monkeypatch.setattr(
+        runner, "verify", lambda task, fit: (fit, None)
+    )  # it is verified here, and enumerating takes its time
 
     learned = {"data": holes, "epochs": 150, "lr": 0.01, "hidden": (40,)}
     filtered = infer(theta, "importance", data=holes, proposal="sequential", samples=5000)

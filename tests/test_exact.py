@@ -383,7 +383,7 @@ def test_verification_of_large_data_looks_at_some_rows(monkeypatch):
 
     monkeypatch.setattr(type(fit.task.exact), "per_datum", wrong)
     with pytest.raises(ArithmeticError, match="two exact values"):
-        verify.verify(fit.task, fit)
+        verify.verify(fit.task, fit.fit)
 
 
 @pytest.mark.parametrize("family", ["bernoulli", "categorical"])

@@ -25,11 +25,13 @@ from families import CASES
 from typer.testing import CliRunner
 
 import latent_zoo
-from inference import compare, infer, load, run
+from inference import compare, infer, run
 from inference._pictures import _draw as drawing
 from inference._run import checkpoint
 from inference._run import folder as _store
+from inference._run import result as _result
 from inference._run.entrance import SETTINGS, own_settings
+from inference._run.folder import load
 from zoo import _atomic
 from zoo.__main__ import app
 from zoo._errors import NotWritten, UsageError
@@ -593,7 +595,7 @@ def test_the_printed_path_is_where_the_run_is(monkeypatch):
         return found
 
     monkeypatch.setattr(_store, "free", late)
-    assert str(_store.save(fit, Path("same"))) == fit.run == "same-2"
+    assert str(_result.save(fit, Path("same"))) == fit.run == "same-2"
     assert load("same-2").json["run"] == "same-2"
 
 

@@ -20,12 +20,12 @@ import pytest
 import torch
 import user_programs as user
 from families import CASES
-from helpers import hide, task_of
+from helpers import hide, run_of, task_of
 from scipy import stats
 
 from inference import compare, infer, run
-from inference._method.fit import Evidence, Fit
-from inference._run import folder
+from inference._method.fit import Evidence
+from inference._run import folder, result
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
@@ -225,7 +225,7 @@ def test_large_parameters_are_left_out_of_the_json():
 
 
 def test_json_stays_strict_whatever_the_numbers():
-    fit = Fit(
+    fit = run_of(
         parameters={"w": np.array([1.0, np.nan, -np.inf])},
         claimed=Evidence(-math.inf, math.nan, "estimate"),
         standard_errors={"w": np.array([np.inf])},
@@ -294,11 +294,11 @@ def test_a_theta_that_is_kept_has_no_leave_one_out_on_other_data(here):
 
 
 def test_no_leave_one_out_where_the_density_at_a_draw_is_not_known():
-    fit = Fit({}, None, draws={"mu": np.zeros(30)})
+    fit = run_of(draws={"mu": np.zeros(30)})
     with pytest.raises(UsageError, match=r"log p\(x_i \| draw\), which is not known at the draws of mu"):
         fit.loo()
     with pytest.raises(UsageError, match="loo needs 25 draws of θ, and this fit keeps 10"):
-        Fit({}, None, draws={"mu": np.zeros(10)}, log_likelihood=np.zeros((10, 3)), x=np.zeros((3, 1))).loo()
+        run_of(draws={"mu": np.zeros(10)}, log_likelihood=np.zeros((10, 3)), x=np.zeros((3, 1))).loo()
 
 
 # ---- predictive data -------------------------------------------------------------------------------------------------
@@ -578,7 +578,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder(here):
 def test_two_runs_to_one_name_get_two_folders(here):
     """Both looked when the name was free."""
     fit = run("gmm", "faithful", "em", max_iter=1)
-    first, second = folder.save(fit, Path("same")), folder.save(fit, Path("same"))
+    first, second = result.save(fit, Path("same")), result.save(fit, Path("same"))
     assert (first.name, second.name) == ("same", "same-2")
     assert strict(Path("same-2/run.json").read_text())["run"] == "same-2"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
+from inference._families._family import Family, Params
 from zoo._program.program import Program
 
 ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel
@@ -27,6 +28,7 @@ class Copy:
     site: str
     parameter: str
     index: Tensor
+    up_to_constant: bool = False  # a constant may be added to each vector of it
 
     def of(self, theta: Tensor, otherwise: Tensor) -> Tensor:
         """The distribution's parameter that θ makes; its constants are those of `otherwise`."""
@@ -35,26 +37,41 @@ class Copy:
     def holds(self, value: Tensor, theta: Tensor) -> bool:
         """Whether the distribution's parameter is, where θ stands now, still the copy of θ's entries."""
         value, theta = value.detach(), theta.detach()
-        if _up_to_a_constant(self.parameter, value):
+        if self.up_to_constant:
             value, theta = _centred(value), _centred(theta)
         return torch.allclose(
             self.of(theta, value), value, rtol=1e-6 if value.dtype == torch.float64 else 1e-3, atol=1e-12
         )
 
 
-Part = tuple[str, str, Tensor]  # a site, a parameter of its distribution, and its value
-Look = Callable[[Values], tuple[list[Part], list[Tensor]]]
+@dataclass(frozen=True)
+class Given:
+    """A parameter that a site's distribution was given."""
+
+    site: str
+    name: str
+    value: Tensor
+    constraint: Constraint  # the values it may take
+    up_to_constant: bool = False  # a constant may be added to each vector of it
+
+
+def parts_of(site: str, family: Family, params: Params) -> list[Given]:
+    """The parameters of a site, as its family declares them."""
+    return [Given(site, n, v, family.parameters[n], n in family.up_to_constant) for n, v in params.items()]
+
+
+Look = Callable[[Values], tuple[list[Given], list[Tensor]]]
 
 
 def find(program: Program, look: Look) -> dict[str, Copy | None]:
     """θ → where it is copied, None where it enters in another way or in several places; without those that enter nowhere.
 
-    `look` maps θ to parts of distributions and to whatever else depends on θ. It is asked at the program's θ and at
+    `look` maps θ to the parameters of the sites and to whatever else depends on θ. It is asked at the program's θ and at
     others: tanh(θ) is a copy of θ at 0, and |θ| where θ is positive, but nowhere else. Points that the program's
     distributions do not take are passed over.
     """
     uses: dict[str, set[tuple[str, str]]] = {n: set() for n in program.values()}
-    found: dict[str, Tensor | None] = {}
+    found: dict[str, Copy | None] = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
         for number, values in enumerate(_places(program)):
@@ -65,25 +82,19 @@ def find(program: Program, look: Look) -> dict[str, Copy | None]:
                 if number == 0:
                     raise
                 continue
-            for site, name, value in parts:
-                for theta in dependencies(value, leaves):
-                    copied = copies(value, leaves[theta], program.constraints[theta], name)
-                    before = found.get(theta, copied)
-                    same = copied is not None and before is not None and torch.equal(copied, before)
-                    found[theta] = copied if same else None
-                    uses[theta].add((site, name))
+            for part in parts:
+                for theta in dependencies(part.value, leaves):
+                    index = copies(part, leaves[theta], program.constraints[theta])
+                    copy = None if index is None else Copy(part.site, part.name, index, part.up_to_constant)
+                    before = found.get(theta, copy)
+                    same = copy is not None and before is not None and torch.equal(copy.index, before.index)
+                    found[theta] = copy if same else None
+                    uses[theta].add((part.site, part.name))
             for value in rest:
                 for theta in _connected(value, leaves):
                     uses[theta].add(("", ""))
                     found[theta] = None
-    return {theta: _copy(where, found.get(theta)) for theta, where in uses.items() if where}
-
-
-def _copy(where: set[tuple[str, str]], index: Tensor | None) -> Copy | None:
-    if len(where) > 1 or index is None:
-        return None
-    ((site, parameter),) = where
-    return Copy(site, parameter, index)
+    return {theta: found.get(theta) if len(where) == 1 else None for theta, where in uses.items() if where}
 
 
 def _places(program: Program) -> Iterator[dict[str, Tensor]]:
@@ -115,8 +126,8 @@ def dependencies(value: Tensor, leaves: dict[str, Tensor]) -> list[str]:
     return [n for n, g in zip(leaves, gradients, strict=True) if g is not None and bool((g.abs() > ROUNDING).any())]
 
 
-def copies(value: Tensor, theta: Tensor, constraint: Constraint, name: str) -> Tensor | None:
-    """The entry of θ.flat that each entry of `value` copies, −1 for a constant; None when it is no such copy.
+def copies(part: Given, theta: Tensor, constraint: Constraint) -> Tensor | None:
+    """The entry of θ.flat that each entry of a parameter copies, −1 for a constant; None when it is no such copy.
 
     Nor is it one where θ's constraint is narrower than the parameter's: the best value may then be out of θ's reach.
     """
@@ -125,8 +136,9 @@ def copies(value: Tensor, theta: Tensor, constraint: Constraint, name: str) -> T
     # number of t that belongs to the entry of θ it copies, and the index is [1, 0]. An entry 2 θ_0 would show 0.6, which
     # is no number of t; one of exp(θ_0) at θ_0 = 0 would show 0.3, but its value, 1, is not θ's.
     # Backward passes give Jᵀ c for a cotangent c, not J t. But Jᵀ c · t is linear in c, and its gradient in c is J t.
-    if not _suits(constraint, name, value.dim()):
+    if not reaches(constraint, part.constraint):
         return None
+    value = part.value
     tangent = _apart(theta)
     normalised = type(constraint) is type(constraints.simplex)
     if normalised:  # a tangent of the simplex: distributions normalise their weights once more
@@ -135,7 +147,7 @@ def copies(value: Tensor, theta: Tensor, constraint: Constraint, name: str) -> T
     (pulled,) = torch.autograd.grad((value * cotangent).sum(), theta, create_graph=True, retain_graph=True)  # Jᵀ c
     (pushed,) = torch.autograd.grad((pulled * tangent).sum(), cotangent, retain_graph=True)  # J t
     shown, pushed, source = value.detach(), pushed.detach(), theta.detach()
-    if _up_to_a_constant(name, value):
+    if part.up_to_constant:
         shown, pushed, source, tangent = map(_centred, (shown, pushed, source, tangent))
     scale = 1e-9 if value.dtype == torch.float64 else 1e-4
     best, gap = _nearest(pushed, tangent.reshape(-1))
@@ -159,11 +171,6 @@ def _nearest(numbers: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return best, gap
 
 
-def _up_to_a_constant(name: str, value: Tensor) -> bool:
-    """Whether a parameter is the logits of a categorical distribution [A, E, K], which count up to a constant."""
-    return name == "logits" and value.dim() == 3
-
-
 def _centred(value: Tensor) -> Tensor:
     return value - value.mean(-1, keepdim=True)
 
@@ -175,20 +182,18 @@ def _apart(theta: Tensor) -> Tensor:
     return (4 * cells / n - 2).to(theta).reshape(theta.shape)
 
 
-def _suits(constraint: Constraint, name: str, dims: int) -> bool:
-    """Whether θ under `constraint` reaches all values of the distribution's parameter `name`."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+def reaches(constraint: Constraint, wanted: Constraint) -> bool:
+    """Whether θ under `constraint` reaches all values of a parameter that may take the `wanted` ones."""
+    constraint, wanted = _of_an_entry(constraint), _of_an_entry(wanted)
     if type(constraint) is type(constraints.real):
         return True
-    if name in ("scale", "rate"):
-        return getattr(constraint, "lower_bound", None) == 0 and not hasattr(constraint, "upper_bound")
-    if name == "probs" and dims == 2:  # of a Bernoulli
-        return getattr(constraint, "lower_bound", None) == 0 and getattr(constraint, "upper_bound", None) == 1
-    natural = {
-        "probs": constraints.simplex,
-        "scale_tril": constraints.lower_cholesky,
-        "covariance_matrix": constraints.positive_definite,
-        "precision_matrix": constraints.positive_definite,
-    }.get(name)
-    return natural is not None and type(constraint) is type(natural)
+    ends = ("lower_bound", "upper_bound")
+    if any(hasattr(wanted, end) for end in ends):
+        return all(getattr(constraint, end, None) == getattr(wanted, end, None) for end in ends)
+    return type(constraint) is type(wanted)
+
+
+def _of_an_entry(constraint: Constraint) -> Constraint:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from inference._exact.engine import Statistics, Values
 from inference._exact.reading import local_nodes, observed, probe
-from inference._families._all import family_of, parameters_of
 from inference._families._family import Family, Params
+from inference._families._registry import family_of, parameters_of
 from inference._numerics.slices import fitting, slices
 from inference._numerics.threads import one_thread
 from zoo._program.latents import joint_values

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from inference._exact.engine import Values
-from inference._exact.gaussian import Gaussian, scale_of
+from inference._exact.gaussian import Gaussian
 from inference._exact.latent_program import LatentProgram
 from inference._exact.reading import local_nodes
-from inference._families._all import family_of, parameters_of
+from inference._families import _gaussian as families
 from inference._families._family import Family, Params
+from inference._families._registry import family_of, parameters_of
 from zoo import _columns
 from zoo._program.program import Program
 from zoo._program.structure import Structure
@@ -55,17 +56,17 @@ def site_data(latent: LatentProgram) -> SiteData | None:
         return None
     out = SiteData(latent.N, _columns.any_missing(latent.x), {}, {}, {}, {})
     for node in nodes:
-        name = node["name"]
+        name, family = node["name"], family_of(node["fn"])
+        assert family is not None  # it has parameters
         if name in latent.assignments:
             out.values[name] = latent.assignments[name].reshape(latent.A, -1).to(latent.x.dtype)
         elif name not in latent.layout.places:
-            if out.missing and "MultivariateNormal" in type(node["fn"]).__name__:
+            if out.missing and family.joint:
                 return None
             value = latent.observed(node).reshape(latent.N, -1)
             out.values[name], out.centers[name] = value, _columns.center(value)
             out.spreads[name] = _columns.spread(value, out.centers[name])
-        family = family_of(node["fn"])
-        if family is not None and name in out.values:
+        if name in out.values:
             out.families[name] = family(out.values[name])
     return out
 
@@ -85,20 +86,21 @@ class LinearModel(LatentProgram):
         trace = self.probed(parameters, globals)
         out = Sites([], {}, global_log_prob(trace))
         for node in local_nodes(trace):
-            params = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype)
-            assert params is not None
+            params, family = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype), family_of(node["fn"])
+            assert params is not None and family is not None
             points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
-            if "loc" not in points:
+            if not issubclass(family, families.Gaussian):
                 out.others[node["name"]] = {k: v[:, 0] for k, v in points.items()}
                 continue
-            loc = points.pop("loc")  # [A, L+1, E]
+            loc = points.pop(family.location)  # [A, L+1, E]
             ((form, given),) = ((k, v[:, 0]) for k, v in points.items())
             out.gaussians.append(
                 Gaussian(
                     node["name"],
                     (loc[:, 1:] - loc[:, :1]).mT,
                     loc[:, 0],
-                    scale_of(form, given),
+                    family.root({form: given}),
+                    family,
                     form,
                     given,
                     self.layout.places.get(node["name"]),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inference._exact import copies
-from inference._exact.copies import Copy, Part
+from inference._exact.copies import Copy, Given, parts_of
 from inference._exact.engine import Plan, Values
 from inference._exact.gaussian import Gaussian
 from inference._exact.linear_model import LinearModel, Sites
@@ -47,9 +47,9 @@ class LinearPlan(Plan):
 def plan(model: LinearModel, globals: Values) -> LinearPlan:
     """Find, by differentiation, which parameters have a closed-form update."""
 
-    def look(at: Values) -> tuple[list[Part], list[Tensor]]:
+    def look(at: Values) -> tuple[list[Given], list[Tensor]]:
         sites = model.sites(at, globals)
-        return [(site, name, value) for (site, name), value in _parts(sites).items()], [sites.log_prior]
+        return _parts(model, sites), [sites.log_prior]
 
     found, sites = copies.find(model.program, look), model.sites(None, globals)
     values, gaussians = model.program.values(), {g.name: g for g in sites.gaussians}
@@ -64,7 +64,7 @@ def plan(model: LinearModel, globals: Values) -> LinearPlan:
                 families[theta] = copy
         elif copy.parameter in REGRESSED:
             regressions.setdefault(copy.site, {})[theta] = copy
-        elif copy.parameter == "scale" or pool.blocks(gaussians[copy.site].given[0].numel()) is not None:
+        elif gaussians[copy.site].diagonal or pool.blocks(gaussians[copy.site].given[0].numel()) is not None:
             scales[theta] = copy
     unsolved = [site for site, parts in regressions.items() if not _solvable(gaussians[site], parts, values)]
     solved = {n: c for site, parts in regressions.items() if site not in unsolved for n, c in _ordered(parts)}
@@ -80,12 +80,19 @@ def _ordered(parts: Mapping[str, Copy]) -> list[tuple[str, Copy]]:
     return sorted(parts.items(), key=lambda item: order.index(item[1].parameter))
 
 
-def _parts(sites: Sites) -> dict[tuple[str, str], Tensor]:
-    """(Site, parameter) → its value, for all sites."""
-    out: dict[tuple[str, str], Tensor] = {}
+def _parts(model: LinearModel, sites: Sites) -> list[Given]:
+    """The parameters of all sites; of a normal one B, b and its scale."""
+    out = []
     for g in sites.gaussians:
-        out |= {(g.name, "coefficients"): g.coefficients, (g.name, "offset"): g.offset, (g.name, g.form): g.given}
-    return out | {(site, name): value for site, params in sites.others.items() for name, value in params.items()}
+        location = g.family.parameters[g.family.location]
+        out += [
+            Given(g.name, part, value, location)
+            for part, value in (("coefficients", g.coefficients), ("offset", g.offset))
+        ]
+        out.append(Given(g.name, g.form, g.given, g.family.parameters[g.form]))
+    for site, params in sites.others.items():
+        out += parts_of(site, model.families[site], params)
+    return out
 
 
 def _solvable(g: Gaussian, parts: Mapping[str, Copy], values: Values) -> bool:
@@ -147,7 +154,8 @@ def smallest(model: LinearModel, moments: Moments) -> float:
 
 def broken(model: LinearModel, plan: LinearPlan, moments: Moments) -> list[str]:
     """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
-    parts, values = _parts(moments.seen), model.program.values()
+    parts = {(part.site, part.name): part.value for part in _parts(model, moments.seen)}
+    values = model.program.values()
     return [n for n, copy in plan.copies.items() if not copy.holds(parts[copy.site, copy.parameter], values[n])]
 
 
@@ -287,9 +295,7 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
         floor.resting[pool.theta] = low
     clipped = (vectors * torch.maximum(eigenvalues, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
     covariance = torch.where(low[:, None, None], clipped, covariance)
-    tril: Tensor = torch.linalg.cholesky(covariance)
-    form = {"scale_tril": tril, "covariance_matrix": covariance, "precision_matrix": torch.cholesky_inverse(tril)}
-    return form[g.form].reshape(pool.value.shape)
+    return g.family.in_form(g.form, covariance).reshape(pool.value.shape)
 
 
 def _lowest(g: Gaussian, theta: str, share: Tensor, known: Tensor, floor: Floor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inference._exact import copies
-from inference._exact.copies import Part
+from inference._exact.copies import Given, parts_of
 from inference._exact.densities import Densities, SiteStatistics
 from inference._exact.engine import Plan, Rows, Values
 from inference._exact.numeric import climb_numerically
@@ -26,9 +26,10 @@ from inference._numerics.threads import one_thread
 def plan(exact: Densities, globals: Values) -> Plan:
     """Find, by differentiation, which parameters have a closed-form update."""
 
-    def look(leaves: Values) -> tuple[list[Part], list[Tensor]]:
+    def look(leaves: Values) -> tuple[list[Given], list[Tensor]]:
         views, prior = exact.views(leaves, globals)
-        parts = [(v.name, name, value) for v in views for name, value in (v.params or {}).items()]
+        seen = [(v.name, v.params) for v in views if v.params is not None]
+        parts = [part for name, params in seen for part in parts_of(name, exact.families[name], params)]
         general = {v.name for v in views if v.params is None}
         rows = slice(0, min(2, exact.N))
         return parts, [prior, *([exact.general_log_prob(rows, general, leaves, globals)] if general else [])]
@@ -69,7 +70,7 @@ def m_step(
 
 def _closed(exact: Densities, plan: Plan, stats: SiteStatistics, floor: Floor) -> None:
     # locations first: a scale is taken about the new location
-    order = sorted(plan.copies.items(), key=lambda item: item[1].parameter != "loc")
+    order = sorted(plan.copies.items(), key=lambda item: item[1].parameter != exact.families[item[1].site].location)
     if not order:
         return
     params = {v.name: dict(v.params or {}) for v in stats.views}

@@ -23,6 +23,7 @@ from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import lbfgs
+from inference._numerics.psis import psis
 from inference._sampling.khat import count_above, of_rows
 
 SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
@@ -197,8 +198,6 @@ class _Drawn:
         self.ess: np.ndarray | None = None
 
     def run(self, step: Step) -> None:
-        from inference._run.datatree import psis
-
         values: list[dict[str, Tensor]] = []
         moments: list[dict[str, tuple[Tensor, Tensor]]] = []
         checks = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Evidence
+from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT
 from inference._sampling.weights import log_mean
 
@@ -44,8 +45,6 @@ class Estimates:
     @classmethod
     def of(cls, log_weights: Tensor, groups: int | None = None, alone: Tensor | None = None) -> Estimates:
         """From log-weights [S, n]. `groups`: see `log_mean`; `alone` [n]: see `weights.lone_states`."""
-        from inference._run.datatree import psis
-
         khat, ess = map(torch.as_tensor, psis(log_weights.detach().cpu().numpy()))
         even = ess >= EVEN * len(log_weights)
         log_weights = log_weights.detach().double().cpu()

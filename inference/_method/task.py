@@ -6,7 +6,7 @@ import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,22 @@ from inference._exact.engine import AnyEngine, Plan, Rows, Statistics
 from inference._families._family import Floor
 from inference._method.progress import Step, progress
 from inference._numerics.coordinates import bijection
-from inference._run.checkpoint import Checkpoints
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 from zoo._program.trace import outside_log_prob
+
+
+class Checkpoints(Protocol):
+    """Where training leaves its state, and finds it again: a state is tensors, numbers, lists and dictionaries of them."""
+
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Keep this state."""
+
+    def read(self) -> dict[str, Any] | None:
+        """The state to go on from; None where training begins."""
 
 
 @dataclass

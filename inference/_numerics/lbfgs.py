@@ -42,7 +42,7 @@ class Memory:
             alphas.append(alpha)
         if self._pairs:
             s, y = self._pairs[-1]
-            q = q * (s @ y) / (y @ y)
+            q = q * ((s @ y) / (y @ y))
         for (s, y), alpha in zip(self._pairs, reversed(alphas), strict=True):
             q = q + (alpha - (y @ q) / (s @ y)) * s
         return q

@@ -15,12 +15,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inference._run.request import NAMED, Request
 from zoo import _atomic
 from zoo._errors import UsageError
 from zoo._program import source
@@ -28,7 +30,6 @@ from zoo._program import source
 DIGEST = 32  # bytes at the end of a state
 INTERVAL = 30.0  # seconds
 FORMAT = 2
-NAMED = ("model", "data", "method")  # of a request: what has to be given again when it has no name
 
 
 def place(run: str | os.PathLike[str]) -> Path:
@@ -40,17 +41,26 @@ def place(run: str | os.PathLike[str]) -> Path:
 class Checkpoints:
     """The checkpoints of one run, written at most every `interval` seconds.
 
-    `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. Raises
-    `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of other data.
+    `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. `program`: the
+    fingerprint of its text.
+
+    Raises `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of
+    other data.
     """
 
     def __init__(
-        self, run: Path, request: Mapping[str, Any], x: Tensor, interval: float = INTERVAL, resume: bool = False
+        self,
+        run: Path,
+        request: Request,
+        program: Mapping[str, str] | None,
+        x: Tensor,
+        interval: float = INTERVAL,
+        resume: bool = False,
     ) -> None:
         self.folder, self.interval, self.resume = place(run), interval, resume
         digest = hashlib.sha256(x.contiguous().numpy().data).hexdigest()
-        named = {k: str(v) if isinstance(v, str | os.PathLike) else None for k, v in request.items() if k in NAMED}
-        self.request = {"format": FORMAT, "version": version(), "digest": digest, **request, **named}
+        told = {"format": FORMAT, "version": version(), "digest": digest}
+        self.document: dict[str, object] = {**told, **request.to_json(), "program": program}
         self.failed = False
         _atomic.sweep(self.folder)
         if self.folder.exists() and not resume:
@@ -60,7 +70,7 @@ class Checkpoints:
             )
         if resume and _read(run)["digest"] != digest:
             raise UsageError(f"the data are not those that '{run}' was begun with.")
-        if resume and _read(run).get("program") != request.get("program"):
+        if resume and _read(run).get("program") != program:
             raise UsageError(f"the program changed since '{run}' was begun: run it again, to another folder.")
         self.last = time.monotonic()
         self.count = 0
@@ -95,8 +105,8 @@ class Checkpoints:
         """`request.json`, which says what the states belong to."""
         request = self.folder / "request.json"
         if not request.exists():
-            plain = json.loads(json.dumps(self.request, default=_plain))
-            _atomic.write(request, json.dumps({**plain, "check": _atomic.digest_of(plain)}, indent=1))
+            check = {"check": _atomic.digest_of(self.document)}
+            _atomic.write(request, json.dumps({**self.document, **check}, indent=1))
 
     def read(self) -> dict[str, Any] | None:
         """The last state that is whole, or None. Says of one that is not."""
@@ -107,7 +117,8 @@ class Checkpoints:
             body, digest = content[:-DIGEST], content[-DIGEST:]
             if hashlib.sha256(body).digest() == digest:
                 self.count = int(path.stem.split("-")[1])
-                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+                state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+                return state
             print(f"zoo: the checkpoint '{path}' was cut short; going on from the one before.", file=sys.stderr)
             path.unlink()
         return None
@@ -120,31 +131,31 @@ class Checkpoints:
         return sorted(self.folder.glob("state-*.pt")) if self.folder.is_dir() else []
 
 
-def resumed(run: str | os.PathLike[str], given: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
+def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) -> Request:
     """What was asked for when the unfinished run `run` was begun; `given`: what is asked for now, which must not differ.
 
     `trust`: execute whatever Python files it names. Raises `UsageError` where there is nothing to resume, it was something
     else, or a file would be executed that nobody has named.
     """
-    request = _read(run)
+    begun = Request.from_json(_read(run))
     for key in NAMED:
-        now, then = given[key], request[key]
+        now, then = getattr(given, key), getattr(begun, key)
         if now is None and then is None:
             raise UsageError(f"'{run}' was begun with a {key} that has no name: give it again.")
         if now is not None and then is not None and str(now) != then:
             raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
-        request[key] = then if now is None else now
-    for key, value in given["options"].items():
-        if str(request["options"].get(key)) != str(value):
+    for key, value in given.options.items():
+        if str(begun.options.get(key)) != str(value):
             raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
-    named = {str(given["model"]), *map(str, given["options"].values())}
-    for spec in (request["model"], *request["options"].values()):
-        if source.is_file(spec) and not (trust or spec in named or source.was_executed(spec)):
+    named = {str(given.model), *map(str, given.options.values())}
+    for spec in (begun.model, *begun.options.values()):
+        if source.is_file(spec) and not (trust or spec in named or source.was_executed(str(spec))):
             raise UsageError(
                 f"to resume '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
                 "checkpoint (--trust, in Python trust=True)."
             )
-    return request
+    model, data = (then if now is None else now for now, then in ((given.model, begun.model), (given.data, begun.data)))
+    return replace(begun, model=model, data=data, options={**begun.options, **given.options})
 
 
 def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -175,7 +186,3 @@ def version() -> str:
         return importlib.metadata.version("latent-zoo")
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)

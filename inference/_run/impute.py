@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from inference._families._all import base_of
+from inference._families._registry import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
 from zoo._program.slots import complete
@@ -274,4 +274,5 @@ def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
     mean, covariance = _normal(fn, x, missing)
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)  # singular where entries were seen
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    return mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    drawn: Tensor = mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    return drawn

@@ -6,6 +6,7 @@ every draw and find nothing to correct: such a figure always prefers the larger 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inference._exact.reading import is_same
-from inference._method.fit import Fit
+from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
 from zoo._errors import UsageError
 from zoo._program.source import blame
@@ -24,34 +25,48 @@ LOOKED_AT = 20  # rows, to see what observes and returns x
 WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictive`
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What the program says of data at a fit's draws."""
+
+    observed: Arrays = field(default_factory=dict)  # observed site -> its part of x [n, ...]
+    simulated: Arrays = field(default_factory=dict)  # the same, and "x" -> simulated [draws, n, ...]
+    log_likelihood: np.ndarray | None = None  # [draws, n] log p(x_i | θ draw), only where θ has draws
+
+
 @torch.no_grad()
-def complete(task: Task, fit: Fit) -> None:
-    """Add the pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data."""
+def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
+    """The pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data.
+
+    What could not be had stands in the warnings or notes of the fit that comes back.
+    """
     at = _Draws(task, fit)
     data = _Data(task)
-    fit.observed = data.observed()
+    found = Predicted(data.observed())
     if at.theta_varies and task.structure.is_exact:
         try:
             rows = [task.engine.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
-            fit.log_likelihood = np.stack(rows)
+            found = replace(found, log_likelihood=np.stack(rows))
         except (ValueError, torch.linalg.LinAlgError):
-            fit.warnings.append(
+            warning = (
                 "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
                 "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
             )
-            return
+            return fit.with_notes([warning]), found
     if not at.count:
-        return
+        return fit, found
     if task.x.numel() > DRAW_NUMBERS:
-        fit.notes["posterior_predictive"] = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
-        return
-    width = task.x.numel() + sum(v.size for v in fit.observed.values())
+        left_out = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
+        return fit.with_notes([], {"posterior_predictive": left_out}), found
+    width = task.x.numel() + sum(v.size for v in found.observed.values())
     count = max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width))
     try:
         drawn = [data.simulated(at.simulate(d)) for d in range(count)]
-        fit.predictive = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
     except UsageError as error:
-        fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")
+        return fit.with_notes(
+            [f"no posterior predictive data: model(None, size=n) does not simulate ({error})."]
+        ), found
+    return fit, replace(found, simulated={name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
 
 
 class _Draws:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guides import at
 from inference._method.task import Task
+from inference._numerics.psis import psis
 from inference._sampling import weights
 from inference._sampling.khat import LIMIT, count_above, of_rows
 from inference._sampling.khat import of_globals as khat_of_globals
@@ -39,8 +40,6 @@ class Nearness:
 
     def add(self, log_weights: Tensor) -> None:
         """The weights [draws, rows] of the next rows."""
-        from inference._run.datatree import psis
-
         self.draws = len(log_weights)
         if len(log_weights) >= LEAST:
             self.parts.append(psis(log_weights.detach().numpy()))
@@ -95,8 +94,6 @@ def of_locals(task: Task, guide: torch.nn.Module, globals: dict[str, Tensor], ef
 def of_globals(task: Task, guide: torch.nn.Module, log_weights: Tensor, effort: float, into: Nearness) -> None:
     """k-hat of the globals: from their log weights, known where there are no local latents; else with the local latents
     summed out, or nearly, by weighted draws of their own."""
-    from inference._run.datatree import psis
-
     if task.structure.local_latents:
         inner = _inner(task, effort)
         if not inner:

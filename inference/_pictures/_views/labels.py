@@ -7,8 +7,8 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from inference._pictures._oracle import Oracle
-from inference._pictures._style import Look, bold
+from inference._pictures._views.oracle import Oracle
+from inference._pictures._views.style import Look, bold
 
 Inches = tuple[float, float]
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from inference._pictures._images import grey_range, montage, show
-from inference._pictures._scene import Scene
-from inference._pictures._style import (
+from inference._pictures._views.decoder import Decoder
+from inference._pictures._views.images import grey_range, montage, show
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import (
     INK,
     OKABE_ITO,
     QUIET,
@@ -37,56 +39,63 @@ MOST_CORRELATED = 200  # columns
 COLORS = {"observed": OKABE_ITO[0], "simulated": OKABE_ITO[1]}
 
 
-def samples(scene: Scene) -> Figure:
-    """What the program draws from its prior."""
-    decoder = scene.decoder
-    assert decoder is not None
-    if scene.decodes_images:
-        return _images(scene)
+def subject(run: Scene) -> Decoder | np.ndarray | None:
+    """The program, where it has continuous latents and simulates; without such, the images that it simulates."""
+    if run.decoder is not None:
+        return run.decoder if run.decoder.simulated(2) is not None else None
+    return simulated_images(run) if run.image_shape is not None else None
+
+
+def draw(run: Scene, subject: Decoder | np.ndarray) -> Figure:
+    if isinstance(subject, np.ndarray):
+        return _beside(run, subject)
+    return _images(run, subject) if run.decodes_images else _table(run, subject)
+
+
+def _table(run: Scene, decoder: Decoder) -> Figure:
     n = min(len(decoder.x), MOST_POINTS)
     found = decoder.simulated(n)
     assert found is not None
     rows = np.sort(np.random.default_rng(0).choice(len(decoder.x), n, replace=False))
     kept = [k for k, c in enumerate(decoder.columns) if not np.isnan(decoder.x[rows, c]).all()]
     observed, simulated = decoder.x[rows][:, decoder.columns[kept]], found[0][:, kept]
-    names = [scene.name(c) for c in decoder.columns[kept].tolist()]
-    return (_pairs if len(kept) <= MOST_PAIRED else _heat)(scene, names, observed, simulated)
+    names = [run.name(c) for c in decoder.columns[kept].tolist()]
+    return (_pairs if len(kept) <= MOST_PAIRED else _heat)(run, names, observed, simulated)
 
 
-def _images(scene: Scene) -> Figure:
+def _images(run: Scene, decoder: Decoder) -> Figure:
     """Blocks of images: data, means of x given draws of the latents, and draws of x at the same."""
-    decoder, count = scene.decoder, ACROSS**2
-    assert decoder is not None
+    count = ACROSS**2
     found = decoder.simulated(count)
     assert found is not None
     drawn, means = found
     rows = np.random.default_rng(0).permutation(len(decoder.x))[:count]
-    names = ", ".join(plain(s.name) for s in decoder.sites)
+    names = decoder.names
     blocks = [("data", decoder.x[rows])]
     blocks += [] if means is None else [(f"mean of x given {names} drawn from the prior", means)]
     blocks += [("x drawn from the prior" if means is None else f"x drawn at the same {names}", drawn)]
-    return _blocks(scene, blocks)
+    return _blocks(run, blocks)
 
 
-def _blocks(scene: Scene, blocks: list[tuple[str, np.ndarray]]) -> Figure:
+def _blocks(run: Scene, blocks: list[tuple[str, np.ndarray]]) -> Figure:
     """Blocks of images side by side, the first of them data."""
-    shape, (_, data) = scene.image_shape, blocks[0]
+    shape, (_, data) = run.image_shape, blocks[0]
     assert shape is not None
-    title = scene.title(f"what the program simulates from its prior, beside the data{scene.tint}")
+    title = run.title(f"what the program simulates from its prior, beside the data{run.tint}")
     figure = taller_figure(max(6.4, 8.8 / 3 * len(blocks)), 2.62 * shape[0] / shape[1] + 0.2, title)
     for axes, (name, images) in zip(figure.subplots(1, len(blocks)), blocks, strict=True):
-        show(axes, montage(scene.tinted(images), shape, ACROSS, grey_range(data)), name)
+        show(axes, montage(run.tinted(images), shape, ACROSS, grey_range(data)), name)
         axes.set_anchor("N")
     return figure
 
 
-def simulated_images(scene: Scene) -> np.ndarray | None:
+def simulated_images(run: Scene) -> np.ndarray | None:
     """Images [count, D] that the program simulates; None where it does not."""
-    task = scene.task
+    task = run.task
     if (
         task is None
         or task.structure.global_latents
-        or math.prod(task.structure.observed[0].event_shape) != scene.x[0].size
+        or math.prod(task.structure.observed[0].event_shape) != run.x[0].size
     ):
         return None
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -98,26 +107,24 @@ def simulated_images(scene: Scene) -> np.ndarray | None:
         return trace.nodes[task.structure.observed[0].name]["value"].reshape(ACROSS**2, -1).numpy()
 
 
-def images_beside(scene: Scene) -> Figure:
+def _beside(run: Scene, drawn: np.ndarray) -> Figure:
     """Data, and images that a program simulates which has no continuous latents."""
-    drawn = simulated_images(scene)
-    assert drawn is not None
-    x = scene.x.reshape(len(scene.x), -1)
+    x = run.x.reshape(len(run.x), -1)
     rows = np.random.default_rng(0).permutation(len(x))[: ACROSS**2]
-    return _blocks(scene, [("data", x[rows]), ("x that the program simulates", drawn)])
+    return _blocks(run, [("data", x[rows]), ("x that the program simulates", drawn)])
 
 
 # ---- tables ----------------------------------------------------------------------------------------------
 
 
-def _pairs(scene: Scene, names: list[str], observed: np.ndarray, simulated: np.ndarray) -> Figure:
+def _pairs(run: Scene, names: list[str], observed: np.ndarray, simulated: np.ndarray) -> Figure:
     """Every pair of a few columns: data and simulated data over each other, each column's histograms on the diagonal."""
     count = observed.shape[1]
     limits = [_limits(observed[:, d]) for d in range(count)]
     low, high = np.array(limits).T
     outside = float(((simulated < low) | (simulated > high)).any(1).mean())
     note = f"; {percent(outside)} of the simulated rows lie outside the axes" if outside else ""
-    title = scene.title(f"data, and as many rows that the program simulates from its prior{note}")
+    title = run.title(f"data, and as many rows that the program simulates from its prior{note}")
     size = 2.0 if count > 2 else 2.8
     figure = new_figure(max(5.6, size * count), max(4.4, size * count) + 0.6, title)
     grid: Any = figure.subplots(count, count, squeeze=False)
@@ -169,7 +176,7 @@ def _histograms(axes: Axes, observed: np.ndarray, simulated: np.ndarray, limits:
         axes.hist(kept, bins, weights=weights, histtype="step", color=COLORS[name], linewidth=1.2)
 
 
-def _heat(scene: Scene, names: list[str], observed: np.ndarray, simulated: np.ndarray) -> Figure:
+def _heat(run: Scene, names: list[str], observed: np.ndarray, simulated: np.ndarray) -> Figure:
     """Rows of data and of simulated data as heat maps, and the correlations of the columns in the one against the other."""
     D = observed.shape[1]
     center, spread = np.nanmean(observed, 0), np.nanstd(observed, 0)
@@ -177,11 +184,11 @@ def _heat(scene: Scene, names: list[str], observed: np.ndarray, simulated: np.nd
     both = {"observed": (observed - center) / spread, "simulated": (simulated - center) / spread}
     shown = min(HEAT_ROWS, len(observed))
     note = f"{counted(shown)} rows each, sorted along the data's first principal axis"
-    title = scene.title(f"data, and rows that the program simulates from its prior; {note}")
+    title = run.title(f"data, and rows that the program simulates from its prior; {note}")
     figure = new_figure(9.6, 4.4 + 0.3 * (D <= 40), title)
     grid = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
     axis = np.linalg.svd(np.nan_to_num(both["observed"]), full_matrices=False)[2][0]
-    image: Any = None
+    image: AxesImage | None = None
     for axes, (name, values) in zip(grid, both.items(), strict=False):
         few = values[np.linspace(0, len(values) - 1, shown).round().astype(int)]
         few = few[np.argsort(np.nan_to_num(few) @ axis, kind="stable")]

@@ -13,7 +13,9 @@ import numpy as np
 from matplotlib import colors, patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Look = dict[str, Any]  # keywords of a matplotlib artist
@@ -59,10 +61,13 @@ def styled(axes: Axes) -> Axes:
     return axes
 
 
-def color_bar(figure: Figure, image: Any, axes: Any, **how: Any) -> Any:
-    bar: Any = figure.colorbar(image, ax=axes, **how)
+def color_bar(
+    figure: Figure | SubFigure, image: ScalarMappable | None, axes: Axes | list[Axes], **how: Any
+) -> Colorbar:
+    assert image is not None
+    bar = figure.colorbar(image, ax=axes, **how)
     bar.ax.tick_params(labelsize=8, colors=QUIET)
-    bar.outline.set_visible(False)
+    bar.outline.set_visible(False)  # type: ignore[operator]
     return bar
 
 
@@ -77,7 +82,7 @@ def bold(color: np.ndarray) -> Look:
     return {"fontsize": 9, "fontweight": "bold", "color": 0.8 * color, "path_effects": halo, "zorder": 5}
 
 
-def plain(text: Any, most: int = 40) -> str:
+def plain(text: object, most: int = 40) -> str:
     """A user's own words: shortened, and without the dollar signs' meaning to matplotlib."""
     words = str(text)
     words = words if len(words) <= most else words[: most - 1] + "…"

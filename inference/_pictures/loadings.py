@@ -1,52 +1,35 @@
-"""The factors of a linear-Gaussian program: their loadings, the data in their plane, and what they keep of the data."""
+"""The loadings, rotated: the share of the variance that each factor explains, and what is left as noise."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from inference._pictures._factors import Factors, Loadings
-from inference._pictures._fits import explained, fits
-from inference._pictures._images import few_images, framed, image_rows
-from inference._pictures._plane import one_latent, points, spreads
-from inference._pictures._scene import Scene
-from inference._pictures._style import (
-    INK,
-    OKABE_ITO,
-    Look,
-    bold,
-    color_bar,
-    counted,
-    new_figure,
-    percent,
-    plain,
-    styled,
-    taller_figure,
-    three_digits,
-)
+from inference._pictures._views.factors import Factors, Loadings
+from inference._pictures._views.images import framed
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import INK, OKABE_ITO, Look, color_bar, percent, plain, styled, taller_figure
 
 MOST_FACTORS = 24  # of loadings in one picture
 MOST_BLOCKS = 4  # joint values of the discrete latents whose loadings are drawn
 MOST_NAMED = 40  # columns with their names beside them
-MOST_ARROWED = 15  # columns in a biplot
 TURNED = "factors on principal axes (B is known up to a rotation), strongest signal first"
 
 
-# ---- loadings --------------------------------------------------------------------------------------------
+def subject(run: Scene) -> Factors | None:
+    return run.factors
 
 
-def loadings(scene: Scene) -> Figure:
-    """The rotated B, the share of the variance that each factor explains, and the share that is left as noise."""
-    factors = scene.factors
-    assert factors is not None
-    if scene.image_shape is not None and len(factors.columns) == math.prod(scene.image_shape):
-        return _loading_images(scene, factors)
-    return _loading_table(scene, factors)
+def draw(run: Scene, factors: Factors) -> Figure:
+    shape = run.image_shape
+    if shape is not None and len(factors.columns) == math.prod(shape):
+        return _images(run, factors, shape)
+    return _table(run, factors)
 
 
 def _blocks(factors: Factors) -> list[tuple[str, Loadings]]:
@@ -57,23 +40,23 @@ def _blocks(factors: Factors) -> list[tuple[str, Loadings]]:
     return [(f"{plain(factors.exact.label(a))}, {percent(factors.weights[a])}", factors.loadings(a)) for a in heaviest]
 
 
-def _loading_table(scene: Scene, factors: Factors) -> Figure:
+def _table(run: Scene, factors: Factors) -> Figure:
     blocks, columns = _blocks(factors), factors.columns
     D, L = len(columns), min(factors.L, MOST_FACTORS)
     named = D <= MOST_NAMED
     cell = 0.72 if L <= 6 else 0.42
     widths = [max(1.0, cell * L), 1.7] * len(blocks) + [1.6 + 0.16 * L] * (len(blocks) == 1)
     height = float(np.clip(1.5 + 0.3 * D, 3.6, 9.0))
-    figure = taller_figure(max(6.4, 2.0 + sum(widths)), height, scene.title(TURNED))
+    figure = taller_figure(max(6.4, 2.0 + sum(widths)), height, run.title(TURNED))
     grid = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
-    image: Any = None
+    image: AxesImage | None = None
     for i, (name, block) in enumerate(blocks):
         heat, left = _style_pair(grid[2 * i], grid[2 * i + 1])
         image = _heat(heat, block.correlations[:, :L], height / D > 0.2 and L <= 8)
         heat.set_title(name or "correlation with\nthe factor", loc="left", fontsize=9, color=INK)
         _noise_bars(left, block)
         left.set_ylim(heat.get_ylim())
-        heat.set_yticks(range(D) if named else [], [scene.name(c) if i == 0 else "" for c in columns] if named else [])
+        heat.set_yticks(range(D) if named else [], [run.name(c) if i == 0 else "" for c in columns] if named else [])
         if not named and i == 0:
             heat.set_ylabel(f"{D} columns, in their order")
     if len(blocks) == 1:
@@ -88,7 +71,7 @@ def _style_pair(heat: Axes, bars: Axes) -> tuple[Axes, Axes]:
     return heat, bars
 
 
-def _heat(axes: Axes, field: np.ndarray, written: bool) -> Any:
+def _heat(axes: Axes, field: np.ndarray, written: bool) -> AxesImage:
     """Correlations [D, L] from −1 to 1, in colours and, where there is room, in numbers."""
     image = axes.imshow(field, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
     L = field.shape[1]
@@ -128,23 +111,22 @@ def _scree(axes: Axes, block: Loadings) -> None:
     axes.set_xlabel("factor")
 
 
-def _loading_images(scene: Scene, factors: Factors) -> Figure:
+def _images(run: Scene, factors: Factors, shape: tuple[int, int]) -> Figure:
     """Each rotated column of B as an image; for a program without discrete latents also the noise and the scree."""
-    shape, blocks = scene.image_shape, _blocks(factors)
-    assert shape is not None
+    blocks = _blocks(factors)
     order = np.argsort(factors.columns)
     L = min(factors.L, MOST_FACTORS if len(blocks) == 1 else 8)
     across = min(L, 5 if L <= 10 else 6) if len(blocks) == 1 else L
     down = -(-L // across) if len(blocks) == 1 else len(blocks)
     more = f"; {L} of {factors.L}" if factors.L > L else ""
     tall = (0.3 + 1.05 * shape[0] / shape[1]) * down
-    figure = taller_figure(8.8, max(tall, 3.4 if len(blocks) == 1 else 0) + 0.4, scene.title(TURNED + more))
+    figure = taller_figure(8.8, max(tall, 3.4 if len(blocks) == 1 else 0) + 0.4, run.title(TURNED + more))
     outer = figure.add_gridspec(1, 2, width_ratios=(3, 1.15)) if len(blocks) == 1 else figure.add_gridspec(1, 1)
     inner = outer[0, 0].subgridspec(down, across)
     pictures = [(f"{k + 1}:  {percent(b.shares[k])}", b.coefficients[order, k]) for _, b in blocks for k in range(L)]
     reach = float(np.quantile(np.abs([p for _, p in pictures]), 0.998)) or 1.0
     panels = [figure.add_subplot(inner[divmod(i, across)]) for i in range(len(pictures))]
-    image: Any = None
+    image: AxesImage | None = None
     for i, (axes, (text, picture)) in enumerate(zip(panels, pictures, strict=True)):
         look: Look = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach, "interpolation": "nearest"}
         image = axes.imshow(picture.reshape(shape), **look)
@@ -167,81 +149,3 @@ def _noise_image(figure: Figure, axes: Axes, noise: np.ndarray) -> None:
     axes.set_title("noise, standard deviation", loc="left", fontsize=9, color=INK)
     framed(axes)
     color_bar(figure, image, axes, shrink=0.8, aspect=12, pad=0.02)
-
-
-# ---- latents ---------------------------------------------------------------------------------------------
-
-
-def latents(scene: Scene) -> Figure:
-    """The posterior means of the two leading factors, coloured by label."""
-    factors = scene.factors
-    assert factors is not None
-    mean, covariance = factors.scores()
-    note = "" if len(mean) == len(scene.x) else f"; {counted(len(mean))} of {counted(len(scene.x))} rows drawn"
-    labels = None if scene.labels is None else scene.labels[factors.rows]
-    block = factors.loadings(0)
-    if factors.L == 1:
-        name = f"factor 1 ({percent(block.shares[0])} of the variance)"
-        title = f"posterior means of the only factor{note}"
-        return one_latent(scene, mean[:, 0], np.sqrt(covariance[:, 0, 0]), labels, title, name)
-    figure = new_figure(7.2, 6.0, scene.title(f"posterior means on principal axes (B is known up to a rotation){note}"))
-    axes = styled(figure.add_subplot())
-    axes.set_aspect("equal", adjustable="datalim")
-    points(figure, axes, mean[:, :2], labels)
-    few = np.linspace(0, len(mean) - 1, min(len(mean), 12)).round().astype(int)
-    spreads(axes, mean[few, :2], covariance[few, :2, :2])
-    if len(factors.columns) <= MOST_ARROWED and scene.image_shape is None:
-        _arrows(axes, block.correlations[:, :2], [scene.name(c) for c in factors.columns], mean[:, :2])
-    axes.set_xlabel(f"factor 1 ({percent(block.shares[0])} of the variance)")
-    axes.set_ylabel(f"factor 2 ({percent(block.shares[1])})")
-    return figure
-
-
-def _arrows(axes: Axes, loads: np.ndarray, names: list[str], points: np.ndarray) -> None:
-    """The columns that the two factors move most, as arrows in their plane."""
-    length = np.hypot(*loads.T)
-    strongest = [k for k in np.argsort(-length)[:8] if length[k] > 0.3 * length.max()]
-    factor = 0.8 * float(np.quantile(np.hypot(*points.T), 0.98)) / length.max()
-    span = float(np.ptp(points, axis=0).max())
-    taken: list[tuple[float, float, float]] = []  # left, right and height of each label
-    for k in strongest:
-        tip = factor * loads[k]
-        arrow: Look = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "alpha": 0.8}
-        axes.annotate("", tip, (0, 0), arrowprops=arrow, zorder=4)
-        text = plain(names[k], 24)
-        (x, y), width = 1.06 * tip, 0.02 * span * len(text)
-        left = x if tip[0] > 0 else x - width
-        for step in sorted(np.arange(-12, 13), key=abs):  # as near to the tip as other labels let it
-            y = 1.06 * tip[1] + 0.015 * step * span
-            if not any(left < u and v < left + width and abs(y - h) < 0.04 * span for v, u, h in taken):
-                break
-        taken.append((left, left + width, y))
-        axes.text(
-            x, y, text, ha="left" if tip[0] > 0 else "right", va="center", **bold(np.full(3, 0.2)) | {"fontsize": 8}
-        )
-    axes.update_datalim([(u, h) for v, w, h in taken for u in (v, w)])
-    axes.autoscale_view()
-
-
-# ---- reconstruction --------------------------------------------------------------------------------------
-
-
-def reconstruction(scene: Scene) -> Figure:
-    """What the factors make of each datum, against the datum."""
-    factors = scene.factors
-    assert factors is not None
-    x = scene.x.reshape(len(scene.x), -1)[factors.rows][:, factors.columns]
-    if scene.image_shape is not None and len(factors.columns) == math.prod(scene.image_shape):
-        order = np.argsort(factors.columns)
-        return _image_rows(scene, x[:, order], factors.signal[:, order], factors.rows)
-    title = "observed against B E[z | x] + b, what the factors keep of each datum"
-    return fits(scene, x, factors.signal, factors.columns, title)
-
-
-def _image_rows(scene: Scene, x: np.ndarray, made: np.ndarray, rows: np.ndarray) -> Figure:
-    """Ten images, their reconstructions below them."""
-    labels = None if scene.labels is None else scene.labels[rows]
-    few = few_images(len(x), labels)
-    kept = three_digits(float(explained(x.reshape(-1, 1), made.reshape(-1, 1))[0]))
-    title = scene.title(f"originals above B E[z | x] + b, what the factors keep of them; R² over all pixels {kept}")
-    return image_rows(scene, title, [("original", x[few]), ("reconstruction", made[few])])

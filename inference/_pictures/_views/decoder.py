@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from guides import at
-from inference._families._all import base_of
+from inference._families._registry import base_of
 from inference._method.task import Task
-from inference._pictures._oracle import columns_of
+from inference._pictures._views.oracle import columns_of
+from inference._pictures._views.style import plain
 from inference._sampling.weights import guide_draws
 from zoo._errors import UsageError
 from zoo._program.source import blame
@@ -86,7 +89,7 @@ class Decoder:
         moved = self.structure.axes.datum_first(value, len(fn.event_shape))
         return moved.detach().reshape(len(moved), -1)
 
-    def _gathered(self, trace: Any, what: str) -> np.ndarray | None:
+    def _gathered(self, trace: Trace, what: str) -> np.ndarray | None:
         """What a trace says of `columns`, [n, columns]; None where a site has no finite mean."""
         pieces = []
         try:
@@ -113,7 +116,7 @@ class Decoder:
             parts.append(self._gathered(trace, "mean"))
         return None if any(p is None for p in parts) else np.concatenate([p for p in parts if p is not None])
 
-    def _trace(self, x: Tensor | None, n: int, latents: Latents) -> Any:
+    def _trace(self, x: Tensor | None, n: int, latents: Latents) -> Trace:
         sites = {s.name: s for s in self.sites}
         given = {k: self.structure.axes.as_program(v, sites[k]) for k, v in latents.items()}
         with torch.random.fork_rng(devices=[]), blame(self.task.program.name):
@@ -166,6 +169,16 @@ class Decoder:
         return None if centers is None or not len(self.columns) else self.decoded(centers, rows)
 
     @cached_property
+    def reconstructs(self) -> bool:
+        """Whether E[x | latents] of the data is to be had."""
+        return self.reconstructed(self.rows[:2]) is not None
+
+    @property
+    def names(self) -> str:
+        """The latents, as a title says them."""
+        return ", ".join(plain(s.name) for s in self.sites)
+
+    @cached_property
     def plane(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The topmost latent of the data drawn, flat: posterior means [drawn, L] and covariances [drawn, L, L]."""
         draws = self.draws(self.rows)
@@ -190,7 +203,7 @@ class Decoder:
             values = self._by_row(node, "value")
             if values.shape[1] != 2:
                 return None
-            quantiles = _quantiles(node["fn"], values, torch.as_tensor(shares, dtype=values.dtype))
+            quantiles = _quantiles(cast(Distribution, node["fn"]), values, torch.as_tensor(shares, dtype=values.dtype))
             first, second = torch.meshgrid(quantiles[0], quantiles[1], indexing="xy")
             shape = (-1, *(size for _, size in self.top.inner_dims), *self.top.event_shape)
             known = {self.top.name: torch.stack([first, second], -1).reshape(shape)}
@@ -207,7 +220,7 @@ def _dtype(values: np.ndarray, task: Task) -> torch.dtype | None:
     return task.x.dtype if np.issubdtype(values.dtype, np.floating) else None
 
 
-def _quantiles(fn: Any, values: Tensor, shares: Tensor) -> Tensor:
+def _quantiles(fn: Distribution, values: Tensor, shares: Tensor) -> Tensor:
     """Quantiles [2, q] of the two numbers of a site: from its family, or else of its draws [n, 2]."""
     base = base_of(fn)
     try:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from inference._exact.densities import View
 from inference._exact.enumeration import Enumeration
-from inference._families import _all
+from inference._families._family import Family
+from inference._families._gaussian import Gaussian
 from inference._method.task import Task
-from inference._pictures._style import percent, plain
+from inference._pictures._views.style import percent, plain
 from zoo._errors import UsageError
 from zoo._program.source import blame
 
@@ -115,7 +118,7 @@ class Oracle:
             return self.exact.views(None, self.globals)[0]
 
     @cached_property
-    def _sites(self) -> dict[str, tuple[Any, np.ndarray]]:
+    def _sites(self) -> dict[str, tuple[Distribution, np.ndarray]]:
         """Observed site → (its distribution on two rows under all assignments, the column of x of each entry or −1)."""
         seen = np.argsort(np.isnan(self.x).sum(1), kind="stable")[:200]
         few = self.task.x[self.rows[np.sort(seen)]]
@@ -124,11 +127,14 @@ class Oracle:
             latents = {**self.exact.assignments, **self.globals}
             probe = self.task.program.trace(few[[0, -1]].nan_to_num(0.0), latents=latents, raw=True)
         x = few.reshape(len(few), -1)
-        out: dict[str, tuple[Any, np.ndarray]] = {}
+        out: dict[str, tuple[Distribution, np.ndarray]] = {}
         for site in self.task.structure.observed:
-            value: Any = plain.nodes[site.name]["value"]
-            if site.scope == "local" and value.shape[:1] == x.shape[:1]:
-                out[site.name] = (probe.nodes[site.name]["fn"], columns_of(value.reshape(len(x), -1), x))
+            value = plain.nodes[site.name]["value"]
+            if value is not None and site.scope == "local" and value.shape[:1] == x.shape[:1]:
+                out[site.name] = (
+                    cast(Distribution, probe.nodes[site.name]["fn"]),
+                    columns_of(value.reshape(len(x), -1), x),
+                )
         return out
 
     @cached_property
@@ -145,14 +151,14 @@ class Oracle:
                 means[:, columns[use]] = own[:, use]
         return means
 
-    def support(self, column: int) -> Any | None:
+    def support(self, column: int) -> Constraint | None:
         """The constraint on a column's values, or None where its site has none entry by entry."""
         for fn, columns in self._sites.values():
             if column in columns:
                 support = fn.support
-                while hasattr(support, "base_constraint"):
+                while support is not None and hasattr(support, "base_constraint"):
                     support = support.base_constraint
-                return None if support.event_dim else support
+                return None if support is None or support.event_dim else support
         return None
 
     def is_whole(self, column: int) -> bool:
@@ -167,7 +173,7 @@ class Oracle:
     def gaussian(self) -> bool:
         """Whether every column is Gaussian given the component."""
         return self.covariance(list(range(self.x.shape[1]))[:2]) is not None and all(
-            isinstance(self.exact.families.get(n), _all.Normal | _all.MultivariateNormal) for n in self._sites
+            isinstance(self.exact.families.get(n), Gaussian) for n in self._sites
         )
 
     def covariance(self, columns: Sequence[int]) -> np.ndarray | None:
@@ -216,7 +222,7 @@ def _exactly(values: torch.Tensor, dtype: torch.dtype) -> list[bytes]:
     return [column.tobytes() for column in (values.to(dtype).nan_to_num(0.0) + 0.0).numpy().T]
 
 
-def _mean_of(fn: Any, assignments: int) -> np.ndarray | None:
+def _mean_of(fn: Distribution, assignments: int) -> np.ndarray | None:
     """The mean [A, E] of a distribution over two rows, or None where it has none or differs from row to row."""
     try:
         mean = fn.mean
@@ -226,17 +232,8 @@ def _mean_of(fn: Any, assignments: int) -> np.ndarray | None:
     return mean[:, 0].detach().numpy() if torch.equal(mean[:, 0], mean[:, 1]) else None
 
 
-def _block(family: Any, view: View, entries: list[int]) -> np.ndarray | None:
+def _block(family: Family | None, view: View, entries: list[int]) -> np.ndarray | None:
     """The covariance [A, e, e] of some entries of a Gaussian site, or None for another family."""
-    if view.params is None:
+    if view.params is None or not isinstance(family, Gaussian):
         return None
-    p = {k: v.detach() for k, v in view.params.items()}
-    if isinstance(family, _all.Normal):
-        return torch.diag_embed(p["scale"][:, entries].square()).numpy()
-    if not isinstance(family, _all.MultivariateNormal):
-        return None
-    if "scale_tril" in p:
-        part = p["scale_tril"][:, entries]
-        return (part @ part.mT).numpy()
-    full = p["covariance_matrix"] if "covariance_matrix" in p else torch.linalg.inv(p["precision_matrix"])
-    return full[:, entries][:, :, entries].numpy()
+    return family.covariance({k: v.detach() for k, v in view.params.items()}, entries).numpy()

@@ -1,4 +1,4 @@
-"""Whether a fit can be trusted: what was climbed, by iteration, and the importance weights' k-hat, by datum."""
+"""What was climbed, by iteration, and its distance to where it ended."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from inference._pictures._images import grey_range, montage, show
-from inference._pictures._scene import Scene
-from inference._pictures._style import (
-    INK,
-    OKABE_ITO,
-    QUIET,
-    Look,
-    counted,
-    new_figure,
-    plain,
-    styled,
-    taller_figure,
-)
-
-MOST_IMAGES = 10  # with the worst k-hat, and as many with the best
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import INK, OKABE_ITO, Look, new_figure, plain, styled
 
 _CLIMBED = {
     "log_likelihood": "log p(x; θ), nats",
@@ -36,30 +23,36 @@ _CLIMBED = {
 _HELD_OUT = "_held_out"
 
 
-def trace(scene: Scene) -> Figure:
-    """What was climbed, and its distance to where it ended; with rows held out, what it came to on them, and the end of it."""
-    name = min((k for k in scene.trace if k != "lr" and not k.endswith(_HELD_OUT)), key=lambda k: k not in _CLIMBED)
-    watched = scene.trace.get(name + _HELD_OUT)
-    values, noisy = scene.trace[name], "lr" in scene.trace
+def subject(run: Scene) -> str | None:
+    """The name of what was climbed."""
+    if not any(len(values) for name, values in run.trace.items() if name != "lr"):
+        return None
+    return min((k for k in run.trace if k != "lr" and not k.endswith(_HELD_OUT)), key=lambda k: k not in _CLIMBED)
+
+
+def draw(run: Scene, name: str) -> Figure:
+    """With rows held out, what it came to on them, and the end of it."""
+    watched = run.trace.get(name + _HELD_OUT)
+    values, noisy = run.trace[name], "lr" in run.trace
     label = _CLIMBED.get(name, plain(name.replace("_", " ")))
-    figure = new_figure(8.4, 3.9, scene.title())
+    figure = new_figure(8.4, 3.9, run.title())
     left, right = (styled(axes) for axes in figure.subplots(1, 2))
-    step = "epoch" if noisy else "evaluation" if "evaluations" in scene.json["notes"] else "iteration"
+    step = "epoch" if noisy else "evaluation" if "evaluations" in run.json["notes"] else "iteration"
     iterations = np.arange(noisy, len(values) + noisy)
     for axes in (left, right):
         axes.set_xlabel(step)
         axes.ticklabel_format(axis="y", useOffset=False, style="plain")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if noisy:
-            _rate_drops(axes, iterations, scene.trace["lr"])
+            _rate_drops(axes, iterations, run.trace["lr"])
     if watched is not None:
         _both(left, right, iterations, values, watched, label)
     else:
         _climb(left, iterations, values, label, noisy)
     for axes in (left,) if watched is None else (left, right):
         if name.endswith("per_datum"):
-            _verified(axes, scene.json, legend=axes is left)
-    _restarts(left, scene.json["notes"].get("restarts") or [])
+            _verified(axes, run.json, legend=axes is left)
+    _restarts(left, run.json["notes"].get("restarts") or [])
     if watched is None:
         _distance(right, iterations, values, noisy)
     return figure
@@ -156,94 +149,3 @@ def _distance(axes: Axes, iterations: np.ndarray, values: np.ndarray, noisy: boo
         axes.plot(at, distance[kept], color=OKABE_ITO[2], linewidth=width, alpha=alpha, marker=marker)
         if kept.any():
             axes.set_yscale("log")
-
-
-def khat_by_datum(scene: Scene) -> Figure:
-    """k-hat and effective sample size, by datum and sorted."""
-    khat = scene.stats["khat"]
-    ess = scene.stats.get("ess")
-    bad = int((~(khat <= 0.7)).sum())
-    verdict = f"{counted(bad)} of {counted(len(khat))} data above 0.7: their estimates cannot be trusted"
-    verdict = verdict if bad else "no datum above 0.7"
-    figure = new_figure(8.4, 5.2 if ess is not None else 3.4, scene.title(verdict))
-    rows = 1 if ess is None else 2
-    grid = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row", width_ratios=(3, 1))
-    for axes in grid.ravel():
-        styled(axes)
-    top = float(np.clip(np.nanmax(khat[np.isfinite(khat)], initial=0.9), 0.9, 3.0)) * 1.08
-    shown = np.minimum(np.where(np.isnan(khat), np.inf, khat), top)
-    shown = np.maximum(shown, -0.5)
-    shade = np.array(OKABE_ITO)[np.select([khat <= 0.5, khat <= 0.7], [0, 4], 1)]
-    _by_datum(grid[0, 0], grid[0, 1], shown, shade)
-    for axes in grid[0]:
-        for level in (0.5, 0.7):
-            axes.axhline(level, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-    below = " (lower ones at −0.5)" if (khat < -0.5).any() else ""
-    grid[0, 0].set(ylabel=f"k-hat{below}", ylim=(min(-0.05, float(shown.min()) - 0.05), top + 0.06))
-    _label_worst(grid[0, 0], shown, khat)
-    if ess is not None:
-        _by_datum(grid[1, 0], grid[1, 1], np.maximum(ess, 0.5), shade)
-        grid[1, 0].set(ylabel="effective sample size", yscale="log")
-        grid[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        grid[1, 0].yaxis.set_minor_locator(NullLocator())
-    grid[-1, 0].set_xlabel("datum (row, counting from 0)")
-    grid[-1, 1].set_xlabel("share of the data below")
-    return figure
-
-
-def _by_datum(left: Axes, right: Axes, values: np.ndarray, shade: np.ndarray) -> None:
-    n = len(values)
-    points: Look = {"s": float(np.clip(3000 / n, 2, 16)), "linewidths": 0, "rasterized": n > 2000}
-    left.scatter(np.arange(n), values, c=shade, alpha=float(np.clip((2000 / n) ** 0.5, 0.2, 0.85)), **points)
-    right.step((np.arange(n) + 1) / n, np.sort(values), where="pre", color=INK, linewidth=1.3)
-    right.set_xlim(-0.02, 1.02)
-
-
-def _label_worst(axes: Axes, shown: np.ndarray, khat: np.ndarray) -> None:
-    """The rows of the largest k-hat, five at most, by their index; what lies beyond the axis with its value."""
-    worst = np.argsort(-np.where(np.isnan(khat), np.inf, khat), kind="stable")[:5]
-    taken: list[tuple[float, float]] = []
-    span = np.diff(axes.get_ylim())[0]
-    for row in worst[~(khat[worst] <= 0.5)].tolist():
-        at = (row / len(khat), (shown[row] - axes.get_ylim()[0]) / span)
-        if any(abs(at[0] - u) < 0.07 and abs(at[1] - v) < 0.06 for u, v in taken):
-            continue
-        taken.append(at)
-        value = f"{khat[row]:.1f}" if np.isfinite(khat[row]) else "∞"
-        text = f"{row}" if khat[row] <= shown[row] else f"{row} ({value})"
-        axes.annotate(text, (row, shown[row]), (4, 2), textcoords="offset points", fontsize=8, color=INK)
-
-
-def worst_khat(scene: Scene) -> Figure:
-    """The images with the largest k-hat, and those with the smallest; below each what the latents keep of it."""
-    khat, shape = scene.stats["khat"], scene.image_shape
-    assert shape is not None
-    order = np.argsort(np.where(np.isnan(khat), np.inf, khat), kind="stable")
-    count = min(MOST_IMAGES, len(khat) // 2)
-    x = scene.x.reshape(len(scene.x), -1)
-    grey = grey_range(x[np.concatenate([order[:count], order[-count:]])])
-    what = f"the images with the worst and the best k-hat of their importance weights{scene.tint}"
-    figure = taller_figure(8.8, 0.0, scene.title(what))
-    parts, blocks = [], (("worst", order[::-1][:count].copy()), ("best", order[:count]))
-    for name, rows in blocks:
-        lines = [x[rows]]
-        made = scene.decoder.reconstructed(rows) if scene.decodes_images and scene.decoder is not None else None
-        lines += [] if made is None else [scene.tinted(made)]
-        parts.append((name, rows, montage(np.concatenate(lines), shape, count, grey)))
-    lines_each = (parts[0][2].shape[0] - 1) // (shape[0] + 1)
-    tall = 2 * (lines_each * 0.8 * shape[0] / shape[1] + 0.38)
-    figure.set_size_inches(8.8, figure.get_figheight() + tall)
-    for axes, (name, rows, picture) in zip(figure.subplots(2, 1), parts, strict=True):
-        show(axes, picture)
-        axes.set_anchor("W")
-        at = np.arange(count) * (shape[1] + 1) + (shape[1] + 1) / 2
-        axes.set_xticks(at, [f"row {row}\n{_khat_text(khat[row])}" for row in rows.tolist()], fontsize=8, color=INK)
-        axes.tick_params(labelbottom=False, labeltop=True, length=0)
-        labels = [name, "mean of x"][:lines_each]
-        axes.set_yticks((np.arange(lines_each) + 0.5) * (shape[0] + 1), labels, fontsize=9, color=INK)
-    return figure
-
-
-def _khat_text(khat: float) -> str:
-    return f"{khat:.2f}".replace("-", "−") if np.isfinite(khat) else "∞"

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
-from inference._pictures._scene import Scene
-from inference._pictures._style import (
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import (
     INK,
     OKABE_ITO,
     QUIET,

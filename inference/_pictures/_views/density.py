@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from torch.distributions.constraints import Constraint
 
-from inference._pictures._oracle import Oracle
+from inference._pictures._views.oracle import Oracle
 from zoo._errors import UsageError
 
 SHADES = ("#F1F1F1", "#E3E3E3", "#D2D2D2", "#BEBEBE")  # outermost region first
@@ -65,7 +65,7 @@ def density_of(oracle: Oracle, columns: Sequence[int], count: int) -> Density | 
         joint = oracle.marginal(points, columns).reshape(*map(len, axes), oracle.A)
     except UsageError:  # a family of which nothing can be left out
         return None
-    cell: Any = 1.0
+    cell = np.ones(())
     for axis, whole in made:
         cell = np.multiply.outer(cell, np.ones_like(axis) if whole else cells(axis))
     density = Density(axes, joint, cell, any(whole for _, whole in made))
@@ -96,7 +96,7 @@ def _axis(oracle: Oracle, column: int, count: int) -> tuple[np.ndarray, bool]:
     return (axis if support is None else _within(axis, support, whole)), whole
 
 
-def _within(axis: np.ndarray, support: Any, whole: bool) -> np.ndarray:
+def _within(axis: np.ndarray, support: Constraint, whole: bool) -> np.ndarray:
     """The points of an axis inside a support, and more of them towards its borders, where densities may be steep."""
     inside = torch.as_tensor(support.check(torch.as_tensor(axis))).numpy()
     if inside.shape != axis.shape or inside.sum() < 2:

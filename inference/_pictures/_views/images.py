@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
-from inference._pictures._scene import Scene
-from inference._pictures._style import FAINT, INK, UNSEEN, taller_figure
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import FAINT, INK, UNSEEN, taller_figure
 
 
 def few_images(n: int, labels: np.ndarray | None, count: int = 10) -> np.ndarray:
@@ -61,13 +59,13 @@ def image_rows(scene: Scene, title: str, named: list[tuple[str, np.ndarray]]) ->
     return figure
 
 
-def draw_image_rows(figure: Any, scene: Scene, named: list[tuple[str, np.ndarray]]) -> None:
+def draw_image_rows(figure: Figure | SubFigure, scene: Scene, named: list[tuple[str, np.ndarray]]) -> None:
     """Rows of images on one grey scale, the first row's; tinted where unobserved."""
     shape, across = scene.image_shape, len(named[0][1])
     assert shape is not None
     cmap = colormaps["gray_r"].with_extremes(bad=UNSEEN)
     low, high = float(np.nanmin(named[0][1])), float(np.nanmax(named[0][1]))
-    grid: Any = figure.subplots(len(named), across, squeeze=False)
+    grid = figure.subplots(len(named), across, squeeze=False)
     for (name, images), line in zip(named, grid, strict=True):
         for axes, image in zip(line, images, strict=True):
             axes.imshow(image.reshape(shape), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")

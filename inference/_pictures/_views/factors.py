@@ -19,7 +19,7 @@ from inference._exact.gaussian import Gaussian
 from inference._exact.linear import LinearGaussian
 from inference._exact.quadratic import Quadratic
 from inference._method.task import Task
-from inference._pictures._oracle import columns_of, drawn_rows
+from inference._pictures._views.oracle import columns_of, drawn_rows
 from zoo._program.source import blame
 
 

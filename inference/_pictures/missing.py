@@ -1,20 +1,19 @@
-"""Which entries were unobserved, and what the run's program takes them for."""
+"""The pattern of what was unobserved; where it can be imputed, below it what came out."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colors
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
-from inference._pictures._images import draw_image_rows, few_images
-from inference._pictures._scene import Scene
-from inference._pictures._style import (
+from inference._pictures._views.images import draw_image_rows, few_images
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import (
     INK,
     OKABE_ITO,
     QUIET,
@@ -35,37 +34,41 @@ IMAGE_DRAWS = 3  # joint draws of each image
 MOST_COLUMNS = 6  # whose imputed values are drawn
 
 
-def missing_entries(scene: Scene) -> Figure:
-    """The pattern of what was unobserved; where it can be imputed, below it what came out."""
-    missing = np.isnan(scene.x.reshape(len(scene.x), -1))
+def subject(run: Scene) -> np.ndarray | None:
+    """Which entries are unobserved [n, D]."""
+    missing = np.isnan(run.x.reshape(len(run.x), -1))
+    return missing if missing.any() else None
+
+
+def draw(run: Scene, missing: np.ndarray) -> Figure:
     order, bands = _bands(missing)
     n, D = missing.shape
     share = (
         f"{percent(missing.mean())} of {counted(n)} × {counted(D)} entries unobserved, {counted(len(bands))} pattern"
     )
     share += "s" * (len(bands) != 1)
-    rows, found = _imputed(scene)
-    image = scene.image_shape
+    rows, found = _imputed(run)
+    image = run.image_shape
     if found is None:
-        figure = new_figure(7.2, 5.0, scene.title(share))
-        top: Any = figure
+        figure = new_figure(7.2, 5.0, run.title(share))
+        top: Figure | SubFigure = figure
     else:
         tall = 3.8 if image is None else (3 + len(found.draws)) * (0.76 * image[0] / image[1] + 0.06)
-        figure = new_figure(8.4, 4.4 + tall, scene.title(share))
+        figure = new_figure(8.4, 4.4 + tall, run.title(share))
         top, below = figure.subfigures(2, 1, height_ratios=(4.4, tall))
         if image is None:
-            _imputed_columns(below, scene, rows, found)
+            _imputed_columns(below, run, rows, found)
         else:
-            _imputed_images(below, scene, found)
+            _imputed_images(below, run, found)
     panels = top.subplots(1, 2, width_ratios=(1.3, 1)) if image else [top.add_subplot()]
-    _pattern(top, styled(panels[0]), scene, missing[order])
+    _pattern(top, styled(panels[0]), run, missing[order])
     _count_bands(panels[0], bands, n, D - 0.5)
     if image:
         _missing_map(top, panels[1], missing.mean(0).reshape(image))
     return figure
 
 
-def _pattern(figure: Any, axes: Axes, scene: Scene, missing: np.ndarray) -> None:
+def _pattern(figure: Figure | SubFigure, axes: Axes, run: Scene, missing: np.ndarray) -> None:
     """Rows × columns of what was unobserved, with how much of each column."""
     n, D = missing.shape
     few = np.linspace(0, n - 1, min(n, 2000)).round().astype(int)
@@ -76,7 +79,7 @@ def _pattern(figure: Any, axes: Axes, scene: Scene, missing: np.ndarray) -> None
     if D <= 30:
         for d in range(D - 1):
             axes.axvline(d + 0.5, color="white", linewidth=1.5)
-        names = [f"{plain(scene.name(d), 40 if D <= 6 else 16)}\n{percent(missing[:, d].mean())}" for d in range(D)]
+        names = [f"{plain(run.name(d), 40 if D <= 6 else 16)}\n{percent(missing[:, d].mean())}" for d in range(D)]
         axes.set_xticks(range(D), names, **turned(D))
     else:
         axes.set_xlabel(f"{D} columns, in their order")
@@ -88,18 +91,18 @@ def _pattern(figure: Any, axes: Axes, scene: Scene, missing: np.ndarray) -> None
 # ---- what was imputed ------------------------------------------------------------------------------------
 
 
-def _imputed(scene: Scene) -> tuple[np.ndarray, Imputation | None]:
+def _imputed(run: Scene) -> tuple[np.ndarray, Imputation | None]:
     """The rows that are drawn, and their imputation in the data's own units; None where there is none to be had."""
-    task = scene.task
+    task = run.task
     if task is None:
         return np.zeros(0, dtype=int), None
-    seen = ~np.isnan(scene.x.reshape(len(scene.x), -1))
+    seen = ~np.isnan(run.x.reshape(len(run.x), -1))
     rows = np.flatnonzero(~seen.all(1) & seen.any(1))
-    if scene.image_shape is None:
+    if run.image_shape is None:
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_IMPUTED)).round().astype(int)]
     else:
-        rows = rows[few_images(len(rows), None if scene.labels is None else scene.labels[rows])]
-    draws = _posterior(scene, rows)
+        rows = rows[few_images(len(rows), run.labels_of(rows))]
+    draws = _posterior(run, rows)
     if not len(rows) or draws is None:
         return rows, None
     try:
@@ -108,33 +111,33 @@ def _imputed(scene: Scene) -> tuple[np.ndarray, Imputation | None]:
             found = impute(replace(task, x=task.x[rows]), draws, task.global_start(), IMAGE_DRAWS)
     except UsageError:  # a family whose entries cannot be imputed
         return rows, None
-    center, scale = (None if scene.json.get(k) is None else np.asarray(scene.json[k]) for k in ("center", "scale"))
+    center, scale = (None if run.json.get(k) is None else np.asarray(run.json[k]) for k in ("center", "scale"))
     return rows, found.in_units(center, scale)
 
 
-def _posterior(scene: Scene, rows: np.ndarray) -> dict[str, np.ndarray] | None:
+def _posterior(run: Scene, rows: np.ndarray) -> dict[str, np.ndarray] | None:
     """Draws of every local latent of some rows, site → [draws, rows, …], or None where there are none."""
-    assert scene.task is not None
-    local = {s.name.replace("/", "."): s.name for s in scene.task.structure.local_latents}
-    if scene.decoder is not None and {s.name for s in scene.decoder.sites} == set(local.values()):
-        drawn = scene.decoder.draws(rows)
+    assert run.task is not None
+    local = {s.name.replace("/", "."): s.name for s in run.task.structure.local_latents}
+    if run.decoder is not None and {s.name for s in run.decoder.sites} == set(local.values()):
+        drawn = run.decoder.draws(rows)
         return None if drawn is None else {k: v.numpy() for k, v in drawn.items()}
-    draws = {local[k]: v[0][:, rows] for k, v in scene.draws.items() if k in local}
+    draws = {local[k]: v[0][:, rows] for k, v in run.draws.items() if k in local}
     return draws if len(draws) == len(local) else None
 
 
-def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputation) -> None:
+def _imputed_columns(figure: Figure | SubFigure, run: Scene, rows: np.ndarray, found: Imputation) -> None:
     """The most-missing columns: the observed values beside what was imputed, each with its standard deviation."""
     missing = found.missing.mean(0)
-    share = np.isnan(scene.x).mean(0)
+    share = np.isnan(run.x).mean(0)
     columns = [int(d) for d in np.argsort(-share, kind="stable") if missing[d] > 0 and share[d] < 1][:MOST_COLUMNS]
     if not columns:
         return
     random = np.random.default_rng(0)
-    center, scale = (np.asarray(scene.json.get(k) or v) for k, v in (("center", 0.0), ("scale", 1.0)))
-    whole = scene.x * scale + center
+    center, scale = (np.asarray(run.json.get(k) or v) for k, v in (("center", 0.0), ("scale", 1.0)))
+    whole = run.x * scale + center
     for axes, d in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
-        styled(axes).set_title(plain(scene.name(d), 18), loc="left", fontsize=9, color=INK)
+        styled(axes).set_title(plain(run.name(d), 18), loc="left", fontsize=9, color=INK)
         values = whole[~np.isnan(whole[:, d]), d]
         values = random.choice(values, min(len(values), 400), replace=False)
         look: Look = {"color": QUIET, "s": 6, "alpha": 0.5, "linewidths": 0, "zorder": 1}
@@ -152,12 +155,12 @@ def _imputed_columns(figure: Any, scene: Scene, rows: np.ndarray, found: Imputat
     figure.supxlabel(note, fontsize=8, color=QUIET)
 
 
-def _imputed_images(figure: Any, scene: Scene, found: Imputation) -> None:
+def _imputed_images(figure: Figure | SubFigure, run: Scene, found: Imputation) -> None:
     """Ten images with their holes, filled in, and how sure that is: standard deviations and joint draws."""
     mean, sd, missing = (part.reshape(len(part), -1) for part in (found.mean, found.sd, found.missing))
     named = [("observed", np.where(missing, np.nan, mean)), ("mean", mean), ("sd", sd)]
     named += [(f"draw {k + 1}", draw.reshape(len(draw), -1)) for k, draw in enumerate(found.draws)]
-    draw_image_rows(figure, scene, [(name, scene.tinted(images)) for name, images in named])
+    draw_image_rows(figure, run, [(name, run.tinted(images)) for name, images in named])
 
 
 def _count_bands(axes: Axes, bands: list[tuple[int, int]], n: int, right: float) -> None:
@@ -186,7 +189,7 @@ def _bands(missing: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     return np.argsort(place[inverse], kind="stable"), bands
 
 
-def _missing_map(figure: Any, axes: Axes, share: np.ndarray) -> None:
+def _missing_map(figure: Figure | SubFigure, axes: Axes, share: np.ndarray) -> None:
     """The share of the images that miss each pixel."""
     image = axes.imshow(share, cmap="Oranges", vmin=0, vmax=min(1.0, 2 * float(share.max())), interpolation="nearest")
     axes.set_axis_off()

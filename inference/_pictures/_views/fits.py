@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from inference._pictures._scene import Scene
-from inference._pictures._style import INK, OKABE_ITO, Look, bold, counted, plain, styled, taller_figure
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import INK, OKABE_ITO, Look, bold, counted, plain, styled, taller_figure
 
 MOST_PANELS = 16  # columns in one picture
 
@@ -37,7 +35,7 @@ def fits(scene: Scene, x: np.ndarray, made: np.ndarray, columns: np.ndarray, tit
     down = -(-len(shown) // across)
     title = scene.title(f"{title}{note}")
     figure = taller_figure(max(5.0, 1.9 * across), 1.75 * down + 0.3, title)
-    grid: Any = figure.subplots(down, across, squeeze=False).ravel()
+    grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     n = len(x)

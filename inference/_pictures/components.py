@@ -8,15 +8,15 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from inference._pictures._oracle import Oracle
-from inference._pictures._scene import Scene
-from inference._pictures._style import (
+from inference._pictures._views.mixture import FEW_COLUMNS, MOST_COMPONENTS, left_out
+from inference._pictures._views.oracle import Oracle
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import (
     FAINT,
     INK,
     UNSEEN,
     Look,
     color_bar,
-    counted,
     new_figure,
     percent,
     plain,
@@ -25,22 +25,32 @@ from inference._pictures._style import (
     turned,
 )
 
-MOST_COMPONENTS = 40  # ellipses, curves or profile rows in one picture
+
+def subject(run: Scene) -> Oracle | None:
+    """Images, or several components of more columns than their clusters show."""
+    oracle = run.oracle
+    if oracle is None or run.image_shape is not None:
+        return oracle
+    table = oracle.A > 1 and run.is_table and len(run.columns) > 1
+    return oracle if table and (run.x[0].size > FEW_COLUMNS or not oracle.gaussian) else None
 
 
-def images(scene: Scene) -> Figure:
+def draw(run: Scene, oracle: Oracle) -> Figure:
+    shape = run.image_shape
+    return _profiles(run, oracle) if shape is None else _images(run, oracle, shape)
+
+
+def _images(run: Scene, oracle: Oracle, shape: tuple[int, int]) -> Figure:
     """Each component's mean image, the heaviest first."""
-    oracle, shape = scene.oracle, scene.image_shape
-    assert oracle is not None and shape is not None
     shown = oracle.order[:100]
     down = -(-len(shown) // min(len(shown), 12, math.ceil(math.sqrt(2.2 * len(shown)))))
     across = -(-len(shown) // down)
     note = "mean images, the heaviest first" if oracle.A > 1 else "mean image"
     note += f"; {len(shown)} of {oracle.A} components" if len(shown) < oracle.A else ""
-    note += "; tinted: never observed" if len(scene.columns) < scene.x[0].size else ""
-    figure = new_figure(7.2, (6.3 / max(3, across) * shape[0] / shape[1] + 0.25) * down + 0.8, scene.title(note))
+    note += "; tinted: never observed" if len(run.columns) < run.x[0].size else ""
+    figure = new_figure(7.2, (6.3 / max(3, across) * shape[0] / shape[1] + 0.25) * down + 0.8, run.title(note))
     means = oracle.means[shown]
-    unseen = np.setdiff1d(np.arange(means.shape[1]), scene.columns)
+    unseen = np.setdiff1d(np.arange(means.shape[1]), run.columns)
     means[:, unseen] = np.nan  # nothing was learned about them
     cmap = colormaps["gray_r"].with_extremes(bad=UNSEEN)
     low, high = float(np.nanmin(means)), float(np.nanmax(means))
@@ -58,10 +68,9 @@ def images(scene: Scene) -> Figure:
     return figure
 
 
-def profiles(scene: Scene) -> Figure:
+def _profiles(run: Scene, oracle: Oracle) -> Figure:
     """Components × columns: the means, relative to each column's own mean and spread unless all are shares."""
-    oracle, columns = scene.oracle, scene.columns
-    assert oracle is not None
+    columns = run.columns
     shown = oracle.order[:MOST_COMPONENTS]
     means, x = oracle.means[shown][:, columns], oracle.x[:, columns]
     binary = all(map(oracle.is_binary, columns))
@@ -73,14 +82,14 @@ def profiles(scene: Scene) -> Figure:
     )
     width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 9.6))
     figure = new_figure(
-        width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), scene.title(left_out(oracle))
+        width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), run.title(left_out(oracle))
     )
     axes = styled(figure.add_subplot())
     image = axes.imshow(field, aspect="auto", interpolation="nearest", **scale)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_yticks(range(len(shown)), [oracle.caption(a) for a in shown])
     if len(columns) <= 40:
-        names = [plain(scene.name(c), 24) for c in columns]
+        names = [plain(run.name(c), 24) for c in columns]
         axes.set_xticks(range(len(columns)), names, **turned(len(columns)))
     else:
         axes.set_xlabel(f"{len(columns)} columns, in their order")
@@ -93,13 +102,3 @@ def profiles(scene: Scene) -> Figure:
     bar = color_bar(figure, image, axes, pad=0.015, extend="neither" if binary else "both")
     bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
     return figure
-
-
-def left_out(oracle: Oracle) -> str:
-    """What was left out of a picture."""
-    parts = []
-    if len(oracle.rows) < len(oracle.task.x):
-        parts.append(f"{counted(len(oracle.rows))} of {counted(len(oracle.task.x))} rows drawn")
-    if oracle.A > MOST_COMPONENTS:
-        parts.append(f"the {MOST_COMPONENTS} heaviest of {oracle.A} components drawn")
-    return "; ".join(parts)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from inference._method.task import Task
-from inference._pictures._decoder import Decoder, has_decoder
-from inference._pictures._factors import Factors
-from inference._pictures._oracle import Oracle
-from inference._pictures._style import evidence_line, plain
-from inference._run import folder as _store
-from inference._run.reopen import reopen, task_of
+from inference._pictures._views.decoder import Decoder, has_decoder
+from inference._pictures._views.factors import Factors
+from inference._pictures._views.oracle import Oracle
+from inference._pictures._views.style import counted, evidence_line, plain
+from inference._run.folder import Stored
+from inference._run.result import Run, opened
 from zoo._errors import UsageError
 
 
@@ -57,6 +57,15 @@ class Scene:
         x = self.x.reshape(len(self.x), -1) if self.oracle is None else self.oracle.x
         return np.flatnonzero(~np.isnan(x).all(0)).tolist()
 
+    def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """The classes of some rows, where the data have any."""
+        return None if self.labels is None else self.labels[rows]
+
+    def drawn(self, rows: np.ndarray) -> str:
+        """What a title has to say where only some of the rows are drawn."""
+        n = len(self.x)
+        return "" if len(rows) == n else f"; {counted(len(rows))} of {counted(n)} rows drawn"
+
     def tinted(self, images: np.ndarray) -> np.ndarray:
         """Images [k, D] without the pixels that no datum has: nothing was learned of them."""
         return np.where(self._unseen, np.nan, images) if self._unseen.any() else images
@@ -75,6 +84,17 @@ class Scene:
         names = self.json.get("columns") or ()
         return plain(names[column] if column < len(names) else f"x{column}")
 
+    def see(self, task: Task) -> None:
+        """Look at the data through a program that stands at the run's θ."""
+        self.task = task
+        if task.structure.enumerable:
+            self.oracle = Oracle(task)
+        elif has_decoder(task.structure):
+            self.decoder = Decoder(task, {k: v[0] for k, v in self.draws.items()})
+        elif task.structure.is_exact:
+            factors = Factors(task)
+            self.factors = factors if len(factors.columns) else None
+
     def title(self, what: str = "") -> str:
         """Model, data and method; the evidence with its kind; what else is to be said."""
         chosen = self.json["options"]["model"]
@@ -87,27 +107,23 @@ class Scene:
         return "\n".join(line for line in lines if line)
 
 
-def scene_of(stored: _store.Run) -> Scene:
-    def group(name: str) -> dict[str, np.ndarray]:
-        return {str(k): v.values for k, v in stored.tree[name].data_vars.items()} if name in stored.tree else {}
+def scene_of(of: Run | Stored) -> Scene:
+    """A run, just made or read back; its program stands at the run's θ."""
+    run = opened(of) if isinstance(of, Stored) else of
+    tree = run.idata
 
-    scene = Scene(
-        stored.folder, stored.json, stored.x, group("sample_stats"), group("trace"), group("posterior"), stored.labels()
-    )
+    def group(name: str) -> dict[str, np.ndarray]:
+        return {str(k): v.values for k, v in tree[name].data_vars.items()} if name in tree else {}
+
+    groups = group("sample_stats"), group("trace"), group("posterior")
+    scene = Scene(run.folder or Path(run.model), run.to_document(), run.x, *groups, run.labels)
     try:
-        prepared = reopen(stored)
-        scene.task = task_of(prepared, stored)
+        task = run.at_theta()
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
         scene.obstacle = str(error)
         return scene
     except RuntimeError:  # its file is another one by now
-        scene.obstacle = f"the parameters of '{stored.json['model']}' are no longer those of '{stored.folder}'."
+        scene.obstacle = f"the parameters of '{run.model}' are no longer those of '{scene.folder}'."
         return scene
-    if prepared.structure.enumerable:
-        scene.oracle = Oracle(scene.task)
-    elif has_decoder(prepared.structure):
-        scene.decoder = Decoder(scene.task, {k: v[0] for k, v in scene.draws.items()})
-    elif prepared.structure.is_exact:
-        factors = Factors(scene.task)
-        scene.factors = factors if len(factors.columns) else None
+    scene.see(task)
     return scene
