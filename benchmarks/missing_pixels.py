@@ -185,7 +185,7 @@ def _mixture(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) ->
     seen = weights.unsqueeze(1) * len(train)
     program.assign({"weights": weights, "probs": (probs * seen + 0.5) / (seen + 1)})
     with torch.no_grad():
-        per_image = Task(program, describe(program, x), x, quiet=True).exact.per_datum({}, {}).numpy()
+        per_image = Task(program, describe(program, x), x, quiet=True).engine.per_datum({}, {}).numpy()
     return per_image, "each component has seen one more image, half on"
 
 

@@ -10,7 +10,6 @@ log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Fit
+from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
 from inference._numerics.psis import mixing
 from inference._sampling import weights
@@ -187,7 +187,7 @@ class _Walked:
     errors: Tensor  # the standard error of each of them that stands for something, by how far the chains differ
 
 
-def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Callable[[], Any]) -> _Walked:
+def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> _Walked:
     C, n, L = chains.z.shape
     log_p, kept = chains.z.new_empty(C, sweeps, n), chains.z.new_empty(draws, n, L)
     due = [math.ceil((d + 1) * sweeps / draws) - 1 for d in range(draws)]  # the sweep that each draw is of

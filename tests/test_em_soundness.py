@@ -285,7 +285,7 @@ def test_where_it_converged_the_slope_is_flat():
         task = task_of("gmm", x, **options)
         fit = em.fit(task)
         surface = Surface(task, {}, Floor(1e-6, set(), strict=False))
-        spot = surface.here(task.sums.e_step({}), fit.claimed.value, {})
+        spot = surface.here(task.engine.e_step({}), fit.claimed.value, {})
         leaves = spot.u.clone().requires_grad_()
         evidence = task.exact.log_evidence(surface.layout.unflatten(leaves))[0]
         (slope,) = torch.autograd.grad(evidence, leaves)

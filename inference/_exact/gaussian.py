@@ -40,7 +40,8 @@ class Gaussian:
         """T⁻¹ M [A, E, k] for M [A, E, k], where T Tᵀ = S."""
         if self.diagonal:
             return matrix / self.scale.unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.scale, matrix, upper=False)
+        white: Tensor = torch.linalg.solve_triangular(self.scale, matrix, upper=False)
+        return white
 
     def log_det(self) -> Tensor:
         """½ log det S [A]."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import is_same
+from inference._exact.reading import is_same
 from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
 from zoo._errors import UsageError
@@ -45,7 +45,7 @@ def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
     found = Predicted(data.observed())
     if at.theta_varies and task.structure.is_exact:
         try:
-            rows = [task.exact.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
+            rows = [task.engine.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
             found = replace(found, log_likelihood=np.stack(rows))
         except (ValueError, torch.linalg.LinAlgError):
             warning = (

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from inference._exact.enumeration import one_thread
 from inference._method.task import Task
+from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result

@@ -30,6 +30,7 @@ from inference._method.task import Task
 from inference._run import own_route
 from inference._run.own_route import Disagreement, tolerance
 from inference._sampling import particles, weights
+from inference._sampling.khat import of_globals
 from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
 
 OWN_NUMBERS = 2**30  # of data × joint values, some twenty seconds of them
@@ -87,7 +88,7 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
     if task.x.dtype == torch.float32:  # in float64: what is called exact is right in every digit that is shown
         task, point = task.doubled(), {n: v.double() for n, v in point.items()}
     each = max(1, task.x[0].numel() * task.structure.assignments)
-    found: Tensor = task.exact.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
+    found: Tensor = task.engine.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
     rows = own_route.rows_of(task)
     seen = _seen(task, rows, point)
     if seen is None or not _alike(found[rows], seen):
@@ -149,11 +150,11 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
     normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
     flat = normal.sample((GLOBAL_SAMPLES,))
-    found = []
+    exact, found = task.engine, []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
             values = q.coordinates.unflatten(u)
-            evidence, prior = task.exact.log_evidence(None, values)
+            evidence, prior = exact.log_evidence(None, values, every_row=True)
             found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
             step()
     told = Estimates.of(torch.stack(found).unsqueeze(1))
@@ -161,7 +162,7 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     said.notes["khat_of_globals"] = khat
     if bool(told.doubtful[0]):
         said.warnings.append(
-            f"k-hat of the Gaussian over the global latents is {khat:.2f} with {float(told.ess[0]):.0f} effective draws of "
+            f"{of_globals(khat)} with {float(told.ess[0]):.0f} effective draws of "
             f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
         )
     return replace(told.evidence(), per_datum=None, se_per_datum=None)

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference._method.progress import Step
 from inference._method.task import Task
+from inference._training.elbo import Index, Objective
 from inference._training.recorded import WORTH, Compiled
 from zoo._errors import UsageError
 from zoo._options import positive
 
 Schedule = Literal["plateau", "cosine", "constant"]
-Objective = Callable[[Any, Tensor], Tensor]
 
 WIDE = 100  # columns from which the usual settings are those for images
 WARM_UP = 0.02  # of all steps, of the cosine schedule
@@ -90,9 +91,9 @@ def train(
     objective: Objective,
     plan: Plan,
     *,
-    step: Callable[..., None],
+    step: Step,
     evaluate: Objective | None = None,
-    culprit: Callable[[Any, Tensor], str] | None = None,
+    culprit: Callable[[Index, Tensor], str] | None = None,
 ) -> History:
     """Maximise `objective(rows, x[rows])`, the mean per datum over a batch, by Adam (Kingma & Ba 2015).
 
@@ -155,8 +156,8 @@ class _Loop:
         modules: Mapping[str, nn.Module],
         objective: Objective,
         plan: Plan,
-        evaluate: Any,
-        culprit: Any,
+        evaluate: Objective,
+        culprit: Callable[[Index, Tensor], str] | None,
     ) -> None:
         self.task, self.modules, self.plan = task, modules, plan
         self.objective, self.evaluate, self.culprit = objective, evaluate, culprit

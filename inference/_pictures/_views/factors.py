@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._exact.linear import Gaussian, LinearGaussian
+from inference._exact.choose import normal_engine
+from inference._exact.gaussian import Gaussian
+from inference._exact.linear import LinearGaussian
+from inference._exact.quadratic import Quadratic
 from inference._method.task import Task
 from inference._pictures._views.oracle import columns_of, drawn_rows
 from zoo._program.source import blame
@@ -75,19 +78,19 @@ class Factors:
         # nothing of how the sites see z depends on which entries are observed
         complete = self._engine(task.x[self.rows].nan_to_num(0.0))
         self.columns = np.zeros(0, dtype=int)
-        if complete.fast:
+        if isinstance(complete, LinearGaussian):
             self._read(complete)
 
-    def _engine(self, x: Tensor) -> LinearGaussian:
+    def _engine(self, x: Tensor) -> LinearGaussian | Quadratic:
         with blame(self.task.program.name), torch.no_grad():
-            return LinearGaussian(self.task.program, self.task.structure, x)
+            return normal_engine(self.task.program, self.task.structure, x)
 
     @torch.no_grad()
     def _read(self, exact: LinearGaussian) -> None:
         """Put the observed sites' B, b and Ψ together, with the column of x that each of their entries is."""
-        seen = [g for g in exact.sites(None, self.globals)[0] if g.place is None]
+        seen = [g for g in exact.sites(None, self.globals).gaussians if g.place is None]
         x = exact.x.reshape(exact.N, -1)
-        places = [columns_of(exact.values[g.name], x) for g in seen]
+        places = [columns_of(exact.data.values[g.name], x) for g in seen]
         entries = np.concatenate(places) if places else np.zeros(0, dtype=int)
         self._kept = np.flatnonzero(entries >= 0)
         if not len(self._kept):
@@ -118,9 +121,8 @@ class Factors:
         weights, signals, means, covariances = [], [], [], []
         exact, B, b = self.exact, torch.as_tensor(self._coefficients), torch.as_tensor(self._offset)
         with torch.no_grad(), blame(self.task.program.name):
-            seen = exact.sites(None, self.globals) if exact.fast else None
-            for rows in exact.chunks():
-                posterior, n = exact.posterior(rows, seen, None, self.globals), rows.stop - rows.start
+            for rows, posterior in exact.posteriors(None, self.globals):
+                n = rows.stop - rows.start
                 weights.append(posterior.weights)
                 parts = torch.einsum("na,nal,adl->nd", posterior.weights, posterior.mean, B)
                 signals.append(parts + posterior.weights @ b)
@@ -153,7 +155,7 @@ def _covariance(g: Gaussian) -> np.ndarray:
 
 def _prior(exact: LinearGaussian, globals: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """z = S u + m a priori, u standard normal: S [A, L, L] and m [A, L]. The latents may depend on each other."""
-    sites = [g for g in exact.sites(None, globals)[0] if g.place is not None]
+    sites = [g for g in exact.sites(None, globals).gaussians if g.place is not None]
     away = torch.cat([g.selected(exact.L) - g.coefficients for g in sites], 1)  # of z, what is each site's own
     scales = [torch.diag_embed(g.scale) if g.diagonal else g.scale for g in sites]
     root = torch.stack([torch.block_diag(*(s[a] for s in scales)) for a in range(exact.A)])

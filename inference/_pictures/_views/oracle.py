@@ -16,7 +16,8 @@ import torch
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from inference._exact.enumeration import Enumeration, View
+from inference._exact.densities import View
+from inference._exact.enumeration import Enumeration
 from inference._families._family import Family
 from inference._families._gaussian import Gaussian
 from inference._method.task import Task
