@@ -101,19 +101,13 @@ def _in_double(task: Task, *options: Any) -> Fit:
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
     assert found.claimed is not None
-
-    def narrow(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays.items()}
-
-    return replace(
-        found,
-        parameters={n: v.numpy() for n, v in {**task.theta(), **point}.items()},
-        claimed=replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy()),
-        draws=narrow(found.draws),
-        means=narrow(found.means),
-        deviations=narrow(found.deviations),
-        probabilities=narrow(found.probabilities),
-    )
+    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
+    parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
+    narrow: dict[str, Any] = {}
+    for part in ("draws", "means", "deviations", "probabilities"):
+        arrays = getattr(found, part).items()
+        narrow[part] = {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays}
+    return replace(found, parameters=parameters, claimed=claimed, **narrow)
 
 
 @dataclass(frozen=True)
@@ -140,9 +134,7 @@ class _Climb:
     stuck: str = ""  # why it ended before it converged
 
 
-class _Kept(NamedTuple):
-    """Where a climb was."""
-
+class _Kept(NamedTuple):  # where a climb was
     free: dict[str, Tensor]  # θ in unconstrained coordinates
     globals: dict[str, Tensor]
     stats: Statistics
@@ -192,8 +184,7 @@ class _State:
         self.next_climb = NUMERIC if self.how.numeric or self.globals else SLOW
 
     def _e_step(self) -> tuple[Statistics, float]:
-        stats = self.exact.e_step(self.globals)
-        return stats, stats.log_joint
+        return (stats := self.exact.e_step(self.globals)), stats.log_joint
 
     def _spot(self) -> Spot:
         if self.surface is None:
