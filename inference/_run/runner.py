@@ -327,10 +327,16 @@ def run_prepared(
     if stored is not None and request.of is None:
         request = replace(request, of=str(stored.folder))
     taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
-    taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": device.type}
+    taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
+    told = [*prepared.data.warnings, *fit.warnings]
+    if task.device.type != device.type:
+        told.append(
+            f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
+            "of a module (register_buffer), or take device=cpu."
+        )
     found = Run(
         request=request,
-        fit=replace(fit, warnings=[*prepared.data.warnings, *fit.warnings]),
+        fit=replace(fit, warnings=told),
         verified=evidence,
         cost=Cost(cost.seconds, cost.peak_mb, versions()),
         dataset=replace(prepared.data, x=prepared.x.numpy(), truth=None),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,7 +113,10 @@ def train(
         positive(name, getattr(plan, name))
     if plan.batch > len(task.x):
         raise UsageError(f"batch={plan.batch} is more than the {len(task.x)} rows of the data.")
-    with _on(task.device, modules):
+    moved = [*modules.values(), task.program]  # a program whose θ is kept is none of the modules
+    if task.device.type != "cpu" and not _runs_on(task, moved, objective):
+        task.device = torch.device("cpu")
+    with _on(task.device, moved):
         loop = _Loop(task, modules, objective, plan, evaluate or objective, culprit)
         if not loop.parameters:
             return History(np.zeros(0), np.zeros(0), True)
@@ -131,19 +134,32 @@ def plan_is_long(plan: Plan, batches: int) -> bool:
     return plan.epochs * batches >= WORTH
 
 
+def _runs_on(task: Task, modules: Sequence[nn.Module], objective: Objective) -> bool:
+    """Whether the objective of two rows can be had on the device: not where a program holds constants on the CPU."""
+    rows = torch.arange(min(2, len(task.x)))
+    with torch.random.fork_rng(), _on(task.device, modules), torch.no_grad():
+        try:
+            objective(rows, task.x[rows].to(task.device))
+        except RuntimeError as error:
+            if "device" in str(error) and "assert" not in str(error):
+                return False
+            raise
+    return True
+
+
 @contextlib.contextmanager
-def _on(device: torch.device, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def _on(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
     """In here the modules are on the device, and what is made without saying where is made there."""
     if device.type == "cpu":  # what says so costs time at every operation
         yield
         return
     try:
         with device:
-            for module in modules.values():
+            for module in modules:
                 module.to(device)
             yield
     finally:
-        for module in modules.values():
+        for module in modules:
             module.to("cpu")
 
 
