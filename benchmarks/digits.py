@@ -54,7 +54,7 @@ class Sizes:
     completing: int = 2000  # samples an image with a hole
 
 
-QUICK = Sizes(60, 40, 4, (30,), 2, 20, 20, 10, 20)
+QUICK = Sizes(60, 40, 4, (10,), 2, 10, 10, 4, 10)
 
 
 @dataclass(frozen=True)

@@ -139,31 +139,49 @@ def copy(tmp_path_factory):
     return folder
 
 
-def zoo(folder: Path, *arguments: str):
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo", *arguments, "--json"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+SERVER = """
+import contextlib, io, json, sys
+from zoo.__main__ import app
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            app(json.loads(line), prog_name="zoo")
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
 
 
-def test_a_new_file_is_in_the_list_with_its_first_line(copy):
-    _, groups, _ = zoo(copy, "list")
+@pytest.fixture(scope="module")
+def zoo(copy):
+    """The command of the copy: one process that serves all tests, for most of a process's time goes into its imports."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SERVER], cwd=copy, env=environment, **pipes) as process:
+
+        def ask(*arguments: str):
+            process.stdin.write(json.dumps([*arguments, "--json"]) + "\n")
+            process.stdin.flush()
+            status, out, err = json.loads(process.stdout.readline())
+            return status, json.loads(out) if out else None, err
+
+        yield ask
+        process.stdin.close()
+
+
+def test_a_new_file_is_in_the_list_with_its_first_line(zoo):
+    _, groups, _ = zoo("list")
     assert groups["models"]["coins"] == "Mixture of coins: which of K biases did each row of tosses come from?"
     assert (
         groups["methods"]["asis"] == "The program as it comes: no learning, the exact evidence of its own first values"
     )
 
 
-def test_a_new_model_gets_every_method_and_a_new_method_every_model(copy):
+def test_a_new_model_gets_every_method_and_a_new_method_every_model(zoo):
     settings = [f"--set={s}" for s in ("samples=30", "epochs=2", "max_iter=50", "components=2", "pieces=3")]
     methods = "em,laplace,svi,importance,asis"
-    status, found, err = zoo(copy, "compare", "coins", "--data", "tosses.npy", "--methods", methods, *settings)
+    status, found, err = zoo("compare", "coins", "--data", "tosses.npy", "--methods", methods, *settings)
     assert status == 0, err
     results = {r["method"]: r for r in found["runs"]}
     assert list(results) == methods.split(",")
@@ -173,17 +191,17 @@ def test_a_new_model_gets_every_method_and_a_new_method_every_model(copy):
     best = results["em"]["log_evidence"]["value"]
     assert all(r["verified_log_evidence"]["value"] <= best + 1e-6 for r in results.values())
     assert results["asis"]["log_evidence"]["value"] < best - 1
-    status, found, err = zoo(copy, "run", "gmm", "--data", "faithful", "--method", "asis")
+    status, found, err = zoo("run", "gmm", "--data", "faithful", "--method", "asis")
     assert status == 0, err
     assert found["log_evidence"]["value"] < -1130.3
 
 
-def test_describe_asks_the_new_method_too(copy):
-    _, found, _ = zoo(copy, "describe", "gmm", "--data", "faithful")
+def test_describe_asks_the_new_method_too(zoo):
+    _, found, _ = zoo("describe", "gmm", "--data", "faithful")
     assert found["methods"]["asis"] == "yes"
 
 
-def test_a_new_method_may_refuse(copy):
+def test_a_new_method_may_refuse(copy, zoo):
     program = copy / "counts.py"
     program.write_text(
         textwrap.dedent(
@@ -196,15 +214,15 @@ def test_a_new_method_may_refuse(copy):
             """
         )
     )
-    status, found, err = zoo(copy, "run", f"{program}:model", "--data", "tosses.npy", "--method", "asis")
+    status, found, err = zoo("run", f"{program}:model", "--data", "tosses.npy", "--method", "asis")
     assert status == 2
     assert found["status"] == "refused" and "'rate' (Gamma)" in err and "Methods that can: " in err
 
 
-def test_its_options_are_checked_like_any(copy):
-    status, _, err = zoo(copy, "run", "coins", "--data", "tosses.npy", "--method", "asis", "--set", "peaces=3")
+def test_its_options_are_checked_like_any(zoo):
+    status, _, err = zoo("run", "coins", "--data", "tosses.npy", "--method", "asis", "--set", "peaces=3")
     assert status == 2 and "did you mean pieces?" in err
-    status, _, err = zoo(copy, "run", "coins", "--data", "tosses.npy", "--method", "asis", "--set", "pieces=0")
+    status, _, err = zoo("run", "coins", "--data", "tosses.npy", "--method", "asis", "--set", "pieces=0")
     assert status == 2 and "pieces must be more than zero" in err
 
 

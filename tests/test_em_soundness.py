@@ -280,7 +280,7 @@ def test_no_probability_starts_at_zero():
 
 
 def test_where_it_converged_the_slope_is_flat():
-    x = np.random.default_rng(7).normal(size=(100, 2))
+    x = np.random.default_rng(7).normal(size=(50, 2))
     for options in ({"covariance": "spherical"}, {"covariance": "full", "components": 3}):
         task = task_of("gmm", x, **options)
         fit = em.fit(task)

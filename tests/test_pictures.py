@@ -482,8 +482,8 @@ def test_many_rows_are_quick_and_counted(tmp_path: Path) -> None:
 
 def test_pixels_that_theta_knows_are_not_tinted(tmp_path: Path) -> None:
     """θ was learned from whole images: what it fills in where the data at hand have nothing is to be seen."""
-    run("missing_pixels", "digits", "svi", net="logistic", binarize=8, rows=300, epochs=5, out=tmp_path / "theta")
-    infer(tmp_path / "theta", "importance", data="digits", rows=20, binarize=8, missing="top", proposal="sequential",
+    run("missing_pixels", "digits", "svi", net="logistic", binarize=8, rows=60, epochs=2, out=tmp_path / "theta")
+    infer(tmp_path / "theta", "importance", data="digits", rows=4, binarize=8, missing="top", proposal="sequential",
           samples=50, out=tmp_path / "filled")  # fmt: skip
     assert names(plot(tmp_path / "theta", dpi=40)) == {"components.png", "samples.png", "trace.png"}
     assert {"samples.png", "missing.png"} <= names(plot(tmp_path / "filled", dpi=40))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from scipy import stats
 from inference import compare, infer, run
 from inference._method.fit import Evidence
 from inference._run import folder, result
+from zoo import _atomic
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
@@ -279,8 +277,8 @@ def test_leave_one_out_of_a_conjugate_normal_is_right():
     precision = len(x) + 1 / 100
     mean = (x.sum() - x) / (precision - 1)
     exact = stats.norm.logpdf(x, mean, np.sqrt(1 + 1 / (precision - 1))).sum()
-    found = [run(program, x, "laplace", seed=s).loo().elpd for s in range(8)]
-    assert abs(np.mean(found) - exact) < 4 * np.std(found, ddof=1) / 8**0.5 + 1e-3
+    found = [run(program, x, "laplace", seed=s).loo().elpd for s in range(4)]
+    assert abs(np.mean(found) - exact) < 4 * np.std(found, ddof=1) / 4**0.5 + 1e-3
     assert np.std(found) < 0.2
 
 
@@ -547,27 +545,22 @@ def test_a_failure_in_the_middle_leaves_no_folder(where, here, monkeypatch):
 
 def test_a_kill_in_the_middle_leaves_no_half_folder(here):
     """The process stops between two files of the folder and is killed there."""
-    script = textwrap.dedent(
-        """
-        import os, sys, time
-        import torch
-        torch.set_num_threads(1)
-        from inference import run
-        from zoo import _atomic
+    fork = multiprocessing.get_context("fork")
+    saving = fork.Event()
 
-        def wait(*args, **kwargs):
-            print("saving", flush=True)
-            time.sleep(60)
+    def wait(*args, **kwargs):
+        saving.set()
+        time.sleep(60)
 
+    def killed():
         _atomic.flush = wait
         run("gmm", "faithful", "em", out="runs/killed", max_iter=1)
-        """
-    )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "saving\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+
+    child = fork.Process(target=killed)
+    child.start()
+    assert saving.wait(60)
+    child.kill()
+    child.join()
     assert not Path("runs/killed").exists()
     assert run("gmm", "faithful", "em", out="runs/killed", max_iter=1).run == str(
         Path("runs/killed")

@@ -34,6 +34,7 @@ from inference._run.prepare import Prepared, find
 from inference._run.result import Run
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
+from zoo._program import source
 
 DPI = 88  # of pictures for the page
 QUICK = 3.0  # seconds: a run shorter than this is done again when its process had not warmed up yet
@@ -174,8 +175,6 @@ def _prepared(model: str, options: str, data: str, preparation: str, seed: int) 
 def _program(cell: Cell) -> Prepared:
     asked = cells.request(cell.content, cell.base)
     given = {k: v for k, v in asked.preparation.items() if k != "seed" or v}
-    from zoo._program import source
-
     executed = asked.seed if source.is_file(asked.model) else 0  # a file may draw numbers of its own
     options = json.dumps(cell.content["model_options"])
     return _prepared(str(asked.model), options, str(asked.data), json.dumps(given), executed)

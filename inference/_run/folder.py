@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference._run.netcdf import read_netcdf
 from zoo import _atomic
 from zoo._atomic import digest_of
 from zoo._errors import UsageError
@@ -224,8 +225,6 @@ def load(
             raise UsageError(f"'{path / name}' is damaged: it is not what was written. Run it again.")
     try:
         from safetensors.torch import load as from_bytes
-
-        from inference._run.netcdf import read_netcdf
 
         tree, state = read_netcdf(contents["fit.nc"]), from_bytes(contents["state.safetensors"])
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 from collections.abc import Callable
@@ -17,10 +18,13 @@ from inference._method.fit import Arrays, Evidence, Fit, Kind
 from inference._method.task import Task
 from inference._run import folder as _store
 from inference._run.cost import Cost
+from inference._run.datatree import loo as leave_one_out
+from inference._run.datatree import to_datatree
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.folder import Stored
 from inference._run.impute import Imputation, impute
+from inference._run.netcdf import write_netcdf
 from inference._run.predictive import Predicted
 from inference._run.prepare import Prepared, check_seed
 from inference._run.record import Record
@@ -63,8 +67,6 @@ class Run(Record):
         if self.stored is not None:
             tree: xr.DataTree = self.stored.tree
             return tree
-        from inference._run.datatree import to_datatree
-
         return to_datatree(self)
 
     def impute(self, draws: int = 20, seed: int | None = None) -> Imputation:
@@ -77,9 +79,7 @@ class Run(Record):
 
     def loo(self, **options: object) -> Any:
         """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
-        from inference._run.datatree import loo
-
-        return loo(self, self.idata, **options)
+        return leave_one_out(self, self.idata, **options)
 
     @overload
     def plot(self, name: str) -> Any: ...
@@ -200,7 +200,6 @@ def save(run: Run, folder: Path) -> Path:
 
     Raises `NotWritten` where the disk is full, say; the run is its `result`.
     """
-    from inference._run.netcdf import write_netcdf
 
     def describe(final: str) -> dict[str, object]:
         run.run = final
@@ -362,8 +361,6 @@ class _Groups:
     """What the groups of a stored tree hold, under the names that they had before "/" became "."."""
 
     def __init__(self, stored: Stored) -> None:
-        import json
-
         self.stored, self.attrs = stored, stored.tree.attrs
         self.names: dict[str, str] = json.loads(self.attrs.get("names", "{}"))
 
