@@ -81,8 +81,8 @@ class Engine(ABC, Generic[S, P]):
     The A joint values of the discrete local latents are its assignments; A = 1 where there are none. In all methods
     `parameters` and `globals` are constrained values used in place of the program's own. All log-densities are in nats.
 
-    >>> from zoo._program.program import load
-    >>> from zoo._program.structure import describe
+    >>> from zoo._program.describe import describe
+    >>> from zoo._program.load import load
     >>> from inference._exact.choose import engine_for
     >>> x = torch.tensor([[0.0], [1.0], [9.0]], dtype=torch.float64)
     >>> program = load("gmm", x, {"components": 2})

@@ -16,9 +16,13 @@ OUTSIDE = (ArithmeticError, ValueError, RuntimeError)  # what a loss raises outs
 class Memory:
     """The last steps s and how the gradient changed along each, y. They stand for the inverse Hessian."""
 
-    def __init__(self, flattest: float) -> None:
-        """`flattest`: a pair is kept where s·y is above this share of ‖s‖ ‖y‖."""
-        self.flattest = flattest
+    def __init__(self, flattest: float, one_factor: bool = False) -> None:
+        """`flattest`: a pair is kept where s·y is above this share of ‖s‖ ‖y‖.
+
+        `one_factor`: round the first scaling, sᵀy / yᵀy, to one number before it multiplies. The last bit decides where a
+        climb ends that stops when little is left to gain: each climb keeps its own order of operations.
+        """
+        self.flattest, self.one_factor = flattest, one_factor
         self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=HISTORY)
 
     def __len__(self) -> int:
@@ -42,7 +46,7 @@ class Memory:
             alphas.append(alpha)
         if self._pairs:
             s, y = self._pairs[-1]
-            q = q * ((s @ y) / (y @ y))
+            q = q * ((s @ y) / (y @ y)) if self.one_factor else q * (s @ y) / (y @ y)
         for (s, y), alpha in zip(self._pairs, reversed(alphas), strict=True):
             q = q + (alpha - (y @ q) / (s @ y)) * s
         return q

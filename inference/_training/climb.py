@@ -347,7 +347,7 @@ class Climb:
         value, gradient = self.evaluate(x, noise)
         if not math.isfinite(value):
             raise ArithmeticError("the bound is not finite where the climb begins; try another start or seed.")
-        memory, seen = Memory(flattest=1e-10), [value]
+        memory, seen = Memory(flattest=1e-10, one_factor=True), [value]
         for _ in range(iterations):
             direction = -memory.times(gradient)
             if float(direction @ gradient) >= 0:
