@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inference import Evidence, Fit, compare, infer, load, run
+    from inference import Evidence, Fit, Run, compare, infer, load, run
 
-__all__ = ["Evidence", "Fit", "compare", "infer", "load", "run"]
+__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
 MARK = '__distribution__ = "latent-zoo"'  # a line of each package's __init__.py

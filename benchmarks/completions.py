@@ -102,7 +102,7 @@ def digits(sizes: Sizes) -> tuple[Problem, Task]:
     estimates.climb(task, factorised, Plan(sizes.steps[0], len(holes), 0.1, TOL, "cosine"))
     estimates.climb(task, autoregressive, Plan(sizes.guide_steps[0], len(holes), 0.02, TOL, "cosine"))
     with torch.no_grad():
-        exact = float(task.exact.per_datum({}, {}).double().mean())
+        exact = float(task.engine.per_datum({}, {}).double().mean())
     coins = estimates.fresh(task, "mean_field", on=0.5)
     elbos = [estimates.enumerated_elbo(task, q) for q in (coins, factorised, autoregressive)]
     rows = _rows(task, factorised, autoregressive, sizes.samples, elbos)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -27,8 +28,7 @@ from benchmarks._images.digits_picture import Shown
 from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.documents import Document, Options
-from inference import infer, run
-from inference._method.fit import Fit
+from inference import Run, infer, run
 from inference._run.cost import versions
 from zoo._data import datasets
 
@@ -54,7 +54,7 @@ class Sizes:
     completing: int = 2000  # samples an image with a hole
 
 
-QUICK = Sizes(60, 40, 4, (30,), 2, 20, 20, 10, 20)
+QUICK = Sizes(60, 40, 4, (10,), 2, 10, 10, 4, 10)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def split(train: int, test: int) -> tuple[Images, Images]:
     return Images(x, labels), Images(others, their)
 
 
-def _trained(train: Images, folder: Path, sizes: Sizes) -> Fit:
+def _trained(train: Images, folder: Path, sizes: Sizes) -> Run:
     return run(
         "deep_latent_gaussian",
         train.x,
@@ -146,21 +146,23 @@ def _trained(train: Images, folder: Path, sizes: Sizes) -> Fit:
 
 
 @torch.no_grad()
-def made_up(fit: Fit, count: int) -> np.ndarray:
+def made_up(fit: Run, count: int) -> np.ndarray:
     """E[x | z] [count, D] for z drawn from the prior."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return fit.program.trace(None, size=count).nodes["x"]["fn"].mean.numpy()
+        trace: Any = fit.program.trace(None, size=count)
+        return trace.nodes["x"]["fn"].mean.numpy()
 
 
 @torch.no_grad()
-def encoded(fit: Fit, x: np.ndarray) -> np.ndarray:
+def encoded(fit: Run, x: np.ndarray) -> np.ndarray:
     """The encoder's means of z [n, L]: the guide is a Pyro program, and is read by tracing it."""
-    trace = pyro.poutine.trace(fit.guide).get_trace(torch.as_tensor(x, dtype=fit.task.x.dtype))
+    handler: Any = pyro.poutine.trace
+    trace = handler(fit.guide).get_trace(torch.as_tensor(x, dtype=fit.task.x.dtype))
     return trace.nodes["z"]["fn"].mean.numpy()
 
 
-def represent(fit: Fit, train: Images, test: Images, latents: int) -> Document:
+def represent(fit: Run, train: Images, test: Images, latents: int) -> Document:
     """The share of test images whose nearest training images say the right class, by three representations."""
     from sklearn.decomposition import PCA
 

@@ -62,7 +62,7 @@ class NetResult(TypedDict):
     seconds: float
 
 
-QUICK = Sizes(10, 5, 20, (2, 2), 12, 20, 5, 3)
+QUICK = Sizes(5, 3, 10, (4, 4), 4, 20, 3, 3)
 SMALL = Sizes(components=100, epochs=(30, 60), completed=200, guide_epochs=600)
 
 
@@ -78,7 +78,7 @@ def main(
     again.
     """
     sizes = QUICK if quick else Sizes() if data == "binarized_mnist" else SMALL
-    train, test = _halves("mnist5k" if quick else data, 300 if quick else None)
+    train, test = _halves("mnist5k" if quick else data, 100 if quick else None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out or scratch)
         document = {
@@ -185,7 +185,7 @@ def _mixture(train: np.ndarray, test: np.ndarray, folder: Path, sizes: Sizes) ->
     seen = weights.unsqueeze(1) * len(train)
     program.assign({"weights": weights, "probs": (probs * seen + 0.5) / (seen + 1)})
     with torch.no_grad():
-        per_image = Task(program, describe(program, x), x, quiet=True).exact.per_datum({}, {}).numpy()
+        per_image = Task(program, describe(program, x), x, quiet=True).engine.per_datum({}, {}).numpy()
     return per_image, "each component has seen one more image, half on"
 
 

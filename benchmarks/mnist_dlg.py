@@ -17,8 +17,7 @@ import torch
 from benchmarks._report import markdown
 from benchmarks._report.tables import NOTHING
 from benchmarks._suite.documents import Document
-from inference import infer, run
-from inference._method.fit import Fit
+from inference import Run, infer, run
 from inference._run.cost import versions
 
 PUBLISHED = {1: 86.76, 50: 84.78}
@@ -80,7 +79,7 @@ def _train(folder: Path, epochs: int, particles: int, quick: bool) -> None:
     )
 
 
-def _document(trained: Document, test: Fit, samples: int) -> Document:
+def _document(trained: Document, test: Run, samples: int) -> Document:
     evidence, particles = test.claimed, trained["notes"]["particles"]
     assert evidence is not None and evidence.se is not None and evidence.per_datum is not None
     return {

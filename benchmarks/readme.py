@@ -18,8 +18,7 @@ from benchmarks import completions, digits, missing_pixels, mnist_dlg, soundness
 from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.documents import Evidence, KHat, Machine, Options
-from inference import run
-from inference._method.fit import Fit
+from inference import Run, run
 from inference._pictures._draw import plot
 from inference._run.cost import versions
 from zoo import _show
@@ -126,7 +125,7 @@ def _picture(run: Path, pictures: Path) -> None:
             (pictures / "faithful.png").write_bytes(path.read_bytes())
 
 
-def _row(fit: Fit, name: str, options: Options) -> Row:
+def _row(fit: Run, name: str, options: Options) -> Row:
     said = fit.to_json()
     claimed, verified = said["log_evidence"], said["verified_log_evidence"]
     return Row(name=name, options=options, log_evidence=claimed, verified_log_evidence=verified, khat=said["khat"])

@@ -1,4 +1,13 @@
-"""Inference methods, one a file, and the runner that they share: `from inference import run, compare, infer`."""
+"""Inference methods, one a file, and the runner that they share: `from inference import run, compare, infer`.
+
+Four values, each made from the one before: a `Request` (`_run/request`: what is asked for), `Prepared` (`_run/prepare`: the
+program on its data, checked), a `Fit` (`_method/fit`: what a method found), a `Run` (`_run/result`: all of it, with the
+verified evidence and the cost; to be saved, read back, drawn, imputed).
+
+A room imports from those before it: `_numerics`, `_families`, `_sampling`; `_exact` (exact posteriors), `_density` (each
+row's own continuous latents); `_method` (what a method is given and gives); `_training`; `_laplace`; then the methods. `_run`
+stands on `_method`, `_pictures` on `_run`. `docs/architecture.md` says more.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inference._method.fit import Evidence, Fit
-    from inference._run.folder import load
+    from inference._run.result import Run, load
     from inference._run.runner import compare, infer, run
 
-__all__ = ["Evidence", "Fit", "compare", "infer", "load", "run"]
+__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
 __distribution__ = "latent-zoo"
 
-_WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "load": "_run.folder"}
+_WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "Run": "_run.result", "load": "_run.result"}
 _WHERE |= dict.fromkeys(("compare", "infer", "run"), "_run.runner")
 
 

@@ -12,9 +12,8 @@ chains of a run of their own, so that those which are weighed go by transitions 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from inference._density import local
 from inference._density.local import LocalDensity
 from inference._method.estimates import LEAST_DRAWS, Estimates
 from inference._method.fit import Fit
+from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
@@ -172,7 +172,7 @@ class _Steps:
         return torch.lerp(self.size[low].log(), self.size[low + 1].log(), place - low).exp()
 
 
-def _pilot(density: LocalDensity, chains: int, stages: int, leapfrog: int, step: Callable[[], Any]) -> _Steps:
+def _pilot(density: LocalDensity, chains: int, stages: int, leapfrog: int, step: Step) -> _Steps:
     """Walk the path once with few chains and fewer stages, adapting the step sizes to an acceptance of 65 %."""
     scale = density.prior(max(1, 64 // density.n)).flatten(0, 1)
     scale = (scale - scale.mean(0)).square().mean(0).sqrt()
@@ -198,7 +198,7 @@ class _Annealed:
 
 
 def _anneal(
-    density: LocalDensity, chains: int, temperatures: int, leapfrog: int, steps: _Steps, step: Callable[[], Any]
+    density: LocalDensity, chains: int, temperatures: int, leapfrog: int, steps: _Steps, step: Step
 ) -> _Annealed:
     state = _look(density, density.prior(chains))
     log_weights, acceptance = torch.zeros_like(state.z[..., 0]), torch.zeros_like(state.z[0, :, 0])

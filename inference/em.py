@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from inference._exact.engine import Statistics
 from inference._families._family import Floor
 from inference._method.fit import Evidence, Fit
+from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest
 from inference._method.task import Task
@@ -97,13 +99,15 @@ def _in_double(task: Task, *options: Any) -> Fit:
     found = fit(wide, **dict(zip(names, options, strict=True)))
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
-    per_datum = task.doubled().exact.per_datum(None, {n: v.double() for n, v in point.items()})
-    found.parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
+    per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
     assert found.claimed is not None
-    found.claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
-    for held in (found.draws, found.means, found.deviations, found.probabilities):
-        held.update({n: v.astype(np.float32) for n, v in held.items() if v.dtype == np.float64})
-    return found
+    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
+    parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
+    narrow: dict[str, Any] = {}
+    for part in ("draws", "means", "deviations", "probabilities"):
+        arrays = getattr(found, part).items()
+        narrow[part] = {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays}
+    return replace(found, parameters=parameters, claimed=claimed, **narrow)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class _Options:
     max_iter: int
     tol: float
     accelerate: bool
-    step: Any
+    step: Step
 
 
 @dataclass
@@ -128,6 +132,13 @@ class _Climb:
     starts: dict[str, float] = field(default_factory=dict)
     left: float = 0.0  # nats that are still to be had, where that was looked at
     stuck: str = ""  # why it ended before it converged
+
+
+class _Kept(NamedTuple):  # where a climb was
+    free: dict[str, Tensor]  # θ in unconstrained coordinates
+    globals: dict[str, Tensor]
+    stats: Statistics
+    held: set[tuple[str, int]]  # of the floor
 
 
 class _Lost(Exception):
@@ -158,7 +169,7 @@ class _State:
 
     def __init__(self, task: Task, climb: _Climb, options: _Options) -> None:
         self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
-        self.globals = climb.globals
+        self.exact, self.globals = task.engine, climb.globals
         self.how = task.plan(self.globals)
         self.leap = Leap(task)
         self.stats, value = self._e_step()
@@ -168,13 +179,12 @@ class _State:
                 f"em: log p(x) is {value} where learning begins: some rows have no density there. Start from other values."
             )
         self.surface: Surface | None = None
-        self.last: Any = None  # what was kept before the last step
+        self.last: _Kept | None = None  # where it was before the last step
         self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
         self.next_climb = NUMERIC if self.how.numeric or self.globals else SLOW
 
-    def _e_step(self) -> tuple[Any, float]:
-        stats = self.task.sums.e_step(self.globals)
-        return stats, float(stats.per_datum.sum()) + float(stats.log_prior)
+    def _e_step(self) -> tuple[Statistics, float]:
+        return (stats := self.exact.e_step(self.globals)), stats.log_joint
 
     def _spot(self) -> Spot:
         if self.surface is None:
@@ -188,13 +198,16 @@ class _State:
         climb, task, kept, moved = self.record, self.task, self._keep(), False
         climb.iterations += 1
         try:
-            weights = task.exact.responsibilities(None, self.globals) if self._general() else None
+            needed = self.stats.need_responsibilities
+            weights = self.exact.responsibilities(None, self.globals) if needed else None
             self.floor.clear()
             self.globals = task.m_step(self.how, self.stats, self.globals, self.floor, weights)
             if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
                 self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
             stats, value = self._e_step()
-            wrong = task.broken(self.how, stats) if climb.iterations % LOOK == 0 or climb.iterations < LOOK else []
+            wrong = (
+                self.exact.broken(self.how, stats) if climb.iterations % LOOK == 0 or climb.iterations < LOOK else []
+            )
         except (ArithmeticError, ValueError, RuntimeError) as error:
             if self.leap.fresh:
                 self._take_back(kept, drop=0 if moved else 1)
@@ -207,7 +220,7 @@ class _State:
             ) from error
         self._judge(kept, stats, value, wrong)
 
-    def _judge(self, kept: Any, stats: Any, value: float, wrong: list[str]) -> None:
+    def _judge(self, kept: _Kept, stats: Statistics, value: float, wrong: list[str]) -> None:
         """Keep a step, or undo it."""
         last = self.record.objective[-1]
         if self.leap.fresh:
@@ -228,8 +241,8 @@ class _State:
             raise _Lost(BORDER)
         if self.floor.fell:  # a variance that had collapsed was raised to the floor: from here it is another climb
             self.record.objective.clear()
-            self.leap, kept = Leap(self.task), None
-        self.last = kept
+            self.leap = Leap(self.task)
+        self.last = None if self.floor.fell else kept
         self._accept(stats, value)
 
     def _make_numeric(self, wrong: list[str]) -> None:
@@ -237,39 +250,36 @@ class _State:
         self.task.numeric.update(wrong)
         self.how = self.task.plan(self.globals)
 
-    def _at_the_border(self, stats: Any) -> bool:
+    def _at_the_border(self, stats: Statistics) -> bool:
         """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
-        return self.task.smallest(stats) < 4 * self._least()
+        return self.exact.smallest(stats) < 4 * self._least()
 
     def _least(self) -> float:
         """The smallest share of the data's variance that a climb may come to, where no closed form bounds it."""
         return NO_FLOOR if self.how.numeric or self.globals else 0.0
 
-    def _accept(self, stats: Any, value: float) -> None:
+    def _accept(self, stats: Statistics, value: float) -> None:
         self.stats = stats
         self.record.objective.append(value)
         self.options.step(note=f"log p(x) {value:.4f}")
 
-    def _take_back(self, kept: Any, drop: int = 0) -> None:
+    def _take_back(self, kept: _Kept, drop: int = 0) -> None:
         """Undo a leap: on from the plain step that it had set out from."""
         del self.record.objective[len(self.record.objective) - drop :]
         self.floor.clear()
-        self.floor.held = kept[3]
+        self.floor.held = kept.held
         self.globals, self.last = self.leap.back(self.record.objective), None
         self._accept(*self._e_step())
 
-    def _keep(self) -> Any:
+    def _keep(self) -> _Kept:
         free = {n: p.detach().clone() for n, p in self.task.program.unconstrained().items()}
-        return free, self.globals, self.stats, set(self.floor.held)
+        return _Kept(free, self.globals, self.stats, set(self.floor.held))
 
     @torch.no_grad()
-    def _restore(self, kept: Any) -> None:
-        free, self.globals, self.stats, self.floor.held = kept
+    def _restore(self, kept: _Kept) -> None:
+        self.globals, self.stats, self.floor.held = kept.globals, kept.stats, kept.held
         for name, parameter in self.task.program.unconstrained().items():
-            parameter.copy_(free[name])
-
-    def _general(self) -> bool:
-        return any(v.params is None for v in getattr(self.stats, "views", []))
+            parameter.copy_(kept.free[name])
 
     # -------------------------------------------------------------------------------------------------- when to end
 
@@ -282,18 +292,17 @@ class _State:
         change = abs(now - before)
         if change > tol * abs(before):
             return False
-        if wrong := self.task.broken(self.how, self.stats):
+        if wrong := self.exact.broken(self.how, self.stats):
             self._make_numeric(wrong)
             return False
         spot = self._spot()
         assert self.surface is not None
         earlier = None
-        if self.last is not None and not self._general():
-            free, globals, stats, _ = self.last
-            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in free.items()}
-            earlier = self.surface.of(theta, stats, before, globals)
+        if self.last is not None and not self.stats.need_responsibilities:
+            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
+            earlier = self.surface.of(theta, self.last.stats, before, self.last.globals)
         climb.left = self.surface.remaining(spot, earlier)
-        if climb.left <= ENOUGH and self.options.accelerate and self.task.smallest(self.stats) < STIFF:
+        if climb.left <= ENOUGH and self.options.accelerate and self.exact.smallest(self.stats) < STIFF:
             climb.left = self._newton(spot)
         self.waits += 1
         climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
@@ -338,7 +347,7 @@ class _State:
             found = self.surface.climb(before, self._spot(), left, enough, self._note)
             self.globals, self.stats, self.last = self.surface.put(found.u), found.stats, None
             self.leap = Leap(self.task)
-            if self.task.smallest(self.stats) < STIFF:
+            if self.exact.smallest(self.stats) < STIFF:
                 self._newton(found)
             self.futile = self.futile + 1 if found.value - before.value < ENOUGH else 0
         self.next_climb = climb.iterations + SLOW
@@ -350,7 +359,7 @@ class _State:
 
 
 def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
-    exact, globals = task.exact, climb.globals
+    exact, globals = task.engine, climb.globals
     per_datum = exact.per_datum(None, globals)
     held = RowPosteriors.of(task, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
@@ -367,7 +376,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     if held.left_out:
         notes["posterior"] = held.left_out
     claimed = Evidence.from_per_datum(per_datum.numpy(), "exact", given=given).plus(task.outside(globals))
-    if getattr(exact, "delicate", False):
+    if exact.delicate:
         claimed = replace(claimed, kind="estimate", se=None)
     return Fit(
         parameters=parameters,
@@ -384,7 +393,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
 
 
 def _component(task: Task, assignment: int) -> str:
-    return f"component {task.exact.label(assignment)}" if task.structure.assignments > 1 else "the one component"
+    return f"component {task.engine.label(assignment)}" if task.structure.assignments > 1 else "the one component"
 
 
 def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
@@ -405,7 +414,7 @@ def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
         out += [f"{_component(task, a)} collapsed: {rest}" for a in collapsed]
     for name in sorted(climb.floor.latent):
         out.append(f"the scale of '{name}' went to 0, the border of its range: the data show no variation there.")
-    if getattr(task.exact, "delicate", False):
+    if task.engine.delicate:
         out.append(
             "the latents' posterior is so nearly singular that float64 cannot give its determinant to all digits: log p(x) "
             "is an estimate here, not exact. Standardize the data, or give the observations more noise."

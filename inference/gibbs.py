@@ -10,7 +10,6 @@ log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Fit
+from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
+from inference._numerics.psis import mixing
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
@@ -186,7 +187,7 @@ class _Walked:
     errors: Tensor  # the standard error of each of them that stands for something, by how far the chains differ
 
 
-def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Callable[[], Any]) -> _Walked:
+def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> _Walked:
     C, n, L = chains.z.shape
     log_p, kept = chains.z.new_empty(C, sweeps, n), chains.z.new_empty(draws, n, L)
     due = [math.ceil((d + 1) * sweeps / draws) - 1 for d in range(draws)]  # the sweep that each draw is of
@@ -213,8 +214,6 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Callable[
 
 
 def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
-    from inference._run.datatree import mixing
-
     rhat, ess = mixing(torch.cat([f.log_p for f in found], 2).cpu().numpy())
     probabilities = _joined([f.probabilities for f in found], 0)
     errors = torch.cat([f.errors for f in found])

@@ -9,9 +9,8 @@ otherwise a lower bound (`estimates`; Vehtari et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyro
@@ -24,6 +23,7 @@ from inference._density import guide as _mode_guide
 from inference._density import local, modes
 from inference._method.estimates import Estimates
 from inference._method.fit import Fit
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._sampling import particles as _particles
@@ -152,7 +152,7 @@ class _Estimator:
     defensive: float
     filters: int | None
 
-    def draw(self, task: Task, guide: Any | None, rows: slice) -> weights.Draws:
+    def draw(self, task: Task, guide: torch.nn.Module | None, rows: slice) -> weights.Draws:
         """Weighted draws for some rows."""
         x = task.x[rows]
         if self.filters is not None:
@@ -161,7 +161,7 @@ class _Estimator:
         return weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
 
-def _estimate(task: Task, guide: Any | None, how: _Estimator, history: History, step: Callable[..., None]) -> Fit:
+def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, history: History, step: Step) -> Fit:
     structure, N = task.structure, len(task.x)
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
     parts: list[Estimates] = []
@@ -211,7 +211,7 @@ def _settled(task: Task, found: Estimates) -> Estimates:
     """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
     if not task.structure.is_exact or not bool(found.alone.any()):
         return found
-    lacks = task.exact.per_datum().double() - found.log_mean
+    lacks = task.engine.per_datum().double() - found.log_mean
     return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))
 
 

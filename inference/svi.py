@@ -21,7 +21,9 @@ from torch import Tensor
 
 import guides
 from guides import at
+from inference._exact.enumeration import Enumeration
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates, bijection
@@ -116,7 +118,7 @@ def fit(
         return found.fit()
 
 
-def _fixed_draws(task: Task, guide: Any, particles: int, optimizer: Optimizer) -> FixedDraws | None:
+def _fixed_draws(task: Task, guide: torch.nn.Module | None, particles: int, optimizer: Optimizer) -> FixedDraws | None:
     """The bound with its draws held fixed, where that can be had and there is reason to."""
     asked = optimizer == "lbfgs"
     if not (asked or task.structure.global_latents):
@@ -124,7 +126,7 @@ def _fixed_draws(task: Task, guide: Any, particles: int, optimizer: Optimizer) -
     why = "the program has no latents" if guide is None else ""
     why = why or ("particles are drawn at every step" if particles > 1 else "")
     why = why or ("each epoch has a binarisation of its own" if task.intensities is not None else "")
-    if not why:
+    if guide is not None and not why:
         try:
             return FixedDraws(task, guide)
         except NotImplementedError as error:
@@ -139,7 +141,7 @@ class _Found:
     """A guide and a program, and how they come to fit."""
 
     task: Task
-    guide: Any
+    guide: torch.nn.Module | None
     particles: int
     objective: elbo.Objective
     globals: list[str]
@@ -152,21 +154,21 @@ class _Found:
         self.history = History(np.zeros(0), np.zeros(0), True)
         self.outcome: _climb.Outcome | None = None
 
-    def climb(self, iterations: int, step: Any) -> None:
+    def climb(self, iterations: int, step: Step) -> None:
         """By L-BFGS on fixed draws."""
-        assert self.fixed is not None
+        assert self.fixed is not None and self.guide is not None
         self.outcome = out = _climb.climb(self.task, self.guide, self.modules, self.fixed, iterations, step)
         self.effort = 3.0 * len(out.trace) * _climb.FIRST
         self.history = History(np.asarray(out.trace) / len(self.task.x), np.zeros(0), out.converged)
 
-    def train(self, plan: Plan, few: bool, step: Any) -> None:
+    def train(self, plan: Plan, few: bool, step: Step) -> None:
         """By Adam on mini-batches."""
-        if self.fixed is not None:
+        if self.fixed is not None and self.guide is not None:
             _climb.scales_from_curvature(self.fixed, self.guide, torch.Generator().manual_seed(self.task.seed))
         blame = lambda rows, x: elbo.culprit(self.task, self.guide, rows, x)  # noqa: E731
         self.history = train(self.task, self.modules, self.objective, plan, step=step, culprit=blame)
         self.effort = 3.0 * len(self.history.objective) * self.particles
-        if self.task.structure.global_latents and self.history.converged:
+        if self.guide is not None and self.task.structure.global_latents and self.history.converged:
             self.history.converged = _climb.stationary(self.task, self.guide, self.objective)
 
     def fit(self) -> Fit:
@@ -208,7 +210,7 @@ def _log_likelihood(task: Task) -> Evidence:
 
 
 @torch.no_grad()
-def _bound(task: Task, guide: Any, particles: int, nearness: Nearness) -> Evidence:
+def _bound(task: Task, guide: torch.nn.Module, particles: int, nearness: Nearness) -> Evidence:
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
     if task.structure.enumerable and particles == 1:
         return Evidence.from_per_datum(enumerated_bound(task, guide, nearness).numpy(), "lower bound")
@@ -223,9 +225,9 @@ def _bound(task: Task, guide: Any, particles: int, nearness: Nearness) -> Eviden
     return Evidence.from_per_datum(value.numpy(), "lower bound", se.numpy())
 
 
-def enumerated_bound(task: Task, guide: Any, nearness: Nearness | None = None) -> Tensor:
+def enumerated_bound(task: Task, guide: torch.nn.Module, nearness: Nearness | None = None) -> Tensor:
     """Σ_a q(a | x_i) [log p(x_i, a) − log q(a | x_i)] [N], nats: no sampling noise."""
-    exact = task.exact
+    exact = _listed(task)
     views, _ = exact.views()
     out = []
     for rows in exact.chunks():
@@ -236,7 +238,7 @@ def enumerated_bound(task: Task, guide: Any, nearness: Nearness | None = None) -
     return torch.cat(out)
 
 
-def log_guide(task: Task, guide: Any, rows: slice) -> Tensor:
+def log_guide(task: Task, guide: torch.nn.Module, rows: slice) -> Tensor:
     """log q(a | x_i) [rows, A] for every joint assignment."""
     n, structure = rows.stop - rows.start, task.structure
     sites = {s.name: s for s in structure.discrete_locals}
@@ -247,15 +249,21 @@ def log_guide(task: Task, guide: Any, rows: slice) -> Tensor:
         shape[structure.axes.row_dim(len(sites[name].event_shape))] = n
         return value.expand(shape)
 
-    every = {k: everywhere(k, v) for k, v in task.exact.assignments.items()}
+    every = {k: everywhere(k, v) for k, v in _listed(task).assignments.items()}
     conditioned = pyro.poutine.condition(at(guide, rows), data=every)
     with task.program.settings():
         trace = pyro.poutine.trace(conditioned).get_trace(task.x[rows])
-    return local_log_prob(trace, structure.data_dim, n).reshape(task.exact.A, -1).mT
+    return local_log_prob(trace, structure.data_dim, n).reshape(_listed(task).A, -1).mT
 
 
-def _global_gaussian(task: Task, guide: Any, names: list[str]) -> GlobalGaussian | None:
-    if not names or not hasattr(guide, "bijections"):
+def _listed(task: Task) -> Enumeration:
+    """The engine of a program whose latents can be enumerated."""
+    assert isinstance(task.exact, Enumeration)
+    return task.exact
+
+
+def _global_gaussian(task: Task, guide: torch.nn.Module | None, names: list[str]) -> GlobalGaussian | None:
+    if not names or not isinstance(guide, guides.Derived):
         return None
     with torch.no_grad():
         values = {n: guide.bijections[n](guide.free[f"{n}_loc"]) for n in names}
@@ -276,11 +284,11 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         draws |= {n: v.numpy() for n, v in drawn.items()}
         parameters |= gaussian.coordinates.unflatten(gaussian.mean)
     probabilities = {}
-    if task.structure.local_latents:
+    if task.structure.local_latents and guide is not None:
         draws |= _local_draws(task, guide)
         if task.structure.enumerable:
-            log_q = torch.cat([log_guide(task, guide, rows) for rows in task.exact.chunks()])
-            probabilities = {n: v.numpy() for n, v in task.exact.marginals(log_q.exp()).items()}
+            log_q = torch.cat([log_guide(task, guide, rows) for rows in _listed(task).chunks()])
+            probabilities = {n: v.numpy() for n, v in _listed(task).marginals(log_q.exp()).items()}
     notes = {"epochs": len(history.objective), "particles": found.particles} | history.notes | _climbed(found.outcome)
     if nearness.of_globals is not None:
         notes["khat_of_globals"] = nearness.of_globals
@@ -325,7 +333,7 @@ def _not_converged(found: _Found) -> list[str]:
     return ["svi did not converge: the bound was still rising; raise epochs or tol."]
 
 
-def _local_draws(task: Task, guide: Any) -> dict[str, np.ndarray]:
+def _local_draws(task: Task, guide: torch.nn.Module) -> dict[str, np.ndarray]:
     """Draws from q of each local site [draws, N, …]."""
     pieces = [
         weights.guide_draws(task.program, task.structure, task.x[rows], at(guide, rows), task.draws)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from inference._exact.enumeration import Enumeration
+from inference._method.fit import Fit
 from inference._method.task import Task
+from inference._run.cost import Cost
+from inference._run.predictive import Predicted
 from inference._run.prepare import refusal
+from inference._run.request import Request
+from inference._run.result import Run
+from zoo._data.datasets import Dataset
 from zoo._program.describe import describe
 from zoo._program.load import load
 from zoo._program.structure import ENUMERATION_LIMIT
@@ -24,6 +36,28 @@ def task_of(model: Any, x: Any, *, limit: int = ENUMERATION_LIMIT, **options: An
     x = tensor(x)
     program = load(model, x, options)
     return Task(program, describe(program, x, limit), x, quiet=True)
+
+
+OF_DATA = {f.name for f in fields(Dataset)} | {"data"}
+OF_FIT = {f.name for f in fields(Fit)}
+PREDICTED = {"observed": "observed", "predictive": "simulated", "log_likelihood": "log_likelihood"}
+
+
+def run_of(**given: Any) -> Run:
+    """A run with these values, which are named as they can be asked of a run; all else as if nothing was there."""
+    nothing = dict.fromkeys(("labels", "image_shape", "center", "scale", "truth"))
+    about = {"x": np.zeros((0, 1)), "columns": (), "options": {}, "warnings": (), **nothing}
+    about |= {k: v for k, v in given.items() if k in OF_DATA - {"data", "options", "warnings"}}
+    asked = Request(given.get("model"), given.get("data"), given.get("method"), seed=given.get("seed", 0))
+    return Run(
+        request=asked,
+        fit=Fit(**{"parameters": {}, "claimed": None, **{k: v for k, v in given.items() if k in OF_FIT}}),
+        verified=given.get("verified"),
+        cost=Cost(),
+        dataset=Dataset(**{**about, "name": given.get("data", "")}),
+        predicted=Predicted(**{name: given[k] for k, name in PREDICTED.items() if k in given}),
+        **{k: given[k] for k in ("model", "options", "local_sites", "learned", "live") if k in given},
+    )
 
 
 def structure_of(model: Any, x: Any, **options: Any) -> Any:
@@ -54,3 +88,30 @@ def simulated(model: Any, x_like: Any, n: int, seed: int = 0, theta: dict[str, A
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return program(None, size=n).numpy()
+
+
+def forked(*arguments: str, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess[str]:
+    """`zoo` in a process that is forked from this one, where all is imported; `before` is called there first."""
+    pipes = [os.pipe() for _ in range(2)]
+
+    def command() -> None:
+        from zoo.__main__ import main
+
+        for number, (_, end) in enumerate(pipes, 1):
+            os.dup2(end, number)
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
+        sys.argv = ["zoo", *arguments]
+        if before is not None:
+            before()
+        main()
+
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    texts = []
+    for begin, end in pipes:  # what goes to standard error fits into the pipe meanwhile
+        os.close(end)
+        with open(begin, encoding="utf-8") as file:
+            texts.append(file.read())
+    process.join()
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(["zoo", *arguments], process.exitcode, *texts)

@@ -68,3 +68,8 @@ def test_the_example_runs(name, copy):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_has_the_same_method():
+    (code,) = re.findall(r"```python\n# inference/.*?```", SECTIONS["A method"], re.S)
+    assert code in (ROOT / "README.md").read_text(encoding="utf-8")

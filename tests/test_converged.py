@@ -288,14 +288,13 @@ def test_an_objective_that_was_still_rising_is_called_so():
     assert fit.converged is False and any("still rising" in w for w in fit.warnings)
 
 
-def test_adam_with_few_rows_takes_steps_enough_or_says_no():
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[1:])])
+def test_adam_with_few_rows_takes_steps_enough_or_says_no(seed):
     """One step an epoch, and one draw a step: what was called converged after 150 of them stood a nat below."""
-    top = best(normal_bound, 2)
-    for seed in SEEDS:
-        fit = run("gmm", EIGHT[:, None], "svi", seed=seed, components=1, priors=True, optimizer="adam")
-        assert len(fit.trace["lr"]) >= 300
-        own = float(normal_bound(*of_fit(fit)))
-        assert fit.converged is not True or own > top - 0.2
+    fit = run("gmm", EIGHT[:, None], "svi", seed=seed, components=1, priors=True, optimizer="adam")
+    assert len(fit.trace["lr"]) >= 300
+    own = float(normal_bound(*of_fit(fit)))
+    assert fit.converged is not True or own > best(normal_bound, 2) - 0.2
 
 
 def test_a_gradient_that_is_left_is_seen():

@@ -12,6 +12,7 @@ from helpers import structure_of, task_of
 from scipy import special, stats
 
 from inference import infer, run
+from inference._run import prepare
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
@@ -101,9 +102,35 @@ SMALL = {"epochs": 10, "hidden": (50,), "rows": 10, "temperatures": 200, "chains
 LARGE = {"epochs": 40, "hidden": (100,), "rows": 20, "temperatures": 1000, "chains": 16}
 
 
-@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"])
+def check_estimates(folder, some, samples, annealing, fail):
+    """The importance estimate lies above the ELBO, agrees with annealing, and naive Monte Carlo fails for a share `fail`."""
+    weighted = infer(folder, "importance", samples=samples, **some)
+    naive = infer(folder, "importance", proposal="prior", samples=samples // 5, **some)
+    annealed = infer(folder, "ais", **annealing, **some)
+    bound = infer(folder, "svi", epochs=1, lr=1e-9, **some)
+    assert bound.claimed.value + 4 * bound.claimed.se < weighted.claimed.value
+    error = math.hypot(annealed.claimed.se, weighted.claimed.se)
+    assert abs(annealed.claimed.value - weighted.claimed.value) < 4 * error
+    assert np.mean(naive.khat > 0.7) > fail  # and says so
+    assert naive.claimed.value < weighted.claimed.value
+
+
+def test_small_digits(tmp_path, monkeypatch):
+    """Of 8 × 8 pixels, in float32 as larger data are."""
+    monkeypatch.setattr(prepare, "LARGE_NUMBERS", 10_000)
+    fit = run(
+        "deep_latent_gaussian", "digits", "svi", rows=600, binarize="dynamic", likelihood="bernoulli", latents=6,
+        hidden=(30,), epochs=60, batch=50, lr=0.01, schedule="cosine", held_out=0.1, out=tmp_path / "run",
+    )  # fmt: skip
+    assert fit.options["dtype"] == "float32"
+    assert -32 < fit.claimed.value / fit.n < -20
+    some = {"data": "digits", "rows": 8, "binarize": "fixed"}
+    check_estimates(tmp_path / "run", some, 1500, {"temperatures": 100, "chains": 6}, fail=0.6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 def test_mnist5k_in_a_minute(size, tmp_path):
-    """The importance estimate lies above the ELBO and agrees with annealed importance sampling."""
     fit = run(
         "deep_latent_gaussian", "mnist5k", "svi", binarize="dynamic", likelihood="bernoulli", latents=10,
         hidden=size["hidden"], epochs=size["epochs"], schedule="cosine", held_out=0.1, out=tmp_path / "run",
@@ -111,15 +138,7 @@ def test_mnist5k_in_a_minute(size, tmp_path):
     assert fit.seconds < 120 and fit.options["dtype"] == "float32"
     assert -160 < fit.claimed.value / fit.n < -100
     some = {"data": "mnist5k", "rows": size["rows"], "binarize": "fixed"}
-    weighted = infer(tmp_path / "run", "importance", samples=5000, **some)
-    naive = infer(tmp_path / "run", "importance", proposal="prior", samples=1000, **some)
-    annealed = infer(tmp_path / "run", "ais", temperatures=size["temperatures"], chains=size["chains"], **some)
-    bound = infer(tmp_path / "run", "svi", epochs=1, lr=1e-9, **some)
-    assert bound.claimed.value + 4 * bound.claimed.se < weighted.claimed.value
-    error = math.hypot(annealed.claimed.se, weighted.claimed.se)
-    assert abs(annealed.claimed.value - weighted.claimed.value) < 4 * error
-    assert np.mean(naive.khat > 0.7) > 0.9  # naive Monte Carlo fails, and says so
-    assert naive.claimed.value < weighted.claimed.value
+    check_estimates(tmp_path / "run", some, 5000, {k: size[k] for k in ("temperatures", "chains")}, fail=0.9)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------------

@@ -280,12 +280,12 @@ def test_no_probability_starts_at_zero():
 
 
 def test_where_it_converged_the_slope_is_flat():
-    x = np.random.default_rng(7).normal(size=(100, 2))
+    x = np.random.default_rng(7).normal(size=(50, 2))
     for options in ({"covariance": "spherical"}, {"covariance": "full", "components": 3}):
         task = task_of("gmm", x, **options)
         fit = em.fit(task)
         surface = Surface(task, {}, Floor(1e-6, set(), strict=False))
-        spot = surface.here(task.sums.e_step({}), fit.claimed.value, {})
+        spot = surface.here(task.engine.e_step({}), fit.claimed.value, {})
         leaves = spot.u.clone().requires_grad_()
         evidence = task.exact.log_evidence(surface.layout.unflatten(leaves))[0]
         (slope,) = torch.autograd.grad(evidence, leaves)

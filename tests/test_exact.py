@@ -18,7 +18,7 @@ from scipy import special, stats
 from sklearn.mixture import GaussianMixture
 
 from inference import run
-from inference._exact import enumeration
+from inference._exact import densities
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 BESSEL = {"rtol": 1e-6, "atol": 1e-6}  # torch's Bessel function has 7 digits
@@ -57,7 +57,7 @@ def test_each_family_against_scipy(name, missing):
 
 @pytest.mark.parametrize("name", ["normal", "mvn_tril", "poisson", "student"])
 def test_data_longer_than_a_chunk(name, monkeypatch):
-    monkeypatch.setattr(enumeration, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(densities, "CHUNK_NUMBERS", 1)
     case = CASES[name]
     x = hide(case.data(np.random.default_rng(3), 500), 0.2)
     theta = case.draw_theta(4)
@@ -69,7 +69,7 @@ def test_data_longer_than_a_chunk(name, monkeypatch):
 @pytest.mark.parametrize("name", ["normal", "mvn_tril", "categorical", "student"])
 def test_threads_share_out_the_chunks(name, monkeypatch):
     """Each of torch's threads takes chunks of its own; the same numbers twice, and those of one thread but for rounding."""
-    monkeypatch.setattr(enumeration, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(densities, "CHUNK_NUMBERS", 1)
     case = CASES[name]
     x, theta = hide(case.data(np.random.default_rng(3), 700), 0.2), case.draw_theta(4)
     found = []
@@ -383,7 +383,7 @@ def test_verification_of_large_data_looks_at_some_rows(monkeypatch):
 
     monkeypatch.setattr(type(fit.task.exact), "per_datum", wrong)
     with pytest.raises(ArithmeticError, match="two exact values"):
-        verify.verify(fit.task, fit)
+        verify.verify(fit.task, fit.fit)
 
 
 @pytest.mark.parametrize("family", ["bernoulli", "categorical"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,14 +22,17 @@ import pytest
 import torch
 import user_programs as user
 from families import CASES
+from helpers import forked
 from typer.testing import CliRunner
 
 import latent_zoo
-from inference import compare, infer, load, run
+from inference import compare, infer, run
 from inference._pictures import _draw as drawing
 from inference._run import checkpoint
 from inference._run import folder as _store
-from inference._run.entrance import SETTINGS, own_settings
+from inference._run import result as _result
+from inference._run.entrance import SETTINGS, entrance, own_settings
+from inference._run.folder import load
 from zoo import _atomic
 from zoo.__main__ import app
 from zoo._errors import NotWritten, UsageError
@@ -220,17 +225,28 @@ def test_threads_take_turns(usual):
 
 
 def test_a_fork_while_another_thread_fits_can_fit_too():
-    script = (
-        "import os, threading, torch\nfrom latent_zoo import run\n"
-        "from inference._run.entrance import entrance\ntorch.set_num_threads(1)\n"
-        "held, go = threading.Event(), threading.Event()\n"
-        "@entrance\ndef hold():\n    held.set(); go.wait()\n"
-        "threading.Thread(target=hold).start(); held.wait()\n"
-        "if (child := os.fork()) == 0:\n"
-        "    os._exit(0 if run('gmm', 'faithful', max_iter=1).n == 272 else 1)\n"
-        "code = os.waitpid(child, 0)[1]; go.set(); os._exit(code)\n"
-    )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], timeout=120, check=False).returncode == 0
+    held, go = threading.Event(), threading.Event()
+
+    @entrance
+    def hold():
+        held.set()
+        go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of newer Pythons, about a fork beside threads
+            child = multiprocessing.get_context("fork").Process(
+                target=lambda: os._exit(0 if run("gmm", "faithful", max_iter=1).n == 272 else 1)
+            )
+            child.start()
+        child.join(120)
+        assert child.exitcode == 0
+        child.close()
+    finally:
+        go.set()
+        thread.join()
 
 
 # ---- a run folder says what was computed -----------------------------------------------------------------------------
@@ -423,8 +439,8 @@ def test_names_that_steer_a_terminal_or_a_spreadsheet_are_shown_and_quoted():
 
 def limited(*arguments: str, blocks: int = 4):
     """The command in a process that cannot write a file of over `blocks` KiB: the system says no, as on a full disk."""
-    script = f"ulimit -f {blocks}; exec {sys.executable} -m zoo " + ' "$@"'
-    return subprocess.run(["bash", "-c", script, "zoo", *arguments], capture_output=True, text=True, check=False)
+    size = 1024 * blocks
+    return forked(*arguments, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
 
 
 def test_a_full_disk_leaves_the_result_and_nothing_else():
@@ -562,7 +578,7 @@ def test_the_printed_path_is_where_the_run_is(monkeypatch):
         return found
 
     monkeypatch.setattr(_store, "free", late)
-    assert str(_store.save(fit, Path("same"))) == fit.run == "same-2"
+    assert str(_result.save(fit, Path("same"))) == fit.run == "same-2"
     assert load("same-2").json["run"] == "same-2"
 
 

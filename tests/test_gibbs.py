@@ -19,7 +19,7 @@ from benchmarks._report import figures, fits, leaderboard
 from inference import compare, gibbs, infer, run
 from inference._method.fit import Fit
 from inference._method.task import Task
-from inference._run.datatree import mixing
+from inference._numerics.psis import mixing
 from zoo import _show
 from zoo._data.datasets import load
 from zoo._errors import Refusal, UsageError

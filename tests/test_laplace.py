@@ -16,7 +16,7 @@ from helpers import structure_of, task_of, tensor
 from scipy import special, stats
 
 from inference import laplace, run
-from inference._laplace import globals as _laplace_globals
+from inference._numerics import definite
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
@@ -259,11 +259,11 @@ def test_a_direction_the_data_cannot_see_is_damped_and_reported():
 
 def test_damping_leaves_a_good_hessian_alone():
     good = tensor([[2.0, 0.5], [0.5, 1.0]])
-    same, raised = _laplace_globals.damped(good)
+    same, raised = definite.raised(good, 1e-9)
     assert raised == 0
     np.testing.assert_allclose(same, good, rtol=1e-12)
     bad = tensor([[1.0, 0.0], [0.0, -3.0]])
-    better, raised = _laplace_globals.damped(bad)
+    better, raised = definite.raised(bad, 1e-9)
     assert raised == 1
     assert np.linalg.eigvalsh(better.numpy()).min() > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_nothing_to_impute_in_a_program_without_latents(here):
 
     fit = run(regression, X, "em")
     says("nothing is missing", fit.impute)
-    fit.x = np.where(np.arange(60).reshape(30, 2) == 5, np.nan, fit.x)
+    fit.dataset = replace(fit.dataset, x=np.where(np.arange(60).reshape(30, 2) == 5, np.nan, fit.x))
     fit.task.x = torch.as_tensor(fit.x)
     says(r"imputing needs a site that observes a whole row of x, of shape \(2,\); 'y'", fit.impute)
     run(f"{user.__file__}:poisson", np.ones((9, 3)), "em", out="run", max_iter=2)

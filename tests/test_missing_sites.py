@@ -18,7 +18,7 @@ from scipy import optimize, special, stats
 from torch.distributions import constraints
 
 from inference import em, importance
-from inference._exact import enumeration
+from inference._exact import densities, enumeration
 from inference._run.impute import impute
 from inference._sampling import weights as _weights
 from zoo._errors import UsageError
@@ -245,9 +245,9 @@ def test_a_named_value_is_not_completed():
 # ---- exact by enumeration -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [enumeration.CHUNK_NUMBERS, 1])
+@pytest.mark.parametrize("chunk", [densities.CHUNK_NUMBERS, 1])
 def test_evidence_and_posterior_are_those_of_all_completions(chunk, monkeypatch):
-    monkeypatch.setattr(enumeration, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(densities, "CHUNK_NUMBERS", chunk)
     x = bits(40)
     exact = task_of(chain, x).exact
     want = [chain_log_evidence(row) for row in x]

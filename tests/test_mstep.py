@@ -60,7 +60,8 @@ def test_thousands_of_parameters_in_float32_are_closed():
 def test_two_sites_are_closed():
     plan = planned(user.two_sites, GAUSSIAN)
     assert set(plan.closed) == {"first", "second", "locs", "scale"}
-    assert plan.closed["second"] == ("z2", "probs")
+    second = plan.copies["second"]
+    assert (second.site, second.parameter) == ("z2", "probs")
 
 
 def test_a_module_is_as_good_as_a_function():

@@ -17,7 +17,7 @@ from guides import at
 from inference._density import guide as _mode_guide
 from inference._density import newton
 from inference._density.local import LocalDensity, refusal
-from inference._run.datatree import psis
+from inference._numerics.psis import psis
 from inference._sampling import weights
 from zoo._program.describe import describe
 from zoo._program.load import load

@@ -11,20 +11,20 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from drawing import picture_of
 from matplotlib import image as reader
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Ellipse
 
 from inference import infer, run
 from inference._pictures import _draw
-from inference._pictures._checks import khat_by_datum, trace
-from inference._pictures._components import images, left_out
-from inference._pictures._density import SHARES, cells, density_of, hdr_levels
 from inference._pictures._draw import plot
-from inference._pictures._missing import _bands
-from inference._pictures._mixture import clusters, histogram, telling_pair
-from inference._pictures._scene import Scene, scene_of
-from inference._pictures._style import OKABE_ITO, blend, component_colors, evidence_line
+from inference._pictures._views.density import SHARES, cells, density_of, hdr_levels
+from inference._pictures._views.mixture import left_out
+from inference._pictures._views.scene import Scene, scene_of
+from inference._pictures._views.style import OKABE_ITO, blend, component_colors, evidence_line
+from inference._pictures.clusters import telling_pair
+from inference._pictures.missing import _bands
 from inference._run import folder as _store
 from zoo._errors import UsageError
 
@@ -257,7 +257,7 @@ def test_what_is_no_density_of_the_columns_gets_no_contours(programs: str, tmp_p
 
 
 def test_points_have_the_colour_of_their_responsibilities(found: Scene) -> None:
-    axes = clusters(found).axes[0]
+    axes = picture_of("clusters", found).axes[0]
     assert found.oracle is not None
     (points,) = (c for c in axes.collections if isinstance(c, PathCollection))
     at = {tuple(np.round(p, 9)): c[:3] for p, c in zip(points.get_offsets(), points.get_facecolors(), strict=True)}
@@ -267,7 +267,7 @@ def test_points_have_the_colour_of_their_responsibilities(found: Scene) -> None:
 
 
 def test_ellipses_are_one_and_two_standard_deviations(found: Scene) -> None:
-    axes = clusters(found).axes[0]
+    axes = picture_of("clusters", found).axes[0]
     ellipses = [p for p in axes.patches if isinstance(p, Ellipse)]
     assert found.oracle is not None and len(ellipses) == 4
     covariance, mean = found.oracle.covariance([0, 1]), found.oracle.means
@@ -283,7 +283,7 @@ def test_rows_seen_in_one_column_are_ticks_on_its_axis(tmp_path: Path) -> None:
     x, _ = mixed(4, 120, np.array([[0.0, 0.0], [6.0, 6.0]]))
     x[:7, 0], x[7:10, 1], x[10] = np.nan, np.nan, np.nan
     run("gmm", x, "em", out=tmp_path / "run")
-    axes = clusters(scene(tmp_path / "run")).axes[0]
+    axes = picture_of("clusters", scene(tmp_path / "run")).axes[0]
     ticks = sorted(len(c.get_segments()) for c in axes.collections if isinstance(c, LineCollection))
     assert ticks == [3, 7]
     assert names(plot(tmp_path / "run", dpi=40)) == {"clusters.png", "trace.png", "missing.png"}
@@ -314,7 +314,7 @@ def test_the_title_says_what_kind_of_number_it_is(evidence: dict, text: str) -> 
 
 
 def test_trace_falls_to_its_end_and_shows_the_restarts(found: Scene) -> None:
-    left, right = trace(found).axes
+    left, right = picture_of("trace", found).axes
     assert right.get_yscale() == "log"
     assert sum(not line.get_clip_on() for line in left.lines) == 3
 
@@ -357,7 +357,7 @@ def test_what_cannot_be_is_said(faithful: Path, found: Scene, tmp_path: Path) ->
         plot(faithful, tmp_path / "file")
     nothing = replace(found, oracle=None, trace={}, stats={})
     with pytest.raises(UsageError, match="nothing to draw"):
-        _draw._belonging(nothing)
+        _draw.subjects(nothing)
 
 
 def test_a_program_that_is_gone_leaves_what_the_folder_holds(programs: str, tmp_path: Path) -> None:
@@ -377,10 +377,10 @@ def test_every_method_gets_the_clusters(faithful: Path, tmp_path: Path) -> None:
     run("gmm", "faithful", "svi", epochs=1, rows=60, out=tmp_path / "svi")
     infer(faithful, "importance", samples=20, epochs=1, out=tmp_path / "importance")
     infer(faithful, "em", out=tmp_path / "em")
-    assert set(_draw._belonging(scene(tmp_path / "laplace"))) == {"clusters", "trace"}
-    assert set(_draw._belonging(scene(tmp_path / "svi"))) == {"clusters", "trace", "khat"}
+    assert set(_draw.subjects(scene(tmp_path / "laplace"))) == {"clusters", "trace"}
+    assert set(_draw.subjects(scene(tmp_path / "svi"))) == {"clusters", "trace", "khat"}
     assert names(plot(tmp_path / "importance", dpi=40)) == {"clusters.png", "trace.png", "khat.png"}
-    assert set(_draw._belonging(scene(tmp_path / "em"))) == {"clusters"}  # nothing was iterated
+    assert set(_draw.subjects(scene(tmp_path / "em"))) == {"clusters"}  # nothing was iterated
     laplace = scene(tmp_path / "laplace")
     assert laplace.oracle is not None
     np.testing.assert_allclose(laplace.oracle.means, _store.load(tmp_path / "laplace").parameters()["locs"])
@@ -390,7 +390,7 @@ def test_khat_of_untrustworthy_estimates(programs: str, tmp_path: Path) -> None:
     x = np.exp(3 * np.random.default_rng(5).normal(size=(60, 2)))
     fit = run(programs + "continuous", x, "importance", proposal="prior", samples=30, epochs=2, out=tmp_path / "run")
     assert fit.khat is not None and (fit.khat > 0.7).any()
-    figure = khat_by_datum(scene(tmp_path / "run"))
+    figure = picture_of("khat", scene(tmp_path / "run"))
     assert "above 0.7: their estimates cannot be trusted" in figure.get_suptitle()
     assert str(int(fit.khat.argmax())) in {t.get_text().split()[0] for t in figure.axes[0].texts}
     pixels(next(p for p in plot(tmp_path / "run", dpi=60) if p.name == "khat.png"))
@@ -416,7 +416,7 @@ def test_one_column_is_a_histogram(tmp_path: Path) -> None:
     x, _ = mixed(7, 200, np.array([[0.0], [6.0]]))
     fit = run("gmm", x, "em", out=tmp_path / "run")
     assert names(plot(tmp_path / "run", dpi=40)) == {"clusters.png", "trace.png"}
-    axes = histogram(scene(tmp_path / "run")).axes[0]
+    axes = picture_of("clusters", scene(tmp_path / "run")).axes[0]
     areas = sorted(
         (cells(line.get_xdata()) * line.get_ydata()).sum() for line in axes.lines if len(line.get_xdata()) > 9
     )
@@ -432,7 +432,7 @@ def test_a_few_columns_are_also_drawn_in_pairs(tmp_path: Path) -> None:
     assert names(paths) == {"clusters.png", "pairs.png", "trace.png"}
     for path in paths:
         pixels(path)
-    axes = clusters(scene(tmp_path / "run")).axes[0]
+    axes = picture_of("clusters", scene(tmp_path / "run")).axes[0]
     assert axes.get_xlabel() == r"price in \$ of a \$thing" and axes.get_ylabel() == "c"
 
 
@@ -441,7 +441,7 @@ def test_many_columns_get_the_telling_two_and_the_profiles(tmp_path: Path) -> No
     means[1, [17, 45]] = 8
     run("gmm", mixed(9, 300, means)[0], "em", covariance="diagonal", out=tmp_path / "run")
     assert names(plot(tmp_path / "run", dpi=40)) == {"clusters.png", "components.png", "trace.png"}
-    axes = clusters(scene(tmp_path / "run")).axes[0]
+    axes = picture_of("clusters", scene(tmp_path / "run")).axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x17", "x45")
 
 
@@ -450,7 +450,7 @@ def test_images_show_each_components_mean(programs: str, tmp_path: Path) -> None
     fit = run(programs + "bernoulli", "digits", "em", max_iter=5, out=tmp_path / "run", **options)
     assert names(plot(tmp_path / "run", dpi=40)) == {"components.png", "samples.png", "trace.png", "missing.png"}
     found = scene(tmp_path / "run")
-    shown = [axes.images[0].get_array() for axes in images(found).axes if axes.images]
+    shown = [axes.images[0].get_array() for axes in picture_of("components", found).axes if axes.images]
     assert found.oracle is not None and len(shown) == 3
     for a, image in zip(found.oracle.order, shown, strict=True):
         assert np.ma.getmaskarray(image)[:4].all()  # nothing was learned of what was never observed
@@ -482,11 +482,18 @@ def test_many_rows_are_quick_and_counted(tmp_path: Path) -> None:
 
 def test_pixels_that_theta_knows_are_not_tinted(tmp_path: Path) -> None:
     """θ was learned from whole images: what it fills in where the data at hand have nothing is to be seen."""
-    run("missing_pixels", "digits", "svi", net="logistic", binarize=8, rows=300, epochs=5, out=tmp_path / "theta")
-    infer(tmp_path / "theta", "importance", data="digits", rows=20, binarize=8, missing="top", proposal="sequential",
+    run("missing_pixels", "digits", "svi", net="logistic", binarize=8, rows=60, epochs=2, out=tmp_path / "theta")
+    infer(tmp_path / "theta", "importance", data="digits", rows=4, binarize=8, missing="top", proposal="sequential",
           samples=50, out=tmp_path / "filled")  # fmt: skip
     assert names(plot(tmp_path / "theta", dpi=40)) == {"components.png", "samples.png", "trace.png"}
     assert {"samples.png", "missing.png"} <= names(plot(tmp_path / "filled", dpi=40))
     assert scene(tmp_path / "filled").tint == "; tinted: unobserved"
     images = np.ones((1, 64))
     np.testing.assert_array_equal(scene(tmp_path / "filled").tinted(images), images)
+
+
+def test_one_picture_by_its_name(faithful: Path) -> None:
+    stored = _store.load(faithful)
+    assert len(_draw.figure(stored, "trace").axes) == 2
+    with pytest.raises(UsageError, match=r"Expected a picture of this run \(clusters, trace\), got 'khat'"):
+        _draw.figure(stored, "khat")

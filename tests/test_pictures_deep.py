@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawing import picture_of
 from helpers import task_of
 from local_programs import both_kinds
 from matplotlib import image as reader
@@ -23,26 +24,16 @@ from sklearn.decomposition import PCA
 
 from inference import infer, run
 from inference._pictures import _draw
-from inference._pictures._checks import trace, worst_khat
-from inference._pictures._decoder import Decoder
-from inference._pictures._deep import (
-    GRID,
-    STEPS,
-    between,
-    decoder_grid,
-    image_pairs,
-    interpolation,
-    latent_plane,
-    principal,
-    reconstructions,
-)
 from inference._pictures._draw import plot
-from inference._pictures._images import grey_range, montage
-from inference._pictures._missing import missing_entries
-from inference._pictures._oracle import columns_of
-from inference._pictures._scene import Scene, scene_of
-from inference._pictures._simulated import correlations, samples
-from inference._pictures._style import FAINT, UNSEEN, component_colors
+from inference._pictures._views.decoder import Decoder
+from inference._pictures._views.images import grey_range, montage
+from inference._pictures._views.oracle import columns_of
+from inference._pictures._views.scene import Scene, scene_of
+from inference._pictures._views.style import FAINT, UNSEEN, component_colors
+from inference._pictures.decoder_grid import GRID
+from inference._pictures.interpolation import STEPS, between, image_pairs
+from inference._pictures.latent_plane import principal
+from inference._pictures.samples import correlations
 from inference._run import folder as _store
 from zoo._errors import UsageError
 
@@ -121,7 +112,7 @@ def decoder_of(found: Scene) -> Decoder:
 
 
 def belonging(folder: Path) -> set[str]:
-    return set(_draw._belonging(scene(folder)))
+    return set(_draw.subjects(scene(folder)))
 
 
 def inked(paths: list[Path]) -> set[str]:
@@ -235,7 +226,7 @@ def test_the_mean_of_x_is_the_programs(found: Scene) -> None:
 
 
 def test_reconstructions_stand_below_their_originals(found: Scene) -> None:
-    pictures = [tiles(p) for p in pictures_of(reconstructions(found))]
+    pictures = [tiles(p) for p in pictures_of(picture_of("reconstructions", found))]
     assert [p.shape for p in pictures] == [(2, 10, 8, 8)] * 3
     rows = np.array(
         [np.flatnonzero((found.x == image.reshape(-1).round()).all(1))[0] for p in pictures for image in p[0]]
@@ -244,12 +235,12 @@ def test_reconstructions_stand_below_their_originals(found: Scene) -> None:
     made = mean_of_pixels(found, own_means(found))
     close(np.concatenate([p[1] for p in pictures]), made[rows])
     r2 = 1 - np.square(found.x - made).sum() / np.square(found.x - found.x.mean()).sum()
-    assert f"R² over all pixels {r2:.3g}".replace("-", "−") in reconstructions(found).get_suptitle()
+    assert f"R² over all pixels {r2:.3g}".replace("-", "−") in picture_of("reconstructions", found).get_suptitle()
 
 
 def test_samples_are_draws_and_their_means(found: Scene) -> None:
     decoder = decoder_of(found)
-    data, means, drawn = (tiles(p) for p in pictures_of(samples(found)))
+    data, means, drawn = (tiles(p) for p in pictures_of(picture_of("samples", found)))
     assert data.shape == means.shape == drawn.shape == (6, 6, 8, 8)
     simulated = decoder.simulated(36)
     assert simulated is not None and simulated[1] is not None
@@ -275,7 +266,7 @@ def test_interpolation_goes_from_mean_to_mean_in_a_straight_line(found: Scene) -
     line = np.linspace(0, 1, 5)[:, None] * (means[60] - means[4]) + means[4]
     np.testing.assert_allclose(made, mean_of_pixels(found, line))
     pairs = image_pairs(decoder.x, found.labels)
-    (picture,) = pictures_of(interpolation(found))
+    (picture,) = pictures_of(picture_of("interpolation", found))
     first = picture[:10, 12:-12]  # ends of ten pixels, gaps of two
     close(tiles(first)[0], between(decoder, pairs[0], STEPS))  # type: ignore[arg-type]
     close(tiles(picture[:10, :10])[0], found.x[pairs[0][0]])
@@ -284,18 +275,18 @@ def test_interpolation_goes_from_mean_to_mean_in_a_straight_line(found: Scene) -
 
 
 def test_the_grid_is_of_the_priors_quantiles(found: Scene) -> None:
-    (picture,) = pictures_of(decoder_grid(found))
+    (picture,) = pictures_of(picture_of("decoder_grid", found))
     shown = tiles(picture)
     assert shown.shape[:2] == (GRID, GRID)
     q = stats.norm.ppf((np.arange(GRID) + 0.5) / GRID)
     for i, j in ((0, 0), (2, 5), (14, 1)):  # the second number upwards, the first to the right
         close(shown[GRID - 1 - j, i], mean_of_pixels(found, np.array([q[i], q[j]])))
-    labels = [t.get_text() for t in decoder_grid(found).axes[0].get_xticklabels()]
+    labels = [t.get_text() for t in picture_of("decoder_grid", found).axes[0].get_xticklabels()]
     assert labels[0] == f"{q[0]:.2f}".replace("-", "−") and labels[-1] == f"{q[-1]:.2f}"
 
 
 def test_the_plane_holds_the_posterior_means_by_label(found: Scene) -> None:
-    axes = latent_plane(found).axes[0]
+    axes = picture_of("latent_plane", found).axes[0]
     (points,) = (c for c in axes.collections if isinstance(c, PathCollection))
     at = np.asarray(points.get_offsets())
     means = own_means(found)
@@ -315,7 +306,7 @@ def test_more_latents_are_drawn_on_principal_axes(programs: str, tmp_path: Path)
     run(programs + "pixels", "digits", "svi", out=tmp_path / "run", **options)
     assert belonging(tmp_path / "run") == ALWAYS | {"interpolation", "trace", "khat", "worst_khat"}
     found = scene(tmp_path / "run")
-    figure, pca = latent_plane(found), PCA(2).fit(own_means(found))
+    figure, pca = picture_of("latent_plane", found), PCA(2).fit(own_means(found))
     (points,) = (c for c in figure.axes[0].collections if isinstance(c, PathCollection))
     wanted, drawn = np.abs(pca.transform(own_means(found))), np.abs(np.asarray(points.get_offsets()))
     np.testing.assert_allclose(np.sort(drawn, 0), np.sort(wanted, 0), atol=1e-9)
@@ -343,7 +334,7 @@ def test_other_priors_and_discrete_latents(programs: str, tmp_path: Path) -> Non
 
 
 def _quantiles_of(node: Any) -> np.ndarray:
-    from inference._pictures._decoder import _quantiles
+    from inference._pictures._views.decoder import _quantiles
 
     return _quantiles(node["fn"], node["value"], torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).numpy()
 
@@ -370,7 +361,7 @@ def test_two_layers_are_seen_from_the_top(tmp_path: Path) -> None:
     with torch.no_grad():
         made = module.decoder(module.between(z2).chunk(2, -1)[0]).sigmoid()
     np.testing.assert_allclose(grid[1][0, 1], made, rtol=1e-6)
-    (picture,) = pictures_of(interpolation(found))
+    (picture,) = pictures_of(picture_of("interpolation", found))
     np.testing.assert_allclose(picture[1:5, 13:21], np.broadcast_to(to_rgb(UNSEEN), (4, 8, 3)))  # no datum has them
 
 
@@ -384,7 +375,7 @@ def test_a_table_is_drawn_beside_what_is_simulated(programs: str, tmp_path: Path
     run(programs + "curve", x, "svi", epochs=3, hidden=(6,), out=tmp_path / "run")
     assert inked(plot(tmp_path / "run", dpi=50)) == ALWAYS | {"trace", "missing", "khat"}
     found = scene(tmp_path / "run")
-    axes = samples(found).axes
+    axes = picture_of("samples", found).axes
     first, second = (c for c in axes[3].collections if isinstance(c, PathCollection))  # x1 against x0
     observed, simulated = (np.ma.getdata(c.get_offsets()) for c in (first, second))
     np.testing.assert_allclose(observed, x[:, :2])
@@ -392,7 +383,7 @@ def test_a_table_is_drawn_beside_what_is_simulated(programs: str, tmp_path: Path
     assert expected is not None
     np.testing.assert_allclose(simulated, expected[0][:, :2])
     a, z = _store.load(tmp_path / "run").parameters()["a"], own_means(found)
-    figure = reconstructions(found)
+    figure = picture_of("reconstructions", found)
     for d, panel in enumerate(figure.axes[:3]):
         (points,) = panel.collections
         np.testing.assert_allclose(np.ma.getdata(points.get_offsets())[:, 0], np.tanh(a[d] * z))
@@ -402,7 +393,7 @@ def test_one_latent_is_a_histogram(programs: str, tmp_path: Path) -> None:
     x = np.random.default_rng(2).normal(size=(2100, 3))
     run(programs + "curve", x, "importance", proposal="prior", samples=5, epochs=1, batch=2100, out=tmp_path / "run")
     found = scene(tmp_path / "run")
-    figure = latent_plane(found)
+    figure = picture_of("latent_plane", found)
     assert sum(p.get_height() for p in figure.axes[0].patches) == pytest.approx(2000)  # no more are drawn
     assert "2\u202f000 of 2\u202f100 rows drawn" in figure.get_suptitle()
 
@@ -412,7 +403,7 @@ def test_many_columns_are_heat_maps_and_their_correlations(tmp_path: Path) -> No
     run("deep_latent_gaussian", "wine", "svi", standardize=True, rows=70, out=tmp_path / "run", **options)
     assert belonging(tmp_path / "run") == ALWAYS | {"trace", "khat"}
     found = scene(tmp_path / "run")
-    observed, simulated, pairs = samples(found).axes[:3]
+    observed, simulated, pairs = picture_of("samples", found).axes[:3]
     assert observed.images[0].get_array().shape == simulated.images[0].get_array().shape == (60, 13)  # type: ignore[union-attr]
     (points,) = pairs.collections
     truth = np.corrcoef(found.x.T)[np.triu_indices(13, 1)]
@@ -440,10 +431,10 @@ def test_programs_of_all_shapes_are_drawn(program: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).poisson(1.5, size=(30, columns)).astype(float)
     run(LOCAL + program, x, "importance", proposal="prior", samples=50, epochs=1, out=tmp_path / "run")
     found = scene(tmp_path / "run")
-    pictures = _draw._belonging(found)
+    pictures = _draw.subjects(found)
     assert pictures.keys() == ALWAYS | {"khat"}
     for name in ALWAYS:
-        assert pictures[name](found).axes
+        assert picture_of(name, found).axes
 
 
 def test_global_latents_stand_at_their_point() -> None:
@@ -473,7 +464,7 @@ def test_a_guide_is_asked_where_the_run_has_few_draws(found: Scene) -> None:
 
 def test_without_draws_and_guide_the_prior_is_left(found: Scene) -> None:
     bare = replace(found, decoder=Decoder(replace(decoder_of(found).task, guide=None), {}), trace={})
-    assert set(_draw._belonging(bare)) == {"samples", "decoder_grid", "khat", "worst_khat"}
+    assert set(_draw.subjects(bare)) == {"samples", "decoder_grid", "khat", "worst_khat"}
 
 
 def test_runs_without_a_guide(programs: str, tmp_path: Path) -> None:
@@ -496,7 +487,7 @@ def lines_of(axes: Any) -> dict[str, np.ndarray]:
 
 
 def test_the_trace_shows_training_and_held_out(found: Scene) -> None:
-    left, right = trace(found).axes
+    left, right = picture_of("trace", found).axes
     lines, watched = lines_of(left), found.trace["elbo_per_datum_held_out"]
     np.testing.assert_allclose(lines["training rows"], found.trace["elbo_per_datum"])
     np.testing.assert_allclose(lines["held out"], watched)
@@ -511,7 +502,7 @@ def test_the_trace_shows_training_and_held_out(found: Scene) -> None:
 )
 def test_a_rate_that_falls_all_the_time_has_no_drops(found: Scene, rates: Sequence[float], drops: int) -> None:
     climbed = {"elbo_per_datum": np.linspace(-9.0, -1.0, len(rates)), "lr": np.array(rates)}
-    left = trace(replace(found, trace=climbed)).axes[0]
+    left = picture_of("trace", replace(found, trace=climbed)).axes[0]
     upright = [line for line in left.lines if len(set(line.get_xdata())) == 1]  # type: ignore[arg-type]
     assert len(upright) == drops
 
@@ -520,7 +511,7 @@ def test_the_worst_khat_beside_the_best(folder: Path, tmp_path: Path) -> None:
     fit = infer(folder, "importance", samples=40, out=tmp_path / "run")
     assert fit.khat is not None
     found = scene(tmp_path / "run")
-    figure = worst_khat(found)
+    figure = picture_of("worst_khat", found)
     worst, best = (tiles(p) for p in pictures_of(figure))
     order = np.argsort(fit.khat, kind="stable")
     close(best[0], found.x[order[:10]])
@@ -531,18 +522,18 @@ def test_the_worst_khat_beside_the_best(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose([float(t[1]) for t in texts], fit.khat[order[::-1][:10]], atol=0.006)
     assert {"khat", "worst_khat"} < belonging(tmp_path / "run")
     plain = replace(found, decoder=None, task=None, stats=found.stats | {"khat": np.where(order < 3, np.nan, fit.khat)})
-    assert next(t.get_text() for t in worst_khat(plain).axes[0].get_xticklabels()).endswith("∞")
-    assert tiles(pictures_of(worst_khat(plain))[0]).shape == (1, 10, 8, 8)
+    assert next(t.get_text() for t in picture_of("worst_khat", plain).axes[0].get_xticklabels()).endswith("∞")
+    assert tiles(pictures_of(picture_of("worst_khat", plain))[0]).shape == (1, 10, 8, 8)
 
 
 def test_what_is_missing_of_images_is_drawn_several_times(programs: str, tmp_path: Path) -> None:
     options = {"rows": 40, "binarize": 8, "missing": "random:0.4", "epochs": 2, "hidden": (8,)}
     run(programs + "pixels", "digits", "svi", out=tmp_path / "run", **options)
     found = scene(tmp_path / "run")
-    panels = {a.get_ylabel(): i for i, a in enumerate(missing_entries(found).axes) if a.images}
+    panels = {a.get_ylabel(): i for i, a in enumerate(picture_of("missing", found).axes) if a.images}
     names = ["observed", "mean", "sd", "draw 1", "draw 2", "draw 3"]
     assert [n for n in panels if n in names] == names
-    axes = missing_entries(found).axes
+    axes = picture_of("missing", found).axes
     first = {n: np.ma.filled(axes[panels[n]].images[0].get_array(), np.nan).reshape(-1) for n in names}
     missing = np.isnan(first["observed"])
     row = np.flatnonzero((np.isnan(found.x) == missing).all(1))[0]
@@ -570,4 +561,4 @@ def test_a_program_with_nothing_continuous_has_none_of_them(programs: str, tmp_p
     run(programs + "switch", x, "importance", proposal="prior", samples=30, epochs=1, out=tmp_path / "run")
     assert belonging(tmp_path / "run") == {"khat"}
     with pytest.raises(UsageError, match="no exact posterior, no continuous latent; nothing was iterated"):
-        _draw._belonging(replace(scene(tmp_path / "run"), stats={}, trace={}))
+        _draw.subjects(replace(scene(tmp_path / "run"), stats={}, trace={}))

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawing import picture_of
 from matplotlib import image as reader
 from matplotlib.collections import PathCollection
 
 from inference import run
 from inference._pictures._draw import plot
-from inference._pictures._factors import Factors, principal_rotation
-from inference._pictures._images import few_images
-from inference._pictures._linear import explained, latents, loadings
-from inference._pictures._missing import _imputed, missing_entries
-from inference._pictures._scene import Scene, scene_of
+from inference._pictures._views.factors import Factors, principal_rotation
+from inference._pictures._views.fits import explained
+from inference._pictures._views.images import few_images
+from inference._pictures._views.scene import Scene, scene_of
+from inference._pictures.missing import _imputed
 from inference._run import folder as _store
 
 PROGRAMS = """
@@ -151,9 +152,9 @@ def test_r2_is_of_the_observed_entries() -> None:
 def test_a_table_is_drawn_with_its_labels(wine: Path, tmp_path: Path) -> None:
     assert inked(plot(wine, tmp_path, dpi=40)) == {"loadings", "latents", "reconstruction", "trace"}
     found = scene(wine)
-    (points,) = (c for c in latents(found).axes[0].collections if isinstance(c, PathCollection))
+    (points,) = (c for c in picture_of("latents", found).axes[0].collections if isinstance(c, PathCollection))
     assert len(np.unique(points.get_facecolors(), axis=0)) == 3
-    heat = loadings(found).axes[0].images[0].get_array()
+    heat = picture_of("loadings", found).axes[0].images[0].get_array()
     assert found.factors is not None and heat is not None
     np.testing.assert_allclose(heat, found.factors.loadings(0).correlations)
 
@@ -165,7 +166,7 @@ def test_images_are_drawn_as_images(tmp_path: Path) -> None:
     found = scene(tmp_path / "run")
     assert found.factors is not None
     B = found.factors.loadings(0).coefficients
-    shown = [axes.images[0].get_array() for axes in loadings(found).axes if axes.images][:4]
+    shown = [axes.images[0].get_array() for axes in picture_of("loadings", found).axes if axes.images][:4]
     for k, image in enumerate(shown):
         assert image is not None
         np.testing.assert_allclose(image, B[:, k].reshape(8, 8))
@@ -176,7 +177,7 @@ def test_images_are_drawn_as_images(tmp_path: Path) -> None:
 def test_one_latent_is_a_histogram(tmp_path: Path) -> None:
     run("ppca", "iris", "em", latents=1, max_iter=3, out=tmp_path / "run")
     assert inked(plot(tmp_path / "run", dpi=40)) == {"loadings", "latents", "reconstruction", "trace"}
-    bars = latents(scene(tmp_path / "run")).axes[0].patches
+    bars = picture_of("latents", scene(tmp_path / "run")).axes[0].patches
     assert sum(p.get_height() for p in bars) == pytest.approx(150)
 
 
@@ -186,5 +187,5 @@ def test_what_is_missing_is_imputed_in_the_datas_own_units(tmp_path: Path) -> No
     rows, found = _imputed(scene(tmp_path / "run"))
     assert found is not None
     np.testing.assert_allclose(found.mean, fit.impute(draws=1).mean[rows], rtol=1e-6)
-    bars = [axes for axes in missing_entries(scene(tmp_path / "run")).axes if axes.containers]
+    bars = [axes for axes in picture_of("missing", scene(tmp_path / "run")).axes if axes.containers]
     assert len(bars) == 6

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -20,12 +17,13 @@ import pytest
 import torch
 import user_programs as user
 from families import CASES
-from helpers import hide, task_of
+from helpers import hide, run_of, task_of
 from scipy import stats
 
 from inference import compare, infer, run
-from inference._method.fit import Evidence, Fit
-from inference._run import folder
+from inference._method.fit import Evidence
+from inference._run import folder, result
+from zoo import _atomic
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
@@ -225,7 +223,7 @@ def test_large_parameters_are_left_out_of_the_json():
 
 
 def test_json_stays_strict_whatever_the_numbers():
-    fit = Fit(
+    fit = run_of(
         parameters={"w": np.array([1.0, np.nan, -np.inf])},
         claimed=Evidence(-math.inf, math.nan, "estimate"),
         standard_errors={"w": np.array([np.inf])},
@@ -279,8 +277,8 @@ def test_leave_one_out_of_a_conjugate_normal_is_right():
     precision = len(x) + 1 / 100
     mean = (x.sum() - x) / (precision - 1)
     exact = stats.norm.logpdf(x, mean, np.sqrt(1 + 1 / (precision - 1))).sum()
-    found = [run(program, x, "laplace", seed=s).loo().elpd for s in range(8)]
-    assert abs(np.mean(found) - exact) < 4 * np.std(found, ddof=1) / 8**0.5 + 1e-3
+    found = [run(program, x, "laplace", seed=s).loo().elpd for s in range(4)]
+    assert abs(np.mean(found) - exact) < 4 * np.std(found, ddof=1) / 4**0.5 + 1e-3
     assert np.std(found) < 0.2
 
 
@@ -294,11 +292,11 @@ def test_a_theta_that_is_kept_has_no_leave_one_out_on_other_data(here):
 
 
 def test_no_leave_one_out_where_the_density_at_a_draw_is_not_known():
-    fit = Fit({}, None, draws={"mu": np.zeros(30)})
+    fit = run_of(draws={"mu": np.zeros(30)})
     with pytest.raises(UsageError, match=r"log p\(x_i \| draw\), which is not known at the draws of mu"):
         fit.loo()
     with pytest.raises(UsageError, match="loo needs 25 draws of θ, and this fit keeps 10"):
-        Fit({}, None, draws={"mu": np.zeros(10)}, log_likelihood=np.zeros((10, 3)), x=np.zeros((3, 1))).loo()
+        run_of(draws={"mu": np.zeros(10)}, log_likelihood=np.zeros((10, 3)), x=np.zeros((3, 1))).loo()
 
 
 # ---- predictive data -------------------------------------------------------------------------------------------------
@@ -547,27 +545,22 @@ def test_a_failure_in_the_middle_leaves_no_folder(where, here, monkeypatch):
 
 def test_a_kill_in_the_middle_leaves_no_half_folder(here):
     """The process stops between two files of the folder and is killed there."""
-    script = textwrap.dedent(
-        """
-        import os, sys, time
-        import torch
-        torch.set_num_threads(1)
-        from inference import run
-        from zoo import _atomic
+    fork = multiprocessing.get_context("fork")
+    saving = fork.Event()
 
-        def wait(*args, **kwargs):
-            print("saving", flush=True)
-            time.sleep(60)
+    def wait(*args, **kwargs):
+        saving.set()
+        time.sleep(60)
 
+    def killed():
         _atomic.flush = wait
         run("gmm", "faithful", "em", out="runs/killed", max_iter=1)
-        """
-    )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "saving\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+
+    child = fork.Process(target=killed)
+    child.start()
+    assert saving.wait(60)
+    child.kill()
+    child.join()
     assert not Path("runs/killed").exists()
     assert run("gmm", "faithful", "em", out="runs/killed", max_iter=1).run == str(
         Path("runs/killed")
@@ -578,7 +571,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder(here):
 def test_two_runs_to_one_name_get_two_folders(here):
     """Both looked when the name was free."""
     fit = run("gmm", "faithful", "em", max_iter=1)
-    first, second = folder.save(fit, Path("same")), folder.save(fit, Path("same"))
+    first, second = result.save(fit, Path("same")), result.save(fit, Path("same"))
     assert (first.name, second.name) == ("same", "same-2")
     assert strict(Path("same-2/run.json").read_text())["run"] == "same-2"
 

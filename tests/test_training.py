@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import task_of
+from helpers import forked, task_of
 from safetensors.torch import load_file
 
 from inference import run
@@ -77,7 +74,7 @@ def stopped_at(monkeypatch, writes, call):
 )
 @pytest.mark.parametrize("writes", [3, 8])  # in the middle of an epoch, and at the end of one
 def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, how, writes):
-    asked = {**SMALL, "epochs": 4, "seed": 3, "binarize": "dynamic", "checkpoint": 0.0, **how}
+    asked = {**SMALL, "epochs": 3, "seed": 3, "binarize": "dynamic", "checkpoint": 0.0, **how}
     source = str(tmp_path / "pixels.npy")
     np.save(source, np.random.default_rng(1).random((200, 36)))
     run("deep_latent_gaussian", source, "svi", out=tmp_path / "whole", **asked)
@@ -100,28 +97,28 @@ def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
     same(tmp_path / "a", tmp_path / "b")
 
 
-def test_kill_9(tmp_path):
+def test_kill_9(tmp_path, monkeypatch):
     """A process of its own, killed at some moment of its training, and gone on with by the command that the README has."""
-    np.save(tmp_path / "pixels.npy", PIXELS)
-    command = [sys.executable, "-m", "zoo", "run", "deep_latent_gaussian", "--data", "pixels.npy", "--method", "svi"]
-    sets = {"likelihood": "bernoulli", "latents": 2, "hidden": 16, "epochs": 12, "batch": 50, "schedule": "cosine"}
-    command += [part for k, v in sets.items() for part in ("--set", f"{k}={v}")]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--out", "whole"], cwd=tmp_path, env=env, check=True, capture_output=True)
-    process = subprocess.Popen(
-        [*command, "--out", "killed", "--checkpoint", "0"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    monkeypatch.chdir(tmp_path)
+    np.save("pixels.npy", PIXELS)
+    request = ("deep_latent_gaussian", "pixels.npy", "svi")
+    asked = {**SMALL, "epochs": 8, "schedule": "cosine"}
+    run(*request, out="whole", **asked)
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=request, kwargs={**asked, "out": "killed", "checkpoint": 0.0}
     )
+    process.start()
     unfinished = checkpoint.place(tmp_path / "killed")
     deadline = time.monotonic() + 120
     while len(list(unfinished.glob("state-*.pt"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "killed").exists() and unfinished.exists()
-    again = [sys.executable, "-m", "zoo", "run", "--resume", "killed", "--json"]
-    done = subprocess.run(again, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    done = forked("run", "--resume", "killed", "--json")
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "deep_latent_gaussian"
-    same(tmp_path / "whole", tmp_path / "killed")
+    same("whole", "killed")
 
 
 def test_a_checkpoint_that_was_cut_short(tmp_path, monkeypatch, capsys):

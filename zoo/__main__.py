@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,8 +144,8 @@ def run(
     json: Json = False,
 ) -> None:
     """One fit: a progress bar, a run folder, a verdict."""
-    import inference
     from inference._run import runner
+    from inference._run.request import Request
 
     options = _options.parse(settings or [])
     _no_clash(options)
@@ -153,33 +154,28 @@ def run(
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
+    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
+    asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
+    how: dict[str, Any] = {"resume": resume, "trust": trust, "checkpoint": checkpoint}
+    _shown(lambda: runner.run_request(asked, out=folder, quiet=False, **how), (str(model), str(data)), asked, json)
+
+
+def _given(**preparation: Any) -> dict[str, Any]:
+    """Those that were asked for."""
+    return {k: v for k, v in preparation.items() if v is not None and v is not False}
+
+
+def _shown(call: Callable[[], Any], names: tuple[str, str], asked: Any, json: bool) -> None:
+    """What comes of a run of the request, shown: a result, or a refusal of the method for the model and data of that name."""
     try:
-        fit = inference.run(
-            model,
-            data,
-            method,
-            seed=seed,
-            out=folder,
-            rows=rows,
-            standardize=standardize,
-            binarize=binarize,
-            missing=missing,
-            limit=limit,
-            dtype=dtype,
-            device=device,
-            resume=resume,
-            trust=trust,
-            checkpoint=checkpoint,
-            quiet=False,
-            **options,
-        )
+        found = call()
     except Refusal as refusal:
-        _refused(refusal, str(model), str(data), method or "em", seed, json)
+        _refused(refusal, *names, asked.method or "em", asked.seed, json)
     except NotWritten as error:
         _report(error.result, json)
         raise
     else:
-        _report(fit, json)
+        _report(found, json)
 
 
 @app.command()
@@ -203,38 +199,19 @@ def infer(
     json: Json = False,
 ) -> None:
     """Another method on the θ of a run, which stays as it is; on its own data or on others."""
-    import inference
     from inference._run import folder as _store
     from inference._run import runner
+    from inference._run.request import Request
 
     stored = _store.load(folder).json
     options = _options.parse(settings or [])
     _no_clash(options)
-    place = out or runner.free_folder(stored["model"], data or stored["data"], method)
-    try:
-        fit = inference.infer(
-            folder,
-            method,
-            data=data,
-            seed=seed,
-            out=place,
-            rows=rows,
-            binarize=binarize,
-            missing=missing,
-            device=device,
-            model=model,
-            trust=trust,
-            changed_program=changed_program,
-            quiet=False,
-            **options,
-        )
-    except Refusal as refusal:
-        _refused(refusal, stored["model"], data or stored["data"], method, seed, json)
-    except NotWritten as error:
-        _report(error.result, json)
-        raise
-    else:
-        _report(fit, json)
+    names = (stored["model"], data or stored["data"])
+    place = out or runner.free_folder(*names, method)
+    preparation = _given(rows=rows, binarize=binarize, missing=missing)
+    asked = Request(model, data, method, options, preparation, seed, device=device, of=str(folder))
+    how: dict[str, Any] = {"out": place, "trust": trust, "changed_program": changed_program}
+    _shown(lambda: runner.infer_request(asked, quiet=False, **how), names, asked, json)
 
 
 @app.command()
@@ -258,28 +235,17 @@ def compare(
     json: Json = False,
 ) -> None:
     """The methods side by side: claimed, verified, gap, k-hat, time, memory."""
-    import inference
     from inference._run import runner
+    from inference._run.request import Request
 
     options = _options.parse(settings or [])
     _no_clash(options)
+    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
+    asked = Request(model, data, None, options, preparation, seed, limit, dtype, device)
+    names = [m.strip() for m in methods.split(",") if m.strip()]
+    folder = out or runner.free_folder(model, data, "compare")
     try:
-        results = inference.compare(
-            model,
-            data,
-            [m.strip() for m in methods.split(",") if m.strip()],
-            seed=seed,
-            out=out or runner.free_folder(model, data, "compare"),
-            rows=rows,
-            standardize=standardize,
-            binarize=binarize,
-            missing=missing,
-            limit=limit,
-            dtype=dtype,
-            device=device,
-            quiet=False,
-            **options,
-        )
+        results = runner.compare_request(asked, names, out=folder, quiet=False)
     except NotWritten as error:
         _compared(error.result, json)
         raise
@@ -343,10 +309,9 @@ def impute(
     json: Json = False,
 ) -> None:
     """What the unobserved entries of a run's data were: mean, standard deviation, joint draws."""
-    from inference._run import runner
+    from inference._run import result
 
-    how = {"model": model, "trust": trust, "changed_program": changed_program}
-    paths = [str(p) for p in runner.impute_run(folder, draws, seed, out, **how)]
+    paths = [str(p) for p in result.impute_run(folder, draws, seed, out, model, trust, changed_program)]
     if json:
         print_json({"run": str(folder), "files": paths})
     else:

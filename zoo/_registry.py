@@ -27,6 +27,11 @@ def guides() -> dict[str, str]:
     return _public("guides")
 
 
+def pictures() -> dict[str, str]:
+    """Name → one line, for every picture of a run."""
+    return _public("inference/_pictures")
+
+
 def benchmarks() -> dict[str, str]:
     """Name → one line, for every benchmark: `peers/em` and so on."""
     root = _ROOT / "benchmarks"

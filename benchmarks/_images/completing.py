@@ -8,8 +8,8 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from benchmarks._suite.documents import KHat
-from inference._method.fit import Fit
-from inference._pictures._style import FAINT, INK, UNSEEN, taller_figure
+from inference import Run
+from inference._pictures._views.style import FAINT, INK, UNSEEN, taller_figure
 from inference._run.impute import Imputation
 
 
@@ -63,7 +63,7 @@ def _nearest(train: np.ndarray, holes: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def row(name: str, fit: Fit, complete: np.ndarray, truth: np.ndarray, exact: bool) -> Row:
+def row(name: str, fit: Run, complete: np.ndarray, truth: np.ndarray, exact: bool) -> Row:
     """A model's completions: log p(hidden | seen) = log p(x) − log p(seen), whose last term is `fit`'s."""
     assert (
         fit.claimed is not None

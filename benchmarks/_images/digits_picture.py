@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks._suite.documents import Document
-from inference._pictures._images import few_images, montage, show
-from inference._pictures._style import INK, OKABE_ITO, QUIET, styled, taller_figure
+from inference._pictures._views.images import few_images, montage, show
+from inference._pictures._views.style import INK, OKABE_ITO, QUIET, styled, taller_figure
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import guides
 from benchmarks._suite.documents import Options
 from inference._method.task import Task
-from inference._pictures._style import INK, OKABE_ITO, QUIET, styled, taller_figure
-from inference._run.datatree import psis
+from inference._numerics.psis import psis
+from inference._pictures._views.style import INK, OKABE_ITO, QUIET, styled, taller_figure
 from inference._sampling import particles as _particles
 from inference._sampling import weights
 from inference._training import elbo as _elbo

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference._run.request import Request, written
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -76,31 +78,21 @@ def data(given: Mapping[str, Any]) -> str:
     return ", ".join([given["name"], *filter(None, words)])
 
 
-def written(value: Any) -> str:
-    """An option's value as `--set` takes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(written, value)) if isinstance(value, list) else str(value)
-
-
 def command(content: Mapping[str, Any], suite: str) -> str:
     """What to type to get this cell's result again: `zoo run …` where that says it all, else the suite's own call."""
     again = shlex.join(["zoo", "bench", suite, "--only", identity(content)])
     if content["kind"] not in ("fit", "theta"):
         return again
-    given, words = content["data"], ["zoo", "run", content["model"]]
-    drawn = given.keys() & {"rows", "binarize", "missing"}
-    if drawn and given.get("seed", 0) != content["seed"]:
-        return again  # `zoo run` has one seed for the data and the method
-    words += ["--data", given["name"]]
-    for key in ("rows", "binarize", "missing"):
-        if key in given:
-            words += [f"--{key}", str(given[key])]
-    words += ["--standardize"] if given.get("standardize") else []
-    words += ["--method", content["method"]]
-    for key, value in {**content["model_options"], **content["method_options"]}.items():
-        words += ["--set", f"{key}={written(value)}"]
-    return shlex.join([*words, "--seed", str(content["seed"])])
+    return request(content).command() or again
+
+
+def request(content: Mapping[str, Any], base: str | None = None) -> Request:
+    """The fit that a cell asks for; its files as they are found from the folder `base`, where one is given."""
+    given = {"seed": 0, **{k: v for k, v in content["data"].items() if k not in ("name", "sha256")}}
+    names = content["model"], content["data"]["name"]
+    model, data = names if base is None else (resolved(name, base) for name in names)
+    options = {**({} if content["kind"] == "infer" else content["model_options"]), **content["method_options"]}
+    return Request(model, data, content["method"], options, given, content["seed"])
 
 
 def resolved(name: str, base: str) -> str:

@@ -29,8 +29,12 @@ from inference._run import folder as _store
 from inference._run import runner
 from inference._run.cost import versions
 from inference._run.entrance import alone
+from inference._run.folder import Stored
+from inference._run.prepare import Prepared, find
+from inference._run.result import Run
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
+from zoo._program import source
 
 DPI = 88  # of pictures for the page
 QUICK = 3.0  # seconds: a run shorter than this is done again when its process had not warmed up yet
@@ -158,37 +162,40 @@ def _strict(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(model: str, options: str, data: str, preparation: str) -> Any:
-    """A program on data with its structure, which cells next to each other share."""
+def _prepared(model: str, options: str, data: str, preparation: str, seed: int) -> Prepared:
+    """A program on data with its structure, which cells next to each other share; `seed`: for what a user's file draws."""
 
     if data == "synthetic":
         loaded = replace(datasets.load(synthetic.table(**json.loads(preparation))), name=data)
     else:
         loaded = datasets.load(data, **json.loads(preparation))
-    return runner.prepare(model, loaded, json.loads(options), [])
+    return runner.prepare(find(model, seed), loaded, json.loads(options), [])
 
 
-def _program(cell: Cell) -> Any:
-    content = cell.content
-    given = {k: v for k, v in content["data"].items() if k not in ("name", "sha256")}
-    name = cells.resolved(content["data"]["name"], cell.base)
-    model = cells.resolved(content["model"], cell.base)
-    return _prepared(model, json.dumps(content["model_options"]), name, json.dumps(given))
+def _program(cell: Cell) -> Prepared:
+    asked = cells.request(cell.content, cell.base)
+    given = {k: v for k, v in asked.preparation.items() if k != "seed" or v}
+    executed = asked.seed if source.is_file(asked.model) else 0  # a file may draw numbers of its own
+    options = json.dumps(cell.content["model_options"])
+    return _prepared(str(asked.model), options, str(asked.data), json.dumps(given), executed)
 
 
-def _run(cell: Cell, prepared: Any, folder: Path | None, stored: Any = None, verified: bool = True) -> Any:
+def _run(
+    cell: Cell, prepared: Prepared, folder: Path | None, stored: Stored | None = None, verified: bool = True
+) -> Run:
     """A fit, with the time that it takes in a process that has run the method before."""
 
-    content, method = cell.content, cell.content["method"]
-    how: dict[str, Any] = {"seed": content["seed"], "stored": stored, "verified": verified}
+    asked, options = cells.request(cell.content, cell.base), cell.content["method_options"]
+    method = cell.content["method"]
+    how: dict[str, Any] = {"seed": asked.seed, "stored": stored, "verified": verified, "request": asked}
     if method not in _warm:
-        first = runner.run_prepared(prepared, method, content["method_options"], **how)
+        first = runner.run_prepared(prepared, method, options, **how)
         _warm.add(method)
         if first.seconds > QUICK:
             if folder is not None:
                 first.save(folder)
             return first
-    return runner.run_prepared(prepared, method, content["method_options"], **how, folder=folder)
+    return runner.run_prepared(prepared, method, options, **how, folder=folder)
 
 
 def _fit(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def _infer(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     return _described(fit) | ({"pictures": _pictures(work, False)} if pictures else {})
 
 
-def _described(fit: Any) -> dict[str, Any]:
+def _described(fit: Run) -> dict[str, Any]:
     """What `zoo run --json` says, without the parameters, and the spread over the data of what is known of each datum."""
     out = {k: v for k, v in fit.to_json().items() if k not in (*LEFT_OUT, "versions")}
     for name in ("khat", "ess"):
@@ -261,7 +268,7 @@ def _impute(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     return {**_described(fit), **scores, "held_out": held_out}
 
 
-def _held_out(fit: Any, full: Any, stored: Any, count: int) -> dict[str, Any] | None:
+def _held_out(fit: Run, full: Prepared, stored: Stored, count: int) -> dict[str, Any] | None:
     """log p(hidden | seen; θ̂) = log p(all; θ̂) − log p(seen; θ̂), nats, with a standard error; None where it cannot be had."""
 
     able = [m for m in ("em", "importance") if runner.method_module(m).refusal(full.structure) is None]

@@ -112,10 +112,10 @@ def _ours(task: Task, start: dict[str, Tensor], iterations: int, x: Tensor) -> t
     began = time.perf_counter()
     task = Task(task.program, task.structure, task.x)  # an engine that has seen nothing yet
     how, floor = task.plan({}), Floor(FLOOR, set())
-    stats = task.exact.e_step()
+    stats = task.engine.e_step()
     for _ in range(iterations):
         task.m_step(how, stats, {}, floor)
-        stats = task.exact.e_step()
+        stats = task.engine.e_step()
     seconds = time.perf_counter() - began
     values = task.program.values()
     return seconds, _log_likelihood(values["weights"], values["locs"], _covariances(values), x)

@@ -11,7 +11,7 @@ from benchmarks.peers._turns import OURS, Side, show, timed, turns
 from inference import run
 from inference._density import newton
 from inference._density.local import LocalDensity
-from inference._exact.enumeration import one_thread
+from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 from zoo._options import Count
 

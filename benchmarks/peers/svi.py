@@ -22,8 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 import guides
 from benchmarks._suite.documents import Document
 from benchmarks.peers._turns import OURS, show, timed, turns
-from inference._exact.enumeration import one_thread
 from inference._method.task import Task
+from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 from inference._training import elbo
 from inference._training.loop import Plan, _Loop

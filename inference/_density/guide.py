@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -148,9 +149,7 @@ def _choice(site: Site, values: Tensor, logits: Tensor) -> Any:
 
 def _plates(site: Site, structure: Structure) -> Any:
     """The plates inside `data` that a site stands in, under names of the guide's own."""
-    from contextlib import ExitStack
-
-    stack = ExitStack()
+    stack = contextlib.ExitStack()
     for dim, size in site.inner_dims:
         stack.enter_context(pyro.plate(f"{site.name}_plate_{-dim}", size, dim=dim))
     return stack

@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference._numerics.coordinates import bijection
+from inference._numerics.slices import fitting, slices
 from inference._sampling.weights import unmasked
 from zoo._program.latents import joint_values
 from zoo._program.program import Program
@@ -118,9 +119,7 @@ class LocalDensity:
 
     def chunks(self, columns: int, copies: int) -> Iterator[slice]:
         """Slices of the data small enough to look at `columns` places of each at once, `copies` of its width kept for each."""
-        size = max(1, NUMBERS // (columns * copies * (self.x[:1].numel() + self.L)))
-        for start in range(0, self.n, size):
-            yield slice(start, min(start + size, self.n))
+        return slices(self.n, fitting(NUMBERS, columns * copies * (self.x[:1].numel() + self.L)))
 
     @property
     def places(self) -> dict[str, slice]:

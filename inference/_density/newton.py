@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from inference._density.local import LocalDensity
+from inference._numerics import definite
 
 LOG_2PI = math.log(2 * math.pi)
 COPIES = 16  # of a datum's width that derivatives keep, roughly
@@ -152,8 +153,8 @@ def _modes(density: LocalDensity, rows: slice, start: Tensor | None, tries: int,
     z = _begin(density.rows(row), assignment, None if start is None else start.reshape(-1, L), tries, A, rows.start)
     climb = _Climb(density, row, assignment, z, tol)
     climb.run(max_iter)
-    precision, damped = positive_definite(climb.hessian)
-    tril = covariance_tril(precision)
+    precision, damped = definite.positive_definite(climb.hessian, FLOOR)
+    tril = definite.inverse_tril(precision)
     log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # −½ log det H
     log_evidence = climb.value + 0.5 * L * LOG_2PI + log_det
     return Modes(
@@ -190,20 +191,25 @@ def _begin(density: LocalDensity, assignment: Tensor, start: Tensor | None, trie
 
 
 class _Climb:
-    """The pairs on their way. `live` are those still moving; `hessian` and `decrement` are those of the last look at a pair.
+    """Climbs of m pairs (row, assignment) side by side.
 
     A Hessian costs L passes backward through the program and a gradient one. So between two looks each pair goes on by
     quasi-Newton steps, its inverse Hessian brought up to date by its gradients (BFGS; Nocedal & Wright 2006, §6.1).
+
+    Every tensor here has a place for each of the m pairs, and every set of pairs is a tensor of their numbers. With m = 4:
+    `live` = [0, 2, 3] still climb; of these `pairs` = [0, 3] take one more quasi-Newton step; of these `waiting` = [3] have
+    not risen yet, and try half the step. `self.z[waiting]` is always what it says.
     """
 
     def __init__(self, density: LocalDensity, row: Tensor, assignment: Tensor, z: Tensor, tol: float) -> None:
         m, L = z.shape
         self.density, self.row, self.assignment, self.z, self.tol = density, row, assignment, z.clone(), tol
-        self.live = torch.arange(m, device=z.device)
         self.value, self.decrement = z.new_full((m,), -torch.inf), z.new_full((m,), torch.inf)
-        self.hessian, self.gradient = z.new_zeros(m, L, L), torch.zeros_like(z)
+        self.gradient, self.push = torch.zeros_like(z), torch.zeros_like(z)
+        self.hessian, self.inverse = z.new_zeros(m, L, L), z.new_zeros(m, L, L)
         self.steps = torch.zeros(m, dtype=torch.long, device=z.device)
-        self._held = (self.live, density.rows(row))
+        everybody = torch.arange(m, device=z.device)
+        self._held = (everybody, density.rows(row))
 
     def tolerance(self) -> Tensor:
         """Per pair: no decrement can be seen below the rounding of the density itself."""
@@ -226,74 +232,72 @@ class _Climb:
 
         Who rises by less than the tolerance between two looks, though more was promised, is at a kink, and is dropped too.
         """
-        before = torch.full_like(self.value, -torch.inf)
+        live, before = self._held[0], torch.full_like(self.value, -torch.inf)
         for _ in range(max_iter):
-            inverse, push = self.look()
-            going = self.decrement[self.live] > self.tolerance()[self.live]
-            going &= self.value[self.live] - before[self.live] > self.tolerance()[self.live]
-            self.live, inverse, push = self.live[going], inverse[going], push[going]
-            if not len(self.live):
+            self.look(live)
+            rises = (self.decrement > self.tolerance()) & (self.value - before > self.tolerance())
+            live = live[rises[live]]
+            if len(live):
+                before[live] = self.value[live]
+                live = self._step(live)
+            if not len(live):
                 return
-            before[self.live] = self.value[self.live]
-            self._step(inverse, push)
-        self.look()
+        self.look(live)
 
-    def look(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of the live pairs; their inverse Hessians made positive definite, and pushes off saddles [live, L]."""
-        live = self.live
+    def look(self, live: Tensor) -> None:
+        """Value, derivatives and decrement of those pairs; their inverse Hessians made positive definite, and pushes off
+        saddles."""
         value, gradient, hessian = derivatives(self._at(live), self.z[live], self.assignment[live])
         inverse, push, away = _ascent(gradient, hessian)
         decrement = 0.5 * (gradient * (inverse @ gradient.unsqueeze(-1)).squeeze(-1)).sum(1)
         self.value[live], self.gradient[live], self.hessian[live] = value, gradient, hessian
+        self.inverse[live], self.push[live] = inverse, push
         self.decrement[live] = torch.where(away, torch.inf, decrement).nan_to_num(torch.inf, torch.inf)
-        return inverse, push
 
-    def _step(self, inverse: Tensor, push: Tensor) -> None:
-        """A Newton step of every live pair, then quasi-Newton ones while they pay. Who cannot rise at all is dropped."""
-        pairs = self.live
-        for quasi in range(1 + QUASI_STEPS):
-            gradient = self.gradient[pairs]
-            direction = (inverse @ gradient.unsqueeze(-1)).squeeze(-1)
-            slope = (gradient * direction).sum(1)
-            if quasi:
-                going = (0.5 * slope > self._goal()[pairs]) & slope.isfinite()
-                pairs, inverse, gradient = pairs[going], inverse[going], gradient[going]
-                direction, slope = direction[going], slope[going]
-            else:
-                direction = (direction + push).nan_to_num(0.0, 0.0, 0.0)
+    def _step(self, live: Tensor) -> Tensor:
+        """A Newton step of those pairs, then quasi-Newton ones while they pay; who could take the first step."""
+        newton, slope = self._directions(live)
+        direction = (newton + self.push[live]).nan_to_num(0.0, 0.0, 0.0)
+        risen = pairs = self._search(live, direction, slope.nan_to_num(0.0))
+        for _ in range(QUASI_STEPS):
+            direction, slope = self._directions(pairs)
+            going = (0.5 * slope > self._goal()[pairs]) & slope.isfinite()
+            pairs = pairs[going]
             if not len(pairs):
-                return
-            origin = self.z[pairs]
-            risen = self._search(pairs, direction, slope.nan_to_num(0.0))
-            if not quasi:
-                self.live = self.live[risen]
-            pairs, inverse = pairs[risen], inverse[risen]
-            inverse = _bfgs(inverse, self.z[pairs] - origin[risen], gradient[risen] - self.gradient[pairs])
+                break
+            pairs = self._search(pairs, direction[going], slope[going])
+        return risen
+
+    def _directions(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """H⁻¹ gradient [pairs, L], and the slope of the density along it [pairs]."""
+        gradient = self.gradient[pairs]
+        direction = (self.inverse[pairs] @ gradient.unsqueeze(-1)).squeeze(-1)
+        return direction, (gradient * direction).sum(1)
 
     def _search(self, pairs: Tensor, direction: Tensor, slope: Tensor) -> Tensor:
         """Armijo's rule, each pair for itself: halve the step until the density has risen by a share of what it promised.
 
-        Moves the pairs that find such a step, and says which they are [pairs].
+        Moves the pairs that find such a step, brings their inverse Hessians up to date, and returns which they are.
         """
-        before, origin = self.value[pairs], self.z[pairs]
+        way, length, promise = (torch.zeros_like(v) for v in (self.z, self.value, self.value))
+        way[pairs], length[pairs], promise[pairs] = direction, 1.0, ARMIJO * slope
+        origin, before, turned = self.z.clone(), self.value.clone(), self.gradient.clone()
         slack = 16 * torch.finfo(origin.dtype).eps * (1 + before.abs())
-        length = torch.ones_like(before)
-        waiting = torch.arange(len(pairs), device=pairs.device)
-        risen = torch.zeros(len(pairs), dtype=torch.bool, device=pairs.device)
+        waiting = pairs
         for _ in range(HALVINGS):
-            some = pairs[waiting]
-            trial = origin[waiting] + length[waiting, None] * direction[waiting]
-            value, gradient = slopes(self._at(some), trial, self.assignment[some])
-            least = before[waiting] + ARMIJO * length[waiting] * slope[waiting] - slack[waiting]
+            trial = origin[waiting] + length[waiting, None] * way[waiting]
+            value, gradient = slopes(self._at(waiting), trial, self.assignment[waiting])
+            least = before[waiting] + length[waiting] * promise[waiting] - slack[waiting]
             fine = (value >= least) & value.isfinite() & gradient.isfinite().all(1)
-            taken = some[fine]
+            taken, waiting = waiting[fine], waiting[~fine]
             self.z[taken], self.value[taken], self.gradient[taken] = trial[fine], value[fine], gradient[fine]
             self.steps[taken] += 1
-            risen[waiting[fine]] = True
-            waiting = waiting[~fine]
             if not len(waiting):
                 break
             length[waiting] *= 0.5
+        risen = pairs[~torch.isin(pairs, waiting)]
+        moved, turned = self.z[risen] - origin[risen], turned[risen] - self.gradient[risen]
+        self.inverse[risen] = _bfgs(self.inverse[risen], moved, turned)
         return risen
 
 
@@ -341,32 +345,17 @@ def curvature(value: Tensor, z: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     return gradient, (hessian + hessian.mT) / 2
 
 
-def _scaled(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """S⁻¹ H S⁻¹ with S = √|diag H| [n, L], and S: free of the units of each coordinate."""
-    size = hessian.diagonal(dim1=-2, dim2=-1).abs().sqrt()
-    size = torch.where((size > 0) & size.isfinite(), size, torch.ones_like(size))
-    return hessian / (size.unsqueeze(-1) * size.unsqueeze(-2)), size
-
-
-def _definite(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors, and which are of a positive definite matrix, to rounding [n]."""
-    factor, info = torch.linalg.cholesky_ex(scaled)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    least = 8 * scaled.shape[-1] * torch.finfo(scaled.dtype).eps
-    return factor, (info == 0) & (pivots.amin(-1) > least)
-
-
 def _ascent(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For steps uphill: H⁻¹ made positive definite [n, L, L]; a push off each saddle, else 0 [n, L]; where H shows a way up
     that the gradient does not [n]."""
-    scaled, size = _scaled(hessian)
-    factor, good = _definite(scaled)
+    scaled, size = definite.unit_diagonal(hessian)
+    factor, good = definite.cholesky(scaled)
     inverse, push = torch.zeros_like(scaled), torch.zeros_like(gradient)
     inverse[good] = torch.cholesky_inverse(factor[good])
     away = torch.zeros_like(good)
     if not bool(good.all()):
         bad = ~good
-        values, vectors = _eigh(scaled[bad])
+        values, vectors = definite.eigen(scaled[bad])
         length = values.abs().clamp(min=STEP_FLOOR)
         inverse[bad] = (vectors / length.unsqueeze(-2)) @ vectors.mT
         along = (vectors.mT @ (gradient / size)[bad].unsqueeze(-1)).squeeze(-1) / length
@@ -374,36 +363,6 @@ def _ascent(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         still = away[bad] & (along.abs().amax(1) < 1e-6)  # the gradient would not leave the saddle
         push[bad] = torch.where(still.unsqueeze(1), vectors[:, :, 0] / length[:, :1].sqrt(), 0.0) / size[bad]
     return inverse / (size.unsqueeze(-1) * size.unsqueeze(-2)), push, away
-
-
-def _eigh(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Of matrices that may hold what is no number: those count as the identity."""
-    fine = scaled.isfinite().all(-1).all(-1)[:, None, None]
-    identity = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    return torch.linalg.eigh(torch.where(fine, scaled, identity))
-
-
-def positive_definite(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """H [n, L, L] with small and negative eigenvalues raised, in units of its diagonal, and which had any [n]."""
-    scaled, size = _scaled(hessian)
-    _, good = _definite(scaled)
-    if bool(good.all()):
-        return hessian, ~good
-    bad, out = ~good, hessian.clone()
-    values, vectors = _eigh(scaled[bad])
-    floor = max(FLOOR, 64 * scaled.shape[-1] * torch.finfo(scaled.dtype).eps)
-    raised = (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
-    out[bad] = raised * (size[bad].unsqueeze(-1) * size[bad].unsqueeze(-2))
-    return out, bad
-
-
-def covariance_tril(precision: Tensor) -> Tensor:
-    """The lower Cholesky factor of the inverse of `precision` [..., L, L], without making the inverse."""
-    upper = (
-        torch.linalg.cholesky(precision.flip((-2, -1))).flip((-2, -1)).mT.contiguous()
-    )  # lower; P = upper.mT @ upper
-    identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
-    return torch.linalg.solve_triangular(upper, identity.expand_as(precision), upper=False)
 
 
 def log_evidence(density: LocalDensity, at: Modes) -> Tensor:
@@ -427,7 +386,7 @@ def log_evidence(density: LocalDensity, at: Modes) -> Tensor:
         z = z if z.requires_grad else z.requires_grad_()
         value = here.log_joint(z, assignment)
         _, hessian = curvature(value, z, keep=True)
-        raised, _ = positive_definite(hessian.detach())
+        raised, _ = definite.positive_definite(hessian.detach(), FLOOR)
         precision = hessian + (raised - hessian.detach())
         log_det = torch.linalg.cholesky(precision).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         each = value + 0.5 * L * LOG_2PI - log_det

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference._families import _gaussian as families
+
 CONDITION = 1e6  # of a posterior precision above which its square root is taken from a QR decomposition
 
 
@@ -18,14 +20,15 @@ class Gaussian:
     name: str
     coefficients: Tensor  # B [A, E, L]
     offset: Tensor  # b [A, E]
-    scale: Tensor  # [A, E], or a Cholesky factor [A, E, E]
+    scale: Tensor  # [A, E], or of a joint family a Cholesky factor [A, E, E]
+    family: type[families.Gaussian]  # of its distribution
     form: str  # the distribution's own parameter: scale, scale_tril, covariance_matrix, precision_matrix
     given: Tensor  # that parameter
     place: slice | None  # where in z the site's value stands; None for an observed site
 
     @property
     def diagonal(self) -> bool:
-        return self.form == "scale"
+        return not self.family.joint
 
     def precision_times(self, matrix: Tensor) -> Tensor:
         """S⁻¹ M [A, E, k] for M [A, E, k]."""
@@ -37,7 +40,8 @@ class Gaussian:
         """T⁻¹ M [A, E, k] for M [A, E, k], where T Tᵀ = S."""
         if self.diagonal:
             return matrix / self.scale.unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.scale, matrix, upper=False)
+        white: Tensor = torch.linalg.solve_triangular(self.scale, matrix, upper=False)
+        return white
 
     def log_det(self) -> Tensor:
         """½ log det S [A]."""
@@ -82,12 +86,3 @@ def condition(matrix: Tensor, inverse: Tensor) -> float:
     """An upper bound on the largest condition number of some matrices; ∞ where it is not a number."""
     worst = float((matrix.square().sum((-2, -1)) * inverse.square().sum((-2, -1))).max())
     return math.sqrt(worst) if worst < math.inf else math.inf
-
-
-def scale_of(form: str, given: Tensor) -> Tensor:
-    """[A, E] standard deviations, or the Cholesky factor [A, E, E]."""
-    if form in ("scale", "scale_tril"):
-        return given
-    if form == "covariance_matrix":
-        return torch.linalg.cholesky(given)
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(given)))

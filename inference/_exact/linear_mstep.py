@@ -1,102 +1,103 @@
 """The M-step of a (conditionally) linear-Gaussian program: regression where the coefficients are the program's parameters.
 
-A normal site's mean is B z + b. Where every entry of B, b and the scale is a constant or a copy of an entry of θ (found as
-in `mstep`, by vector-Jacobian products) the maximum is weighted least squares of x on the posterior moments of [z, 1], and
-the scale follows from the residual: Rubin & Thayer 1982 for factor analysis, Tipping & Bishop 1999 for PPCA, and any other
-program of that form. Everything else is numeric: through the moments, or, where rows differ in their parameters, through
-the log joint at 2L sigma points, whose mean is the exact expectation of a quadratic.
+A normal site's mean is B z + b. Where every entry of B, b and the scale is a constant or a copy of an entry of θ (found by
+`copies`) the maximum is weighted least squares of x on the posterior moments of [z, 1], and the scale follows from the
+residual: Rubin & Thayer 1982 for factor analysis, Tipping & Bishop 1999 for PPCA, and any other program of that form.
+Everything else is numeric, through the moments.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import Rows, one_thread
+from inference._exact import copies
+from inference._exact.copies import Copy, Given, parts_of
+from inference._exact.engine import Plan, Values
 from inference._exact.gaussian import Gaussian
-from inference._exact.linear import LinearGaussian, Values
+from inference._exact.linear_model import LinearModel, Sites
 from inference._exact.moments import Moments
-from inference._exact.mstep import climb_numerically, still_copies, usage
+from inference._exact.numeric import climb_numerically
 from inference._families._family import Floor, Pool, tiny
+from inference._numerics.threads import one_thread
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
+REGRESSED = ("coefficients", "offset")  # the parts of a normal site that are found by regression: B and b
 
 
-@dataclass
-class Plan:
-    """How each parameter is updated."""
+@dataclass(frozen=True)
+class LinearPlan(Plan):
+    """`copies` of the parts of normal sites (B, b, the scale) and of the parameters of the others."""
 
-    regressions: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)  # site → part → θ → index
-    scales: dict[str, tuple[str, Tensor]] = field(default_factory=dict)  # site → (θ, index)
-    spreads: dict[str, Tensor] = field(default_factory=dict)  # site in `scales` → units of its deviations [E]
-    families: dict[str, tuple[str, str, Tensor]] = field(default_factory=dict)  # θ → (site, parameter, index)
-    numeric: tuple[str, ...] = ()
+    units: dict[str, Tensor]  # normal site → what its standard deviations are measured in [E]
 
-    @property
-    def closed(self) -> tuple[str, ...]:
-        """Names of the parameters with a closed form."""
-        regressed = [t for parts in self.regressions.values() for thetas in parts.values() for t in thetas]
-        return (*self.families, *regressed, *(t for t, _ in self.scales.values()))
+    def regressed(self, site: str) -> dict[str, Copy]:
+        """The θ that make up B and b of a site."""
+        return {n: c for n, c in self.copies.items() if c.site == site and c.parameter in REGRESSED}
+
+    def scale(self, g: Gaussian) -> tuple[str, Copy] | None:
+        """The θ that is the scale of a site."""
+        return next(((n, c) for n, c in self.copies.items() if (c.site, c.parameter) == (g.name, g.form)), None)
 
 
-def plan(engine: LinearGaussian, globals: Values) -> Plan:
+def plan(model: LinearModel, globals: Values) -> LinearPlan:
     """Find, by differentiation, which parameters have a closed-form update."""
-    leaves = {n: v.detach() for n, v in engine.program.values().items()}
-    if not leaves or not engine.fast:
-        return Plan(numeric=tuple(leaves))
 
-    def look(at: Values) -> tuple[list[tuple[str, str, Tensor]], list[Tensor]]:
-        gaussians, others, prior = engine.sites(at, globals)
-        tensors = [(g.name, part, value) for g in gaussians for part, value in _parts(g)]
-        tensors += [(site, name, value) for site, params in others.items() for name, value in params.items()]
-        return tensors, [prior]
+    def look(at: Values) -> tuple[list[Given], list[Tensor]]:
+        sites = model.sites(at, globals)
+        return _parts(model, sites), [sites.log_prior]
 
-    uses, found = usage(engine.program, look)
-    gaussians, others, _ = engine.sites(None, globals)
-    return _sort(engine, leaves, uses, found, {g.name: g for g in gaussians}, others)
-
-
-def _parts(g: Gaussian) -> list[tuple[str, Tensor]]:
-    return [("coefficients", g.coefficients), ("offset", g.offset), (g.form, g.given)]
-
-
-def _sort(engine, leaves, uses, found, gaussians, others) -> Plan:
-    out, numeric, spreads = Plan(), [], _spreads(engine, gaussians)
-    for theta, where in uses.items():
-        copied = found.get(theta)
-        if not where:
+    found, sites = copies.find(model.program, look), model.sites(None, globals)
+    values, gaussians = model.program.values(), {g.name: g for g in sites.gaussians}
+    families, scales = {}, {}
+    regressions: dict[str, dict[str, Copy]] = {}  # site → the θ that make up its B and b
+    for theta, copy in found.items():
+        if copy is None:
             continue
-        if len(where) > 1 or copied is None:
-            numeric.append(theta)
-            continue
-        site, part = where[0]
-        if site in others:
-            pool = Pool(theta, leaves[theta].detach(), copied)
-            closed = engine.families[site].closed(part, pool, others[site])
-            if closed:
-                out.families[theta] = (site, part, copied)
-        elif part in ("coefficients", "offset"):
-            closed = True
-            out.regressions.setdefault(site, {}).setdefault(part, {})[theta] = copied
-        else:
-            size = gaussians[site].given[0].numel()
-            closed = part == "scale" or Pool(theta, leaves[theta].detach(), copied).blocks(size) is not None
-            if closed:
-                out.scales[site], out.spreads[site] = (theta, copied), spreads[site]
-        if not closed:
-            numeric.append(theta)
-    for site in list(out.regressions):
-        if not _solvable(gaussians[site], out.regressions[site], leaves):
-            numeric += [t for thetas in out.regressions.pop(site).values() for t in thetas]
-    out.numeric = tuple(numeric)
+        pool = Pool(theta, values[theta].detach(), copy.index)
+        if copy.site in sites.others:
+            if model.families[copy.site].closed(copy.parameter, pool, sites.others[copy.site]):
+                families[theta] = copy
+        elif copy.parameter in REGRESSED:
+            regressions.setdefault(copy.site, {})[theta] = copy
+        elif gaussians[copy.site].diagonal or pool.blocks(gaussians[copy.site].given[0].numel()) is not None:
+            scales[theta] = copy
+    unsolved = [site for site, parts in regressions.items() if not _solvable(gaussians[site], parts, values)]
+    solved = {n: c for site, parts in regressions.items() if site not in unsolved for n, c in _ordered(parts)}
+    closed = {**families, **solved, **scales}
+    late = [n for site in unsolved for n, _ in _ordered(regressions[site])]
+    numeric = [n for n in found if n not in closed and n not in late]
+    return LinearPlan(closed, (*numeric, *late), _units(model, gaussians))
+
+
+def _ordered(parts: Mapping[str, Copy]) -> list[tuple[str, Copy]]:
+    """The θ of one part of a site together, the part that comes first first."""
+    order = list(dict.fromkeys(copy.parameter for copy in parts.values()))
+    return sorted(parts.items(), key=lambda item: order.index(item[1].parameter))
+
+
+def _parts(model: LinearModel, sites: Sites) -> list[Given]:
+    """The parameters of all sites; of a normal one B, b and its scale."""
+    out = []
+    for g in sites.gaussians:
+        location = g.family.parameters[g.family.location]
+        out += [
+            Given(g.name, part, value, location)
+            for part, value in (("coefficients", g.coefficients), ("offset", g.offset))
+        ]
+        out.append(Given(g.name, g.form, g.given, g.family.parameters[g.form]))
+    for site, params in sites.others.items():
+        out += parts_of(site, model.families[site], params)
     return out
 
 
-def _solvable(g: Gaussian, parts: dict[str, dict[str, Tensor]], leaves: dict[str, Tensor]) -> bool:
+def _solvable(g: Gaussian, parts: Mapping[str, Copy], values: Values) -> bool:
     """Rows that share no coefficient are solved one by one, others all at once; correlated noise needs them all free."""
-    index, _ = _unknowns(g, parts, {n: v.detach() for n, v in leaves.items()})
+    index, _ = _unknowns(g, _ordered(parts), values)
     free = index[index >= 0]
     alone = len(free.unique()) == len(free)
     if not g.diagonal:
@@ -104,135 +105,90 @@ def _solvable(g: Gaussian, parts: dict[str, dict[str, Tensor]], leaves: dict[str
     return alone or len(free.unique()) <= DENSE_UNKNOWNS
 
 
-def _unknowns(g: Gaussian, parts: dict[str, dict[str, Tensor]], values: Values) -> tuple[Tensor, dict[str, int]]:
+def _unknowns(g: Gaussian, parts: Iterable[tuple[str, Copy]], values: Values) -> tuple[Tensor, dict[str, int]]:
     """Which unknown each entry of [B | b] is [A, E, L+1], −1 for a constant; where each θ begins among the unknowns."""
-    blank = torch.full_like(g.offset, -1, dtype=torch.long)
-    index = torch.cat([torch.full_like(g.coefficients, -1, dtype=torch.long), blank.unsqueeze(-1)], -1)
+    # Say A = 1, B = [[w_0, 0], [w_1, w_0]] and b = [c, 0]. Then the unknowns are (w_0, w_1, c), w begins at 0 and c at 2,
+    # and the index is [[0, −1, 2], [1, 0, −1]]. The two rows share w_0, so that they must be solved together.
+    index = torch.full((*g.offset.shape, g.coefficients.shape[-1] + 1), -1, dtype=torch.long)
     begins, at = {}, 0
-    for part, thetas in parts.items():
-        for theta, copied in thetas.items():
-            begins[theta] = at
-            shifted = torch.where(copied >= 0, copied + at, copied)
-            view = index[..., :-1] if part == "coefficients" else index[..., -1]
-            view.copy_(torch.where(shifted >= 0, shifted, view))
-            at += values[theta].numel()
+    for theta, copy in parts:
+        begins[theta] = at
+        entries = index[..., :-1] if copy.parameter == "coefficients" else index[..., -1]
+        entries.copy_(torch.where(copy.index >= 0, copy.index + at, entries))
+        at += values[theta].numel()
     return index, begins
 
 
 def m_step(
-    engine: LinearGaussian,
-    plan: Plan,
+    model: LinearModel,
+    plan: LinearPlan,
     moments: Moments,
     globals: dict[str, Tensor],
-    supports: dict[str, object],
+    supports: Mapping[str, Any],
     floor: Floor,
-    responsibilities: Rows | None = None,
-    iterations: int = 10,
+    iterations: int,
 ) -> dict[str, Tensor]:
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
-    if plan.closed:
+    if plan.copies:
         with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-            _closed(engine, plan, moments, floor)
-    if not plan.numeric and not globals:
-        return globals
+            _closed(model, plan, moments, floor)
 
     def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(engine, moments, parameters, point)
+        return expected(model, moments, parameters, point)
 
-    return climb_numerically(engine.program, plan.numeric, globals, supports, objective, engine.N, iterations)
-
-
-def expected(
-    engine: LinearGaussian,
-    moments: Moments,
-    parameters: Values,
-    globals: Values,
-    responsibilities: Rows | None = None,
-) -> Tensor:
-    """E_q[log p(x, z, globals)] up to a constant, nats; differentiable in parameters and globals."""
-    if moments.posterior is not None:
-        return _by_sigma_points(engine, moments, parameters, globals)
-    return expected_log_joint(engine, moments, parameters, globals)
+    return climb_numerically(model.program, plan.numeric, globals, supports, objective, model.N, iterations)
 
 
-def smallest(engine: LinearGaussian, moments: Moments) -> float:
-    """The smallest variance of an observed site, as a share of its data's own; ∞ where sites are not read."""
-    if moments.seen is None:
-        return torch.inf
-    gaussians, others, _ = moments.seen
+def smallest(model: LinearModel, moments: Moments) -> float:
+    """The smallest variance of an observed site, as a share of its data's own."""
     found = [torch.inf]
-    for g in gaussians:
+    for g in moments.seen.gaussians:
         if g.place is None:
-            scale = g.scale / engine.spreads[g.name].unsqueeze(-1 if not g.diagonal else 0)
+            scale = g.scale / model.data.spreads[g.name].unsqueeze(-1 if not g.diagonal else 0)
             found.append(float(scale.amin() if g.diagonal else torch.linalg.svdvals(scale).amin()) ** 2)
-    for site, params in others.items():
-        least = engine.families[site].smallest(params) if site not in engine.assignments else None
+    for site, params in moments.seen.others.items():
+        least = model.families[site].smallest(params) if site not in model.assignments else None
         found += [] if least is None else [float(least.amin())]
     return min(found)
 
 
-def broken(engine: LinearGaussian, plan: Plan, moments: Moments) -> list[str]:
+def broken(model: LinearModel, plan: LinearPlan, moments: Moments) -> list[str]:
     """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
-    if moments.seen is None:
-        return []
-    gaussians, others, _ = moments.seen
-    parts = {g.name: dict(_parts(g)) for g in gaussians}
-    values = engine.program.values()
-    uses = [(theta, others[site][name], index) for theta, (site, name, index) in plan.families.items()]
-    for site, of_site in plan.regressions.items():
-        uses += [(t, parts[site][part], index) for part, thetas in of_site.items() for t, index in thetas.items()]
-    for site, (theta, index) in plan.scales.items():
-        form = next(k for k in parts[site] if k not in ("coefficients", "offset"))
-        uses.append((theta, parts[site][form], index))
-    return [theta for theta, value, index in uses if not still_copies(value, values[theta], index)]
+    parts = {(part.site, part.name): part.value for part in _parts(model, moments.seen)}
+    values = model.program.values()
+    return [n for n, copy in plan.copies.items() if not copy.holds(parts[copy.site, copy.parameter], values[n])]
 
 
-def without(plan: Plan, names: set[str]) -> Plan:
-    """The plan with `names` updated numerically."""
-    moved = [n for n in plan.closed if n in names]
-    if not moved:
-        return plan
-    regressions = {
-        site: {part: {t: i for t, i in thetas.items() if t not in names} for part, thetas in parts.items()}
-        for site, parts in plan.regressions.items()
-    }
-    kept = {
-        site: {part: thetas for part, thetas in parts.items() if thetas}
-        for site, parts in regressions.items()
-        if any(parts.values())
-    }
-    return Plan(
-        kept,
-        {site: use for site, use in plan.scales.items() if use[0] not in names},
-        plan.spreads,
-        {theta: use for theta, use in plan.families.items() if theta not in names},
-        (*plan.numeric, *moved),
-    )
-
-
-def _closed(engine: LinearGaussian, plan: Plan, moments: Moments, floor: Floor) -> None:
-    gaussians, others, _ = moments.seen
-    values, new = {n: v.detach() for n, v in engine.program.values().items()}, {}
-    for theta, (site, name, index) in plan.families.items():
-        pool = Pool(theta, values[theta], index)
-        new[theta] = engine.families[site].maximise(name, pool, moments.sites[site], others[site], floor)
-    for g in gaussians:
-        stats, center = _moments_of(engine, g, moments), engine.centers.get(g.name, torch.zeros_like(g.offset[0]))
+def _closed(model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor) -> None:
+    values, new = {n: v.detach() for n, v in model.program.values().items()}, {}
+    for theta, copy in plan.copies.items():
+        if copy.site in moments.seen.others:
+            pool, stats = Pool(theta, values[theta], copy.index), moments.sites[copy.site]
+            family, params = model.families[copy.site], moments.seen.others[copy.site]
+            new[theta] = family.maximise(copy.parameter, pool, stats, params, floor)
+    for g in moments.seen.gaussians:
+        stats, center = _moments_of(g, moments), _center(model, g)
         beta = torch.cat([g.coefficients, (g.offset - center).unsqueeze(-1)], -1)  # [A, E, L+1]
-        if g.name in plan.regressions:
-            index, begins = _unknowns(g, plan.regressions[g.name], values)
+        if parts := plan.regressed(g.name):
+            index, begins = _unknowns(g, parts.items(), values)
             beta, solved = _regress(g, beta, center, index, stats)
             for theta, begin in begins.items():
                 old = values[theta].reshape(-1)
                 mine = solved[begin : begin + len(old)]
                 new[theta] = torch.where(mine.isnan(), old, mine).reshape(values[theta].shape)
-        if g.name in plan.scales:
-            theta, index = plan.scales[g.name]
-            new[theta] = _scale(g, beta, Pool(theta, values[theta], index), stats, floor, plan.spreads[g.name])
-    engine.program.assign(new)
+        if (found := plan.scale(g)) is not None:
+            theta, copy = found
+            pool = Pool(theta, values[theta], copy.index)
+            new[theta] = _scale(g, beta, pool, stats, floor, plan.units[g.name])
+    model.program.assign(new)
 
 
-def _moments_of(engine: LinearGaussian, g: Gaussian, moments: Moments) -> dict[str, Tensor]:
+def _center(model: LinearModel, g: Gaussian) -> Tensor:
+    """What a site's moments are taken about [E]: its data's means, or 0 for a latent site."""
+    return model.data.centers.get(g.name, torch.zeros_like(g.offset[0]))
+
+
+def _moments_of(g: Gaussian, moments: Moments) -> dict[str, Tensor]:
     """xz [A, E, L+1], xx [A, E(, E)], zz [A, 1 or E, L+1, L+1] of a site; a latent site's x is a part of z."""
     if g.place is None:
         stats = moments.sites[g.name]
@@ -276,13 +232,16 @@ def _ridge(matrix: Tensor) -> Tensor:
 
 
 def _row_by_row(zz: Tensor, target: Tensor, free: Tensor) -> Tensor:
+    if bool(free.all()) and zz.shape[1] == 1:
+        together: Tensor = torch.linalg.solve(_ridge(zz[:, 0]), target.mT).mT
+        return together
     if bool(free.all()):
-        if zz.shape[1] == 1:
-            return torch.linalg.solve(_ridge(zz[:, 0]), target.mT).mT
-        return torch.linalg.solve(_ridge(zz), target.unsqueeze(-1)).squeeze(-1)
+        each: Tensor = torch.linalg.solve(_ridge(zz), target.unsqueeze(-1)).squeeze(-1)
+        return each
     mask = free.to(zz.dtype)
     system = zz * mask.unsqueeze(-1) * mask.unsqueeze(-2) + torch.diag_embed(1 - mask)
-    return torch.linalg.solve(_ridge(system), (target * mask).unsqueeze(-1)).squeeze(-1) * mask
+    masked: Tensor = torch.linalg.solve(_ridge(system), (target * mask).unsqueeze(-1)).squeeze(-1) * mask
+    return masked
 
 
 def _all_at_once(g: Gaussian, zz: Tensor, target: Tensor, index: Tensor, free: Tensor, count: int) -> Tensor:
@@ -336,9 +295,7 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
         floor.resting[pool.theta] = low
     clipped = (vectors * torch.maximum(eigenvalues, lowest.unsqueeze(-1)).unsqueeze(-2)) @ vectors.mT * unit
     covariance = torch.where(low[:, None, None], clipped, covariance)
-    tril = torch.linalg.cholesky(covariance)
-    form = {"scale_tril": tril, "covariance_matrix": covariance, "precision_matrix": torch.cholesky_inverse(tril)}
-    return form[g.form].reshape(pool.value.shape)
+    return g.family.in_form(g.form, covariance).reshape(pool.value.shape)
 
 
 def _lowest(g: Gaussian, theta: str, share: Tensor, known: Tensor, floor: Floor) -> Tensor:
@@ -353,8 +310,8 @@ def _note(g: Gaussian, floor: Floor, assignments: list[int]) -> None:
         floor.latent.add(g.name)
 
 
-def _spreads(engine: LinearGaussian, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
-    """Site → what its standard deviations are measured in [E].
+def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
+    """Normal site → what its standard deviations are measured in [E].
 
     For an observed site those of its data; for a latent one the size that moves some site below it by as much as that
     site's own unit, so that data in other units get another floor.
@@ -362,7 +319,7 @@ def _spreads(engine: LinearGaussian, gaussians: dict[str, Gaussian]) -> dict[str
     out: dict[str, Tensor] = {}
     for g in reversed(list(gaussians.values())):
         if g.place is None:
-            out[g.name] = engine.spreads[g.name]
+            out[g.name] = model.data.spreads[g.name]
             continue
         moved = torch.zeros_like(g.offset[0])
         for name, unit in out.items():
@@ -373,14 +330,15 @@ def _spreads(engine: LinearGaussian, gaussians: dict[str, Gaussian]) -> dict[str
     return out
 
 
-def expected_log_joint(engine: LinearGaussian, moments: Moments, parameters: Values, globals: Values) -> Tensor:
+def expected(model: LinearModel, moments: Moments, parameters: Values, globals: Values) -> Tensor:
     """E_q[log p(x, z, globals)] up to a constant, nats, from the moments; differentiable in parameters and globals."""
-    gaussians, others, total = engine.sites(parameters, globals)
-    for g in gaussians:
-        stats, center = _moments_of(engine, g, moments), engine.centers.get(g.name, torch.zeros_like(g.offset[0]))
+    sites = model.sites(parameters, globals)
+    total = sites.log_prior
+    for g in sites.gaussians:
+        stats, center = _moments_of(g, moments), _center(model, g)
         beta = torch.cat([g.coefficients, (g.offset - center).unsqueeze(-1)], -1)
         if g.place is not None:  # its value is a part of z itself: the residual is (E − B) z − b
-            beta = beta - torch.cat([g.selected(engine.L), torch.zeros(len(center), 1, dtype=beta.dtype)], 1)
+            beta = beta - torch.cat([g.selected(model.L), torch.zeros(len(center), 1, dtype=beta.dtype)], 1)
             stats = {**stats, "xz": torch.zeros_like(stats["xz"]), "xx": torch.zeros_like(stats["xx"])}
         residual, count = _residual(g, beta, stats), stats["zz"][:, :, -1, -1]
         if g.diagonal:
@@ -388,20 +346,6 @@ def expected_log_joint(engine: LinearGaussian, moments: Moments, parameters: Val
         else:
             solved = torch.cholesky_solve(residual, g.scale).diagonal(dim1=-2, dim2=-1).sum()
             total = total - 0.5 * solved - (count[:, 0] * g.log_det()).sum()
-    for site, params in others.items():
-        total = total + engine.families[site].expected(moments.sites[site], params)
-    return total
-
-
-def _by_sigma_points(engine: LinearGaussian, moments: Moments, parameters: Values, globals: Values) -> Tensor:
-    """The same over the data: the mean of a quadratic over m ± √L S e_l is its expectation under N(m, S Sᵀ)."""
-    L, (_, total) = engine.L, engine.views(parameters, globals)
-    for rows, posterior in zip(engine.chunks(), moments.posterior or [], strict=True):
-        tril = posterior.tril() * L**0.5  # [n, A, L, L]
-        steps = torch.cat([tril.mT, -tril.mT], -2)  # [n, A, 2L, L]
-        points = (posterior.mean.unsqueeze(-2) + steps).permute(1, 2, 0, 3)  # [A, 2L, n, L]
-        n = rows.stop - rows.start
-        value = engine._log_joint(engine.x[rows], points.reshape(-1, n, L), parameters, globals)
-        mean = value.reshape(engine.A, 2 * L, n).mean(1)  # [A, n]
-        total = total + (posterior.weights.mT * mean).sum()
+    for site, params in sites.others.items():
+        total = total + model.families[site].expected(moments.sites[site], params)
     return total

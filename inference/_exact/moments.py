@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from inference._exact.engine import Statistics
+from inference._exact.linear_model import Sites
 
 
 @dataclass
@@ -28,16 +30,18 @@ class Posterior:
 
 
 @dataclass
-class Moments:
-    """What an E-step leaves for the M-step."""
+class Posteriors(Statistics):
+    """What an E-step leaves where sites have no moments: the posterior of each chunk of rows."""
 
-    counts: Tensor  # [A]
-    per_datum: Tensor  # [N] log p(x_i), or of large data their sums over chunks
-    log_prior: Tensor  # of the globals
-    seen: Any  # what the engine's `sites` returned, or None for the general way
-    zz: Tensor  # [A, L+1, L+1] Σ w E[z̃ z̃ᵀ], z̃ = [z, 1]
-    sites: dict[str, dict[str, Tensor]]  # observed site → its moments with z̃, or its family's statistics
-    posterior: list[Posterior] | None = None  # of each chunk, where sites have no moments
+    posterior: list[Posterior]
+
+
+@dataclass
+class Moments(Statistics):
+    """What an E-step leaves: in `sites` each observed site's moments with z̃ = [z, 1], or its family's statistics."""
+
+    seen: Sites  # the sites at the θ of the E-step
+    zz: Tensor  # [A, L+1, L+1] Σ w E[z̃ z̃ᵀ]
 
     def add(self, site: str, new: dict[str, Tensor]) -> None:
         """Add what some more rows give to the sums of a site."""

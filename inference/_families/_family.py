@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from zoo import _columns
 
@@ -69,10 +72,24 @@ class Floor:
 
 
 class Family:
-    """What the E- and M-step need of a site's distribution. `names` lists its parameters by torch's names."""
+    """What the E- and M-step need of a site's distribution.
 
-    names: tuple[str, ...]
-    vectors: dict[str, int] = {}  # parameter → how many trailing dimensions make one value
+    A family knows distributions, never models: it sees parameters [A, E] (A assignments, E entries of an event) and data
+    [n, E]. All log-densities are in nats. A subclass in a public file of this folder serves its `distribution`.
+    """
+
+    distribution: ClassVar[type[Distribution]]  # the class that it serves, and no subclass of it
+    parameters: ClassVar[dict[str, Constraint]]  # torch's name of each → the values it may take
+    one_of: ClassVar[tuple[str, ...]] = ()  # parameters of which a distribution is given one
+    up_to_constant: ClassVar[tuple[str, ...]] = ()  # vectors to which a constant may be added: logits of categories
+    location: ClassVar[str | None] = None  # the parameter that others are taken about, so that it is updated first
+    joint: ClassVar[bool] = False  # whether an event is one draw, of entries that depend on each other
+
+    @classmethod
+    def given(cls, params: Params) -> bool:
+        """Whether `params` are all that the other methods need."""
+        needed = cls.parameters.keys() - set(cls.one_of)
+        return needed <= params.keys() and (not cls.one_of or any(name in params for name in cls.one_of))
 
     def __init__(self, x: Tensor) -> None:
         """`x` [N, E]: the site's data, NaN where unobserved; the other methods take some of its rows, [n, E]."""
@@ -119,7 +136,7 @@ class Family:
 
     def closed(self, name: str, pool: Pool, params: Params) -> bool:
         """Whether `maximise` has a closed form: vectors and matrices must be copied whole."""
-        return name not in self.vectors or pool.blocks(block_size(self, name, params)) is not None
+        return not self.parameters[name].event_dim or pool.blocks(block_size(self, name, params)) is not None
 
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
         """θ with the entries that parameter `name` copies at their best value, the other parameters held."""
@@ -169,7 +186,7 @@ class Pool:
 
 
 def block_size(family: Family, name: str, params: Params) -> int:
-    return math.prod(params[name].shape[-family.vectors[name] :])
+    return math.prod(params[name].shape[-family.parameters[name].event_dim :])
 
 
 def product(weight: Tensor, value: Tensor) -> Tensor:

@@ -7,26 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from inference._families._family import LOG_2PI, Density, Family, Floor, Params, Pool, block_size, tiny
-from zoo import _columns
+from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, block_size, tiny
+from inference._families._gaussian import Gaussian
 
 BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
 SHARED = 8  # rows to a pattern from which one pattern at a time is faster
 
 
-class MultivariateNormal(Family):
+class MultivariateNormal(Gaussian):
     """Whitened: one product gives y = (x − μ_a) L_a⁻ᵀ for all a; second moments of [x, 1] are all the M-step needs."""
 
-    names = ("loc", "scale_tril", "covariance_matrix", "precision_matrix")
-    vectors = {"loc": 1, "scale_tril": 2, "covariance_matrix": 2, "precision_matrix": 2}
+    distribution = dist.MultivariateNormal
+    parameters = {
+        "loc": constraints.real_vector,
+        "scale_tril": constraints.lower_cholesky,
+        "covariance_matrix": constraints.positive_definite,
+        "precision_matrix": constraints.positive_definite,
+    }
+    one_of = ("scale_tril", "covariance_matrix", "precision_matrix")
+    location = "loc"
+    joint = True
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.center = _columns.center(x)  # [E]
-        self.spread = _columns.spread(x, self.center)
+    @classmethod
+    def given(cls, params: Params) -> bool:
+        """The location and one form of the covariance: a second one would be computed from the first."""
+        return super().given(params) and len(params) == 2
 
     def width(self, entries: int, assignments: int) -> int:
         return assignments * (entries + 1)
@@ -112,13 +122,13 @@ class MultivariateNormal(Family):
         n = moments.new_zeros(groups).index_add(0, blocks, moments[:, -1, -1])
         # a group with hardly a datum to its name says nothing: it keeps what it has
         known = n > 10 * torch.finfo(n.dtype).eps
-        if name == "loc":
+        if name == self.location:
             value = self._locs(blocks, groups, moments, params)
         else:
             total = self._scatter(moments, params["loc"])
             scatter = moments.new_zeros(groups, D, D).index_add(0, blocks, total)
             covariance = scatter / n.clamp(min=tiny(n))[:, None, None]
-            value = self._in_form(name, self._floored(covariance, pool.theta, blocks, known, floor))
+            value = self.in_form(name, self._floored(covariance, pool.theta, blocks, known, floor))
         return torch.where(
             known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)
         ).reshape(pool.value.shape)
@@ -162,8 +172,20 @@ class MultivariateNormal(Family):
         root = _cholesky(params) / self.spread.unsqueeze(-1)
         return torch.linalg.svdvals(root).amin(-1).square()
 
-    @staticmethod
-    def _in_form(name: str, covariance: Tensor) -> Tensor:
+    @classmethod
+    def root(cls, params: Params) -> Tensor:
+        return _cholesky(params)
+
+    @classmethod
+    def covariance(cls, params: Params, entries: list[int]) -> Tensor:
+        if "scale_tril" in params:
+            part = params["scale_tril"][:, entries]
+            return part @ part.mT
+        full = params["covariance_matrix"] if "covariance_matrix" in params else _inverse(params["precision_matrix"])
+        return full[:, entries][:, :, entries]
+
+    @classmethod
+    def in_form(cls, name: str, covariance: Tensor) -> Tensor:
         if name == "covariance_matrix":
             return covariance
         tril = torch.linalg.cholesky(covariance)
@@ -249,12 +271,9 @@ def _masked(covariance: Tensor, unique: Tensor) -> Tensor:
 def _cholesky(params: Params) -> Tensor:
     if "scale_tril" in params:
         return params["scale_tril"]
-    return torch.linalg.cholesky(_covariance(params))
+    full = params["covariance_matrix"] if "covariance_matrix" in params else _inverse(params["precision_matrix"])
+    return torch.linalg.cholesky(full)
 
 
-def _covariance(params: Params) -> Tensor:
-    if "covariance_matrix" in params:
-        return params["covariance_matrix"]
-    if "scale_tril" in params:
-        return params["scale_tril"] @ params["scale_tril"].mT
-    return torch.cholesky_inverse(torch.linalg.cholesky(params["precision_matrix"]))
+def _inverse(precision: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(precision))

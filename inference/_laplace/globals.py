@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
+from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
 from zoo._errors import Refusal
 
@@ -66,7 +68,7 @@ def _density(
     def density(flat: Tensor) -> Tensor:
         values = coordinates.unflatten(flat)
         parameters = {**theta, **{n: v for n, v in values.items() if n not in globals}}
-        evidence, prior = task.sums.log_evidence(parameters, {n: values[n] for n in globals})
+        evidence, prior = task.engine.log_evidence(parameters, {n: values[n] for n in globals})
         return evidence + prior + layout.log_abs_det(flat[places])
 
     return density
@@ -93,7 +95,7 @@ class _Peak:
     trace: list[float]
 
 
-def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step) -> _Peak:
+def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step: Step) -> _Peak:
     # coordinates come in units of their own: walk in steps of about one standard deviation of each
     begin, unit = flat, _value_and_hessian(density, flat)[1].diagonal().abs().clamp(min=1e-30).rsqrt()
     unit = torch.where(unit < 1e14, unit, torch.ones_like(unit))
@@ -116,7 +118,7 @@ def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol
     value, hessian = _value_and_hessian(density, flat)
     for _ in range(20):
         gradient = _gradient(density, flat)
-        move = torch.linalg.solve(damped(hessian)[0], gradient)
+        move = torch.linalg.solve(definite.raised(hessian, SMALLEST_EIGENVALUE)[0], gradient)
         decrement = float(gradient @ move)  # twice the nats that the step would gain
         if decrement < 2 * tol:
             return _Peak(flat, value, hessian, True, trace)
@@ -151,35 +153,19 @@ def _value_and_hessian(density: Callable[[Tensor], Tensor], flat: Tensor) -> tup
     return value, (hessian + hessian.mT) / 2
 
 
-def _eigen(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and -vectors of S⁻¹ H S⁻¹ with S = √|diag H|, and S: free of the units of each coordinate."""
-    size = hessian.diagonal().abs().sqrt()
-    size = torch.where(size > 0, size, torch.ones_like(size))
-    values, vectors = torch.linalg.eigh(hessian / torch.outer(size, size))
-    return values, vectors, size
-
-
-def damped(hessian: Tensor) -> tuple[Tensor, int]:
-    """The Hessian with small and negative eigenvalues raised, in units of its diagonal, and how many were."""
-    if not len(hessian):
-        return hessian, 0
-    values, vectors, size = _eigen(hessian)
-    low = values < SMALLEST_EIGENVALUE
-    scaled = (vectors * values.clamp(min=SMALLEST_EIGENVALUE)) @ vectors.mT
-    return scaled * torch.outer(size, size), int(low.sum())
-
-
 def _spread(hessian: Tensor) -> Tensor:
     """A factor F with F Fᵀ the inverse Hessian on the directions that the data identify; none along the others."""
     if not len(hessian):
         return hessian
-    values, vectors, size = _eigen(hessian)
+    scaled, size = definite.unit_diagonal(hessian)
+    values, vectors = definite.eigen(scaled)
     root = torch.where(values > SMALLEST_EIGENVALUE, values.abs().clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
     return vectors * root / size.unsqueeze(1)
 
 
 def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:
-    hessian, raised = damped(peak.hessian)
+    hessian, low = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
+    raised = int(low)
     factor = _spread(peak.hessian)
     warnings = []
     if raised:
@@ -193,8 +179,8 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     noise = torch.randn(task.draws, coordinates.d, generator=generator, dtype=torch.float64).to(peak.flat.dtype)
     draws = coordinates.unflatten(peak.flat + noise @ factor.mT)
     point = {n: v for n, v in values.items() if n in globals}
-    posterior = task.exact.responsibilities(None, point)
-    means, deviations = task.exact.summary(point)
+    posterior = task.engine.responsibilities(None, point)
+    means, deviations = task.engine.summary(point)
     local = _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
     errors = _standard_errors(coordinates, peak.flat, factor)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
@@ -204,7 +190,7 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
         draws={**{n: v.detach().numpy() for n, v in draws.items()}, **local},
         means={n: v.numpy() for n, v in means.items()},
         deviations={n: v.numpy() for n, v in deviations.items()},
-        probabilities={n: v.numpy() for n, v in task.exact.marginals(posterior).items()},
+        probabilities={n: v.numpy() for n, v in task.engine.marginals(posterior).items()},
         standard_errors={n: v.numpy() for n, v in errors.items()},
         trace={"log_joint" if globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
@@ -220,11 +206,11 @@ def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> d
     if not task.structure.local_latents:
         return {}
     if not globals:
-        return {n: v.numpy() for n, v in task.exact.draw(posterior, task.draws).items()}
+        return {n: v.numpy() for n, v in task.engine.draw(posterior, task.draws).items()}
     drawn: dict[str, list[Tensor]] = {}
     for i in range(task.draws):
         point = {n: v[i].detach() for n, v in globals.items()}
-        for name, value in task.exact.draw(task.exact.responsibilities(None, point), 1, point).items():
+        for name, value in task.engine.draw(task.engine.responsibilities(None, point), 1, point).items():
             drawn.setdefault(name, []).append(value)
     return {n: torch.cat(v).numpy() for n, v in drawn.items()}
 
@@ -242,9 +228,9 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
 
 def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
     if not point:
-        exact = Evidence.from_per_datum(task.exact.per_datum().numpy(), "exact")
+        exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact")
         # what is observed outside the data plate belongs to no datum
-        return replace(exact, value=exact.value + float(task.sums.log_evidence(None, None)[1].detach()))
+        return replace(exact, value=exact.value + float(task.engine.log_prior().detach()))
     # θ is a point: only the globals' block of the Hessian is integrated over
     _, index = coordinates.part(set(point))
     log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()

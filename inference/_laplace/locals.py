@@ -7,9 +7,7 @@ like Gaussians: so each datum's Gaussian is checked as a proposal for importance
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +19,12 @@ from inference._density import newton
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
 from inference._method.fit import Evidence, Fit
+from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
+from inference._numerics import lbfgs
+from inference._numerics.psis import psis
+from inference._sampling.khat import count_above, of_rows
 
 SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
 RISE = 1e-4  # nats a datum that an epoch should gain, smoothed
@@ -101,57 +103,24 @@ class _Learner:
         return total
 
 
-def _all_at_once(
-    learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Callable[..., Any]
-) -> _History:
+def _all_at_once(learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Step) -> _History:
     """L-BFGS. Where the line search runs to a θ that has no density it begins again from the best, with shorter steps."""
     history, everything = _History(converged=False), torch.arange(learner.density.n)
-    best, kept = -np.inf, [p.detach().clone() for p in parameters]
 
     def loss() -> Tensor:
-        nonlocal best, kept
-        for p in parameters:
-            p.grad = None
         value = learner.climb(everything, 0)
         if not np.isfinite(value):
             raise ArithmeticError(f"the evidence became {value}")
-        if value > best:
-            best, kept = value, [p.detach().clone() for p in parameters]
         history.objective.append(value)
         step(note=f"{value:.4f} nats a datum")
         return torch.tensor(-value, dtype=parameters[0].dtype)
 
-    for rate in (1.0, 0.1, 0.01):
-        optimiser = torch.optim.LBFGS(
-            parameters,
-            lr=rate,
-            max_iter=options.max_iter,
-            tolerance_grad=1e-7,
-            tolerance_change=1e-11,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
-        try:
-            optimiser.step(loss)
-            history.converged = optimiser.state[parameters[0]]["n_iter"] < options.max_iter
-            break
-        except (ArithmeticError, ValueError, RuntimeError):  # a θ that the program's distributions do not take
-            if best == -np.inf:
-                raise
-            _restore(parameters, kept)
-    _restore(parameters, kept)
+    rates = (1.0, 0.1, 0.01)
+    history.converged = lbfgs.minimise(parameters, loss, max_iter=options.max_iter, tolerance_change=1e-11, rates=rates)
     return history
 
 
-@torch.no_grad()
-def _restore(parameters: list[Tensor], kept: list[Tensor]) -> None:
-    for p, value in zip(parameters, kept, strict=True):
-        p.copy_(value)
-
-
-def _in_batches(
-    learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Callable[..., Any]
-) -> _History:
+def _in_batches(learner: _Learner, parameters: list[Tensor], options: Options, seed: int, step: Step) -> _History:
     """Adam (Kingma & Ba 2015); its rate is halved when an epoch gains too little, and at 1/64 of the first it ends."""
     n, batch = learner.density.n, min(options.batch, learner.density.n)
     history, generator = _History(converged=False), torch.Generator().manual_seed(seed)
@@ -228,9 +197,7 @@ class _Drawn:
         self.khat: np.ndarray | None = None  # [n]
         self.ess: np.ndarray | None = None
 
-    def run(self, step: Callable[[int], Any]) -> None:
-        from inference._run.datatree import psis
-
+    def run(self, step: Step) -> None:
         values: list[dict[str, Tensor]] = []
         moments: list[dict[str, tuple[Tensor, Tensor]]] = []
         checks = []
@@ -283,9 +250,9 @@ def _warnings(task: Task, modes: Modes, drawn: _Drawn, history: _History, option
             f"the Hessian at the mode is not positive definite for {damped} of {n} data, and was damped: their posteriors "
             "are flat in some direction, and their evidence cannot be trusted."
         )
-    if drawn.khat is not None and (bad := int((~(drawn.khat <= 0.7)).sum())):
+    if drawn.khat is not None and (bad := count_above(drawn.khat)):
         out.append(
-            f"k-hat is above 0.7 for {bad} of {n} data: their posteriors have tails that a Gaussian lacks, and the evidence "
+            f"{of_rows(bad, n)}: their posteriors have tails that a Gaussian lacks, and the evidence "
             "claimed for them is to be checked by another method at the same θ (zoo infer RUN --method ais)."
         )
     if not history.converged:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Evidence
+from inference._numerics.psis import psis
+from inference._sampling.khat import LIMIT
 from inference._sampling.weights import log_mean
 
-KHAT = 0.7  # above it the mean of the weights cannot be trusted (Vehtari et al. 2024)
 LEAST_DRAWS = 100  # effective draws of a row
 EVEN = 0.9  # effective draws, as a share of all: weights so nearly equal have no tail whose shape would mean anything
 WIDEST = 1.0  # standard error of a row, nats: beyond it the logarithm is no longer nearly linear
@@ -44,8 +45,6 @@ class Estimates:
     @classmethod
     def of(cls, log_weights: Tensor, groups: int | None = None, alone: Tensor | None = None) -> Estimates:
         """From log-weights [S, n]. `groups`: see `log_mean`; `alone` [n]: see `weights.lone_states`."""
-        from inference._run.datatree import psis
-
         khat, ess = map(torch.as_tensor, psis(log_weights.detach().cpu().numpy()))
         even = ess >= EVEN * len(log_weights)
         log_weights = log_weights.detach().double().cpu()
@@ -87,7 +86,7 @@ class Estimates:
     def _reasons(self) -> list[tuple[str, Tensor]]:
         return [
             ("every weighted draw is in the same state, and others were never visited", self.alone),
-            (f"k-hat is above {KHAT}", ~(self.khat <= KHAT) & ~self.even & ~self.alone),
+            (f"k-hat is above {LIMIT}", ~(self.khat <= LIMIT) & ~self.even & ~self.alone),
             (f"fewer than {LEAST_DRAWS} effective draws", ~(self.ess >= LEAST_DRAWS - 1e-6)),
             (f"a standard error above {WIDEST:g} nat", ~(self.se <= WIDEST)),
         ]
@@ -124,7 +123,7 @@ def _unseen(log_weights: Tensor, khat: Tensor) -> Tensor:
     A mean without such a weight, which is what most samples are, is too low by that, in every row. It is left out below
     k = 0.3, where the standard error tells it, and counts in full from k = 0.5, where weights have no variance.
     """
-    k = khat.clamp(max=KHAT)
+    k = khat.clamp(max=LIMIT)
     counts = ((k - 0.3) / 0.2).clamp(0, 1)
     return (counts * k / (1 - k) * log_weights.softmax(0).amax(0)).nan_to_num(0.0)
 

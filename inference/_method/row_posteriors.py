@@ -28,7 +28,7 @@ class RowPosteriors:
     @classmethod
     def of(cls, task: Task, globals: dict[str, Tensor]) -> RowPosteriors:
         """Those of the exact engine at the program's θ and these globals."""
-        exact, structure = task.exact, task.structure
+        exact, structure = task.engine, task.structure
         states = structure.assignments if structure.discrete_locals else 0
         latents = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
         numbers = len(task.x) * (states + 2 * latents)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import Statistics
-from inference._exact.moments import Moments, Posterior
+from inference._exact.engine import AnyEngine, Statistics
+from inference._exact.linear import LinearGaussian
 from inference._families._family import Floor
 from inference._method.task import Task
 from zoo._errors import UsageError
@@ -43,7 +43,7 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
         _jitter(task, seed)
     if start == "program" or not mixture or (start == "auto" and task.structure.assignments > len(task.x)):
         return globals
-    exact = task.exact
+    exact = task.engine
     if start == "kmeans" and exact.A > exact.N:
         raise UsageError(
             f"start=kmeans needs a row for each of the {exact.A} joint values of the latents; there are {exact.N}."
@@ -100,8 +100,8 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def _candidates(task: Task) -> list[str]:
     if is_mixture(task):
         return ["kmeans", "seeds", "program"] if task.structure.assignments <= len(task.x) else []
-    linear = task.structure.linear_gaussian and not task.structure.discrete_locals and task.exact.fast
-    return ["program", "eigenvectors", "random"] if linear and task.exact.missing else []
+    holes = isinstance(task.exact, LinearGaussian) and task.exact.data.missing and not task.exact.assignments
+    return ["program", "eigenvectors", "random"] if holes else []
 
 
 def _some_rows(task: Task, seed: int) -> Task:
@@ -115,38 +115,33 @@ def _some_rows(task: Task, seed: int) -> Task:
 
 def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
     """log p(x, globals; θ) after a few EM steps."""
-    how = task.plan(globals)
+    exact, how = task.engine, task.plan(globals)
     iterations = SHORT if is_mixture(task) else 2 * SHORT
     if how.numeric or globals:
         iterations = 1  # which is many steps
     value = -np.inf
     for i in range(iterations + 1):
-        stats = task.sums.e_step(globals)
-        before, value = value, float(stats.per_datum.sum()) + float(stats.log_prior)
-        if not floor.fell and not task.broken(how, stats):
+        stats = exact.e_step(globals)
+        before, value = value, stats.log_joint
+        if not floor.fell and not exact.broken(how, stats):
             check_rise(task, stats, before, value, i)
         if i < iterations:
             floor.clear()
-            weights = task.exact.responsibilities(None, globals) if _general(stats) else None
+            weights = exact.responsibilities(None, globals) if stats.need_responsibilities else None
             globals = task.m_step(how, stats, globals, floor, weights)
     return value
 
 
-def check_rise(task: Task, stats: Any, before: float, now: float, iteration: int) -> bool:
+def check_rise(task: Task, stats: Statistics, before: float, now: float, iteration: int) -> bool:
     """Whether the log-likelihood did not fall, but for rounding.
 
     Raises `ArithmeticError` where it fell and no variance is near 0, whose last digits could be to blame.
     """
     if now >= before - 1e-8 * (1 + abs(before)):
         return True
-    if np.isfinite(now) and np.isfinite(before) and task.smallest(stats) > NARROW:
+    if np.isfinite(now) and np.isfinite(before) and task.engine.smallest(stats) > NARROW:
         raise ArithmeticError(f"em: the log-likelihood fell from {before!r} to {now!r} at iteration {iteration}.")
     return False
-
-
-def _general(stats: Any) -> bool:
-    """Whether a site has no sufficient statistics."""
-    return any(v.params is None for v in getattr(stats, "views", []))
 
 
 def _from_clusters(
@@ -157,34 +152,20 @@ def _from_clusters(
     Statistics of counts are blurred a little, and so are the responsibilities of sites that have no statistics: from a
     probability of 0 no E-step would ever move.
     """
-    exact = task.exact
+    exact = task.engine
     stats = exact.e_step(globals, weights)
-    for site in stats.sites:
-        if site not in exact.assignments:
-            family = exact.families.get(site)
-            if family is not None:
-                stats.sites[site] = family.blurred(stats.sites[site], BLUR)
+    exact.blur(stats, BLUR)
     soft = Blurred(weights)
     start = task.theta(), globals
     for _ in range(2):
         how = task.plan(globals)
         found = task.m_step(how, stats, start[1], floor or Floor(FLOOR, set(), strict=False), soft, iterations=100)
-        wrong = task.broken(how, _seen(exact, found)) if how.closed else []
+        wrong = exact.broken(how, exact.look(found)) if how.closed else []
         if not wrong:
             break
         task.numeric.update(wrong)  # where the closed form led, θ is no longer what it was taken for
         task.program.assign(start[0])
     return found
-
-
-def _seen(exact: Any, globals: dict[str, Tensor]) -> Any:
-    """What an E-step would see of the sites at the program's θ."""
-    if hasattr(exact, "sites"):
-        nothing = exact.x.new_zeros(0)
-        seen = exact.sites(None, globals) if exact.fast else None
-        return Moments(nothing, nothing, nothing, seen, nothing, {})
-    nothing = exact.x.new_zeros(0)
-    return Statistics(nothing, {}, nothing, nothing, exact.views(None, globals)[0])
 
 
 @torch.no_grad()
@@ -226,7 +207,7 @@ class Blurred:
         return (1 - BLUR) * self.weights[rows] + BLUR * self.mean
 
 
-def _random(exact: Any, seed: int) -> Tensor:
+def _random(exact: AnyEngine, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     out = torch.rand(exact.N, exact.A, generator=generator, dtype=torch.float64).to(exact.x.dtype)
     for rows in out.split(CLUSTERED):
@@ -234,7 +215,7 @@ def _random(exact: Any, seed: int) -> Tensor:
     return out
 
 
-def _kmeans(exact: Any, seed: int, lloyd: bool = True) -> Clusters:
+def _kmeans(exact: AnyEngine, seed: int, lloyd: bool = True) -> Clusters:
     """Responsibilities of a k-means clustering, the largest cluster first; or of k-means++ seeds alone."""
     from sklearn.cluster import KMeans
 
@@ -271,27 +252,21 @@ class _Standard:
 @torch.no_grad()
 def _eigenvectors(task: Task, seed: int, floor: Floor) -> dict[str, Tensor]:
     """One M-step from latents that are the leading principal components of the filled-in data."""
-    exact, globals = task.exact, task.global_start()
+    exact, globals = task.engine, task.global_start()
+    assert isinstance(exact, LinearGaussian)  # `_candidates` said so
     x = exact.x.reshape(exact.N, -1)
     standard = torch.as_tensor(_Standard(x)(x), dtype=exact.x.dtype)
     left = torch.linalg.svd(standard, full_matrices=False).U[:, : exact.L] * exact.N**0.5  # of unit variance
     if left.shape[1] < exact.L:
         raise ValueError("fewer columns than latents")
-    covariance = 0.1 * torch.eye(exact.L, dtype=left.dtype).expand(1, 1, -1, -1)
-    seen, L = exact.sites(None, globals), exact.L
-    zero, zz = left.new_zeros(exact.A), left.new_zeros(exact.A, L + 1, L + 1)
-    moments = Moments(zero, left.new_zeros(0), seen[2], seen, zz, {})
-    for rows in exact.chunks():
-        weights = left.new_ones(rows.stop - rows.start, 1)
-        moments.counts += weights.sum(0)
-        exact.collect(moments, rows, seen, Posterior(weights.log(), left[rows].unsqueeze(1), covariance), weights)
+    moments = exact.moments_about(left, 0.1, globals)
     return task.m_step(task.plan(globals), moments, globals, floor)
 
 
 CANDIDATES: dict[str, Callable[[Task, int, Floor], dict[str, Tensor]]] = {
     "kmeans": lambda task, seed, floor: begin(task, "kmeans", seed, floor),
     "seeds": lambda task, seed, floor: _from_clusters(
-        task, task.global_start(), _kmeans(task.exact, seed, lloyd=False), floor
+        task, task.global_start(), _kmeans(task.engine, seed, lloyd=False), floor
     ),
     "program": lambda task, seed, floor: begin(task, "program", seed, floor),
     "random": lambda task, seed, floor: begin(task, "random", seed, floor),

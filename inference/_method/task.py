@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
-import time
-from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from inference._exact import linear_mstep, mstep
-from inference._exact.compressed import compressed
-from inference._exact.enumeration import Enumeration, Rows
-from inference._exact.linear import LinearGaussian
+from inference._exact.choose import engine_for
+from inference._exact.engine import AnyEngine, Plan, Rows, Statistics
 from inference._families._family import Floor
+from inference._method.progress import Step, progress
 from inference._numerics.coordinates import bijection
-from inference._run.checkpoint import Checkpoints
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 from zoo._program.trace import outside_log_prob
+
+
+class Checkpoints(Protocol):
+    """Where training leaves its state, and finds it again: a state is tensors, numbers, lists and dictionaries of them."""
+
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Keep this state."""
+
+    def read(self) -> dict[str, Any] | None:
+        """The state to go on from; None where training begins."""
 
 
 @dataclass
@@ -40,13 +48,13 @@ class Task:
     learn: bool = True
     draws: int = 200
     quiet: bool = False
-    guide: Any = None  # a guide that was fitted before, to go on from
+    guide: torch.nn.Module | None = None  # a guide that was fitted before, to go on from
     globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
     checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
     numeric: set[str] = field(default_factory=set)  # parameters whose closed form turned out not to hold
-    _plan: Any = field(default=None, init=False, repr=False)
+    _plan: Plan | None = field(default=None, init=False, repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training; all else is on the CPU
 
     def at_epoch(self, epoch: int) -> Tensor:
@@ -67,37 +75,26 @@ class Task:
         return self.intensities.clone(memory_format=torch.contiguous_format), places, flat[places].float()
 
     @cached_property
-    def exact(self) -> Any:
-        """The exact engine, an `Enumeration` or a `LinearGaussian`; only for programs whose structure is exact."""
-        engine = Enumeration if self.structure.enumerable else LinearGaussian
-        return engine(self.program, self.structure, self.x)
+    def exact(self) -> AnyEngine | None:
+        """The engine of a program whose posterior and evidence are exact, else None."""
+        return engine_for(self.program, self.structure, self.x)
 
-    @cached_property
-    def sums(self) -> Any:
-        """What gives the sums over the data, an E-step's and the evidence: the exact engine, or a shorter way to the same."""
-        return (isinstance(self.exact, LinearGaussian) and compressed(self.exact)) or self.exact
+    @property
+    def engine(self) -> AnyEngine:
+        """The exact engine, for a method whose `refusal` has made sure that there is one."""
+        if self.exact is None:
+            raise TypeError(f"the posterior of '{self.program.name}' is not exact: {self.structure.reason}")
+        return self.exact
 
     def theta(self) -> dict[str, Tensor]:
         """A copy of the program's constrained parameters."""
         return {n: v.detach().clone() for n, v in self.program.values().items()}
 
-    def plan(self, globals: dict[str, Tensor]) -> Any:
+    def plan(self, globals: dict[str, Tensor]) -> Plan:
         """How the M-step will update each parameter."""
         if self._plan is None:
-            self._plan = self._m_steps.plan(self.exact, globals)
-        return self._m_steps.without(self._plan, self.numeric)
-
-    def expected(self, stats: Any, parameters: Any, globals: Any, responsibilities: Rows | None = None) -> Tensor:
-        """The expected complete log joint up to a constant, nats, from an E-step's sums; differentiable."""
-        return self._m_steps.expected(self.exact, stats, parameters, globals, responsibilities)
-
-    def broken(self, how: Any, stats: Any) -> list[str]:
-        """The parameters whose closed form does not hold where an E-step saw them."""
-        return self._m_steps.broken(self.exact, how, stats)
-
-    def smallest(self, stats: Any) -> float:
-        """The smallest variance of an observed site that an E-step saw, as a share of the data's own."""
-        return self._m_steps.smallest(self.exact, stats)
+            self._plan = self.engine.plan(globals)
+        return self._plan.without(self.numeric)
 
     def doubled(self) -> Task:
         """This task in float64, with a program of its own; itself where it is in float64 already."""
@@ -110,20 +107,15 @@ class Task:
 
     def m_step(
         self,
-        how: Any,
-        stats: Any,
+        how: Plan,
+        stats: Statistics,
         globals: dict[str, Tensor],
         floor: Floor,
         responsibilities: Rows | None = None,
         iterations: int = 10,
     ) -> dict[str, Tensor]:
         """Maximise the expected complete log joint: θ in place, the globals returned."""
-        supports = self.global_supports
-        return self._m_steps.m_step(self.exact, how, stats, globals, supports, floor, responsibilities, iterations)
-
-    @property
-    def _m_steps(self) -> Any:
-        return mstep if self.structure.enumerable else linear_mstep
+        return self.engine.m_step(how, stats, globals, self.global_supports, floor, responsibilities, iterations)
 
     @cached_property
     def global_supports(self) -> dict[str, Any]:
@@ -153,17 +145,12 @@ class Task:
             trace = self.program.trace(self.x[:2])
         return {n: trace.nodes[n]["fn"] for n in names}
 
-    @contextlib.contextmanager
-    def progress(self, what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    def progress(self, what: str, total: int | None = None) -> AbstractContextManager[Step]:
         """A progress bar on standard error, shown once the work has taken two seconds.
 
         Yields a function to call at every step: `step(advance=1, note="")`.
         """
-        bar = _Bar(what, total, self.quiet)
-        try:
-            yield bar.step
-        finally:
-            bar.close()
+        return progress(what, total, self.quiet)
 
 
 def keeps_theta(method: str, program: str) -> str:
@@ -187,33 +174,3 @@ def _center(fn: Any) -> Tensor:
         example = fn.sample()
     transform = bijection(fn.support)
     return transform(torch.zeros_like(transform.inv(example)))
-
-
-class _Bar:
-    def __init__(self, what: str, total: int | None, quiet: bool) -> None:
-        self.what, self.total, self.quiet = what, total, quiet
-        self.done, self.began, self.id = 0, time.monotonic(), None
-        self.bar: Any = None
-
-    def step(self, advance: int = 1, note: str = "") -> None:
-        self.done += advance
-        if self.quiet or time.monotonic() - self.began < 2.0:
-            return
-        if self.bar is None:
-            self._open()
-        self.bar.update(self.id, completed=self.done, note=note)
-
-    def _open(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(file=sys.stderr)
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
-        columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.id = self.bar.add_task(self.what, total=self.total, note="")
-        self.bar.start()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()

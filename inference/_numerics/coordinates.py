@@ -56,7 +56,7 @@ class PositiveDefinite(LowerCholesky):
         return super()._inverse(torch.linalg.cholesky(y))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        diagonal = torch.linalg.cholesky(y).diagonal(dim1=-2, dim2=-1).log()
+        diagonal: Tensor = torch.linalg.cholesky(y).diagonal(dim1=-2, dim2=-1).log()
         D = y.shape[-1]
         power = torch.arange(D, 0, -1, dtype=y.dtype)  # d(LLᵀ)/dL: 2^D ∏ L_ii^{D−i+1}
         return diagonal.sum(-1) + D * torch.tensor(2.0, dtype=y.dtype).log() + (power * diagonal).sum(-1)
@@ -71,7 +71,8 @@ def bijection(support: Any) -> transforms.Transform:
         return LowerCholesky()
     if type(base) is type(constraints.positive_definite):
         return PositiveDefinite()
-    return biject_to(support)
+    transform: transforms.Transform = biject_to(support)
+    return transform
 
 
 class Coordinates:

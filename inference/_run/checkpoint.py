@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference._run.request import NAMED, Request
 from zoo import _atomic
 from zoo._errors import UsageError
 from zoo._program import source
-from zoo._program.structure import ENUMERATION_LIMIT
 
 DIGEST = 32  # bytes at the end of a state
 INTERVAL = 30.0  # seconds
 FORMAT = 3
-USUAL = {  # what stands for "not said" beside --resume
-    "seed": 0, "limit": ENUMERATION_LIMIT, "dtype": "auto", "device": "auto",
-    "rows": None, "standardize": False, "binarize": None, "missing": None,
-}  # fmt: skip
-NAMED = ("model", "data", "method")  # of a request: what has to be given again when it has no name
 
 
 def check_interval(seconds: Any) -> None:
@@ -53,17 +49,26 @@ def place(run: str | os.PathLike[str]) -> Path:
 class Checkpoints:
     """The checkpoints of one run, written at most every `interval` seconds.
 
-    `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. Raises
-    `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of other data.
+    `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. `program`: the
+    fingerprint of its text.
+
+    Raises `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of
+    other data.
     """
 
     def __init__(
-        self, run: Path, request: Mapping[str, Any], x: Tensor, interval: float = INTERVAL, resume: bool = False
+        self,
+        run: Path,
+        request: Request,
+        program: Mapping[str, str] | None,
+        x: Tensor,
+        interval: float = INTERVAL,
+        resume: bool = False,
     ) -> None:
         self.folder, self.interval, self.resume = place(run), interval, resume
         digest = hashlib.sha256(x.contiguous().numpy().data).hexdigest()
-        named = {k: str(v) if isinstance(v, str | os.PathLike) else None for k, v in request.items() if k in NAMED}
-        self.request = {"format": FORMAT, "version": version(), "digest": digest, **request, **named}
+        told = {"format": FORMAT, "version": version(), "digest": digest}
+        self.document: dict[str, object] = {**told, **request.to_json(), "program": program}
         self.failed = False
         _atomic.sweep(self.folder)
         if not resume:
@@ -76,7 +81,7 @@ class Checkpoints:
             )
         if resume and _read(run)["digest"] != digest:
             raise UsageError(f"the data are not those that '{run}' was begun with.")
-        if resume and _read(run).get("program") != request.get("program"):
+        if resume and _read(run).get("program") != program:
             raise UsageError(f"the program changed since '{run}' was begun: run it again, to another folder.")
         self.last = time.monotonic()
         self.count = 0
@@ -112,8 +117,8 @@ class Checkpoints:
         """`request.json`, which says what the states belong to."""
         request = self.folder / "request.json"
         if not request.exists():
-            plain = json.loads(json.dumps(self.request, default=_plain))
-            _atomic.write(request, json.dumps({**plain, "check": _atomic.digest_of(plain)}, indent=1))
+            check = {"check": _atomic.digest_of(self.document)}
+            _atomic.write(request, json.dumps({**self.document, **check}, indent=1))
 
     def read(self) -> dict[str, Any] | None:
         """The last state that is whole, None where none was written. Says of one that is not whole.
@@ -127,7 +132,8 @@ class Checkpoints:
             body, digest = content[:-DIGEST], content[-DIGEST:]
             if self._seal(body) == digest:
                 self.count = int(path.stem.split("-")[1])
-                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+                state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+                return state
             print(f"zoo: the checkpoint '{path}' is damaged; going on from the one before.", file=sys.stderr)
         if self._states():
             raise UsageError(
@@ -148,36 +154,38 @@ class Checkpoints:
         return sorted(self.folder.glob("state-*.pt")) if self.folder.is_dir() else []
 
 
-def resumed(run: str | os.PathLike[str], given: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
+def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) -> Request:
     """What was asked for when the unfinished run `run` was begun; `given`: what is asked for now, which must not differ.
 
     `trust`: execute whatever Python files it names. Raises `UsageError` where there is nothing to resume, it was something
     else, or a file would be executed that nobody has named.
     """
-    request = _read(run)
+    begun = Request.from_json(_read(run))
     for key in NAMED:
-        now, then = given[key], request[key]
+        now, then = getattr(given, key), getattr(begun, key)
         if now is None and then is None:
             raise UsageError(f"'{run}' was begun with a {key} that has no name: give it again.")
         if now is not None and then is not None and str(now) != then:
             raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
-        request[key] = then if now is None else now
-    asked = {**{k: given[k] for k in ("seed", "limit", "dtype", "device")}, **given["preparation"]}
-    began = {**{k: request[k] for k in ("seed", "limit", "dtype", "device")}, **request["preparation"]}
-    for key, value in asked.items():
-        if value != USUAL[key] and value != began[key]:
-            raise UsageError(f"'{run}' was begun with {key} {began[key]}, and {value} is asked for now.")
-    for key, value in given["options"].items():
-        if str(request["options"].get(key)) != str(value):
+    usual = Request(None, None)
+    for key in ("seed", "limit", "dtype", "device"):
+        if (now := getattr(given, key)) != getattr(usual, key) and now != (then := getattr(begun, key)):
+            raise UsageError(f"'{run}' was begun with {key} {then}, and {now} is asked for now.")
+    for key, value in given.preparation.items():
+        if value != (then := begun.preparation.get(key)):
+            raise UsageError(f"'{run}' was begun with {key} {then}, and {value} is asked for now.")
+    for key, value in given.options.items():
+        if str(begun.options.get(key)) != str(value):
             raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
-    named = {str(given["model"]), *map(str, given["options"].values())}
-    for spec in (request["model"], *request["options"].values()):
-        if source.is_file(spec) and not (trust or spec in named or source.was_executed(spec)):
+    named = {str(given.model), *map(str, given.options.values())}
+    for spec in (begun.model, *begun.options.values()):
+        if source.is_file(spec) and not (trust or spec in named or source.was_executed(str(spec))):
             raise UsageError(
                 f"to resume '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
                 "checkpoint (--trust, in Python trust=True)."
             )
-    return request
+    model, data = (then if now is None else now for now, then in ((given.model, begun.model), (given.data, begun.data)))
+    return replace(begun, model=model, data=data, options={**begun.options, **given.options})
 
 
 def sweep(parent: Path) -> None:
@@ -224,7 +232,3 @@ def version() -> str:
         return importlib.metadata.version("latent-zoo")
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -9,14 +9,17 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass
 class Cost:
+    """Of one run."""
+
     seconds: float = 0.0
     peak_mb: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)  # package -> version
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ import pyro
 import torch
 from pyro.poutine import runtime
 
+from zoo._program import source
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -84,7 +86,7 @@ def alone(function: Callable[P, T]) -> Callable[P, T]:
 def own_settings() -> Iterator[None]:
     """Everything that the process has for all as a fresh process has it; afterwards as it was."""
     with contextlib.ExitStack() as stack:
-        for each in (_warnings(), _torch(), _pyro(), seeded(0)):
+        for each in (_warnings(), _torch(), _pyro(), seeded(0), source.once()):
             stack.enter_context(each)
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield

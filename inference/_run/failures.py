@@ -51,6 +51,11 @@ def in_words(program: str, what: str) -> Iterator[None]:
                 f"{what} needs the derivatives of '{program}', and torch has none of {operation}. Methods that need none: "
                 "importance with proposal=prior."
             ) from error
+        if "device-side assert" in str(error):  # an index out of range, say: the GPU cannot tell where, nor go on
+            raise UsageError(
+                f"'{program}', or its guide, failed on the GPU, which this process cannot use any more: {_first(error)} Run it "
+                "with device=cpu to see where."
+            ) from error
         where = _place(error)
         if isinstance(error, torch.linalg.LinAlgError):
             raise ArithmeticError(
@@ -58,12 +63,16 @@ def in_words(program: str, what: str) -> Iterator[None]:
                 "finite. Standardize the data, drop columns that say the same, or take fewer components or latents."
             ) from error
         if where:
-            first = " ".join(str(error).strip().split("\n")[0].split()).rstrip(":")
             raise UsageError(
                 f"the program '{program}', or its guide, raised {type(error).__name__}{where}, at some values of its latents "
-                f"or parameters: {first}"
+                f"or parameters: {_first(error).rstrip(':.')}"
             ) from error
         raise
+
+
+def _first(error: BaseException) -> str:
+    """The first line of what an error says, as a sentence."""
+    return " ".join(str(error).strip().split("\n")[0].split()).rstrip(":.") + "."
 
 
 def _too_large(what: str) -> str:

@@ -10,7 +10,8 @@ import csv
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._method.fit import Fit
 from inference._run import checkpoint
+from inference._run.netcdf import read_netcdf
 from zoo import _atomic, _registry
 from zoo._atomic import digest_of
-from zoo._errors import NotWritten, UsageError, unknown
+from zoo._errors import UsageError, unknown
 from zoo._program import source as _source
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
 FILES = ("fit.nc", "state.safetensors")
-MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 KEYS = {  # what reading a run takes from run.json, and its types
     "model": str, "data": str, "method": str, "seed": int, "options": dict, "columns": list,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Run:
+class Stored:
     """A run folder, read back."""
 
     folder: Path
@@ -73,12 +73,8 @@ class Run:
     @property
     def x(self) -> np.ndarray:
         """The observed data [n, …]."""
-        return self.tree["observed_data"]["x"].values
-
-    @property
-    def idata(self) -> Any:
-        """What `fit.nc` holds, as an `xarray.DataTree` in ArviZ's schema."""
-        return self.tree
+        x: np.ndarray = self.tree["observed_data"]["x"].values
+        return x
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter's point value, constrained."""
@@ -111,96 +107,41 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def save(fit: Fit, folder: Path) -> Path:
-    """Write `fit` to `folder`. If another run took that name meanwhile, a number is added to it.
+def write(folder: Path, fill: Callable[[Path], None], describe: Callable[[str], dict[str, object]]) -> Path:
+    """Write a run to `folder`; returns its path. If another run took that name meanwhile, a number is added to it.
 
-    Raises `NotWritten` where the disk is full, say; the fit is its `result`.
+    `fill(work)` puts `FILES` into the folder `work`; `describe(path)` is what `run.json` says of the run in the folder of that
+    name.
     """
-    from inference._run.netcdf import write_netcdf
-
-    try:
-        tree, state = _bounded(fit).idata, _state(fit)
-        with _atomic.workspace(folder) as work:
-            write_netcdf(tree, work / "fit.nc")
-            _put(work / "state.safetensors", state)
-            digests = {name: _digest(work / name) for name in FILES}
-            final = free(folder)
-            while True:
-                fit.run = str(final)
-                document = {"format": FORMAT, **fit.to_json(), "columns": list(fit.columns), **_extras(fit)}
-                document |= {"program": getattr(fit.program, "source", None), "files": digests}
-                _put(work / "run.json", text_of(document).encode())
-                _atomic.flush(work)
-                try:
-                    os.rename(work, final)
-                    break
-                except OSError:  # taken since we looked: a folder that is not empty cannot be renamed over
-                    if not os.path.lexists(final):
-                        raise
-                    final = free(final)
-            _atomic.flush(folder.parent)
-    except BaseException as error:
-        fit.run = None
-        if isinstance(error, NotWritten):
-            error.result = fit
-        raise
+    with _atomic.workspace(folder) as work:
+        fill(work)
+        digests = {name: _digest(work / name) for name in FILES}
+        final = free(folder)
+        while True:
+            document = {"format": FORMAT, **describe(str(final)), "files": digests}
+            put(work / "run.json", text_of(document).encode())
+            _atomic.flush(work)
+            try:
+                os.rename(work, final)
+                break
+            except OSError:  # taken since we looked: a folder that is not empty cannot be renamed over
+                if not os.path.lexists(final):
+                    raise
+                final = free(final)
+        _atomic.flush(folder.parent)
     return final
 
 
-def _bounded(fit: Fit) -> Fit:
-    """The fit as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
-    slots = fit.program.completes if fit.program is not None else ()  # what imputing needs stays
-    kept = {k: v for k, v in fit.probabilities.items() if any(s in k for s in slots)}
-    out, left = _thinned(fit)
-
-    def size(one: Fit) -> int:
-        arrays = [*one.predictive.values(), one.log_likelihood, *one.probabilities.values(), *one.draws.values()]
-        return sum(a.nbytes for a in arrays if a is not None)
-
-    for what, fewer in (
-        ("posterior predictive data", replace(out, predictive={})),
-        ("each row's posterior probabilities", replace(out, predictive={}, probabilities=kept)),
-        ("pointwise log-likelihoods", replace(out, predictive={}, probabilities=kept, log_likelihood=None)),
-    ):
-        if size(out) > MOST_BYTES and size(fewer) < size(out):
-            out, left = fewer, [*left, what]
-    if (factor := size(out) / MOST_BYTES) > 1:
-        draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
-        out, left = replace(out, draws=draws), [*left, "all but a few draws"]
-    if left:
-        sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
-        fit.warnings = [*fit.warnings, *([] if sentence in fit.warnings else [sentence])]
-        out.warnings = fit.warnings
-    return out
+def state_of(program: torch.nn.Module, guide: torch.nn.Module | None) -> dict[str, Tensor]:
+    """Every tensor of a program and a guide, as `state.safetensors` names them."""
+    state = {f"program.{k}": v for k, v in program.state_dict().items()}
+    return state if guide is None else state | {f"guide.{k}": v for k, v in guide.state_dict().items()}
 
 
-def _thinned(fit: Fit) -> tuple[Fit, list[str]]:
-    """The fit without each row's evidence, and without x under a second name, where that is too much; and what is left out."""
-    out, left = fit, list[str]()
-    told = [e for e in (fit.claimed, fit.verified) if e is not None]
-    each = [a for e in told for a in (e.per_datum, e.se_per_datum) if a is not None]
-    if sum(a.nbytes for a in each) > MOST_BYTES:
-        claimed, verified = (e and replace(e, per_datum=None, se_per_datum=None) for e in (fit.claimed, fit.verified))
-        out, left = replace(out, claimed=claimed, verified=verified), ["each row's evidence"]
-    twice = [k for k, v in fit.observed.items() if fit.x is not None and _is_view(v, fit.x)]
-    if fit.x is not None and fit.x.nbytes > MOST_BYTES and twice:
-        out = replace(out, observed={k: v for k, v in fit.observed.items() if k not in twice})
-        left.append(f"{', '.join(map(repr, twice))} of observed_data, which x is")
-    return out, left
-
-
-def _is_view(value: np.ndarray, x: np.ndarray) -> bool:
-    """Whether `value` is all of x, in the same place of the memory."""
-    one, other = value.__array_interface__, x.__array_interface__
-    return value.shape == x.shape and value.strides == x.strides and one["data"] == other["data"]
-
-
-def _state(fit: Fit) -> bytes:
+def state_as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """The content of `state.safetensors`."""
     from safetensors.torch import save as as_bytes
 
-    state = {f"program.{k}": v for k, v in fit.program.state_dict().items()}
-    if fit.guide is not None:
-        state |= {f"guide.{k}": v for k, v in fit.guide.state_dict().items()}
     return as_bytes({k: v.contiguous().clone() for k, v in state.items()})
 
 
@@ -209,25 +150,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _put(path: Path, content: bytes) -> None:
+def put(path: Path, content: bytes) -> None:
+    """Write a file, flushed to the disk."""
     path.write_bytes(content)
     _atomic.flush(path)
 
 
-def text_of(document: dict[str, Any]) -> str:
+def text_of(document: Mapping[str, object]) -> str:
     """`run.json`: the document with a digest of itself."""
     return json.dumps({**document, "digest": digest_of(document)}, indent=1, ensure_ascii=False)
-
-
-def _extras(fit: Fit) -> dict[str, Any]:
-    units = {
-        k: None if v is None else np.asarray(v).tolist() for k, v in (("center", fit.center), ("scale", fit.scale))
-    }
-    return units | {
-        "image_shape": fit.image_shape,
-        "learned": fit.learned,
-        "guide": None if fit.guide is None else fit.guide.recipe,
-    }
 
 
 def save_imputation(found: Any, folder: Path, columns: list[str], source: str) -> list[Path]:
@@ -277,7 +208,9 @@ def free(folder: Path) -> Path:
     return candidate
 
 
-def load(folder: str | os.PathLike[str], model: Any = None, trust: bool = False, changed_program: bool = False) -> Run:
+def load(
+    folder: str | os.PathLike[str], model: Any = None, trust: bool = False, changed_program: bool = False
+) -> Stored:
     """Read a run folder; nothing of it is executed.
 
     - `model`: the program, named again; `trust`: execute whatever file the folder names; `changed_program`: also where its text
@@ -297,12 +230,10 @@ def load(folder: str | os.PathLike[str], model: Any = None, trust: bool = False,
     try:
         from safetensors.torch import load as from_bytes
 
-        from inference._run.netcdf import read_netcdf
-
         tree, state = read_netcdf(contents["fit.nc"]), from_bytes(contents["state.safetensors"])
     except Exception as error:
         raise UsageError(f"'{path}' cannot be read: {type(error).__name__}: {_first_line(error)}.") from error
-    return Run(path, document, tree, state, model, trust, changed_program)
+    return Stored(path, document, tree, state, model, trust, changed_program)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -326,7 +257,8 @@ def _document(path: Path) -> dict[str, Any]:
         )
     if not whole or any(not isinstance(document.get(k), t) for k, t in KEYS.items()):
         raise UsageError(f"'{file}' is damaged: it is not what was written. Run it again.")
-    return document
+    checked: dict[str, Any] = document
+    return checked
 
 
 def _content(path: Path) -> bytes:

@@ -18,8 +18,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from inference._exact.linear import LinearGaussian
-from inference._families._all import base_of
+from inference._families._registry import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
 from zoo._program.slots import complete
@@ -110,16 +109,15 @@ def _of_slots(
     elif not task.structure.is_exact:
         given = torch.as_tensor(latent_draws[slots], dtype=x.dtype)
         center, deviation = given.mean(0), given.std(0, correction=0)
-    elif slots in task.exact.assignments:
+    elif slots in task.engine.assignments:
         latent = next(s for s in task.structure.local_latents if s.name == slots)
-        values = task.structure.axes.by_datum(task.exact.assignments[slots].to(x.dtype), latent)[
-            :, 0
-        ]  # [A, …, M], 0 or 1
-        flat = task.exact.responsibilities(None, globals) @ values.flatten(1)
+        table = task.engine.assignments[slots].to(x.dtype)
+        values = task.structure.axes.by_datum(table, latent)[:, 0]  # [A, …, M], 0 or 1
+        flat = task.engine.responsibilities(None, globals) @ values.flatten(1)
         center = flat.reshape(len(x), *values.shape[1:])
         deviation = (center * (1 - center)).clamp(min=0).sqrt()
     else:
-        means, deviations = task.exact.summary(globals)
+        means, deviations = task.engine.summary(globals)
         center, deviation = means[slots], deviations[slots]
     mean, sd = _completed(task, site, center), _completed(task, site, deviation)
     if len(rows := _with_nan(mean)):
@@ -189,26 +187,7 @@ def _points(
         for s in range(count):
             yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)
         return
-    exact = task.exact
-    if not isinstance(exact, LinearGaussian):
-        weights = _weights(exact, rows, globals)
-        for a in range(exact.A):
-            yield weights[:, a], {k: v[a] for k, v in exact.assignments.items()}
-        return
-    posterior = exact.posterior(rows, exact.sites(None, globals) if exact.fast else None, None, globals)
-    root = torch.linalg.cholesky(posterior.covariance).expand(n, exact.A, exact.L, exact.L) * exact.L**0.5
-    for a in range(exact.A):
-        discrete = {k: v[a] for k, v in exact.assignments.items()}
-        for k in range(exact.L):
-            for sign in (1.0, -1.0):
-                z = posterior.mean[:, a] + sign * root[:, a, :, k]
-                continuous = {name: v[0] for name, v in exact.layout.unflatten(z.unsqueeze(0)).items()}
-                yield posterior.weights[:, a] / (2 * exact.L), {**discrete, **continuous}
-
-
-def _weights(exact: Any, rows: slice, globals: dict[str, Tensor]) -> Tensor:
-    views, _ = exact.views(None, globals)
-    return exact.log_joint(rows, views, None, globals).softmax(1)
+    yield from task.engine.points(rows, globals)
 
 
 def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | Tensor) -> dict[str, Tensor]:
@@ -295,4 +274,5 @@ def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
     mean, covariance = _normal(fn, x, missing)
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)  # singular where entries were seen
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    return mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    drawn: Tensor = mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    return drawn

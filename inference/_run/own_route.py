@@ -50,7 +50,8 @@ def rows_of(task: Task) -> Tensor:
     L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
     each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
     count = max(2, min(ROWS, len(x), NUMBERS // max(1, each)))
-    return torch.linspace(0, len(x) - 1, min(count, len(x))).long().clamp(max=len(x) - 1).unique()
+    rows: Tensor = torch.linspace(0, len(x) - 1, min(count, len(x))).long().clamp(max=len(x) - 1).unique()
+    return rows
 
 
 @torch.no_grad()
@@ -236,7 +237,8 @@ def _nearly_singular(precision: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh((precision * size.unsqueeze(-1) * size.unsqueeze(-2)).nan_to_num(0.0))
     least = torch.finfo(precision.dtype).eps * len(values[0]) * 64
     concave = (values[:, 0] > -least) & (precision.diagonal(dim1=-2, dim2=-1) > 0).all(1)
-    return concave & (values[:, 0] < values[:, -1] * torch.finfo(precision.dtype).eps * 1e8)
+    blurred: Tensor = concave & (values[:, 0] < values[:, -1] * torch.finfo(precision.dtype).eps * 1e8)
+    return blurred
 
 
 def _log_normal(z: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

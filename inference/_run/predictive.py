@@ -6,52 +6,69 @@ every draw and find nothing to correct: such a figure always prefers the larger 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference._exact.enumeration import is_same
-from inference._method.fit import Fit
+from inference._exact.reading import is_same
+from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
+from inference._numerics.slices import slices
 from zoo._errors import UsageError
 from zoo._program.source import blame
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
+ROWS = 16_384  # that are simulated at once: a program may hold far more numbers for a row than x does
 LOOKED_AT = 20  # rows, to see what observes and returns x
 WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictive`
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What the program says of data at a fit's draws."""
+
+    observed: Arrays = field(default_factory=dict)  # observed site -> its part of x [n, ...]
+    simulated: Arrays = field(default_factory=dict)  # the same, and "x" -> simulated [draws, n, ...]
+    log_likelihood: np.ndarray | None = None  # [draws, n] log p(x_i | θ draw), only where θ has draws
+
+
 @torch.no_grad()
-def complete(task: Task, fit: Fit) -> None:
-    """Add the pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data."""
+def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
+    """The pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data.
+
+    What could not be had stands in the warnings or notes of the fit that comes back.
+    """
     at = _Draws(task, fit)
     data = _Data(task)
-    fit.observed = data.observed()
+    found = Predicted(data.observed())
     if at.theta_varies and task.structure.is_exact:
         try:
-            rows = [task.exact.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
-            fit.log_likelihood = np.stack(rows)
+            rows = [task.engine.per_datum(at.theta(d), at.globals(d)).numpy() for d in range(at.count)]
+            found = replace(found, log_likelihood=np.stack(rows))
         except (ValueError, torch.linalg.LinAlgError):
-            fit.warnings.append(
+            warning = (
                 "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
                 "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
             )
-            return
+            return fit.with_notes([warning]), found
     if not at.count:
-        return
+        return fit, found
     if task.x.numel() > DRAW_NUMBERS:
-        fit.notes["posterior_predictive"] = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
-        return
-    width = task.x.numel() + sum(v.size for v in fit.observed.values())
+        left_out = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
+        return fit.with_notes([], {"posterior_predictive": left_out}), found
+    width = task.x.numel() + sum(v.size for v in found.observed.values())
     count = max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width))
     try:
-        drawn = [data.simulated(at.simulate(d)) for d in range(count)]
-        fit.predictive = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+        drawn = [data.simulation(at, d) for d in range(count)]
     except UsageError as error:
-        fit.warnings.append(f"no posterior predictive data: model(None, size=n) does not simulate ({error}).")
+        return fit.with_notes(
+            [f"no posterior predictive data: model(None, size=n) does not simulate ({error})."]
+        ), found
+    return fit, replace(found, simulated={name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
 
 
 class _Draws:
@@ -74,16 +91,18 @@ class _Draws:
     def globals(self, d: int) -> dict[str, Tensor]:
         return {k: self._draws[k][d] if k in self._draws else self._point[k] for k in self._globals}
 
-    def simulate(self, d: int) -> Any:
-        """The program's trace of as many rows as the data have, at draw d."""
-        latents = self.globals(d) | self.locals(d)
+    def simulate(self, d: int, rows: slice) -> Any:
+        """The program's trace of that many rows, at draw d."""
+        latents = self.globals(d) | self.locals(d, rows)
         with blame(self._task.program.name):
-            return self._task.program.trace(None, size=len(self._task.x), parameters=self.theta(d), latents=latents)
+            return self._task.program.trace(
+                None, size=rows.stop - rows.start, parameters=self.theta(d), latents=latents
+            )
 
-    def locals(self, d: int) -> dict[str, Tensor]:
+    def locals(self, d: int, rows: slice) -> dict[str, Tensor]:
         structure = self._task.structure
         sites = [s for s in structure.local_latents if s.name in self._draws]
-        return {s.name: structure.axes.as_program(self._draws[s.name][d], s) for s in sites}
+        return {s.name: structure.axes.as_program(self._draws[s.name][d][rows], s) for s in sites}
 
 
 class _Data:
@@ -110,9 +129,18 @@ class _Data:
             values = _values(self._task, self._task.program.trace(self._task.x, raw=True), len(self._task.x))
         return {_name(k): v.numpy() for k, v in values.items()}
 
-    def simulated(self, trace: Any) -> dict[str, np.ndarray]:
-        """Each observed site of a simulation [n, …] under its own name, and all of a datum together as `x`."""
-        n, x = len(self._task.x), self._task.x
+    def simulation(self, at: _Draws, d: int) -> dict[str, np.ndarray]:
+        """A data set at draw d, some rows at a time: what `_simulated` gives, of all rows."""
+        parts = [self._simulated(at.simulate(d, rows), rows) for rows in slices(len(self._task.x), ROWS)]
+        outside = {s.name for s in self._task.structure.observed if s.scope != "local"}  # the same for all rows
+        return {
+            name: value if len(parts) == 1 or name in outside else np.concatenate([part[name] for part in parts])
+            for name, value in parts[0].items()
+        }
+
+    def _simulated(self, trace: Any, rows: slice) -> dict[str, np.ndarray]:
+        """Each observed site of a simulation of some rows [n, …] under its own name, and all of a row together as `x`."""
+        n, x = rows.stop - rows.start, self._task.x[rows]
         sites = _values(self._task, trace, n)
         whole = (
             next(iter(sites.values())) if self.one_site else trace.nodes["_RETURN"]["value"] if self.returned else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from inference._method.task import keeps_theta
-from inference._run.entrance import entrance
+from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from zoo import _columns, _options, _registry
 from zoo._data import datasets, mapped
 from zoo._errors import UsageError, unknown
+from zoo._program import source
 from zoo._program.describe import describe
-from zoo._program.load import load, option_schema, resolve
+from zoo._program.load import build, option_schema, resolve
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
@@ -34,7 +35,8 @@ LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network
 class Prepared:
     """A program on data, with its structure: what every method starts from."""
 
-    model: Any
+    model: object  # as given: a name, `file.py:callable`, or the callable
+    target: Callable[..., Any]  # the callable: a file is executed once, and its callable kept
     name: str
     data: datasets.Dataset
     x: torch.Tensor
@@ -47,7 +49,27 @@ class Prepared:
 
     def program(self, seed: int = 0) -> Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
-        return load(self.model, self.x, self.options, seed, self.like)
+        program = build(self.target, self.name, self.x, self.options, seed, self.like)
+        program.source = self.source
+        return program
+
+
+@dataclass(frozen=True)
+class Found:
+    """A program that was looked up: as it was given, the callable, and its name."""
+
+    model: object
+    target: Callable[..., object]
+    name: str
+
+
+@entrance
+def find(model: object, seed: int = 0) -> Found:
+    """The callable that `model` names. A Python file is executed, with all random state set from `seed`."""
+    if isinstance(model, Found):
+        return model
+    with seeded(seed):
+        return Found(model, *resolve(model))
 
 
 @entrance
@@ -65,6 +87,7 @@ def prepare(
 ) -> Prepared:
     """Check everything that can be checked before any work: names, options, the data, the program's contract.
 
+    `model`: what names a program, or what `find` found.
     `like`: the data of the run whose θ the program will hold, where they are not `data`: the model is built on them.
     """
     check_seed(seed)
@@ -73,7 +96,8 @@ def prepare(
     if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ("auto", *DTYPES))
     modules = [method_module(name) for name in methods]
-    target, name = resolve(model)
+    found = find(model, int(seed))
+    target, name = found.target, found.name
     mine = _split(options, option_schema(target), modules, methods, name)
     loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)), None
@@ -86,7 +110,7 @@ def prepare(
     if x.dtype == torch.float32 and _columns.any_above(x, FLOAT32_SQUARES):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
-    program = load(model, x, mine, like=built_on)
+    program = build(target, name, x, mine, like=built_on)
     with in_words(name, "reading the program"):
         structure = describe(program, x, limit)
     network = program.has_networks and not any(
@@ -95,7 +119,8 @@ def prepare(
     large = dtype == "auto" and (not structure.is_exact or network) and x.numel() > LARGE_NUMBERS
     if large and not _columns.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
-    return Prepared(model, name, loaded, x, mine, structure, limit, intensities, built_on, program.source)
+    text = source.fingerprint(target)
+    return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text)
 
 
 def check_draws(draws: Any) -> None:

@@ -13,16 +13,15 @@ import guides
 from inference._method.task import Task
 from inference._numerics.coordinates import bijection
 from inference._run import folder
-from inference._run.prepare import Prepared, method_module, prepare
+from inference._run.prepare import Prepared, find, method_module, prepare
 from zoo import _options, _registry
 from zoo._data import datasets
 from zoo._data.columns import match
 from zoo._errors import UsageError
 from zoo._program import source
-from zoo._program.load import resolve
 
 
-def other_data(stored: folder.Run, data: Any, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
+def other_data(stored: folder.Stored, data: Any, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
     Raises `UsageError` where columns are missing or unknown, or rows have another shape.
@@ -42,19 +41,24 @@ def other_data(stored: folder.Run, data: Any, seed: int, preparation: Mapping[st
 
 
 def reopen(
-    stored: folder.Run,
+    stored: folder.Stored,
     methods: list[str] | None = None,
     options: Mapping[str, Any] | None = None,
     other: datasets.Dataset | None = None,
+    seed: int = 0,
 ) -> Prepared:
-    """The program and data of a saved run, or `other` data; `options` are checked against `methods`."""
+    """The program and data of a saved run, or `other` data; `options` are checked against `methods`.
+
+    `seed`: for what a user's file draws when it is executed.
+    """
     chosen, spec = stored.json["options"], stored.spec()
     if isinstance(spec, str) and spec not in _registry.models() and not source.is_file(spec):
         raise UsageError(
             f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again; give the "
             "callable itself (in Python model=…)."
         )
-    stored.check_program(resolve(spec)[0])
+    found = find(spec, seed)
+    stored.check_program(found.target)
     # an option that model and method both have is the method's here
     theirs = {key for name in methods or [] for key in _options.schema(method_module(name).fit)}
     others = {k: v for k, v in (options or {}).items() if k not in theirs}
@@ -64,7 +68,7 @@ def reopen(
         "dtype": chosen.get("dtype", "float64"),
         "like": None if other is None else stored.x,
     }
-    prepared = prepare(spec, other or _own_data(stored), given, methods or [], **how)
+    prepared = prepare(found, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
         raise UsageError(
             f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here."
@@ -72,7 +76,7 @@ def reopen(
     return prepared
 
 
-def _own_data(stored: folder.Run) -> datasets.Dataset:
+def _own_data(stored: folder.Stored) -> datasets.Dataset:
     image_shape = stored.json.get("image_shape")
     return replace(
         datasets.load(stored.x),
@@ -85,14 +89,14 @@ def _own_data(stored: folder.Run) -> datasets.Dataset:
     )
 
 
-def task_of(prepared: Prepared, stored: folder.Run) -> Task:
+def task_of(prepared: Prepared, stored: folder.Stored) -> Task:
     """A task that holds the θ, globals and guide of a saved run, and keeps its θ."""
     task = Task(prepared.program(), prepared.structure, prepared.x, limit=prepared.limit)
     restore(task, stored)
     return task
 
 
-def restore(task: Task, stored: folder.Run) -> None:
+def restore(task: Task, stored: folder.Stored) -> None:
     task.learn = False
     if misfits := _misfits(task.program, stored, "program."):
         raise UsageError(
@@ -122,7 +126,7 @@ def restore(task: Task, stored: folder.Run) -> None:
     # else other data have other latents (nothing is missing in them, say): the run's guide has nothing to say of those
 
 
-def _misfits(module: torch.nn.Module, stored: folder.Run, prefix: str) -> list[str]:
+def _misfits(module: torch.nn.Module, stored: folder.Stored, prefix: str) -> list[str]:
     """Names of tensors that the module has and the run has not, or the other way round, or in another shape."""
     own = {k: v.shape for k, v in module.state_dict().items()}
     theirs = {k.removeprefix(prefix): v.shape for k, v in stored.state.items() if k.startswith(prefix)}

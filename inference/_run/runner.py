@@ -6,40 +6,32 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from inference._exact.enumeration import one_thread
-from inference._method.fit import Fit
 from inference._method.task import Task
+from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
-from inference._run.cost import measured, versions
+from inference._run import result as _result
+from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
-from inference._run.impute import Imputation, impute
-from inference._run.predictive import DRAW_NUMBERS, complete
-from inference._run.prepare import (
-    Prepared,
-    check_draws,
-    check_seed,
-    device_of,
-    method_module,
-    plain,
-    prepare,
-    refusal,
-    serving,
-)
-from inference._run.reopen import other_data, reopen, restore, task_of
+from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
+from inference._run.prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
+from inference._run.reopen import other_data, reopen, restore
+from inference._run.request import PREPARATIONS, Request
+from inference._run.result import Run
 from inference._run.verify import verify
 from zoo import _atomic, _options
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
+
+__all__ = ["compare", "infer", "prepare", "run", "run_prepared", "serving"]
 
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 CPU = torch.device("cpu")
@@ -66,8 +58,12 @@ def run(
     checkpoint: float = _checkpoint.INTERVAL,
     quiet: bool = True,
     **options: Any,
-) -> Fit:
-    """Fit `model` to `data` by `method` (`em` when None) and return the `Fit`, its evidence verified.
+) -> Run:
+    """Fit `model` to `data` by `method` (`em` when None) and return the `Run`, its evidence verified.
+
+        >>> from latent_zoo import run
+        >>> run("gmm", data="faithful", method="em", components=3).claimed.kind
+        'exact'
 
     - `model`: a name in the zoo, `"file.py:callable"`, or the callable; `data`: a name, a file, or an array [n, …].
     - `options`: the model's and the method's, as after `--set`; `rows`, `standardize`, `binarize`, `missing` prepare data.
@@ -82,63 +78,78 @@ def run(
 
     Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
     """
-    _options.flags(standardize=standardize, trust=trust, quiet=quiet)
+    _options.flags(standardize=standardize)
+    request = _request(model, data, method, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
+    return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
+
+
+def _request(
+    model: object,
+    data: object,
+    method: str | None,
+    options: Mapping[str, object],
+    seed: int,
+    limit: int,
+    dtype: str,
+    device: str,
+    preparation: tuple[object, object, object, object],
+) -> Request:
+    """The request of the keywords that `run` and `compare` take; the preparations in the order of `PREPARATIONS`."""
+    given = {k: plain(v) for k, v in zip(PREPARATIONS, preparation, strict=True) if v is not None and v is not False}
+    return Request(model, data, method, plain(options), given, plain(seed), plain(limit), dtype, device)
+
+
+@entrance
+def run_request(
+    request: Request,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+    checkpoint: float = _checkpoint.INTERVAL,
+    quiet: bool = True,
+) -> Run:
+    """`run`, for a request."""
+    _options.flags(trust=trust, quiet=quiet)
     _checkpoint.check_interval(checkpoint)
-    request = {
-        "model": model,
-        "data": data,
-        "method": method,
-        "seed": plain(seed),
-        "limit": plain(limit),
-        "dtype": dtype,
-        "device": device,
-        "preparation": plain({"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}),
-        "options": plain(options),
-    }
     if resume is not None:
         if out is not None:
             raise UsageError("a run that is gone on with keeps its folder: give resume or out, not both.")
         request, out = _checkpoint.resumed(resume, request, trust), _atomic.place(resume)
-    if request["model"] is None or request["data"] is None:
+    if request.model is None or request.data is None:
         raise UsageError("a run needs a model and data.")
-    return _asked(request, out, checkpoint, resume is not None, quiet)
-
-
-def _asked(
-    request: dict[str, Any], out: str | os.PathLike[str] | None, checkpoint: float, resume: bool, quiet: bool
-) -> Fit:
-    """The fit that was asked for."""
-    method = "em" if request["method"] is None else request["method"]
+    request = replace(request, method="em" if request.method is None else request.method)
     folder = None if out is None else _store.check_out(out)
-    where = device_of(request["device"])
-    prepared = prepare(
-        request["model"],
-        request["data"],
-        request["options"],
-        [method],
-        seed=request["seed"],
-        limit=request["limit"],
-        dtype=request["dtype"],
-        **request["preparation"],
-    )
+    where = device_of(request.device)
+    prepared = _prepared(request, [_method(request)])
     kept = None
     if folder is not None:
-        kept = _checkpoint.Checkpoints(
-            folder, request | {"method": method, "program": prepared.source}, prepared.x, checkpoint, resume
-        )
-    fit = run_prepared(
+        kept = _checkpoint.Checkpoints(folder, request, prepared.source, prepared.x, checkpoint, resume is not None)
+    found = run_prepared(
         prepared,
-        method,
-        request["options"],
-        seed=request["seed"],
+        _method(request),
+        request.options,
+        seed=request.seed,
         folder=folder,
         quiet=quiet,
         checkpoints=kept,
         device=where,
+        request=request,
     )
     if kept is not None:
         kept.discard()
-    return fit
+    return found
+
+
+def _method(request: Request) -> str:
+    assert request.method is not None
+    return request.method
+
+
+def _prepared(request: Request, methods: list[str]) -> Prepared:
+    preparation: dict[str, Any] = dict(request.preparation)
+    how: dict[str, Any] = {"seed": request.seed, "limit": request.limit, "dtype": request.dtype}
+    return prepare(request.model, request.data, request.options, methods, **how, **preparation)
 
 
 @entrance
@@ -158,33 +169,47 @@ def compare(
     device: str = "auto",
     quiet: bool = True,
     **options: Any,
-) -> list[Fit | Refused]:
-    """`run` for each of `methods` on the same data: a `Fit`, or a `Refused` with the reason, for each.
+) -> list[Run | Refused]:
+    """`run` for each of `methods` on the same data: a `Run`, or a `Refused` with the reason, for each.
 
     With `out`, each run goes to a folder of its method's name in it.
+
+        >>> from latent_zoo import compare
+        >>> [one.claimed.kind for one in compare("gmm", "faithful", ["em", "laplace"])]
+        ['exact', 'exact']
     """
+    _options.flags(standardize=standardize)
+    request = _request(model, data, None, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
+    return compare_request(request, methods, out=out, quiet=quiet)
+
+
+@entrance
+def compare_request(
+    request: Request,
+    methods: list[str] | tuple[str, ...] = DEFAULT_METHODS,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> list[Run | Refused]:
+    """`compare`, for a request."""
     if not isinstance(methods, list | tuple) or not methods:
         raise UsageError(f"Expected a list of methods to compare, got {methods!r}.")
     if twice := [str(m) for m in methods if methods.count(m) > 1]:
         raise UsageError(f"Expected each method once, got {twice[0]} {len(twice)} times.")
     _options.flags(quiet=quiet)
     folder = None if out is None else _store.check_out(out)
-    preparation: dict[str, Any] = {
-        "rows": rows,
-        "standardize": standardize,
-        "binarize": binarize,
-        "missing": missing,
-    }
-    where, seed, options = device_of(device), plain(seed), plain(options)
-    prepared = prepare(model, data, options, list(methods), seed=seed, limit=limit, dtype=dtype, **preparation)
-    results: list[Fit | Refused] = []
+    where = device_of(request.device)
+    prepared = _prepared(request, list(methods))
+    results: list[Run | Refused] = []
     unwritten: str | None = None
     for method in methods:
-        place = None if folder is None else folder / method
+        place, asked = None if folder is None else folder / method, replace(request, method=method)
+        how: dict[str, Any] = {"seed": request.seed, "folder": place, "quiet": quiet, "device": where, "request": asked}
         try:
-            results.append(run_prepared(prepared, method, options, seed=seed, folder=place, quiet=quiet, device=where))
+            results.append(run_prepared(prepared, method, request.options, **how))
         except Refusal as refusal:
-            results.append(Refused(prepared.name, prepared.data.name, method, seed, len(prepared.x), str(refusal)))
+            reason = str(refusal)
+            results.append(Refused(prepared.name, prepared.data.name, method, request.seed, len(prepared.x), reason))
         except NotWritten as error:
             results.append(error.result)
             unwritten = unwritten or str(error)
@@ -204,8 +229,8 @@ class Refused:
     n: int | None
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields of a fit's JSON, with null for what there is none of."""
+    def to_json(self) -> dict[str, object]:
+        """The fields of a run's JSON, with null for what there is none of."""
         nothing = dict.fromkeys(
             ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
         )
@@ -229,25 +254,41 @@ def infer(
     changed_program: bool = False,
     quiet: bool = True,
     **options: Any,
-) -> Fit:
+) -> Run:
     """Another method on the θ (and the guide) of a saved run; θ stays as it is.
 
     `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
     standardised its own to. `model`: the run's program, named again where it is in a Python file, unless `trust` says that
     whatever file the folder names may be executed; `changed_program`: also where its text is not what it was.
     """
-    check_seed(seed := plain(seed))
+    given = {k: plain(v) for k, v in (("rows", rows), ("binarize", binarize), ("missing", missing)) if v is not None}
+    request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=os.fspath(run))
+    return infer_request(request, out=out, trust=trust, changed_program=changed_program, quiet=quiet)
+
+
+@entrance
+def infer_request(
+    request: Request,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+    changed_program: bool = False,
+    quiet: bool = True,
+) -> Run:
+    """`infer`, for a request that says whose θ is kept; its model is None, or the run's program named again."""
+    assert request.of is not None
+    check_seed(request.seed)
     _options.flags(trust=trust, changed_program=changed_program, quiet=quiet)
-    options = plain(options)
-    folder = None if out is None else _store.check_out(out)
-    stored = _store.load(run, model, trust, changed_program)
-    preparation = {"rows": rows, "binarize": binarize, "missing": missing}
-    if data is None and any(v is not None for v in preparation.values()):
+    folder, method = None if out is None else _store.check_out(out), _method(request)
+    stored = _store.load(request.of, request.model, trust, changed_program)
+    if request.data is None and request.preparation:
         raise UsageError("the run's own data are prepared already; rows, binarize and missing go with other data.")
-    other = None if data is None else other_data(stored, data, seed, preparation)
-    where = device_of(device)
-    prepared = reopen(stored, [method], options, other)
-    return run_prepared(prepared, method, options, seed=seed, folder=folder, quiet=quiet, stored=stored, device=where)
+    other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
+    where = device_of(request.device)
+    prepared = reopen(stored, [method], request.options, other, request.seed)
+    request = replace(request, model=stored.json["model"] if request.model is None else request.model)
+    how: dict[str, Any] = {"folder": folder, "quiet": quiet, "stored": stored, "device": where, "request": request}
+    return run_prepared(prepared, method, request.options, seed=request.seed, **how)
 
 
 @entrance
@@ -259,14 +300,16 @@ def run_prepared(
     seed: int = 0,
     folder: Path | None = None,
     quiet: bool = True,
-    stored: _store.Run | None = None,
+    stored: _store.Stored | None = None,
     checkpoints: _checkpoint.Checkpoints | None = None,
     device: torch.device = CPU,
     verified: bool = True,
-) -> Fit:
+    request: Request | None = None,
+) -> Run:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept.
 
-    Without `verified` the claim is not checked, and the fit holds nothing that its method did not find: for timing.
+    Without `verified` the claim is not checked, and the run holds nothing that its method did not find: for timing.
+    `request`: what was asked for, where the program and the data came by their names.
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
@@ -277,82 +320,72 @@ def run_prepared(
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
-        task = Task(
-            prepared.program(seed), prepared.structure, prepared.x, seed=seed, quiet=quiet, limit=prepared.limit
-        )
-        task.draws = max(1, min(200, DRAW_NUMBERS // (len(prepared.x) * _widest(prepared.structure))))
-        task.intensities, task.checkpoints, task.device = prepared.intensities, checkpoints, device
+        task = _task(prepared, seed, quiet, checkpoints, device)
         if stored is not None:
             restore(task, stored)
         with in_words(prepared.name, method):
             fit = module.fit(task, **chosen)
-        fit.program = task.program
+    evidence, predicted = None, Predicted()
     if verified:
         with seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
-            fit.verified = verify(task, fit)
-            complete(task, fit)
-    fit.seconds, fit.peak_memory_mb = cost.seconds, cost.peak_mb
-    fit.model, fit.data, fit.method, fit.seed = prepared.name, prepared.data.name, method, seed
-    fit.options = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
-    fit.options["dtype"], fit.options["device"] = str(prepared.x.dtype).removeprefix("torch."), device.type
-    fit.x, fit.columns, fit.labels = prepared.x.numpy(), prepared.data.columns, prepared.data.labels
-    fit.image_shape, fit.center, fit.scale = prepared.data.image_shape, prepared.data.center, prepared.data.scale
-    fit.task, fit.learned = task, task.learn
-    fit.local_sites = tuple(s.name for s in prepared.structure.local_latents)
-    fit.warnings = [*prepared.data.warnings, *fit.warnings]
-    fit.versions = versions()
+            fit, evidence = verify(task, fit)
+            fit, predicted = predict(task, fit)
+    if request is None:
+        request = Request(prepared.model, prepared.data, method, options, {}, seed, prepared.limit, device=device.type)
+    if stored is not None and request.of is None:
+        request = replace(request, of=str(stored.folder))
+    taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
+    taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
+    told = [*prepared.data.warnings, *fit.warnings]
+    if task.device.type != device.type:
+        told.append(
+            f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
+            "of a module (register_buffer), or take device=cpu."
+        )
+    found = Run(
+        request=request,
+        fit=replace(fit, warnings=told),
+        verified=evidence,
+        cost=Cost(cost.seconds, cost.peak_mb, versions()),
+        dataset=replace(prepared.data, x=prepared.x.numpy(), truth=None),
+        model=prepared.name,
+        options=taken,
+        predicted=predicted,
+        local_sites=tuple(s.name for s in prepared.structure.local_latents),
+        learned=task.learn,
+        source=prepared.source,
+        live=task,
+    )
     if folder is not None:
-        _store.save(fit, folder)
-    return fit
+        _result.save(found, folder)
+    return found
+
+
+def _task(
+    prepared: Prepared,
+    seed: int,
+    quiet: bool,
+    checkpoints: _checkpoint.Checkpoints | None,
+    device: torch.device,
+) -> Task:
+    draws = max(1, min(200, DRAW_NUMBERS // (len(prepared.x) * _widest(prepared.structure))))
+    return Task(
+        prepared.program(seed),
+        prepared.structure,
+        prepared.x,
+        seed=seed,
+        draws=draws,
+        quiet=quiet,
+        limit=prepared.limit,
+        intensities=prepared.intensities,
+        checkpoints=checkpoints,
+        device=device,
+    )
 
 
 def _widest(structure: Structure) -> int:
     """Numbers in one draw of the largest local latent of one datum."""
     return max((s.inner * math.prod(s.event_shape) for s in structure.local_latents), default=1)
-
-
-@entrance
-def imputed(fit: Fit, draws: int, seed: int) -> Imputation:
-    """The unobserved entries of a fit's data, in the data's own units. Raises `UsageError` when nothing is missing."""
-    if fit.x is None or not np.isnan(fit.x).any():
-        raise UsageError("nothing is missing in the data of this run: there is nothing to impute.")
-    check_seed(seed)
-    check_draws(draws)
-    names = [s.name for s in fit.task.structure.global_latents]
-    globals = {n: torch.as_tensor(fit.parameters[n]) for n in names}
-    local = {k: v for k, v in fit.draws.items() if k in fit.local_sites}
-    with seeded(seed), in_words(fit.model, "imputing"):
-        return impute(fit.task, local, globals, draws, fit.probabilities).in_units(fit.center, fit.scale)
-
-
-@entrance
-def impute_run(
-    run: str | os.PathLike[str],
-    draws: int,
-    seed: int,
-    out: str | os.PathLike[str] | None = None,
-    **trusting: Any,
-) -> list[Path]:
-    """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data.
-
-    `trusting`: `model`, `trust` and `changed_program`, as in `infer`.
-    """
-    check_seed(seed)
-    check_draws(draws)
-    stored = _store.load(run, **trusting)
-    folder = _store.check_out(out or stored.folder / "imputed")
-    prepared = reopen(stored)
-    if not np.isnan(stored.x).any():
-        raise UsageError(f"nothing is missing in the data of '{run}': there is nothing to impute.")
-    with seeded(seed), in_words(prepared.name, "imputing"):
-        task = task_of(prepared, stored)
-        local = {s.name for s in task.structure.local_latents}
-        drawn = stored.tree["posterior"].data_vars if "posterior" in stored.tree else {}
-        latents = {k: v.values[0] for k, v in drawn.items() if k in local}
-        found = impute(task, latents, task.globals, draws, stored.probabilities())
-    center, scale = (None if stored.json[k] is None else np.asarray(stored.json[k]) for k in ("center", "scale"))
-    source = str(stored.json["options"]["data"].get("source", ""))
-    return _store.save_imputation(found.in_units(center, scale), folder, stored.json["columns"], source)
 
 
 def _threads(prepared: Prepared) -> contextlib.AbstractContextManager[None]:

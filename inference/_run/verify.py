@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from inference._method.task import Task
 from inference._run import own_route
 from inference._run.own_route import Disagreement, tolerance
 from inference._sampling import particles, weights
+from inference._sampling.khat import of_globals
 from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
 
 OWN_NUMBERS = 2**30  # of data × joint values, some twenty seconds of them
@@ -43,29 +44,39 @@ CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten s
 FAR = 4.0  # standard errors
 
 
+@dataclass
+class _Said:
+    """What there is to say of a fit while it is looked at."""
+
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[str, object] = field(default_factory=dict)
+
+
 @torch.no_grad()
-def verify(task: Task, fit: Fit) -> Evidence | None:
+def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
     """Evidence for `fit`, whose θ the program of `task` holds; None where nothing better than the claim can be had.
 
-    Adds warnings to the fit, and may call its claim a lower bound. Raises `Disagreement` where two exact values differ.
+    The fit that comes back has more warnings, and its claim may be called a lower bound. Raises `Disagreement` where two
+    exact values differ.
     """
-    found = _verified(task, fit)
-    if found is not None and fit.claimed is not None:
-        _compare(task, fit, found)
-    return fit.verified if fit.verified is not None else found
+    said, claimed = _Said(), fit.claimed
+    found = _verified(task, fit, said)
+    if found is not None and claimed is not None:
+        claimed, found = _compared(task, claimed, found, said)
+    return replace(fit, claimed=claimed).with_notes(said.warnings, said.notes), found
 
 
-def _verified(task: Task, fit: Fit) -> Evidence | None:
+def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
     if task.structure.is_exact:
         if fit.global_gaussian is not None:
-            return _integrate_globals(task, fit, fit.global_gaussian)
+            return _integrate_globals(task, fit.global_gaussian, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         given = "" if fit.claimed is None else fit.claimed.given
         exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given)
         return exact.plus(task.outside(point))
     if task.structure.global_latents:
         return None
-    found = _by_importance(task, fit) if task.structure.local_latents else _density(task)
+    found = _by_importance(task, fit, said) if task.structure.local_latents else _density(task)
     return found.plus(task.outside({}))
 
 
@@ -77,7 +88,7 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
     if task.x.dtype == torch.float32:  # in float64: what is called exact is right in every digit that is shown
         task, point = task.doubled(), {n: v.double() for n, v in point.items()}
     each = max(1, task.x[0].numel() * task.structure.assignments)
-    found = task.exact.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
+    found: Tensor = task.engine.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
     rows = own_route.rows_of(task)
     seen = _seen(task, rows, point)
     if seen is None or not _alike(found[rows], seen):
@@ -135,29 +146,29 @@ def _density(task: Task) -> Evidence:
 # --------------------------------------------------------------------------------------------------------- estimates
 
 
-def _integrate_globals(task: Task, fit: Fit, q: GlobalGaussian) -> Evidence:
+def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
     normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
     flat = normal.sample((GLOBAL_SAMPLES,))
-    found = []
+    exact, found = task.engine, []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
             values = q.coordinates.unflatten(u)
-            evidence, prior = task.exact.log_evidence(None, values)
+            evidence, prior = exact.log_evidence(None, values, every_row=True)
             found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
             step()
     told = Estimates.of(torch.stack(found).unsqueeze(1))
     khat = float(told.khat[0])
-    fit.notes["khat_of_globals"] = khat
+    said.notes["khat_of_globals"] = khat
     if bool(told.doubtful[0]):
-        fit.warnings.append(
-            f"k-hat of the Gaussian over the global latents is {khat:.2f} with {float(told.ess[0]):.0f} effective draws of "
+        said.warnings.append(
+            f"{of_globals(khat)} with {float(told.ess[0]):.0f} effective draws of "
             f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
         )
     return replace(told.evidence(), per_datum=None, se_per_datum=None)
 
 
-def _by_importance(task: Task, fit: Fit) -> Evidence:
+def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
     samples = weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
     found: Estimates | None = None
     if particles.refusal(task.program, task.structure, task.x) is None:
@@ -180,7 +191,7 @@ def _by_importance(task: Task, fit: Fit) -> Evidence:
     names = [n for n, q in (("the fit's guide", fit.guide), ("the modes", modes)) if q is not None]
     remedy = f"It comes from {', '.join([*names, 'the prior'])}, {samples} draws a row."
     if (warning := found.warning("the verified evidence", remedy)) is not None:
-        fit.warnings.append(warning)
+        said.warnings.append(warning)
     return found.evidence()
 
 
@@ -225,34 +236,33 @@ def _modes(task: Task, fit: Fit) -> guide.ModeGuide | None:
 # -------------------------------------------------------------------------------------------------------- comparisons
 
 
-def _compare(task: Task, fit: Fit, found: Evidence) -> None:
-    """Hold the claim against the verified value: exact ones have to be equal, estimates within their errors."""
-    claimed = fit.claimed
-    assert claimed is not None
+def _compared(task: Task, claimed: Evidence, found: Evidence, said: _Said) -> tuple[Evidence, Evidence]:
+    """Claim and verified value, held against each other: exact ones have to be equal, estimates within their errors."""
     if claimed.given != found.given:
-        return
+        return claimed, found
     if claimed.kind == "exact" and found.kind == "exact":
         _compare_exact(task, claimed, found)
     if claimed.se is None or not (math.isfinite(claimed.value) and math.isfinite(found.value)) or found.se is None:
-        return
+        return claimed, found
     away = claimed.value - found.value
     rounding = tolerance(task.x.dtype) * max(1.0, abs(found.value))
     limit = FAR * math.hypot(claimed.se, found.se) + rounding
     if claimed.kind == "exact" or (found.kind == "lower bound" and away > 0):
-        return
+        return claimed, found
     if away < -limit and claimed.kind == "estimate":
-        fit.claimed = replace(claimed, kind="lower bound")
-        fit.warnings.append(
+        said.warnings.append(
             f"the evidence claimed lies {-away:.4g} nats below the verified {found.kind} value, more than {FAR:g} standard "
             "errors: the draws missed a part of the posterior, and it is a lower bound, not an estimate."
         )
-    elif away > limit:
-        fit.warnings.append(
+        return replace(claimed, kind="lower bound"), found
+    if away > limit:
+        said.warnings.append(
             f"the evidence claimed ({claimed.kind}) lies {away:.4g} nats above the verified {found.kind} value, more than "
             f"{FAR:g} standard errors: one of the two is wrong; repeat with another seed and more samples."
         )
-        if found.kind == "estimate" and claimed.kind != "exact":
-            fit.verified = replace(found, kind="lower bound")
+        if found.kind == "estimate":
+            found = replace(found, kind="lower bound")
+    return claimed, found
 
 
 def _compare_exact(task: Task, claimed: Evidence, found: Evidence) -> None:

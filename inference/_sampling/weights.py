@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference._numerics.slices import fitting, slices
 from zoo._errors import Refusal
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import DRAWS_PLATE, altered, is_local, local_log_prob, log_prob, per_datum, sample_nodes
+
+Guide = Callable[..., object]  # a Pyro program that draws the latents of x
 
 NUMBERS = 2**22  # numbers in the largest temporary; more is slower, for it leaves the cache
 EFFORT = 1_000_000_000  # numbers in all, some twenty seconds of them
@@ -38,7 +41,7 @@ class Draws:
 
 
 def draw(
-    program: Program, structure: Structure, x: Tensor, guide: Any | None, samples: int, defensive: float = 0.0
+    program: Program, structure: Structure, x: Tensor, guide: Guide | None, samples: int, defensive: float = 0.0
 ) -> Draws:
     """`samples` draws of the local latents for each row of x [n, …], from `guide`, or from the prior when it is None.
 
@@ -54,7 +57,7 @@ def draw(
 
 
 def draw_mixture(
-    program: Program, structure: Structure, x: Tensor, guides: Sequence[Any], samples: int, defensive: float
+    program: Program, structure: Structure, x: Tensor, guides: Sequence[Guide], samples: int, defensive: float
 ) -> Draws:
     """As `draw`, from a mixture of several guides in equal shares, and the prior by the share `defensive`.
 
@@ -100,7 +103,7 @@ def _mixed(shares: list[tuple[Tensor, int]], samples: int, dtype: torch.dtype) -
     return known[0] if len(known) == 1 else torch.stack(known).logsumexp(0)
 
 
-def _guide_trace(guide: Any, x: Tensor, program: Program) -> Any:
+def _guide_trace(guide: Guide, x: Tensor, program: Program) -> Any:
     with program.settings():
         return pyro.poutine.trace(guide).get_trace(x)
 
@@ -182,7 +185,7 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def guide_draws(program: Program, structure: Structure, x: Tensor, guide: Any, samples: int) -> dict[str, Tensor]:
+def guide_draws(program: Program, structure: Structure, x: Tensor, guide: Guide, samples: int) -> dict[str, Tensor]:
     """Site → draws of the local latents from `guide` [samples, n, …]."""
     with draws_plate(structure, samples):
         return _latents(_guide_trace(guide, x, program), samples, len(x), structure)
@@ -207,8 +210,7 @@ def _shaped(value: Tensor, samples: int, n: int) -> Tensor:
 
 def chunks(x: Tensor, samples: int) -> Iterator[slice]:
     """Slices of rows for which `samples` draws a row fit in memory."""
-    size = max(1, NUMBERS // max(1, samples * x[0].numel()))
-    yield from (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
+    return slices(len(x), fitting(NUMBERS, samples * x[0].numel()))
 
 
 def affordable(x: Tensor, most: int, least: int) -> int:

@@ -7,7 +7,6 @@ sums give. So one E-step is value and gradient, and L-BFGS climbs where EM is sl
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference._exact.engine import Statistics
 from inference._families._family import Floor
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates
+from inference._numerics.lbfgs import Memory
 
-MEMORY = 20
 HALVINGS = 15
 NEWTON = 60  # coordinates up to which a Hessian is formed
 NEWTON_NUMBERS = 1_000_000  # of rows × joint values × coordinates
@@ -33,7 +33,7 @@ class Spot:
     u: Tensor
     value: float
     gradient: Tensor
-    stats: Any
+    stats: Statistics
 
 
 class Surface:
@@ -41,7 +41,7 @@ class Surface:
 
     def __init__(self, task: Task, globals: dict[str, Tensor], floor: Floor, least: float = 0.0) -> None:
         """`least`: the smallest share of the data's variance that a variance may come to; 0 for `floor`'s own."""
-        self.task, self.floor = task, floor
+        self.task, self.exact, self.floor = task, task.engine, floor
         self.least = 0.999 * (least or floor.least(task.x.dtype))
         self.names = list(globals)
         values = {**self.task.theta(), **globals}
@@ -53,11 +53,11 @@ class Surface:
         theta = {n: v for n, v in values.items() if n not in self.names}
         return theta, {n: values[n] for n in self.names}
 
-    def here(self, stats: Any, value: float, globals: dict[str, Tensor]) -> Spot:
+    def here(self, stats: Statistics, value: float, globals: dict[str, Tensor]) -> Spot:
         """Where the program stands, whose E-step gave `stats` and `value`."""
         return self.of(self.task.theta(), stats, value, globals)
 
-    def of(self, theta: dict[str, Tensor], stats: Any, value: float, globals: dict[str, Tensor]) -> Spot:
+    def of(self, theta: dict[str, Tensor], stats: Statistics, value: float, globals: dict[str, Tensor]) -> Spot:
         """The surface at a θ whose E-step gave `stats` and `value`."""
         u = self.layout.flatten({**theta, **globals})
         return Spot(u, value, self._gradient(u, stats, globals), stats)
@@ -72,28 +72,22 @@ class Surface:
         """The surface at `u` [d]; None outside the program's domain, or where a variance is lost in rounding."""
         try:
             globals = self.put(u)
-            stats = self.task.sums.e_step(globals)
-            value = float(stats.per_datum.sum()) + float(stats.log_prior)
-            if not abs(value) < torch.inf or self.task.smallest(stats) < self.least:
+            stats = self.exact.e_step(globals)
+            value = stats.log_joint
+            if not abs(value) < torch.inf or self.exact.smallest(stats) < self.least:
                 return None
             return Spot(u, value, self._gradient(u, stats, globals), stats)
         except (ArithmeticError, ValueError, RuntimeError):
             return None
 
-    def _gradient(self, u: Tensor, stats: Any, globals: dict[str, Tensor]) -> Tensor:
+    def _gradient(self, u: Tensor, stats: Statistics, globals: dict[str, Tensor]) -> Tensor:
         if not self.layout.d:
             return torch.zeros(0)
-        weights = self._weights(stats, globals)
+        weights = self.exact.responsibilities(None, globals) if stats.need_responsibilities else None
         with torch.enable_grad():
             free = u.detach().clone().requires_grad_()
-            expected = self.task.expected(stats, *self.split(self.layout.unflatten(free)), weights)
+            expected = self.exact.expected(stats, *self.split(self.layout.unflatten(free)), weights)
             return torch.nan_to_num(torch.autograd.grad(expected, free)[0], 0.0, 0.0, 0.0)
-
-    def _weights(self, stats: Any, globals: dict[str, Tensor]) -> Tensor | None:
-        """Responsibilities, where a site has no sufficient statistics."""
-        if all(v.params is not None for v in getattr(stats, "views", [])):
-            return None
-        return self.task.exact.responsibilities(None, globals)
 
     def free(self) -> Tensor:
         """1.0 for the coordinates that may move [d], 0.0 for those of variances that rest on the floor."""
@@ -147,11 +141,11 @@ class Surface:
         the gradient, whose last digits belong to the stiff directions, show that it is not at its top.
         """
         none = 0.0, torch.zeros_like(spot.u)
-        if not 0 < self.layout.d <= NEWTON or self.layout.d * self.task.sums.size > NEWTON_NUMBERS:
+        if not 0 < self.layout.d <= NEWTON or self.layout.d * self.exact.size > NEWTON_NUMBERS:
             return none
 
         def evidence(u: Tensor) -> Tensor:
-            total, prior = self.task.sums.log_evidence(*self.split(self.layout.unflatten(u)))
+            total, prior = self.exact.log_evidence(*self.split(self.layout.unflatten(u)))
             return total + prior
 
         try:
@@ -194,10 +188,10 @@ class Surface:
         Ends where a Newton step would gain less than `enough` nats. `note` hears of every value on the way.
         """
         scale = self.free() * _units(spot.u - before.u, before.gradient, self._places())
-        pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
+        memory = Memory(flattest=1e-12)
         for _ in range(iterations):
             slope = scale * spot.gradient
-            way = _two_loops(slope, pairs)
+            way = memory.times(slope)
             rise = float(way @ slope)
             step = scale * way
             if 0.5 * rise < enough or not rise > 0:
@@ -207,14 +201,13 @@ class Surface:
                 rise = float(step @ spot.gradient)
             found = self.along(spot, step, rise)
             if found is None:
-                if not pairs:
+                if not memory:
                     break
-                pairs.clear()
+                memory.clear()
                 continue
             step, change = (found.u - spot.u) / scale.clamp(min=1e-300), slope - scale * found.gradient
             step = torch.where(scale > 0, step, torch.zeros_like(step))
-            if float(step @ change) > 1e-12 * float(step.norm() * change.norm()):
-                pairs.append((step, change))
+            memory.add(step, change)
             spot = found
             note(spot.value)
         return spot
@@ -250,21 +243,6 @@ def _units(step: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
         usual = mine[good].median() if good.any() else torch.ones(()).to(mine)
         out[place] = torch.where(good, mine, usual)
     return out
-
-
-def _two_loops(slope: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """The quasi-Newton direction (Nocedal & Wright 2006, algorithm 7.4)."""
-    q, alphas = slope.clone(), []
-    for s, y in reversed(pairs):
-        alpha = (s @ q) / (s @ y)
-        q = q - alpha * y
-        alphas.append(alpha)
-    if pairs:
-        s, y = pairs[-1]
-        q = q * (s @ y) / (y @ y)
-    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + s * (alpha - (y @ q) / (s @ y))
-    return q
 
 
 class Leap:

@@ -8,9 +8,9 @@ from its best. It needs no guess of a learning rate, and no luck to know when to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyro
 import torch
@@ -19,7 +19,10 @@ from torch.distributions import biject_to
 
 import guides
 from guides import Derived, free_shape
+from inference._method.progress import Step
 from inference._method.task import Task
+from inference._numerics.lbfgs import Memory
+from inference._training.elbo import Objective
 from inference._training.fixed_draws import FixedDraws, Given, Noise
 from zoo._program.structure import Site
 from zoo._program.trace import local_log_prob
@@ -49,11 +52,11 @@ class Outcome:
 
 def climb(
     task: Task,
-    guide: Any,
+    guide: nn.Module,
     modules: Mapping[str, nn.Module],
     fixed: FixedDraws,
     iterations: int,
-    step: Callable[..., None],
+    step: Step,
 ) -> Outcome:
     """Maximise the bound over the parameters of `modules`, by at most so many iterations of L-BFGS in all.
 
@@ -78,7 +81,7 @@ def climb(
     return out
 
 
-def _is_encoder(guide: Any) -> bool:
+def _is_encoder(guide: nn.Module) -> TypeGuard[Derived]:
     return isinstance(guide, Derived) and guide.recipe["name"] == "amortized"
 
 
@@ -94,7 +97,7 @@ def _free(task: Task, guide: Derived) -> Any:
 class Imitation:
     """What a guide thinks of another's draws: Σ_i log q(z_i | x_i) for each set of draws, nats."""
 
-    def __init__(self, task: Task, guide: Any) -> None:
+    def __init__(self, task: Task, guide: nn.Module) -> None:
         self.task, self.guide = task, guide
 
     def chunks(self, values: Noise) -> list[Noise]:
@@ -114,17 +117,17 @@ class Imitation:
 
 def _imitate(
     task: Task,
-    teacher: Any,
-    guide: Any,
+    teacher: nn.Module,
+    guide: nn.Module,
     fixed: FixedDraws,
-    units: Mapping[Any, Tensor],
-    step: Callable[..., None],
+    units: Mapping[Tensor, Tensor],
+    step: Step,
 ) -> None:
     """Let the guide's q of the local latents come near the teacher's, by the likelihood of the teacher's draws."""
 
     def lane(noise: Noise) -> Noise:
         with Given(noise), task.program.settings():
-            trace = pyro.poutine.trace(teacher).get_trace(task.x)
+            trace: Any = pyro.poutine.trace(teacher).get_trace(task.x)
         return {name: trace.nodes[name]["value"] for name in fixed.shapes}
 
     noise = fixed.draw(FIRST // 2, torch.Generator().manual_seed(task.seed))
@@ -140,12 +143,12 @@ def allowed(task: Task) -> float:
 
 def _doubled(
     task: Task,
-    guide: Any,
+    guide: nn.Module,
     modules: Mapping[str, nn.Module],
     fixed: FixedDraws,
-    units: Mapping[Any, Tensor],
+    units: Mapping[Tensor, Tensor],
     iterations: int,
-    step: Callable[..., None],
+    step: Step,
 ) -> Outcome:
     """Climb with twice as many draws each time until that gains nothing."""
     generator = torch.Generator().manual_seed(task.seed)
@@ -182,25 +185,25 @@ def paired(values: Tensor) -> tuple[float, float]:
     return float(pairs.mean()), float(pairs.std() / len(pairs) ** 0.5)
 
 
-def _units(guide: Any) -> dict[Any, Tensor]:
+def _units(guide: nn.Module) -> dict[Tensor, Tensor]:
     """A step in the mean of a global latent is measured by its standard deviation."""
     return {loc: scale.detach().exp() for loc, scale in _globals(guide)}
 
 
-def _globals(guide: Any) -> list[tuple[nn.Parameter, nn.Parameter]]:
+def _globals(guide: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Mean and log standard deviation of each global latent, in unconstrained coordinates; none for a user's own guide."""
-    if not hasattr(guide, "bijections"):
+    if not isinstance(guide, Derived):
         return []
     return [(guide.free[f"{n}_loc"], guide.free[f"{n}_log_scale"]) for n in guide.bijections]
 
 
 @torch.no_grad()
-def at_the_prior(task: Task, guide: Any) -> dict[Any, Tensor]:
+def at_the_prior(task: Task, guide: nn.Module) -> dict[Tensor, Tensor]:
     """Let q of each continuous local latent begin at the middle and the spread of its prior, and measure steps by them.
 
     A guide's last layer begins near 0 and 1, where a latent in units of its own, such as grams, may be far from.
     """
-    units: dict[Any, Tensor] = {}
+    units: dict[Tensor, Tensor] = {}
     if not isinstance(guide, Derived) or not hasattr(guide, "last_layer"):
         return units
     for site, (center, spread) in _priors(task, guide).items():
@@ -232,7 +235,7 @@ def _priors(task: Task, guide: Derived) -> dict[Site, tuple[Tensor, Tensor]]:
     return out
 
 
-def scales_from_curvature(fixed: FixedDraws, guide: Any, generator: torch.Generator, rounds: int = 3) -> None:
+def scales_from_curvature(fixed: FixedDraws, guide: nn.Module, generator: torch.Generator, rounds: int = 3) -> None:
     """Set each global latent's scale s to that of the Gaussian with the log joint's curvature, s⁻² = −E[∂² log p].
 
     The derivative of the bound in log s is 1 + s² E[∂² log p] (Bonnet's and Price's theorems), so that one gradient tells the
@@ -258,7 +261,7 @@ def scales_from_curvature(fixed: FixedDraws, guide: Any, generator: torch.Genera
 GROUPS, IN_A_GROUP = 8, 8  # of draws, for the gradient at the end of Adam's steps
 
 
-def stationary(task: Task, guide: Any, objective: Callable[[Any, Tensor], Tensor]) -> bool | None:
+def stationary(task: Task, guide: nn.Module, objective: Objective) -> bool | None:
     """Whether the bound has no slope left in q of the globals: what a Newton step of each would gain, less the noise of the
     gradient, is next to nothing. None for a guide whose globals are not known."""
     pairs = [pair for pair in _globals(guide) if pair[0].numel()]
@@ -284,10 +287,8 @@ class Climb:
     """L-BFGS on the parameters of `modules`, each in a unit of its own (Liu & Nocedal 1989; the line search is Lewis &
     Overton's 2013 bisection, which takes a step to where nothing can be computed for a step too long)."""
 
-    HISTORY = 20
-
     def __init__(
-        self, draws: FixedDraws | Imitation, modules: Mapping[str, nn.Module], units: Mapping[Any, Tensor]
+        self, draws: FixedDraws | Imitation, modules: Mapping[str, nn.Module], units: Mapping[Tensor, Tensor]
     ) -> None:
         self.draws = draws
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
@@ -340,30 +341,28 @@ class Climb:
             return math.inf, gradient
         return total, gradient
 
-    def run(self, noise: Noise, iterations: int, tol: float, step: Callable[..., None], window: int = 10) -> bool:
+    def run(self, noise: Noise, iterations: int, tol: float, step: Step, window: int = 10) -> bool:
         """At most so many iterations; True where `window` of them have gained less than `tol` nats."""
         x = self.point
         value, gradient = self.evaluate(x, noise)
         if not math.isfinite(value):
             raise ArithmeticError("the bound is not finite where the climb begins; try another start or seed.")
-        pairs: list[tuple[Tensor, Tensor]] = []
-        seen = [value]
+        memory, seen = Memory(flattest=1e-10, one_factor=True), [value]
         for _ in range(iterations):
-            direction = -_two_loops(gradient, pairs)
+            direction = -memory.times(gradient)
             if float(direction @ gradient) >= 0:
-                pairs, direction = [], -gradient
-            first = 1.0 if pairs else min(1.0, 1.0 / max(float(gradient.norm()), 1e-300))
+                memory.clear()
+                direction = -gradient
+            first = 1.0 if memory else min(1.0, 1.0 / max(float(gradient.norm()), 1e-300))
             found = self._search(x, value, gradient, direction, first, noise)
             self.iterations += 1
             if found is None:
-                if not pairs:
+                if not memory:
                     break
-                pairs = []  # what was learned of the curvature misleads: begin again from the gradient
+                memory.clear()  # what was learned of the curvature misleads: start again from the gradient
                 continue
             new, value, new_gradient = found
-            s, y = new - x, new_gradient - gradient
-            if float(s @ y) > 1e-10 * float(s.norm() * y.norm()):
-                pairs = [*pairs[-self.HISTORY + 1 :], (s, y)]
+            memory.add(new - x, new_gradient - gradient)
             x, gradient = new, new_gradient
             seen.append(value)
             self.trace.append(-value)
@@ -392,18 +391,3 @@ class Climb:
             if best is not None and math.isfinite(high) and high - low < 0.1 * high:
                 break
         return best
-
-
-def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian that the pairs (s, y) tell of, times the gradient."""
-    q, kept = gradient.clone(), []
-    for s, y in reversed(pairs):
-        a = (s @ q) / (s @ y)
-        q = q - a * y
-        kept.append(a)
-    if pairs:
-        s, y = pairs[-1]
-        q = q * ((s @ y) / (y @ y))
-    for (s, y), a in zip(pairs, reversed(kept), strict=True):
-        q = q + (a - (y @ q) / (s @ y)) * s
-    return q

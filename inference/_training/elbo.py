@@ -39,14 +39,16 @@ from zoo._program.trace import (
 SUMMED_BITS = 256  # joint values of a vector of bits from which draws, whose baselines are good, are the cheaper way
 SCORE_DRAWS = 8  # of a discrete q, where none are asked for: each is the others' baseline
 
-Objective = Callable[[Any, Tensor], Tensor]
+Index = slice | Tensor  # of rows
+Objective = Callable[[Index, Tensor], Tensor]
 
 
-def objective(task: Task, guide: Any, particles: int) -> Objective:
+def objective(task: Task, guide: torch.nn.Module | None, particles: int) -> Objective:
     """(rows, x[rows]) ↦ the bound, nats a datum, for a batch that stands for all the data: a scalar to climb."""
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
         return lambda rows, x: _log_likelihood(task, x)
+    assert guide is not None  # there are latents to draw
     if structure.discrete_locals and particles == 1 and sums_out(structure, task.limit):
         return enumerated(task, guide)
     bound = Bound(task, guide, particles)
@@ -74,12 +76,12 @@ def has_global_sites(structure: Structure) -> bool:
     return any(s.scope == "global" for s in structure.sites)
 
 
-def enumerated(task: Task, guide: Any) -> Objective:
+def enumerated(task: Task, guide: torch.nn.Module) -> Objective:
     """The ELBO with the discrete local latents summed out under the guide."""
     elbo = TraceEnum_ELBO(max_plate_nesting=task.structure.max_plate_nesting)
     N = len(task.x)
 
-    def of(rows: Any, x: Tensor) -> Tensor:
+    def of(rows: Index, x: Tensor) -> Tensor:
         q = config_enumerate(at(guide, rows), "parallel", expand=False)
         with task.program.settings(), _ScaleLocal(N / len(x)):
             # the differentiable loss refuses to be worked out where gradients are off
@@ -119,7 +121,7 @@ class DrawsOfLocals(pyro.plate):
 class Bound:
     """The bound by draws from the guide, `particles` for each datum."""
 
-    def __init__(self, task: Task, guide: Any, particles: int) -> None:
+    def __init__(self, task: Task, guide: torch.nn.Module, particles: int) -> None:
         structure = task.structure
         self.task, self.guide, self.structure = task, guide, structure
         self.score = {s.name for s in structure.discrete_locals}  # sites whose draws carry no gradient
@@ -128,7 +130,7 @@ class Bound:
         self.K = SCORE_DRAWS if self.score and not self.weighted else particles
         self.analytic: dict[str, bool] = {}  # site → whether its divergence has a closed form that may be used
 
-    def surrogate(self, rows: Any, x: Tensor) -> Tensor:
+    def surrogate(self, rows: Index, x: Tensor) -> Tensor:
         """A scalar whose value is the bound (nats a datum) and whose gradient is an unbiased estimate of the bound's."""
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
@@ -142,7 +144,7 @@ class Bound:
         learn = (signal * log_q).sum(0)
         return (value + learn - learn.detach()).mean() + share
 
-    def _traces(self, rows: Any, x: Tensor) -> tuple[Any, Any]:
+    def _traces(self, rows: Index, x: Tensor) -> tuple[Any, Any]:
         guide = at(self.guide, rows)
         plate = DrawsOfLocals(self.structure, self.K) if self.K > 1 else None
         with self.task.program.settings():
@@ -229,7 +231,7 @@ def _vimco(log_w: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def culprit(task: Task, guide: Any, rows: Any, x: Tensor) -> str:
+def culprit(task: Task, guide: torch.nn.Module | None, rows: Index, x: Tensor) -> str:
     """Where a bound stopped being a number: the first site whose density is not finite, in words."""
     try:
         with task.program.settings(), pyro.validation_enabled(False):

@@ -75,7 +75,7 @@ class FixedDraws:
     Raises `NotImplementedError` where a guide's draws are not Gaussian or the program does not run under `torch.vmap`.
     """
 
-    def __init__(self, task: Task, guide: Any, particles: int = 1) -> None:
+    def __init__(self, task: Task, guide: torch.nn.Module, particles: int = 1) -> None:
         self.task, self.guide, self.weighted = task, guide, particles > 1
         self.N = len(task.x)
         structure = task.structure

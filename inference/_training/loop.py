@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference._method.progress import Step
 from inference._method.task import Task
+from inference._training.elbo import Index, Objective
 from inference._training.recorded import WORTH, Compiled
 from zoo._errors import UsageError
 from zoo._options import positive
 
 Schedule = Literal["plateau", "cosine", "constant"]
-Objective = Callable[[Any, Tensor], Tensor]
 
 WIDE = 100  # columns from which the usual settings are those for images
 WARM_UP = 0.02  # of all steps, of the cosine schedule
@@ -90,9 +91,9 @@ def train(
     objective: Objective,
     plan: Plan,
     *,
-    step: Callable[..., None],
+    step: Step,
     evaluate: Objective | None = None,
-    culprit: Callable[[Any, Tensor], str] | None = None,
+    culprit: Callable[[Index, Tensor], str] | None = None,
 ) -> History:
     """Maximise `objective(rows, x[rows])`, the mean per datum over a batch, by Adam (Kingma & Ba 2015).
 
@@ -112,7 +113,10 @@ def train(
         positive(name, getattr(plan, name))
     if plan.batch > len(task.x):
         raise UsageError(f"batch={plan.batch} is more than the {len(task.x)} rows of the data.")
-    with _on(task.device, modules):
+    moved = [*modules.values(), task.program]  # a program whose θ is kept is none of the modules
+    if task.device.type != "cpu" and not _runs_on(task, moved, objective):
+        task.device = torch.device("cpu")
+    with _on(task.device, moved):
         loop = _Loop(task, modules, objective, plan, evaluate or objective, culprit)
         if not loop.parameters:
             return History(np.zeros(0), np.zeros(0), True)
@@ -130,19 +134,32 @@ def plan_is_long(plan: Plan, batches: int) -> bool:
     return plan.epochs * batches >= WORTH
 
 
+def _runs_on(task: Task, modules: Sequence[nn.Module], objective: Objective) -> bool:
+    """Whether the objective of two rows can be had on the device: not where a program holds constants on the CPU."""
+    rows = torch.arange(min(2, len(task.x)))
+    with torch.random.fork_rng(), _on(task.device, modules), torch.no_grad():
+        try:
+            objective(rows, task.x[rows].to(task.device))
+        except RuntimeError as error:
+            if "device" in str(error) and "assert" not in str(error):
+                return False
+            raise
+    return True
+
+
 @contextlib.contextmanager
-def _on(device: torch.device, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def _on(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
     """In here the modules are on the device, and what is made without saying where is made there."""
     if device.type == "cpu":  # what says so costs time at every operation
         yield
         return
     try:
         with device:
-            for module in modules.values():
+            for module in modules:
                 module.to(device)
             yield
     finally:
-        for module in modules.values():
+        for module in modules:
             module.to("cpu")
 
 
@@ -155,8 +172,8 @@ class _Loop:
         modules: Mapping[str, nn.Module],
         objective: Objective,
         plan: Plan,
-        evaluate: Any,
-        culprit: Any,
+        evaluate: Objective,
+        culprit: Callable[[Index, Tensor], str] | None,
     ) -> None:
         self.task, self.modules, self.plan = task, modules, plan
         self.objective, self.evaluate, self.culprit = objective, evaluate, culprit

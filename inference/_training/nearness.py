@@ -6,7 +6,6 @@ Yao et al. 2018. A bound is a bound whatever k-hat says; means and draws are onl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyro
@@ -15,7 +14,10 @@ from torch import Tensor
 
 from guides import at
 from inference._method.task import Task
+from inference._numerics.psis import psis
 from inference._sampling import weights
+from inference._sampling.khat import LIMIT, count_above, of_rows
+from inference._sampling.khat import of_globals as khat_of_globals
 from inference._training.fixed_draws import FixedDraws
 
 DRAWS = 200
@@ -38,8 +40,6 @@ class Nearness:
 
     def add(self, log_weights: Tensor) -> None:
         """The weights [draws, rows] of the next rows."""
-        from inference._run.datatree import psis
-
         self.draws = len(log_weights)
         if len(log_weights) >= LEAST:
             self.parts.append(psis(log_weights.detach().numpy()))
@@ -58,14 +58,14 @@ class Nearness:
         """In words; `verified`: k-hat of the globals is told by whoever verifies the evidence."""
         out = []
         khat, ess = self.khat, self.ess
-        if khat is not None and ess is not None and (bad := int((~(khat <= 0.7) & ~(ess >= EQUAL * self.draws)).sum())):
+        if khat is not None and ess is not None and (bad := count_above(khat, but=ess >= EQUAL * self.draws)):
             out.append(
-                f"k-hat is above 0.7 for {bad} of {len(khat)} data: the bound holds, but q is not near their "
+                f"{of_rows(bad, len(khat))}: the bound holds, but q is not near their "
                 "posteriors, and draws of their latents are q's."
             )
-        if self.of_globals is not None and not self.of_globals <= 0.7 and not verified:
+        if self.of_globals is not None and not self.of_globals <= LIMIT and not verified:
             out.append(
-                f"k-hat of the Gaussian over the global latents is {self.of_globals:.2f}, above 0.7: the bound holds, but "
+                f"{khat_of_globals(self.of_globals)}, above {LIMIT}: the bound holds, but "
                 "their posterior is not close to such a Gaussian."
             )
         return out
@@ -78,7 +78,7 @@ def of_assignments(joint: Tensor, log_q: Tensor, draws: int = DRAWS) -> Tensor:
 
 
 @torch.no_grad()
-def of_locals(task: Task, guide: Any, globals: dict[str, Tensor], effort: float, into: Nearness) -> None:
+def of_locals(task: Task, guide: torch.nn.Module, globals: dict[str, Tensor], effort: float, into: Nearness) -> None:
     """k-hat of each datum's latents given the globals, where it takes little of the fit's `effort` (runs on all data)."""
     numbers = task.x.numel()
     draws = DRAWS if DRAWS * numbers <= CHEAP else min(DRAWS, int(SHARE * effort))
@@ -91,11 +91,9 @@ def of_locals(task: Task, guide: Any, globals: dict[str, Tensor], effort: float,
 
 
 @torch.no_grad()
-def of_globals(task: Task, guide: Any, log_weights: Tensor, effort: float, into: Nearness) -> None:
+def of_globals(task: Task, guide: torch.nn.Module, log_weights: Tensor, effort: float, into: Nearness) -> None:
     """k-hat of the globals: from their log weights, known where there are no local latents; else with the local latents
     summed out, or nearly, by weighted draws of their own."""
-    from inference._run.datatree import psis
-
     if task.structure.local_latents:
         inner = _inner(task, effort)
         if not inner:

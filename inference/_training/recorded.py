@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inference._training.elbo import Index, Objective
 from zoo._program.missing import complete_data
 
 WORTH = 3000  # steps from which recording pays
@@ -23,13 +24,13 @@ WORTH = 3000  # steps from which recording pays
 class Compiled:
     """The step of `objective(rows, x)`, recorded for batches of the shape that comes first."""
 
-    def __init__(self, objective: Callable[[Any, Tensor], Tensor], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, objective: Objective, parameters: Sequence[Tensor]) -> None:
         self.objective, self.parameters = objective, list(parameters)
         self.graph: Any = None
         self.shape: torch.Size | None = None
         self.touched: list[int] = []  # the parameters that the recorded objective depends on
 
-    def __call__(self, rows: Any, x: Tensor) -> Tensor:
+    def __call__(self, rows: Index, x: Tensor) -> Tensor:
         """The objective, a scalar; the gradients of its negative go to the parameters' `grad`."""
         value, gradients = self._recorded(rows, x) if self._fits(x) else self._by_program(rows, x)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -39,12 +40,12 @@ class Compiled:
     def _fits(self, x: Tensor) -> bool:
         return self.graph is not None and x.shape == self.shape
 
-    def _by_program(self, rows: Any, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def _by_program(self, rows: Index, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         value = self.objective(rows, x)
         return value.detach(), list(torch.autograd.grad(-value, self.parameters, allow_unused=True))
 
     @torch.no_grad()
-    def _recorded(self, rows: Any, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def _recorded(self, rows: Index, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         value, *found = self.graph(rows, x)
         gradients: list[Tensor | None] = [None] * len(self.parameters)
         for i, gradient in zip(self.touched, found, strict=True):

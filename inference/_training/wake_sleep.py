@@ -6,6 +6,7 @@ else is in the batch: a batch weighed as a whole, as `pyro.infer.ReweightedWakeS
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from guides import at
 from inference._method.task import Task
 from inference._sampling import particles as _particles
 from inference._sampling import weights
+from inference._training.elbo import Index
 from zoo._errors import Refusal
 from zoo._program.slots import slots
 from zoo._program.structure import Structure
@@ -34,7 +36,7 @@ class Phases:
     """
 
     task: Task
-    guide: Any | None
+    guide: torch.nn.Module | None
     particles: int
     defensive: float = 0.0
     insomnia: float = 1.0
@@ -50,7 +52,7 @@ class Phases:
         if len(observed) != 1 or observed[0].event_shape != self.task.x.shape[1:]:
             raise Refusal("simulated data are a draw of one observed site, and the program's x is not: take insomnia=1")
 
-    def objective(self, rows: Any, x: Tensor) -> Tensor:
+    def objective(self, rows: Index, x: Tensor) -> Tensor:
         """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's.
 
         Where nothing is learned awake, its value is log q(z | x) of what is dreamt.
@@ -65,7 +67,7 @@ class Phases:
         if drawn.log_guide is None:
             return bound.mean()
         learn = self.insomnia * (drawn.log_weights.detach().softmax(0) * drawn.log_guide).sum(0)
-        if self.insomnia < 1:
+        if self.insomnia < 1 and q is not None:
             learn = learn + (1 - self.insomnia) * asleep(task, q, x, self._pool)
         return (bound + learn - learn.detach()).mean()
 
@@ -89,7 +91,7 @@ class Phases:
         return (weights.log_mean(drawn.log_weights)[0] + learn - learn.detach()).mean()
 
 
-def asleep(task: Task, guide: Any, x: Tensor, pool: Tensor | None = None) -> Tensor:
+def asleep(task: Task, guide: Callable[..., object], x: Tensor, pool: Tensor | None = None) -> Tensor:
     """log q(z | x) [n] of simulated pairs, with the entries hidden that are missing in x [n, …]; differentiable in φ.
 
     `pool`: x that were simulated before, to be drawn from.

@@ -19,13 +19,17 @@ from typing import Any
 from zoo._errors import UsageError
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
+_modules: dict[Path, ModuleType] | None = None  # within `once`: what it has executed
 _executed: set[tuple[str, str]] = set()  # (file, digest of its text): what this process has executed already
 
 
 def execute(path: Path) -> ModuleType:
-    """The module of a user's file, executed anew. What is executed is what is hashed, and no cache of it is written."""
-    text = _read(path)
+    """The module of a user's file, executed anew unless within `once` it was already. What is executed is what is hashed,
+    and no cache of it is written."""
     place = path.resolve()
+    if _modules is not None and place in _modules:
+        return _modules[place]
+    text = _read(path)
     name = f"_zoo_user_{path.stem}_{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -35,7 +39,20 @@ def execute(path: Path) -> ModuleType:
     _executed.add((str(place), _digest(text)))
     with blame(str(path)):
         exec(compile(text, str(path), "exec"), module.__dict__)
+    if _modules is not None:
+        _modules[place] = module
     return module
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """In here a user's file is executed the first time that something names it, and not again."""
+    global _modules
+    before, _modules = _modules, {}
+    try:
+        yield
+    finally:
+        _modules = before
 
 
 def was_executed(spec: str) -> bool:

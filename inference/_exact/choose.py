@@ -1,0 +1,33 @@
+"""Which exact engine serves a program."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inference._exact.compressed import Compressed, worth_it
+from inference._exact.engine import AnyEngine
+from inference._exact.enumeration import Enumeration
+from inference._exact.latent_program import LatentProgram
+from inference._exact.linear import LinearGaussian
+from inference._exact.linear_model import site_data
+from inference._exact.quadratic import Quadratic
+from zoo._program.program import Program
+from zoo._program.structure import Structure
+
+
+def engine_for(program: Program, structure: Structure, x: Tensor) -> AnyEngine | None:
+    """The engine of `program` for the data `x` [N, …], NaN where unobserved; None where its posterior is not exact."""
+    if not structure.is_exact:
+        return None
+    if structure.enumerable:
+        return Enumeration(program, structure, x)
+    engine = normal_engine(program, structure, x)
+    if isinstance(engine, LinearGaussian) and worth_it(engine):
+        return Compressed(program, structure, x, engine.data)
+    return engine
+
+
+def normal_engine(program: Program, structure: Structure, x: Tensor) -> LinearGaussian | Quadratic:
+    """The engine of a program with normal latents, over the data themselves: by matrix products where rows are alike."""
+    data = site_data(LatentProgram(program, structure, x))
+    return Quadratic(program, structure, x) if data is None else LinearGaussian(program, structure, x, data)

@@ -1,0 +1,215 @@
+"""log p(x_i, a) of an enumerable program, for every row i and every joint value a of its discrete local latents.
+
+The program is run with every joint assignment of its discrete local latents as a leading dimension. Sites whose
+parameters do not differ from row to row go through their family's matrix products (`_families`), over chunks of rows;
+any other site is evaluated by its own `log_prob`, and is still right.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference._exact.engine import Statistics, Values
+from inference._exact.reading import local_nodes, observed, probe
+from inference._families._family import Family, Params
+from inference._families._registry import family_of, parameters_of
+from inference._numerics.slices import fitting, slices
+from inference._numerics.threads import one_thread
+from zoo._program.latents import joint_values
+from zoo._program.program import Program
+from zoo._program.structure import Structure
+from zoo._program.trace import global_log_prob, is_plain, per_datum
+
+CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
+CHUNK_ROWS = 8192
+PAIRS = 64  # assignments that are set against each other at a time
+LogProb = Callable[[slice], Tensor]  # rows ↦ log p [rows, A] or [A], nats
+Sums = dict[str, dict[str, Tensor]]  # site → statistic → its sum over some rows
+
+
+@dataclass
+class View:
+    """A local site at one setting of the parameters."""
+
+    name: str
+    latent: bool
+    params: Params | None  # what the family's products need, or None: use the site's own log_prob
+    log_prob: LogProb | None = None  # its log-density, where a pass over the data has it ready
+
+
+@dataclass
+class SiteStatistics(Statistics):
+    """What an E-step leaves: sums of each family's sufficient statistics."""
+
+    views: list[View]  # the sites that it saw
+
+    @property
+    def need_responsibilities(self) -> bool:
+        return not traceless(self.views)
+
+
+class Densities:
+    """`values` and `families` hold what each site that has a family observes [N, E], and the family; latent sites [A, E].
+
+    `parameters` and `globals` in the methods are constrained values used in place of the program's own; differentiable.
+    """
+
+    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
+        self.program, self.structure, self.x = program, structure, x
+        self.N, self.A = len(x), structure.assignments
+        self._probe = probe(x)
+        with torch.no_grad():
+            self.assignments = self._joint_values()
+        self.values, self.families = self._observed_values()
+        self._bases = self._parameter_free()
+
+    def _joint_values(self) -> dict[str, Tensor]:
+        """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
+        names = [site.name for site in self.structure.discrete_locals]
+        nodes = {n["name"]: n for n in local_nodes(self.program.trace(self._probe))} if names else {}
+        return joint_values(nodes, names, self.structure.axes)
+
+    def _observed_values(self) -> tuple[dict[str, Tensor], dict[str, Family]]:
+        with torch.no_grad():
+            trace = self._trace(self._probe, raw=True)
+            values = {}
+            for node in local_nodes(trace):
+                name, fn = node["name"], node["fn"]
+                if name in self.assignments:
+                    values[name] = self.assignments[name].reshape(self.A, -1).to(self.x.dtype)
+                elif name in self.program.completes:
+                    continue
+                elif is_plain(node) and self.structure.max_plate_nesting == 1 and parameters_of(fn, self.A) is not None:
+                    value = observed(node, self._probe, self.x, lambda rows: self._trace(rows, raw=True))
+                    values[name] = value.reshape(self.N, -1)
+            fns = {n["name"]: n["fn"] for n in local_nodes(trace) if is_plain(n)}
+            families = {}
+            for name, value in values.items():
+                family = family_of(fns.get(name))
+                if family is not None and self.structure.max_plate_nesting == 1:
+                    families[name] = family(value)
+        return values, families
+
+    @torch.no_grad()
+    def _parameter_free(self) -> dict[str, Tensor]:
+        """Observed site → the part of log p(x_i | a) that no parameter enters [N], where there is one."""
+        out = {}
+        for name, family in self.families.items():
+            if name not in self.assignments:
+                bases = map(family.log_base, self.values[name].split(4096))
+                parts = [base for base in bases if base is not None]
+                if parts:
+                    out[name] = torch.cat(parts)
+        return out
+
+    def _trace(
+        self, x: Tensor, parameters: Values | None = None, globals: Values | None = None, raw: bool = False
+    ) -> Any:
+        return self.program.trace(x, parameters=parameters, latents={**self.assignments, **(globals or {})}, raw=raw)
+
+    # ------------------------------------------------------------------------------------------------- densities
+
+    def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
+        """The local sites at these values, and the log prior of the globals (nats)."""
+        with one_thread():  # for two rows, threads would do nothing but wait for each other
+            trace = self._trace(self._probe, parameters, globals, raw=True)
+        views = []
+        for node in local_nodes(trace):
+            params = parameters_of(node["fn"], self.A, self.x.dtype) if node["name"] in self.families else None
+            views.append(View(node["name"], node["name"] in self.assignments, params))
+        return views, global_log_prob(trace)
+
+    def log_joint(
+        self, rows: slice, views: list[View], parameters: Values | None = None, globals: Values | None = None
+    ) -> Tensor:
+        """log p(x_i, a) [rows, A] in nats, for the data in `rows`."""
+        total: Tensor | float = 0.0
+        for view in views:
+            if view.params is not None:
+                total = total + (view.log_prob or self._log_prob(view))(rows)
+        general = {v.name for v in views if v.params is None}
+        if general:
+            total = total + self.general_log_prob(rows, general, parameters, globals)
+        return torch.as_tensor(total).expand(rows.stop - rows.start, self.A)
+
+    def ready(self, views: list[View]) -> list[View]:
+        """`views` with all that is the same for all rows worked out."""
+        return [v if v.params is None else replace(v, log_prob=self._log_prob(v)) for v in views]
+
+    def _log_prob(self, view: View) -> LogProb:
+        assert view.params is not None
+        family, value = self.families[view.name], self.values[view.name]
+        if view.latent:  # each assignment under its own parameters
+            blocks = self._latent_blocks(view)
+            known = torch.cat([family.log_prob(value, params).diagonal() for _, value, params in blocks])
+            return lambda rows: known
+        density, base = family.density(view.params), self._bases.get(view.name)
+        if base is None:
+            return lambda rows: density(value[rows])
+        return lambda rows: density(value[rows]) + base[rows].unsqueeze(1)
+
+    def _latent_blocks(self, view: View) -> Iterator[tuple[slice, Tensor, Params]]:
+        """Some assignments at a time, a latent site's values and parameters: families work on all pairs of the two."""
+        assert view.params is not None  # only such views come here
+        for some in slices(self.A, PAIRS):
+            yield some, self.values[view.name][some], {name: value[some] for name, value in view.params.items()}
+
+    def general_log_prob(
+        self, rows: slice, sites: set[str], parameters: Values | None = None, globals: Values | None = None
+    ) -> Tensor:
+        """Σ over `sites` of log p [rows, A] by the sites' own `log_prob`."""
+        trace = self._trace(self.x[rows], parameters, globals)
+        n = rows.stop - rows.start
+        total = torch.zeros((), dtype=self.x.dtype)
+        for node in local_nodes(trace):
+            if node["name"] in sites:
+                log_prob = per_datum(node, node["fn"].log_prob(node["value"]), self.structure.data_dim)
+                total = total + log_prob.reshape(-1, log_prob.shape[-1])
+        return total.expand(self.A, n).mT
+
+    def chunks(self, views: list[View] | None = None) -> Iterator[slice]:
+        """Slices of rows whose temporaries stay small: whatever the sites need, or what `views` do."""
+        observed = {n: v.shape[1] for n, v in self.values.items() if n not in self.assignments}
+        if views is not None and traceless(views):
+            width = max([self.families[name].width(entries, self.A) for name, entries in observed.items()], default=1)
+        else:
+            width = self.A * (max(observed.values(), default=self.x[0].numel()) + 1)
+        # completions are so many that a few rows of them are much memory already
+        least = 1 if any(s.completes for s in self.structure.discrete_locals) else 64
+        yield from slices(self.N, fitting(CHUNK_NUMBERS, width, least, CHUNK_ROWS))
+
+    def sweep(self, views: list[View], work: Callable[[slice], Sums]) -> Sums:
+        """The sum over all chunks of `work(rows)`, without gradients; to the last bit the same in every run.
+
+        Each of torch's threads takes chunks of its own, the same ones every time. Shared out one by one, the products of
+        a chunk are so small that the threads would mostly wait for each other. Where a site needs a trace of the program
+        there is one thread, because Pyro's handlers are not made for more.
+        """
+
+        @torch.no_grad()
+        def share(mine: list[slice]) -> Sums:
+            return functools.reduce(_add, map(work, mine), {})
+
+        chunks = list(self.chunks(views))
+        alone = not traceless(views) or self.x.device.type != "cpu"
+        workers = 1 if alone else min(torch.get_num_threads(), len(chunks))
+        if workers == 1:
+            return share(chunks)
+        with one_thread(), ThreadPoolExecutor(workers) as pool:
+            return functools.reduce(_add, pool.map(share, [chunks[i::workers] for i in range(workers)]))
+
+
+def traceless(views: list[View]) -> bool:
+    """Whether the families serve every site, so that the program need not be run for each chunk."""
+    return all(v.params is not None for v in views)
+
+
+def _add(old: Sums, new: Sums) -> Sums:
+    return {n: {k: old[n][k] + v for k, v in stats.items()} if n in old else stats for n, stats in new.items()}

@@ -1,0 +1,215 @@
+"""What an exact engine is: posterior, evidence and M-step of one program on one data set (`Engine`).
+
+Three kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`);
+normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`, and `Compressed` where a few
+points stand for the data); any other log joint that is quadratic in its latents goes by autograd (`Quadratic`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from inference._exact.copies import Copy
+from inference._families._family import Family, Floor
+from zoo._program.program import Program
+from zoo._program.structure import Structure
+
+Values = Mapping[str, Tensor]  # parameters or global latents, constrained
+Points = Iterator[
+    tuple[Tensor, dict[str, Tensor]]
+]  # weights [n] and values of the local latents, as the program takes them
+
+
+class Rows(Protocol):
+    """Numbers [N, A] of which some rows at a time are asked for: a tensor, or what makes them as they are needed."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+@dataclass
+class Statistics:
+    """What an E-step leaves for the M-step."""
+
+    counts: Tensor  # [A] expected number of rows under each assignment
+    per_datum: Tensor  # [N] log p(x_i), or of very many rows their sums over chunks
+    log_prior: Tensor  # of the globals
+    sites: dict[str, dict[str, Tensor]]  # site → its sufficient statistics
+
+    @property
+    def log_joint(self) -> float:
+        """log p(x, globals; θ) at the θ of the E-step, nats."""
+        return float(self.per_datum.sum()) + float(self.log_prior)
+
+    @property
+    def need_responsibilities(self) -> bool:
+        """Whether a site has no sufficient statistics, so that the M-step must see the responsibilities themselves."""
+        return False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an M-step updates each parameter: those in `copies` in closed form, the `numeric` ones by L-BFGS."""
+
+    copies: dict[str, Copy]
+    numeric: tuple[str, ...]
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """Names of the parameters with a closed form."""
+        return tuple(self.copies)
+
+    def without(self, names: Collection[str]) -> Self:
+        """The same plan with `names` updated numerically."""
+        moved = tuple(n for n in self.copies if n in names)
+        copies = {n: copy for n, copy in self.copies.items() if n not in names}
+        return replace(self, copies=copies, numeric=(*self.numeric, *moved)) if moved else self
+
+
+S = TypeVar("S", bound=Statistics)
+P = TypeVar("P", bound=Plan)
+
+
+class Engine(ABC, Generic[S, P]):
+    """The exact posterior and evidence of `program` for the data `x` [N, …], NaN where unobserved.
+
+    The A joint values of the discrete local latents are its assignments; A = 1 where there are none. In all methods
+    `parameters` and `globals` are constrained values used in place of the program's own. All log-densities are in nats.
+
+    >>> from zoo._program.describe import describe
+    >>> from zoo._program.load import load
+    >>> from inference._exact.choose import engine_for
+    >>> x = torch.tensor([[0.0], [1.0], [9.0]], dtype=torch.float64)
+    >>> program = load("gmm", x, {"components": 2})
+    >>> engine = engine_for(program, describe(program, x), x)
+    >>> statistics = engine.e_step()  # one step of EM: what it expects of the latents,
+    >>> _ = engine.m_step(engine.plan({}), statistics, {}, {}, Floor(1e-6, set()))  # and θ at its best for that
+    >>> engine.e_step().log_joint > statistics.log_joint
+    True
+    """
+
+    program: Program
+    structure: Structure
+    x: Tensor
+    N: int
+    A: int
+    assignments: dict[str, Tensor]  # discrete site → its value under each assignment [A, 1, …, event]
+    families: dict[str, Family]  # site → the family that has its sufficient statistics, where one does
+    delicate: bool = False  # whether a determinant lost digits, so that the evidence is no longer exact
+
+    # ------------------------------------------------------------------------------------- evidence and posterior
+
+    @property
+    @abstractmethod
+    def size(self) -> float:
+        """Rows × assignments: what one pass over the data costs; ∞ where every row needs a run of the program."""
+
+    @abstractmethod
+    def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
+        """log p(globals), differentiable."""
+
+    @abstractmethod
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable. `every_row`: never by points in their place."""
+
+    @abstractmethod
+    def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
+        """log p(x_i | θ, globals) [N]. `own`: by the sites' own `log_prob` throughout, as a check on matrix products."""
+
+    @abstractmethod
+    def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
+        """p(a | x_i) [N, A]."""
+
+    @abstractmethod
+    def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
+        """Local site → exact posterior draws [draws, N, …]. `responsibilities` [N, A]: worked out where None."""
+
+    @abstractmethod
+    def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Posterior mean and standard deviation of each continuous local latent, site → [N, …]."""
+
+    @abstractmethod
+    def points(self, rows: slice, globals: Values | None = None) -> Points:
+        """Weighted values of the local latents whose mean is the posterior's, of all that is quadratic in continuous ones."""
+
+    def label(self, assignment: int) -> str:
+        """An assignment in words: "z=1"."""
+        parts = []
+        for name, value in self.assignments.items():
+            shown = value[assignment].flatten().tolist()
+            parts.append(f"{name}={shown[0] if len(shown) == 1 else shown}")
+        return ", ".join(parts)
+
+    def marginals(self, responsibilities: Tensor) -> dict[str, Tensor]:
+        """Site → p(z = k | x_i) [N, K], for discrete sites with one value a row."""
+        out = {}
+        for site in self.structure.discrete_locals:
+            if site.inner == 1 and not site.event_shape:
+                values, index = self.assignments[site.name].reshape(-1).unique(return_inverse=True)
+                if torch.equal(index, torch.arange(responsibilities.shape[1])):
+                    out[site.name] = responsibilities  # the only site: each assignment is one of its values
+                    continue
+                zero = responsibilities.new_zeros(self.N, len(values))
+                out[site.name] = zero.index_add_(1, index, responsibilities)
+        return out
+
+    # ---------------------------------------------------------------------------------------------------- learning
+
+    @abstractmethod
+    def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> S:
+        """Expected sufficient statistics and log p(x_i), in one pass over the data.
+
+        `responsibilities` [N, A]: use these for the discrete latents in place of their posterior (a start from clusters).
+        """
+
+    @abstractmethod
+    def look(self, globals: Values | None = None) -> S:
+        """What an E-step sees of the sites at the program's θ, without a pass over the data: statistics of no rows."""
+
+    @abstractmethod
+    def plan(self, globals: Values) -> P:
+        """Which parameters an M-step can update in closed form, found by differentiation."""
+
+    @abstractmethod
+    def m_step(
+        self,
+        plan: P,
+        stats: S,
+        globals: dict[str, Tensor],
+        supports: Mapping[str, Any],
+        floor: Floor,
+        responsibilities: Rows | None = None,
+        iterations: int = 10,
+    ) -> dict[str, Tensor]:
+        """Maximise the expected complete log joint over θ (in place) and the globals (returned), on their `supports`.
+
+        `responsibilities` [N, A]: where the statistics need them; `iterations`: of L-BFGS, for what is numeric.
+        """
+
+    @abstractmethod
+    def expected(self, stats: S, parameters: Values, globals: Values, responsibilities: Rows | None = None) -> Tensor:
+        """E_q[log p(x, z, globals)] up to a constant; differentiable in parameters and globals."""
+
+    @abstractmethod
+    def broken(self, plan: P, stats: S) -> list[str]:
+        """The parameters whose closed form does not hold where the E-step saw them: no longer the copies they were."""
+
+    @abstractmethod
+    def smallest(self, stats: S) -> float:
+        """The smallest variance of an observed site, as a share of the data's own; ∞ where there is none."""
+
+    def blur(self, stats: S, share: float) -> None:
+        """Mix a `share` of all rows alike into the statistics of counts, so that no probability starts at 0."""
+        for site, found in stats.sites.items():
+            if site not in self.assignments and site in self.families:
+                stats.sites[site] = self.families[site].blurred(found, share)
+
+
+AnyEngine = Engine[Any, Any]

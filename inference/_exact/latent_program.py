@@ -1,0 +1,56 @@
+"""A program run at given values of its local latents: a discrete assignment, and numbers z for the continuous ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference._exact.engine import Values
+from inference._exact.reading import local_nodes, observed, probe
+from zoo._program.latents import Layout, joint_values
+from zoo._program.program import Program
+from zoo._program.structure import Structure
+
+
+class LatentProgram:
+    """`assignments` are the A joint values of the discrete latents; `layout` says where each continuous one stands in z [L]."""
+
+    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
+        self.program, self.structure, self.x = program, structure, x
+        self.N, self.A = len(x), structure.assignments
+        self._probe = probe(x)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            by_name = {n["name"]: n for n in local_nodes(program.trace(self._probe, raw=True))}
+        self.assignments = joint_values(by_name, [s.name for s in structure.discrete_locals], structure.axes)
+        self.layout = Layout(by_name, [s.name for s in structure.continuous_locals], structure.axes)
+        self.L = self.layout.L
+
+    def units(self) -> Tensor:
+        """z = 0 and the unit vectors, under each assignment: [A·(L+1), 1, L]."""
+        points = torch.cat([torch.zeros(1, self.L), torch.eye(self.L)]).to(self.x.dtype)
+        return points.repeat(self.A, 1).unsqueeze(1)
+
+    def trace(
+        self,
+        x: Tensor,
+        z: Tensor,
+        parameters: Values | None = None,
+        globals: Values | None = None,
+        raw: bool = False,
+    ) -> Any:
+        """The program at z [A·T, n or 1, L]: T points under each assignment."""
+        T = len(z) // self.A
+        discrete = {k: v.repeat_interleave(T, 0) for k, v in self.assignments.items()}
+        latents = {**discrete, **self.layout.unflatten(z), **(globals or {})}
+        return self.program.trace(x, parameters=parameters, latents=latents, raw=raw)
+
+    def probed(self, parameters: Values | None = None, globals: Values | None = None) -> Any:
+        """The trace of two rows at z = 0 and the unit vectors: sites that are linear in z, and the same for all rows, show
+        all of themselves there."""
+        return self.trace(self._probe, self.units(), parameters, globals, raw=True)
+
+    def observed(self, node: Any) -> Tensor:
+        """What a site observes [N, …], NaN where unobserved; `node` is its node in `probed`."""
+        return observed(node, self._probe, self.x, lambda rows: self.trace(rows, self.units(), raw=True))

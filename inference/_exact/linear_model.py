@@ -1,0 +1,109 @@
+"""A program that is linear in its continuous latents, read off its own traces: x = B z + b + noise at each normal site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference._exact.engine import Values
+from inference._exact.gaussian import Gaussian
+from inference._exact.latent_program import LatentProgram
+from inference._exact.reading import local_nodes
+from inference._families import _gaussian as families
+from inference._families._family import Family, Params
+from inference._families._registry import family_of, parameters_of
+from zoo import _columns
+from zoo._program.program import Program
+from zoo._program.structure import Structure
+from zoo._program.trace import global_log_prob, is_plain
+
+
+@dataclass
+class Sites:
+    """The local sites at one setting of the parameters."""
+
+    gaussians: list[Gaussian]
+    others: dict[str, Params]  # site that is not normal → its parameters
+    log_prior: Tensor  # of the globals, nats
+
+
+@dataclass
+class SiteData:
+    """What each site that has data observes, by the site's name."""
+
+    N: int
+    missing: bool  # whether any entry of x is
+    values: dict[str, Tensor]  # observed sites [N, E]; discrete latents [A, E]
+    families: dict[str, Family]  # of those sites in `values` that have one
+    centers: dict[str, Tensor]  # observed site → its column means [E]
+    spreads: dict[str, Tensor]  # and their standard deviations
+
+    def centered(self, name: str, rows: slice) -> Tensor:
+        """A site's data less their column means [n, E], 0 where unobserved: moments about 0 would lose digits."""
+        x = self.values[name][rows] - self.centers[name]
+        return x.nan_to_num(0.0) if self.missing else x
+
+
+@torch.no_grad()
+def site_data(latent: LatentProgram) -> SiteData | None:
+    """What the sites observe; None where a site's parameters differ from row to row, so that `LinearModel` cannot be."""
+    if latent.structure.max_plate_nesting != 1 or latent.program.completes:
+        return None
+    nodes = local_nodes(latent.probed())
+    if not all(is_plain(n) and parameters_of(n["fn"], latent.A * (latent.L + 1)) is not None for n in nodes):
+        return None
+    out = SiteData(latent.N, _columns.any_missing(latent.x), {}, {}, {}, {})
+    for node in nodes:
+        name, family = node["name"], family_of(node["fn"])
+        assert family is not None  # it has parameters
+        if name in latent.assignments:
+            out.values[name] = latent.assignments[name].reshape(latent.A, -1).to(latent.x.dtype)
+        elif name not in latent.layout.places:
+            if out.missing and family.joint:
+                return None
+            value = latent.observed(node).reshape(latent.N, -1)
+            out.values[name], out.centers[name] = value, _columns.center(value)
+            out.spreads[name] = _columns.spread(value, out.centers[name])
+        if name in out.values:
+            out.families[name] = family(out.values[name])
+    return out
+
+
+class LinearModel(LatentProgram):
+    """The sites of a program that are the same for all rows, and the data that they observe."""
+
+    def __init__(self, program: Program, structure: Structure, x: Tensor, data: SiteData) -> None:
+        super().__init__(program, structure, x)
+        self.data, self.N, self.families = data, data.N, data.families
+
+    def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites:
+        """The local sites at these values, from the program at z = 0 and at the L unit vectors.
+
+        For x = z_0 + 2 z_1 + 3 (E = 1, L = 2) the means there are 3, 4 and 5: b = 3, and B = [4 − 3, 5 − 3] = [1, 2].
+        """
+        trace = self.probed(parameters, globals)
+        out = Sites([], {}, global_log_prob(trace))
+        for node in local_nodes(trace):
+            params, family = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype), family_of(node["fn"])
+            assert params is not None and family is not None
+            points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
+            if not issubclass(family, families.Gaussian):
+                out.others[node["name"]] = {k: v[:, 0] for k, v in points.items()}
+                continue
+            loc = points.pop(family.location)  # [A, L+1, E]
+            ((form, given),) = ((k, v[:, 0]) for k, v in points.items())
+            out.gaussians.append(
+                Gaussian(
+                    node["name"],
+                    (loc[:, 1:] - loc[:, :1]).mT,
+                    loc[:, 0],
+                    family.root({form: given}),
+                    family,
+                    form,
+                    given,
+                    self.layout.places.get(node["name"]),
+                )
+            )
+        return out

@@ -1,0 +1,96 @@
+"""What engines with normal latents share: everything that follows from the posterior of some rows at a time."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from inference._exact.engine import Engine, P, Points, S, Values
+from inference._exact.latent_program import LatentProgram
+from inference._exact.moments import Posterior
+
+CHUNK_NUMBERS = 2**20  # numbers in the temporaries of a chunk
+CHUNK_ROWS = 8192
+LEAST_ROWS = 16
+MOST_SUMMED = 2**21  # rows: of more, an E-step keeps log p(x_i) summed over chunks alone
+LOG_2PI = math.log(2 * math.pi)
+
+
+class NormalEngine(LatentProgram, Engine[S, P]):
+    """Given each assignment a, the continuous latents z of a row are normal: q(a, z | x_i) is a `Posterior`."""
+
+    @abstractmethod
+    def posteriors(
+        self, parameters: Values | None = None, globals: Values | None = None
+    ) -> Iterator[tuple[slice, Posterior]]:
+        """q(a, z | x) of a chunk of rows at a time. Differentiable."""
+
+    @abstractmethod
+    def posterior(self, rows: slice, parameters: Values | None = None, globals: Values | None = None) -> Posterior:
+        """q(a, z | x) of `rows`. Differentiable."""
+
+    def log_evidence(
+        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        total: Tensor | float = 0.0
+        for _, posterior in self.posteriors(parameters, globals):
+            total = total + posterior.log_evidence.logsumexp(1).sum()
+        return torch.as_tensor(total), self.log_prior(parameters, globals)
+
+    @torch.no_grad()
+    def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
+        out = self.x.new_empty(self.N)
+        for rows, posterior in self.posteriors(parameters, globals):
+            out[rows] = posterior.log_evidence.logsumexp(1)
+        return out
+
+    @torch.no_grad()
+    def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
+        out = self.x.new_empty(self.N, self.A)
+        for rows, posterior in self.posteriors(parameters, globals):
+            out[rows] = posterior.weights
+        return out
+
+    @torch.no_grad()
+    def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
+        pieces = []
+        for rows, posterior in self.posteriors(None, globals):
+            n = rows.stop - rows.start
+            weights = posterior.weights if responsibilities is None else responsibilities[rows]
+            chosen = torch.multinomial(weights, draws, replacement=True).mT  # [draws, n]
+            tril = posterior.tril().expand(n, self.A, self.L, self.L)
+            index = torch.arange(n)
+            noise = torch.randn(draws, n, self.L, 1, dtype=self.x.dtype)
+            z = posterior.mean[index, chosen] + (tril[index, chosen] @ noise).squeeze(-1)
+            one = {k: v.reshape(self.A, -1).squeeze(-1)[chosen] for k, v in self.assignments.items()}
+            pieces.append({**one, **self.layout.natural(z)})
+        return {k: torch.cat([p[k] for p in pieces], 1) for k in pieces[0]}
+
+    @torch.no_grad()
+    def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        out = self.x.new_empty(2, 1, self.N, self.L)
+        for rows, posterior in self.posteriors(None, globals):
+            weights = posterior.weights.unsqueeze(-1)
+            mean = (weights * posterior.mean).sum(1)
+            variance = posterior.covariance.diagonal(dim1=-2, dim2=-1) + posterior.mean.square()
+            out[0, 0, rows] = mean
+            out[1, 0, rows] = ((weights * variance).sum(1) - mean.square()).clamp(min=0).sqrt()
+        means, deviations = ({k: v[0] for k, v in self.layout.natural(each).items()} for each in out)
+        return means, deviations
+
+    @torch.no_grad()
+    def points(self, rows: slice, globals: Values | None = None) -> Points:
+        # the mean of a quadratic over m ± √L S e_l, for l = 1 … L, is its expectation under N(m, S Sᵀ)
+        posterior = self.posterior(rows, None, globals)
+        root = posterior.tril().expand(len(posterior.mean), self.A, self.L, self.L) * self.L**0.5
+        for a in range(self.A):
+            discrete = {k: v[a] for k, v in self.assignments.items()}
+            for k in range(self.L):
+                for sign in (1.0, -1.0):
+                    z = posterior.mean[:, a] + sign * root[:, a, :, k]
+                    continuous = {name: v[0] for name, v in self.layout.unflatten(z.unsqueeze(0)).items()}
+                    yield posterior.weights[:, a] / (2 * self.L), {**discrete, **continuous}

@@ -1,0 +1,38 @@
+"""What a trace of the program shows of its local sites: their nodes, and what they observe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo._program.trace import is_local
+
+ROWS = 4096  # that are traced at once
+
+
+def local_nodes(trace: Any) -> list[Any]:
+    """The nodes of the local sites of a trace."""
+    return [n for n in trace.nodes.values() if n["type"] == "sample" and is_local(n)]
+
+
+def probe(x: Tensor) -> Tensor:
+    """Two rows of x, which are enough to see what differs from row to row."""
+    return x[[0, -1]].nan_to_num(0.0) if len(x) else x
+
+
+def observed(node: Any, few: Tensor, x: Tensor, trace: Callable[[Tensor], Any]) -> Tensor:
+    """What a site observes [N, …], NaN where unobserved; `node` is its node in a trace of the rows `few`.
+
+    x itself where the site observes that, without a copy.
+    """
+    if is_same(node["value"], few):
+        return x
+    return torch.cat([trace(rows).nodes[node["name"]]["value"] for rows in x.split(ROWS)])
+
+
+def is_same(value: Tensor, x: Tensor) -> bool:
+    """Whether what a site observes of the rows `x` is x itself, by its place in memory."""
+    return value.shape == x.shape and value.data_ptr() == x.data_ptr() and value.stride() == x.stride()

@@ -1,0 +1,87 @@
+"""Families whose entries are independent given the assignment: every pass over the data is a matrix product.
+
+For a mixture over an exponential family, log p(x | a) = T(x)·η_a − A(η_a) + log h(x) (Bishop 2006, §2.4), so the E-step
+is one product of T(x) with the natural parameters and the M-step one product of the responsibilities with T(x). A missing
+entry drops out of T and of A.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from inference._families._family import Density, Family, Floor, Params, Pool, product, tiny
+
+
+class Elementwise(Family):
+    """Parameters [A, E], statistics S0, S1, … by matrix products.
+
+    A family of one parameter and T(x) = x needs `natural` and, where that parameter is not the mean, `mean_to`.
+    """
+
+    bordered: ClassVar[bool] = False  # whether an M-step can reach the border of the parameters: see `blurred`
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """T(x), each [n, E]; finite also where x was filled."""
+        return [x]
+
+    def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:
+        """Natural parameters η, one [A, E] for each feature, and the log normaliser A(η) [A, E], constants included."""
+        raise NotImplementedError
+
+    def density(self, params: Params) -> Density:
+        eta, normaliser = self.natural(params)
+        total = normaliser.sum(1, keepdim=True)
+
+        def density(x: Tensor) -> Tensor:
+            x, seen = self._fill(x)
+            out = -total if seen is None else -(normaliser @ seen.mT)
+            for t, e in zip(self._seen_features(x, seen), eta, strict=True):
+                out = torch.addmm(out, e, t.mT)
+            return out.mT
+
+        return density
+
+    def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
+        x, seen = self._fill(x)
+        n0 = weights.sum(0).unsqueeze(1).expand(-1, x.shape[1]) if seen is None else weights.mT @ seen
+        return {"S0": n0, **{f"S{i}": weights.mT @ t for i, t in enumerate(self._seen_features(x, seen), 1)}}
+
+    def _seen_features(self, x: Tensor, seen: Tensor | None) -> list[Tensor]:
+        return self.features(x) if seen is None else [t * seen for t in self.features(x)]
+
+    def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
+        eta, normaliser = self.natural(params)
+        total = -(product(stats["S0"], normaliser)).sum()
+        for i, e in enumerate(eta, 1):
+            total = total + product(stats[f"S{i}"], e).sum()
+        return total
+
+    def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
+        n0, n1 = pool.total(stats["S0"]), pool.total(stats["S1"])
+        return pool.fill(self.mean_to(name, n1 / n0.clamp(min=tiny(n0))), n0 > 0)
+
+    def mean_to(self, name: str, mean: Tensor) -> Tensor:
+        """The parameter at which the expectation of x is `mean` (maximum likelihood matches moments)."""
+        return mean
+
+    def blurred(self, stats: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        return blurred(stats, stats["S0"], share) if self.bordered else stats
+
+
+def blurred(stats: dict[str, Tensor], n: Tensor, share: float) -> dict[str, Tensor]:
+    """Each statistic [A, E, …] with a `share` of the data's mean times the assignment's count `n` [A, E] in it."""
+    part = n / n.sum(0).clamp(min=tiny(n))  # of all data, in each assignment
+    out = {}
+    for name, value in stats.items():
+        weight = part.reshape(*part.shape, *(1,) * (value.dim() - part.dim()))
+        out[name] = (1 - share) * value + share * weight * value.sum(0)
+    return out
+
+
+def inside(probs: Tensor) -> Tensor:
+    """Probabilities away from 0 and 1 by a machine epsilon: their logits are finite."""
+    eps = torch.finfo(probs.dtype).eps
+    return probs.clamp(eps, 1 - eps)

@@ -1,0 +1,104 @@
+"""Each component's mean, as an image or as a row of a heat map."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from inference._pictures._views.mixture import FEW_COLUMNS, MOST_COMPONENTS, left_out
+from inference._pictures._views.oracle import Oracle
+from inference._pictures._views.scene import Scene
+from inference._pictures._views.style import (
+    FAINT,
+    INK,
+    UNSEEN,
+    Look,
+    color_bar,
+    new_figure,
+    percent,
+    plain,
+    styled,
+    three_digits,
+    turned,
+)
+
+
+def subject(run: Scene) -> Oracle | None:
+    """Images, or several components of more columns than their clusters show."""
+    oracle = run.oracle
+    if oracle is None or run.image_shape is not None:
+        return oracle
+    table = oracle.A > 1 and run.is_table and len(run.columns) > 1
+    return oracle if table and (run.x[0].size > FEW_COLUMNS or not oracle.gaussian) else None
+
+
+def draw(run: Scene, oracle: Oracle) -> Figure:
+    shape = run.image_shape
+    return _profiles(run, oracle) if shape is None else _images(run, oracle, shape)
+
+
+def _images(run: Scene, oracle: Oracle, shape: tuple[int, int]) -> Figure:
+    """Each component's mean image, the heaviest first."""
+    shown = oracle.order[:100]
+    down = -(-len(shown) // min(len(shown), 12, math.ceil(math.sqrt(2.2 * len(shown)))))
+    across = -(-len(shown) // down)
+    note = "mean images, the heaviest first" if oracle.A > 1 else "mean image"
+    note += f"; {len(shown)} of {oracle.A} components" if len(shown) < oracle.A else ""
+    note += "; tinted: never observed" if len(run.columns) < run.x[0].size else ""
+    figure = new_figure(7.2, (6.3 / max(3, across) * shape[0] / shape[1] + 0.25) * down + 0.8, run.title(note))
+    means = oracle.means[shown]
+    unseen = np.setdiff1d(np.arange(means.shape[1]), run.columns)
+    means[:, unseen] = np.nan  # nothing was learned about them
+    cmap = colormaps["gray_r"].with_extremes(bad=UNSEEN)
+    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    low, high = (0.0, 1.0) if low >= 0 and 0.5 < high <= 1 else (low, high)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, a, mean in zip(grid, shown, means, strict=False):
+        image = axes.imshow(mean.reshape(shape), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+        axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color=FAINT, linewidth=0.8, transform=axes.transAxes, clip_on=False)
+        if oracle.A > 1:
+            weight = percent(oracle.weights[a])
+            axes.set_title(weight if across > 8 else f"{oracle.label(a)}, {weight}", fontsize=8, color=INK, pad=3)
+    color_bar(figure, image, grid.tolist(), shrink=0.6, aspect=18, pad=0.02)
+    return figure
+
+
+def _profiles(run: Scene, oracle: Oracle) -> Figure:
+    """Components × columns: the means, relative to each column's own mean and spread unless all are shares."""
+    columns = run.columns
+    shown = oracle.order[:MOST_COMPONENTS]
+    means, x = oracle.means[shown][:, columns], oracle.x[:, columns]
+    binary = all(map(oracle.is_binary, columns))
+    center, spread = np.nanmean(x, 0), np.nanstd(x, 0)
+    field = means if binary else (means - center) / np.where(spread > 0, spread, 1.0)
+    reach = float(np.nanquantile(np.abs(field), 0.99)) or 1.0
+    scale: Look = (
+        {"cmap": "Blues", "vmin": 0, "vmax": 1} if binary else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+    )
+    width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 9.6))
+    figure = new_figure(
+        width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), run.title(left_out(oracle))
+    )
+    axes = styled(figure.add_subplot())
+    image = axes.imshow(field, aspect="auto", interpolation="nearest", **scale)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_yticks(range(len(shown)), [oracle.caption(a) for a in shown])
+    if len(columns) <= 40:
+        names = [plain(run.name(c), 24) for c in columns]
+        axes.set_xticks(range(len(columns)), names, **turned(len(columns)))
+    else:
+        axes.set_xlabel(f"{len(columns)} columns, in their order")
+    if field.size <= 150 and width / len(columns) > 0.45:
+        for (i, j), value in np.ndenumerate(field):
+            dark = value > 0.6 if binary else abs(value) > 0.65 * reach
+            axes.text(
+                j, i, three_digits(means[i, j]), ha="center", va="center", fontsize=8, color="white" if dark else INK
+            )
+    bar = color_bar(figure, image, axes, pad=0.015, extend="neither" if binary else "both")
+    bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
+    return figure

@@ -1,0 +1,390 @@
+"""A run: the same object just made by the runner, or read back from its folder."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import torch
+
+from inference._method.fit import Arrays, Evidence, Fit, Kind
+from inference._method.task import Task
+from inference._run import folder as _store
+from inference._run.cost import Cost
+from inference._run.datatree import loo as leave_one_out
+from inference._run.datatree import to_datatree
+from inference._run.entrance import entrance, seeded
+from inference._run.failures import in_words
+from inference._run.folder import Stored
+from inference._run.impute import Imputation, impute
+from inference._run.netcdf import write_netcdf
+from inference._run.predictive import Predicted
+from inference._run.prepare import Prepared, check_draws, check_seed
+from inference._run.record import Record
+from inference._run.reopen import reopen, task_of
+from inference._run.request import Request
+from zoo._data.datasets import Dataset
+from zoo._errors import NotWritten, UsageError
+from zoo._program.program import Program
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
+Format = Literal["png", "pdf", "svg"]
+
+
+@dataclass(repr=False, eq=False)
+class Run(Record):
+    """A request, what its method found, the evidence as verified, the cost and the data. `latent_zoo.load(folder)` gives
+    the same back.
+
+        >>> from latent_zoo import run
+        >>> found = run("gmm", data="faithful", method="em")
+        >>> found.claimed.kind, found.verified.kind, found.parameters["locs"].shape
+        ('exact', 'exact', (2, 2))
+        >>> sorted(found.idata["posterior"].data_vars)
+        ['z']
+
+    `live`: the program and data that it was made with; `stored`: the folder that it was read from. It has one of the two.
+    """
+
+    live: Task | None = None
+    stored: Stored | None = None
+
+    # ---- what a user asks of it
+
+    @property
+    def idata(self) -> xr.DataTree:
+        """All of it as an `xarray.DataTree` in ArviZ's schema."""
+        if self.stored is not None:
+            tree: xr.DataTree = self.stored.tree
+            return tree
+        return to_datatree(self)
+
+    def impute(self, draws: int = 20, seed: int | None = None) -> Imputation:
+        """Mean, standard deviation and joint draws of the unobserved entries, in the data's own units.
+
+        Given the globals at their point values, where there are any. `seed`: the run's own when None. Raises `UsageError`
+        when nothing is missing.
+        """
+        return _imputed(self, draws, self.seed if seed is None else seed)
+
+    def loo(self, **options: object) -> Any:
+        """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
+        return leave_one_out(self, self.idata, **options)
+
+    @overload
+    def plot(self, name: str) -> Any: ...
+
+    @overload
+    def plot(
+        self, name: None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
+    ) -> list[Path]: ...
+
+    def plot(self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png") -> Any:
+        """The picture of that `name` ("clusters", "trace", …) as a matplotlib figure; without one, all that belong to the run
+        are written to `out` (the run folder's `plots`), and their paths returned."""
+        _draw = importlib.import_module("inference._pictures._draw")  # by name, as methods are: pictures stand on runs
+
+        return _draw.write(self, out, format) if name is None else _draw.figure(self, name)
+
+    def save(self, out: str | os.PathLike[str]) -> str:
+        """Write the run folder `out`, whole or not at all; returns its path."""
+        return str(save(self, _store.check_out(out)))
+
+    # ---- what is behind it
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, once there is one."""
+        return None if self.run is None else Path(self.run)
+
+    @property
+    def task(self) -> Task:
+        """The program, its structure and the data. Of a run that was read back, made anew at its θ: a user's file is
+        executed only if `load` was told to trust it. Raises `UsageError` where the program cannot be had."""
+        if self.live is None:
+            self.live = self._made_anew()[1]()
+        return self.live
+
+    @property
+    def program(self) -> Program:
+        """The program, at this run's θ."""
+        return self.task.program
+
+    @property
+    def guide(self) -> torch.nn.Module | None:
+        """The fitted guide q(z | x), where the method has one."""
+        if self.stored is None or self.stored.json.get("guide") is None:
+            return self.fit.guide
+        guide: torch.nn.Module | None = self.task.guide
+        return guide
+
+    def guide_recipe(self) -> object:
+        """What the guide can be made again from; None where there is none."""
+        return super().guide_recipe() if self.stored is None else self.stored.json.get("guide")
+
+    def at_theta(self) -> Task:
+        """A task at this run's θ, globals and guide, that learns nothing: for pictures and whatever else looks at a run."""
+        if self.stored is not None:
+            return self.task
+        own = self.task
+        names = [s.name for s in own.structure.global_latents]
+        point = {n: torch.as_tensor(self.parameters[n]) for n in names}
+        task = Task(own.program, own.structure, own.x, learn=False, guide=self.fit.guide, globals=point)
+        return replace(task, limit=own.limit, quiet=own.quiet)
+
+    def _made_anew(self) -> tuple[Prepared, Callable[[], Task]]:
+        """Of a stored run: its program on its data, and how to put it at θ."""
+        stored = self.stored
+        assert stored is not None
+        prepared = reopen(stored)
+        return prepared, lambda: task_of(prepared, stored)
+
+
+# ----------------------------------------------------------------------------------------------------------- imputing
+
+
+@entrance
+def _imputed(run: Run, draws: int, seed: int) -> Imputation:
+    check_seed(seed)
+    check_draws(draws)
+    task_at: Callable[[], Task] = lambda: run.task  # noqa: E731
+    if run.stored is not None and run.live is None:
+        task_at = run._made_anew()[1]
+    if not np.isnan(run.x).any():
+        whose = "this run" if run.stored is None else f"'{run.stored.folder}'"
+        raise UsageError(f"nothing is missing in the data of {whose}: there is nothing to impute.")
+    with seeded(seed), in_words(run.model, "imputing"):
+        task = task_at()
+        globals = {s.name: torch.as_tensor(run.parameters[s.name]) for s in task.structure.global_latents}
+        local = {s.name: run.draws[s.name] for s in task.structure.local_latents if s.name in run.draws}
+        return impute(task, local, globals, draws, run.probabilities).in_units(run.center, run.scale)
+
+
+def impute_run(
+    folder: str | os.PathLike[str],
+    draws: int,
+    seed: int,
+    out: str | os.PathLike[str] | None = None,
+    model: object = None,
+    trust: bool = False,
+    changed_program: bool = False,
+) -> list[Path]:
+    """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data.
+
+    `model`, `trust` and `changed_program`: as in `infer`.
+    """
+    check_seed(seed)
+    run = load(folder, model, trust, changed_program)
+    assert run.stored is not None
+    place = _store.check_out(out or run.stored.folder / "imputed")
+    found = run.impute(draws, seed)
+    return _store.save_imputation(found, place, list(run.columns), str(run.dataset.options.get("source", "")))
+
+
+# ------------------------------------------------------------------------------------------------------------- saving
+
+
+def save(run: Run, folder: Path) -> Path:
+    """Write `run` to `folder`. If another run took that name meanwhile, a number is added to it.
+
+    Raises `NotWritten` where the disk is full, say; the run is its `result`.
+    """
+
+    def describe(final: str) -> dict[str, object]:
+        run.run = final
+        return run.to_document()
+
+    before = run.run
+    try:
+        if run.stored is None:
+            tree, state = _bounded(run).idata, _store.state_of(run.program, run.fit.guide)
+        else:
+            tree, state = run.stored.tree, run.stored.state
+        content = _store.state_as_bytes(state)
+
+        def fill(work: Path) -> None:
+            write_netcdf(tree, work / "fit.nc")
+            _store.put(work / "state.safetensors", content)
+
+        return _store.write(folder, fill, describe)
+    except BaseException as error:
+        run.run = before
+        if isinstance(error, NotWritten):
+            error.result = run
+        raise
+
+
+def _bounded(run: Run) -> Run:
+    """The run as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
+    slots = run.program.completes  # what imputing needs stays
+    kept = {k: v for k, v in run.probabilities.items() if any(s in k for s in slots)}
+    out, left = _thinned(run)
+    steps: list[tuple[str, Callable[[Run], Run]]] = [
+        ("posterior predictive data", lambda r: replace(r, predicted=replace(r.predicted, simulated={}))),
+        ("posterior means", lambda r: replace(r, fit=replace(r.fit, means={}, deviations={}))),
+        ("each row's posterior probabilities", lambda r: replace(r, fit=replace(r.fit, probabilities=kept))),
+        ("pointwise log-likelihoods", lambda r: replace(r, predicted=replace(r.predicted, log_likelihood=None))),
+    ]
+    for what, without in steps:
+        fewer = without(out)
+        if _size(out) > MOST_BYTES and _size(fewer) < _size(out):
+            out, left = fewer, [*left, what]
+    if (factor := _size(out) / MOST_BYTES) > 1:
+        draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
+        out, left = replace(out, fit=replace(out.fit, draws=draws)), [*left, "all but a few draws"]
+    if left:
+        sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
+        if sentence not in run.warnings:
+            run.fit = run.fit.with_notes([sentence])
+        out.fit = replace(out.fit, warnings=run.warnings)
+    return out
+
+
+def _thinned(run: Run) -> tuple[Run, list[str]]:
+    """The run without each row's evidence, and without x under a second name, where that is too much; and what is left out."""
+    out, left = run, list[str]()
+    told = [e for e in (run.claimed, run.verified) if e is not None]
+    each = [a for e in told for a in (e.per_datum, e.se_per_datum) if a is not None]
+    if sum(a.nbytes for a in each) > MOST_BYTES:
+        claimed, verified = (e and replace(e, per_datum=None, se_per_datum=None) for e in (run.claimed, run.verified))
+        out, left = replace(out, fit=replace(out.fit, claimed=claimed), verified=verified), ["each row's evidence"]
+    twice = [k for k, v in run.observed.items() if _is_view(v, run.x)]
+    if run.x.nbytes > MOST_BYTES and twice:
+        observed = {k: v for k, v in run.observed.items() if k not in twice}
+        out = replace(out, predicted=replace(out.predicted, observed=observed))
+        left.append(f"{', '.join(map(repr, twice))} of observed_data, which x is")
+    return out, left
+
+
+def _is_view(value: np.ndarray, x: np.ndarray) -> bool:
+    """Whether `value` is all of x, in the same place of the memory."""
+    one, other = value.__array_interface__, x.__array_interface__
+    return bool(value.shape == x.shape and value.strides == x.strides and one["data"] == other["data"])
+
+
+def _size(run: Run) -> int:
+    fit = run.fit
+    arrays = [*run.predictive.values(), run.log_likelihood, *fit.probabilities.values(), *fit.draws.values()]
+    return sum(a.nbytes for a in (*arrays, *fit.means.values(), *fit.deviations.values()) if a is not None)
+
+
+# ------------------------------------------------------------------------------------------------------- reading back
+
+
+def load(
+    folder: str | os.PathLike[str], model: object = None, trust: bool = False, changed_program: bool = False
+) -> Run:
+    """Read a run folder; nothing of it is executed before the program is needed (`task`, `impute`, `plot`).
+
+    - `model`: the program, named again; `trust`: execute whatever file the folder names; `changed_program`: also where its text
+      is not what it was.
+
+    Raises `UsageError` when it is not a run, is damaged, or was written by a newer version.
+    """
+    return opened(_store.load(folder, model, trust, changed_program))
+
+
+def opened(stored: Stored) -> Run:
+    """The run that a folder holds."""
+    json, groups = stored.json, _Groups(stored)
+    image_shape, scale, center = json.get("image_shape"), json.get("scale"), json.get("center")
+    return Run(
+        request=Request.from_json(json),
+        fit=_fit(stored, groups),
+        verified=groups.evidence("verified_log_evidence"),
+        cost=Cost(json.get("seconds") or 0.0, json.get("peak_memory_mb") or 0.0, json.get("versions") or {}),
+        dataset=Dataset(
+            x=stored.x,
+            name=json["data"],
+            columns=tuple(json["columns"]),
+            labels=stored.labels(),
+            options=json["options"].get("data", {}),
+            image_shape=None if image_shape is None else (image_shape[0], image_shape[1]),
+            center=None if center is None else np.asarray(center),
+            scale=None if scale is None else np.asarray(scale),
+            truth=None,
+            warnings=(),
+        ),
+        model=json["model"],
+        options=json["options"],
+        predicted=Predicted(
+            {k: v for k, v in groups("observed_data").items() if k != "x"},
+            {k: v[0] for k, v in groups("posterior_predictive").items()},
+            groups("log_likelihood")["x"][0] if "log_likelihood" in stored.tree else None,
+        ),
+        local_sites=groups.local_sites(),
+        learned=json.get("learned", True),
+        source=json.get("program"),
+        run=str(stored.folder),
+        stored=stored,
+    )
+
+
+def _fit(stored: Stored, groups: _Groups) -> Fit:
+    stats, json = groups("sample_stats"), stored.json
+    errors = groups("standard_errors") or {
+        k: np.asarray(v, dtype=float) for k, v in (json.get("standard_errors") or {}).items()
+    }
+    return Fit(
+        parameters={groups.name(k): v for k, v in stored.parameters().items()},
+        claimed=groups.evidence("log_evidence"),
+        draws={k: v[0] for k, v in groups("posterior").items()},
+        means=_ending("_mean", stats, groups),
+        deviations=_ending("_sd", stats, groups),
+        probabilities=_ending("_probability", stats, groups),
+        standard_errors=errors,
+        khat=stats.get("khat"),
+        ess=stats.get("ess"),
+        trace=groups("trace"),
+        converged=json.get("converged"),
+        warnings=list(json.get("warnings") or []),
+        notes=dict(json.get("notes") or {}),
+    )
+
+
+def _ending(end: str, stats: Arrays, groups: _Groups) -> Arrays:
+    return {groups.name(k.removesuffix(end)): v for k, v in stats.items() if k.endswith(end)}
+
+
+class _Groups:
+    """What the groups of a stored tree hold, under the names that they had before "/" became "."."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored, self.attrs = stored, stored.tree.attrs
+        self.names: dict[str, str] = json.loads(self.attrs.get("names", "{}"))
+
+    def name(self, key: str) -> str:
+        return self.names.get(key, key)
+
+    def __call__(self, group: str) -> Arrays:
+        if group not in self.stored.tree:
+            return {}
+        return {self.name(str(k)): v.values for k, v in self.stored.tree[group].data_vars.items()}
+
+    def local_sites(self) -> tuple[str, ...]:
+        """Sites whose draws have the rows of the data for their third dimension."""
+        drawn = self.stored.tree["posterior"].data_vars.items() if "posterior" in self.stored.tree else ()
+        return tuple(self.name(str(k)) for k, v in drawn if v.dims[2:3] == ("data",))
+
+    def evidence(self, name: str) -> Evidence | None:
+        """The evidence of that name: its figures from the tree, which can say infinity, its words from the document."""
+        said = self.stored.json.get(name)
+        if said is None:
+            return None
+        stats, kind = self("sample_stats"), said["kind"]
+        value = self.attrs.get(name, math.nan if said["value"] is None else said["value"])
+        known: Kind = kind
+        per_datum, errors = stats.get(name), stats.get(f"{name}_se")
+        return Evidence(
+            float(value), self.attrs.get(f"{name}_se", said["se"]), known, per_datum, said.get("given", ""), errors
+        )
