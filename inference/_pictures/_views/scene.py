@@ -120,9 +120,7 @@ def scene_of(of: Run | Stored) -> Scene:
     try:
         task = run.at_theta()
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
-        if (
-            run.stored is not None and run.stored.model is not None
-        ):  # the user has named the program: what is wrong with it is said
+        if run.stored is not None and run.stored.model is not None:  # named by the user: say what is wrong
             raise
         scene.obstacle = str(error)
         return scene
