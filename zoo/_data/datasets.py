@@ -89,6 +89,12 @@ def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Da
     return replace(data, x=x, truth=truth, columns=names, center=taken(data.center), scale=taken(data.scale))
 
 
+KINDS = {
+    "binarize": "fixed, dynamic or a number, the threshold",
+    "missing": "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask",
+}
+
+
 def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, seed: Any) -> tuple[Any, float | None]:
     """The binarisation ("fixed", "dynamic" or a number) and the P of ``random:P``; looks at no data."""
     for option, value, least in (("seed", seed, 0), ("rows", 1 if rows is None else rows, 1)):
@@ -97,19 +103,19 @@ def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, see
     flags(standardize=standardize)
     for option, value, kinds in (("binarize", binarize, str | Real), ("missing", missing, str | os.PathLike)):
         if value is not None and not isinstance(value, kinds):
-            raise UsageError(f"Expected a word for {option}, got a {type(value).__name__}.")
+            raise UsageError(f"{option} is {value!r}; give {KINDS[option]}.")
     if binarize is not None and standardize:
         raise UsageError("binarize and standardize contradict each other; drop one of them.")
     how, share = binarize, None
     if how is not None and how not in ("fixed", "dynamic"):
         how = None if isinstance(binarize, bool) else as_float(binarize)
         if how is None or not np.isfinite(how):
-            raise UsageError(f"binarize is {binarize!r}; give fixed, dynamic or a number, the threshold.")
+            raise UsageError(f"binarize is {binarize!r}; give {KINDS['binarize']}.")
     if missing is not None and missing not in _HALVES and not _is_file(missing):
         kind, _, number = str(missing).partition(":")
         share = as_float(number) if kind == "random" else None
         if share is None or not 0 <= share < 1:
-            known = "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask"
+            known = KINDS["missing"]
             raise UsageError(f"missing is {missing!r}; give {known}.")
     return how, share
 
