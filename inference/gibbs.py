@@ -10,8 +10,9 @@ log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyro
@@ -27,6 +28,7 @@ from zoo._errors import Refusal
 from zoo._options import Limits
 from zoo._program.latents import Layout
 from zoo._program.structure import Site, Structure
+from zoo._program.trace import Node, nodes_of
 
 LEARNS = False  # θ stays as it is
 FAMILIES = ("Bernoulli", "Categorical")
@@ -68,7 +70,7 @@ def fit(
     weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):
-        most = max(_cardinalities(task.structure, task.program.trace(task.x[:2]).nodes))
+        most = max(_cardinalities(task.structure, nodes_of(task.program.trace(task.x[:2]))))
         parts = list(weights.chunks(task.x, chains * max(1, most - 1)))
         with task.progress("gibbs", len(parts) * (warmup + sweeps)) as step:
             for rows in parts:
@@ -77,7 +79,7 @@ def fit(
     return _result(task, found, {"sweeps": sweeps, "warmup": warmup, "chains": chains})
 
 
-def _cardinalities(structure: Structure, nodes: Any) -> list[int]:
+def _cardinalities(structure: Structure, nodes: Mapping[str, Node]) -> list[int]:
     """How many values an entry of each local site can take."""
     out = []
     for site in structure.local_latents:
@@ -108,7 +110,7 @@ class _Chains:
     def __init__(self, task: Task, x: Tensor, C: int) -> None:
         self.program, self.structure, self.x = task.program, task.structure, x
         self.sites = task.structure.local_latents
-        nodes: Any = task.program.trace(x).nodes
+        nodes = nodes_of(task.program.trace(x))
         names = [s.name for s in self.sites]
         self.layout = Layout(nodes, names, task.structure.axes)
         start = weights.draw(task.program, task.structure, x, None, C)
@@ -130,7 +132,7 @@ class _Chains:
     def _by_datum(self, value: Tensor, site: Site) -> Tensor:
         return self.structure.axes.by_datum(value, site)
 
-    def _meant(self, site: Site, nodes: Any) -> Tensor:
+    def _meant(self, site: Site, nodes: Mapping[str, Node]) -> Tensor:
         """Which entries of a site stand for something in each row [n, entries]: slots left over stand for nothing."""
         if site.completes is None:
             meant = torch.ones((), dtype=torch.bool, device=self.x.device)
@@ -213,7 +215,7 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
 # ---------------------------------------------------------------------------------------------------------- result
 
 
-def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
+def _result(task: Task, found: list[_Walked], notes: dict[str, object]) -> Fit:
     rhat, ess = mixing(torch.cat([f.log_p for f in found], 2).cpu().numpy())
     probabilities = _joined([f.probabilities for f in found], 0)
     errors = torch.cat([f.errors for f in found])

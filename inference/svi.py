@@ -12,7 +12,7 @@ held fixed, and L-BFGS climbs (`climb`). k-hat, for each datum and for the globa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyro
@@ -307,7 +307,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
     )
 
 
-def _climbed(outcome: _climb.Outcome | None) -> dict[str, Any]:
+def _climbed(outcome: _climb.Outcome | None) -> dict[str, object]:
     """What a climb on fixed draws has to tell: how many draws, and what twice as many gained (nats)."""
     if outcome is None:
         return {"optimizer": "adam"}

@@ -11,9 +11,9 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact.engine import Statistics, Values
@@ -111,7 +111,7 @@ class Densities:
 
     def _trace(
         self, x: Tensor, parameters: Values | None = None, globals: Values | None = None, raw: bool = False
-    ) -> Any:
+    ) -> Trace:
         return self.program.trace(x, parameters=parameters, latents={**self.assignments, **(globals or {})}, raw=raw)
 
     # ------------------------------------------------------------------------------------------------- densities

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -215,7 +214,7 @@ def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> d
     return {n: torch.cat(v).numpy() for n, v in drawn.items()}
 
 
-def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, Any]:
+def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, object]:
     notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
     if task.structure.continuous_locals:
         names = ", ".join(f"'{s.name}'" for s in task.structure.continuous_locals)

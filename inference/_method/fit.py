@@ -24,7 +24,7 @@ class Evidence:
     - `kind`: "exact"; "lower bound" (the expectation of `value` lies below the truth); or "estimate".
     - `se`: Monte Carlo standard error of `value`; 0 for a deterministic figure; None where there is none to give
       (a deterministic approximation, such as Laplace's).
-    - `per_datum`: [n] log p(x_i), or None where the evidence does not split over the data.
+    - `per_datum`: [n] log p(x_i), or None where the evidence does not split over rows, or they are too many to be held twice.
     - `se_per_datum`: [n] the standard error of each; None where there is none to give, or none is needed.
     - `given`: what it is conditional on besides θ, in words ("the posterior mode of locs, weights"); "" when nothing.
     """

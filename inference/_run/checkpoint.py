@@ -79,7 +79,7 @@ class Checkpoints:
         """Whether it is time for the next."""
         return time.monotonic() - self.last >= self.interval
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, state: Mapping[str, object]) -> None:
         """Write `state`, flushed and renamed into place, and drop all but the last two.
 
         Where the disk is full that is said once, and training goes on.
@@ -158,7 +158,7 @@ def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) ->
     return replace(begun, model=model, data=data, options={**begun.options, **given.options})
 
 
-def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
+def _read(run: str | os.PathLike[str]) -> dict[str, object]:
     path = place(run) / "request.json"
     if not path.is_file():
         what = "there is no checkpoint of it; run it again"

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -20,8 +20,12 @@ from inference._numerics.psis import blocks, resolution_of, tail_length, too_ali
 from inference._run.record import Record
 from zoo._errors import UsageError
 
+if TYPE_CHECKING:
+    from arviz_stats.utils import ELPDData
+
 Variable = tuple[tuple[str, ...], np.ndarray]  # (dims, values)
 Variables = dict[str, Variable]  # by name
+Attributes = dict[str, str | bool | int | float]
 
 
 def to_datatree(run: Record) -> xr.DataTree:
@@ -143,7 +147,9 @@ def _trace(trace: Mapping[str, np.ndarray]) -> Variables:
 def _dataset(variables: Variables, run: Record) -> xr.Dataset:
     """Variables with an index 0, 1, … along every dimension, and the column names along `column`."""
     sizes = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
-    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items() if dim not in variables}
+    coords: dict[str, np.ndarray | list[str]] = {
+        dim: np.arange(size) for dim, size in sizes.items() if dim not in variables
+    }
     if "column" in sizes:
         coords["column"] = list(run.columns)
     return xr.Dataset(variables, coords=coords)
@@ -173,9 +179,9 @@ def _key(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _attrs(run: Record) -> dict[str, Any]:
+def _attrs(run: Record) -> Attributes:
     """The root's attributes: numbers, booleans, strings, JSON for what is nested; the unknown is left out."""
-    out: dict[str, Any] = {
+    out: Attributes = {
         "model": run.model,
         "data": run.data,
         "method": run.method,
@@ -196,11 +202,11 @@ def _attrs(run: Record) -> dict[str, Any]:
     return out | {k: json.dumps(v, ensure_ascii=False, default=str) for k, v in nested.items()}
 
 
-def _evidence_attrs(name: str, evidence: Evidence | None) -> dict[str, Any]:
+def _evidence_attrs(name: str, evidence: Evidence | None) -> Attributes:
     """`<name>` (the total, nats) and `<name>_kind`; `<name>_se` and `<name>_given` where there are such."""
     if evidence is None:
         return {}
-    out: dict[str, Any] = {name: float(evidence.value), f"{name}_kind": evidence.kind}
+    out: Attributes = {name: float(evidence.value), f"{name}_kind": evidence.kind}
     if evidence.se is not None:
         out[f"{name}_se"] = float(evidence.se)
     return out | ({f"{name}_given": evidence.given} if evidence.given else {})
@@ -209,7 +215,7 @@ def _evidence_attrs(name: str, evidence: Evidence | None) -> dict[str, Any]:
 LEAST_DRAWS = 25  # from which a tail can be fitted
 
 
-def loo(run: Record, tree: xr.DataTree, **options: Any) -> Any:
+def loo(run: Record, tree: xr.DataTree, **options: object) -> ELPDData:
     """`arviz_stats.loo` of a run, whose `to_datatree` is given, and whose θ or global latents have draws.
 
     Raises `UsageError` where they are one point (its `loo` would be the training likelihood, which always prefers the
@@ -236,7 +242,8 @@ def loo(run: Record, tree: xr.DataTree, **options: Any) -> Any:
         )
     if len(run.log_likelihood) < LEAST_DRAWS:
         raise UsageError(f"loo needs {LEAST_DRAWS} draws of θ, and this fit keeps {len(run.log_likelihood)}. {instead}")
-    return arviz_stats.loo(tree, **options)
+    found: ELPDData = arviz_stats.loo(tree, **options)
+    return found
 
 
 def allow_certain_draws() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import Parameter
 from types import ModuleType
 from typing import Any
 
@@ -35,11 +36,11 @@ class Prepared:
     """A program on data, with its structure: what every method starts from."""
 
     model: object  # as given: a name, `file.py:callable`, or the callable
-    target: Callable[..., Any]  # the callable: a file is executed once, and its callable kept
+    target: Callable[..., object]  # the callable: a file is executed once, and its callable kept
     name: str
     data: datasets.Dataset
     x: torch.Tensor
-    options: dict[str, Any]  # the model's, as given
+    options: dict[str, object]  # the model's, as given
     structure: Structure
     limit: int  # of enumeration
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
@@ -73,9 +74,9 @@ def find(model: object, seed: int = 0) -> Found:
 
 @entrance
 def prepare(
-    model: Any,
-    data: Any,
-    options: Mapping[str, Any],
+    model: object,
+    data: object,
+    options: Mapping[str, object],
     methods: list[str],
     *,
     seed: int = 0,
@@ -122,13 +123,13 @@ def prepare(
     return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text)
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: object) -> None:
     """Raise `UsageError` unless `seed` is one that every random generator takes, and restarts can count on from."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
         raise UsageError(f"Expected a whole number from 0 to {LARGEST_SEED:,} for seed, got {seed!r:.40}.")
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """NumPy's and torch's single numbers as Python's, so that what was asked for can be written down; all else as it is."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
@@ -153,10 +154,14 @@ def device_of(name: str) -> torch.device:
 
 
 def _split(
-    options: Mapping[str, Any], schema: Mapping[str, Any], modules: list[ModuleType], methods: list[str], name: str
-) -> dict[str, Any]:
+    options: Mapping[str, object],
+    schema: Mapping[str, Parameter],
+    modules: list[ModuleType],
+    methods: list[str],
+    name: str,
+) -> dict[str, object]:
     """The model's share of the options. Raises `UsageError` for one that neither it nor any of the methods knows."""
-    of_methods: dict[str, Any] = {}
+    of_methods: dict[str, Parameter] = {}
     for module in modules:
         of_methods |= _options.schema(module.fit)
     for key, value in options.items():

@@ -207,7 +207,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `zoo run … --json` prints. Parameters of more than 1,000 numbers are left out."""
-        document = {
+        document: dict[str, object] = {
             "model": self.model,
             "data": self.data,
             "method": self.method,

@@ -21,7 +21,7 @@ from zoo._errors import UsageError
 from zoo._program import source
 
 
-def other_data(stored: folder.Stored, data: Any, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
+def other_data(stored: folder.Stored, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
     Raises `UsageError` where columns are missing or unknown, or rows have another shape.
@@ -43,7 +43,7 @@ def other_data(stored: folder.Stored, data: Any, seed: int, preparation: Mapping
 def reopen(
     stored: folder.Stored,
     methods: list[str] | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     other: datasets.Dataset | None = None,
     seed: int = 0,
 ) -> Prepared:

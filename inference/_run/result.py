@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from zoo._program.program import Program
 
 if TYPE_CHECKING:
     import xarray as xr
+    from arviz_stats.utils import ELPDData
+    from matplotlib.figure import Figure
 
 MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 Format = Literal["png", "pdf", "svg"]
@@ -65,8 +67,7 @@ class Run(Record):
     def idata(self) -> xr.DataTree:
         """All of it as an `xarray.DataTree` in ArviZ's schema."""
         if self.stored is not None:
-            tree: xr.DataTree = self.stored.tree
-            return tree
+            return self.stored.tree
         return to_datatree(self)
 
     def impute(self, draws: int = 20, seed: int | None = None) -> Imputation:
@@ -77,24 +78,27 @@ class Run(Record):
         """
         return _imputed(self, draws, self.seed if seed is None else seed)
 
-    def loo(self, **options: object) -> Any:
+    def loo(self, **options: object) -> ELPDData:
         """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
         return leave_one_out(self, self.idata, **options)
 
     @overload
-    def plot(self, name: str) -> Any: ...
+    def plot(self, name: str) -> Figure: ...
 
     @overload
     def plot(
         self, name: None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
     ) -> list[Path]: ...
 
-    def plot(self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png") -> Any:
+    def plot(
+        self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
+    ) -> Figure | list[Path]:
         """The picture of that `name` ("clusters", "trace", …) as a matplotlib figure; without one, all that belong to the run
         are written to `out` (the run folder's `plots`), and their paths returned."""
         _draw = importlib.import_module("inference._pictures._draw")  # by name, as methods are: pictures stand on runs
 
-        return _draw.write(self, out, format) if name is None else _draw.figure(self, name)
+        drawn: Figure | list[Path] = _draw.write(self, out, format) if name is None else _draw.figure(self, name)
+        return drawn
 
     def save(self, out: str | os.PathLike[str]) -> str:
         """Write the run folder `out`, whole or not at all; returns its path."""

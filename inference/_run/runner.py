@@ -40,8 +40,8 @@ SMALL_NUMBERS = 1_000_000  # data × assignments
 
 @entrance
 def run(
-    model: Any = None,
-    data: Any = None,
+    model: object = None,
+    data: object = None,
     method: str | None = None,
     *,
     seed: int = 0,
@@ -57,7 +57,7 @@ def run(
     trust: bool = False,
     checkpoint: float = _checkpoint.INTERVAL,
     quiet: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Run:
     """Fit `model` to `data` by `method` (`em` when None) and return the `Run`, its evidence verified.
 
@@ -151,8 +151,8 @@ def _prepared(request: Request, methods: list[str]) -> Prepared:
 
 @entrance
 def compare(
-    model: Any,
-    data: Any,
+    model: object,
+    data: object,
     methods: list[str] | tuple[str, ...] = DEFAULT_METHODS,
     *,
     seed: int = 0,
@@ -165,7 +165,7 @@ def compare(
     dtype: str = "auto",
     device: str = "auto",
     quiet: bool = True,
-    **options: Any,
+    **options: object,
 ) -> list[Run | Refused]:
     """`run` for each of `methods` on the same data: a `Run`, or a `Refused` with the reason, for each.
 
@@ -235,18 +235,18 @@ def infer(
     run: str | os.PathLike[str],
     method: str,
     *,
-    data: Any = None,
+    data: object = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     rows: int | None = None,
     binarize: str | float | None = None,
     missing: str | None = None,
     device: str = "auto",
-    model: Any = None,
+    model: object = None,
     trust: bool = False,
     changed_program: bool = False,
     quiet: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Run:
     """Another method on the θ (and the guide) of a saved run; θ stays as it is.
 
@@ -287,7 +287,7 @@ def infer_request(
 def run_prepared(
     prepared: Prepared,
     method: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     *,
     seed: int = 0,
     folder: Path | None = None,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +134,7 @@ def _differ(task: Task, rows: Tensor, one: Tensor, other: Tensor, of_one: str, o
 
 def _density(task: Task) -> Evidence:
     """log p(x | θ) of a program without latents: one run on all data, whatever the rows have to do with each other."""
-    trace: Any = task.program.trace(task.x)
+    trace = task.program.trace(task.x)
     structure, total = task.structure, torch.zeros(len(task.x), dtype=task.x.dtype)
     for node in sample_nodes(trace):
         if is_local(node):

@@ -25,7 +25,7 @@ from inference._numerics.lbfgs import Memory
 from inference._training.elbo import Objective
 from inference._training.fixed_draws import FixedDraws, Given, Noise
 from zoo._program.structure import Site
-from zoo._program.trace import local_log_prob
+from zoo._program.trace import local_log_prob, node_of
 
 FIRST = 32  # draws
 MOST = 4096
@@ -127,8 +127,8 @@ def _imitate(
 
     def lane(noise: Noise) -> Noise:
         with Given(noise), task.program.settings():
-            trace: Any = pyro.poutine.trace(teacher).get_trace(task.x)
-        return {name: trace.nodes[name]["value"] for name in fixed.shapes}
+            trace = pyro.poutine.trace(teacher).get_trace(task.x)
+        return {name: node_of(trace, name)["value"] for name in fixed.shapes}
 
     noise = fixed.draw(FIRST // 2, torch.Generator().manual_seed(task.seed))
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -220,10 +220,10 @@ def _priors(task: Task, guide: Derived) -> dict[Site, tuple[Tensor, Tensor]]:
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(task.seed)
         for _ in range(times):
-            trace: Any = task.program.trace(task.x[:PRIOR_DRAWS], latents=globals)
+            trace = task.program.trace(task.x[:PRIOR_DRAWS], latents=globals)
             for site in guide.sites:
                 if not site.discrete and site.completes is None:
-                    free = biject_to(site.constraint).inv(trace.nodes[site.name]["value"])
+                    free = biject_to(site.constraint).inv(node_of(trace, site.name)["value"])
                     found.setdefault(site.name, []).append(free.reshape(-1, math.prod(free_shape(site))))
     for site in guide.sites:
         if site.name in found:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -27,11 +28,13 @@ from zoo._program.structure import Structure
 from zoo._program.trace import (
     DATA_PLATE,
     DRAWS_PLATE,
+    Node,
     global_log_prob,
     is_local,
     is_plain,
     local_log_prob,
     log_prob,
+    node_of,
     per_datum,
     sample_nodes,
 )
@@ -98,7 +101,7 @@ class _ScaleLocal(Messenger):
         super().__init__()
         self.factor = factor
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         if any(f.name == DATA_PLATE for f in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.factor
 
@@ -113,7 +116,7 @@ class DrawsOfLocals(pyro.plate):
         super().__init__(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
         self._once = {s.name for s in structure.sites if s.scope == "global"}
 
-    def _process_message(self, msg: Any) -> None:
+    def _process_message(self, msg: Message) -> None:
         if msg["name"] not in self._once:
             super()._process_message(msg)
 
@@ -139,12 +142,12 @@ class Bound:
         if not self.score:
             return value.mean() + share
         value = value if self.weighted else value.mean(0)
-        log_q = sum(self._log_prob(q.nodes[name], len(x)) for name in self.score)
+        log_q = sum(self._log_prob(node_of(q, name), len(x)) for name in self.score)
         signal = _vimco(local.detach()) if self.weighted else _leave_one_out(local.detach())
         learn = (signal * log_q).sum(0)
         return (value + learn - learn.detach()).mean() + share
 
-    def _traces(self, rows: Index, x: Tensor) -> tuple[Any, Any]:
+    def _traces(self, rows: Index, x: Tensor) -> tuple[Trace, Trace]:
         guide = at(self.guide, rows)
         plate = DrawsOfLocals(self.structure, self.K) if self.K > 1 else None
         with self.task.program.settings():
@@ -159,7 +162,7 @@ class Bound:
         with DrawsOfLocals(self.structure, self.K):
             return q, self.task.program.trace(x, latents=latents)
 
-    def _terms(self, q: Any, p: Any, n: int) -> Tensor:
+    def _terms(self, q: Trace, p: Trace, n: int) -> Tensor:
         latents = [node["name"] for node in sample_nodes(q) if is_local(node)]
         if not self.analytic:
             self.analytic = self._closed_forms(q, p, latents)
@@ -169,19 +172,19 @@ class Bound:
                 continue
             name = node["name"]
             if self.analytic.get(name):
-                divergence = kl_divergence(q.nodes[name]["fn"], node["fn"])
+                divergence = kl_divergence(node_of(q, name)["fn"], node["fn"])
                 total = total - self._shaped(per_datum(node, divergence, self.structure.data_dim, self._depth), n)
                 continue
             total = total + self._log_prob(node, n)
             if name in q.nodes:
-                total = total - self._log_prob(q.nodes[name], n)
+                total = total - self._log_prob(node_of(q, name), n)
         return torch.as_tensor(total)
 
     @property
     def _depth(self) -> int:
         return self.structure.max_plate_nesting
 
-    def _log_prob(self, node: Any, n: int) -> Tensor:
+    def _log_prob(self, node: Node, n: int) -> Tensor:
         return self._shaped(per_datum(node, log_prob(node), self.structure.data_dim, self._depth), n)
 
     def _shaped(self, value: Tensor, n: int) -> Tensor:
@@ -189,7 +192,7 @@ class Bound:
             return value.unsqueeze(0)
         return value.expand(torch.broadcast_shapes(value.shape, (self.K, n))).reshape(self.K, n)
 
-    def _closed_forms(self, q: Any, p: Any, latents: list[str]) -> dict[str, bool]:
+    def _closed_forms(self, q: Trace, p: Trace, latents: list[str]) -> dict[str, bool]:
         """A divergence in closed form holds for a site whose conditions in the program are all drawn before it in the
         guide: what is drawn later depends on it."""
         out = {}
@@ -197,16 +200,18 @@ class Bound:
         for name in latents:
             before = set(order[: order.index(name)])
             fits = not self.weighted and name not in self.score and before <= set(latents[: latents.index(name)])
-            plain = is_plain(p.nodes[name]) and is_plain(q.nodes[name])  # a scale is of one of the two densities alone
+            plain = is_plain(node_of(p, name)) and is_plain(
+                node_of(q, name)
+            )  # a scale is of one of the two densities alone
             if fits and plain:
                 try:
-                    kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"])
+                    kl_divergence(node_of(q, name)["fn"], node_of(p, name)["fn"])
                 except NotImplementedError:
                     fits = False
             out[name] = fits and plain
         return out
 
-    def _globals(self, q: Any, p: Any) -> Tensor:
+    def _globals(self, q: Trace, p: Trace) -> Tensor:
         """log p − log q of all that stands outside the data plate, nats."""
         zero = torch.zeros((), dtype=self.task.x.dtype, device=self.task.x.device)
         return zero + global_log_prob(p) - global_log_prob(q)

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -334,7 +334,7 @@ class _Loop:
         if self.task.checkpoints is not None and self.task.checkpoints.due():
             self.task.checkpoints.write(self.state())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """All of it, as tensors, numbers and lists."""
         plain = ("epoch", "batch", "total", "done", "seen", "rates", "watched", "smoothed", "best", "since", "rate")
         return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyro
 import torch
@@ -23,6 +22,7 @@ from inference._training.elbo import Index
 from zoo._errors import Refusal
 from zoo._program.slots import slots
 from zoo._program.structure import Structure
+from zoo._program.trace import node_of
 
 DREAMS = 30_000  # simulated data in a pool
 
@@ -107,9 +107,9 @@ def asleep(task: Task, guide: Callable[..., object], x: Tensor, pool: Tensor | N
 def _simulated(task: Task, size: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Simulated x [size, …], and the latents they came from."""
     structure: Structure = task.structure
-    trace: Any = task.program.trace(None, size=size)
-    latents = {s.name: trace.nodes[s.name]["value"] for s in structure.local_latents if s.completes is None}
-    return trace.nodes[structure.observed[0].name]["value"].to(task.x.dtype), latents
+    trace = task.program.trace(None, size=size)
+    latents = {s.name: node_of(trace, s.name)["value"] for s in structure.local_latents if s.completes is None}
+    return node_of(trace, structure.observed[0].name)["value"].to(task.x.dtype), latents
 
 
 def _dream(task: Task, x: Tensor, pool: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
