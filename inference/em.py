@@ -63,7 +63,7 @@ def fit(
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
     It has converged where that happens and the gradient leaves no more to be had than rounding and `tol` allow.
-    `start=auto` tries several starts for a few iterations, where one is known to fail, and goes on from the best.
+    `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
     `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
     the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
     default only a variance that falls to rounding is held, at a millionth.
@@ -150,7 +150,7 @@ class _Kept(NamedTuple):  # where a climb was
 
 
 class _Lost(Exception):
-    """The climb cannot go on; the program stands where it was before the step. The message says why."""
+    """The climb has to stop; the program stands where it was before the step. The message says why."""
 
 
 def _climb(task: Task, climb: _Climb, options: _Options) -> _Climb:
@@ -339,7 +339,7 @@ class _State:
         return self.options.accelerate and self.record.iterations >= self.next_climb
 
     def climb(self) -> None:
-        """A step of EM, then L-BFGS as far as it comes; EM goes on from there."""
+        """A step of EM, then L-BFGS as far as it gets; EM continues from there."""
         climb = self.record
         if self.leap.fresh:
             self.leap = Leap(self.task)  # the leap has been judged by its own E-step
@@ -408,9 +408,7 @@ def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     remedy = (
         "Ask for fewer components or priors" if many else "Leave out constant columns and functions of other columns"
     )
-    rest = (
-        f"a variance is at the floor, {floor:g} of the data's own, and sets log p(x). {remedy}, or set floor."
-    )
+    rest = f"a variance is at the floor, {floor:g} of the data's own, and sets log p(x). {remedy}, or set floor."
     collapsed = sorted(climb.floor.reached)
     if len(collapsed) > MOST_NAMED:
         out.append(f"{len(collapsed):,} of {task.structure.assignments:,} components collapsed: in each {rest}")

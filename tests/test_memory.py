@@ -228,7 +228,7 @@ def test_a_large_run_folder_holds_the_data_once_and_is_read_back(monkeypatch, tm
     fit = run(program, x, out=tmp_path / "run")
     assert fit.observed["y"] is not None and np.shares_memory(fit.observed["y"], fit.x)
     (warning,) = (w for w in fit.warnings if "leaves out" in w)
-    assert "each row's evidence" in warning and "'y' of observed_data, which x is" in warning
+    assert "each row's evidence" in warning and "'y' of observed_data, equal to x" in warning
     tree = read_netcdf((tmp_path / "run" / "fit.nc").read_bytes())
     assert set(tree["observed_data"].data_vars) == {"x"} and "sample_stats" not in tree
     np.testing.assert_array_equal(tree["observed_data/x"], x)

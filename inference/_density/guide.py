@@ -21,10 +21,10 @@ def refusal(density: LocalDensity) -> str | None:
     """Why the modes of `density` cannot be written as a guide, or None."""
     for place in density.sites:
         if place.fixed is None:
-            return f"the support of '{place.site.name}' may differ from datum to datum"
+            return f"the support of '{place.site.name}' may differ from row to row"
     for site in density.structure.discrete_locals:
         if site.inner > 1 or site.event_shape or site.family not in ("Bernoulli", "Categorical"):
-            return f"the discrete site '{site.name}' ({site.family}) is not one choice a datum"
+            return f"the discrete site '{site.name}' ({site.family}) is not one choice per row"
     return None
 
 
@@ -33,12 +33,12 @@ class ModeGuide(torch.nn.Module):
 
     Sites come one by one: the discrete ones from q(a | x), then each continuous one from its normal given those before it, so
     that together they have the Gaussian's full covariance; but the values of one site in a plate inside `data` are drawn
-    independently given the sites before. Where a datum has several modes each site's is the mixture of their normals, by
+    independently given the sites before. Where a row has several modes each site's is the mixture of their normals, by
     what the sites before leave of each mode's weight. It holds no parameters: other θ or other data want modes of their own.
     """
 
     by_row = True
-    recipe: dict[str, object] | None = None  # it is found anew, not made again from a file
+    recipe: dict[str, object] | None = None  # it is found again, not read from a file
 
     def __init__(self, density: LocalDensity, modes: Modes) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class ModeGuide(torch.nn.Module):
         q = self.modes if rows is None else self.modes.rows(rows)
         n, M = len(q.mean), self.M
         with pyro.plate("data", n, dim=self.structure.data_dim):
-            chosen = self._draw_discrete(q)  # [T, n], T draws of each datum
+            chosen = self._draw_discrete(q)  # [T, n], T draws of each row
             index = torch.arange(n, device=q.mean.device)[:, None]
             column = chosen.unsqueeze(-1) * M + torch.arange(M, device=index.device)  # [T, n, M]
             share = q.log_evidence_each[index, column].log_softmax(-1)  # of each mode, given the sites before

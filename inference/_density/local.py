@@ -1,10 +1,10 @@
-"""The density of each datum with its latents, log p(x_i, a, z; θ): what Newton's method climbs and annealing walks on.
+"""The density of each row with its latents, log p(x_i, a, z; θ): what Newton's method climbs and annealing walks on.
 
 `a` is one of the A joint values of the discrete local latents; z are the L numbers of the continuous ones in unconstrained
 coordinates, and the density is theirs: the log-determinant of the map to constrained values is in it. The map is found
 site by site as the program runs, so a support may depend on parameters, on the row, and on the latents before it.
 
-Every evaluation is one plain run of the program on a batch of rows: what is asked for many times of a datum (draws,
+Every evaluation is one plain run of the program on a batch of rows: what is asked for many times of a row (draws,
 chains, assignments) is asked as that many rows. So any program serves, also one that cannot take dimensions left of `data`.
 """
 
@@ -38,13 +38,13 @@ FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw round
 
 
 def refusal(structure: Structure) -> str | None:
-    """Why the program has no such density for each datum by itself, or None."""
+    """Why the program has no such density for each row by itself, or None."""
     if not structure.by_row:
         return structure.reason
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)
-        return f"the global latents {names}, which belong to all data at once, stand beside the local {local}"
+        return f"the program has global latents, {names}, beside the local {local}"
     for site in structure.continuous_locals:
         if site.family == "Delta":
             return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
@@ -224,7 +224,7 @@ class LocalDensity:
         return value.reshape(len(value), *(size for _, size in site.inner_dims), *site.event_shape)
 
     def marginals(self, weights: Tensor) -> dict[str, np.ndarray]:
-        """Site → q(z = k | x_i) [n, K] as an array, from q(a | x_i) [n, A]; for discrete sites with one value a datum."""
+        """Site → q(z = k | x_i) [n, K] as an array, from q(a | x_i) [n, A]; for discrete sites with one value per row."""
         out, weights = {}, weights.detach().cpu()
         for site in self.structure.discrete_locals:
             if site.inner == 1 and not site.event_shape:

@@ -92,8 +92,8 @@ class Fit:
     deviations: Arrays = field(default_factory=dict)  # the same, posterior standard deviation
     probabilities: Arrays = field(default_factory=dict)  # discrete local site -> [n, ..., support]
     standard_errors: Arrays = field(default_factory=dict)  # like `parameters`
-    khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each datum
-    ess: np.ndarray | None = None  # [n], effective sample size of each datum
+    khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each row
+    ess: np.ndarray | None = None  # [n], effective sample size of each row
     trace: Arrays = field(default_factory=dict)  # name -> [iterations]
     converged: bool | None = None  # None where that is not known
     warnings: list[str] = field(default_factory=list)

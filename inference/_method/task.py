@@ -34,7 +34,7 @@ class Checkpoints(Protocol):
         """Keep this state."""
 
     def read(self) -> dict[str, Any] | None:
-        """The state to go on from; None where training begins."""
+        """The state to resume from; None where training begins."""
 
 
 @dataclass
@@ -51,17 +51,17 @@ class Task:
     learn: bool = True
     draws: int = 200
     quiet: bool = False
-    guide: torch.nn.Module | None = None  # a guide that was fitted before, to go on from
-    globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
+    guide: torch.nn.Module | None = None  # a guide that was fitted before, to continue with
+    globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to continue with
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
-    checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
+    checkpoints: Checkpoints | None = None  # where training leaves its state, and resumes from
     numeric: set[str] = field(default_factory=set)  # parameters whose closed form turned out not to hold
     _plan: Plan | None = field(default=None, init=False, repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training; all else is on the CPU
 
     def at_epoch(self, epoch: int) -> Tensor:
-        """The data as training sees them at an epoch: the same, or binarised anew (Salakhutdinov & Murray 2008)."""
+        """The data as training sees them at an epoch: the same, or binarised again (Salakhutdinov & Murray 2008)."""
         if self.intensities is None:
             return self.x
         generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + epoch)

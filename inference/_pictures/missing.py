@@ -1,4 +1,4 @@
-"""The pattern of what was unobserved; where it can be imputed, below it what came out."""
+"""The pattern of unobserved entries; where they can be imputed, the imputed values below it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Checkpoints:
     `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. `program`: the
     fingerprint of its text.
 
-    Raises `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of
+    Raises `UsageError` when there are checkpoints already and the run is not to resume from them, or when they are of
     other data.
     """
 
@@ -65,13 +65,13 @@ class Checkpoints:
         _atomic.sweep(self.folder)
         if self.folder.exists() and not resume:
             raise UsageError(
-                f"'{run}' was begun and is not finished: go on with --resume {run}, name another folder with --out, or "
+                f"'{run}' is unfinished: continue it with --resume {run}, name another folder with --out, or "
                 f"remove '{self.folder}'."
             )
         if resume and _read(run)["digest"] != digest:
-            raise UsageError(f"the data are not those that '{run}' was begun with.")
+            raise UsageError(f"the data differ from those that '{run}' was started with.")
         if resume and _read(run).get("program") != program:
-            raise UsageError(f"the program changed since '{run}' was begun: run it again, to another folder.")
+            raise UsageError(f"the program changed since '{run}' was started: run it again, to another folder.")
         self.last = time.monotonic()
         self.count = 0
 
@@ -82,7 +82,7 @@ class Checkpoints:
     def write(self, state: Mapping[str, object]) -> None:
         """Write `state`, flushed and renamed into place, and drop all but the last two.
 
-        Where the disk is full that is said once, and training goes on.
+        Where the disk is full a message says so once, and training continues.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -93,7 +93,7 @@ class Checkpoints:
             _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + hashlib.sha256(content).digest())
         except (OSError, UsageError) as error:
             if not self.failed:
-                print(f"zoo: no checkpoint: {error}", file=sys.stderr)
+                print(f"zoo: no checkpoint was written: {error}", file=sys.stderr)
             self.failed = True
             if not self._states():
                 self.discard()
@@ -119,7 +119,7 @@ class Checkpoints:
                 self.count = int(path.stem.split("-")[1])
                 state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
                 return state
-            print(f"zoo: the checkpoint '{path}' was cut short; going on from the one before.", file=sys.stderr)
+            print(f"zoo: the checkpoint '{path}' was cut short; resuming from the one before.", file=sys.stderr)
             path.unlink()
         return None
 
@@ -141,17 +141,17 @@ def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) ->
     for key in NAMED:
         now, then = getattr(given, key), getattr(begun, key)
         if now is None and then is None:
-            raise UsageError(f"'{run}' was begun with a {key} that has no name: give it again.")
+            raise UsageError(f"'{run}' was started with a {key} that has no name: give it again.")
         if now is not None and then is not None and str(now) != then:
-            raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
+            raise UsageError(f"Expected {key} '{then}', with which '{run}' was started, got '{now}'.")
     for key, value in given.options.items():
         if str(begun.options.get(key)) != str(value):
-            raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
+            raise UsageError(f"'{run}' was started with other options: {key} cannot be changed.")
     named = {str(given.model), *map(str, given.options.values())}
     for spec in (begun.model, *begun.options.values()):
         if source.is_file(spec) and not (trust or spec in named or source.was_executed(str(spec))):
             raise UsageError(
-                f"to resume '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
+                f"resuming '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
                 "checkpoint (--trust, in Python trust=True)."
             )
     model, data = (then if now is None else now for now, then in ((given.model, begun.model), (given.data, begun.data)))

@@ -32,9 +32,9 @@ def to_datatree(run: Record) -> xr.DataTree:
     """The run in ArviZ's schema; a group with nothing in it is left out.
 
     - `posterior` (chain, draw, …): the draws; a local site has the dimension `data` next
-    - `posterior_predictive` (chain, draw, data, …): each observed site, and `x`, all of a datum, where the program returns it
+    - `posterior_predictive` (chain, draw, data, …): each observed site, and `x`, all of a row, where the program returns it
     - `log_likelihood` (chain, draw, data): `x`, where θ or the global latents have draws; one point has no leave-one-out
-    - `sample_stats` (data, …): `khat`, `ess`, evidence per datum (nats); of local sites `<site>_probability`, or `<site>_mean`
+    - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
     - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
     - `constant_data`: the parameters under their own names (with "." for "/"), and `labels`
@@ -65,15 +65,15 @@ def _posterior(run: Record) -> Variables:
     for name, values in run.draws.items():
         local = name in run.local_sites
         if local and np.shape(values)[1:2] != (run.n,):
-            shape = f"has shape {np.shape(values)}; it must be [draws, {run.n}, ...]"
-            raise ValueError(f"the array of draws of the local site '{name}' {shape}")
+            wanted = f"[draws, {run.n}, ...] for the draws of the local site '{name}'"
+            raise ValueError(f"Expected shape {wanted}, got {np.shape(values)}.")
         lead = ("chain", "draw", "data") if local else ("chain", "draw")
         out[_key(name)] = _variable(name, np.asarray(values)[None], lead)
     return out
 
 
 def _data(values: Mapping[str, np.ndarray], run: Record, lead: tuple[str, ...] = ()) -> Variables:
-    """Data by name, `x` and observed sites, after the dimensions `lead`; a row of the data is an entry of `data`."""
+    """Data by name, `x` and observed sites, after the dimensions `lead`; each row is an entry of the dimension `data`."""
     out: Variables = {}
     for name, value in values.items():
         value, inner = _plain(value), value.shape[len(lead) - 1 if lead else 0 :]
@@ -95,7 +95,7 @@ def _log_likelihood(run: Record) -> Variables:
 def _spread_ties(log_likelihood: np.ndarray) -> np.ndarray:
     """The log likelihood [draws, n], as float64, without the ties that `arviz_stats.loo` fails on.
 
-    It raises where all ratios of a datum's tail are equal (a row with nothing observed: 0 at every θ), and divides by
+    It raises where all ratios of a row's tail are equal (a row with nothing observed: 0 at every θ), and divides by
     zero where over a quarter of the tail is tied with the cutoff (repeated draws). Of a row that no draw changes the
     leave-one-out is its log likelihood. Values spread evenly, by 1e-9 of their size (by rounding, if that already sets
     them apart), have this answer to as many digits, and a k-hat far below zero.
@@ -230,16 +230,14 @@ def loo(run: Record, tree: xr.DataTree, **options: object) -> ELPDData:
     drawn = [name for name in run.draws if name not in run.local_sites]
     if not drawn:
         raise UsageError(
-            f"loo needs draws of θ, and this fit has one point, whose loo is the training likelihood. {instead}"
+            f"loo needs draws of θ, and this fit has a single point, whose loo would be the training likelihood. {instead}"
         )
     if run.log_likelihood is None and not run.learned:
         raise UsageError(
             f"loo needs draws around a mode, and this fit keeps the θ of another run; run laplace itself. {instead}"
         )
     if run.log_likelihood is None:
-        raise UsageError(
-            f"loo needs log p(x_i | draw), which is not known at the draws of {', '.join(drawn)}. {instead}"
-        )
+        raise UsageError(f"loo needs log p(x_i | draw), which is unknown at the draws of {', '.join(drawn)}. {instead}")
     if len(run.log_likelihood) < LEAST_DRAWS:
         raise UsageError(f"loo needs {LEAST_DRAWS} draws of θ, and this fit keeps {len(run.log_likelihood)}. {instead}")
     found: ELPDData = arviz_stats.loo(tree, **options)
@@ -249,9 +247,9 @@ def loo(run: Record, tree: xr.DataTree, **options: object) -> ELPDData:
 def allow_certain_draws() -> None:
     """Keep `arviz_stats.summary` from warning of a latent that is the same in every draw.
 
-    ArviZ computes the standard error of its standard deviation as 0/0: the summary says NaN, rightly, but
-    with a RuntimeWarning for each, and a discrete latent that is certain is no mishap. The user makes that
-    call after we are done, so only a warnings filter can help: for this message, from that module of ArviZ.
+    ArviZ computes the standard error of its standard deviation as 0/0: the summary rightly says NaN, with a RuntimeWarning
+    for each, though a discrete latent may well be certain. The user calls `summary` after the run, so only a warnings filter
+    can help: for this message, from that module of ArviZ.
     """
     warnings.filterwarnings(
         "ignore",

@@ -53,7 +53,7 @@ class Stored:
         """What to load the program from. Raises `UsageError` where that would execute a file that nobody has named."""
         if self.model is not None:
             return self.model
-        self.permit(self.json["model"], "program", "name it again (--model FILE.py:CALLABLE, in Python model=…)")
+        self.permit(self.json["model"], "program", "give it again (--model FILE.py:CALLABLE, in Python model=…)")
         return self.json["model"]
 
     def permit(self, spec: str, what: str, remedy: str) -> None:
@@ -70,8 +70,8 @@ class Stored:
         if then is None or now == then or self.changed_program:
             return
         raise UsageError(
-            f"the program changed since this run: '{self.json['model']}' is not as '{self.folder}' was made with. Run it "
-            "again, or take the new one with --changed-program (in Python changed_program=True)."
+            f"the program changed since this run: '{self.json['model']}' differs from the one of '{self.folder}'. Run it "
+            "again, or accept the new one with --changed-program (in Python changed_program=True)."
         )
 
     @property

@@ -196,9 +196,9 @@ class _Batch:
             if bool((away.masked_fill(blurred, 0.0) > tolerance(value.dtype)).any()):
                 row = int(self.rows[int(away.masked_fill(blurred, 0.0).argmax())])
                 raise Disagreement(
-                    f"log p(x) of '{self.task.program.name}' was taken for exact, but its log joint is not quadratic in "
+                    f"log p(x) of '{self.task.program.name}' was treated as exact, but its log joint is not quadratic in "
                     f"{', '.join(repr(s) for s in sites)} at row {row} (counting from 0): the value would be wrong. Nothing is "
-                    "reported. Take a method that does not need it: importance or ais."
+                    "reported. Use a method that does not need that: importance or ais."
                 )
         return found.masked_fill(blurred, torch.nan)
 
@@ -228,8 +228,8 @@ def _square(joint: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tenso
         factor = torch.where((blurred & (info != 0))[:, None, None], identity, factor)
     if bool(((info != 0) & ~blurred).any()):
         raise Disagreement(
-            "log p(x) was taken for exact, but the log joint has no Gaussian in the continuous latents: its curvature is "
-            "not negative. Nothing is reported. Take a method that does not need it: importance or ais."
+            "log p(x) was treated as exact, but the log joint is not Gaussian in the continuous latents: its curvature is "
+            "not negative. Nothing is reported. Use a method that does not need that: importance or ais."
         )
     return z.detach() + torch.cholesky_solve(gradient.detach().unsqueeze(-1), factor).squeeze(-1), factor, blurred
 

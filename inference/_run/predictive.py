@@ -41,7 +41,7 @@ class Predicted:
 def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
     """The pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data.
 
-    What could not be had stands in the warnings or notes of the fit that comes back.
+    What cannot be computed is named in the warnings or notes of the returned fit.
     """
     at = _Draws(task, fit)
     data = _Data(task)
@@ -52,8 +52,8 @@ def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
             found = replace(found, log_likelihood=np.stack(rows))
         except (ValueError, torch.linalg.LinAlgError):
             warning = (
-                "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
-                "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
+                "the program has zero density at some draws of θ: the data hardly identify θ, and its standard errors "
+                "mean little. No pointwise log-likelihood and no posterior predictive data are given."
             )
             return fit.with_notes([warning]), found
     if not at.count:
@@ -178,7 +178,9 @@ def _values(task: Task, trace: Trace, n: int) -> dict[str, Tensor]:
                 full = structure.axes.expand(value, site, n, 1)
             except RuntimeError:
                 shape = (*(size for size in structure.axes.sizes(site, n) if size != 1), *site.event_shape)
-                raise UsageError(f"site '{site.name}' has values of shape {tuple(value.shape)}, not {shape}") from None
+                raise UsageError(
+                    f"site '{site.name}' has values of shape {tuple(value.shape)}, expected {shape}"
+                ) from None
             value = structure.axes.by_datum(full, site)[0]
         out[site.name] = value
     return out

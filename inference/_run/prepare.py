@@ -149,7 +149,7 @@ def device_of(name: str) -> torch.device:
         raise unknown("device", name, DEVICES)
     found = torch.cuda.is_available()
     if name == "cuda" and not found:
-        raise UsageError("device=cuda: torch finds no GPU here; take device=cpu, or auto for whatever there is.")
+        raise UsageError("device=cuda: torch finds no GPU here; take device=cpu or auto.")
     return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 

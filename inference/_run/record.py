@@ -81,7 +81,7 @@ class Record:
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(rows, columns), where each datum is an image."""
+        """(rows, columns), where each row is an image."""
         return self.dataset.image_shape
 
     @property
@@ -133,12 +133,12 @@ class Record:
 
     @property
     def khat(self) -> np.ndarray | None:
-        """PSIS k-hat of each datum [n]: above 0.7 its importance weights cannot be trusted."""
+        """PSIS k-hat of each row [n]: above 0.7 its importance weights cannot be trusted."""
         return self.fit.khat
 
     @property
     def ess(self) -> np.ndarray | None:
-        """Effective sample size of each datum [n]."""
+        """Effective sample size of each row [n]."""
         return self.fit.ess
 
     @property

@@ -36,8 +36,9 @@ from zoo._program.program import Program
 
 if TYPE_CHECKING:
     import xarray as xr
-    from arviz_stats.utils import ELPDData
     from matplotlib.figure import Figure
+
+    from inference._run.datatree import ELPDData
 
 MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 Format = Literal["png", "pdf", "svg"]
@@ -113,7 +114,7 @@ class Run(Record):
 
     @property
     def task(self) -> Task:
-        """The program, its structure and the data. Of a run that was read back, made anew at its θ: a user's file is
+        """The program, its structure and the data. Of a run that was read back, built again at its θ: a user's file is
         executed only if `load` was told to trust it. Raises `UsageError` where the program cannot be had."""
         if self.live is None:
             self.live = self._made_anew()[1]()
@@ -161,7 +162,7 @@ class Run(Record):
 def _imputed(run: Run, draws: int, seed: int) -> Imputation:
     check_seed(seed)
     if draws < 1:
-        raise UsageError(f"draws must be at least 1; {draws} came.")
+        raise UsageError(f"Expected 1 or more for draws, got {draws}.")
     task_at: Callable[[], Task] = lambda: run.task  # noqa: E731
     if run.stored is not None and run.live is None:
         task_at = run._made_anew()[1]
@@ -267,7 +268,7 @@ def _thinned(run: Run) -> tuple[Run, list[str]]:
     if run.x.nbytes > MOST_BYTES and twice:
         observed = {k: v for k, v in run.observed.items() if k not in twice}
         out = replace(out, predicted=replace(out.predicted, observed=observed))
-        left.append(f"{', '.join(map(repr, twice))} of observed_data, which x is")
+        left.append(f"{', '.join(map(repr, twice))} of observed_data, equal to x")
     return out, left
 
 

@@ -72,11 +72,11 @@ def run(
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
-    - `resume`: the folder of a run that was stopped: it goes on from its checkpoint, and ends with the same numbers as if it
-      had not been. All the rest is known, but for a model or data that have no name. A model or guide in a Python file has to
-      be named again, or `trust` says that whatever file is named there may be executed.
+    - `resume`: the folder of a run that was stopped: it resumes from its checkpoint and ends with the same numbers. Nothing
+      else needs to be given, except a model or data that have no name. A model or guide in a Python file has to be named
+      again, unless `trust` allows the file that the folder names to be executed.
 
-    Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
+    Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     request = _request(model, data, method, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
@@ -111,7 +111,7 @@ def run_request(
     """`run`, for a request."""
     if resume is not None:
         if out is not None:
-            raise UsageError("a run that is gone on with keeps its folder: give resume or out, not both.")
+            raise UsageError("a resumed run keeps its folder: give resume or out, not both.")
         request, out = _checkpoint.resumed(resume, request, trust), _atomic.place(resume)
     if request.model is None or request.data is None:
         raise UsageError("a run needs a model and data.")
@@ -274,7 +274,9 @@ def infer_request(
     folder, method = None if out is None else _store.check_out(out), _method(request)
     stored = _store.load(request.of, request.model, trust, changed_program)
     if request.data is None and request.preparation:
-        raise UsageError("the run's own data are prepared already; rows, binarize and missing go with other data.")
+        raise UsageError(
+            "the run's own data are already prepared; give rows, binarize and missing only with other data."
+        )
     other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
@@ -376,7 +378,7 @@ def _task(
 
 
 def _widest(structure: Structure) -> int:
-    """Numbers in one draw of the largest local latent of one datum."""
+    """Numbers in one draw of the largest local latent of one row."""
     return max((s.inner * math.prod(s.event_shape) for s in structure.local_latents), default=1)
 
 

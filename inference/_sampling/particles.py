@@ -1,10 +1,10 @@
 """A particle filter along the order of an autoregressive distribution whose missing entries are the latent.
 
-Each particle walks through the entries of its datum: a missing one is drawn from its conditional given all before it, an
+Each particle walks through the entries of its row: a missing one is drawn from its conditional given all before it, an
 observed one multiplies the weight by its conditional. Where the weights have become uneven, particles are resampled just
 before the next missing entry (Gordon, Salmond & Smith 1993; Doucet & Johansen 2009), not earlier: what comes after the last
 missing entry is only weighed. The mean weight is an unbiased estimate of p(x_observed) (Del Moral 2004, §7.4.1). Several
-filters of the same datum, independent of one another, give its standard error.
+filters of the same row, independent of one another, give its standard error.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from zoo._program.structure import Site, Structure
 from zoo._program.trace import is_plain, node_of
 
 UNEVEN = 0.5  # of the particles: an effective sample size below it means resampling
-FILTERS = 40  # of a datum, where there are particles enough
+FILTERS = 40  # of a row, where there are particles enough
 
 
 def share(samples: int, filters: int = FILTERS) -> int:
-    """How many filters of a datum share its samples: as many as asked for, of two particles or more."""
+    """How many filters of a row share its samples: as many as asked for, of two particles or more."""
     return max(1, min(filters, samples // 2))
 
 

@@ -1,4 +1,4 @@
-"""Importance weights log p(x, z) − log q(z | x), many draws for each datum at once."""
+"""Importance weights log p(x, z) − log q(z | x), many draws for each row at once."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
         apart = False
     if not apart:
         raise Refusal(
-            f"'{program.name}' mixes up draws that go through it side by side: where it sums over a plate or drops a "
+            f"'{program.name}' mixes up draws that it is given side by side: where it sums over a plate or drops a "
             "dimension left of `data`, it must keep the dimension (keepdim=True)"
         )
 
@@ -202,7 +202,7 @@ def guide_draws(program: Program, structure: Structure, x: Tensor, guide: Guide,
 
 
 def draws_plate(structure: Structure, samples: int) -> pyro.plate:
-    """A plate around a program or guide: `samples` draws for each datum at once."""
+    """A plate around a program or guide: `samples` draws for each row at once."""
     return pyro.plate(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
 
 
@@ -224,7 +224,7 @@ def chunks(x: Tensor, samples: int) -> Iterator[slice]:
 
 
 def affordable(x: Tensor, most: int, least: int) -> int:
-    """How many draws a datum are worth their time: `most`, unless that makes more numbers than `EFFORT`; at least `least`."""
+    """How many draws per row are worth their time: `most`, unless that makes more numbers than `EFFORT`; at least `least`."""
     return max(least, min(most, EFFORT // max(1, x.numel())))
 
 

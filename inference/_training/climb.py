@@ -47,7 +47,7 @@ class Outcome:
     draws: int = 0
     gain: float | None = None
     gain_se: float | None = None
-    lacks: float | None = None  # nats of what a q of its own for each datum reaches
+    lacks: float | None = None  # nats of what a q of its own for each row reaches
 
 
 def climb(
@@ -60,7 +60,7 @@ def climb(
 ) -> Outcome:
     """Maximise the bound over the parameters of `modules`, by at most so many iterations of L-BFGS in all.
 
-    An encoder of continuous latents is slow to climb through. So there a q for each datum climbs first, the encoder learns
+    An encoder of continuous latents is slow to climb through. So there a q for each row climbs first, the encoder learns
     from it, and both climb on; how much the encoder then lacks tells whether it reached its best.
     """
     units = at_the_prior(task, guide)
@@ -86,7 +86,7 @@ def _is_encoder(guide: nn.Module) -> TypeGuard[Derived]:
 
 
 def _free(task: Task, guide: Derived) -> Any:
-    """A guide with a q for each datum, and the q of the globals that `guide` has."""
+    """A guide with a q for each row, and the q of the globals that `guide` has."""
     globals = {n: guide.bijections[n](guide.free[f"{n}_loc"].detach()) for n in guide.bijections}
     covariance = guide.covariance
     free = guides.make("mean_field", task.structure, task.x, globals, guide.bijections, covariance=covariance)

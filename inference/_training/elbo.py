@@ -1,4 +1,4 @@
-"""The evidence lower bound of each datum, differentiable in θ and in the guide, by whatever has the least noise.
+"""The evidence lower bound of each row, differentiable in θ and in the guide, by whatever has the least noise.
 
 - continuous latents: reparametrised draws (Kingma & Welling 2014), the divergence from the prior in closed form where
   there is one; `particles` > 1 gives the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016);
@@ -47,7 +47,7 @@ Objective = Callable[[Index, Tensor], Tensor]
 
 
 def objective(task: Task, guide: torch.nn.Module | None, particles: int) -> Objective:
-    """(rows, x[rows]) ↦ the bound, nats a datum, for a batch that stands for all the data: a scalar to climb."""
+    """(rows, x[rows]) ↦ the bound, nats per row, for a batch that stands for all the data: a scalar to climb."""
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
         return lambda rows, x: _log_likelihood(task, x)
@@ -68,7 +68,7 @@ def sums_out(structure: Structure, limit: int) -> bool:
 
 
 def _log_likelihood(task: Task, x: Tensor) -> Tensor:
-    """log p(x), nats a datum; what is observed outside the data plate counts once for all the data."""
+    """log p(x), nats per row; what is observed outside the data plate counts once for all the data."""
     trace = task.program.trace(x)
     mean = local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x)).mean()
     return mean + global_log_prob(trace) / len(task.x) if has_global_sites(task.structure) else mean
@@ -107,7 +107,7 @@ class _ScaleLocal(Messenger):
 
 
 class DrawsOfLocals(pyro.plate):
-    """A plate of `samples` draws for each datum at once, around a program or guide; what is global is drawn only once.
+    """A plate of `samples` draws for each row at once, around a program or guide; what is global is drawn only once.
 
     A program may so index a global by a local one, `mu[z]`: with draws of its own, `mu` would have another first dimension.
     """
@@ -122,7 +122,7 @@ class DrawsOfLocals(pyro.plate):
 
 
 class Bound:
-    """The bound by draws from the guide, `particles` for each datum."""
+    """The bound by draws from the guide, `particles` for each row."""
 
     def __init__(self, task: Task, guide: torch.nn.Module, particles: int) -> None:
         structure = task.structure
@@ -134,7 +134,7 @@ class Bound:
         self.analytic: dict[str, bool] = {}  # site → whether its divergence has a closed form that may be used
 
     def surrogate(self, rows: Index, x: Tensor) -> Tensor:
-        """A scalar whose value is the bound (nats a datum) and whose gradient is an unbiased estimate of the bound's."""
+        """A scalar whose value is the bound (nats per row) and whose gradient is an unbiased estimate of the bound's."""
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
         value = weights.log_mean(local)[0] if self.weighted else local

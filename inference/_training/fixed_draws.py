@@ -113,10 +113,10 @@ class FixedDraws:
         try:
             together = self.values(noise)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise NotImplementedError(f"draws cannot go side by side: {error}") from error
+            raise NotImplementedError(f"draws cannot be made side by side: {error}") from error
         alone = torch.stack([self._lane({k: v[i] for k, v in noise.items()}) for i in range(2)])
         if not torch.allclose(together, alone, rtol=1e-3 if alone.dtype == torch.float32 else 1e-8, equal_nan=True):
-            raise NotImplementedError("draws side by side meet each other")
+            raise NotImplementedError("draws made side by side depend on each other")
 
     # --------------------------------------------------------------------------------------------------------- values
 

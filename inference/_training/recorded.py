@@ -94,7 +94,7 @@ class Compiled:
 
 
 def _tidy(graph: GraphModule) -> None:
-    """Drop views that show the same shape and what nobody reads."""
+    """Drop views that show the same shape and what is not read."""
     views = [getattr(torch.ops.aten, name).default for name in ("view", "expand", "alias", "detach")]
 
     def shape(node: Argument) -> tuple[int, ...] | None:

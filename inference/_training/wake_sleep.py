@@ -1,6 +1,6 @@
 """What importance sampling learns from: the wake phases for θ and for the guide, and the sleep phase for the guide.
 
-Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019), with weights that are normalised datum by datum, whatever
+Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019), with weights that are normalised row by row, whatever
 else is in the batch: a batch weighed as a whole, as `pyro.infer.ReweightedWakeSleep` does it, has one weight left.
 """
 
@@ -48,12 +48,12 @@ class Phases:
             return
         observed = self.task.structure.observed
         if getattr(self.guide, "by_row", False):
-            raise Refusal("a q of its own for every datum learns nothing from simulated data: take insomnia=1")
+            raise Refusal("a separate q for each row learns nothing from simulated data: take insomnia=1")
         if len(observed) != 1 or observed[0].event_shape != self.task.x.shape[1:]:
             raise Refusal("simulated data are a draw of one observed site, and the program's x is not: take insomnia=1")
 
     def objective(self, rows: Index, x: Tensor) -> Tensor:
-        """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's.
+        """A scalar whose value is the importance-weighted bound, nats per row, and whose gradient is each phase's.
 
         Where nothing is learned awake, its value is log q(z | x) of what is dreamt.
         """
