@@ -42,6 +42,14 @@ class Task:
     """One program on one data set. Methods change the program's parameters in place, and nothing else.
 
     `learn`: False keeps θ as it is. `draws`: how many posterior draws the fit should hold.
+
+        >>> from zoo._program.describe import describe
+        >>> from zoo._program.load import load
+        >>> x = torch.tensor([[0.0], [1.0], [9.0]], dtype=torch.float64)
+        >>> program = load("gmm", x, {"components": 2})
+        >>> task = Task(program, describe(program, x), x)
+        >>> sorted(task.theta()), task.engine.per_datum().shape
+        (['locs', 'scale_tril', 'weights'], torch.Size([3]))
     """
 
     program: Program

@@ -292,8 +292,13 @@ def load(
 ) -> Run:
     """Read a run folder; nothing of it is executed before the program is needed (`task`, `impute`, `plot`).
 
-    - `model`: the program, named again; `trust`: execute whatever file the folder names; `changed_program`: also where its text
-      is not what it was.
+        >>> from latent_zoo import load, run
+        >>> _ = run("gmm", "faithful", rows=100, out="saved")
+        >>> load("saved").parameters["locs"].shape
+        (2, 2)
+
+    - `model`: the program, named again; `trust`: execute the file that the folder names; `changed_program`: also where its text
+      has changed.
 
     Raises `UsageError` when it is not a run, is damaged, or was written by a newer version.
     """

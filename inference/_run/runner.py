@@ -250,9 +250,16 @@ def infer(
 ) -> Run:
     """Another method on the θ (and the guide) of a saved run; θ stays as it is.
 
-    `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
-    standardised its own to. `model`: the run's program, named again where it is in a Python file, unless `trust` says that
-    whatever file the folder names may be executed; `changed_program`: also where its text is not what it was.
+        >>> from latent_zoo import infer, run
+        >>> _ = run("gmm", "faithful", rows=200, out="fitted")
+        >>> infer("fitted", "em", data="faithful", rows=50, seed=1).claimed.kind  # log p of 50 rows at that θ
+        'exact'
+
+    - `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and put in the units of the run.
+    - `model`: the run's program, named again if it is in a Python file; or `trust` allows the file that the folder names to be
+      executed. `changed_program`: also where the text of that file has changed.
+
+    Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     given = {k: plain(v) for k, v in (("rows", rows), ("binarize", binarize), ("missing", missing)) if v is not None}
     request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=os.fspath(run))
