@@ -30,6 +30,7 @@ from benchmarks._suite import progress as _progress
 from benchmarks._suite import suite as _suite
 from benchmarks._suite import work as _work
 from zoo.__main__ import app
+from zoo._atomic import digest_of
 from zoo._errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -771,6 +772,7 @@ def test_an_id_that_leads_out_of_the_folder_is_refused():
     bench(FIT)
     manifest = json.loads(Path("out/suite.json").read_text())
     manifest["cells"][0]["id"] = "../../../secret"
+    manifest["digest"] = digest_of(manifest)
     Path("out/suite.json").write_text(json.dumps(manifest))
     status, _, err = zoo("report", "out")
     assert status == 2 and "a cell of it has no id" in err

@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, ho
 def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
     asked = {**SMALL, "epochs": 4, "checkpoint": 0.0}
     stopped_at(monkeypatch, 2, lambda: run("deep_latent_gaussian", PIXELS, "svi", out=tmp_path / "a", **asked))
-    with pytest.raises(UsageError, match="begun with a data that has no name: give it again"):
+    with pytest.raises(UsageError, match="started with a data that has no name: give it again"):
         run(resume=tmp_path / "a")
     with pytest.raises(UsageError, match="the data differ from those that"):
         run(data=1 - PIXELS, resume=tmp_path / "a")
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path, monkeypatch, capsys):
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     run(resume=tmp_path / "b")
     assert re.search(
-        r"checkpoint '.*state-000009.pt' was cut short; going on from the one before", capsys.readouterr().err
+        r"checkpoint '.*state-000009.pt' is damaged; resuming from the one before", capsys.readouterr().err
     )
     same(tmp_path / "a", tmp_path / "b")
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_gone_on_with(tmp_path, monkeypatch):
     stopped_at(monkeypatch, 1, lambda: run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked))
     with pytest.raises(UsageError, match="is unfinished: continue it with --resume"):
         run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked)
-    with pytest.raises(UsageError, match="begun with model 'deep_latent_gaussian', and 'gmm' is asked for"):
+    with pytest.raises(UsageError, match=r"Expected model .deep_latent_gaussian., with which .* was started, got .gmm."):
         run("gmm", source, resume=tmp_path / "a")
     with pytest.raises(UsageError, match="other options: latents cannot be changed"):
         run(resume=tmp_path / "a", latents=3)
