@@ -40,7 +40,7 @@ NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a small
 NEWTON_STEPS = 20
 WAITS = 50
 BORDER = "a variance goes to 0 there, and the density grows without bound"
-ENOUGH = 1e-4  # nats: where no more than this is to be had, the climb is at its top
+ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
 
 def refusal(structure: Structure) -> str | None:
@@ -62,7 +62,7 @@ def fit(
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
-    It has converged where that happens and the gradient leaves no more to be had than rounding and `tol` allow.
+    It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
     `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
     `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
     the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
@@ -138,7 +138,7 @@ class _Climb:
     closed: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     starts: dict[str, float] = field(default_factory=dict)
-    left: float = 0.0  # nats that are still to be had, where that was looked at
+    left: float = 0.0  # nats that are still to be gained, where that was estimated
     stuck: str = ""  # why it ended before it converged
 
 
@@ -289,7 +289,7 @@ class _State:
     # -------------------------------------------------------------------------------------------------- when to end
 
     def at_the_top(self) -> bool:
-        """Whether the last change is small, and nothing worth the name is left to be had."""
+        """Whether the last change is small, and nothing that matters is left to be gained."""
         climb, tol = self.record, self.options.tol
         if len(climb.objective) < 2:
             return False

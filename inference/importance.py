@@ -75,7 +75,7 @@ def fit(
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
-    - `epochs`: when None 500, and 0 where nothing has to be learned: θ is kept, and the guide came with it.
+    - `epochs`: when None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
     - `filters`: how many independent particle filters share the samples of a row, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
@@ -208,7 +208,7 @@ def _shares(log_w: Tensor) -> Tensor:
 
 
 def _settled(task: Task, found: Estimates) -> Estimates:
-    """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
+    """Where there is an exact value, a state that no draw visited counts only where the estimate lacks it."""
     if not task.structure.is_exact or not bool(found.alone.any()):
         return found
     lacks = task.engine.per_datum().double() - found.log_mean

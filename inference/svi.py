@@ -119,7 +119,7 @@ def fit(
 
 
 def _fixed_draws(task: Task, guide: torch.nn.Module | None, particles: int, optimizer: Optimizer) -> FixedDraws | None:
-    """The bound with its draws held fixed, where that can be had and there is reason to."""
+    """The bound with its draws held fixed, where it exists and is wanted."""
     asked = optimizer == "lbfgs"
     if not (asked or task.structure.global_latents):
         return None

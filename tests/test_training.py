@@ -145,7 +145,9 @@ def test_what_cannot_be_gone_on_with(tmp_path, monkeypatch):
     stopped_at(monkeypatch, 1, lambda: run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked))
     with pytest.raises(UsageError, match="is unfinished: continue it with --resume"):
         run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked)
-    with pytest.raises(UsageError, match=r"Expected model .deep_latent_gaussian., with which .* was started, got .gmm."):
+    with pytest.raises(
+        UsageError, match=r"Expected model .deep_latent_gaussian., with which .* was started, got .gmm."
+    ):
         run("gmm", source, resume=tmp_path / "a")
     with pytest.raises(UsageError, match="other options: latents cannot be changed"):
         run(resume=tmp_path / "a", latents=3)

@@ -193,7 +193,7 @@ def _begin(density: LocalDensity, assignment: Tensor, start: Tensor | None, trie
 class _Climb:
     """Climbs of m pairs (row, assignment) side by side.
 
-    A Hessian costs L passes backward through the program and a gradient one. So between two looks each pair goes on by
+    A Hessian costs L passes backward through the program and a gradient one. So between two looks each pair continues by
     quasi-Newton steps, its inverse Hessian brought up to date by its gradients (BFGS; Nocedal & Wright 2006, §6.1).
 
     Every tensor here has a place for each of the m pairs, and every set of pairs is a tensor of their numbers. With m = 4:

@@ -118,7 +118,7 @@ class Densities:
 
     def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
         """The local sites at these values, and the log prior of the globals (nats)."""
-        with one_thread():  # for two rows, threads would do nothing but wait for each other
+        with one_thread():  # for two rows, threads would only wait for each other
             trace = self._trace(self._probe, parameters, globals, raw=True)
         views = []
         for node in local_nodes(trace):
@@ -175,7 +175,7 @@ class Densities:
         return total.expand(self.A, n).mT
 
     def chunks(self, views: list[View] | None = None) -> Iterator[slice]:
-        """Slices of rows whose temporaries stay small: whatever the sites need, or what `views` do."""
+        """Slices of rows whose temporaries stay small: as the sites need, or the `views`."""
         observed = {n: v.shape[1] for n, v in self.values.items() if n not in self.assignments}
         if views is not None and traceless(views):
             width = max([self.families[name].width(entries, self.A) for name, entries in observed.items()], default=1)

@@ -70,7 +70,7 @@ class Estimates:
 
     @property
     def khat(self) -> Tensor:
-        """PSIS k-hat [n]: inf for rows that are alone, since equal weights tell nothing of a state never visited."""
+        """PSIS k-hat [n]: inf for rows that are alone, since equal weights say nothing about a state that was never visited."""
         return self.shape.masked_fill(self.alone, torch.inf)
 
     @property

@@ -92,7 +92,7 @@ class Task:
 
     @property
     def engine(self) -> AnyEngine:
-        """The exact engine, for a method whose `refusal` has made sure that there is one."""
+        """The exact engine, for a method whose `refusal` has ensured that there is one."""
         if self.exact is None:
             raise TypeError(f"the posterior of '{self.program.name}' is not exact: {self.structure.reason}")
         return self.exact

@@ -92,7 +92,7 @@ def _pattern(figure: Figure | SubFigure, axes: Axes, run: Scene, missing: np.nda
 
 
 def _imputed(run: Scene) -> tuple[np.ndarray, Imputation | None]:
-    """The rows that are drawn, and their imputation in the data's own units; None where there is none to be had."""
+    """The rows that are drawn, and their imputation in the data's own units; None where they cannot be imputed."""
     task = run.task
     if task is None:
         return np.zeros(0, dtype=int), None

@@ -114,7 +114,7 @@ class Checkpoints:
         self.last = time.monotonic()
 
     def _begin(self) -> None:
-        """`request.json`, which says what the states belong to."""
+        """`request.json`, which names the request of the states."""
         request = self.folder / "request.json"
         if not request.exists():
             check = {"check": _atomic.digest_of(self.document)}
@@ -157,8 +157,8 @@ class Checkpoints:
 def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) -> Request:
     """What was asked for when the unfinished run `run` was begun; `given`: what is asked for now, which must not differ.
 
-    `trust`: execute whatever Python files it names. Raises `UsageError` where there is nothing to resume, it was something
-    else, or a file would be executed that nobody has named.
+    `trust`: the Python files that it names may be executed. Raises `UsageError` where there is nothing to resume, something
+    else was asked for, or a file would be executed that the user has not named.
     """
     begun = Request.from_json(_read(run))
     for key in NAMED:

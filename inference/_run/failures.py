@@ -1,6 +1,6 @@
 """What a user's program, numbers or machine can make go wrong while a method runs, as one or two sentences.
 
-An error of ours stays as it is: the command says of it that it should not happen.
+An error of this package itself passes unchanged: the command reports it as a bug.
 """
 
 from __future__ import annotations

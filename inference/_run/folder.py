@@ -47,11 +47,11 @@ class Stored:
     tree: xr.DataTree
     state: dict[str, Tensor]
     model: object = None  # the program, named again by the user
-    trust: bool = False  # execute whatever Python file the folder names
-    changed_program: bool = False  # go on though the program is another by now
+    trust: bool = False  # the Python file that the folder names may be executed
+    changed_program: bool = False  # accept a program that has changed
 
     def spec(self) -> object:
-        """What to load the program from. Raises `UsageError` where that would execute a file that nobody has named."""
+        """What to load the program from. Raises `UsageError` where that would execute a file that the user has not named."""
         if self.model is not None:
             return self.model
         self.permit(self.json["model"], "program", "give it again (--model FILE.py:CALLABLE, in Python model=…)")

@@ -1,4 +1,4 @@
-"""A fit's DataTree as one netCDF file, there and back."""
+"""A fit's DataTree as one netCDF file: written and read."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from inference._method.task import Task
 from zoo._program.latents import support_values
 from zoo._program.trace import Node, is_local, node_of, nodes_of, per_datum, sample_nodes
 
-ROWS = 32  # that are looked at, first and last among them
+ROWS = 32  # that are checked, first and last among them
 NUMBERS = 2**25  # in all that is evaluated
 CHUNK = 2**20  # numbers side by side
 DRAWS = 6  # of z from its Gaussian, and as many from the prior
@@ -48,7 +48,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def rows_of(task: Task) -> Tensor:
-    """The rows to look at, spread over the data."""
+    """The rows to check, spread over the data."""
     structure, x = task.structure, task.x
     L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
     each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
@@ -284,7 +284,7 @@ def _support(fn: dist.TorchDistribution) -> Tensor:
 
 
 def _in_support(node: Node, log_prob: Tensor) -> Tensor:
-    """−∞ where a value lies beyond the site's support, which the densities of some families do not say."""
+    """−∞ where a value lies beyond the site's support, which the densities of some families ignore."""
     try:
         inside = cast(constraints.Constraint, node["fn"].support).check(node["value"])
     except NotImplementedError:

@@ -30,7 +30,7 @@ WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictiv
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the program says of data at a fit's draws."""
+    """Observed and simulated data at a fit's draws, and their log-likelihood."""
 
     observed: Arrays = field(default_factory=dict)  # observed site -> its part of x [n, ...]
     simulated: Arrays = field(default_factory=dict)  # the same, and "x" -> simulated [draws, n, ...]
@@ -164,7 +164,7 @@ def _same(value: object, x: Tensor) -> bool:
 
 
 def _name(site: str) -> str:
-    """`x` is the whole data: a site of that name that observes a part of them goes by another."""
+    """`x` means all data: a site of that name that observes only a part gets another name."""
     return "x_site" if site == WHOLE else site
 
 

@@ -151,7 +151,7 @@ def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name: `auto` is a GPU where there is one. Raises `UsageError` where there is none of it."""
+    """The device of that name: `auto` is a GPU where there is one. Raises `UsageError` where that does not exist."""
     if name not in DEVICES:
         raise unknown("device", name, DEVICES)
     found = torch.cuda.is_available()

@@ -103,7 +103,7 @@ class Record:
 
     @property
     def claimed(self) -> Evidence | None:
-        """What the method says of log p(x); None where it says nothing."""
+        """The evidence that the method claims; None where it claims none."""
         return self.fit.claimed
 
     @property
@@ -247,7 +247,7 @@ class Record:
         }
 
     def guide_recipe(self) -> object:
-        """What the guide can be made again from; None where there is none."""
+        """The recipe from which the guide can be built again; None without a guide."""
         return getattr(self.guide, "recipe", None)
 
     def __repr__(self) -> str:

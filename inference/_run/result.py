@@ -105,7 +105,7 @@ class Run(Record):
         """Write the run folder `out`, whole or not at all; returns its path."""
         return str(save(self, _store.check_out(out)))
 
-    # ---- what is behind it
+    # ---- what it is made of
 
     @property
     def folder(self) -> Path | None:
@@ -134,11 +134,11 @@ class Run(Record):
         return guide
 
     def guide_recipe(self) -> object:
-        """What the guide can be made again from; None where there is none."""
+        """The recipe from which the guide can be built again; None without a guide."""
         return super().guide_recipe() if self.stored is None else self.stored.json.get("guide")
 
     def at_theta(self) -> Task:
-        """A task at this run's θ, globals and guide, that learns nothing: for pictures and whatever else looks at a run."""
+        """A task at this run's θ, globals and guide, that learns nothing: for pictures and other uses of a finished run."""
         if self.stored is not None:
             return self.task
         own = self.task

@@ -230,7 +230,7 @@ class Refused:
     reason: str
 
     def to_json(self) -> dict[str, object]:
-        """The fields of a run's JSON, with null for what there is none of."""
+        """The fields of a run's JSON, null where a refusal has no value."""
         nothing = dict.fromkeys(
             ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
         )

@@ -112,7 +112,7 @@ def _seen(task: Task, rows: Tensor, point: dict[str, Tensor]) -> Tensor | None:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether exact values of some rows are equal to rounding; NaN where the second route could not tell."""
+    """Whether exact values of some rows are equal to rounding; NaN where the second route has no answer."""
     near = tolerance(one.dtype)
     for mine, theirs in zip(one.split(ALIKE), other.split(ALIKE), strict=True):
         known = ~theirs.isnan()

@@ -123,7 +123,7 @@ def _imitate(
     units: Mapping[Tensor, Tensor],
     step: Step,
 ) -> None:
-    """Let the guide's q of the local latents come near the teacher's, by the likelihood of the teacher's draws."""
+    """Fit the guide's q of the local latents to the teacher's, by the likelihood of the teacher's draws."""
 
     def lane(noise: Noise) -> Noise:
         with Given(noise), task.program.settings():

@@ -1,4 +1,4 @@
-"""The evidence lower bound of each row, differentiable in θ and in the guide, by whatever has the least noise.
+"""The evidence lower bound of each row, differentiable in θ and in the guide, by the estimator with the least noise.
 
 - continuous latents: reparametrised draws (Kingma & Welling 2014), the divergence from the prior in closed form where
   there is one; `particles` > 1 gives the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016);
@@ -87,7 +87,7 @@ def enumerated(task: Task, guide: torch.nn.Module) -> Objective:
     def of(rows: Index, x: Tensor) -> Tensor:
         q = config_enumerate(at(guide, rows), "parallel", expand=False)
         with task.program.settings(), _ScaleLocal(N / len(x)):
-            # the differentiable loss refuses to be worked out where gradients are off
+            # the differentiable loss cannot be computed where gradients are off
             loss = elbo.differentiable_loss if torch.is_grad_enabled() else elbo.loss
             return torch.as_tensor(-loss(task.program, q, x) / N)
 

@@ -135,7 +135,7 @@ def plan_is_long(plan: Plan, batches: int) -> bool:
 
 
 def _runs_on(task: Task, modules: Sequence[nn.Module], objective: Objective) -> bool:
-    """Whether the objective of two rows can be had on the device: not where a program holds constants on the CPU."""
+    """Whether the objective of two rows runs on the device: not where a program holds constants on the CPU."""
     rows = torch.arange(min(2, len(task.x)))
     with torch.random.fork_rng(), _on(task.device, modules), torch.no_grad():
         try:

@@ -1,6 +1,6 @@
 """How near a guide is to the posterior: k-hat of its draws' weights, for each row and for the global latents.
 
-Yao et al. 2018. A bound is a bound whatever k-hat says; means and draws are only as good as q.
+Yao et al. 2018. A bound holds at any k-hat; means and draws are only as good as q.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from inference._sampling.khat import of_globals as khat_of_globals
 from inference._training.fixed_draws import FixedDraws
 
 DRAWS = 200
-LEAST = 50  # draws that have a tail to look at
+LEAST = 50  # draws from which a tail can be fitted
 INNER = 20  # draws of the local latents for each of the globals
 CHEAP = 2**22  # numbers that take no time
-EQUAL = (
-    0.9  # of the draws, as effective sample size, from which weights are as good as equal whatever their tail is like
-)
+EQUAL = 0.9  # of the draws, as effective sample size, from which weights count as equal, whatever their tail
 SHARE = 0.1  # of the fit's own effort
 
 
 @dataclass
 class Nearness:
-    """PSIS k-hat and effective sample size of each row [n], and k-hat of the globals; None where they were not looked at."""
+    """PSIS k-hat and effective sample size of each row [n], and k-hat of the globals; None where they were not estimated."""
 
     parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     of_globals: float | None = None
@@ -55,7 +53,7 @@ class Nearness:
         return np.concatenate([e for _, e in self.parts]) if self.parts else None
 
     def warnings(self, verified: bool) -> list[str]:
-        """In words; `verified`: k-hat of the globals is told by whoever verifies the evidence."""
+        """In words; `verified`: the verification of the evidence reports k-hat of the globals."""
         out = []
         khat, ess = self.khat, self.ess
         if khat is not None and ess is not None and (bad := count_above(khat, but=ess >= EQUAL * self.draws)):

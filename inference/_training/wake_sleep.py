@@ -43,7 +43,7 @@ class Phases:
     filters: int | None = None
 
     def check(self) -> None:
-        """Raise `Refusal` where there is no sleep to be had."""
+        """Raise `Refusal` where the sleep phase cannot be simulated."""
         if self.insomnia == 1 or self.guide is None:
             return
         observed = self.task.structure.observed
@@ -105,7 +105,7 @@ def asleep(task: Task, guide: Callable[..., object], x: Tensor, pool: Tensor | N
 
 
 def _simulated(task: Task, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Simulated x [size, …], and the latents they came from."""
+    """Simulated x [size, …], and the latents that they were simulated from."""
     structure: Structure = task.structure
     trace = task.program.trace(None, size=size)
     latents = {s.name: node_of(trace, s.name)["value"] for s in structure.local_latents if s.completes is None}
@@ -113,7 +113,7 @@ def _simulated(task: Task, size: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _dream(task: Task, x: Tensor, pool: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Simulated data with the holes of x, and the latents they came from."""
+    """Simulated data with the holes of x, and the latents that they were simulated from."""
     if pool is None:
         whole, values = _simulated(task, len(x))
     else:

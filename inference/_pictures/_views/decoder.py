@@ -170,7 +170,7 @@ class Decoder:
 
     @cached_property
     def reconstructs(self) -> bool:
-        """Whether E[x | latents] of the data is to be had."""
+        """Whether E[x | latents] of the data can be computed."""
         return self.reconstructed(self.rows[:2]) is not None
 
     @property
