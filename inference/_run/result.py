@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ from zoo._program.program import Program
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
     from inference._run.datatree import ELPDData
 
@@ -84,22 +83,19 @@ class Run(Record):
         return leave_one_out(self, self.idata, **options)
 
     @overload
-    def plot(self, name: str) -> Figure: ...
+    def plot(self, name: str) -> Any: ...
 
     @overload
     def plot(
         self, name: None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
     ) -> list[Path]: ...
 
-    def plot(
-        self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png"
-    ) -> Figure | list[Path]:
+    def plot(self, name: str | None = None, out: str | os.PathLike[str] | None = None, format: Format = "png") -> Any:
         """The picture of that `name` ("clusters", "trace", …) as a matplotlib figure; without one, all that belong to the run
         are written to `out` (the run folder's `plots`), and their paths returned."""
         _draw = importlib.import_module("inference._pictures._draw")  # by name, as methods are: pictures stand on runs
 
-        drawn: Figure | list[Path] = _draw.write(self, out, format) if name is None else _draw.figure(self, name)
-        return drawn
+        return _draw.write(self, out, format) if name is None else _draw.figure(self, name)
 
     def save(self, out: str | os.PathLike[str]) -> str:
         """Write the run folder `out`, whole or not at all; returns its path."""
