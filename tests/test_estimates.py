@@ -72,7 +72,7 @@ def test_what_is_a_lower_bound_holds_the_uncorrected_value():
     found = told.evidence()
     assert found.kind == "lower bound" and found.se > 0
     np.testing.assert_allclose(found.per_datum, weights.log_mean(log_w)[0])
-    assert "fewer than 100 effective draws for 4 of 4 data" in told.warning("it", "")
+    assert "fewer than 100 effective draws for 4 of 4 rows" in told.warning("it", "")
 
 
 def test_an_exact_proposal_is_an_estimate():

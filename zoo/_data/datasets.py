@@ -44,7 +44,7 @@ class Dataset:
 
 
 def load(
-    spec: str | os.PathLike[str] | np.ndarray,
+    spec: object,
     *,
     rows: int | None = None,
     standardize: bool = False,
