@@ -17,7 +17,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -39,8 +39,8 @@ class Model(PyroModule):
         if latents >= D:
             raise UsageError(f"factor_analysis needs fewer latents than columns; {latents} for {D} came.")
         self.L = latents
-        center = _columns.center(x)
-        spread = _columns.spread(x, center)
+        center = blockwise.center(x)
+        spread = blockwise.spread(x, center)
         self.loadings = PyroParam(
             spread.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5, constraints.real
         )

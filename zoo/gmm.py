@@ -27,7 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -58,8 +58,8 @@ class Model(PyroModule):
             raise UsageError(f"gmm: components={components} is more than the {len(x)} rows of the data.")
         K, D = components, x.shape[1]
         self.K, self.D, self.covariance, self.priors = K, D, covariance, priors
-        center = _columns.center(x)
-        spread = _columns.spread(x, center)
+        center = blockwise.center(x)
+        spread = blockwise.spread(x, center)
         self.register_buffer("center", center)  # [D]
         self.register_buffer("spread", spread)  # [D]
         if not priors:

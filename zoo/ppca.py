@@ -20,7 +20,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -50,8 +50,8 @@ class Model(PyroModule):
         if latents >= D:
             raise UsageError(f"ppca needs fewer latents than columns, or no noise is left; {latents} for {D} came.")
         self.L, self.D = latents, D
-        center = _columns.center(x)
-        spread = _columns.spread(x, center, rows_only=False)
+        center = blockwise.center(x)
+        spread = blockwise.spread(x, center, rows_only=False)
         if init == "eigenvectors":
             loadings, sigma = _eigenvectors(x, center, latents)
         else:

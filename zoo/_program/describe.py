@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
 from zoo._program.contract import check_contract, check_growth, check_support, plain
@@ -131,7 +131,7 @@ def _readings(run: _Traced) -> list[Reading]:
 
 def _check_holes(run: _Traced) -> None:
     """No density may depend on an entry that is missing: every column is looked at in a row where it is."""
-    holes = _covering_rows(run.x, _columns.missing_in_rows(run.x) > 0)
+    holes = _covering_rows(run.x, blockwise.missing_in_rows(run.x) > 0)
     for index in holes.split(READ_ROWS[0]) if len(holes) else ():
         for name, site in _reading_with_holes(run, run.x[index]).sites.items():
             if site.missing:
@@ -204,7 +204,7 @@ def _probe_rows(x: Tensor, completed: bool) -> Tensor:
 
     `completed`: missing entries become latents, and rows with some of them missing tell about those.
     """
-    missing = _columns.missing_in_rows(x)
+    missing = blockwise.missing_in_rows(x)
     count = max(int((missing == missing.min()).sum()), min(len(x), PROBE_ROWS))
     fullest = _spread(count, PROBE_ROWS)
     if count < len(x):
@@ -250,7 +250,7 @@ def _reading_with_holes(run: _Traced, rows: Tensor) -> Reading:
 
 def _covering(x: Tensor) -> Tensor:
     """A few partly missing rows, chosen so that as many entries as can be are missing in one of them."""
-    missing = _columns.missing_in_rows(x)
+    missing = blockwise.missing_in_rows(x)
     return x[_covering_rows(x, (missing > 0) & (missing < x[:1].numel()))]
 
 

@@ -27,7 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.masked_normal import MarginalNormal
 from zoo._program.slots import Slots, complete, flattened, most_missing, slots
@@ -135,7 +135,7 @@ def complete_data() -> Iterator[None]:
 
 def holds_nan(value: Tensor) -> bool:
     """Whether any entry is NaN; one sum where none is, which is a tenth of the cost of asking each."""
-    return not _complete and bool(value.sum().isnan()) and _columns.any_missing(value)
+    return not _complete and bool(value.sum().isnan()) and blockwise.any_missing(value)
 
 
 class Counting(Messenger):
