@@ -447,7 +447,7 @@ def test_options_of_gmm(options, says):
 
 
 def test_gmm_takes_a_table():
-    assert "needs a table" in refused("gmm", np.zeros((4, 2, 2)))
+    assert "expects a 2-D table" in refused("gmm", np.zeros((4, 2, 2)))
     assert "more than the 30 rows" in refused("gmm", components=31)
 
 

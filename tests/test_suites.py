@@ -98,7 +98,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any] | None = Non
         ("[[fit]] 2: unknown data set 'faithfull'; did you mean faithful?", FIT + FIT.replace("faithful", "faithfull")),
         ("unknown option of em 'epochs', which belongs to", FIT.replace("max_iter", "epochs")),
         ("unknown option of em 'max_itr'; did you mean max_iter?", FIT.replace("max_iter", "max_itr")),
-        ("max_iter is a whole number; 'two' came", FIT.replace("= 2", '= "two"')),
+        ("max_iter must be a whole number, got 'two'", FIT.replace("= 2", '= "two"')),
         ("unknown option of model 'gmm' 'latents'", FIT.replace('"gmm"', '{ name = "gmm", latents = 2 }')),
         ("unknown key of the data 'faithful' 'row'", FIT.replace('"faithful"', '{ name = "faithful", row = 2 }')),
         ("rows is 300, but", FIT.replace('"faithful"', '{ name = "faithful", rows = 300 }')),
@@ -746,7 +746,7 @@ def test_a_peer_in_a_suite():
 
 
 def test_options_of_measuring_functions():
-    with pytest.raises(UsageError, match="covariance is one of full, diagonal"):
+    with pytest.raises(UsageError, match="covariance must be one of full, diagonal"):
         checks.benchmark("peers/em", {"covariance": "tied"})
 
 

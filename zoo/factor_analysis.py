@@ -1,11 +1,11 @@
-"""Factor analysis: a few shared causes, and noise of its own for every column.
+"""Factor analysis: a few shared causes, and a noise variance for every column.
 
 Generative story (Rubin & Thayer 1982; Bishop 2006, §12.2.4):
 
     z_i ~ N(0, I_L)                               the factors
     x_i | z_i ~ N(W z_i + μ, Ψ),  Ψ diagonal      the linear Gaussian model
 
-Unlike PCA it does not mind the columns' units: rescaling a column rescales its row of W and its noise.
+Unlike PCA it does not depend on the columns' units: rescaling a column rescales its row of W and its noise.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Model(PyroModule):
 
     Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` the standard deviations √Ψ [D].
 
-    Raises `UsageError` for latents ≥ columns, where the model is not identified, or data that are not a table.
+    Raises `UsageError` for latents ≥ columns, where the model is not identified, or data that are not a 2-D table.
     """
 
     def __init__(self, x: Tensor, *, latents: int = 2) -> None:
         super().__init__()
         positive("latents", latents)
         if x.dim() != 2:
-            raise UsageError(f"factor_analysis needs a table, n × D; data of shape {tuple(x.shape)} came.")
+            raise UsageError(f"factor_analysis expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         D = x.shape[1]
         if latents >= D:
-            raise UsageError(f"factor_analysis needs fewer latents than columns; {latents} for {D} came.")
+            raise UsageError(f"factor_analysis expects fewer latents than columns, got latents={latents} for {D} columns.")
         self.L = latents
         center = blockwise.center(x)
         spread = blockwise.spread(x, center)
