@@ -50,7 +50,9 @@ class Guide(Derived):
         """The row numbers."""
         if rows is None:
             if len(x) != self.N:
-                raise UsageError(f"the mean-field guide expects its own {self.N} rows, got {len(x)}; use guide=amortized for other rows.")
+                raise UsageError(
+                    f"the mean-field guide expects its own {self.N} rows, got {len(x)}; guide=amortized takes others."
+                )
             return slice(None)
         return rows
 

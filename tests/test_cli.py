@@ -93,7 +93,7 @@ def test_unknown_names_come_with_near_matches(says, arguments):
         ("restarts must be more than zero, got 0", "restarts=0"),
         ("covariance must be one of full, tied, diagonal, spherical, got 'none'", "covariance=none"),
         ("--set expects key=value, got 'components'", "components"),
-        ("'seed' is not set with --set; it is the option --seed", "seed=3"),
+        ("'seed' cannot be set with --set; use the option --seed", "seed=3"),
     ],
 )
 def test_counts_that_are_none(says, setting):

@@ -155,7 +155,7 @@ def test_mnist5k_in_a_minute(size, tmp_path):
         (WINE, {"likelihood": "bernoulli"}, "expects data of 0 and 1"),
         (np.zeros((4, 3, 2)), {}, "expects a 2-D table"),
         (WINE, {"latents": 0}, "latents must be more than zero"),
-        (WINE, {"likelihood": "poisson"}, "likelihood is one of gaussian, bernoulli"),
+        (WINE, {"likelihood": "poisson"}, "likelihood must be one of gaussian, bernoulli"),
         (WINE, {"prior": "mixture", "layers": 2}, "expects layers=1 with prior=mixture"),
     ],
 )

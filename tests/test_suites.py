@@ -586,7 +586,7 @@ def test_ctrl_c(jobs):
     os.killpg(process.pid, signal.SIGINT)
     rest = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    assert "zoo: interrupted; nothing was half written." in rest and "Traceback" not in "".join(lines) + rest
+    assert "zoo: interrupted; no file was left half written." in rest and "Traceback" not in "".join(lines) + rest
     assert len(list(Path("results/mine/cells").iterdir())) >= 3
 
 

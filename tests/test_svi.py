@@ -319,6 +319,6 @@ def test_the_guide_does_not_care_for_units():
 
 
 def test_what_it_cannot_do():
-    assert "'on' stands in a plate inside `data`" in svi.refusal(structure_of(user.causes, FAITHFUL @ np.ones((2, 3))))
+    assert "'on' is in a plate inside `data`" in svi.refusal(structure_of(user.causes, FAITHFUL @ np.ones((2, 3))))
     with pytest.raises(Refusal, match=r"Methods that can: .*em"):
         run(user.causes, np.zeros((10, 3)), "svi")

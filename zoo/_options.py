@@ -14,7 +14,7 @@ from zoo._errors import UsageError, unknown
 
 @dataclass(frozen=True)
 class Limits:
-    """What an option's number may be, as its annotation says: `samples: Annotated[int, Limits(least=2)]`."""
+    """The range of an option's number, in its annotation: `samples: Annotated[int, Limits(least=2)]`."""
 
     above: float | None = None
     least: float | None = None
@@ -22,7 +22,7 @@ class Limits:
     most: float | None = None
 
     def check(self, name: str, value: float) -> None:
-        """Raise `UsageError` unless `value` lies within."""
+        """Raise `UsageError` unless `value` lies within the range."""
         words = {"above": "more than", "least": "at least", "below": "less than", "most": "at most"}
         given = {k: v for k, v in vars(self).items() if v is not None}
         fits: dict[str, Callable[[float], bool]] = {
@@ -64,9 +64,9 @@ def parse(settings: list[str]) -> dict[str, str]:
 
 
 def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, object], what: str) -> dict[str, Any]:
-    """The given options in their declared types, strings read from the command line included.
+    """The given options converted to their declared types; the command line gives strings.
 
-    Raises `UsageError` for an unknown option, with the near matches, and for a value its option cannot take.
+    Raises `UsageError` for an unknown option, with the near matches, and for a value that an option cannot take.
     """
     out = {}
     for name, value in given.items():

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import markup
 from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
-
-if TYPE_CHECKING:
-    from zoo._program.structure import Structure
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -43,20 +40,22 @@ def listing(title: str, entries: Mapping[str, str]) -> None:
     console().print(table)
 
 
-def structure(found: Structure, serving: Mapping[str, str | None], data: str) -> None:
+def structure(found: Document, serving: Mapping[str, str | None], data: str) -> None:
     """The sites, whether the program is exact, and which methods can serve it."""
     out = console()
     table = _table(
-        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found.program} on {data}")
+        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found['model']} on {data}")
     )
-    for p in found.parameters:
-        table.add_row(escape(p.name), "parameter", "", _shape(p.shape), "", escape(p.constraint))
-    for s in found.sites:
-        role = s.role if s.role == "observed" else f"{s.scope} latent"
-        plates = escape(", ".join(s.plates))
-        table.add_row(escape(s.name), role, escape(s.family), _shape(s.event_shape), plates, escape(s.support))
+    for p in found["parameters"]:
+        table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]))
+    for s in found["sites"]:
+        role = "observed" if s["role"] == "observed" else f"{s['scope']} latent"
+        plates = escape(", ".join(s["plates"]))
+        table.add_row(
+            escape(s["name"]), role, escape(s["family"]), _shape(s["event_shape"]), plates, escape(s["support"])
+        )
     out.print(table)
-    out.print(f"exact: [bold]{found.exact}[/], because {escape(found.reason)}.", soft_wrap=True)
+    out.print(f"exact: [bold]{found['exact']}[/], because {escape(found['reason'])}.", soft_wrap=True)
     table = _table("method", "", "why")
     for name, why in serving.items():
         table.add_row(name, "[green]yes[/]" if why is None else "[red]no[/]", escape(why or ""))

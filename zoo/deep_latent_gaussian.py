@@ -17,7 +17,7 @@ and, by option:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -85,7 +85,7 @@ class Model(PyroModule):
         self.decoder = _network(wide + self.classes, () if self.linear else hidden, outputs, activation)
         if not gaussian:
             with torch.no_grad():
-                self.decoder[-1].bias.copy_(self.center.clamp(0.001, 0.999).logit())
+                cast(nn.Linear, self.decoder[-1]).bias.copy_(self.center.clamp(0.001, 0.999).logit())
         if self.layers == 2:
             self.between = _network(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
 
@@ -128,7 +128,7 @@ class Model(PyroModule):
         return one_hot(label, self.classes).to(self.center.dtype)
 
 
-def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> Any:
+def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
@@ -138,8 +138,7 @@ def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-    sequence: Any = PyroModule[nn.Sequential]
-    return sequence(*layers)
+    return cast(type[nn.Sequential], PyroModule[nn.Sequential])(*layers)
 
 
 def _check(x: Tensor, likelihood: str, classes: int) -> None:

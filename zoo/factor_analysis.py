@@ -37,7 +37,9 @@ class Model(PyroModule):
             raise UsageError(f"factor_analysis expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         D = x.shape[1]
         if latents >= D:
-            raise UsageError(f"factor_analysis expects fewer latents than columns, got latents={latents} for {D} columns.")
+            raise UsageError(
+                f"factor_analysis expects fewer latents than columns, got latents={latents} for {D} columns."
+            )
         self.L = latents
         center = blockwise.center(x)
         spread = blockwise.spread(x, center)

@@ -55,7 +55,9 @@ class Model(PyroModule):
         if x.dim() != 2:
             raise UsageError(f"gmm expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         if components > len(x):
-            raise UsageError(f"gmm expects at most as many components as rows, got components={components} for {len(x)} rows.")
+            raise UsageError(
+                f"gmm expects at most as many components as rows, got components={components} for {len(x)} rows."
+            )
         K, D = components, x.shape[1]
         self.K, self.D, self.covariance, self.priors = K, D, covariance, priors
         center = blockwise.center(x)

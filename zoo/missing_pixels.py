@@ -110,7 +110,9 @@ def _order(observed: Tensor, order: str) -> Tensor:
 
 def _check(x: Tensor, net: str, hidden: tuple[int, ...], components: int) -> None:
     if x.dim() != 2:
-        raise UsageError(f"missing_pixels expects a 2-D table with an image in each row (n × D), got shape {tuple(x.shape)}.")
+        raise UsageError(
+            f"missing_pixels expects a 2-D table with an image in each row (n × D), got shape {tuple(x.shape)}."
+        )
     grey = ~((x == 0) | (x == 1) | x.isnan())
     if grey.any():
         image, pixel = grey.nonzero()[0].tolist()
@@ -119,6 +121,8 @@ def _check(x: Tensor, net: str, hidden: tuple[int, ...], components: int) -> Non
             "(counting from 0). Binarise them (--binarize fixed, dynamic or a threshold)."
         )
     if net == "made" and not hidden:
-        raise UsageError("missing_pixels expects a hidden layer for net=made, got none. Use net=logistic for a network without.")
+        raise UsageError("missing_pixels expects a hidden layer for net=made, got none. Use net=logistic instead.")
     if net == "mixture" and components > len(x):
-        raise UsageError(f"missing_pixels expects at most as many components as images, got {components} for {len(x)} images.")
+        raise UsageError(
+            f"missing_pixels expects at most as many components as images, got {components} for {len(x)} images."
+        )

@@ -48,7 +48,7 @@ class Model(PyroModule):
             raise UsageError(f"ppca expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         D = x.shape[1]
         if latents >= D:
-            raise UsageError(f"ppca expects fewer latents than columns, so that noise is left, got latents={latents} for {D} columns.")
+            raise UsageError(f"ppca expects fewer latents than columns, got latents={latents} for {D} columns.")
         self.L, self.D = latents, D
         center = blockwise.center(x)
         spread = blockwise.spread(x, center, rows_only=False)
