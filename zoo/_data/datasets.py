@@ -104,7 +104,7 @@ def _check_options(
     elif binarize is not None:
         how = None if isinstance(binarize, bool) else as_float(binarize)
         if how is None or not np.isfinite(how):
-            raise UsageError(f"binarize must be fixed, dynamic or a threshold, a number, got {binarize!r}.")
+            raise UsageError(f"binarize must be fixed, dynamic or a number (the threshold), got {binarize!r}.")
     if missing is not None and missing not in _HALVES and not _is_file(missing):
         kind, _, number = str(missing).partition(":")
         share = as_float(number) if kind == "random" else None

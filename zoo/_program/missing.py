@@ -200,9 +200,8 @@ def _kind_of_parent(msg: Node) -> Kind:
     if kind is None:
         family = type(_unwrap(fn)[0]).__name__
         raise UsageError(
-            f"Site '{msg['name']}' ({family}) has missing entries, and other sites are computed from it: they would have to "
-            "become latents, which only 0/1 and real entries can. Use another family, or leave out the rows where it is "
-            "missing."
+            f"site '{msg['name']}' ({family}) has missing entries, and other sites are computed from it. They would become "
+            "latents, which must be 0/1 or real: use another family, or leave out the rows where it is missing."
         )
     return kind
 
@@ -227,8 +226,8 @@ def marginal(
         if isinstance(base, dist.MultivariateNormal) and not independent:
             return MarginalNormal(fn, ~missing), filled
         raise UsageError(
-            f"site '{site}': entries of a {type(base).__name__} can neither be left out one by one nor be latents (0/1 and "
-            f"real entries can), and row {int(partly.nonzero()[0, 0])} is partly missing; use another family."
+            f"site '{site}' ({type(base).__name__}) expects rows that are complete or wholly missing, got row "
+            f"{int(partly.nonzero()[0, 0])} partly missing. Use another family, or fill in the row."
         )
     return fn.mask(~row_missing), filled
 

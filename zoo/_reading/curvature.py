@@ -67,7 +67,7 @@ def quadratic(
     rows = probe[torch.linspace(0, len(probe) - 1, min(len(probe), CURVATURE_ROWS)).long()].nan_to_num(0.0).double()
     change, concave = curvature_change(_in_double(program), rows, layout, joint, assignments, by_name)
     if lost := [n for n in change if reading.sites[n].degree == 0]:
-        return Exactness.NO, f"at site '{lost[0]}' an operation on the latents {shown} cannot be followed", math.inf
+        return Exactness.NO, f"at site '{lost[0]}' an operation on the latents {shown} cannot be analysed", math.inf
     worst = max(change, key=lambda name: change[name])
     family = family_name(by_name[worst]["fn"])
     if not change[worst] <= CURVATURE_TOLERANCE:
@@ -103,7 +103,7 @@ def _not_proved(nodes: Mapping[str, Node], reading: Reading, shown: str) -> str:
     """Which operation stands in the way of a quadratic log-density, at which site; "" where none does."""
     start = f"log p(x, z) is not quadratic in the continuous latents {shown}"
     if reading.detached:
-        return f"{start}: one of them is detached at {reading.detached}, so that its derivatives are lost"
+        return f"{start}: one of them is detached at {reading.detached}, so its derivatives are lost"
     for name, node in nodes.items():
         site = reading.sites.get(name)
         if site is None or not is_local(node):
@@ -111,7 +111,7 @@ def _not_proved(nodes: Mapping[str, Node], reading: Reading, shown: str) -> str:
         family = family_name(node["fn"])
         if site.degree == OTHER and site.unknown_by:
             return (
-                f"{start}, or cannot be proved to be: at site '{name}' ({family}), {site.unknown_by} cannot be followed"
+                f"{start}, or cannot be proved to be: at site '{name}' ({family}), {site.unknown_by} cannot be analysed"
             )
         if site.degree == OTHER and site.curved_by:
             return f"{start}: at site '{name}' ({family}), {site.curved_by} is not affine in them"
