@@ -87,7 +87,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any] | None = Non
         ("cannot be read as TOML: Expected '='", "models"),
         ("mine.toml, unknown key of a suite 'fits'; did you mean fit?", "[[fits]]\n"),
         ("a block is written [[fit]]", "[fit]\n"),
-        ("holds no work", "[budget]\nseconds = 3\n"),
+        ("the suite is empty", "[budget]\nseconds = 3\n"),
         ("unknown key of [budget] 'second'; did you mean seconds?", "[budget]\nsecond = 3\n" + FIT),
         ("seconds expects a number above zero, got -3", "[budget]\nseconds = -3\n" + FIT),
         ("jobs expects a whole number, 1 or more, got 0", "[budget]\njobs = 0\n" + FIT),
@@ -132,7 +132,7 @@ def test_names_that_are_none():
     assert "unknown benchmark 'smok'; did you mean smoke?" in zoo("bench", "smok")[2]
     assert "there is no file 'none.toml'" in zoo("bench", "none.toml")[2]
     assert "no backend 'lokky'" in zoo("bench", suite(FIT), "--backend", "lokky")[2]
-    assert "no cell of the suite 'mine' has an id that begins with 'zz'" in zoo("bench", suite(FIT), "--only", "zz")[2]
+    assert "no cell of the suite 'mine' has an id that starts with 'zz'" in zoo("bench", suite(FIT), "--only", "zz")[2]
     assert "--quick is for benchmarks" in zoo("bench", suite(FIT), "--quick")[2]
     assert "has no --retry" in zoo("bench", "peers/em", "--retry")[2]
     assert not Path("results").exists()
@@ -142,7 +142,7 @@ def test_a_folder_that_holds_another_suite(monkeypatch):
     faked(monkeypatch)
     bench(FIT)
     status, _, err = zoo("bench", suite(FIT, "other"), "--out", "out")
-    assert status == 2 and "'out' holds the suite mine" in err
+    assert status == 2 and "'out' holds results of the suite mine" in err
     Path("file").touch()
     assert "cannot write to 'file" in zoo("bench", suite(FIT), "--out", "file/results")[2]
 
@@ -358,7 +358,7 @@ def test_no_theta_no_methods_on_it(monkeypatch):
     document = bench(FIT.replace("[[fit]]", '[[swap]]\ntheta = "em"'))
     assert [c["reason"] for c in document["cells"]] == [
         "RuntimeError: no luck",
-        "there is no θ to take: RuntimeError: no luck",
+        "the cell that fits θ has no result (RuntimeError: no luck); re-run it with --retry.",
     ]
 
 

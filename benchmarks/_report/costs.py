@@ -52,7 +52,7 @@ class CostsRow:
 
 
 def costs(cells: Sequence[CellDocument], series: Series) -> dict[str, list[CostsRow]]:
-    """Cells of kind "scaling" that ended well: what is varied → its rows."""
+    """Cells of kind "scaling" that succeeded: what is varied → its rows."""
     found: dict[str, dict[str, list[CellDocument]]] = {}
     for cell in cells:
         if cell["status"] == "ok":

@@ -46,7 +46,7 @@ def entries(value: object, key: str) -> list[Entry]:
         else:
             raise UsageError(f'{key} expects names, or tables such as {{ name = "…", option = … }}, got {item!r}.')
     if not out:
-        raise UsageError(f"{key} is empty.")
+        raise UsageError(f"{key} is empty; name at least one.")
     return out
 
 

@@ -55,7 +55,9 @@ class Results:
             raise UsageError(f"cannot write to '{self.folder}': {error.strerror or error}.") from error
         known = self.manifest()
         if known is not None and known["suite"] != name:
-            raise UsageError(f"'{self.folder}' holds the suite {known['suite']}; name another folder with --out.")
+            raise UsageError(
+                f"'{self.folder}' holds results of the suite {known['suite']}; give another folder with --out."
+            )
         self.sweep()
         manifest = {"format": FORMAT, "suite": name, "spec": spec, "about": about}
         manifest["cells"] = [{"id": c.id, **c.content} for c in cells]
@@ -72,7 +74,9 @@ class Results:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = _parsed(self.folder / "suite.json", ("format", "suite", "spec", "about", "cells"))
             if found["format"] > FORMAT:
-                raise UsageError(f"'{self.folder}' was written by a newer version; this one reads format {FORMAT}.")
+                raise UsageError(
+                    f"'{self.folder}' was written by a newer version of Latent Zoo; update it to read this folder."
+                )
             return found
         return None
 
@@ -85,9 +89,7 @@ class Results:
             found = _parsed(path, ("format", "id", "cell", "status"))
             # one that was written before there were digests has none
             if found.pop("digest", None) not in (None, digest_of(found)) or found["id"] != id:
-                raise UsageError(
-                    f"'{path}' is damaged: it is not what was written; remove it, and that cell is done again."
-                )
+                raise UsageError(f"'{path}' is damaged: it is not what was written. Remove it and re-run the suite.")
             return cast(CellDocument, found)
         return None
 
@@ -131,11 +133,13 @@ class Results:
         """The whole as one document: the suite, and every cell in order; one not done yet has the status `missing`."""
         found = self.manifest()
         if found is None:
-            raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. `zoo bench SUITE` makes one.")
+            raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. Run `zoo bench SUITE` first.")
         cells: list[CellDocument] = []
         for entry in found["cells"]:
             if not isinstance(entry, dict) or not _ID.fullmatch(str(entry.get("id"))):
-                raise UsageError(f"'{self.folder / 'suite.json'}' is damaged: a cell of it has no id.")
+                raise UsageError(
+                    f"'{self.folder / 'suite.json'}' is damaged: a cell has no id. Remove it and re-run the suite."
+                )
             content = cast(Content, {k: v for k, v in entry.items() if k != "id"})
             nothing: CellDocument = {"id": entry["id"], "cell": content, "status": "missing", "reason": None}
             cells.append(self.read(entry["id"]) or nothing)
@@ -210,9 +214,9 @@ def _parsed(path: Path, keys: tuple[str, ...]) -> Document:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"'{path}' is damaged: it is no JSON; remove it, and `zoo bench` makes it again.") from error
+        raise UsageError(f"'{path}' is damaged: it is not JSON. Remove it and re-run the suite.") from error
     if not isinstance(found, dict) or any(k not in found for k in keys) or not isinstance(found["format"], int):
-        raise UsageError(f"'{path}' is damaged: something is missing in it; remove it, and `zoo bench` makes it again.")
+        raise UsageError(f"'{path}' is damaged: keys are missing. Remove it and re-run the suite.")
     return found
 
 

@@ -27,8 +27,8 @@ def check_contract(program: Program, nodes: list[Node], rows: int) -> int:
         )
     if wrong := {f.size for f in frames} - {rows}:
         raise UsageError(
-            f"Expected the plate '{DATA_PLATE}' of '{program.name}' to have size {rows} for {rows} rows, got size {min(wrong)}. "
-            "Its size must be len(x)."
+            f"Expected the plate '{DATA_PLATE}' of '{program.name}' to have size len(x) = {rows}, got size {min(wrong)}. "
+            f'Write `with pyro.plate("{DATA_PLATE}", len(x)):`.'
         )
     dims = sorted({f.dim for f in frames if f.dim is not None})
     if not dims or any(f.dim is None for f in frames):
