@@ -112,7 +112,7 @@ class AutoregressiveSlots(TorchDistribution):
     """The missing entries of n data, slot by slot [M], one after the other in the order of the entries.
 
     - `fn`: a distribution of all D entries, of which those that were seen stay 0.
-    - `index`, `real` [n, M]: which entry a slot stands for, and whether it does; one that does not is a fair coin.
+    - `index`, `real` [n, M]: the entry of each slot, and whether the slot is used; an unused slot is a fair coin.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -162,5 +162,5 @@ class AutoregressiveSlots(TorchDistribution):
         """Slots [..., n, M] at their places among the entries [..., n, D], which are 0 elsewhere."""
         D = len(self.fn.order)
         out = value.new_zeros(*value.shape[:-1], D + 1)
-        place = torch.where(self.real, self.index, D).expand(value.shape)  # what stands for no entry goes to one more
+        place = torch.where(self.real, self.index, D).expand(value.shape)  # unused slots go to an extra entry
         return out.scatter(-1, place, value)[..., :D]

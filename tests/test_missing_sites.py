@@ -221,7 +221,7 @@ def test_other_supports_are_refused_still():
 
     x = np.random.default_rng(0).dirichlet(np.ones(3), 10)
     x[7, 1] = np.nan
-    with pytest.raises(UsageError, match=r"site 'x': entries of a Dirichlet .* row 7 is partly missing"):
+    with pytest.raises(UsageError, match=r"site 'x' \(Dirichlet\) expects rows .* got row 7 partly missing"):
         task_of(simplex, x)
 
 

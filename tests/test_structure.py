@@ -231,7 +231,7 @@ def test_no_data_plate():
         other_name
     )
     assert "got the plates rows" in refused(other_name)
-    assert "it has no plates" in refused(none_at_all)
+    assert "got no plate" in refused(none_at_all)
 
 
 def test_a_data_plate_of_the_wrong_size():

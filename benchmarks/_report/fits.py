@@ -22,7 +22,7 @@ Said = tuple[str, str]  # a cell in words, and why it has no result
 
 @dataclass(frozen=True)
 class FitRow:
-    """A method with its options: what all its seeds say together. Where seeds differ, numbers are the median seed's."""
+    """A method with its options, over all seeds. Where seeds differ, numbers are the median seed's."""
 
     name: str  # the method with its options
     method: str
@@ -50,7 +50,7 @@ class FitRow:
 
 @dataclass(frozen=True)
 class Board:
-    """Rows whose evidence is conditional on the same; `given` says on what besides θ."""
+    """Rows whose evidence is conditional on the same things: θ, and what `given` names."""
 
     given: str
     rows: tuple[FitRow, ...]

@@ -117,7 +117,7 @@ def _finish(cells: list[Cell], results: Results, redo: str, parallel: Parallel) 
 
 
 def _survive(cells: list[Cell], results: Results, redo: str, parallel: Parallel) -> Iterator[Outcome]:
-    """Like `parallel`, but a worker that dies (of memory, say) takes only its own cell with it.
+    """Like `parallel`, but a worker that dies, out of memory for example, loses only its own cell.
 
     A worker's death ends all that run in parallel, and does not say whose it was. The cells that dead processes left
     unfinished are suspects (every cell left, where none is known): each is done alone, and the rest in parallel again.

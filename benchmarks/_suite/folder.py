@@ -1,4 +1,4 @@
-"""The folder that a suite's results are kept in. One file a cell, there whole or not at all.
+"""The results folder of a suite: a file for each cell, written whole or not at all.
 
     suite.json         what the suite is, and its cells in order
     cells/ID.json      a finished cell
@@ -185,7 +185,7 @@ class Results:
 
     @contextlib.contextmanager
     def claim(self, id: str) -> Iterator[bool]:
-        """Whether the cell is this process's to do: False while another one is at it. A dead process claims nothing.
+        """Whether this process may run the cell: False while another process is running it. Claims end with their process.
 
         One byte of a file is locked, at an offset of the id's: such locks end with their process, however it ends.
         """

@@ -67,7 +67,7 @@ def run_cell(cell: Cell, folder: str, redo: str = "", threads: int | None = None
         torch.set_num_threads(threads)
     try:
         return alone(_claimed)(cell, _folder.Results(folder), redo)
-    except OSError as error:  # of the folder: what a cell itself raises stands in its result
+    except OSError as error:  # of the folder; a cell's own errors are in its result
         return Outcome(cell.id, cell.title, UNWRITTEN, f"cannot write to '{folder}': {error.strerror or error}.", 0.0)
 
 

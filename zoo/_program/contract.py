@@ -54,7 +54,7 @@ def check_contract(program: Program, nodes: list[Node], rows: int) -> int:
 
 
 def check_growth(program: Program, probe: Tensor, nodes: list[Node]) -> None:
-    """What stands outside the plate `data` must not grow with the data."""
+    """Sites outside the plate `data` must not grow with the rows."""
     if len(probe) < 2:
         return
     fewer = {n["name"]: n for n in sample_nodes(program.trace(probe[:-1]))}
@@ -109,7 +109,7 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
 
 
 def _check_density(program: Program, node: Node, dim: int, start: int, x: Tensor, latents: bool) -> None:
-    """A density that is not a number: the program computes with an entry of x that is not observed, say."""
+    """Refuse a density that is not a number, as where the program computes with a missing entry of x."""
     with blame(program.name), pyro.validation_enabled(False):
         bad = node["fn"].log_prob(node["value"]).isnan()
     if bad.any():

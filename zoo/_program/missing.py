@@ -2,13 +2,13 @@
 
 - entries that are independent given the latents are masked out of the density;
 - a multivariate normal is replaced by its marginal over the observed sub-block, pattern by pattern;
-- for any other family of 0/1 or real entries, what is missing at the site `x` becomes the local latent `x_missing`, and
+- for any other family of 0/1 or real entries, the missing entries of the site `x` become the local latent `x_missing`, and
   log p(x_missing) + log p(x) is log p(x_obs, x_missing) (`Completed`);
-- a row with nothing observed drops out, whatever the family: its density is the empty product, 0 nats;
-- at a site that other sites are computed from (a parent) nothing can be left out, not even a whole row: all that is missing
-  there becomes the latent `x_missing`, for entries of 0/1 or real numbers, and any other family is refused.
+- a row with nothing observed drops out, for any family: its density is the empty product, 0 nats;
+- at a site that other sites are computed from (a parent) nothing can be left out, not even a whole row: the missing entries
+  become the latent `x_missing`, for entries of 0/1 or real numbers, and any other family is refused.
 
-The value of `x_missing` is a vector of M slots a datum (`slots`).
+The value of `x_missing` is a vector of M slots per row (`slots`).
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class Program(nn.Module):
 
     @contextlib.contextmanager
     def hiding(self, missing: Tensor) -> Iterator[None]:
-        """In here, these entries of x [n, …] count as missing whatever stands there, for the n rows that are traced."""
+        """In this context, these entries of x [n, …] count as missing, for the n rows that are traced."""
         self._hidden = missing
         try:
             yield

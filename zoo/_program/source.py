@@ -140,7 +140,7 @@ def _digest(text: bytes) -> str:
 
 @contextlib.contextmanager
 def blame(name: str) -> Iterator[None]:
-    """Turn whatever the user's program raises into a `UsageError` that says where it did."""
+    """Turn an error of the user's program into a `UsageError` that says where it was raised."""
     try:
         yield
     except UsageError:

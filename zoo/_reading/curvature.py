@@ -1,9 +1,8 @@
-"""Is the log joint quadratic in the continuous local latents? Proved from the program's operations, and measured besides.
+"""Is the log joint quadratic in the continuous local latents? Proved from the program's operations, and also measured.
 
-The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. The proof is `sites`'s: nothing but
-affine operations lies between z and a normal site's location, and nothing between z and its scale. The measurement, at points
-drawn from the latents' own priors and far beyond them, is a second witness: in float64 the curvature of a quadratic changes by
-rounding alone, about 1e-15 of itself.
+The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. The proof comes from `sites`: only affine
+operations lead from z to a normal site's location, and none to its scale. The measurement is a second check, at points drawn
+from the latents' priors and far beyond them: in float64 rounding changes the curvature of a quadratic by about 1e-15 of itself.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def quadratic(
             f"changes by {change[worst]:.1e} of itself between random points",
             change[worst],
         )
-    # a normal density is concave whatever its scale; of any other one the numbers have to say so
+    # a normal density is concave for any scale; for others the measured curvature decides
     normal = all(family_name(by_name[n]["fn"]) in NORMAL for n, site in reading.sites.items() if site.degree == 2)
     if not normal and not concave:
         return (
@@ -100,7 +99,7 @@ def quadratic(
 
 
 def _not_proved(nodes: Mapping[str, Node], reading: Reading, shown: str) -> str:
-    """Which operation stands in the way of a quadratic log-density, at which site; "" where none does."""
+    """Which operation keeps the log-density from being quadratic, and at which site; "" where none does."""
     start = f"log p(x, z) is not quadratic in the continuous latents {shown}"
     if reading.detached:
         return f"{start}: one of them is detached at {reading.detached}, so its derivatives are lost"
