@@ -133,7 +133,7 @@ def test_slots_and_complete_there_and_back(masks, spare, draws):
 
 
 def test_too_few_slots():
-    with pytest.raises(ValueError, match="misses 2 entries, and there are 1 slots"):
+    with pytest.raises(ValueError, match="at most 1 missing entries, got one with 2"):
         slots(tensor([[np.nan, np.nan, 1.0]]), 1)
 
 
