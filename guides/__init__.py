@@ -6,4 +6,6 @@ from guides._heads import Covariance, Derived, free_shape
 from guides._make import at, make, refusal
 
 __distribution__ = "latent-zoo"
-__all__ = ["Covariance", "Derived", "at", "free_shape", "make", "refusal"]
+__all__ = ["GAUSSIANS", "NETWORKS", "Covariance", "Derived", "at", "free_shape", "make", "refusal"]
+NETWORKS = ("amortized", "autoregressive")  # the guides that have hidden layers
+GAUSSIANS = ("amortized", "mean_field")  # those that have a covariance

@@ -32,7 +32,7 @@ from inference._training import elbo
 from inference._training.loop import History, Plan, Schedule, train, usual
 from inference._training.wake_sleep import Phases
 from zoo._errors import Refusal
-from zoo._options import Count, Limits, Positive
+from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 
 Proposal = Literal["guide", "prior", "laplace", "sequential"]
@@ -60,7 +60,7 @@ def fit(
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
-    filters: Annotated[int, Limits(least=2)] = _particles.FILTERS,
+    filters: Annotated[int, Limits(least=2), Used(proposal="sequential")] = _particles.FILTERS,
     insomnia: Annotated[float, Limits(least=0, most=1)] = 1.0,
     epochs: Annotated[int, Limits(least=0)] | None = None,
     batch: Count | None = None,
@@ -68,9 +68,9 @@ def fit(
     tol: Positive = 1e-3,
     schedule: Schedule = "plateau",
     patience: Count = 10,
-    guide: str = "amortized",
-    hidden: tuple[Count, ...] | None = None,
-    guide_covariance: guides.Covariance = "diagonal",
+    guide: Annotated[str, Used(proposal="guide")] = "amortized",
+    hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS), Used(proposal="guide")] = None,
+    guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal="guide")] = "diagonal",
     start: Start = "auto",
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum.

@@ -35,7 +35,7 @@ from inference._training.fixed_draws import FixedDraws
 from inference._training.loop import History, Plan, Schedule, train, usual
 from inference._training.nearness import Nearness
 from zoo._errors import Refusal
-from zoo._options import Count, Limits, Positive
+from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 from zoo._program.trace import local_log_prob
 
@@ -45,6 +45,7 @@ FEW = 2**18  # numbers in one draw of the whole program, up to which L-BFGS is t
 FEW_GLOBAL = 2**21  # the same without local latents
 EPOCHS, STEPS = 1000, 5000
 Optimizer = Literal["auto", "adam", "lbfgs"]
+ADAM = Used(optimizer=("auto", "adam"))
 
 
 def refusal(structure: Structure) -> str | None:
@@ -59,18 +60,18 @@ def fit(
     task: Task,
     *,
     epochs: Count | None = None,
-    batch: Count | None = None,
-    lr: Positive | None = None,
-    tol: Positive = 1e-4,
+    batch: Annotated[Count | None, ADAM] = None,
+    lr: Annotated[Positive | None, ADAM] = None,
+    tol: Annotated[Positive, ADAM] = 1e-4,
     particles: Count = 1,
     guide: str = "amortized",
-    hidden: tuple[Count, ...] | None = None,
-    guide_covariance: guides.Covariance = "diagonal",
+    hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS)] = None,
+    guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS)] = "diagonal",
     optimizer: Optimizer = "auto",
-    schedule: Schedule = "plateau",
-    patience: Count = 10,
-    held_out: Annotated[float, Limits(least=0, below=1)] = 0.0,
-    clip: Positive = 1000.0,
+    schedule: Annotated[Schedule, ADAM] = "plateau",
+    patience: Annotated[Count, ADAM] = 10,
+    held_out: Annotated[float, Limits(least=0, below=1), ADAM] = 0.0,
+    clip: Annotated[Positive, ADAM] = 1000.0,
     start: Start = "auto",
 ) -> Fit:
     """Climb the bound for `epochs` epochs, or until it stops rising.

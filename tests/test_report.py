@@ -23,6 +23,7 @@ from benchmarks._report import page as _report
 from benchmarks._suite import cells as _cells
 from benchmarks._suite import folder as _folder
 from benchmarks._suite import names as _names
+from benchmarks._suite.folder import FORMAT
 from zoo.__main__ import app
 from zoo._errors import UsageError
 
@@ -515,7 +516,7 @@ def page_of_file(path: Path, folder: Path) -> Page:
 
 def test_a_folder_of_a_newer_version(made_up):
     path = made_up / "suite.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 9'))
     with pytest.raises(UsageError, match="newer version"):
         _report.write(made_up)
 

@@ -30,6 +30,7 @@ from benchmarks._suite import progress as _progress
 from benchmarks._suite import suite as _suite
 from benchmarks._suite import work as _work
 from zoo.__main__ import app
+from zoo._atomic import digest_of
 from zoo._errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -86,7 +87,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any] | None = Non
     [
         ("cannot be read as TOML: Expected '='", "models"),
         ("mine.toml, unknown key of a suite 'fits'; did you mean fit?", "[[fits]]\n"),
-        ("a block is written [[fit]]", "[fit]\n"),
+        ("write the block as [[fit]]", "[fit]\n"),
         ("the suite is empty", "[budget]\nseconds = 3\n"),
         ("unknown key of [budget] 'second'; did you mean seconds?", "[budget]\nsecond = 3\n" + FIT),
         ("seconds expects a number above zero, got -3", "[budget]\nseconds = -3\n" + FIT),
@@ -131,7 +132,7 @@ def test_one_clear_error_before_any_work(says, text, monkeypatch):
 def test_names_that_are_none():
     assert "unknown benchmark 'smok'; did you mean smoke?" in zoo("bench", "smok")[2]
     assert "there is no file 'none.toml'" in zoo("bench", "none.toml")[2]
-    assert "no backend 'lokky'" in zoo("bench", suite(FIT), "--backend", "lokky")[2]
+    assert "unknown backend 'lokky'" in zoo("bench", suite(FIT), "--backend", "lokky")[2]
     assert "no cell of the suite 'mine' has an id that starts with 'zz'" in zoo("bench", suite(FIT), "--only", "zz")[2]
     assert "--quick is for benchmarks" in zoo("bench", suite(FIT), "--quick")[2]
     assert "has no --retry" in zoo("bench", "peers/em", "--retry")[2]
@@ -771,9 +772,10 @@ def test_an_id_that_leads_out_of_the_folder_is_refused():
     bench(FIT)
     manifest = json.loads(Path("out/suite.json").read_text())
     manifest["cells"][0]["id"] = "../../../secret"
+    manifest["digest"] = digest_of(manifest)
     Path("out/suite.json").write_text(json.dumps(manifest))
     status, _, err = zoo("report", "out")
-    assert status == 2 and "a cell of it has no id" in err
+    assert status == 2 and "a cell has no id" in err
 
 
 def test_only_pictures_inside_the_results_are_embedded():

@@ -131,7 +131,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path, monkeypatch, capsys):
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     run(resume=tmp_path / "b")
     assert re.search(
-        r"checkpoint '.*state-000009.pt' was cut short; going on from the one before", capsys.readouterr().err
+        r"checkpoint '.*state-000009.pt' is damaged; going on from the one before", capsys.readouterr().err
     )
     same(tmp_path / "a", tmp_path / "b")
 

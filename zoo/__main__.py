@@ -350,6 +350,9 @@ def bench(
     """Run the missing cells of a benchmark suite in parallel. `zoo report` makes a page of the results."""
     from benchmarks._suite import names
 
+    if name is None and (jobs or out or only or retry or quick or settings or backend != "loky"):
+        raise UsageError("zoo bench with options needs the name of a SUITE; without any it lists them.")
+
     if name is None:
         names.show(json)
         return

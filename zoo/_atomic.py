@@ -30,6 +30,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a failure to writ
 
 def place(path: str | os.PathLike[str]) -> Path:
     """The path, `~` read as the home folder. Raises `UsageError` for what cannot be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"Expected the path of a file or folder, got {path!r:.40}.")
     text = os.fspath(path)
     if not text or "\0" in text:
         raise UsageError(f"Expected the path of a file or folder, got {text!r}.")
@@ -133,6 +135,8 @@ def sweep(parent: Path) -> None:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    if left.parent != parent:
+                        left.parent.rmdir()  # it was made for this alone; it stays where there is more in it
                 finally:
                     os.close(descriptor)
 

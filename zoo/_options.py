@@ -11,6 +11,8 @@ from typing import Any
 
 from zoo._errors import UsageError, unknown
 
+LARGEST = 10**12  # of any whole number: nobody waits for as many steps
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -36,6 +38,23 @@ class Limits:
             raise UsageError(f"{name} must be {rule}, got {value:g}.")
 
 
+class Used:
+    """Where an option has an effect: `components: Annotated[int, Used(net="mixture")]`.
+
+    The name of another option, and the value or values of it; of several names one is enough.
+    """
+
+    def __init__(self, **where: Any) -> None:
+        self.where = {k: v if isinstance(v, tuple) else (v,) for k, v in where.items()}
+
+    def obstacle(self, values: Mapping[str, Any]) -> str:
+        """What leaves the option without effect, "" where it has one; `values`: what every option is."""
+        if any(str(values[name]) in map(str, right) for name, right in self.where.items()):
+            return ""
+        name, right = next(iter(self.where.items()))
+        return f"with {name}={values[name]}; it goes with {' or '.join(f'{name}={v}' for v in right)}"
+
+
 Count = typing.Annotated[int, Limits(above=0)]
 Positive = typing.Annotated[float, Limits(above=0)]
 NotNegative = typing.Annotated[float, Limits(least=0)]
@@ -48,6 +67,28 @@ def schema(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
         if p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty):
             out[name] = p
     return out
+
+
+def check_used(owners: Iterable[Mapping[str, inspect.Parameter]], given: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for an option that has no effect beside the others, in none of those that know it.
+
+    `owners`: the options of the model and of each method; each given one is known and has a value that it can take.
+    """
+    owners = list(owners)
+    for name in given:
+        obstacles = [_obstacle(known, name, given) for known in owners if name in known]
+        if obstacles and all(obstacles):
+            raise UsageError(f"{name} has no effect {obstacles[0]}. Drop it, or change the other.")
+
+
+def _obstacle(known: Mapping[str, inspect.Parameter], name: str, given: Mapping[str, Any]) -> str:
+    marks = typing.get_args(known[name].annotation)[1:] if _is_marked(known[name].annotation) else ()
+    values = {k: given.get(k, p.default) for k, p in known.items()}
+    return next((why for m in marks if isinstance(m, Used) and (why := m.obstacle(values))), "")
+
+
+def _is_marked(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Annotated
 
 
 def parse(settings: list[str]) -> dict[str, str]:
@@ -81,10 +122,12 @@ def _value(name: str, value: object, annotation: Any) -> Any:
         return _guess(value) if isinstance(value, str) else value
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        kind, limits = typing.get_args(annotation)
-        number = _value(name, value, kind)
-        limits.check(name, number)
-        return number
+        kind, *marks = typing.get_args(annotation)
+        found = _value(name, value, kind)
+        for limits in marks:
+            if isinstance(limits, Limits):
+                limits.check(name, found)
+        return found
     if origin in (typing.Union, types.UnionType):
         kinds = list(typing.get_args(annotation))
         if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() == "none")):
@@ -100,7 +143,7 @@ def _value(name: str, value: object, annotation: Any) -> Any:
     if origin in (tuple, list):
         parts: list[object] = list(value) if isinstance(value, Iterable) else [value]  # hidden=8 is hidden=(8,)
         if isinstance(value, str):
-            parts = [p for p in value.split(",") if p]
+            parts = list(value.split(","))
         return origin(_value(name, p, typing.get_args(annotation)[0]) for p in parts)
     return _scalar(name, value, annotation)
 
@@ -124,13 +167,24 @@ def _scalar(name: str, value: object, kind: object) -> object:
         number = _number(value)
         if number is None or number != int(number) or isinstance(value, bool):
             raise UsageError(f"{name} must be a whole number, got '{value}'.")
+        if abs(number) > LARGEST:
+            raise UsageError(f"{name} must be at most {LARGEST:,}, got '{value}'.")
         return int(number)
     if kind is float:
         number = _number(value)
         if number is None or isinstance(value, bool):
             raise UsageError(f"{name} must be a number, got '{value}'.")
         return number
+    if kind is str and not callable(value) and not (isinstance(value, str) and value.strip()):
+        raise UsageError(f"Expected a name for {name}, got {value!r}.")
     return value
+
+
+def flags(**given: object) -> None:
+    """Raise `UsageError` for what is neither True nor False: "no" would count as true."""
+    for name, value in given.items():
+        if not (isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")):
+            raise UsageError(f"Expected True or False for {name}, got {value!r}.")
 
 
 def _number(value: object) -> float | None:

@@ -28,7 +28,7 @@ from torch.distributions import constraints
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import UsageError
-from zoo._options import Count, Limits
+from zoo._options import Count, Limits, Used
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
 LEAST_SCALE = 0.01  # of a column's own spread: a pixel that never changes would have an infinite density
@@ -49,13 +49,13 @@ class Model(PyroModule):
         x: Tensor,
         *,
         latents: Count = 10,
-        hidden: tuple[Count, ...] = (200, 200),
+        hidden: Annotated[tuple[Count, ...], Used(decoder="mlp", layers=2)] = (200, 200),
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
         prior: Literal["standard", "mixture"] = "standard",
-        components: Count = 10,
+        components: Annotated[Count, Used(prior="mixture")] = 10,
         layers: Literal[1, 2] = 1,
         decoder: Literal["mlp", "linear"] = "mlp",
-        activation: Literal["tanh", "relu", "softplus", "silu"] = "tanh",
+        activation: Annotated[Literal["tanh", "relu", "softplus", "silu"], Used(decoder="mlp", layers=2)] = "tanh",
         classes: Annotated[int, Limits(least=0)] = 0,
     ) -> None:
         super().__init__()

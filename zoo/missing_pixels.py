@@ -20,7 +20,7 @@ p(x_obs) and p(x_missing | x_obs) are products of conditionals, known exactly.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from zoo._errors import UsageError
-from zoo._options import Count
+from zoo._options import Count, Used
 from zoo._program.autoregressive import AutoregressiveBernoulli
 
 _Masked: Any = PyroModule[MaskedLinear]
@@ -51,9 +51,9 @@ class Model(PyroModule):
         x: Tensor,
         *,
         net: Literal["made", "logistic", "mixture"] = "made",
-        hidden: tuple[Count, ...] = (500,),
-        components: Count = 10,
-        order: Literal["raster", "reversed", "observed-first"] = "raster",
+        hidden: Annotated[tuple[Count, ...], Used(net="made")] = (500,),
+        components: Annotated[Count, Used(net="mixture")] = 10,
+        order: Annotated[Literal["raster", "reversed", "observed-first"], Used(net=("made", "logistic"))] = "raster",
     ) -> None:
         super().__init__()
         _check(x, net, hidden, components)

@@ -28,9 +28,13 @@ def write(folder: Path | None = None, out: Path | None = None) -> Path:
 
     Raises `UsageError` when there are no results, or the page cannot be written.
     """
-    source = folder or latest()
+    source = latest() if folder is None else _atomic.place(folder)
     document = read(source)
-    page = out or (source / "report.html" if source.is_dir() else Path(source.name).with_suffix(".html"))
+    page = (
+        _atomic.place(out)
+        if out is not None
+        else (source / "report.html" if source.is_dir() else Path(source.name).with_suffix(".html"))
+    )
     try:
         text = html(document, source if source.is_dir() else None)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -143,7 +147,11 @@ class _Album:
     def _files(folder: Path | None, cell: CellDocument) -> list[Path]:
         names = (cell.get("result") or {}).get("pictures", [])
         paths = [] if folder is None else [folder / "pictures" / cell["id"] / name for name in names]
-        return [path for path in paths if _inside(path, folder) and _is_picture(path)]
+        shown = [path for path in paths if _inside(path, folder) and _is_picture(path)]
+        for path in shown:
+            if not _folder.is_as_written(path, f"pictures/{path.name}", cell):
+                raise UsageError(f"'{path}' is damaged: it is not the picture that was drawn. Remove it.")
+        return shown
 
     def of(self, group: fits.Group) -> list[Shown]:
         """For each run with pictures: what is shown of it."""

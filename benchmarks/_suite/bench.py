@@ -162,8 +162,9 @@ def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
 def _begin(parent: int) -> None:
     """A worker ignores Ctrl-C, which the main process handles, and ends when the main process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getppid() == parent:
-        work.end_with(parent)
+    if os.getppid() != parent:  # it was killed while this one was starting
+        os._exit(1)
+    work.end_with(parent)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ Entry = tuple[str, Document]  # a name and its options
 
 def known(given: Mapping[str, object], keys: tuple[str, ...] | list[str], what: str) -> None:
     """No key but these."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"Expected a table for {what}, got {given!r:.40}.")
     for key in given:
         if key not in keys:
             raise unknown(f"key of {what}", key, keys)
@@ -185,6 +187,7 @@ def _convert(schema: Schema, options: Document, what: str, elsewhere: Mapping[st
             listed = f"known: {', '.join(sorted(schema))}."
             raise UsageError(f"unknown {what} '{key}', which belongs to {' and '.join(owners)}; {listed}")
     _options.convert(schema, options, what)
+    _options.check_used([schema], options)
 
 
 def _sha256(path: Path) -> str:

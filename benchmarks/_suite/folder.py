@@ -28,10 +28,11 @@ from typing import TypeVar, cast
 from benchmarks._suite import cells as _cells
 from benchmarks._suite.cells import Cell
 from benchmarks._suite.documents import CellDocument, Content, Document, Machine, SuiteDocument
+from zoo import _atomic
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
-FORMAT = 1
+FORMAT = 2  # 1 had digests in cells alone, or none: it is read, and cannot be checked
 RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
 ABANDONED = 86_400  # seconds after which what another machine's process was working on counts as left behind
 AGAIN = ("timeout", "failed")  # what `--retry` does again
@@ -41,7 +42,7 @@ class Results:
     """A results folder. Any number of processes may write to one at once."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = _atomic.place(folder)
 
     # ---- the suite ---------------------------------------------------------------------------------------------------
 
@@ -61,6 +62,7 @@ class Results:
         self.sweep()
         manifest = {"format": FORMAT, "suite": name, "spec": spec, "about": about}
         manifest["cells"] = [{"id": c.id, **c.content} for c in cells]
+        manifest["digest"] = digest_of(manifest)
         try:
             with self.workspace("suite") as work:
                 self._put(work, "suite.json", self.folder / "suite.json", _json(manifest, 1))
@@ -77,6 +79,9 @@ class Results:
                 raise UsageError(
                     f"'{self.folder}' was written by a newer version of Latent Zoo; update it to read this folder."
                 )
+            if not _is_whole(found):
+                path = self.folder / "suite.json"
+                raise UsageError(f"'{path}' is damaged: it is not what was written. Remove it and re-run the suite.")
             return found
         return None
 
@@ -87,8 +92,7 @@ class Results:
         with contextlib.suppress(FileNotFoundError):
             path = self.folder / "cells" / f"{id}.json"
             found = _parsed(path, ("format", "id", "cell", "status"))
-            # one that was written before there were digests has none
-            if found.pop("digest", None) not in (None, digest_of(found)) or found["id"] != id:
+            if not _is_whole(found) or found["id"] != id:
                 raise UsageError(f"'{path}' is damaged: it is not what was written. Remove it and re-run the suite.")
             return cast(CellDocument, found)
         return None
@@ -114,18 +118,20 @@ class Results:
 
     def write(self, content: Mapping[str, object], document: Mapping[str, object], work: Path) -> None:
         """Put a finished cell in its place, with `work/pictures` and `work/run` where there are such."""
-        id = _cells.identity(content)
+        id, files = _cells.identity(content), dict[str, str]()
         for part, target in (("pictures", self.folder / "pictures" / id), ("run", self.run(id))):
             if (work / part).is_dir():
                 for path in sorted((work / part).rglob("*")):
                     _flush(path)
+                    if path.is_file():
+                        files[f"{part}/{path.relative_to(work / part)}"] = hashlib.sha256(path.read_bytes()).hexdigest()
                 if target.exists():  # of a cell that is done again
                     with contextlib.suppress(FileNotFoundError):  # another process was first
                         target.rename(work / f"old-{part}")
                 with contextlib.suppress(OSError):  # another process put the same there meanwhile
                     (work / part).rename(target)
                     _flush(target.parent)
-        whole = {"format": FORMAT, "id": id, "cell": dict(content), **document}
+        whole = {"format": FORMAT, "id": id, "cell": dict(content), **document, **({"files": files} if files else {})}
         text = _json({**whole, "digest": digest_of(whole)})
         self._put(work, "cell.json", self.folder / "cells" / f"{id}.json", text)
 
@@ -210,9 +216,24 @@ class Results:
 _ID = re.compile("[0-9a-f]{16}")
 
 
+def _is_whole(document: Document) -> bool:
+    """Whether a document says what was written; takes its digest out of it."""
+    digest = document.pop("digest", None)
+    return digest == digest_of(document) if digest is not None else document["format"] < 2
+
+
+def is_as_written(path: Path, name: str, cell: Mapping[str, object]) -> bool:
+    """Whether a picture (`pictures/NAME`) or a file of a run (`run/NAME`) is what its cell says, where it says anything."""
+    files = cell.get("files")
+    wanted = files.get(name) if isinstance(files, dict) else None
+    return wanted is None or hashlib.sha256(path.read_bytes()).hexdigest() == wanted
+
+
 def _parsed(path: Path, keys: tuple[str, ...]) -> Document:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except (IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"'{path}' is damaged: it is not JSON. Remove it and re-run the suite.") from error
     if not isinstance(found, dict) or any(k not in found for k in keys) or not isinstance(found["format"], int):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json as json_
 from pathlib import Path
 
-from zoo import _registry, _show
+from zoo import _atomic, _registry, _show
 from zoo._errors import UsageError, unknown
 
 SUITES = Path(__file__).parent.parent / "suites"
@@ -45,7 +45,7 @@ def find(spec: str) -> Path | None:
         return None
     if not spec.endswith(".toml"):
         raise unknown("benchmark", spec, listing())
-    path = Path(spec)
+    path = _atomic.place(spec)
     if not path.is_file():
         raise UsageError(f"there is no file '{spec}'; give a suite's .toml file, or one of {', '.join(suites())}.")
     return path

@@ -212,8 +212,10 @@ def _infer(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     if theta is None or theta["status"] != "ok":
         why = "missing" if theta is None else theta["reason"]
         raise UsageError(f"the cell that fits θ has no result ({why}); re-run it with --retry.")
-    pictures = bool(cell.content.get("pictures"))
-    fit = _run(cell, _program(cell), work / "run" if pictures else None, _store.load(results.run(cell.needs)))
+    pictures, folder = bool(cell.content.get("pictures")), results.run(cell.needs)
+    if not _folder.is_as_written(folder / "run.json", "run/run.json", theta):
+        raise UsageError(f"'{folder}' is damaged: it is not the run of the cell {cell.needs}. Re-run that with --only.")
+    fit = _run(cell, _program(cell), work / "run" if pictures else None, _store.load(folder))
     return _described(fit) | ({"pictures": _pictures(work, False)} if pictures else {})
 
 

@@ -6,6 +6,7 @@ its end, so that one that was cut short is known and the one before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,13 @@ from zoo._program import source
 
 DIGEST = 32  # bytes at the end of a state
 INTERVAL = 30.0  # seconds
-FORMAT = 2
+FORMAT = 3
+
+
+def check_interval(seconds: Any) -> None:
+    """Raise `UsageError` unless it can be the time between two checkpoints."""
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) >= 0:
+        raise UsageError(f"Expected a number of seconds, 0 or more, for checkpoint, got {seconds!r:.40}.")
 
 
 def place(run: str | os.PathLike[str]) -> Path:
@@ -63,6 +71,9 @@ class Checkpoints:
         self.document: dict[str, object] = {**told, **request.to_json(), "program": program}
         self.failed = False
         _atomic.sweep(self.folder)
+        if not resume:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # of a run that was killed before anything was in it
         if self.folder.exists() and not resume:
             raise UsageError(
                 f"'{run}' was begun and is not finished: go on with --resume {run}, name another folder with --out, or "
@@ -90,7 +101,7 @@ class Checkpoints:
         self.count += 1
         try:
             self._begin()
-            _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + hashlib.sha256(content).digest())
+            _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + self._seal(content))
         except (OSError, UsageError) as error:
             if not self.failed:
                 print(f"zoo: no checkpoint: {error}", file=sys.stderr)
@@ -98,7 +109,8 @@ class Checkpoints:
             if not self._states():
                 self.discard()
         for old in self._states()[:-2]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.unlink()
         self.last = time.monotonic()
 
     def _begin(self) -> None:
@@ -109,19 +121,30 @@ class Checkpoints:
             _atomic.write(request, json.dumps({**self.document, **check}, indent=1))
 
     def read(self) -> dict[str, Any] | None:
-        """The last state that is whole, or None. Says of one that is not."""
+        """The last state that is whole, None where none was written. Says of one that is not whole.
+
+        Raises `UsageError` where none is.
+        """
         if not self.resume:
             return None
         for path in reversed(self._states()):
-            content = path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""
             body, digest = content[:-DIGEST], content[-DIGEST:]
-            if hashlib.sha256(body).digest() == digest:
+            if self._seal(body) == digest:
                 self.count = int(path.stem.split("-")[1])
                 state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
                 return state
-            print(f"zoo: the checkpoint '{path}' was cut short; going on from the one before.", file=sys.stderr)
-            path.unlink()
+            print(f"zoo: the checkpoint '{path}' is damaged; going on from the one before.", file=sys.stderr)
+        if self._states():
+            raise UsageError(
+                f"'{self.folder}' is damaged: no checkpoint in it is what was written. Remove it and run it again."
+            )
         return None
+
+    def _seal(self, content: bytes) -> bytes:
+        """A digest of a state and of the request that it belongs to: a state of another run is none of this one."""
+        check = json.loads((self.folder / "request.json").read_text(encoding="utf-8"))["check"]
+        return hashlib.sha256(str(check).encode() + content).digest()
 
     def discard(self) -> None:
         """The run is finished: they are not needed any more."""
@@ -144,6 +167,13 @@ def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) ->
             raise UsageError(f"'{run}' was begun with a {key} that has no name: give it again.")
         if now is not None and then is not None and str(now) != then:
             raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
+    usual = Request(None, None)
+    for key in ("seed", "limit", "dtype", "device"):
+        if (now := getattr(given, key)) != getattr(usual, key) and now != (then := getattr(begun, key)):
+            raise UsageError(f"'{run}' was begun with {key} {then}, and {now} is asked for now.")
+    for key, value in given.preparation.items():
+        if value != (then := begun.preparation.get(key)):
+            raise UsageError(f"'{run}' was begun with {key} {then}, and {value} is asked for now.")
     for key, value in given.options.items():
         if str(begun.options.get(key)) != str(value):
             raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
@@ -158,18 +188,34 @@ def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) ->
     return replace(begun, model=model, data=data, options={**begun.options, **given.options})
 
 
+def sweep(parent: Path) -> None:
+    """Remove the checkpoints of runs in `parent` that were killed between their last step and the end: these are finished."""
+    with contextlib.suppress(OSError):
+        for left in parent.glob(".*.unfinished"):
+            run = left.with_name(left.name[1:].removesuffix(".unfinished")) / "run.json"
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                asked, made = (json.loads(p.read_text(encoding="utf-8")) for p in (left / "request.json", run))
+                newer = run.stat().st_mtime >= max(p.stat().st_mtime for p in left.iterdir())
+                if newer and all(asked[k] == made[k] for k in ("method", "seed")):
+                    shutil.rmtree(left)
+
+
 def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
     path = place(run) / "request.json"
-    if not path.is_file():
+    sweep(path.parent.parent)
+    finished = (_atomic.place(run) / "run.json").is_file()
+    if finished or not path.is_file():
         what = "there is no checkpoint of it; run it again"
-        if (_atomic.place(run) / "run.json").is_file():
+        if finished:
             what = "it is finished"
+        elif path.parent.is_dir() and any(path.parent.iterdir()):
+            what = f"its request.json is missing; remove '{path.parent}' and run it again"
         elif path.parent.is_dir():
-            what = f"it was stopped before its first checkpoint; remove '{path.parent}' and run it again"
+            what = "it was stopped before its first checkpoint; run it again"
         raise UsageError(f"'{run}' cannot be resumed: {what}.")
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"'{path}' cannot be read: {error}.") from error
     if not isinstance(request, dict):
         raise UsageError(f"'{path}' is damaged: it is not what was written. Remove '{path.parent}' and run it again.")

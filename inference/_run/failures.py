@@ -42,7 +42,7 @@ def in_words(program: str, what: str) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError:
         raise MemoryError(_too_large(what)) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise MemoryError(_too_large(what)) from error
         if "derivative for" in str(error) and "not implemented" in str(error):

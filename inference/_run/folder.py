@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference._run import checkpoint
 from inference._run.netcdf import read_netcdf
-from zoo import _atomic
+from zoo import _atomic, _registry
 from zoo._atomic import digest_of
-from zoo._errors import UsageError
+from zoo._errors import UsageError, unknown
 from zoo._program import source as _source
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
@@ -97,11 +98,12 @@ class Stored:
 def check_out(out: str | os.PathLike[str]) -> Path:
     """The folder a run shall be written to. Raises `UsageError` when it exists already or cannot be written."""
     if not isinstance(out, str | os.PathLike):
-        raise UsageError(f"Expected the path of a folder for out, got {out!r}.")
+        raise UsageError(f"Expected the path of a folder for out, got {out!r:.40}.")
     folder = _atomic.place(out)
     if os.path.lexists(folder):
         raise UsageError(f"'{folder}' exists already; name another folder with --out.")
     _atomic.check_parent(folder)
+    checkpoint.sweep(folder.parent)
     return folder
 
 
@@ -218,6 +220,8 @@ def load(
     """
     path = _atomic.place(folder)
     document = _document(path)
+    if isinstance(model, str) and not _source.is_file(model) and model not in _registry.models():
+        raise unknown("model", model, _registry.models())
     contents = {}
     for name in FILES:
         contents[name] = _content(path / name)

@@ -25,6 +25,7 @@ from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICES = ("auto", "cpu", "cuda")
+MOST_DRAWS = 1_000_000  # of an imputation
 LARGEST_SEED = 4_000_000_000
 FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
 LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
@@ -90,8 +91,8 @@ def prepare(
     `like`: the data of the run whose θ the program will hold, where they are not `data`: the model is built on them.
     """
     check_seed(seed)
-    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1:
-        raise UsageError(f"Expected a whole number of 1 or more for limit, got {limit!r}.")
+    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or not 1 <= limit <= _options.LARGEST:
+        raise UsageError(f"Expected a whole number of 1 or more for limit, got {limit!r:.40}.")
     if dtype not in ("auto", *DTYPES):
         raise unknown("dtype", dtype, ("auto", *DTYPES))
     modules = [method_module(name) for name in methods]
@@ -120,6 +121,12 @@ def prepare(
         x, intensities = x.float(), None if intensities is None else intensities.float()
     text = source.fingerprint(target)
     return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text)
+
+
+def check_draws(draws: Any) -> None:
+    """Raise `UsageError` unless `draws` is how many joint draws of missing entries can be written."""
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or not 1 <= draws <= MOST_DRAWS:
+        raise UsageError(f"Expected a whole number from 1 to {MOST_DRAWS:,} for draws, got {draws!r:.40}.")
 
 
 def check_seed(seed: Any) -> None:
@@ -156,21 +163,22 @@ def _split(
     options: Mapping[str, Any], schema: Mapping[str, Any], modules: list[ModuleType], methods: list[str], name: str
 ) -> dict[str, Any]:
     """The model's share of the options. Raises `UsageError` for one that neither it nor any of the methods knows."""
-    of_methods: dict[str, Any] = {}
-    for module in modules:
-        of_methods |= _options.schema(module.fit)
+    owners = [schema, *(_options.schema(module.fit) for module in modules)]
+    everything = {key for known in owners for key in known}
     for key, value in options.items():
-        if key not in schema and key not in of_methods:
+        if key not in everything:
             what = f"option of model '{name}'" + (f" or method {', '.join(map(repr, methods))}" if methods else "")
-            raise unknown(what, key, {*schema, *of_methods})
-        if key in of_methods:
-            _options.convert(of_methods, {key: value}, "option")
+            raise unknown(what, key, everything)
+        for known in owners:
+            if key in known:
+                _options.convert(known, {key: value}, "option")
+    _options.check_used(owners, options)
     return {k: v for k, v in options.items() if k in schema}
 
 
 def method_module(name: str) -> ModuleType:
     """The module of a method. Raises `UsageError` for an unknown name."""
-    if name not in _registry.methods():
+    if not isinstance(name, str) or name not in _registry.methods():
         raise unknown("method", name, _registry.methods())
     return importlib.import_module(f"inference.{name}")
 

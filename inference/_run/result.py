@@ -26,7 +26,7 @@ from inference._run.folder import Stored
 from inference._run.impute import Imputation, impute
 from inference._run.netcdf import write_netcdf
 from inference._run.predictive import Predicted
-from inference._run.prepare import Prepared, check_seed
+from inference._run.prepare import Prepared, check_draws, check_seed
 from inference._run.record import Record
 from inference._run.reopen import reopen, task_of
 from inference._run.request import Request
@@ -156,8 +156,7 @@ class Run(Record):
 @entrance
 def _imputed(run: Run, draws: int, seed: int) -> Imputation:
     check_seed(seed)
-    if draws < 1:
-        raise UsageError(f"draws must be at least 1; {draws} came.")
+    check_draws(draws)
     task_at: Callable[[], Task] = lambda: run.task  # noqa: E731
     if run.stored is not None and run.live is None:
         task_at = run._made_anew()[1]

@@ -78,6 +78,7 @@ def run(
 
     Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
     """
+    _options.flags(standardize=standardize)
     request = _request(model, data, method, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
@@ -109,6 +110,8 @@ def run_request(
     quiet: bool = True,
 ) -> Run:
     """`run`, for a request."""
+    _options.flags(trust=trust, quiet=quiet)
+    _checkpoint.check_interval(checkpoint)
     if resume is not None:
         if out is not None:
             raise UsageError("a run that is gone on with keeps its folder: give resume or out, not both.")
@@ -175,6 +178,7 @@ def compare(
         >>> [one.claimed.kind for one in compare("gmm", "faithful", ["em", "laplace"])]
         ['exact', 'exact']
     """
+    _options.flags(standardize=standardize)
     request = _request(model, data, None, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
     return compare_request(request, methods, out=out, quiet=quiet)
 
@@ -188,8 +192,11 @@ def compare_request(
     quiet: bool = True,
 ) -> list[Run | Refused]:
     """`compare`, for a request."""
-    if isinstance(methods, str) or not methods:
+    if not isinstance(methods, list | tuple) or not methods:
         raise UsageError(f"Expected a list of methods to compare, got {methods!r}.")
+    if twice := [str(m) for m in methods if methods.count(m) > 1]:
+        raise UsageError(f"Expected each method once, got {twice[0]} {len(twice)} times.")
+    _options.flags(quiet=quiet)
     folder = None if out is None else _store.check_out(out)
     where = device_of(request.device)
     prepared = _prepared(request, list(methods))
@@ -271,6 +278,7 @@ def infer_request(
     """`infer`, for a request that says whose θ is kept; its model is None, or the run's program named again."""
     assert request.of is not None
     check_seed(request.seed)
+    _options.flags(trust=trust, changed_program=changed_program, quiet=quiet)
     folder, method = None if out is None else _store.check_out(out), _method(request)
     stored = _store.load(request.of, request.model, trust, changed_program)
     if request.data is None and request.preparation:

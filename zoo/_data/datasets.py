@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from zoo._data.catalogue import PARTS, SETS, SHA256, URLS
 from zoo._data.columns import is_frame
 from zoo._data.files import SUFFIXES, Raw, as_float, from_array, from_csv, from_numpy, near_files
 from zoo._errors import UsageError, unknown
+from zoo._options import flags
 
 BLOCK = 2**21  # numbers in a block
 How = str | float | None  # of binarisation: "fixed", "dynamic" or a threshold
@@ -95,6 +97,10 @@ def _check_options(
     for option, value, least in (("seed", seed, 0), ("rows", 1 if rows is None else rows, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise UsageError(f"{option} must be a whole number, {least} or more, got {value!r}.")
+    flags(standardize=standardize)
+    for option, value, kinds in (("binarize", binarize, str | Real), ("missing", missing, str | os.PathLike)):
+        if value is not None and not isinstance(value, kinds):
+            raise UsageError(f"Expected a word for {option}, got a {type(value).__name__}.")
     if binarize is not None and standardize:
         raise UsageError("binarize and standardize cannot be combined; drop one of them.")
     how: How = None

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from zoo._errors import UsageError
 from zoo._program.trace import Node
 
 
@@ -119,13 +120,15 @@ class InDtype(Messenger):
 
 
 class Visited(Messenger):
-    """Notes the sites that a run has come to."""
+    """Notes the sites that a run has come to; none of them twice, for a trace holds one of each name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 
     def _pyro_post_sample(self, msg: Node) -> None:
+        if msg["name"] in self.names and type(msg["fn"]).__name__ != "_Subsample":
+            raise UsageError(f"site '{msg['name']}' of the program is there twice; give each site its own name.")
         self.names.add(msg["name"])
 
 

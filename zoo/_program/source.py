@@ -145,7 +145,7 @@ def blame(name: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         libraries = ("site-packages", str(Path(__file__).parent.parent / "_"), sysconfig.get_path("stdlib"), "<frozen ")
         mine = [f for f in frames if not any(part in f.filename for part in libraries)]

@@ -120,6 +120,8 @@ def scene_of(of: Run | Stored) -> Scene:
     try:
         task = run.at_theta()
     except UsageError as error:  # its file is gone, say: what the folder itself holds can still be drawn
+        if run.stored is not None and run.stored.model is not None:  # named by the user: say what is wrong
+            raise
         scene.obstacle = str(error)
         return scene
     except RuntimeError:  # its file is another one by now
