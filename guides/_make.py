@@ -53,7 +53,9 @@ def make(
         made.recipe = {"name": guide, "options": chosen | made.extras, "by_row": made.by_row}
         return made
     target, name = resolve(guide) if isinstance(guide, str) else (guide, getattr(guide, "__name__", "guide"))
-    given = read(target() if isinstance(target, type) else target, x, name)
+    with blame(name):
+        model = target() if isinstance(target, type) else target
+    given = read(model, x, name)
     _check_latents(given, structure, x)
     given.recipe = {"name": name, "options": {}}
     return given

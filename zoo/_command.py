@@ -57,7 +57,8 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         where = f": '{error.filename}'" if error.filename else ""
         return f"{error.strerror or what}{where}."
-    if isinstance(error, OSError | MemoryError) or type(error) is ArithmeticError:  # ours, or the machine's
+    ours = type(error).__name__ in ("ArithmeticError", "Disagreement")
+    if ours or isinstance(error, OSError | MemoryError):  # the second: the machine's
         return what
     return f"{type(error).__name__}: {what}\nThis should not happen; ZOO_DEBUG=1 shows where it did."
 

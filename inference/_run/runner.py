@@ -18,6 +18,7 @@ from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
+from inference._run.check import checked
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
@@ -239,7 +240,7 @@ class Refused:
 
 @entrance
 def infer(
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Run,
     method: str,
     *,
     data: object = None,
@@ -269,7 +270,7 @@ def infer(
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     given = {k: plain(v) for k, v in (("rows", rows), ("binarize", binarize), ("missing", missing)) if v is not None}
-    request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=os.fspath(run))
+    request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=_folder_of(run))
     return infer_request(request, out=out, trust=trust, changed_program=changed_program, quiet=quiet)
 
 
@@ -298,6 +299,15 @@ def infer_request(
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)
     how: dict[str, Any] = {"folder": folder, "quiet": quiet, "stored": stored, "device": where, "request": request}
     return run_prepared(prepared, method, request.options, seed=request.seed, **how)
+
+
+def _folder_of(run: str | os.PathLike[str] | Run) -> str:
+    """The folder of a run that is named, or at hand."""
+    if not isinstance(run, Run):
+        return os.fspath(run)
+    if run.run is None:
+        raise UsageError("Expected a saved run, got one that is not saved: call run.save(folder) first.")
+    return run.run
 
 
 @entrance
@@ -333,7 +343,8 @@ def run_prepared(
         if stored is not None:
             restore(task, stored)
         with in_words(prepared.name, method):
-            fit = module.fit(task, **chosen)
+            version = task.x._version
+            fit = checked(module.fit(task, **chosen), task, method, version)
     evidence, predicted = None, Predicted()
     if verified:
         with seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):

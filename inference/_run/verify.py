@@ -269,9 +269,9 @@ def _compare_exact(task: Task, claimed: Evidence, found: Evidence) -> None:
         one, other = (torch.as_tensor(e.per_datum) for e in (claimed, found))
         if one.shape == other.shape and not _alike(one, other.to(one.dtype)):
             raise _differ(task, torch.arange(len(one)), one, other, "as claimed", "as verified")
-        return
     if abs(claimed.value - found.value) > tolerance(task.x.dtype) * max(1.0, abs(found.value)):
         raise Disagreement(
             f"two exact values of log p(x) of '{task.program.name}' differ: {claimed.value:.6f} nats as claimed, "
-            f"{found.value:.6f} as verified. Nothing is reported as exact."
+            f"{found.value:.6f} as verified. Nothing is reported as exact. The method's claim "
+            "is wrong, or the program does what reading it cannot see."
         )
