@@ -1,4 +1,4 @@
-"""What every guide is made of: a q for each kind of latent site, from a vector of numbers; and q of the global latents."""
+"""The parts of every guide: q for each kind of latent site, from a vector of numbers, and q of the global latents."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from zoo._program.trace import is_real
 
 Covariance = Literal["diagonal", "full"]
 Rows = Tensor | slice | None  # of a guide's data; None: all of them
+Seen = Any  # what a guide's `look` makes of the data for its heads
 LEAST_SCALE = 1e-6
 
 
@@ -29,7 +30,7 @@ def refusal(structure: Structure) -> str | None:
     """Why no guide can be derived for the program, or None."""
     for site in structure.local_latents:
         if site.inner > 1:
-            return f"the local latent '{site.name}' stands in a plate inside `data`; write a guide for it"
+            return f"the local latent '{site.name}' is in a plate inside `data`; write a guide for it"
         if (
             site.discrete
             and not binary(site)
@@ -39,18 +40,18 @@ def refusal(structure: Structure) -> str | None:
         if site.discrete and site.cardinality is None:
             return f"the support of '{site.name}' ({site.family}) cannot be listed for a guide; write a guide for it"
         if site.family == "Delta":
-            return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
+            return f"the latent '{site.name}' is a Delta, which has no density; use its value itself, or pyro.deterministic"
     return None
 
 
 class Derived(PyroModule):
-    """A guide that draws every latent of a structure; what it looks at to draw a local one is the subclass's business.
+    """A guide that draws every latent of a structure; the subclass says what a local latent's q depends on.
 
-    Sites are drawn discrete ones first, continuous ones from the data upwards (the reverse of the program's order).
+    Discrete sites are drawn first, then the continuous ones in the reverse of the program's order.
     """
 
-    by_row = False  # whether it has to know which rows of the data it is called with
-    recipe: dict[str, object]  # what it can be made again from
+    by_row = False  # whether it has to be told which rows of the data it gets
+    recipe: dict[str, object]  # from which it can be rebuilt
 
     def __init__(
         self,
@@ -74,18 +75,18 @@ class Derived(PyroModule):
 
     @property
     def extras(self) -> dict[str, bool]:
-        """Options that were read off the data, and that other data must not change."""
+        """Options that were chosen from the data, and that are kept for other data."""
         return {}
 
     def ready(self, x: Tensor) -> None:
-        """To be called last in building: the dtype of the data, and no global parameter store."""
+        """Called at the end of `__init__`: takes the dtype of the data, and keeps parameters out of the global store."""
         self.to(x.dtype)
         localize(self)
 
     def forward(self, x: Tensor | None = None, size: int | None = None, rows: Rows = None) -> None:
         """Draw every latent given x [n, …], the rows `rows` of the guide's data."""
         if x is None:
-            raise ValueError("a guide needs data to look at")
+            raise ValueError("a guide expects the data x, got None")
         for name in self.bijections:
             pyro.sample(name, self.global_posterior(name))
         if not self.sites:
@@ -96,21 +97,21 @@ class Derived(PyroModule):
             for site in self.sites:
                 drawn.append(features(site, pyro.sample(site.name, self.density(site, seen, drawn))))
 
-    def look(self, x: Tensor, rows: Rows) -> Any:
-        """What the heads are to see of the data."""
+    def look(self, x: Tensor, rows: Rows) -> Seen:
+        """What the heads see of the data."""
         raise NotImplementedError
 
-    def density(self, site: Site, seen: Any, drawn: list[Tensor]) -> dist.TorchDistribution:
+    def density(self, site: Site, seen: Seen, drawn: list[Tensor]) -> dist.TorchDistribution:
         """q(site), given what was seen of the data and what was drawn before."""
         return posterior(site, self.head(site, seen, drawn), self.covariance)
 
-    def head(self, site: Site, seen: Any, drawn: list[Tensor]) -> Tensor:
+    def head(self, site: Site, seen: Seen, drawn: list[Tensor]) -> Tensor:
         """The numbers that parametrise q of `site`, [batch…, outputs]; `drawn`: features of the sites drawn before."""
         raise NotImplementedError
 
     def last_layer(self, site: Site, center: Tensor, spread: Tensor) -> dict[Tensor, Tensor]:
-        """Let q of a continuous site begin at `center` with the standard deviation `spread` [numbers], and return the unit of
-        a step for each parameter of what makes it; nothing where a guide is made otherwise."""
+        """Make q of a continuous site start at `center` with the standard deviation `spread` [numbers]. Returns the size of a
+        step for each parameter that q is computed from; empty where the guide does not support it."""
         return {}
 
     def in_plates(self, values: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> 
 
 
 def begin_at(site: Site, covariance: Covariance, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """What to add to a head's numbers [outputs] for q(site) to begin at `center` and `spread`, and their units."""
+    """What to add to a head's numbers [outputs] so that q(site) starts at `center` and `spread`, and their units."""
     numbers = outputs(site, covariance)
     offset, unit = center.new_zeros(numbers), center.new_ones(numbers)
     L = len(center)

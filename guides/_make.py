@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 from torch.distributions import Transform
 
-from guides._heads import Rows
+from guides._heads import Derived, Rows
 from zoo import _options, _registry
 from zoo._errors import Refusal, UsageError, unknown
 from zoo._program.load import read, resolve
@@ -36,10 +36,10 @@ def make(
     bijections: Mapping[str, Transform] | None = None,
     **options: object,
 ) -> Any:
-    """The guide that `guide` names: a file of `guides/`, `path/to/file.py:callable`, or a callable of the user's own.
+    """The guide that `guide` names: a file of `guides/`, `path/to/file.py:callable`, or the user's callable.
 
-    - `globals`: global latent → a value to begin at; `bijections`: the maps from free numbers onto their supports.
-    - `options`: what the zoo's own guides take; those that a guide does not know are left out.
+    - `globals`: global latent → a starting value; `bijections`: the maps from free numbers onto their supports.
+    - `options`: what the zoo's own guides take; a guide ignores those that it does not have.
 
     Raises `UsageError` for an unknown name or a guide that does not draw the program's latents, `Refusal` for one that cannot
     serve the program.
@@ -60,7 +60,7 @@ def make(
 
 
 def at(guide: Callable[..., T], rows: Rows) -> Callable[..., T]:
-    """The guide for the rows `rows` (a slice or indices) of its data: a free q per datum has to know which they are."""
+    """The guide for the rows `rows` (a slice or indices) of its data, which a guide with a separate q per row has to know."""
     return functools.partial(guide, rows=rows) if getattr(guide, "by_row", False) else guide
 
 
@@ -68,10 +68,18 @@ def _from_file(guide: str) -> bool:
     return ":" in guide or guide.endswith(".py")
 
 
-def _module(name: str) -> Any:
+class _GuideFile(Protocol):
+    """What a file of this folder has."""
+
+    Guide: Callable[..., Derived]
+
+    def refusal(self, structure: Structure) -> str | None: ...
+
+
+def _module(name: str) -> _GuideFile:
     if name not in _registry.guides():
         raise unknown("guide", name, _registry.guides())
-    return importlib.import_module(f"guides.{name}")
+    return cast(_GuideFile, importlib.import_module(f"guides.{name}"))
 
 
 def _check_latents(guide: Program, structure: Structure, x: Tensor) -> None:
@@ -80,6 +88,6 @@ def _check_latents(guide: Program, structure: Structure, x: Tensor) -> None:
     wanted = {s.name for s in structure.sites if s.role == "latent"}
     if drawn != wanted:
         raise UsageError(
-            f"the guide '{guide.name}' draws {', '.join(sorted(drawn)) or 'nothing'}, and the latents of "
-            f"'{structure.program}' are {', '.join(sorted(wanted))}."
+            f"the guide '{guide.name}' must draw the latents of '{structure.program}' ({', '.join(sorted(wanted))}), got "
+            f"{', '.join(sorted(drawn)) or 'nothing'}."
         )

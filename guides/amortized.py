@@ -1,15 +1,15 @@
 """Amortized guide: a network of x (and of which entries were seen) gives q(z | x), for any program with local latents.
 
 Kingma & Welling 2014; Dayan et al. 1995. One head for each local latent: Categorical or Bernoulli for discrete sites, a
-Gaussian in unconstrained coordinates for continuous ones. Every head but the first also sees what was drawn before it, so
-that q(z1, z2 | x) = q(z1 | x) q(z2 | x, z1). Global latents get a Gaussian that depends on no datum.
+Gaussian in unconstrained coordinates for continuous ones. Every head also gets the latents drawn before it, so
+that q(z1, z2 | x) = q(z1 | x) q(z2 | x, z1). Global latents get a Gaussian that does not depend on x.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from pyro.nn import PyroModule
@@ -23,6 +23,9 @@ from zoo._program.structure import Site, Structure
 
 __all__ = ["Guide", "refusal"]
 
+# PyroModules, so that reading them needs no parameter statement per layer, which would take a millisecond a step
+_Sequential = cast(type[nn.Sequential], PyroModule[nn.Sequential])
+_Table = cast(type[nn.ModuleDict], PyroModule[nn.ModuleDict])
 NEUTRAL = (0.0, math.log(math.e - 1))  # a logit, or a mean with what softplus makes 1 of
 
 
@@ -30,7 +33,7 @@ class Guide(Derived):
     """`Guide(structure, x, globals, bijections, hidden=(64, 64), covariance="diagonal")`, called like a model.
 
     - `x` [N, …]: the data, for the scale of the encoder's input; NaN where unobserved.
-    - `globals`: name → a value to begin at, constrained; `bijections`: name → the map from free numbers onto its support.
+    - `globals`: name → a starting value, constrained; `bijections`: name → the map from free numbers onto its support.
     - `hidden`: widths of the encoder's layers; `covariance`: of each Gaussian q, `diagonal` or `full`.
     - `sees_mask`: whether the encoder is told which entries were seen; when None, if any of x is missing.
     - `scaled`: whether columns are divided by their standard deviations; when None, unless x is binary or in [0, 1].
@@ -60,21 +63,18 @@ class Guide(Derived):
         for wide in hidden:
             layers += [nn.Linear(size, wide), nn.Tanh()]
             size = wide
-        # as PyroModules, they are read without a parameter statement for every layer: a millisecond a step
-        sequence: Any = PyroModule[nn.Sequential]
-        table: Any = PyroModule[nn.ModuleDict]
-        self.encoder: Any = sequence(*layers)
+        self.encoder = _Sequential(*layers)
         heads, before = {}, 0
         self.entries = flat.shape[1]
         whole = {s.name for s in structure.observed if math.prod(s.event_shape) == self.entries}
         self.gathered = {s.name for s in self.sites if s.completes in whole}
         for site in self.sites:
             numbers = outputs(site, covariance)
-            if site.name in self.gathered:  # some for every entry of x: a slot stands for another one in every row
+            if site.name in self.gathered:  # numbers for every entry of x: a slot means another entry in every row
                 numbers = numbers // width(site) * self.entries
             heads[key(site)] = _head(size, before, numbers)
             before += width(site)
-        self.heads: Any = table(heads)
+        self.heads = _Table(heads)
         self.ready(x)
 
     @property
@@ -100,8 +100,8 @@ class Guide(Derived):
         if site.name in self.gathered:
             return {}
         offset, unit = begin_at(site, self.covariance, center, spread)
-        head = self.heads[key(site)]
-        layer = head if isinstance(head, nn.Linear) else head[-1]
+        head = cast(nn.Linear | nn.Sequential, self.heads[key(site)])
+        layer = cast(nn.Linear, head if isinstance(head, nn.Linear) else head[-1])
         layer.weight.mul_(unit.unsqueeze(1))
         layer.bias.mul_(unit).add_(offset)
         return {layer.weight: unit.unsqueeze(1).expand_as(layer.weight), layer.bias: unit}

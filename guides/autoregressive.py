@@ -1,14 +1,14 @@
 """Autoregressive guide: q(z | x) = ∏ q(z_t | z_<t, x) over the bits of one latent, by a masked network that sees the data.
 
-Germain et al. 2015, made conditional; Mnih & Gregor 2014. For `x_missing` it goes through the missing entries in the order of
-the data's own, so that it can hold whatever dependence there is among them, which no factorised q can.
+Germain et al. 2015, made conditional; Mnih & Gregor 2014. For `x_missing` the bits are the missing entries, in the order of the
+columns. Unlike a factorised q it can represent any dependence among them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -27,7 +27,7 @@ from zoo._program.trace import Shape
 Numbers = tuple[Tensor, Tensor]  # what enters the first layer [n, H] and the logits [n, E]
 
 _Masked: Any = PyroModule[MaskedLinear]
-_Linear: Any = PyroModule[nn.Linear]
+_Linear = cast(type[nn.Linear], PyroModule[nn.Linear])
 _List: Any = PyroModule[nn.ModuleList]
 
 
@@ -39,14 +39,14 @@ def refusal(structure: Structure) -> str | None:
     if len(latents) == 1 and binary(latents[0]) and math.prod(latents[0].event_shape) > 1:
         return None
     names = ", ".join(f"{s.name} ({s.family}, {list(s.event_shape)})" for s in latents) or "none"
-    return f"guide=autoregressive draws one local latent, a vector of bits, and the program's are: {names}"
+    return f"guide=autoregressive expects one local latent, a vector of bits, got {names}"
 
 
 class Guide(Derived):
     """`Guide(structure, x, globals, bijections, hidden=(64, 64))`, called like a model.
 
-    - `x` [N, …]: the data, for where to begin; NaN where unobserved.
-    - `hidden`: widths of the masked layers, between which softplus stands; the data enter the first of them, and the logits.
+    - `x` [N, …]: the data, for the starting values; NaN where unobserved.
+    - `hidden`: widths of the masked layers, with softplus between them; the data enter the first layer and the logits.
     - `sees_mask`: whether the network is told which entries were seen; when None, if any of x is missing.
     """
 
@@ -75,8 +75,8 @@ class Guide(Derived):
         layers = [_Masked(i, o, m) for i, o, m in zip(sizes[:-1], sizes[1:], masks, strict=True)]
         self.layers: Any = _List(layers)
         self.direct: Any = _Masked(E, E, before, bias=False)
-        self.into: Any = _Linear(seen, hidden[0], bias=False)
-        self.onto: Any = _Linear(seen, E)
+        self.into = _Linear(seen, hidden[0], bias=False)
+        self.onto = _Linear(seen, E)
         with torch.no_grad():
             self.direct.weight.zero_()
             layers[-1].weight.mul_(0.1)
@@ -112,7 +112,7 @@ class AutoregressiveSlots(TorchDistribution):
     """The missing entries of n data, slot by slot [M], one after the other in the order of the entries.
 
     - `fn`: a distribution of all D entries, of which those that were seen stay 0.
-    - `index`, `real` [n, M]: which entry a slot stands for, and whether it does; one that does not is a fair coin.
+    - `index`, `real` [n, M]: the entry of each slot, and whether the slot is used; an unused slot is a fair coin.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -162,5 +162,5 @@ class AutoregressiveSlots(TorchDistribution):
         """Slots [..., n, M] at their places among the entries [..., n, D], which are 0 elsewhere."""
         D = len(self.fn.order)
         out = value.new_zeros(*value.shape[:-1], D + 1)
-        place = torch.where(self.real, self.index, D).expand(value.shape)  # what stands for no entry goes to one more
+        place = torch.where(self.real, self.index, D).expand(value.shape)  # unused slots go to an extra entry
         return out.scatter(-1, place, value)[..., :D]

@@ -1,7 +1,7 @@
-"""Mean-field guide: a q of its own for every datum and every local latent, and no encoder.
+"""Mean-field guide: a separate q for every row and every local latent, without an encoder.
 
-Jordan et al. 1999; Hoffman et al. 2013. It has no amortisation gap, and says nothing about data that it was not fitted to.
-Global latents get a Gaussian each.
+Jordan et al. 1999; Hoffman et al. 2013. It has no amortisation gap, and has no q for rows that it was not fitted
+to. Each global latent gets a Gaussian.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["Guide", "refusal"]
 
 
 class Guide(Derived):
-    """`Guide(structure, x, globals, bijections, covariance="diagonal")`; call it with the rows it is to speak of.
+    """`Guide(structure, x, globals, bijections, covariance="diagonal")`; call it with the rows whose latents it draws.
 
-    `x` [N, …] are the data that it holds a q for each of; `guide(x[rows], rows=rows)` draws the latents of some.
+    `x` [N, …]: the data, with a q for each row; `guide(x[rows], rows=rows)` draws the latents of some.
     """
 
     by_row = True
@@ -47,10 +47,12 @@ class Guide(Derived):
         self.ready(x)
 
     def look(self, x: Tensor, rows: Rows) -> Tensor | slice:
-        """Which rows they are."""
+        """The row numbers."""
         if rows is None:
             if len(x) != self.N:
-                raise UsageError(f"a mean-field guide holds a q for each of its {self.N} data; {len(x)} others came.")
+                raise UsageError(
+                    f"the mean-field guide expects its own {self.N} rows, got {len(x)}; guide=amortized takes others."
+                )
             return slice(None)
         return rows
 
@@ -63,5 +65,5 @@ class Guide(Derived):
         return {table: unit.expand_as(table)}
 
     def head(self, site: Site, seen: Tensor | slice, drawn: list[Tensor]) -> Tensor:
-        """[n, 1, …, outputs]: each datum's own numbers."""
+        """[n, 1, …, outputs]: each row's own numbers."""
         return self.in_plates(self.tables[key(site)][seen])

@@ -78,7 +78,7 @@ def test_rows_gone_through_by_for_are_refused():
         for i in pyro.plate("data", len(x)):
             pyro.sample(f"x{i}", dist.Normal(0.0, 1.0), obs=x[i, 0])
 
-    with pytest.raises(UsageError, match=r"row by row \(`for`\); write `with pyro.plate"):
+    with pytest.raises(UsageError, match=r"with `for`; write `with pyro.plate"):
         structure_of(one_by_one, X)
 
 
@@ -93,7 +93,7 @@ def test_a_latent_counts_as_missing_by_its_mark_and_not_by_its_name():
             pyro.sample("x_missing", dist.Normal(loc, 1.0), obs=None if x is None else x[:, 0])
 
     found = structure_of(named, X)
-    assert found.exact == "no" and "cannot be followed" in found.reason and "'x_missing'" in found.reason
+    assert found.exact == "no" and "cannot be analysed" in found.reason and "'x_missing'" in found.reason
 
 
 def test_describe_says_of_gibbs_what_run_will_do():

@@ -79,10 +79,13 @@ def test_names_that_need_care():
         (["1", "2"], "the table, column 'a', row 0 (counting from 0): '1' is not a number"),
         ([1.0, "two"], "the table, column 'a', row 1 (counting from 0): 'two' is not a number"),
         ([1.0, {}], "row 1 (counting from 0): a dict is not a number"),
-        (pd.to_datetime(["2020-01-01", "2021-01-01"]), "the table, column 'a', has the type datetime64"),
-        (pd.to_timedelta([1, 2], "D"), "the table, column 'a', has the type timedelta64"),
+        (
+            pd.to_datetime(["2020-01-01", "2021-01-01"]),
+            "the table, column 'a', must hold real numbers, got the type datetime64",
+        ),
+        (pd.to_timedelta([1, 2], "D"), "the table, column 'a', must hold real numbers, got the type timedelta64"),
         (pd.Categorical(["x", "y"]), "row 0 (counting from 0): 'x' is not a number"),
-        ([1j, 2], "the table, column 'a', has the type complex128"),
+        ([1j, 2], "the table, column 'a', must hold real numbers, got the type complex128"),
         ([1.0, np.inf], "the table, row 1 (counting from 0), column 'a': the value is infinite"),
         ([10**400, 1], "the table, row 0 (counting from 0), column 'a': the value is infinite"),
         ([datetime(2020, 1, 1, tzinfo=UTC), None], "column 'a'"),
@@ -135,7 +138,7 @@ def test_reordered_columns_are_put_in_order(order):
         ("abc", "abcd", "Expected the columns a, b, c. Unknown: d."),
         ("abc", "axc", "Expected the columns a, b, c. Missing: b; unknown: x."),
         ("ab", "aab", "Expected the columns a, b. Twice: a."),
-        ("aab", "aba", "the column name 'a' is there twice"),
+        ("aab", "aba", "the column name 'a' is used twice"),
     ],
 )
 def test_what_does_not_match_is_listed(known, given, says):

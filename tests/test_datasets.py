@@ -155,7 +155,7 @@ def test_an_unknown_name_gives_the_near_ones():
 
 def test_parts():
     assert "unknown part of the data set mnist 'tset'; did you mean test?" in refused("mnist:tset")
-    assert "'digits' has no parts, and 'test' was asked for" in refused("digits:test")
+    assert "'digits' has no parts, got 'test'" in refused("digits:test")
 
 
 # --- full sets ---
@@ -225,12 +225,12 @@ def test_a_wrong_checksum_is_refused(monkeypatch, tmp_path):
     assert str(tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz") in message
     assert hashlib.sha256(b"not images").hexdigest() in message
     assert "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6" in message
-    assert "replace the file, or unset ZOO_DATA_DIR" in message
+    assert "Replace the file, or unset ZOO_DATA_DIR" in message
 
 
 def test_a_data_folder_that_is_none_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("ZOO_DATA_DIR", str(tmp_path / "gone"))
-    assert "which is not a folder" in refused("frey_face")
+    assert "ZOO_DATA_DIR must be a folder that holds frey_face/" in refused("frey_face")
     assert load("faithful").x.shape == (272, 2)  # which does not need it
 
 
@@ -319,7 +319,7 @@ def test_csv_of_one_column(tmp_path):
     np.testing.assert_array_equal(d.x, [[1], [2], [nan], [4]])
     assert d.columns == ("height",)
     assert d.warnings == (
-        f"1 of 4 rows of '{tmp_path / 't.csv'}' have nothing observed (line 4); they are carried along.",
+        f"1 of 4 rows of '{tmp_path / 't.csv'}' have nothing observed (line 4); they are kept, and add nothing to log p(x).",
     )
 
 
@@ -373,7 +373,7 @@ def test_a_column_that_counts_rows_is_dropped(tmp_path, text):
     assert d.x.tolist() == [[5, 6], [7, 8]]
     assert d.x.flags.c_contiguous
     assert d.columns == ("a", "b")
-    assert d.warnings == (f"the first column of '{tmp_path / 't.csv'}' only counts its rows, and was dropped.",)
+    assert d.warnings == (f"the first column of '{tmp_path / 't.csv'}' only numbers the rows, and was dropped.",)
 
 
 def test_an_index_with_numbered_columns_is_a_header(tmp_path):
@@ -391,8 +391,8 @@ def test_a_first_line_that_may_be_a_header_is_told(tmp_path):
     d = load(put(tmp_path, "0,1,2\n5,6,7\n"))
     assert d.x.tolist() == [[0, 1, 2], [5, 6, 7]]
     assert d.warnings == (
-        f"'{tmp_path / 't.csv'}', line 1 (0, 1, 2) was taken as data and may be a header: if these are names, write a letter "
-        "in each (y2020).",
+        f"'{tmp_path / 't.csv'}', line 1 (0, 1, 2) was read as data and may be a header. If these are names, add a letter "
+        "to each (y2020).",
     )
 
 
@@ -469,11 +469,11 @@ def test_few_random_tables_look_as_if_they_had_a_header(tmp_path):
         ("a,b\n1,2\n3,-1e200\n", "line 3, column 'b': -1e+200 is too large to square (limit 1e+150)"),
         ("a,b\n", "is empty: it has a header but no rows; give at least one row."),
         ("", "is empty: it has no rows"),
-        ("\n\n \n", "t.csv' has no observed entry at all"),
+        ("\n\n \n", "t.csv' has no observed entry"),
         ("\n\n", "is empty: it has no rows"),
         ("\ufeff", "is empty: it has no rows"),
-        ("NA,\n,?\n", "has no observed entry at all; give some numbers."),
-        ('a,b\n1,"2\n3,4\n', "line 2: no cells can be read"),
+        ("NA,\n,?\n", "has no observed entry; give some numbers."),
+        ('a,b\n1,"2\n3,4\n', "line 2: the cells cannot be read"),
         (b"a,b\n1,2\n3,\xff\n", "line 3: the text is not UTF-8; save the file as UTF-8."),
         ("a,b\n1,2\n".encode("utf-16"), "line 1: the text is not UTF-8"),
     ],
@@ -512,13 +512,13 @@ def test_npz_takes_x_or_the_only_array(tmp_path):
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (np.array(1.0), "has 0 dimensions; give 1 to 4"),
-        (np.zeros((1, 1, 1, 1, 1)), "has 5 dimensions; give 1 to 4"),
+        (np.array(1.0), "must have 1 to 4 dimensions, rows first, got 0"),
+        (np.zeros((1, 1, 1, 1, 1)), "must have 1 to 4 dimensions, rows first, got 5"),
         (np.zeros((0, 2)), "is empty, of shape (0, 2)"),
         (np.zeros((3, 0)), "is empty, of shape (3, 0)"),
-        (np.array([1j, 2]), "has the type complex128; give real numbers"),
-        (np.array(["a", "b"]), "has the type <U1"),
-        (np.array(["2020-01-01"], dtype="M8[D]"), "has the type datetime64[D]"),
+        (np.array([1j, 2]), "must hold real numbers, NaN where unobserved, got the type complex128"),
+        (np.array(["a", "b"]), "got the type <U1"),
+        (np.array(["2020-01-01"], dtype="M8[D]"), "got the type datetime64[D]"),
         (
             np.array([[1, 2], [3, np.inf]]),
             "row 1 (counting from 0), column 'x1': the value is infinite (inf)",
@@ -527,7 +527,7 @@ def test_npz_takes_x_or_the_only_array(tmp_path):
             np.full((2, 2, 2), -1e160),
             "row 0 (counting from 0), column 'x[0, 0]': -1e+160 is too large to square",
         ),
-        (np.full((2, 2), nan), "has no observed entry at all"),
+        (np.full((2, 2), nan), "has no observed entry"),
     ],
 )
 def test_array_errors_name_the_row_and_the_column(tmp_path, array, says):
@@ -566,7 +566,7 @@ def test_npz_that_leaves_a_choice(tmp_path):
     assert refused(path) == f"'{path}' holds a, b; name the data x, and any labels y."
     assert "holds nothing; name the data x" in refused(save(tmp_path, name="t.npz"))
     labelled = save(tmp_path, name="t.npz", x=np.zeros((3, 2)), y=np.zeros(2))
-    assert "has labels of shape (2,); give one for each of 3 rows." in refused(labelled)
+    assert "must have shape (3,), one for each row, got (2,)." in refused(labelled)
 
 
 # --- paths ---
@@ -581,7 +581,7 @@ def test_files_that_cannot_be_used(tmp_path, monkeypatch):
     assert f"there is no folder '{tmp_path / 'no'}' either." in refused(tmp_path / "no" / "a.csv")
     assert "the data set is called 'faithful', with no suffix." in refused("faithful.csv")
     assert "'notes.txt' is not a .csv, .npy or .npz file" in refused("notes.txt")
-    assert "is a folder; name a .csv, .npy or .npz file in it." in refused(str(tmp_path))
+    assert "is a folder; give a .csv, .npy or .npz file in it." in refused(str(tmp_path))
     folder = tmp_path / "folder.csv"
     folder.mkdir()
     assert "is a folder" in refused(folder)
@@ -635,7 +635,7 @@ def test_a_tensor_that_requires_a_gradient():
 def test_things_that_are_no_array():
     assert "the array is a NoneType; give an array, a table, or the name of a data set or file" in refused(None)
     assert "the array is a dict" in refused({"a": [1, 2]})
-    assert "the array has 0 dimensions" in refused(5)
+    assert "the array must have 1 to 4 dimensions" in refused(5)
     assert "the array has rows of different lengths" in refused([[1, 2], [3]])
 
 
@@ -788,7 +788,7 @@ def test_rows_take_their_labels_along():
 def test_rows_keep_their_places_in_what_is_said(tmp_path):
     path = put(tmp_path, "a,b\n" + "1,2\n" * 5 + ",\n" * 20)
     d = load(path, rows=24, seed=0)
-    assert d.warnings[0].endswith(", …); they are carried along.")
+    assert d.warnings[0].endswith(", …); they are kept, and add nothing to log p(x).")
     shown = d.warnings[0].split("(lines ")[1].split(", …")[0].split(", ")
     assert len(shown) == 5
     assert all(7 <= int(line) <= 26 for line in shown)
@@ -796,16 +796,16 @@ def test_rows_keep_their_places_in_what_is_said(tmp_path):
 
 @pytest.mark.parametrize("rows", [0, -1, 2.5, "3", True])
 def test_rows_must_be_a_count(rows):
-    assert refused("faithful", rows=rows) == f"rows is {rows!r}; give a whole number, 1 or more."
+    assert refused("faithful", rows=rows) == f"rows must be a whole number, 1 or more, got {rows!r}."
 
 
 def test_more_rows_than_there_are():
-    assert refused("faithful", rows=273) == "rows is 273, but the data set 'faithful' has 272 rows; give at most 272."
+    assert refused("faithful", rows=273) == "rows must be at most 272, the rows of the data set 'faithful', got 273."
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, None, "0"])
 def test_seed_must_be_a_count(seed):
-    assert refused("faithful", seed=seed) == f"seed is {seed!r}; give a whole number, 0 or more."
+    assert refused("faithful", seed=seed) == f"seed must be a whole number, 0 or more, got {seed!r}."
 
 
 def test_binarize_fixed_draws_from_the_intensities():
@@ -841,13 +841,13 @@ def test_binarize_by_a_threshold_is_strict(threshold):
 
 def test_a_threshold_outside_the_data_is_told():
     d = load(np.array([[0.0], [1.0]]), binarize=128)
-    assert d.warnings == ("the array goes from 0 to 1, so that binarize 128 makes all entries equal.",)
+    assert d.warnings == ("the array goes from 0 to 1, so binarize 128 makes all entries equal.",)
 
 
 def test_binarize_needs_intensities():
     assert refused("faithful", binarize="fixed") == (
-        "binarize fixed needs intensities from 0 to 1, and the data set 'faithful' goes from 1.6 to 96; "
-        "rescale the data, or give a threshold."
+        "binarize fixed expects intensities from 0 to 1, and the data set 'faithful' goes from 1.6 to 96. "
+        "Rescale the data, or give a threshold."
     )
     assert "goes from -0.5 to 1" in refused(np.array([[-0.5], [1.0]]), binarize="dynamic")
 
@@ -855,12 +855,12 @@ def test_binarize_needs_intensities():
 @pytest.mark.parametrize("value", ["Fixed", "", "nan", "inf", float("nan"), True, [1]])
 def test_binarize_must_be_known(value):
     assert refused("faithful", binarize=value) == (
-        f"binarize is {value!r}; give fixed, dynamic or a number, the threshold."
+        f"binarize must be fixed, dynamic or a number (the threshold), got {value!r}."
     )
 
 
 def test_binarize_and_standardize_contradict():
-    assert "binarize and standardize contradict each other" in refused("digits", binarize="fixed", standardize=True)
+    assert "binarize and standardize cannot be combined" in refused("digits", binarize="fixed", standardize=True)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 0.95])
@@ -905,7 +905,7 @@ def test_missing_half_of_an_image(half, rows, columns):
 
 
 def test_missing_half_needs_images():
-    assert "missing top hides half of each image, and the data set 'wine' is not known to hold images" in refused(
+    assert "missing=top expects images, and the data set 'wine' is not known to hold any" in refused(
         "wine", missing="top"
     )
 
@@ -913,7 +913,7 @@ def test_missing_half_needs_images():
 @pytest.mark.parametrize("value", ["random", "random:1", "random:-0.1", "random:x", "random:nan", "middle", "", 0.3])
 def test_missing_must_be_known(value):
     assert refused("digits", missing=value) == (
-        f"missing is {value!r}; give top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask."
+        f"missing must be top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask, got {value!r}."
     )
 
 
@@ -934,7 +934,7 @@ def test_preparations_come_in_order():
 
 
 def test_options_are_checked_before_the_data_is_read():
-    assert "rows is 0" in refused("no such thing", rows=0)
+    assert "rows must be a whole number" in refused("no such thing", rows=0)
 
 
 # ---- a mask of one's own ------------------------------------------------------------------------------------------------
@@ -956,11 +956,11 @@ def test_a_mask_says_what_is_missing(tmp_path, shape):
 def test_a_mask_that_does_not_fit(tmp_path):
     np.save(tmp_path / "mask.npy", np.zeros((3, 64)))
     with pytest.raises(
-        UsageError, match=r"has the shape \(3, 64\); the data set 'digits' takes one of shape \(1797, 64\) or"
+        UsageError, match=r"Expected a mask of shape \(1797, 64\) or .* for the data set 'digits', got \(3, 64\)"
     ):
         load("digits", missing=str(tmp_path / "mask.npy"))
     np.save(tmp_path / "mask.npy", np.full(64, 0.5))
-    with pytest.raises(UsageError, match="of 0 \\(seen\\) and 1 \\(missing\\)"):
+    with pytest.raises(UsageError, match=r"must hold 0 \(observed\) and 1 \(missing\) alone"):
         load("digits", missing=str(tmp_path / "mask.npy"))
     with pytest.raises(UsageError, match=r"the mask '.*' cannot be read"):
         load("digits", missing=str(tmp_path / "none.npy"))

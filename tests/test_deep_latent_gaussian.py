@@ -83,7 +83,7 @@ def test_with_labels_the_decoder_is_told():
     logits = [task.program.trace(v, latents=z).nodes["x"]["fn"].base_dist.logits for v in (task.x, other)]
     assert not torch.allclose(*logits)
     assert run("deep_latent_gaussian", x, "svi", epochs=2, **options).claimed.kind == "lower bound"
-    with pytest.raises(UsageError, match="labels from 0 to 1"):
+    with pytest.raises(UsageError, match="a label from 0 to 1 in"):
         run("deep_latent_gaussian", x, "svi", **options | {"classes": 2})
 
 
@@ -150,13 +150,13 @@ def test_mnist5k_in_a_minute(size, tmp_path):
         (
             BITS / 2,
             {"likelihood": "bernoulli"},
-            "needs data of 0 and 1; data from 0 to 0.5 came. Binarise them (--binarize",
+            "expects data of 0 and 1, got data from 0 to 0.5. Binarise them (--binarize",
         ),
-        (WINE, {"likelihood": "bernoulli"}, "needs data of 0 and 1"),
-        (np.zeros((4, 3, 2)), {}, "needs a table"),
+        (WINE, {"likelihood": "bernoulli"}, "expects data of 0 and 1"),
+        (np.zeros((4, 3, 2)), {}, "expects a 2-D table"),
         (WINE, {"latents": 0}, "latents must be more than zero"),
-        (WINE, {"likelihood": "poisson"}, "likelihood is one of gaussian, bernoulli"),
-        (WINE, {"prior": "mixture", "layers": 2}, "prior=mixture goes with layers=1"),
+        (WINE, {"likelihood": "poisson"}, "likelihood must be one of gaussian, bernoulli"),
+        (WINE, {"prior": "mixture", "layers": 2}, "expects layers=1 with prior=mixture"),
     ],
 )
 def test_bad_input(x, options, message):

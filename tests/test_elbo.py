@@ -196,7 +196,7 @@ def test_mean_field_holds_a_q_for_each_datum():
     with task.program.settings():
         q = pyro.poutine.trace(at(guide, rows)).get_trace(task.x[rows]).nodes["z1"]["fn"]
         assert bool(q.probs[1, 0] > 0.99) and bool(q.probs[0, 0] < 0.99)
-        with pytest.raises(UsageError, match="holds a q for each of its 60 data"):
+        with pytest.raises(UsageError, match="expects its own 60 rows, got"):
             guide(task.x[:5])
 
 

@@ -343,11 +343,11 @@ def test_as_many_components_as_rows():
     ("options", "says"),
     [
         ({"max_iter": 0}, "max_iter must be more than zero"),
-        ({"max_iter": "2.5"}, "max_iter is a whole number"),
+        ({"max_iter": "2.5"}, "max_iter must be a whole number"),
         ({"restarts": -1}, "restarts must be more than zero"),
         ({"tol": -1e-3}, "tol must be at least zero"),
         ({"floor": 0}, "floor must be more than zero"),
-        ({"start": "kmean"}, "auto, kmeans, random, program; 'kmean' came"),
+        ({"start": "kmean"}, "auto, kmeans, random, program, got 'kmean'"),
     ],
 )
 def test_options(options, says):

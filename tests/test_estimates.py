@@ -346,6 +346,6 @@ def test_a_program_without_derivatives_is_sampled():
     task = Task(load(step, x), structure, x, learn=False, quiet=True)
     truth = np.logaddexp(*(np.log(0.5) + stats.norm.logpdf(x[:, 0], k, 0.5) for k in (0, 1))).sum()
     fit = seeded(0, lambda: importance.fit(task, proposal="prior"))
-    found = seeded(1, lambda: verify.verify(task, fit)[1])
+    fit, found = seeded(1, lambda: verify.verify(task, fit))
     for evidence in (fit.claimed, found):
         assert evidence.kind == "estimate" and abs(evidence.value - truth) < 4 * evidence.se

@@ -322,11 +322,11 @@ def test_the_same_seed_gives_the_same_bits():
     ("options", "says"),
     [
         ({"samples": 1}, "samples must be at least 2"),
-        ({"samples": "2.5"}, "samples is a whole number"),
+        ({"samples": "2.5"}, "samples must be a whole number"),
         ({"particles": 0}, "particles must be more than zero"),
         ({"defensive": 1.0}, "defensive must be at least zero and less than 1"),
         ({"defensive": -0.1}, "defensive must be at least zero and less than 1"),
-        ({"proposal": "posterior"}, "guide, prior.*; 'posterior' came"),
+        ({"proposal": "posterior"}, "guide, prior.*, got 'posterior'"),
     ],
 )
 def test_options(options, says):

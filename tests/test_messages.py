@@ -159,7 +159,7 @@ def test_commands_that_cannot_be(words, arguments, here):
 def test_a_mask_that_is_no_array(here):
     Path("mask.npy").write_text("0,1")
     refused(
-        "is no .npy file of numbers; save an array of 0 and 1",
+        "is not a .npy file of numbers; save an array of 0 and 1",
         "run",
         "gmm",
         "--data",

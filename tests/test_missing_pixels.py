@@ -242,10 +242,10 @@ def test_parameters_can_be_put_in_the_place_of_its_own():
 @pytest.mark.parametrize(
     ("x", "options", "says"),
     [
-        (np.eye(D) * 0.5, {}, "pixel 0 of image 0 (counting from 0) is 0.5. Binarise them (--binarize"),
-        (images().reshape(40, 3, 3), {}, "images as rows of a table"),
+        (np.eye(D) * 0.5, {}, "got 0.5 at pixel 0 of image 0 (counting from 0). Binarise them (--binarize"),
+        (images().reshape(40, 3, 3), {}, "a 2-D table with an image in each row"),
         (images(), {"hidden": ()}, "net=logistic"),
-        (images(), {"net": "mixture", "components": 41}, "more than the 40 images"),
+        (images(), {"net": "mixture", "components": 41}, "at most as many components as images, got 41 for 40 images"),
         (images(), {"order": "random"}, "raster, reversed, observed-first"),
         (images(), {"hidden": (0,)}, "hidden must be more than zero"),
     ],

@@ -61,7 +61,7 @@ def test_the_nearest_is_the_nearest_by_what_is_seen():
 def test_options_are_checked():
     from benchmarks._suite import bench
 
-    with pytest.raises(UsageError, match="data is one of binarized_mnist, mnist5k"):
+    with pytest.raises(UsageError, match="data must be one of binarized_mnist, mnist5k"):
         bench.main("missing_pixels", settings={"data": "faces"})
     with pytest.raises(UsageError, match="unknown option of the benchmark 'missing_pixels'"):
         bench.main("missing_pixels", settings={"epochs": "3"})

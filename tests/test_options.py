@@ -68,19 +68,19 @@ def test_values_are_read_in_their_types(key, text, expected):
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("count", "2.5", "count is a whole number; '2.5' came"),
-        ("count", "x", "count is a whole number"),
-        ("count", True, "count is a whole number"),
-        ("count", "inf", "count is a whole number"),
-        ("rate", "fast", "rate is a number; 'fast' came"),
-        ("rate", "nan", "rate is a number"),
-        ("flag", "maybe", "flag is true or false"),
-        ("kind", "diag", "kind is one of full, tied; 'diag' came"),
-        ("widths", "8,x", "widths is a whole number; 'x' came"),
-        ("steps", "0", "steps must be more than zero; 0 came"),
-        ("steps", "-3", "steps must be more than zero; -3 came"),
-        ("steps", "1.5", "steps is a whole number"),
-        ("share", "1", "share must be at least zero and less than 1; 1 came"),
+        ("count", "2.5", "count must be a whole number, got '2.5'"),
+        ("count", "x", "count must be a whole number"),
+        ("count", True, "count must be a whole number"),
+        ("count", "inf", "count must be a whole number"),
+        ("rate", "fast", "rate must be a number, got 'fast'"),
+        ("rate", "nan", "rate must be a number"),
+        ("flag", "maybe", "flag must be true or false"),
+        ("kind", "diag", "kind must be one of full, tied, got 'diag'"),
+        ("widths", "8,x", "widths must be a whole number, got 'x'"),
+        ("steps", "0", "steps must be more than zero, got 0"),
+        ("steps", "-3", "steps must be more than zero, got -3"),
+        ("steps", "1.5", "steps must be a whole number"),
+        ("share", "1", "share must be at least zero and less than 1, got 1"),
         ("chount", "1", "did you mean count?"),
     ],
 )
@@ -101,7 +101,7 @@ def test_options_are_keywords_and_whatever_has_a_default():
 def test_parsing_pairs():
     assert _options.parse(["a=1", "max-iter= 5 ", "formula=y=2"]) == {"a": "1", "max_iter": "5", "formula": "y=2"}
     for bad in ("a", "=1", " =2"):
-        with pytest.raises(UsageError, match="--set takes key=value"):
+        with pytest.raises(UsageError, match="--set expects key=value"):
             _options.parse([bad])
 
 

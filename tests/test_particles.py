@@ -274,5 +274,5 @@ def test_the_guide_serves_any_vector_of_bits():
     other = run(belief_net, BITS, "svi", guide="amortized", epochs=15, lr=0.02)
     for found in (fit, other):
         assert found.claimed.value - 4 * found.claimed.se < found.verified.value + 4 * (found.verified.se or 0)
-    with pytest.raises(Refusal, match="guide=autoregressive draws one local latent, a vector of bits"):
+    with pytest.raises(Refusal, match="guide=autoregressive expects one local latent, a vector of bits"):
         run("gmm", BITS[:, :2], "svi", guide="autoregressive")

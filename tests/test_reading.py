@@ -330,4 +330,4 @@ def test_a_join_that_no_draw_shows_is_read_off_the_operations():
 def test_an_operation_without_a_rule_proves_nothing():
     found = structure_of(program(lambda z, x, i: torch._foreach_mul([z], 2.0)[0].unsqueeze(-1)), DATA)
     assert found.exact == "no" and not found.obstacle  # methods that sample may serve it
-    assert "`_foreach_mul` at test_reading.py:" in found.reason and "cannot be followed" in found.reason
+    assert "`_foreach_mul` at test_reading.py:" in found.reason and "cannot be analysed" in found.reason

@@ -464,7 +464,7 @@ def test_the_command(made_up, monkeypatch, tmp_path):
         (["report"], "there are no results in 'results'"),
         (["report", "nothing"], "'nothing' holds no results"),
         (["report", "."], "'.' holds several suites; name one: results"),
-        (["report", "a folder/page φ.html"], "is not what `zoo bench SUITE --json` prints"),
+        (["report", "a folder/page φ.html"], "Expected the output of `zoo bench SUITE --json` in"),
         (["report", "results", "--out", "results/suite.json/page.html"], "cannot write"),
     ):
         done = run(app, arguments)

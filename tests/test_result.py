@@ -286,7 +286,7 @@ def test_a_run_that_was_read_back_imputes_is_judged_and_saved_again(here):
     assert {**load("copy").to_json(), "run": None} == {**made.to_json(), "run": None}
     assert infer("copy", "em").claimed.value == infer("run", "em").claimed.value
     assert read.idata.identical(load("copy").idata)
-    with pytest.raises(UsageError, match="1,000,000 for draws"):
+    with pytest.raises(UsageError, match="from 1 to 1,000,000 for draws"):
         read.impute(0)
 
 

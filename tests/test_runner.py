@@ -644,7 +644,7 @@ def test_compare_reports_a_refusal_and_goes_on(here):
 
 
 def test_bad_data_are_refused():
-    says("more than the 272 rows", "gmm", "faithful", components=273)
+    says("got components=273 for 272 rows", "gmm", "faithful", components=273)
     says("rows", "gmm", "faithful", rows=-3)
     says("for seed, got -1", "gmm", "faithful", seed=-1)
     says("outside the support of site 'x'", user.poisson, COUNTS - 5)

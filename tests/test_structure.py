@@ -227,9 +227,11 @@ def test_no_data_plate():
     def none_at_all(x=None, size=None):
         pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x), 3]).to_event(2), obs=x)
 
-    assert "'other_name' has no plate named 'data'" in refused(other_name)
-    assert "its plates: rows" in refused(other_name)
-    assert "it has no plates" in refused(none_at_all)
+    assert "a plate named 'data' around the latents and observations of 'other_name', got the plates" in refused(
+        other_name
+    )
+    assert "got the plates rows" in refused(other_name)
+    assert "got no plate" in refused(none_at_all)
 
 
 def test_a_data_plate_of_the_wrong_size():
@@ -268,7 +270,7 @@ def test_an_observation_that_broadcasts_over_the_event_is_refused():
             pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x)
 
     for n in (1, 3, 6):
-        assert f"values of shape ({n}, 1), and its distribution has the shape ({n}, 3)" in refused(
+        assert f"expects values of its distribution's shape ({n}, 3), got shape ({n}, 1)" in refused(
             wide, np.ones((n, 1))
         )
 
@@ -304,7 +306,7 @@ def test_a_file_that_raises_or_is_not_there(tmp_path):
     path.write_text("def model(:\n")
     assert "SyntaxError" in refused(f"{path}:model") and "line 1" in refused(f"{path}:model")
     assert "there is no file" in refused(f"{tmp_path}/nothing.py:model")
-    assert "say which callable" in refused(f"{path}")
+    assert "name the callable in it too" in refused(f"{path}")
     path.write_text("def modle(x=None, size=None): pass\nnot_callable = 3\n")
     assert "did you mean modle?" in refused(f"{path}:model")
     assert "modle" in refused(f"{path}:not_callable")
@@ -432,13 +434,13 @@ def test_a_discrete_global_latent():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"components": 31}, "more than the 30 rows"),
+        ({"components": 31}, "got components=31 for 30 rows"),
         ({"components": 0}, "components must be more than zero"),
-        ({"components": -2}, "components must be more than zero; -2 came"),
-        ({"components": "2.5"}, "components is a whole number; '2.5' came"),
-        ({"components": True}, "components is a whole number"),
-        ({"covariance": "diag"}, "full, tied, diagonal, spherical; 'diag' came"),
-        ({"priors": "maybe"}, "priors is true or false"),
+        ({"components": -2}, "components must be more than zero, got -2"),
+        ({"components": "2.5"}, "components must be a whole number, got '2.5'"),
+        ({"components": True}, "components must be a whole number"),
+        ({"covariance": "diag"}, "full, tied, diagonal, spherical, got 'diag'"),
+        ({"priors": "maybe"}, "priors must be true or false"),
         ({"comps": 2}, "unknown option of model 'gmm' 'comps'"),
     ],
 )
@@ -447,8 +449,8 @@ def test_options_of_gmm(options, says):
 
 
 def test_gmm_takes_a_table():
-    assert "needs a table" in refused("gmm", np.zeros((4, 2, 2)))
-    assert "more than the 30 rows" in refused("gmm", components=31)
+    assert "expects a 2-D table" in refused("gmm", np.zeros((4, 2, 2)))
+    assert "got components=31 for 30 rows" in refused("gmm", components=31)
 
 
 def test_a_model_near_the_name():

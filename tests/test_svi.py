@@ -263,12 +263,12 @@ def test_a_batch_larger_than_the_data_means_all_of_them():
     ("options", "says"),
     [
         ({"epochs": 0}, "epochs must be more than zero"),
-        ({"epochs": "1.5"}, "epochs is a whole number"),
+        ({"epochs": "1.5"}, "epochs must be a whole number"),
         ({"batch": -1}, "batch must be more than zero"),
         ({"lr": 0}, "lr must be more than zero"),
-        ({"lr": "fast"}, "lr is a number"),
+        ({"lr": "fast"}, "lr must be a number"),
         ({"tol": -1}, "tol must be more than zero"),
-        ({"hidden": "8,x"}, "hidden is a whole number"),
+        ({"hidden": "8,x"}, "hidden must be a whole number"),
     ],
 )
 def test_options(options, says):
@@ -319,6 +319,6 @@ def test_the_guide_does_not_care_for_units():
 
 
 def test_what_it_cannot_do():
-    assert "'on' stands in a plate inside `data`" in svi.refusal(structure_of(user.causes, FAITHFUL @ np.ones((2, 3))))
+    assert "'on' is in a plate inside `data`" in svi.refusal(structure_of(user.causes, FAITHFUL @ np.ones((2, 3))))
     with pytest.raises(Refusal, match=r"Methods that can: .*em"):
         run(user.causes, np.zeros((10, 3)), "svi")

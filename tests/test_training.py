@@ -262,8 +262,8 @@ def test_a_figure_that_is_not_a_number_stops_with_step_and_site():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"schedule": "linear"}, "schedule is one of plateau, cosine, constant; 'linear' came"),
-        ({"held_out": 1.0}, "held_out must be at least zero and less than 1; 1 came"),
+        ({"schedule": "linear"}, "schedule must be one of plateau, cosine, constant, got 'linear'"),
+        ({"held_out": 1.0}, "held_out must be at least zero and less than 1, got 1"),
         ({"held_out": 0.99}, "held_out=0.99 leaves no row of 12"),
         ({"clip": 0}, "clip must be more than zero"),
         ({"patience": 0}, "patience must be more than zero"),

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json as json_
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zoo import _options, _registry
-from zoo._command import plainly, print_json
+from zoo._command import PlotCommand, plainly, print_json
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
+
+if TYPE_CHECKING:
+    from inference._run.record import Record
+    from inference._run.request import Request
+    from inference._run.runner import Refused
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="One Pyro program, every inference method, evidence you can trust. Log-densities are in nats.",
+    help="Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats.",
 )
 
 Model = Annotated[str, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)]
@@ -29,11 +34,9 @@ Data = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="The folder to write; it must not exist yet.", show_default=False)
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, and nothing else there.")]
-Rows = Annotated[int | None, typer.Option("--rows", help="Take this many rows at random.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+Rows = Annotated[int | None, typer.Option("--rows", help="Keep a random subset of this many rows.", show_default=False)]
 Standardize = Annotated[
     bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
 ]
@@ -47,20 +50,22 @@ Dtype = Annotated[
 ]
 Named = Annotated[
     str | None,
-    typer.Option("--model", help="The run's program, where it is in a Python file.", show_default=False),
+    typer.Option(
+        "--model", help="The run's program, if it is in a Python file: path/to/file.py:callable.", show_default=False
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="Execute whatever Python file the folder names.")]
-Changed = Annotated[bool, typer.Option("--changed-program", help="Go on though the program changed since the run.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute the Python files that the run names.")]
+Changed = Annotated[bool, typer.Option("--changed-program", help="Use the program although it changed since the run.")]
 Device = Annotated[
-    str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU where there is one).")
+    str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
 ]
-ENUMERATION_LIMIT = 10_000  # zoo._program.structure's own, which costs torch to look up; a test holds them equal
+ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
 
 
 @app.command("list")
 @plainly
 def list_(json: Json = False) -> None:
-    """Models, methods and data sets."""
+    """List the models, methods and data sets."""
     from zoo._data import catalogue
 
     groups = {"models": _registry.models(), "methods": _registry.methods(), "data": catalogue.names()}
@@ -87,7 +92,7 @@ def describe(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """A program's structure, and for each method: yes, or why not."""
+    """Show a program's structure, and which methods can serve it, or why not."""
     from inference._run import runner
 
     prepared = runner.prepare(
@@ -109,7 +114,7 @@ def describe(
     from zoo import _show
 
     _show.warnings(prepared.data.warnings)
-    _show.structure(prepared.structure, serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
+    _show.structure(prepared.structure.to_json(), serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
 
 
 @app.command()
@@ -123,7 +128,7 @@ def run(
         typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="An inference method; em if not said.", show_default=False)
+        str | None, typer.Option("--method", help="An inference method (default: em).", show_default=False)
     ] = None,
     settings: Set = None,
     rows: Rows = None,
@@ -137,36 +142,39 @@ def run(
     out: Out = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.", show_default=False),
+        typer.Option("--resume", metavar="RUN", help="Resume this run, which was stopped.", show_default=False),
     ] = None,
     trust: Trust = False,
     checkpoint: Annotated[float, typer.Option("--checkpoint", min=0, help="Seconds between checkpoints.")] = 30.0,
     json: Json = False,
 ) -> None:
-    """One fit: a progress bar, a run folder, a verdict."""
+    """Fit a model to data by one method, and write a run folder."""
     from inference._run import runner
     from inference._run.request import Request
 
     options = _options.parse(settings or [])
     _no_clash(options)
     if resume is None and (model is None or data is None):
-        raise UsageError("zoo run needs a MODEL and --data, or --resume RUN.")
+        raise UsageError("zoo run expects a MODEL and --data, or --resume RUN.")
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
     preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
     asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
-    how: dict[str, Any] = {"resume": resume, "trust": trust, "checkpoint": checkpoint}
-    _shown(lambda: runner.run_request(asked, out=folder, quiet=False, **how), (str(model), str(data)), asked, json)
+
+    def call() -> Record:
+        return runner.run_request(asked, out=folder, resume=resume, trust=trust, checkpoint=checkpoint, quiet=False)
+
+    _shown(call, (str(model), str(data)), asked, json)
 
 
-def _given(**preparation: Any) -> dict[str, Any]:
-    """Those that were asked for."""
+def _given(**preparation: object) -> dict[str, object]:
+    """The preparations that were asked for."""
     return {k: v for k, v in preparation.items() if v is not None and v is not False}
 
 
-def _shown(call: Callable[[], Any], names: tuple[str, str], asked: Any, json: bool) -> None:
-    """What comes of a run of the request, shown: a result, or a refusal of the method for the model and data of that name."""
+def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, json: bool) -> None:
+    """Run the request and show its result, or the refusal; `names`: of the model and the data."""
     try:
         found = call()
     except Refusal as refusal:
@@ -184,7 +192,7 @@ def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
     data: Annotated[
-        str | None, typer.Option("--data", help="Other data than the run's own.", show_default=False)
+        str | None, typer.Option("--data", help="Other data (default: the run's own).", show_default=False)
     ] = None,
     settings: Set = None,
     rows: Rows = None,
@@ -198,7 +206,7 @@ def infer(
     changed_program: Changed = False,
     json: Json = False,
 ) -> None:
-    """Another method on the θ of a run, which stays as it is; on its own data or on others."""
+    """Run another method with the θ of a run, on the same data or on other data. θ is kept."""
     from inference._run import folder as _store
     from inference._run import runner
     from inference._run.request import Request
@@ -210,8 +218,11 @@ def infer(
     place = out or runner.free_folder(*names, method)
     preparation = _given(rows=rows, binarize=binarize, missing=missing)
     asked = Request(model, data, method, options, preparation, seed, device=device, of=str(folder))
-    how: dict[str, Any] = {"out": place, "trust": trust, "changed_program": changed_program}
-    _shown(lambda: runner.infer_request(asked, quiet=False, **how), names, asked, json)
+
+    def call() -> Record:
+        return runner.infer_request(asked, out=place, trust=trust, changed_program=changed_program, quiet=False)
+
+    _shown(call, names, asked, json)
 
 
 @app.command()
@@ -219,7 +230,7 @@ def infer(
 def compare(
     model: Model,
     data: Data,
-    methods: Annotated[str, typer.Option("--methods", help="Method names with commas between.")] = (
+    methods: Annotated[str, typer.Option("--methods", help="Method names, separated by commas.")] = (
         "em,laplace,svi,importance"
     ),
     settings: Set = None,
@@ -234,7 +245,7 @@ def compare(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """The methods side by side: claimed, verified, gap, k-hat, time, memory."""
+    """Run several methods side by side: claimed and verified evidence, k-hat, time, memory."""
     from inference._run import runner
     from inference._run.request import Request
 
@@ -252,7 +263,7 @@ def compare(
     _compared(results, json)
 
 
-def _compared(results: Any, json: bool) -> None:
+def _compared(results: Sequence[Record | Refused], json: bool) -> None:
     documents = [r.to_json() for r in results]
     if json:
         print_json({"runs": documents})
@@ -262,12 +273,12 @@ def _compared(results: Any, json: bool) -> None:
     _show.comparison(documents)
 
 
-@app.command()
+@app.command(cls=PlotCommand)
 @plainly
 def plot(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to; RUN/plots if not said.", show_default=False)
+        Path | None, typer.Option("--out", help="The folder to write (default: RUN/plots).", show_default=False)
     ] = None,
     format: Annotated[str, typer.Option("--format", help="png, pdf or svg.")] = "png",
     model: Named = None,
@@ -275,15 +286,15 @@ def plot(
     changed_program: Changed = False,
     json: Json = False,
 ) -> None:
-    """The pictures that belong to a run."""
+    """Draw the pictures of a run: all of the following that apply to it."""
     from inference._pictures import _draw
 
     if format not in ("png", "pdf", "svg"):
         raise unknown("format", format, ("png", "pdf", "svg"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        how = {"model": model, "trust": trust, "changed_program": changed_program}
-        paths = [str(p) for p in _draw.plot(folder, out, format, **how)]  # type: ignore[arg-type]
+        found = _draw.plot(folder, out, format, model=model, trust=trust, changed_program=changed_program)  # type: ignore[arg-type]
+        paths = [str(p) for p in found]
     if said := [str(w.message) for w in caught if issubclass(w.category, UserWarning)]:
         from zoo import _show
 
@@ -298,17 +309,17 @@ def plot(
 @plainly
 def impute(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Joint draws to write.")] = 20,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="How many joint draws to write.")] = 20,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to; RUN/imputed if not said.", show_default=False)
+        Path | None, typer.Option("--out", help="The folder to write (default: RUN/imputed).", show_default=False)
     ] = None,
     model: Named = None,
     trust: Trust = False,
     changed_program: Changed = False,
     json: Json = False,
 ) -> None:
-    """What the unobserved entries of a run's data were: mean, standard deviation, joint draws."""
+    """Impute the missing entries of a run's data: mean, standard deviation, joint draws."""
     from inference._run import result
 
     paths = [str(p) for p in result.impute_run(folder, draws, seed, out, model, trust, changed_program)]
@@ -322,18 +333,21 @@ def impute(
 @plainly
 def bench(
     name: Annotated[
-        str | None, typer.Argument(metavar="SUITE", help="A suite, its file, or a benchmark; without it, a list.")
+        str | None,
+        typer.Argument(metavar="SUITE", help="A suite, a suite's .toml file, or a benchmark. Without it: a list."),
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; as many as processors.")] = None,
-    backend: Annotated[str, typer.Option("--backend", help="joblib's: loky, dask, ray, sequential, …")] = "loky",
-    out: Annotated[Path | None, typer.Option("--out", help="The results folder; results/SUITE.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Do a cell anew: the start of its id.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Do cells again that failed or ran out of time.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A small version of a benchmark.")] = False,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once (default: one a processor).")] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="A joblib backend: loky, dask, ray, sequential, …")
+    ] = "loky",
+    out: Annotated[Path | None, typer.Option("--out", help="The results folder (default: results/SUITE).")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Re-run only cells whose id starts so.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Re-run the cells that failed or ran out of time.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a small version of a benchmark.")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of a benchmark.")] = None,
     json: Json = False,
 ) -> None:
-    """A benchmark suite: whatever of it is missing, in parallel. `zoo report` makes a page of it."""
+    """Run the missing cells of a benchmark suite in parallel. `zoo report` makes a page of the results."""
     from benchmarks._suite import names
 
     if name is None and (jobs or out or only or retry or quick or settings or backend != "loky"):
@@ -342,7 +356,7 @@ def bench(
     if name is None:
         names.show(json)
         return
-    names.find(name)  # what is unknown is said before torch is imported, which takes seconds
+    names.find(name)  # an unknown name is an error before torch is imported, which takes seconds
     from benchmarks._suite import bench as _bench
 
     own = _options.parse(settings or [])
@@ -355,12 +369,12 @@ def bench(
 @plainly
 def report(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="A suite's results; the latest in results/ if not said.")
+        Path | None, typer.Argument(metavar="DIR", help="A suite's results (default: the latest in results/).")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The page; DIR/report.html if not said.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The page to write (default: DIR/report.html).")] = None,
     json: Json = False,
 ) -> None:
-    """One self-contained HTML page of a suite's results."""
+    """Write one self-contained HTML page of a suite's results."""
     from benchmarks._report import page
 
     path = str(page.write(folder, out))
@@ -373,7 +387,7 @@ def _no_clash(options: dict[str, str]) -> None:
     )
     taken = set(words.split())
     for key in sorted(taken & set(options)):
-        raise UsageError(f"'{key}' is not set with --set; it is the option --{key}.")
+        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key}.")
 
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:
@@ -384,17 +398,17 @@ def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, js
     raise refusal
 
 
-def _report(fit: Any, json: bool) -> None:
+def _report(fit: Record, json: bool) -> None:
     if json:
         print_json(fit.to_json())
         return
     from zoo import _show
 
     _show.warnings(fit.warnings)
-    _show.verdict(fit.to_json(), _shape(fit.x.shape))
+    _show.verdict(fit.to_document(), _shape(fit.x.shape))
 
 
-def _shape(shape: Any) -> str:
+def _shape(shape: Iterable[int]) -> str:
     return " × ".join(str(s) for s in shape)
 
 

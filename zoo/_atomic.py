@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all, and nothing left behind by whatever was killed.
+"""Write files and folders whole or not at all, and clean up after processes that were killed.
 
-What is being written has a name of its own beside the final one, `.zoo-XXXXXXXX.writing`, and its process holds a lock on it.
-The lock ends with the process, however that ends; so `sweep` can tell what was left behind from what is being written.
+A file is first written under a temporary name beside the final one, `.zoo-XXXXXXXX.writing`, which its process holds a lock on.
+The lock ends with the process, so `sweep` can tell what a dead process left behind from what is being written.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from zoo._errors import NotWritten, UsageError
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: there nothing is swept
+except ImportError:  # Windows has no such locks: nothing is swept there
     fcntl = None  # type: ignore[assignment]
 
 START, ENDING = ".zoo-", ".writing"
 LONGEST = 230  # bytes of a name, which leave room for the names made of it
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a failure, where others are a wrong place
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a failure to write; other errors mean a wrong path
 
 
 def place(path: str | os.PathLike[str]) -> Path:
@@ -39,7 +38,7 @@ def place(path: str | os.PathLike[str]) -> Path:
     try:
         out = Path(text).expanduser()
     except RuntimeError:
-        raise UsageError(f"'{text}': there is no such user, so '~' has no meaning; write the folder out.") from None
+        raise UsageError(f"'{text}': there is no such user for '~'; write the folder out in full.") from None
     for part in out.parts:
         if len(os.fsencode(part)) > LONGEST:
             raise UsageError(f"'{part[:20]}…' is {len(part)} characters long; a name takes at most {LONGEST} bytes.")
@@ -47,7 +46,7 @@ def place(path: str | os.PathLike[str]) -> Path:
 
 
 def check_parent(path: Path) -> None:
-    """Raise `UsageError` where nothing can be written beside `path`. Sweeps what was left behind there; makes nothing."""
+    """Raise `UsageError` where nothing can be written beside `path`. Removes what dead processes left there."""
     parent = path.absolute().parent
     sweep(parent)
     while not os.path.lexists(parent):
@@ -58,16 +57,16 @@ def check_parent(path: Path) -> None:
         with _claimed(parent, folder=True) as (probe, _):
             os.rmdir(probe)
     except OSError as error:
-        if error.errno in FULL:  # the work is worth doing all the same: its result is shown
+        if error.errno in FULL:  # the result can still be shown
             return
         raise UsageError(f"cannot write to '{path.parent}': {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager
 def workspace(final: Path) -> Iterator[Path]:
-    """A new folder beside `final`, to be filled and renamed. If it was not, it is gone afterwards, with parents made for it.
+    """A new folder beside `final`, to be filled and renamed. Otherwise it is removed afterwards, with parents made for it.
 
-    Raises `NotWritten` for whatever the system says no to.
+    Raises `NotWritten` where the system refuses.
     """
     parent = final.parent
     made = _make(parent)
@@ -87,7 +86,7 @@ def workspace(final: Path) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes | str) -> Path:
-    """Write a file, whole or not at all. Raises `NotWritten` on a full disk, `UsageError` for a place that cannot be."""
+    """Write a file, whole or not at all. Raises `NotWritten` on a full disk, `UsageError` for an impossible path."""
     made = _make(path.parent)
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -111,7 +110,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file or folder on the disk now."""
+    """Make the system write a file or folder to the disk now (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,8 +118,8 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def digest_of(document: Mapping[str, Any]) -> str:
-    """SHA-256 of what a document says, however it is laid out, without its own digest."""
+def digest_of(document: Mapping[str, object]) -> str:
+    """SHA-256 of a JSON document without its own key `digest`, whatever its layout."""
     rest = json.loads(json.dumps({k: v for k, v in document.items() if k != "digest"}))
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -157,7 +156,7 @@ def _claimed(parent: Path, folder: bool) -> Iterator[tuple[Path, int]]:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists():  # a sweep came between
+            if not path.exists():  # a sweep of another process removed it
                 continue
             yield path, descriptor
             return
@@ -179,7 +178,7 @@ def _make(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _plainly(path: Path, wrong: bool = True) -> Iterator[None]:
-    """What the system says no to, as one sentence. `wrong`: it may be the wrong place, rather than a failure."""
+    """Turn an `OSError` into one sentence: `UsageError` where the path may be wrong (`wrong`), else `NotWritten`."""
     try:
         yield
     except (NotWritten, UsageError):

@@ -1,4 +1,4 @@
-"""The ways to say no, each in one or two plain sentences: status 2, and status 1 for what could not be written."""
+"""The errors that users see, each in one or two sentences. Exit status 2; `NotWritten` 1."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be: an unknown name, a bad option, unusable data, a program that breaks the contract."""
+    """A wrong request: an unknown name, a bad option, unusable data, a program that breaks the contract."""
 
 
 class Refusal(UsageError):
-    """A method cannot serve this program; the message says what stands in the way and which methods can."""
+    """A method cannot serve this program; the message says why, and which methods can."""
 
 
 class NotWritten(OSError):
-    """A result could not be written, on a full disk say. `result` is what should have been, where it is known."""
+    """A result could not be written, on a full disk for example. `result`: the result itself, where it is known."""
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
@@ -24,9 +24,9 @@ class NotWritten(OSError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
-    """An error for a name that is not known: gives the near matches, or else all that is known.
+    """An error for an unknown name, with the near matches and all known names.
 
-    Parameters: ``kind`` is what the name was meant to be ("model", "option of em"), ``known`` all that it could be.
+    `kind`: what was named ("model", "option of em"); `known`: the valid names.
     """
     known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)

@@ -16,7 +16,7 @@ LARGEST = 10**12  # of any whole number: nobody waits for as many steps
 
 @dataclass(frozen=True)
 class Limits:
-    """What an option's number may be, as its annotation says: `samples: Annotated[int, Limits(least=2)]`."""
+    """The range of an option's number, in its annotation: `samples: Annotated[int, Limits(least=2)]`."""
 
     above: float | None = None
     least: float | None = None
@@ -24,7 +24,7 @@ class Limits:
     most: float | None = None
 
     def check(self, name: str, value: float) -> None:
-        """Raise `UsageError` unless `value` lies within."""
+        """Raise `UsageError` unless `value` lies within the range."""
         words = {"above": "more than", "least": "at least", "below": "less than", "most": "at most"}
         given = {k: v for k, v in vars(self).items() if v is not None}
         fits: dict[str, Callable[[float], bool]] = {
@@ -35,7 +35,7 @@ class Limits:
         }
         if not all(fits[k](v) for k, v in given.items()):
             rule = " and ".join(f"{words[k]} {'zero' if v == 0 else format(v, 'g')}" for k, v in given.items())
-            raise UsageError(f"{name} must be {rule}; {value:g} came.")
+            raise UsageError(f"{name} must be {rule}, got {value:g}.")
 
 
 class Used:
@@ -97,17 +97,17 @@ def parse(settings: list[str]) -> dict[str, str]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"--set takes key=value; '{setting}' came.")
+            raise UsageError(f"--set expects key=value, got '{setting}'.")
         if not value.strip():
-            raise UsageError(f"--set {setting.strip()} gives no value.")
+            raise UsageError(f"--set {setting.strip()} has no value; write one after the '='.")
         pairs[key.strip().replace("-", "_")] = value.strip()
     return pairs
 
 
 def convert(known: Mapping[str, inspect.Parameter], given: Mapping[str, object], what: str) -> dict[str, Any]:
-    """The given options in their declared types, strings read from the command line included.
+    """The given options converted to their declared types; the command line gives strings.
 
-    Raises `UsageError` for an unknown option, with the near matches, and for a value its option cannot take.
+    Raises `UsageError` for an unknown option, with the near matches, and for a value that an option cannot take.
     """
     out = {}
     for name, value in given.items():
@@ -137,9 +137,9 @@ def _value(name: str, value: object, annotation: Any) -> Any:
     if origin is typing.Literal:
         choices = typing.get_args(annotation)
         for choice in choices:
-            if str(value) == str(choice):  # a number from the command line comes as text
+            if str(value) == str(choice):  # on the command line a number is text
                 return choice
-        raise UsageError(f"{name} is one of {', '.join(map(str, choices))}; '{value}' came.")
+        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, got '{value}'.")
     if origin in (tuple, list):
         parts: list[object] = list(value) if isinstance(value, Iterable) else [value]  # hidden=8 is hidden=(8,)
         if isinstance(value, str):
@@ -162,18 +162,18 @@ def _scalar(name: str, value: object, kind: object) -> object:
         truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if str(value).lower() in truth:
             return truth[str(value).lower()]
-        raise UsageError(f"{name} is true or false; '{value}' came.")
+        raise UsageError(f"{name} must be true or false, got '{value}'.")
     if kind is int:
         number = _number(value)
         if number is None or number != int(number) or isinstance(value, bool):
-            raise UsageError(f"{name} is a whole number; '{value}' came.")
+            raise UsageError(f"{name} must be a whole number, got '{value}'.")
         if abs(number) > LARGEST:
-            raise UsageError(f"{name} must be at most {LARGEST:,}; '{value}' came.")
+            raise UsageError(f"{name} must be at most {LARGEST:,}, got '{value}'.")
         return int(number)
     if kind is float:
         number = _number(value)
         if number is None or isinstance(value, bool):
-            raise UsageError(f"{name} is a number; '{value}' came.")
+            raise UsageError(f"{name} must be a number, got '{value}'.")
         return number
     if kind is str and not callable(value) and not (isinstance(value, str) and value.strip()):
         raise UsageError(f"Expected a name for {name}, got {value!r}.")
@@ -205,4 +205,4 @@ def _guess(text: str) -> bool | int | float | str | None:
 def positive(name: str, value: float, *, zero: bool = False) -> None:
     """Raise `UsageError` unless `value` > 0 (or ≥ 0, with `zero`)."""
     if value < 0 or (value == 0 and not zero):
-        raise UsageError(f"{name} must be {'zero or more' if zero else 'more than zero'}; {value} came.")
+        raise UsageError(f"{name} must be {'zero or more' if zero else 'more than zero'}, got {value}.")

@@ -1,6 +1,6 @@
-"""The folder is the registry: a public file in `zoo/`, `guides/` or `inference/` is a thing that can be named.
+"""The folder is the registry: a public file in `zoo/`, `guides/` or `inference/` is a name on the command line.
 
-Reads names and first docstring lines without importing anything, so `zoo list` answers at once.
+Reads names and first docstring lines without importing anything, so `zoo list` takes no time.
 """
 
 from __future__ import annotations
@@ -49,6 +49,6 @@ def _summary(path: Path) -> str:
 
 @functools.cache
 def _first_line(path: Path, changed: int) -> str:
-    """Of a file as it is since `changed`: every run asks for all methods, and parsing them takes longer than a small fit."""
+    """Cached by the file's time of change: every run asks for all methods, and parsing takes longer than a small fit."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.split("\n")[0].rstrip(".")

@@ -12,15 +12,17 @@ from rich.table import Table
 
 from zoo._command import visible
 
+Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
+
 
 def console(error: bool = False) -> Console:
-    """A console that does not squeeze tables where there is no terminal to fit them to."""
+    """A console; without a terminal, tables are 130 characters wide."""
     stream = sys.stderr if error else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else 130, highlight=False)
 
 
 def escape(text: str) -> str:
-    """Text to be shown as it is: neither rich's markup nor what would steer the terminal."""
+    """Text to print literally, without rich's markup and without control characters."""
     return markup.escape(visible(text))
 
 
@@ -31,35 +33,37 @@ def warnings(sentences: Iterable[str]) -> None:
 
 
 def listing(title: str, entries: Mapping[str, str]) -> None:
-    """Names with a line each."""
+    """A table of names, each with its one-line description."""
     table = _table("name", "what it is", title=title)
     for name, line in entries.items():
         table.add_row(f"[bold]{escape(name)}[/]", escape(line))
     console().print(table)
 
 
-def structure(found: Any, serving: Mapping[str, str | None], data: str) -> None:
-    """The sites, the verdict on exactness, and what each method says."""
+def structure(found: Document, serving: Mapping[str, str | None], data: str) -> None:
+    """The sites, whether the program is exact, and which methods can serve it."""
     out = console()
     table = _table(
-        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found.program} on {data}")
+        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found['model']} on {data}")
     )
-    for p in found.parameters:
-        table.add_row(escape(p.name), "parameter", "", _shape(p.shape), "", escape(p.constraint))
-    for s in found.sites:
-        role = s.role if s.role == "observed" else f"{s.scope} latent"
-        plates = escape(", ".join(s.plates))
-        table.add_row(escape(s.name), role, escape(s.family), _shape(s.event_shape), plates, escape(s.support))
+    for p in found["parameters"]:
+        table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]))
+    for s in found["sites"]:
+        role = "observed" if s["role"] == "observed" else f"{s['scope']} latent"
+        plates = escape(", ".join(s["plates"]))
+        table.add_row(
+            escape(s["name"]), role, escape(s["family"]), _shape(s["event_shape"]), plates, escape(s["support"])
+        )
     out.print(table)
-    out.print(f"exact: [bold]{found.exact}[/], because {escape(found.reason)}.", soft_wrap=True)
+    out.print(f"exact: [bold]{found['exact']}[/], because {escape(found['reason'])}.", soft_wrap=True)
     table = _table("method", "", "why")
     for name, why in serving.items():
         table.add_row(name, "[green]yes[/]" if why is None else "[red]no[/]", escape(why or ""))
     out.print(table)
 
 
-def verdict(result: Mapping[str, Any], shape: str) -> None:
-    """One fit: its evidence as claimed and verified, how it ended, and where it is."""
+def verdict(result: Document, shape: str) -> None:
+    """One run: its evidence as claimed and verified, how it ended, and its folder. `result`: `Run.to_document()`."""
     out = console()
     n = result["n"]
     head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{escape(result['method'])}[/]"
@@ -68,23 +72,31 @@ def verdict(result: Mapping[str, Any], shape: str) -> None:
     if claimed is None:
         out.print(f"log p(x): {result['method']} claims none", soft_wrap=True)
     else:
-        each = f"({claimed['value'] / n:.4f} a datum)"
+        each = f"({claimed['value'] / n:.4f} per row)"
         out.print(f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} {each}", soft_wrap=True)
     if verified is not None:
         out.print(f"verified: {evidence(verified)} nats, {_kind(verified)}", soft_wrap=True)
     if result["khat"] is not None:
         bad = result["khat"]["frac_above_0.7"]
-        out.print(f"k-hat: {_number(result['khat']['max'])} at most, above 0.7 for {bad:.1%} of the data")
+        out.print(f"k-hat: {_number(result['khat']['max'])} at most, above 0.7 for {bad:.1%} of the rows")
     if said := _starts(result["notes"].get("starts") or {}):
         out.print(said, soft_wrap=True)
-    unknown = result["notes"].get("ended", "θ kept")
-    ended = {True: "converged", False: "not converged", None: unknown}[result["converged"]]
+    out.print("; ".join([*_ended(result), _cost(result)]), soft_wrap=True)
+
+
+def _ended(result: Document) -> list[str]:
+    """What is known of how a run ended: whether it kept θ, and whether it converged."""
+    said = {True: "converged", False: "not converged", None: result["notes"].get("ended")}[result["converged"]]
+    return ["θ kept"] * (result.get("learned") is False) + ([said] if said else [])
+
+
+def _cost(result: Document) -> str:
     cost = f"{result['seconds']:.2f} s, {result['peak_memory_mb']:.0f} MB at most"
-    out.print(f"{ended}; {cost}" + (f"; [bold]{escape(result['run'])}[/]" if result["run"] else ""), soft_wrap=True)
+    return cost + (f"; [bold]{escape(result['run'])}[/]" if result["run"] else "")
 
 
 def _starts(starts: Mapping[str, float | None]) -> str:
-    """How far behind the best start the others were, after the few iterations they were tried for."""
+    """How far the other starts were behind the best, after the few iterations in which all were tried."""
     known = sorted(((v, k) for k, v in starts.items() if v is not None), reverse=True)
     if len(known) < 2:
         return ""
@@ -93,7 +105,7 @@ def _starts(starts: Mapping[str, float | None]) -> str:
     return f"start: {name}, the best after a few iterations; {behind}"
 
 
-def comparison(results: Sequence[Mapping[str, Any]]) -> None:
+def comparison(results: Sequence[Document]) -> None:
     """The methods side by side."""
     first = results[0]
     title = escape(f"{first['model']} on {first['data']}, n = {first['n']}: log p(x) in nats")
@@ -131,14 +143,14 @@ def comparison(results: Sequence[Mapping[str, Any]]) -> None:
         out.print(f"runs: {escape(', '.join(runs))}", soft_wrap=True)
 
 
-def evidence(value: Mapping[str, Any]) -> str:
+def evidence(value: Document) -> str:
     """ "-1130.264 ± 0.112"."""
     if value["value"] is None:
         return "not a number"
     return f"{value['value']:.3f}" + (f" ± {value['se']:.3f}" if value["se"] else "")
 
 
-def _kind(value: Mapping[str, Any]) -> str:
+def _kind(value: Document) -> str:
     return value["kind"] + (f" given {escape(value['given'])}" if value.get("given") else "")
 
 

@@ -9,7 +9,7 @@ and, by option:
 
 - `prior=mixture`: z_i ~ Σ_k π_k N(m_k, diag s_k²), all learned (Dilokthanakul et al. 2016; Jiang et al. 2017);
 - `layers=2`: z2_i ~ N(0, I_L), z1_i | z2_i ~ N(μ(z2), σ²(z2)) of 2L numbers, x_i | z1_i (Burda et al. 2016, figure 1);
-- `classes=C`: the last column of x is a label 0 … C − 1 that the decoder is told: p(x | z, label), the conditional
+- `classes=C`: the last column of x is a label 0 … C − 1 that enters the decoder: p(x | z, label), the conditional
   variational autoencoder (Sohn, Lee & Yan 2015);
 - `decoder=linear`: μ = W z + b with noise of its own for every column: factor analysis (Rubin & Thayer 1982), or for binary
   data a logistic latent trait model (Bartholomew 1987).
@@ -17,7 +17,7 @@ and, by option:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -40,8 +40,8 @@ class Model(PyroModule):
     `hidden`: widths of the decoder from z to x; between two stochastic layers they are halved. A Gaussian's standard
     deviations are at least 0.01 of their columns' own.
 
-    Raises `UsageError` for data that are not a table, are not binary where they have to be, or whose last column holds no
-    labels where `classes` says so.
+    Raises `UsageError` for data that are not a table, are not binary where `likelihood` is `bernoulli`, or whose last
+    column does not hold labels where `classes` is given.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Model(PyroModule):
         super().__init__()
         _check(x, likelihood, classes)
         if prior == "mixture" and layers == 2:
-            raise UsageError("deep_latent_gaussian: prior=mixture goes with layers=1.")
+            raise UsageError("deep_latent_gaussian expects layers=1 with prior=mixture, got layers=2.")
         pixels = x[:, : x.shape[1] - (classes > 0)]
         D, L = pixels.shape[1], latents
         self.L, self.D, self.likelihood, self.layers, self.classes = L, D, likelihood, layers, classes
@@ -85,7 +85,7 @@ class Model(PyroModule):
         self.decoder = _network(wide + self.classes, () if self.linear else hidden, outputs, activation)
         if not gaussian:
             with torch.no_grad():
-                self.decoder[-1].bias.copy_(self.center.clamp(0.001, 0.999).logit())
+                cast(nn.Linear, self.decoder[-1]).bias.copy_(self.center.clamp(0.001, 0.999).logit())
         if self.layers == 2:
             self.between = _network(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
 
@@ -121,14 +121,14 @@ class Model(PyroModule):
         return dist.Normal(self.center + self.spread * loc, self.spread * (softplus(scale) + LEAST_SCALE)).to_event(1)
 
     def _label(self, x: Tensor | None, n: int | None) -> Tensor:
-        """[n, classes], one-hot; in turn where data are simulated."""
+        """[n, classes], one-hot; 0, 1, …, C − 1, 0, 1, … where data are simulated."""
         if not self.classes:
             return self.center.new_zeros(0)
         label = torch.arange(n or 0) % self.classes if x is None else x[:, -1].long()
         return one_hot(label, self.classes).to(self.center.dtype)
 
 
-def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> Any:
+def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
@@ -138,22 +138,21 @@ def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-    sequence: Any = PyroModule[nn.Sequential]
-    return sequence(*layers)
+    return cast(type[nn.Sequential], PyroModule[nn.Sequential])(*layers)
 
 
 def _check(x: Tensor, likelihood: str, classes: int) -> None:
     if x.dim() != 2:
-        raise UsageError(f"deep_latent_gaussian needs a table, n × D; data of shape {tuple(x.shape)} came.")
+        raise UsageError(f"deep_latent_gaussian expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
     if classes and (x.shape[1] < 2 or not bool(((x[:, -1] >= 0) & (x[:, -1] < classes) & (x[:, -1] % 1 == 0)).all())):
         raise UsageError(
-            f"deep_latent_gaussian: with classes={classes} the last column of x must hold labels from 0 to {classes - 1}, all "
-            "of them observed."
+            f"deep_latent_gaussian expects a label from 0 to {classes - 1} in the last column of every row, as classes="
+            f"{classes} says. Recode the labels, and leave out rows without one."
         )
     pixels = x[:, :-1] if classes else x
     if likelihood == "bernoulli" and not bool(((pixels == 0) | (pixels == 1) | pixels.isnan()).all()):
         raise UsageError(
-            f"likelihood=bernoulli needs data of 0 and 1; data from {float(pixels.nan_to_num(0).min()):g} to "
-            f"{float(pixels.nan_to_num(0).max()):g} came. Binarise them (--binarize fixed, dynamic or a threshold), or take "
+            f"likelihood=bernoulli expects data of 0 and 1, got data from {float(pixels.nan_to_num(0).min()):g} to "
+            f"{float(pixels.nan_to_num(0).max()):g}. Binarise them (--binarize fixed, dynamic or a threshold), or use "
             "likelihood=gaussian."
         )

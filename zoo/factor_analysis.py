@@ -1,11 +1,11 @@
-"""Factor analysis: a few shared causes, and noise of its own for every column.
+"""Factor analysis: a few shared causes, and a noise variance for every column.
 
 Generative story (Rubin & Thayer 1982; Bishop 2006, §12.2.4):
 
     z_i ~ N(0, I_L)                               the factors
     x_i | z_i ~ N(W z_i + μ, Ψ),  Ψ diagonal      the linear Gaussian model
 
-Unlike PCA it does not mind the columns' units: rescaling a column rescales its row of W and its noise.
+Unlike PCA it does not depend on the columns' units: rescaling a column rescales its row of W and its noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -27,20 +27,22 @@ class Model(PyroModule):
 
     Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` the standard deviations √Ψ [D].
 
-    Raises `UsageError` for latents ≥ columns, where the model is not identified, or data that are not a table.
+    Raises `UsageError` for latents ≥ columns, where the model is not identified, or data that are not a 2-D table.
     """
 
     def __init__(self, x: Tensor, *, latents: int = 2) -> None:
         super().__init__()
         positive("latents", latents)
         if x.dim() != 2:
-            raise UsageError(f"factor_analysis needs a table, n × D; data of shape {tuple(x.shape)} came.")
+            raise UsageError(f"factor_analysis expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         D = x.shape[1]
         if latents >= D:
-            raise UsageError(f"factor_analysis needs fewer latents than columns; {latents} for {D} came.")
+            raise UsageError(
+                f"factor_analysis expects fewer latents than columns, got latents={latents} for {D} columns."
+            )
         self.L = latents
-        center = _columns.center(x)
-        spread = _columns.spread(x, center)
+        center = blockwise.center(x)
+        spread = blockwise.spread(x, center)
         self.loadings = PyroParam(
             spread.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5, constraints.real
         )

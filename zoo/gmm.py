@@ -27,7 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -39,7 +39,7 @@ class Model(PyroModule):
     `scales` [K, D] (diagonal), [K] (spherical). With priors they are the sites `weights`, `locs`, `variances`,
     `correlations`.
 
-    Raises `UsageError` for more components than rows, or data that are not a table.
+    Raises `UsageError` for more components than rows, or data that are not a 2-D table.
     """
 
     def __init__(
@@ -53,13 +53,15 @@ class Model(PyroModule):
         super().__init__()
         positive("components", components)
         if x.dim() != 2:
-            raise UsageError(f"gmm needs a table, n × D; data of shape {tuple(x.shape)} came.")
+            raise UsageError(f"gmm expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         if components > len(x):
-            raise UsageError(f"gmm: components={components} is more than the {len(x)} rows of the data.")
+            raise UsageError(
+                f"gmm expects at most as many components as rows, got components={components} for {len(x)} rows."
+            )
         K, D = components, x.shape[1]
         self.K, self.D, self.covariance, self.priors = K, D, covariance, priors
-        center = _columns.center(x)
-        spread = _columns.spread(x, center)
+        center = blockwise.center(x)
+        spread = blockwise.spread(x, center)
         self.register_buffer("center", center)  # [D]
         self.register_buffer("spread", spread)  # [D]
         if not priors:

@@ -4,7 +4,7 @@ Generative story, over the D pixels of an image in a fixed order:
 
     x_i1 ~ Bernoulli(f_1),   x_it | x_i,<t ~ Bernoulli(f_t(x_i,<t))       t = 2 … D
 
-The program says nothing of missing pixels: where x is NaN they become the latent `x_missing`, and
+The program does not mention missing pixels: where x is NaN they become the latent `x_missing`, and
 p(x_obs) = Σ p(x_obs, x_missing) has 2^M terms. f is, by option `net`:
 
 - `made`: one network with masks, all D conditionals in one pass (Germain, Gregor, Murray & Larochelle 2015, with the
@@ -104,21 +104,25 @@ def _order(observed: Tensor, order: str) -> Tensor:
     pixels = torch.arange(observed.shape[1])
     if order != "observed-first":
         return pixels if order == "raster" else pixels.flip(0)
-    everywhere = observed[observed.any(1)].all(0)  # an image of which nothing is seen has no say
+    everywhere = observed[observed.any(1)].all(0)  # without the images of which nothing is seen
     return torch.cat([pixels[everywhere], pixels[~everywhere]])
 
 
 def _check(x: Tensor, net: str, hidden: tuple[int, ...], components: int) -> None:
     if x.dim() != 2:
-        raise UsageError(f"missing_pixels needs images as rows of a table, n × D; data of shape {tuple(x.shape)} came.")
+        raise UsageError(
+            f"missing_pixels expects a 2-D table with an image in each row (n × D), got shape {tuple(x.shape)}."
+        )
     grey = ~((x == 0) | (x == 1) | x.isnan())
     if grey.any():
         image, pixel = grey.nonzero()[0].tolist()
         raise UsageError(
-            f"missing_pixels needs pixels of 0 and 1; pixel {pixel} of image {image} (counting from 0) is "
-            f"{float(x[image, pixel]):g}. Binarise them (--binarize fixed, dynamic or a threshold)."
+            f"missing_pixels expects pixels of 0 and 1, got {float(x[image, pixel]):g} at pixel {pixel} of image {image} "
+            "(counting from 0). Binarise them (--binarize fixed, dynamic or a threshold)."
         )
     if net == "made" and not hidden:
-        raise UsageError("missing_pixels: net=made needs hidden layers; without them it is net=logistic.")
+        raise UsageError("missing_pixels expects a hidden layer for net=made, got none. Use net=logistic instead.")
     if net == "mixture" and components > len(x):
-        raise UsageError(f"missing_pixels: components={components} is more than the {len(x)} images of the data.")
+        raise UsageError(
+            f"missing_pixels expects at most as many components as images, got {components} for {len(x)} images."
+        )

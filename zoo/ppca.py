@@ -5,8 +5,8 @@ Generative story (Tipping & Bishop 1999):
     z_i ~ N(0, I_L)                               where the datum lies in the latent plane
     x_i | z_i ~ N(W z_i + μ, σ² I_D)
 
-As σ² → 0 it becomes principal component analysis, and its EM two alternating least-squares steps, which is a linear
-autoencoder with tied pseudo-inverse weights (Roweis 1998): `noise=0` holds σ at a millionth of the data's spread.
+As σ² → 0 it becomes principal component analysis, and EM becomes two alternating least-squares steps: a linear autoencoder
+with tied pseudo-inverse weights (Roweis 1998). `noise=0` fixes σ at a millionth of the data's standard deviation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -29,9 +29,9 @@ class Model(PyroModule):
     """`Model(x, latents=2, noise=None, init="random")` for data x [n, D].
 
     Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` σ [] (unless `noise` fixes it).
-    `init="eigenvectors"` begins at the maximum of the likelihood in closed form (Tipping & Bishop 1999, eq. 7-8).
+    `init="eigenvectors"` starts at the maximum of the likelihood in closed form (Tipping & Bishop 1999, eq. 7-8).
 
-    Raises `UsageError` for latents ≥ columns, where W and σ are not both identified, or data that are not a table.
+    Raises `UsageError` for latents ≥ columns, where W and σ are not both identified, or data that are not a 2-D table.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Model(PyroModule):
         super().__init__()
         positive("latents", latents)
         if x.dim() != 2:
-            raise UsageError(f"ppca needs a table, n × D; data of shape {tuple(x.shape)} came.")
+            raise UsageError(f"ppca expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
         D = x.shape[1]
         if latents >= D:
-            raise UsageError(f"ppca needs fewer latents than columns, or no noise is left; {latents} for {D} came.")
+            raise UsageError(f"ppca expects fewer latents than columns, got latents={latents} for {D} columns.")
         self.L, self.D = latents, D
-        center = _columns.center(x)
-        spread = _columns.spread(x, center, rows_only=False)
+        center = blockwise.center(x)
+        spread = blockwise.spread(x, center, rows_only=False)
         if init == "eigenvectors":
             loadings, sigma = _eigenvectors(x, center, latents)
         else:

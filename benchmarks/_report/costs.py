@@ -52,7 +52,7 @@ class CostsRow:
 
 
 def costs(cells: Sequence[CellDocument], series: Series) -> dict[str, list[CostsRow]]:
-    """Cells of kind "scaling" that ended well: what is varied → its rows."""
+    """Cells of kind "scaling" that succeeded: what is varied → its rows."""
     found: dict[str, dict[str, list[CellDocument]]] = {}
     for cell in cells:
         if cell["status"] == "ok":
@@ -102,7 +102,7 @@ def _power(points: Points, size: str) -> Power | None:
 def exponent(points: Points) -> tuple[float, float] | None:
     """The power of the size that the cost grows with, and its standard error: least squares on logarithms.
 
-    On the larger half of the sizes, three at least, where what every fit pays whatever its size weighs least.
+    On the larger half of the sizes, at least three, where the fixed cost of a fit weighs least.
     """
     sizes = sorted(points)
     sizes = sizes[-max(3, math.ceil(len(sizes) / 2)) :]

@@ -92,8 +92,8 @@ def _gaps(group: Group) -> Figure | None:
     most = max([abs(g) + e for _, g, e, _ in shown] + [UNIT])
     low, high = min(g - e for _, g, e, _ in shown), max(g + e for _, g, e, _ in shown)
     ends = (min(1.6 * low, -0.12 * most), max(1.6 * high, 0.12 * most))
-    out = rows(ends, [r.short for r, *_ in shown], f"Claimed less verified: {group.title}", "both", UNIT)
-    out.axes("claimed less verified log p(x), nats")
+    out = rows(ends, [r.short for r, *_ in shown], f"Claimed minus verified: {group.title}", "both", UNIT)
+    out.axes("claimed minus verified log p(x), nats")
     out.segment((out.x(0), TOP), (out.x(0), out.height - BOTTOM), "zero")
     for i, (row, gap, error, kind) in enumerate(shown):
         at, y = out.x(gap), row_at(i)

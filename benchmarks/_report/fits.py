@@ -1,4 +1,4 @@
-"""Fits of one program on one data set, side by side, as records: what a leaderboard, its charts and the README say of them."""
+"""Fits of one program on one data set as records, for leaderboards, charts and the README."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Said = tuple[str, str]  # a cell in words, and why it has no result
 
 @dataclass(frozen=True)
 class FitRow:
-    """A method with its options: what all its seeds say together. Where seeds differ, numbers are the median seed's."""
+    """A method with its options, over all seeds. Where seeds differ, numbers are the median seed's."""
 
     name: str  # the method with its options
     method: str
@@ -50,7 +50,7 @@ class FitRow:
 
 @dataclass(frozen=True)
 class Board:
-    """Rows whose evidence is conditional on the same; `given` says on what besides θ."""
+    """Rows whose evidence is conditional on the same things: θ, and what `given` names."""
 
     given: str
     rows: tuple[FitRow, ...]
@@ -126,12 +126,12 @@ def _note(content: Content) -> tuple[str, Ranked]:
         return "θ learned by each method; ranked by verified log p(x; θ̂).", "verified_log_evidence"
     theta = content["theta"]
     by = _cells.spoken(theta["method"], theta["method_options"])
-    note = f"One θ for all, by {by} with seed {theta['seed']}; ranked by what each method claims of it."
+    note = f"One θ for all, fitted by {by} with seed {theta['seed']}; ranked by claimed log p(x)."
     return note, "log_evidence"
 
 
 def row(name: str, cells: Sequence[CellDocument], by: Ranked, series: int) -> FitRow:
-    """The record of a method's runs, all of which ended well; not ranked yet."""
+    """The record of a method's runs, all successful; not ranked yet."""
     content, runs = cells[0]["cell"], tuple(cast(FitResult, c["result"]) for c in cells)
     ranked = [r[by] or r["log_evidence"] for r in runs]
     khats = [r["khat"]["max"] for r in runs if r["khat"]]
@@ -162,7 +162,7 @@ def _gap(run: FitResult) -> float | None:
 
 
 def _boards(rows: list[FitRow], by: Ranked) -> tuple[Board, ...]:
-    """What is conditional on different things is not compared: each condition has ranks of its own."""
+    """One board for each condition: evidence that is conditional on different things is not compared."""
     methods = Counter(r.method for r in rows)
     boards = []
     for given in sorted({r.given for r in rows}):

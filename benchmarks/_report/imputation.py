@@ -98,7 +98,7 @@ def share_of(pattern: str) -> float | None:
 
 
 def result_of(cell: CellDocument) -> ImputationResult:
-    """Of a cell that ended well."""
+    """Of a cell that succeeded."""
     return cast(ImputationResult, cell["result"])
 
 

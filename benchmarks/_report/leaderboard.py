@@ -22,20 +22,23 @@ from benchmarks._report.tables import (
 )
 
 COLUMNS = (
-    Column("rank", help="Equal numbers cannot be told apart. Bounds stand after all that is exact or estimated."),
+    Column(
+        "rank",
+        help="Methods that share a rank cannot be told apart. Lower bounds come after exact values and estimates.",
+    ),
     Column("method", numeric=False, key=True),
-    Column("log p(x)", help="Verified: by the best evaluator there is for the program, at the method's θ. Nats."),
-    Column("kind", numeric=False, help="What the number says: exactly this, about this, at least this."),
-    Column("interval", help="Holds the 95% interval of every seed."),
-    Column("claimed", help="What the method itself says, by its median seed."),
-    Column("claim", numeric=False, help="The kind of statement that the method makes."),
-    Column("gap", help="Claimed less verified, nats."),
-    Column("k-hat", help="The largest over all data points; above 0.7 the weights cannot be trusted."),
-    Column("> 0.7", help="The share of the data whose k-hat is above 0.7."),
-    Column("ESS", help="Effective sample size of a data point's weights, median."),
-    Column("seconds", help="Of the method itself, in a process that has run it before."),
-    Column("MB", help="The most that the process held."),
-    Column("seeds", help="Runs that ended well."),
+    Column("log p(x)", help="Verified by the best evaluator for the program, at the method's θ. Nats."),
+    Column("kind", numeric=False, help="Of the verified value: exact, an estimate, or a lower bound."),
+    Column("interval", help="Covers the 95% intervals of all seeds."),
+    Column("claimed", help="The method's own value, of its median seed. Nats."),
+    Column("claim", numeric=False, help="Of the claimed value: exact, an estimate, or a lower bound."),
+    Column("gap", help="Claimed minus verified. Nats."),
+    Column("k-hat", help="The largest of all data points; above 0.7 the importance weights cannot be trusted."),
+    Column("> 0.7", help="The share of data points whose k-hat is above 0.7."),
+    Column("ESS", help="Effective sample size of a data point's weights: the median."),
+    Column("seconds", help="Of the method alone, in a process that has run it before."),
+    Column("MB", help="Peak memory of the process."),
+    Column("seeds", help="How many runs succeeded."),
 )
 
 
@@ -80,7 +83,7 @@ def khat(value: float | None) -> Entry:
 
 
 def _interval(standing: Standing | None, decimals: int) -> Entry:
-    """Empty where there is nothing to be unsure of; no more decimals than its width gives reason for."""
+    """The interval, with as many decimals as its width justifies; empty where it has no width."""
     if standing is None or standing.high - standing.low < 10.0**-decimals:
         return Entry("")
     width = standing.high - standing.low
@@ -99,7 +102,7 @@ def overviews(found: Sequence[Group]) -> list[Table]:
     if len(fits) > 1:
         out.append(_overview(fits, "θ learned by each method: verified log p(x) below the best, nats", _below))
     if len(swaps) > 1:
-        out.append(_overview(swaps, "One θ: claimed less verified log p(x), nats", _distance))
+        out.append(_overview(swaps, "One θ: claimed minus verified log p(x), nats", _distance))
     return out
 
 
@@ -125,7 +128,7 @@ def _below(board: Board, row: FitRow) -> Entry:
     best = max((s.value for r in board.rows if (s := r.verified) and s.kind != "lower bound"), default=None)
     if row.verified is None or best is None:
         return Entry(NOTHING)
-    sign = SIGNS[row.verified.kind].replace("≥", "≤")  # at least so good is at most so far below
+    sign = SIGNS[row.verified.kind].replace("≥", "≤")  # a lower bound on log p(x) is an upper bound on the distance
     return number(best - row.verified.value, 2, before=f"{sign}\u2009")
 
 

@@ -1,4 +1,4 @@
-"""A page of a suite's results: one HTML file that needs nothing besides itself."""
+"""A page of a suite's results: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(folder: Path | None = None, out: Path | None = None) -> Path:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"'{source}' is damaged: something in it is not as `zoo bench` writes it ({type(error).__name__}: {error})."
+            f"'{source}' is damaged: it is not what `zoo bench` writes ({type(error).__name__}: {error}). Run the suite again."
         ) from error
     _atomic.sweep(page.absolute().parent)
     return _atomic.write(page, text)
@@ -51,9 +51,7 @@ def latest() -> Path:
     """The suite in `results/` that was run last."""
     found = sorted(_folder.RESULTS.glob("*/suite.json"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise UsageError(
-            f"there are no results in '{_folder.RESULTS}'; `zoo bench SUITE` makes some, or name a folder."
-        )
+        raise UsageError(f"there are no results in '{_folder.RESULTS}'; run `zoo bench SUITE`, or name a folder.")
     return found[-1].parent
 
 
@@ -67,12 +65,12 @@ def read(source: Path) -> SuiteDocument:
     try:
         document: SuiteDocument = json.loads(source.read_text(encoding="utf-8"))
         if document["format"] > _folder.FORMAT:
-            raise UsageError(f"'{source}' was written by a newer version; this one reads format {_folder.FORMAT}.")
+            raise UsageError(f"'{source}' was written by a newer version of Latent Zoo; update it to read this folder.")
         assert isinstance(document["cells"], list)
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"'{source}' is not what `zoo bench SUITE --json` prints.") from error
+        raise UsageError(f"Expected the output of `zoo bench SUITE --json` in '{source}'; run that again.") from error
     return document
 
 
@@ -105,7 +103,7 @@ def html(document: SuiteDocument, folder: Path | None) -> str:
 
 
 def _visible(value: object) -> object:
-    """Text without characters that hide or turn what stands beside them; markup of our own stays as it is."""
+    """Text with control characters escaped; our own markup is left as it is."""
     return visible(value) if type(value) is str else value
 
 
@@ -137,7 +135,7 @@ class Shown(NamedTuple):
 
 
 class _Album:
-    """Pictures as data, as few colours as they need; where there are too many, each group shows its best runs."""
+    """Pictures as data URIs with few colours; where there are too many, each group shows its best runs."""
 
     def __init__(self, folder: Path | None, groups: list[fits.Group]) -> None:
         found = [[self._files(folder, cell) for _, cell in group.pictures()] for group in groups]
@@ -172,7 +170,7 @@ def _inside(path: Path, folder: Path | None) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether it is a PNG that can be read: what anybody may have put there is not shown as one."""
+    """Whether it is a valid PNG file; other files are not shown."""
     from PIL import Image
 
     try:
@@ -196,9 +194,9 @@ def _data(path: Path) -> tuple[str, int, int]:
 
 
 def _every(cells: list[CellDocument]) -> Table:
-    """All cells, with what was said and how to do each again."""
+    """All cells, with their warnings and the command that re-runs each."""
     columns = [Column("cell", numeric=False), Column("what", numeric=False), Column("outcome", numeric=False)]
-    columns += [Column("seconds", help="All of it, with checks and pictures."), Column("again", numeric=False)]
+    columns += [Column("seconds", help="Of the whole cell, with checks and pictures."), Column("again", numeric=False)]
     columns += [Column("warnings and versions", numeric=False)]
     table = Table(columns)
     for cell in cells:

@@ -1,8 +1,8 @@
-"""Which result may stand above which.
+"""Which result may rank above which.
 
 What is exact is ranked by its value. An estimate, or an exact value that differs from seed to seed, is an interval: those that
-overlap share a rank, and none stands above a single exact value inside it. A lower bound says "at least": bounds come after
-everything else, whatever their values, and those whose intervals overlap share a rank.
+overlap share a rank, and none ranks above a single exact value inside it. Lower bounds come after everything else, for any
+value, and those whose intervals overlap share a rank.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def ranks(standings: Sequence[Standing | None]) -> list[int | None]:
 
 
 def _keys(standings: list[Standing]) -> list[float]:
-    """A number for each: equal for what shares a rank, larger for what stands above."""
+    """A number for each: equal where the rank is shared, larger for a better rank."""
     sharp = _merged([s.widened() for s in standings if s.sharp])
     blunt = _merged([s.widened() for s in standings if not s.sharp])
     # a group of intervals stands with the lowest exact value that it reaches, or else by its lower end

@@ -53,7 +53,7 @@ class Section:
 
 
 def sections(cells: Cells, series: Callable[[], Series]) -> list[Section]:
-    """Every part that these cells have something for; each numbers its `series` by itself."""
+    """The sections of these cells; each numbers its own `series`."""
     parts = [*_imputations(of_kind(cells, "impute"), series()), *_costs(of_kind(cells, "scaling"), series())]
     return [*parts, *_compared(of_kind(cells, "benchmark"))]
 
@@ -64,7 +64,7 @@ def of_kind(cells: Cells, kind: str) -> list[CellDocument]:
 
 
 def _section(anchor: str, title: str, note: str, cells: Cells) -> Section:
-    """With what was refused, and what did not end well, and why; each reason once."""
+    """A section with the refusals and failures of its cells, each reason once."""
     refused: dict[Said, None] = {}
     others: dict[Said, None] = {}
     for cell in cells:
@@ -88,14 +88,14 @@ def _drawn(figures_: Iterable[Figure | None]) -> list[Figure]:
 # ---- imputation ------------------------------------------------------------------------------------------------------
 
 IMPUTATION = (
-    Column("rank", help="By error. Equal where 95% intervals overlap, taken of differences seed by seed."),
+    Column("rank", help="By RMSE. Shared where 95% intervals, of differences seed by seed, overlap."),
     Column("way", numeric=False, key=True),
     Column("RMSE", help="Root of the mean squared error of hidden entries."),
     Column("± SE", help="Standard error over seeds."),
     Column("MAE", help="Mean absolute error of hidden entries."),
-    Column("90% holds", help="The share of hidden entries within their 90% intervals: 90% is right."),
+    Column("90% holds", help="The share of hidden entries within their 90% intervals; ideally 90%."),
     Column("width", help="Mean width of the 90% intervals."),
-    Column("held-out log p", help="log p(hidden | seen), nats an entry."),
+    Column("held-out log p", help="log p(hidden | observed) per hidden entry. Nats."),
     Column("kind", numeric=False, help="Of the held-out log p."),
     Column("seconds", help="Of the fit."),
     Column("seeds"),
@@ -105,8 +105,8 @@ IMPUTATION = (
 def _imputations(cells: Cells, series: Series) -> list[Section]:
     out = []
     for n, found in enumerate(imputations(cells, series), 1):
-        unit = "standard deviations" if found.standardized else "the data's own"
-        note = f"Entries are hidden, filled in, and compared with what was there; units are {unit}."
+        unit = "standard deviations" if found.standardized else "those of the data"
+        note = f"Entries are hidden, imputed, and compared with their true values. Units: {unit}."
         section = _section(f"i{n}", f"Imputation: {found.data}", note, found.cells)
         section.tables = [_imputed(hidden) for hidden in found.patterns]
         for kind in dict.fromkeys(hidden.kind for hidden in found.patterns):
@@ -151,7 +151,7 @@ SCORES: tuple[tuple[str, Callable[[ImputationResult], float | None], float | Non
     # label, score, a level to compare with, scale
     ("RMSE", lambda r: r["rmse"], None, "linear"),
     ("share within 90% interval", lambda r: r["coverage"], 0.9, "linear"),
-    ("held-out log p, nats an entry", _held_out, None, "both"),
+    ("held-out log p, nats per entry", _held_out, None, "both"),
 )
 
 
@@ -179,7 +179,7 @@ def _by_share(kind: str, found: Imputation, series: Series) -> list[Figure]:
 COSTS = (
     Column("program", numeric=False, key=True),
     Column("method", numeric=False),
-    Column("size", numeric=False, help="What is varied: n rows, d columns, or an option of the program."),
+    Column("size", numeric=False, help="What varies: n rows, d columns, or an option of the program."),
     Column("from"),
     Column("to"),
     Column("seconds at most"),
@@ -193,8 +193,8 @@ def _costs(cells: Cells, series: Series) -> list[Section]:
     if not cells:
         return []
     note = (
-        "Cost against one size at a time, all else fixed, with the power of the size that it grows with: least squares on "
-        "logarithms over the larger half of the sizes. Memory is what a fit takes beyond what its process held before."
+        "One size varies at a time. Costs grow as a power of the size, fitted by least squares on logarithms over the larger "
+        "half of the sizes. Memory is what a fit takes beyond what its process held before."
     )
     section = _section("costs", "Costs", note, cells)
     table = Table(COSTS)
@@ -238,7 +238,7 @@ def power(found: Power | None) -> Entry:
 PEERS = (
     Column("what", numeric=False),
     Column("peer", numeric=False, key=True),
-    Column("ratio", help="Our time over theirs: the median of the rounds."),
+    Column("ratio", help="Our time over theirs: the median of all rounds."),
     Column("lowest"),
     Column("highest"),
     Column("ours", help="Seconds, median."),
@@ -252,9 +252,7 @@ PEERS = (
 def _compared(cells: Cells) -> list[Section]:
     if not cells:
         return []
-    note = (
-        "The same work from the same start, alternating in one process. A ratio below 1 says that ours takes less time."
-    )
+    note = "The same work from the same start, alternating in one process. Below 1, ours takes less time."
     section = _section("peers", "Peers", note, cells)
     section.troubles += _peers.skipped(cells)
     rows = [row for cell in cells for row in _peers.compared(cell)]
@@ -270,7 +268,7 @@ def _compared(cells: Cells) -> list[Section]:
 
 
 def _peer_entries(row: PeersRow) -> list[Entry]:
-    name, _, sizes = row.what.partition(": ")  # on a line of their own: a phone is narrow
+    name, _, sizes = row.what.partition(": ")  # on a second line, for narrow screens
     return [
         Entry(name, row.what, small=sizes),
         words(row.peer),
@@ -286,7 +284,7 @@ def _peer_entries(row: PeersRow) -> list[Entry]:
 
 
 def _facts(cell: CellDocument) -> Table:
-    """Whatever single numbers and words a benchmark returned."""
+    """The single numbers and words that a benchmark returned."""
     table = Table((Column("what", numeric=False), Column("value")), caption=_cells.title(cell["cell"]))
     for key, value in _peers.facts(cell).items():
         table.add(words(key), Entry(f"{value:.6g}" if isinstance(value, float) else str(value), str(value)))

@@ -16,7 +16,7 @@ SIGNS: dict[Kind, str] = {"exact": "=", "estimate": "≈", "lower bound": "≥"}
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in a table: `sort` is what it is sorted by, where that is not its text."""
+    """A cell of a table; `sort`: the value to sort by, where that is not its text."""
 
     text: str
     sort: float | str | None = None

@@ -1,4 +1,4 @@
-"""Run a suite: whatever of it is missing, in parallel, so that being stopped at any moment costs only the cells in flight."""
+"""Run the missing cells of a suite in parallel. A stop at any moment loses only the cells that are running."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def bench(
     only: list[str] | None = None,
     quiet: bool = False,
 ) -> SuiteDocument:
-    """Do what is missing of a suite, and return all of its results as one document.
+    """Run the missing cells of a suite, and return all of its results as one document.
 
     - `jobs`: cells at once; as many as there are processors when None, and never more than the suite allows.
-    - `backend`: joblib's, by name: `loky`, `dask`, `ray`, …; `sequential` is one at a time in this process, which a cell
-      that dies takes along (done again, the suite goes on where it was). All others survive a cell that dies.
-    - `retry`: do failed cells again, and those that ran out of time. `only`: beginnings of the ids of cells.
+    - `backend`: joblib's, by name: `loky`, `dask`, `ray`, …; `sequential` runs one at a time in this process, and a
+      cell that crashes ends it (re-run the suite to resume). The other backends survive a crash.
+    - `retry`: re-run cells that failed or ran out of time. `only`: re-run only cells whose ids start so.
 
-    Raises `UsageError` before any work for whatever is wrong with the suite.
+    Raises `UsageError` before any work where something is wrong with the suite.
     """
     suite = load(spec)
     cells = _chosen(suite, only)
@@ -78,7 +78,9 @@ def _chosen(suite: Suite, only: list[str] | None) -> list[Cell]:
         return list(suite.cells)
     for start in only:
         if not any(c.id.startswith(start) for c in suite.cells):
-            raise UsageError(f"no cell of the suite '{suite.name}' has an id that begins with '{start}'.")
+            raise UsageError(
+                f"no cell of the suite '{suite.name}' has an id that starts with '{start}'; the ids are in its results folder."
+            )
     found = [c for c in suite.cells if c.id.startswith(tuple(only))]
     needed = {c.needs for c in found}
     return [c for c in suite.cells if c in found or c.id in needed]
@@ -89,7 +91,7 @@ def _jobs(suite: Suite, jobs: int | None, quiet: bool) -> int:
 
     most = suite.jobs or joblib.cpu_count()
     if jobs is not None and jobs > most and suite.jobs is not None and not quiet:
-        print(f"{suite.name}: {most} at once, as its times would suffer from more.", file=sys.stderr)
+        print(f"{suite.name}: at most {most} at once, as more would distort its times.", file=sys.stderr)
     return min(jobs or joblib.cpu_count(), most) if suite.jobs else jobs or most
 
 
@@ -100,7 +102,7 @@ Parallel = Callable[[list[Cell], str, str], Iterator[Outcome]]  # cells, folder 
 
 
 def _finish(cells: list[Cell], results: Results, redo: str, parallel: Parallel) -> Iterator[Outcome]:
-    """Every cell's outcome. Cells that another run is doing are waited for, and taken over should it die."""
+    """Every cell's outcome. Waits for cells that another process is running, and takes them over if it dies."""
     left = cells
     while left:
         busy = set()
@@ -115,7 +117,7 @@ def _finish(cells: list[Cell], results: Results, redo: str, parallel: Parallel) 
 
 
 def _survive(cells: list[Cell], results: Results, redo: str, parallel: Parallel) -> Iterator[Outcome]:
-    """Like `parallel`, but a worker that dies (of memory, say) takes only its own cell with it.
+    """Like `parallel`, but a worker that dies, out of memory for example, loses only its own cell.
 
     A worker's death ends all that run in parallel, and does not say whose it was. The cells that dead processes left
     unfinished are suspects (every cell left, where none is known): each is done alone, and the rest in parallel again.
@@ -149,7 +151,7 @@ def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
             except BrokenProcessPool:
                 executor = None
                 Results(folder).sweep()
-                yield work.crashed(cell, folder, "its process died, as one does that is killed for its memory")
+                yield work.crashed(cell, folder, "its process died; it may have run out of memory")
     finally:
         if executor is not None:
             for process in list((getattr(executor, "_processes", None) or {}).values()):
@@ -158,7 +160,7 @@ def _alone(cells: list[Cell], folder: str, redo: str = "") -> Iterator[Outcome]:
 
 
 def _begin(parent: int) -> None:
-    """A worker: Ctrl-C is for the process that the user sees, which ends the others; and none outlives it."""
+    """A worker ignores Ctrl-C, which the main process handles, and ends when the main process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != parent:  # it was killed while this one was starting
         os._exit(1)
@@ -184,13 +186,13 @@ def _backend(name: str, jobs: int) -> Iterator[Parallel]:
             stack.enter_context(joblib.parallel_config(name, n_jobs=jobs, **how))
         except ValueError as error:
             known = ", ".join(sorted({*joblib.parallel.BACKENDS, "dask", "ray"}))
-            raise UsageError(f"joblib knows no backend '{name}'; known: {known}.") from error
+            raise UsageError(f"unknown backend '{name}'; known: {known}.") from error
 
         def outcomes(cells: list[Cell], folder: str, redo: str) -> Iterator[Outcome]:
             tasks = (joblib.delayed(work.run_cell)(c, folder, redo, threads, os.getpid()) for c in cells)
             yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")(tasks)
 
-        with warnings.catch_warnings():  # being interrupted is no news to whoever did it
+        with warnings.catch_warnings():  # whoever interrupts a suite knows that
             warnings.filterwarnings("ignore", message=".*unnecessary computation time")
             yield outcomes
 
@@ -211,7 +213,9 @@ def _module(name: str, backend: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"the backend '{backend}' needs a package that is not installed: {error.name}.") from error
+        raise UsageError(
+            f"the backend '{backend}' needs the package {error.name}, which is not installed; install it."
+        ) from error
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -237,15 +241,15 @@ def main(
         known = _options.schema(module.main)
         given = {k: v for k, v in how.items() if v not in (None, False, [], "loky")}
         for key in given.keys() - known.keys():
-            raise UsageError(f"the benchmark '{name}' has no --{key}; it is a program of its own.")
+            raise UsageError(f"the benchmark '{name}' has no option --{key}, which is for suites; leave it out.")
         own = {k: p for k, p in known.items() if k not in ("json", "quick", *how)}
         given |= _options.convert(own, settings or {}, f"option of the benchmark '{name}'")
         module.main(json=json, **({"quick": quick} if "quick" in known else {}), **given)
         return 0
     if settings:
-        raise UsageError("--set is for benchmarks that are programs; a suite's options stand in its file.")
+        raise UsageError("--set is for benchmarks that are programs; write a suite's options in its file.")
     if quick:
-        raise UsageError("--quick is for benchmarks that are programs; a quick suite is 'smoke'.")
+        raise UsageError("--quick is for benchmarks that are programs; use the suite 'smoke' for a quick one.")
     if how.get("backend") == "sequential":  # one at a time, but in a process that may die: the command must not
         how["backend"], how["jobs"] = "loky", 1
     began, unwritten = time.monotonic(), None
@@ -265,7 +269,7 @@ def main(
 
 
 def _say(document: SuiteDocument, folder: Path, seconds: float) -> None:
-    """What came of it, and where it is."""
+    """Print the outcome, and where the results are."""
     counts = ", ".join(f"{n} {status}" for status, n in document["counts"].items())
     out = _show.console()
     for cell in document["cells"]:
@@ -273,4 +277,4 @@ def _say(document: SuiteDocument, folder: Path, seconds: float) -> None:
             said = f"{_show.escape(cell['command'])}: {_show.escape(cell['reason'] or '')}"
             out.print(f"[red]{_show.escape(cell['status'])}[/] {said}", soft_wrap=True)
     out.print(f"{document['suite']}: {len(document['cells'])} cells, {counts}; {spoken(seconds)}", soft_wrap=True)
-    out.print(f"{folder}; the page of it: zoo report {folder}", soft_wrap=True)
+    out.print(f"{folder}; for a page: zoo report {folder}", soft_wrap=True)

@@ -48,7 +48,7 @@ def entries(value: object, key: str) -> list[Entry]:
         else:
             raise UsageError(f'{key} expects names, or tables such as {{ name = "…", option = … }}, got {item!r}.')
     if not out:
-        raise UsageError(f"{key} is empty.")
+        raise UsageError(f"{key} is empty; name at least one.")
     return out
 
 
@@ -61,7 +61,7 @@ def combinations(vary: object, where: str) -> Iterator[Document]:
 
 
 def model(entry: Entry, base: Path) -> Document:
-    """The part of a cell that says which program; a file of one's own with its checksum."""
+    """The part of a cell that names the program; a user's file with its checksum."""
     name, options = entry
     target, _ = resolve(cells.resolved(name, str(base)))
     _convert(option_schema(target), options, f"option of model '{name}'", {})
@@ -82,7 +82,7 @@ def method(entry: Entry) -> Document:
 
 
 def methods(value: object) -> list[Entry]:
-    """The entries of `methods`, where "all" stands for every method there is."""
+    """The entries of `methods`, where "all" means every method."""
     out: list[Entry] = []
     for name, options in entries(value, "methods"):
         out += [(m, {}) for m in _registry.methods()] if name == "all" and not options else [(name, options)]

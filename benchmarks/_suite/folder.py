@@ -1,4 +1,4 @@
-"""The folder that a suite's results are kept in. One file a cell, there whole or not at all.
+"""The results folder of a suite: a file for each cell, written whole or not at all.
 
     suite.json         what the suite is, and its cells in order
     cells/ID.json      a finished cell
@@ -56,7 +56,9 @@ class Results:
             raise UsageError(f"cannot write to '{self.folder}': {error.strerror or error}.") from error
         known = self.manifest()
         if known is not None and known["suite"] != name:
-            raise UsageError(f"'{self.folder}' holds the suite {known['suite']}; name another folder with --out.")
+            raise UsageError(
+                f"'{self.folder}' holds results of the suite {known['suite']}; give another folder with --out."
+            )
         self.sweep()
         manifest = {"format": FORMAT, "suite": name, "spec": spec, "about": about}
         manifest["cells"] = [{"id": c.id, **c.content} for c in cells]
@@ -74,12 +76,12 @@ class Results:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = _parsed(self.folder / "suite.json", ("format", "suite", "spec", "about", "cells"))
             if found["format"] > FORMAT:
-                raise UsageError(f"'{self.folder}' was written by a newer version; this one reads format {FORMAT}.")
+                raise UsageError(
+                    f"'{self.folder}' was written by a newer version of Latent Zoo; update it to read this folder."
+                )
             if not _is_whole(found):
                 path = self.folder / "suite.json"
-                raise UsageError(
-                    f"'{path}' is damaged: it is not what was written; remove it, and run the suite again."
-                )
+                raise UsageError(f"'{path}' is damaged: it is not what was written. Remove it and re-run the suite.")
             return found
         return None
 
@@ -91,9 +93,7 @@ class Results:
             path = self.folder / "cells" / f"{id}.json"
             found = _parsed(path, ("format", "id", "cell", "status"))
             if not _is_whole(found) or found["id"] != id:
-                raise UsageError(
-                    f"'{path}' is damaged: it is not what was written; remove it, and that cell is done again."
-                )
+                raise UsageError(f"'{path}' is damaged: it is not what was written. Remove it and re-run the suite.")
             return cast(CellDocument, found)
         return None
 
@@ -139,11 +139,13 @@ class Results:
         """The whole as one document: the suite, and every cell in order; one not done yet has the status `missing`."""
         found = self.manifest()
         if found is None:
-            raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. `zoo bench SUITE` makes one.")
+            raise UsageError(f"'{self.folder}' holds no results: there is no suite.json. Run `zoo bench SUITE` first.")
         cells: list[CellDocument] = []
         for entry in found["cells"]:
             if not isinstance(entry, dict) or not _ID.fullmatch(str(entry.get("id"))):
-                raise UsageError(f"'{self.folder / 'suite.json'}' is damaged: a cell of it has no id.")
+                raise UsageError(
+                    f"'{self.folder / 'suite.json'}' is damaged: a cell has no id. Remove it and re-run the suite."
+                )
             content = cast(Content, {k: v for k, v in entry.items() if k != "id"})
             nothing: CellDocument = {"id": entry["id"], "cell": content, "status": "missing", "reason": None}
             cells.append(self.read(entry["id"]) or nothing)
@@ -189,7 +191,7 @@ class Results:
 
     @contextlib.contextmanager
     def claim(self, id: str) -> Iterator[bool]:
-        """Whether the cell is this process's to do: False while another one is at it. A dead process claims nothing.
+        """Whether this process may run the cell: False while another process is running it. Claims end with their process.
 
         One byte of a file is locked, at an offset of the id's: such locks end with their process, however it ends.
         """
@@ -233,9 +235,9 @@ def _parsed(path: Path, keys: tuple[str, ...]) -> Document:
     except (IsADirectoryError, PermissionError) as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"'{path}' is damaged: it is no JSON; remove it, and `zoo bench` makes it again.") from error
+        raise UsageError(f"'{path}' is damaged: it is not JSON. Remove it and re-run the suite.") from error
     if not isinstance(found, dict) or any(k not in found for k in keys) or not isinstance(found["format"], int):
-        raise UsageError(f"'{path}' is damaged: something is missing in it; remove it, and `zoo bench` makes it again.")
+        raise UsageError(f"'{path}' is damaged: keys are missing. Remove it and re-run the suite.")
     return found
 
 

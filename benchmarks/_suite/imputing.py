@@ -23,7 +23,7 @@ COVERED = 0.9
 def hidden(name: str, pattern: str, seed: int, preparation: Options) -> datasets.Dataset:
     """A data set, standardised or as prepared, with entries hidden by `pattern`; `truth` holds them.
 
-    - `random:P`: each entry with probability P, whatever it is.
+    - `random:P`: each entry with probability P.
     - `high:P`: not at random. The probability rises with an entry's rank in its column, from 0 to 2P.
     - `top`, `bottom`, `left`, `right`: that half of each image.
     """

@@ -1,4 +1,4 @@
-"""What `zoo bench` can be given: the bundled suites, the benchmarks that are programs, or a suite file of one's own.
+"""What `zoo bench` can be given: the bundled suites, the benchmarks that are programs, or a user's suite file.
 
 Imports nothing heavy: naming them must not cost the seconds that torch takes.
 """
@@ -47,7 +47,7 @@ def find(spec: str) -> Path | None:
         raise unknown("benchmark", spec, listing())
     path = _atomic.place(spec)
     if not path.is_file():
-        raise UsageError(f"there is no file '{spec}'; a suite is a .toml file, or one of {', '.join(suites())}.")
+        raise UsageError(f"there is no file '{spec}'; give a suite's .toml file, or one of {', '.join(suites())}.")
     return path
 
 

@@ -1,4 +1,4 @@
-"""How far a suite is, on standard error: a bar with the time left at a terminal, else a line for each cell."""
+"""Progress of a suite on standard error: a bar with the time left in a terminal, else a line for each cell."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ class Suite:
 
 
 def load(spec: str) -> Suite:
-    """Read and check the suite that `spec` names. Raises `UsageError` for anything in it that cannot be."""
+    """Read and check the suite that `spec` names. Raises `UsageError` for an error in it."""
     path = names.find(spec)
     if path is None:
-        raise UsageError(f"'{spec}' is a benchmark, not a suite.")
+        raise UsageError(f"Expected a suite, got the benchmark '{spec}'.")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -62,10 +62,10 @@ def load(spec: str) -> Suite:
             except UsageError as error:
                 raise UsageError(f"[[{kind}]] {number}: {error}") from error
         if not cells:
-            raise UsageError(f"it holds no work; give it a block: {', '.join(f'[[{b}]]' for b in BLOCKS)}.")
+            raise UsageError(f"the suite is empty; add a block: {', '.join(f'[[{b}]]' for b in BLOCKS)}.")
     except UsageError as error:
         raise UsageError(f"{path.name}, {str(error).replace(str(base) + '/', '')}") from error
-    # a result says nothing of whose machine it was made on
+    # results hold no paths of the machine
     spoken = Path(spec).name if Path(spec).is_absolute() else spec
     return Suite(path.stem, spoken, "\n".join(names.about(path)).strip(), tuple(cells.values()), jobs)
 
@@ -75,7 +75,7 @@ def _blocks(document: Document) -> Iterator[tuple[str, int, Document]]:
     for kind in BLOCKS:
         blocks = document.get(kind, [])
         if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in blocks):
-            raise UsageError(f"a block is written [[{kind}]], with two brackets.")
+            raise UsageError(f"write the block as [[{kind}]], with two brackets.")
         for number, block in enumerate(blocks, 1):
             yield kind, number, block
 
@@ -85,7 +85,7 @@ def _cells_of(kind: str, block: Document, budget: Document, base: Path) -> Itera
     checks.known(block, (*keys, *COMMON), f"[[{kind}]]")
     for key in needed:
         if key not in block:
-            raise UsageError(f"'{key}' is missing.")
+            raise UsageError(f"'{key}' is missing; add it.")
     seconds, memory = (checks.positive(block.get(k, budget.get(k)), k) for k in ("seconds", "memory_mb"))
     pictures = checks.flag(block.get("pictures", False), "pictures")
     seeds = checks.seeds(block.get("seeds", 1))

@@ -1,4 +1,4 @@
-"""One cell, done: whatever becomes of it, a result file says so. Runs in any process, on any machine that sees the folder."""
+"""Run one cell and write its result file, also where it fails. Works in any process that sees the folder."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ DPI = 88  # of pictures for the page
 QUICK = 3.0  # seconds: a run shorter than this is done again when its process had not warmed up yet
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 LEFT_OUT = ("model", "data", "method", "seed", "status", "reason", "run", "parameters", "standard_errors", "options")
-UNWRITTEN = "unwritten"  # what became of a cell whose result the disk had no room for
+UNWRITTEN = "unwritten"  # the status of a cell whose result did not fit on the disk
 _warm: set[str] = set()  # methods that this process has run before
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell; `busy`: another process is at it."""
+    """How a cell ended; `busy`: another process is running it."""
 
     id: str
     title: str
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def run_cell(cell: Cell, folder: str, redo: str = "", threads: int | None = None, parent: int | None = None) -> Outcome:
-    """Do `cell` and write its result to `folder`; what goes wrong stands in the result, and never raises.
+    """Run `cell` and write its result to `folder`. Errors are in the result and never raise.
 
     `parent`: the process that this one works for, and ends with.
     """
@@ -67,7 +67,7 @@ def run_cell(cell: Cell, folder: str, redo: str = "", threads: int | None = None
         torch.set_num_threads(threads)
     try:
         return alone(_claimed)(cell, _folder.Results(folder), redo)
-    except OSError as error:  # of the folder: what a cell itself raises stands in its result
+    except OSError as error:  # of the folder; a cell's own errors are in its result
         return Outcome(cell.id, cell.title, UNWRITTEN, f"cannot write to '{folder}': {error.strerror or error}.", 0.0)
 
 
@@ -133,12 +133,12 @@ def _plainly(cell: Cell, results: _folder.Results, place: Path) -> dict[str, Any
             if isinstance(error, MemoryError) or "allocate" in str(error):
                 reason = f"out of memory; the cell's budget is {cell.memory_mb:g} MB" if cell.memory_mb else reason
     if result is not None:
-        if result.get("errors"):  # a benchmark that could be run, but in which things differ that should be equal
+        if result.get("errors"):  # a benchmark that ran, but whose results differ where they should be equal
             status, reason = "failed", " ".join(result["errors"])
         said = [f"{w.category.__name__}: {w.message}" for w in caught]
         result["warnings"] = list(dict.fromkeys([*result.get("warnings", []), *said]))
     document = {"status": status, "reason": reason, "result": result, **_around(cell)}
-    # what a program of one's own says may name its folder, which is no part of a result
+    # an error of a user's program may name its folder, which does not belong in a result
     return json.loads(json.dumps(_strict(document), ensure_ascii=False).replace(json.dumps(cell.base)[1:-1] + "/", ""))
 
 
@@ -148,7 +148,7 @@ def _around(cell: Cell) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN, no infinity and no numbers of numpy."""
+    """Plain JSON: NaN and infinity become null, NumPy numbers plain ones."""
     if isinstance(value, Mapping):
         return {str(k): _strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -210,11 +210,11 @@ def _infer(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     assert cell.needs is not None
     theta = results.read(cell.needs)
     if theta is None or theta["status"] != "ok":
-        why = "it is missing" if theta is None else theta["reason"]
-        raise UsageError(f"there is no θ to take: {why}")
+        why = "missing" if theta is None else theta["reason"]
+        raise UsageError(f"the cell that fits θ has no result ({why}); re-run it with --retry.")
     pictures, folder = bool(cell.content.get("pictures")), results.run(cell.needs)
     if not _folder.is_as_written(folder / "run.json", "run/run.json", theta):
-        raise UsageError(f"'{folder}' is damaged: it is not the run of the cell {cell.needs}.")
+        raise UsageError(f"'{folder}' is damaged: it is not the run of the cell {cell.needs}. Re-run that with --only.")
     fit = _run(cell, _program(cell), work / "run" if pictures else None, _store.load(folder))
     return _described(fit) | ({"pictures": _pictures(work, False)} if pictures else {})
 

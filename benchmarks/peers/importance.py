@@ -2,7 +2,7 @@
 
 Both draw from the same amortized guide of the 784-200-200-50 Bernoulli model and take log p(x) of every image, in float32,
 in chunks of the same size, alternating in one process. Ours goes through the program and the guide as `importance` does; k-hat
-and effective sample sizes, which the other side does not have, are left out. Memory is the chunk's, whatever the samples.
+and effective sample sizes, which the other side does not have, are left out. Memory depends on the chunk, not on the samples.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from inference._exact.reading import local_nodes
 from inference._families import _gaussian as families
 from inference._families._family import Family, Params
 from inference._families._registry import family_of, parameters_of
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, is_plain
@@ -54,7 +54,7 @@ def site_data(latent: LatentProgram) -> SiteData | None:
     nodes = local_nodes(latent.probed())
     if not all(is_plain(n) and parameters_of(n["fn"], latent.A * (latent.L + 1)) is not None for n in nodes):
         return None
-    out = SiteData(latent.N, _columns.any_missing(latent.x), {}, {}, {}, {})
+    out = SiteData(latent.N, blockwise.any_missing(latent.x), {}, {}, {}, {})
     for node in nodes:
         name, family = node["name"], family_of(node["fn"])
         assert family is not None  # it has parameters
@@ -64,8 +64,8 @@ def site_data(latent: LatentProgram) -> SiteData | None:
             if out.missing and family.joint:
                 return None
             value = latent.observed(node).reshape(latent.N, -1)
-            out.values[name], out.centers[name] = value, _columns.center(value)
-            out.spreads[name] = _columns.spread(value, out.centers[name])
+            out.values[name], out.centers[name] = value, blockwise.center(value)
+            out.spreads[name] = blockwise.spread(value, out.centers[name])
         if name in out.values:
             out.families[name] = family(out.values[name])
     return out

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from zoo import _columns
+from zoo._data import blockwise
 
 LOG_2PI = math.log(2 * math.pi)
 Params = dict[str, Tensor]
@@ -98,7 +98,7 @@ class Family:
 
     def __init__(self, x: Tensor) -> None:
         """`x` [N, E]: the site's data, NaN where unobserved; the other methods take some of its rows, [n, E]."""
-        self.complete = not _columns.any_missing(x)
+        self.complete = not blockwise.any_missing(x)
 
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""

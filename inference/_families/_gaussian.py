@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from inference._families._family import Family, Params
-from zoo import _columns
+from zoo._data import blockwise
 
 
 class Gaussian(Family):
@@ -20,8 +20,8 @@ class Gaussian(Family):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.center = _columns.center(x)  # [E]
-        self.spread = _columns.spread(x, self.center)
+        self.center = blockwise.center(x)  # [E]
+        self.spread = blockwise.spread(x, self.center)
 
     @classmethod
     def root(cls, params: Params) -> Tensor:

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from inference._families._elementwise import blurred
 from inference._families._family import Density, Family, Floor, Params, Pool, product, tiny
-from zoo import _columns
+from zoo._data import blockwise
 
 
 class Categorical(Family):
@@ -22,7 +22,7 @@ class Categorical(Family):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.categories = int(max(rows.nan_to_num(0.0).max() for rows in _columns.blocks(x))) + 1
+        self.categories = int(max(rows.nan_to_num(0.0).max() for rows in blockwise.blocks(x))) + 1
 
     def width(self, entries: int, assignments: int) -> int:
         return max(entries * self.categories, assignments)

@@ -15,8 +15,8 @@ import torch
 from inference._method.task import keeps_theta
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
-from zoo import _columns, _options, _registry
-from zoo._data import datasets, mapped
+from zoo import _options, _registry
+from zoo._data import blockwise, datasets, mapped
 from zoo._errors import UsageError, unknown
 from zoo._program import source
 from zoo._program.describe import describe
@@ -108,7 +108,7 @@ def prepare(
         x, intensities = _one_binarisation(x, seed), x
     elif x.dtype == torch.float64:  # one copy of the data is enough
         loaded = replace(loaded, x=x.numpy())
-    if x.dtype == torch.float32 and _columns.any_above(x, FLOAT32_SQUARES):
+    if x.dtype == torch.float32 and blockwise.any_above(x, FLOAT32_SQUARES):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
     program = build(target, name, x, mine, like=built_on)
@@ -118,7 +118,7 @@ def prepare(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
     large = dtype == "auto" and (not structure.is_exact or network) and x.numel() > LARGE_NUMBERS
-    if large and not _columns.any_above(x, FLOAT32_SQUARES):
+    if large and not blockwise.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     text = source.fingerprint(target)
     return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text)

@@ -22,9 +22,9 @@ def default_names(count: int) -> tuple[str, ...]:
 
 
 def match(known: Sequence[str], given: Sequence[str]) -> list[int]:
-    """For each known column its place among the given ones; by name, or by position where either has no names.
+    """For each known column its place among the given ones: by name, or by position where either table has no names.
 
-    Raises `UsageError` that lists the columns which are missing or unknown, or that says how many were expected.
+    Raises `UsageError` that lists the missing and unknown columns, or says how many were expected.
     """
     known, given = list(known), list(given)
     if known == given:
@@ -32,8 +32,8 @@ def match(known: Sequence[str], given: Sequence[str]) -> list[int]:
     for names in (known, given):
         if len(set(names)) < len(names) and sorted(known) == sorted(given):
             raise UsageError(
-                f"the column name '{_repeated(names)}' is there twice, so the columns cannot be matched by name; "
-                "give each its own name."
+                f"the column name '{_repeated(names)}' is used twice, so the columns cannot be matched by name; "
+                "give each column its own name."
             )
     if sorted(known) == sorted(given):
         return [given.index(name) for name in known]
@@ -68,20 +68,20 @@ def _listed(names: Sequence[str]) -> str:
 # ---- data frames and objects
 
 
-def is_frame(value: Any) -> bool:
-    """Whether this is a data frame or a series: pandas' own, or what has the same columns and dtypes."""
+def is_frame(value: object) -> bool:
+    """Whether this is a data frame or a series, of pandas or a library with the same interface."""
     return hasattr(value, "iloc") and (hasattr(value, "columns") or hasattr(value, "to_frame"))
 
 
 def from_frame(frame: Any, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """A pandas data frame (or series) as numbers [n, columns], NaN where missing, and the names of its columns.
 
-    Raises `UsageError` for a column of another kind than numbers, naming the first cell that is none.
+    Raises `UsageError` for a column of another kind than numbers, naming the first cell that is not a number.
     """
     if not hasattr(frame, "columns"):
         frame = frame.to_frame(name="x0" if frame.name is None else frame.name)
     labels = list(frame.columns)
-    numbered = labels == list(range(len(labels)))  # pandas' own, where nobody named them
+    numbered = labels == list(range(len(labels)))  # pandas numbers columns that have no names
     names = default_names(len(labels)) if numbered else tuple(_name(label) for label in labels)
     x = np.empty((len(frame), len(names)))
     for j, name in enumerate(names):
@@ -89,7 +89,7 @@ def from_frame(frame: Any, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
     return x, names
 
 
-def _name(label: Any) -> str:
+def _name(label: object) -> str:
     """A column's label on one line; the levels of a compound one with spaces between."""
     return " ".join(" ".join(map(str, label if isinstance(label, tuple) else (label,))).split())
 
@@ -100,7 +100,7 @@ def _column(column: Any, name: str, what: str) -> np.ndarray:
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     if kind in "mMc":
         raise UsageError(
-            f"{what}, column '{name}', has the type {column.dtype}; give real numbers, or drop the column."
+            f"{what}, column '{name}', must hold real numbers, got the type {column.dtype}; convert or drop the column."
         )
     return from_objects(np.asarray(column, dtype=object), f"{what}, column '{name}'")
 
@@ -108,7 +108,7 @@ def _column(column: Any, name: str, what: str) -> np.ndarray:
 def from_objects(cells: np.ndarray, what: str) -> np.ndarray:
     """An array of Python objects as numbers of the same shape; None, pandas' NA and NaT are missing.
 
-    Raises `UsageError` that names the first cell which is no number.
+    Raises `UsageError` that names the first cell that is not a number.
     """
     out = np.empty(cells.shape)
     for at, cell in np.ndenumerate(cells):
@@ -120,9 +120,7 @@ def from_objects(cells: np.ndarray, what: str) -> np.ndarray:
             column = f", column {at[1]}" if len(at) > 1 else ""
             shown = f"'{' '.join(cell.split())[:80]}'" if isinstance(cell, str) else f"a {type(cell).__name__}"
             row = f", row {at[0]} (counting from 0){column}" if at else ""
-            raise UsageError(
-                f"{what}{row}: {shown} is not a number; give real numbers, and NaN or None for the unobserved."
-            )
+            raise UsageError(f"{what}{row}: {shown} is not a number; use NaN or None where nothing was observed.")
     return out
 
 

@@ -1,7 +1,7 @@
 """Data sets by name or from a file, and their preparation: rows, binarize, standardize, missing.
 
 NaN in ``x`` means "not observed". Errors are ``UsageError``s that name the file, the row and the column.
-What is worth knowing but not wrong (a row with nothing observed, say) is a sentence in ``Dataset.warnings``.
+What is not an error but worth knowing, such as a row with nothing observed, is a sentence in ``Dataset.warnings``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from zoo._data.files import SUFFIXES, Raw, as_float, from_array, from_csv, from_
 from zoo._errors import UsageError, unknown
 from zoo._options import flags
 
-BLOCK = 2**21  # numbers that are worked on at once
+BLOCK = 2**21  # numbers in a block
+How = str | float | None  # of binarisation: "fixed", "dynamic" or a threshold
 _HALVES = ("top", "bottom", "left", "right")
 
 
@@ -68,7 +69,7 @@ def load(
     """
     how, share = _check_options(rows, standardize, binarize, missing, seed)
     raw, name = _read(spec)
-    used: dict[str, Any] = {
+    used: dict[str, object] = {
         "rows": rows and int(rows),
         "binarize": how,
         "standardize": bool(standardize) or None,
@@ -89,32 +90,42 @@ def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Da
     return replace(data, x=x, truth=truth, columns=names, center=taken(data.center), scale=taken(data.scale))
 
 
-def _check_options(rows: Any, standardize: Any, binarize: Any, missing: Any, seed: Any) -> tuple[Any, float | None]:
-    """The binarisation ("fixed", "dynamic" or a number) and the P of ``random:P``; looks at no data."""
+KINDS = {
+    "binarize": "fixed, dynamic or a number (the threshold)",
+    "missing": "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask",
+}
+
+
+def _check_options(
+    rows: object, standardize: object, binarize: object, missing: object, seed: object
+) -> tuple[How, float | None]:
+    """The binarisation ("fixed", "dynamic" or a number) and the P of ``random:P``, before any data are read."""
     for option, value, least in (("seed", seed, 0), ("rows", 1 if rows is None else rows, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise UsageError(f"{option} is {value!r}; give a whole number, {least} or more.")
+            raise UsageError(f"{option} must be a whole number, {least} or more, got {value!r}.")
     flags(standardize=standardize)
     for option, value, kinds in (("binarize", binarize, str | Real), ("missing", missing, str | os.PathLike)):
         if value is not None and not isinstance(value, kinds):
-            raise UsageError(f"Expected a word for {option}, got a {type(value).__name__}.")
+            raise UsageError(f"{option} must be {KINDS[option]}, got {value!r}.")
     if binarize is not None and standardize:
-        raise UsageError("binarize and standardize contradict each other; drop one of them.")
-    how, share = binarize, None
-    if how is not None and how not in ("fixed", "dynamic"):
+        raise UsageError("binarize and standardize cannot be combined; drop one of them.")
+    how: How = None
+    share = None
+    if binarize in ("fixed", "dynamic"):
+        how = str(binarize)
+    elif binarize is not None:
         how = None if isinstance(binarize, bool) else as_float(binarize)
         if how is None or not np.isfinite(how):
-            raise UsageError(f"binarize is {binarize!r}; give fixed, dynamic or a number, the threshold.")
+            raise UsageError(f"binarize must be {KINDS['binarize']}, got {binarize!r}.")
     if missing is not None and missing not in _HALVES and not _is_file(missing):
         kind, _, number = str(missing).partition(":")
         share = as_float(number) if kind == "random" else None
         if share is None or not 0 <= share < 1:
-            known = "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask"
-            raise UsageError(f"missing is {missing!r}; give {known}.")
+            raise UsageError(f"missing must be {KINDS['missing']}, got {missing!r}.")
     return how, share
 
 
-def _read(spec: Any) -> tuple[Raw, str]:
+def _read(spec: object) -> tuple[Raw, str]:
     """The raw data and its name, from a name, a file or an array."""
     if not isinstance(spec, str | os.PathLike):
         kind = "table" if is_frame(spec) else "array"
@@ -126,7 +137,7 @@ def _read(spec: Any) -> tuple[Raw, str]:
     if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
         raise unknown("data set", spec, SETS)
     if os.path.isdir(path):
-        raise UsageError(f"'{spec}' is a folder; name a .csv, .npy or .npz file in it.")
+        raise UsageError(f"'{spec}' is a folder; give a .csv, .npy or .npz file in it.")
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"'{spec}' is not a .csv, .npy or .npz file; give one, or the name of a data set.")
     if not os.path.isfile(path):
@@ -153,11 +164,11 @@ def _read_set(name: str, part: str) -> Raw:
     """A named set, or a part of it."""
     parts = PARTS.get(name, ())
     if part and not parts:
-        raise UsageError(f"the data set '{name}' has no parts, and '{part}' was asked for; say '{name}'.")
+        raise UsageError(f"the data set '{name}' has no parts, got '{part}'; use '{name}'.")
     if part and part not in parts:
         raise unknown(f"part of the data set {name}", part, parts)
     part = part or (parts[0] if parts else "")
-    about = SETS[name].split(";")[0]  # without where it came from this time
+    about = SETS[name].split(";")[0]  # without where it was read from
     what, source = f"the data set '{name}'", f"{name}{':' * bool(part)}{part}: {about}"
     if name == "faithful":
         return from_csv((Path(__file__).parent / "faithful.csv").read_bytes(), what, source)
@@ -199,15 +210,15 @@ def _full_file(relative: str) -> Path:
     """
     folder, (name, file) = os.environ.get("ZOO_DATA_DIR"), relative.split("/")
     if folder and not os.path.isdir(folder):
-        raise UsageError(f"ZOO_DATA_DIR is '{folder}', which is not a folder; name one with {relative}.")
+        raise UsageError(f"ZOO_DATA_DIR must be a folder that holds {relative}, got '{folder}'.")
     if folder and (path := Path(folder) / relative).is_file():
         try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise UsageError(f"'{path}' cannot be read: {error.strerror or error}.") from None
         if found != SHA256[relative]:
-            wrong = f"'{path}' has the sha256 {found}, not {SHA256[relative]}"
-            raise UsageError(f"{wrong}; replace the file, or unset ZOO_DATA_DIR.")
+            wrong = f"'{path}' must have the sha256 {SHA256[relative]}, got {found}"
+            raise UsageError(f"{wrong}. Replace the file, or unset ZOO_DATA_DIR.")
         return path
     remedy = f"set ZOO_DATA_DIR to a folder that holds {relative}"
     if name not in URLS:
@@ -232,8 +243,8 @@ def _idx(path: Path) -> np.ndarray:
 # --- preparations ---
 
 
-def _prepare(raw: Raw, name: str, options: dict[str, Any], how: Any, share: float | None) -> Dataset:
-    """Do what the options say, in their order; ``how`` and ``share`` are binarize and missing as parsed."""
+def _prepare(raw: Raw, name: str, options: dict[str, Any], how: How, share: float | None) -> Dataset:
+    """Apply the preparations in their order; ``how`` and ``share`` are binarize and missing as parsed."""
     seed = options.get("seed", 0)
     if "rows" in options:
         _take_rows(raw, options["rows"], seed)
@@ -246,39 +257,39 @@ def _prepare(raw: Raw, name: str, options: dict[str, Any], how: Any, share: floa
         x, center, scale = _standardize(raw, x)
     if "missing" in options:
         truth, x = x.copy(), _hide(raw, x, options["missing"], share, seed)
-    # The columns of a hidden half are hidden on purpose, and need no warning.
+    # The columns of a hidden half need no warning.
     _warn_unobserved(raw, x, x if truth is None or share is not None else truth)
     warnings = tuple(raw.warnings)
     return Dataset(x, name, raw.columns, raw.labels, options, raw.image_shape, center, scale, truth, warnings)
 
 
 def _stream(seed: int, purpose: int) -> np.random.Generator:
-    """The random numbers of one preparation, so that adding another leaves them as they were."""
+    """A random stream for each preparation, so that adding another does not change it."""
     return np.random.default_rng([seed, purpose])
 
 
 def _take_rows(raw: Raw, rows: int, seed: int) -> None:
-    """Keep a random subset, in its own order: a set may be sorted, so its first rows are no sample of it."""
+    """Keep a random subset in the order of the data. The first rows would not do, as a set may be sorted."""
     n = len(raw.x)
     if rows > n:
-        raise UsageError(f"rows is {rows}, but {raw.what} has {n} rows; give at most {n}.")
+        raise UsageError(f"rows must be at most {n}, the rows of {raw.what}, got {rows}.")
     raw.rows = np.sort(_stream(seed, 0).choice(n, rows, replace=False))
     raw.x = raw.x[raw.rows]
     raw.labels = None if raw.labels is None else raw.labels[raw.rows]
 
 
-def _binarize(raw: Raw, x: np.ndarray, how: Any, seed: int) -> np.ndarray:
+def _binarize(raw: Raw, x: np.ndarray, how: str | float, seed: int) -> np.ndarray:
     """0 and 1 by a draw or a threshold, or (dynamic) intensities in [0, 1]; NaN stays."""
     low, high = np.nanmin(x, initial=np.inf), np.nanmax(x, initial=-np.inf)
     spans = f"{raw.what} goes from {low:g} to {high:g}"
-    if how in ("fixed", "dynamic"):
+    if isinstance(how, str):
         if low < 0 or high > raw.peak:
-            need = f"binarize {how} needs intensities from 0 to {raw.peak:g}"
-            raise UsageError(f"{need}, and {spans}; rescale the data, or give a threshold.")
+            need = f"binarize {how} expects intensities from 0 to {raw.peak:g}"
+            raise UsageError(f"{need}, and {spans}. Rescale the data, or give a threshold.")
         x = x / raw.peak
         return x if how == "dynamic" else np.where(np.isnan(x), np.nan, _stream(seed, 1).random(x.shape) < x)
     if not low <= how < high:
-        raw.warnings.append(f"{spans}, so that binarize {how:g} makes all entries equal.")
+        raw.warnings.append(f"{spans}, so binarize {how:g} makes all entries equal.")
     return np.where(np.isnan(x), np.nan, x > how)
 
 
@@ -291,7 +302,7 @@ def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         low = np.minimum(low, np.where(seen, rows, np.inf).min(axis=0))
         high = np.maximum(high, np.where(seen, rows, -np.inf).max(axis=0))
     some, count = count > 0, np.maximum(count, 1)
-    constant = low == high  # by its values, for rounding in the mean may leave a tiny deviation
+    constant = low == high  # compared by value: rounding in the mean may leave a tiny deviation
     center = np.where(constant, low, total / count)
     squares = sum((np.where(np.isnan(rows), 0.0, rows - center) ** 2).sum(axis=0) for rows in _blocks(x))
     scale = np.sqrt(squares / count)
@@ -306,7 +317,7 @@ def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _blocks(x: np.ndarray) -> list[np.ndarray]:
-    """The rows of x in blocks, of which a temporary is small."""
+    """The rows of x in blocks, so that temporaries are small."""
     step = max(1, BLOCK // max(1, x[:1].size))
     return [x[start : start + step] for start in range(0, len(x), step)]
 
@@ -321,8 +332,8 @@ def _hide(raw: Raw, x: np.ndarray, missing: str, share: float | None, seed: int)
     if _is_file(missing):
         return np.where(_mask(raw, x, missing), np.nan, x)
     if raw.image_shape is None:
-        need = f"missing {missing} hides half of each image, and {raw.what} is not known to hold images"
-        raise UsageError(f"{need}; give random:P, or put NaN in the data.")
+        need = f"missing={missing} expects images, and {raw.what} is not known to hold any"
+        raise UsageError(f"{need}. Use random:P, a mask, or NaN in the data.")
     height, width = raw.image_shape
     row, column = np.divmod(np.arange(height * width), width)
     halves = {"top": row < height // 2, "left": column < width // 2}
@@ -330,7 +341,7 @@ def _hide(raw: Raw, x: np.ndarray, missing: str, share: float | None, seed: int)
     return np.where(hidden, np.nan, x)
 
 
-def _is_file(missing: Any) -> bool:
+def _is_file(missing: object) -> bool:
     return str(missing).lower().endswith(".npy")
 
 
@@ -344,15 +355,15 @@ def _mask(raw: Raw, x: np.ndarray, path: str) -> np.ndarray:
         raise UsageError(f"the mask '{path}' cannot be read: {error.strerror or error}.") from None
     except Exception:  # damaged bytes raise many kinds, and numpy's own words would advise to unpickle them
         raise UsageError(
-            f"the mask '{path}' is no .npy file of numbers; save an array of 0 and 1 with np.save."
+            f"the mask '{path}' is not a .npy file of numbers; save an array of 0 and 1 with np.save."
         ) from None
     whole = (raw.total, *x.shape[1:])
     shapes = [whole, x.shape[1:], *([] if raw.image_shape is None else [raw.image_shape])]
     if found.shape not in shapes:
         known = " or ".join(str(s) for s in dict.fromkeys(shapes))
-        raise UsageError(f"the mask '{path}' has the shape {found.shape}; {raw.what} takes one of shape {known}.")
+        raise UsageError(f"Expected a mask of shape {known} for {raw.what}, got {found.shape} in '{path}'.")
     if not np.isin(found, (0, 1)).all():
-        raise UsageError(f"the mask '{path}' has to be of 0 (seen) and 1 (missing); it holds other numbers.")
+        raise UsageError(f"the mask '{path}' must hold 0 (observed) and 1 (missing) alone; replace its other numbers.")
     hidden = found.astype(bool)
     return hidden[raw.rows] if found.shape == whole else hidden.reshape(x.shape[1:])
 
@@ -361,10 +372,10 @@ def _warn_unobserved(raw: Raw, x: np.ndarray, by_column: np.ndarray) -> None:
     """Note the rows and columns with nothing observed; a whole set with nothing observed is an error."""
     empty = np.flatnonzero(np.concatenate([np.isnan(rows.reshape(len(rows), -1)).all(axis=1) for rows in _blocks(x)]))
     if len(empty) == len(x):
-        raise UsageError(f"{raw.what} has no observed entry at all; give some numbers.")
+        raise UsageError(f"{raw.what} has no observed entry; give some numbers.")
     if len(empty):
         found = f"{len(empty)} of {len(x)} rows of {raw.what} have nothing observed"
-        raw.warnings.append(f"{found} ({raw.place(empty)}); they are carried along.")
+        raw.warnings.append(f"{found} ({raw.place(empty)}); they are kept, and add nothing to log p(x).")
     void = np.all([np.isnan(rows).all(axis=0) for rows in _blocks(by_column)], axis=0)
     if void.any():
         raw.warnings.append(f"{raw.some_columns(void)} never observed in {raw.what}.")

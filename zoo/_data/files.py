@@ -1,4 +1,4 @@
-"""Data as an array or a .csv, .npy or .npz file holds them, checked; errors name the file, the row and the column."""
+"""Read and check an array or a .csv, .npy or .npz file; errors name the file, the row and the column."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,13 +46,13 @@ class Raw:
         self.rows = np.arange(self.total)  # where each row of x stood before ``rows`` chose some
 
     def place(self, at: Sequence[int] | np.ndarray) -> str:
-        """Where these rows of x came from: "line 3", or "rows 0, 4 (counting from 0)"; the first five."""
+        """Where these rows of x are in the source: "line 3", or "rows 0, 4 (counting from 0)"; the first five."""
         found = (self.rows if self.lines is None else self.lines[self.rows])[at]
         kind = ("row" if self.lines is None else "line") + "s" * (len(found) > 1)
         shown = ", ".join(map(str, found[:5])) + ", …" * (len(found) > 5)
         return f"{kind} {shown}" + " (counting from 0)" * (self.lines is None)
 
-    def column(self, at: Sequence[Any] | np.ndarray) -> str:
+    def column(self, at: Sequence[int | np.integer] | np.ndarray) -> str:
         """The name of a column, or of a position in a row of more dimensions."""
         if len(at) > 1:
             return f"x{list(map(int, at))}"
@@ -66,7 +65,7 @@ class Raw:
         return f"column {shown} is" if len(places) == 1 else f"{len(places)} of {chosen.size} columns ({shown}) are"
 
 
-def from_array(value: Any, what: str, source: str, labels: np.ndarray | None = None) -> Raw:
+def from_array(value: object, what: str, source: str, labels: np.ndarray | None = None) -> Raw:
     """An array [n, ...] of one to four dimensions; [n] becomes [n, 1]. A masked entry, None and NA are unobserved.
 
     A data frame keeps the names of its columns.
@@ -77,17 +76,17 @@ def from_array(value: Any, what: str, source: str, labels: np.ndarray | None = N
         x = _numbers_of(value, what)
         columns = default_names(x.shape[1] if x.ndim == 2 else 1) if x.ndim <= 2 else ()
     if not 1 <= x.ndim <= 4:
-        raise UsageError(f"{what} has {x.ndim} dimensions; give 1 to 4, the first of which counts the rows.")
+        raise UsageError(f"{what} must have 1 to 4 dimensions, rows first, got {x.ndim}.")
     if 0 in x.shape:
         raise UsageError(f"{what} is empty, of shape {x.shape}; give at least one row and one column.")
     x = x[:, None] if x.ndim == 1 else x
     if labels is not None and labels.shape != (len(x),):
-        raise UsageError(f"{what} has labels of shape {labels.shape}; give one for each of {len(x)} rows.")
+        raise UsageError(f"the labels of {what} must have shape ({len(x)},), one for each row, got {labels.shape}.")
     return _check_finite(Raw(x, what, source, columns, labels))
 
 
-def _numbers_of(value: Any, what: str) -> np.ndarray:
-    """Whatever is like an array, as float64."""
+def _numbers_of(value: object, what: str) -> np.ndarray:
+    """An array-like value as float64."""
     if hasattr(value, "detach"):  # a tensor: it may require a gradient or lie on a device
         value = value.detach().cpu()
     try:
@@ -105,7 +104,7 @@ def _numbers_of(value: Any, what: str) -> np.ndarray:
             f"{what} is a {type(value).__name__}; give an array, a table, or the name of a data set or file."
         )
     if x.dtype.kind not in "biuf":
-        raise UsageError(f"{what} has the type {x.dtype}; give real numbers, and NaN for the unobserved.")
+        raise UsageError(f"{what} must hold real numbers, NaN where unobserved, got the type {x.dtype}.")
     with np.errstate(over="ignore"):  # a long double that is too large becomes infinite: caught below
         if np.ma.isMaskedArray(x):
             return np.ma.filled(x.astype(np.float64), np.nan)
@@ -142,7 +141,7 @@ def from_numpy(content: bytes | Path, what: str, source: str) -> Raw:
         _check_size(loaded)
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     except MemoryError:
-        raise UsageError(f"{what} unpacks to more than the memory holds; save fewer rows.") from None
+        raise UsageError(f"{what} unpacks to more than the memory of this machine; save fewer rows.") from None
     except Exception as error:  # damaged bytes raise a dozen kinds: of zip, zlib, tokenize, numpy
         if str(error).startswith(("Object arrays", "Array can't be memory-mapped: Python objects")):
             raise UsageError(f"{what} holds Python objects, which are not loaded; save numbers.") from None
@@ -155,8 +154,8 @@ def from_numpy(content: bytes | Path, what: str, source: str) -> Raw:
     return from_array(arrays[data[0]], what, source, labels)
 
 
-def _check_size(loaded: Any) -> None:
-    """Raise `MemoryError` for an archive that says it unpacks to more than the machine has: a bomb would kill the process."""
+def _check_size(loaded: object) -> None:
+    """Raise `MemoryError` for an archive that unpacks to more than the machine's memory, before it kills the process."""
     archive = getattr(loaded, "zip", None)
     if archive is None:
         return
@@ -191,13 +190,13 @@ def from_csv(content: bytes, what: str, source: str) -> Raw:
     columns = [name or f"x{j}" for j, name in enumerate(first)]
     x = _numbers(records[header:], columns, records[0][0], what)
     if header and x.shape[1] > 1 and first[0] in ("", "rownames") and _counts(x[:, 0]):
-        warnings.append(f"the first column of {what} only counts its rows, and was dropped.")
+        warnings.append(f"the first column of {what} only numbers the rows, and was dropped.")
         x, columns = x[:, 1:], columns[1:]
     if not header and may_be_names(records[0][1], x):
         shown = ", ".join(c.strip() for c in records[0][1][:3]) + ", …" * (x.shape[1] > 3)
         warnings.append(
-            f"{what}, line {records[0][0]} ({shown}) was taken as data and may be a header: if these are names, write a "
-            "letter in each (y2020)."
+            f"{what}, line {records[0][0]} ({shown}) was read as data and may be a header. If these are names, add a letter to "
+            "each (y2020)."
         )
     lines = np.array([line for line, _ in records[header:]])
     return _check_finite(Raw(x, what, source, tuple(columns), lines=lines, warnings=warnings))
@@ -264,7 +263,7 @@ def _records(text: str, delimiter: str, what: str) -> _Records:
             records.append((line, cells))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{what}, line {line}: no cells can be read ({error}); check the quotes.") from None
+        raise UsageError(f"{what}, line {line}: the cells cannot be read ({error}); check the quotes.") from None
     if any(len(cells) > 1 for _, cells in records):
         return [(i, cells) for i, cells in records if len(cells) > 1 or any(c.strip() for c in cells)]
     written = [k for k, (_, cells) in enumerate(records) if cells]
@@ -285,17 +284,17 @@ def _decimal_commas(records: _Records, delimiter: str, what: str) -> list[str]:
 
 
 def _number(cell: str) -> float | None:
-    """The number in a cell, NaN when it says that nothing was observed, None when it is neither."""
+    """The number in a cell; NaN for a mark of a missing value; None for anything else."""
     cell = cell.strip()
     if cell in _MISSING:
         return float("nan")
-    return None if "_" in cell else as_float(cell)  # 1_000 is a number to Python alone
+    return None if "_" in cell else as_float(cell)  # Python reads 1_000 as a number; no other program does
 
 
-def as_float(value: Any) -> float | None:
-    """The number that `value` says, or None."""
+def as_float(value: object) -> float | None:
+    """`float(value)`, or None where it is not a number."""
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]  # that is the question
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -308,7 +307,7 @@ def _shown(cell: str) -> str:
 def _is_header(records: _Records, what: str) -> bool:
     """Whether the first record names the columns: it holds words, or columns 0, 1, … after a nameless index.
 
-    Words beside numbers are an error: to guess a header there would lose a row that has one bad cell.
+    Words beside numbers are an error: a row of data with one bad cell would be lost as a header.
     """
     (line, cells), rest = records[0], records[1:]
     words = [j for j, c in enumerate(cells) if _number(c) is None]

@@ -1,8 +1,8 @@
-"""Files of numbers that are mapped into memory, so that data larger than the memory's rest need no copy.
+"""Large .npy files mapped into memory, so that data larger than the free memory need no copy.
 
 A map here is private (copy on write): a program that writes into its data changes neither the file nor the caller's array.
-Only float64 in the order of rows is used as it is; other types are copied to float64. The file must stay as it is while a
-fit of it is in use: where it is cut short the system ends the process, as with every map.
+Only C-ordered float64 is mapped; other arrays are copied. The file must not change while a fit uses it: where a mapped file is
+truncated the system ends the process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-MAPPED = 64 << 20  # bytes of a .npy file from which it is mapped, in place of being read
+MAPPED = 64 << 20  # bytes: larger .npy files are mapped, smaller ones are read
 ALIGNED = 64  # bytes: on such a border torch's products give the same last bits as on memory of its own
 BLOCK = 2**21  # numbers that are compared at once
 
@@ -23,7 +23,7 @@ class _Private(np.memmap):
 
 
 def worth_mapping(path: Path) -> bool:
-    """Whether this is a .npy file that had better not be read whole."""
+    """Whether this is a .npy file that is large enough to be mapped."""
     return path.suffix.lower() == ".npy" and os.path.getsize(path) >= MAPPED
 
 
@@ -35,7 +35,7 @@ def open_private(path: Path) -> np.ndarray:
 
 
 def private(x: np.ndarray) -> np.ndarray | None:
-    """The entries of a map of the caller's own, mapped privately; None where x is no map, or has to be copied."""
+    """The entries of the caller's map x, mapped privately; None where x is not a map, or has to be copied."""
     root = _root(x)
     if root is None or x.nbytes < MAPPED or not _usable(x) or root.filename is None:
         return None
@@ -46,11 +46,11 @@ def private(x: np.ndarray) -> np.ndarray | None:
         out = _Private(root.filename, np.float64, "c", root.offset + away, x.shape)
     except (OSError, ValueError):  # the file has been removed or cut short since
         return None
-    return out if _equal(out, x) else None  # or it is another file of that name by now, or written to in memory
+    return out if _equal(out, x) else None  # unequal: the file was replaced since, or x was changed in memory
 
 
 def is_private(x: np.ndarray) -> bool:
-    """Whether x is such a map, to be used as it is."""
+    """Whether x is such a private map, usable without a copy."""
     return isinstance(_root(x), _Private) and _usable(x)
 
 

@@ -64,7 +64,7 @@ class AutoregressiveBernoulli(TorchDistribution):
     def conditionals(self, value: Tensor) -> Tensor:
         """log p(x_d | the entries before it) for each entry of value [..., D], nats.
 
-        What comes after an entry in the order does not enter: it may be anything.
+        Entries later in the order do not matter.
         """
         return -binary_cross_entropy_with_logits(self.logits(value), value, reduction="none")
 
@@ -98,7 +98,7 @@ class AutoregressiveBernoulli(TorchDistribution):
 
 
 class Steps:
-    """The entries one by one: `logit()` of the entry that is next, `take(value)` to fix it and go on to the one after.
+    """The entries one by one: `logit()` of the entry that is next, `take(value)` to fix it and move on to the next.
 
     The first layer is kept summed up, so that a step costs O(D + H) numbers a vector with one hidden layer of H units, not
     the O(D H) of a pass. `value` [shape, D] holds what was taken, 0 elsewhere. No gradients.
@@ -157,13 +157,13 @@ class Steps:
         self.t += 1
 
     def skip(self) -> None:
-        """Leave the entry that is next at 0, and go on to the one after."""
+        """Leave the next entry at 0, and move on."""
         self.t += 1
 
     @torch.no_grad()
     def select(self, index: Tensor) -> None:
-        """Go on from other vectors: `index` [shape] numbers them in flat order, as resampled particles are. There may be more
-        of them, or fewer, than before."""
+        """Continue with the vectors `index` [shape] (numbered in flat order), as resampled particles are. Their number may
+        change."""
         flat, self.shape = index.reshape(-1), index.shape
         self._value, self._summed = self._value[:, flat], self._summed[:, flat]
         if self._offset is not None:

@@ -1,4 +1,4 @@
-"""Where the rows of the data lie among the dimensions of a value: the one place that counts plate dimensions.
+"""Where the rows of the data are among the dimensions of a value; the only file that counts plate dimensions.
 
 A value in a program is [draws…, plates, event]. Plate dimensions count from the right: −1 is the one before the event. Take a
 plate `parts` of size 3 at dim −2 around the plate `data` of n = 5 rows at dim −1. A site of event [4] in both has the value
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Placed(Protocol):
-    """What a local site says of its place: its event, and the batch dimension and size of each plate besides `data`."""
+    """The place of a local site: its event, and the batch dimension and size of each plate other than `data`."""
 
     @property
     def event_shape(self) -> tuple[int, ...]: ...

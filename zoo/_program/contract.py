@@ -1,4 +1,4 @@
-"""What every program must keep to, checked on the data: its plate, what it observes, shapes, supports, and missing entries."""
+"""Checks of the contract of every program, on the data: its plate, what it observes, shapes, supports, missing entries."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def check_contract(program: Program, nodes: list[Node], rows: int) -> int:
     if not frames:
         names = sorted({f.name for node in nodes for f in node["cond_indep_stack"]})
         raise UsageError(
-            f"the program '{program.name}' has no plate named '{DATA_PLATE}' around its latents and observations "
-            f"({'its plates: ' + ', '.join(names) if names else 'it has no plates'}); write "
+            f"Expected a plate named '{DATA_PLATE}' around the latents and observations of '{program.name}', got "
+            f"{'the plates ' + ', '.join(names) if names else 'no plate'}. Write "
             f'`with pyro.plate("{DATA_PLATE}", len(x)):`.'
         )
     if wrong := {f.size for f in frames} - {rows}:
         raise UsageError(
-            f"the plate '{DATA_PLATE}' of '{program.name}' has size {min(wrong)} for {rows} rows of data; "
-            "its size must be len(x)."
+            f"Expected the plate '{DATA_PLATE}' of '{program.name}' to have size len(x) = {rows}, got size {min(wrong)}. "
+            f'Write `with pyro.plate("{DATA_PLATE}", len(x)):`.'
         )
     dims = sorted({f.dim for f in frames if f.dim is not None})
     if not dims or any(f.dim is None for f in frames):
         raise UsageError(
-            f"the program '{program.name}' goes through the plate '{DATA_PLATE}' row by row (`for`); write "
-            f'`with pyro.plate("{DATA_PLATE}", len(x)):`, and treat all rows at once.'
+            f"the program '{program.name}' loops over the plate '{DATA_PLATE}' with `for`; write "
+            f'`with pyro.plate("{DATA_PLATE}", len(x)):` instead, for all rows at once.'
         )
     if len(dims) > 1:
         raise UsageError(
@@ -45,16 +45,16 @@ def check_contract(program: Program, nodes: list[Node], rows: int) -> int:
         for frame in node["cond_indep_stack"]:
             if getattr(frame, "full_size", None) not in (None, frame.size):
                 raise UsageError(
-                    f"the plate '{frame.name}' of '{program.name}' subsamples: {frame.size} of {frame.full_size}. Batches "
-                    "are the method's business; leave out `subsample` and `subsample_size`."
+                    f"the plate '{frame.name}' of '{program.name}' subsamples {frame.size} of {frame.full_size}. Leave out "
+                    "`subsample` and `subsample_size`: the method makes the batches."
                 )
     if not any(node["is_observed"] and is_local(node) for node in nodes):
-        raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}': pass obs=x.")
+        raise UsageError(f"the program '{program.name}' observes nothing inside the plate '{DATA_PLATE}'; pass obs=x.")
     return dims[0]
 
 
 def check_growth(program: Program, probe: Tensor, nodes: list[Node]) -> None:
-    """What stands outside the plate `data` must not grow with the data."""
+    """Sites outside the plate `data` must not grow with the rows."""
     if len(probe) < 2:
         return
     fewer = {n["name"]: n for n in sample_nodes(program.trace(probe[:-1]))}
@@ -65,9 +65,8 @@ def check_growth(program: Program, probe: Tensor, nodes: list[Node]) -> None:
         shapes = [whole_shape(n["fn"]) for n in (node, other)]
         if shapes[0] != shapes[1]:
             raise UsageError(
-                f"site '{node['name']}' of '{program.name}' grows with the data ({shapes[0]} for {len(probe)} rows) and stands "
-                f"outside the plate '{DATA_PLATE}'. What belongs to a row goes inside that plate; another plate over the rows "
-                "is not needed."
+                f"site '{node['name']}' of '{program.name}' grows with the rows (shape {shapes[0]} for {len(probe)} rows), but "
+                f"is outside the plate '{DATA_PLATE}'. Move it into that plate; no other plate over the rows is needed."
             )
 
 
@@ -110,7 +109,7 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
 
 
 def _check_density(program: Program, node: Node, dim: int, start: int, x: Tensor, latents: bool) -> None:
-    """A density that is not a number: the program computes with an entry of x that is not observed, say."""
+    """Refuse a density that is not a number, as where the program computes with a missing entry of x."""
     with blame(program.name), pyro.validation_enabled(False):
         bad = node["fn"].log_prob(node["value"]).isnan()
     if bad.any():
@@ -118,24 +117,24 @@ def _check_density(program: Program, node: Node, dim: int, start: int, x: Tensor
         where = f"the density of site '{node['name']}' of '{program.name}' is not a number at row {start + row}"
         if bool(x[row].isnan().any()):
             raise UsageError(
-                f"{where} (counting from 0): does it compute with an entry of x that is missing there? Only what a site "
+                f"{where} (counting from 0). Does it compute with an entry of x that is missing there? Only what a site "
                 "observes may be missing."
             )
         cause = "for some values of its latents" if latents else "at the values its parameters start from"
         raise UsageError(
-            f"{where} (counting from 0) {cause}, though nothing is missing there: see what it is computed from."
+            f"{where} (counting from 0) {cause}, though nothing is missing there; check what it is computed from."
         )
 
 
 def _check_shape(program: Program, node: Node) -> None:
-    """An observed value must have the shape of its distribution: else every row would meet every other."""
+    """An observed value must have the shape of its distribution: broadcasting would pair every row with every other."""
     fn, value = node["fn"], node["value"]
     whole = whole_shape(fn)
     fits = shape_fits(node)
     if not fits:
         raise UsageError(
-            f"site '{node['name']}' of '{program.name}' observes values of shape {tuple(value.shape)}, and its distribution "
-            f"has the shape {whole}; a table has one row a datum and its columns in the event: `.to_event(1)`."
+            f"site '{node['name']}' of '{program.name}' expects values of its distribution's shape {whole}, got shape "
+            f"{tuple(value.shape)}. For a table, put the columns into the event: `.to_event(1)`."
         )
 
 

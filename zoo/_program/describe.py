@@ -1,8 +1,8 @@
-"""Finding a program's structure: its sites, which latents belong to a datum, what about it is exact, and why.
+"""Find a program's structure: its sites, which latents are local to a row, whether it is exact, and why.
 
 `describe(program, x)` runs the program on a few rows, reads its operations, and returns a `Structure`. Inference methods decide
-from it alone whether they can serve a program. What is called exact has been proved from the operations (`sites`) and
-measured besides (`witness`, `curvature`).
+from it alone whether they can serve a program. Exactness is proved from the operations (`sites`), and also measured
+(`witness`, `curvature`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
 from zoo._program.contract import check_contract, check_growth, check_support, plain
@@ -40,7 +40,7 @@ from zoo._reading.curvature import quadratic
 from zoo._reading.sites import Reading, read
 
 PROBE_ROWS = 20
-READ_ROWS = (7, 5)  # of two readings: a constant of that many entries may be one a row in one of them by chance
+READ_ROWS = (7, 5)  # rows of two readings: in one alone, a constant of as many entries may look like one entry a row
 COVERING_ROWS = 2000  # among which rows with holes are looked for
 
 
@@ -130,15 +130,15 @@ def _readings(run: _Traced) -> list[Reading]:
 
 
 def _check_holes(run: _Traced) -> None:
-    """No density may depend on an entry that is missing: every column is looked at in a row where it is."""
-    holes = _covering_rows(run.x, _columns.missing_in_rows(run.x) > 0)
+    """No density may depend on a missing entry: each column is checked in a row where it is missing."""
+    holes = _covering_rows(run.x, blockwise.missing_in_rows(run.x) > 0)
     for index in holes.split(READ_ROWS[0]) if len(holes) else ():
         for name, site in _reading_with_holes(run, run.x[index]).sites.items():
             if site.missing:
                 raise UsageError(
-                    f"the density of site '{name}' of '{run.program.name}' depends on an entry of x that is missing, in row "
-                    f"{int(index[0])} (counting from 0) or another. Only what a site observes may be missing: compute with "
-                    "the value that pyro.sample returns instead of x, or fill the column in."
+                    f"the density of site '{name}' of '{run.program.name}' depends on a missing entry of x, in row "
+                    f"{int(index[0])} (counting from 0) or another. Compute with the value that pyro.sample returns instead "
+                    "of x, or fill in the column."
                 )
 
 
@@ -152,12 +152,12 @@ def _is_masked(node: Node) -> bool:
 
 
 def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading]) -> str:
-    """Why the program can be served by no method, in one sentence; "" where there is no such reason."""
+    """Why no method can serve the program, in one sentence; "" where there is no such reason."""
     for node in nodes:
         if is_latent(node) and is_local(node) and not completes(node) and _is_masked(node):
             return (
-                f"the latent '{node['name']}' is masked (obs_mask or poutine.mask), so that its density is no "
-                "distribution: leave the mask out; an entry of x that is NaN counts as not observed"
+                f"the latent '{node['name']}' is masked (obs_mask or poutine.mask), so its density is not a "
+                "distribution: leave out the mask; an entry of x that is NaN counts as not observed"
             )
     for reading in readings:
         if reading.choices:
@@ -180,12 +180,12 @@ def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading
 
 
 def _unproved(sites: tuple[Site, ...], readings: list[Reading]) -> str:
-    """What could not be followed, where measuring found nothing wrong: nothing is exact then."""
+    """Which operation could not be analysed, though measuring found no fault; the program is not exact then."""
     completing = {s.name for s in sites if s.completes}
     for name, site in readings[0].sites.items():
         if site.joined and site.unknown and name not in completing:
             what = f"what {site.unknown_by} does" if site.unknown_by else "an operation"
-            return f"at site '{name}' {what} cannot be followed, so that the rows are not proved independent"
+            return f"at site '{name}' {what} cannot be analysed, so the rows are not proved independent"
     return ""
 
 
@@ -200,11 +200,11 @@ def _listed(sites: tuple[Site, ...], reading: Reading) -> tuple[Site, ...]:
 
 
 def _probe_rows(x: Tensor, completed: bool) -> Tensor:
-    """A few rows spread over the data, of those with the least missing: an unobserved row tells little.
+    """A few rows spread over the data, of those with the fewest missing entries.
 
-    `completed`: missing entries become latents, and rows with some of them missing tell about those.
+    `completed`: missing entries become latents; then rows with some of them are among the few.
     """
-    missing = _columns.missing_in_rows(x)
+    missing = blockwise.missing_in_rows(x)
     count = max(int((missing == missing.min()).sum()), min(len(x), PROBE_ROWS))
     fullest = _spread(count, PROBE_ROWS)
     if count < len(x):
@@ -250,7 +250,7 @@ def _reading_with_holes(run: _Traced, rows: Tensor) -> Reading:
 
 def _covering(x: Tensor) -> Tensor:
     """A few partly missing rows, chosen so that as many entries as can be are missing in one of them."""
-    missing = _columns.missing_in_rows(x)
+    missing = blockwise.missing_in_rows(x)
     return x[_covering_rows(x, (missing > 0) & (missing < x[:1].numel()))]
 
 
@@ -302,7 +302,7 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
                 Exactness.NO,
                 (
                     f"the support of '{s.name}' ({s.family}) changes with {what}: write it as a Categorical over all "
-                    "values, with probability 0 for those that cannot be"
+                    "values, with probability 0 for the impossible ones"
                 ),
                 1,
             )
@@ -315,9 +315,9 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
         many = f"have {written(count)} joint values, more than the limit of {limit:,}"
         return Exactness.NO, f"the discrete latents {names} {many}", 1
     if not local:
-        return Exactness.ENUMERABLE, "it has no local latents: the density itself is exact", 1
+        return Exactness.ENUMERABLE, "it has no local latents, so the density itself is exact", 1
     names = " × ".join(f"'{s.name}'" for s in discrete)
-    return Exactness.ENUMERABLE, f"the joint values of {names} can all be visited: {count}", count
+    return Exactness.ENUMERABLE, f"all {count} joint values of {names} can be enumerated", count
 
 
 def _innermost(fn: TorchDistribution) -> type:

@@ -1,4 +1,4 @@
-"""The local latents of a program as one table a datum: all joint values of the discrete, one flat vector of the continuous."""
+"""The local latents of each row: all joint values of the discrete ones, and the continuous ones as one flat vector."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def support_values(fn: dist.TorchDistribution) -> Tensor:
 
 
 class Layout:
-    """The continuous local latents of one datum as a flat vector of L numbers, and back."""
+    """The continuous local latents of one row as a flat vector of L numbers, and back."""
 
     def __init__(self, nodes: Mapping[str, Node], names: Sequence[str], axes: Axes) -> None:
         self.axes = axes

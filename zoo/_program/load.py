@@ -30,7 +30,7 @@ def load(
 
     - `spec`: a name in the zoo, `path/to/file.py:callable`, or the callable itself. A class is built as
       ``Class(x, **options)``, or ``Class(**options)`` when it takes no data; a function gets the options as keywords.
-    - `like`: the data that a class is built on, when not x: those of the run whose θ it shall hold.
+    - `like`: the data that a class is built on, where that is not x: those of the run whose θ it takes.
 
     A table of one column goes to the program as [n, 1], or as [n] where it can only observe scalars.
 
@@ -50,7 +50,7 @@ def build(
     seed: int = 0,
     like: Tensor | None = None,
 ) -> Program:
-    """`load` of a callable that was found before."""
+    """`load` for a callable."""
     chosen = _options.convert(option_schema(target), dict(options or {}), f"option of model '{name}'")
 
     def of(scalar: bool) -> Program:
@@ -85,7 +85,7 @@ def resolve(spec: object) -> tuple[Callable[..., object], str]:
     if colon and path.endswith(".py"):
         return _from_file(Path(path), attribute), text
     if text.endswith(".py"):
-        raise UsageError(f"'{text}' is a file: say which callable of it is the model, as '{text}:callable'.")
+        raise UsageError(f"'{text}' is a file; name the callable in it too, as '{text}:callable'.")
     if text not in _registry.models():
         raise unknown("model", text, _registry.models())
     return importlib.import_module(f"zoo.{text}").Model, text
@@ -93,7 +93,7 @@ def resolve(spec: object) -> tuple[Callable[..., object], str]:
 
 def _from_file(path: Path, attribute: str) -> Callable[..., object]:
     if not os.path.isfile(path):
-        raise UsageError(f"there is no file '{path}' to take the model '{attribute}' from.")
+        raise UsageError(f"there is no file '{path}' for the callable '{attribute}'; check the path.")
     module = source.execute(path)
     if not callable(getattr(module, attribute, None)):
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]

@@ -2,13 +2,13 @@
 
 - entries that are independent given the latents are masked out of the density;
 - a multivariate normal is replaced by its marginal over the observed sub-block, pattern by pattern;
-- for any other family of 0/1 or real entries, what is missing at the site `x` becomes the local latent `x_missing`, and
+- for any other family of 0/1 or real entries, the missing entries of the site `x` become the local latent `x_missing`, and
   log p(x_missing) + log p(x) is log p(x_obs, x_missing) (`Completed`);
-- a row with nothing observed drops out, whatever the family: its density is the empty product, 0 nats;
-- at a site that other sites are computed from (a parent) nothing can be left out, not even a whole row: all that is missing
-  there becomes the latent `x_missing`, for entries of 0/1 or real numbers, and any other family is refused.
+- a row with nothing observed drops out, for any family: its density is the empty product, 0 nats;
+- at a site that other sites are computed from (a parent) nothing can be left out, not even a whole row: the missing entries
+  become the latent `x_missing`, for entries of 0/1 or real numbers, and any other family is refused.
 
-The value of `x_missing` is a vector of M slots a datum (`slots`).
+The value of `x_missing` is a vector of M slots per row (`slots`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo import _columns
+from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.masked_normal import MarginalNormal
 from zoo._program.slots import Slots, complete, flattened, most_missing, slots
@@ -135,7 +135,7 @@ def complete_data() -> Iterator[None]:
 
 def holds_nan(value: Tensor) -> bool:
     """Whether any entry is NaN; one sum where none is, which is a tenth of the cost of asking each."""
-    return not _complete and bool(value.sum().isnan()) and _columns.any_missing(value)
+    return not _complete and bool(value.sum().isnan()) and blockwise.any_missing(value)
 
 
 class Counting(Messenger):
@@ -200,9 +200,8 @@ def _kind_of_parent(msg: Node) -> Kind:
     if kind is None:
         family = type(_unwrap(fn)[0]).__name__
         raise UsageError(
-            f"Site '{msg['name']}' ({family}) has missing entries, and other sites are computed from it: they would have to "
-            "become latents, which only 0/1 and real entries can. Use another family, or leave out the rows where it is "
-            "missing."
+            f"site '{msg['name']}' ({family}) has missing entries, and other sites are computed from it. They would become "
+            "latents, which must be 0/1 or real: use another family, or leave out the rows where it is missing."
         )
     return kind
 
@@ -227,8 +226,8 @@ def marginal(
         if isinstance(base, dist.MultivariateNormal) and not independent:
             return MarginalNormal(fn, ~missing), filled
         raise UsageError(
-            f"site '{site}': entries of a {type(base).__name__} can neither be left out one by one nor be latents (0/1 and "
-            f"real entries can), and row {int(partly.nonzero()[0, 0])} is partly missing; use another family."
+            f"site '{site}' ({type(base).__name__}) expects rows that are complete or wholly missing, got row "
+            f"{int(partly.nonzero()[0, 0])} partly missing. Use another family, or fill in the row."
         )
     return fn.mask(~row_missing), filled
 

@@ -1,4 +1,4 @@
-"""A user's Pyro callable as a `Program`: its parameters owned in one place, run with any values put in their stead.
+"""A user's Pyro callable as a `Program`, which owns its parameters and runs with any values in their place.
 
 Every other file talks to a program through `Program.trace`. Nothing here touches Pyro's global parameter store, so two
 programs never see each other's parameters, and a function with `pyro.param` serves as well as a `PyroModule`.
@@ -23,7 +23,7 @@ ParentsOf = Callable[["Program", Tensor], frozenset[str]]
 
 
 def _unread(program: Program, x: Tensor) -> frozenset[str]:
-    raise AssertionError("a program on data with missing entries has to be read: take `load` or `load.read`")
+    raise AssertionError("a program on data with missing entries has to be read; use `load` or `load.read`")
 
 
 class Program(nn.Module):
@@ -37,7 +37,7 @@ class Program(nn.Module):
     - `parents_of`: tells which observed sites other sites are computed from, asked where x has missing entries. `load.read`
       has it read off the program's operations.
 
-    Whatever the program raises goes through; `load` says where it was.
+    Errors of the program pass through; `load` adds where they were raised.
     """
 
     recipe: dict[str, object]  # of a guide alone: what it can be made again from
@@ -52,7 +52,7 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.scalar = name, scalar
-        self.source: dict[str, str] | None = None  # what its text was, once loaded: see `source`
+        self.source: dict[str, str] | None = None  # the fingerprint of its text, once loaded: see `source`
         self.dtype = x.dtype
         self.constraints: dict[str, constraints.Constraint] = {}
         self.module: nn.Module | None = None
@@ -86,7 +86,7 @@ class Program(nn.Module):
             except AttributeError as error:
                 if "param_state" in str(error):  # made without module_local_params, and not ours to change
                     raise ValueError(
-                        "a PyroModule that the function calls cannot be learned: make the module the model"
+                        "a PyroModule that the function calls cannot be learned; make the module the model"
                     ) from None
                 raise
         self._sites = frozenset(visited.names)
@@ -116,7 +116,7 @@ class Program(nn.Module):
 
     @torch.no_grad()
     def _count_slots(self, x: Tensor, parents: frozenset[str]) -> Gaps:
-        """How many slots those latents need over all data x: every batch is to have as many."""
+        """How many slots those latents need over all data x, so that every batch has as many."""
         counting = Counting(parents)
         with torch.random.fork_rng(devices=[]), self._values_in_place({}), pyro.validation_enabled(False):
             for rows in x[x.isnan().flatten(1).any(1)].split(4096):
@@ -140,7 +140,7 @@ class Program(nn.Module):
 
     @torch.no_grad()
     def elsewhere(self) -> dict[str, Tensor]:
-        """Name → a value some way off the parameter's own: where they start, effects may be zero by chance."""
+        """Name → a value near the parameter's own, for checks: at the starting values, effects may be zero by chance."""
         generator = torch.Generator().manual_seed(5)
         out = {}
         for name, p in self._unconstrained.items():
@@ -194,7 +194,7 @@ class Program(nn.Module):
 
     @contextlib.contextmanager
     def hiding(self, missing: Tensor) -> Iterator[None]:
-        """In here, these entries of x [n, …] count as missing whatever stands there, for the n rows that are traced."""
+        """In this context, these entries of x [n, …] count as missing, for the n rows that are traced."""
         self._hidden = missing
         try:
             yield
@@ -227,7 +227,7 @@ class Program(nn.Module):
             try:
                 return call(x.squeeze(-1) if self.scalar else x)
             except RuntimeError:
-                # many values of the latents at once may not fit together in what the program returns, which nobody needs here
+                # with many values of the latents at once, what the program returns may not broadcast; it is not used here
                 if self._sites and self._sites <= visited.names:
                     return None
                 raise
@@ -269,7 +269,7 @@ class Program(nn.Module):
     @contextlib.contextmanager
     def _values_in_place(self, given: Mapping[str, Tensor]) -> Iterator[None]:
         plain = {n: v for n, v in given.items() if n in self._plain}
-        # a PyroModule answers for its own PyroParams; a function has nobody but us
+        # a PyroModule computes its own PyroParams; for a function we do
         own = {} if self.module is not None else self.values()
         statements = {**own, **{n: v for n, v in given.items() if n not in plain}}
         lent = Lent()

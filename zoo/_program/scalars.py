@@ -1,7 +1,7 @@
 """A table of one column, x [n, 1], under a program that observes scalars: `pyro.sample("x", Normal(loc, scale), obs=x)`.
 
-Such a program has a density for each entry of [n] and takes no [n, 1], which Pyro would hold against every row at once, as
-[n, n]. So the program is tried on [n, 1], the contract, and then on [n].
+Such a program has a density for each entry of [n]. Pyro would broadcast [n, 1] against it to [n, n].
+So the program is tried on [n, 1], the contract, and then on [n].
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _fits(program: Program, x: Tensor) -> bool:
         with torch.random.fork_rng(devices=[]):
             trace = program.trace(x[:TRIED_ROWS], raw=True)
     except Exception:
-        return False  # whatever it is, `describe` says it again, and where it was
+        return False  # `describe` raises it again, with its place
     observed = [n for n in sample_nodes(trace) if n["is_observed"] and isinstance(n["value"], Tensor)]
     if program.scalar and any(n["fn"].event_shape or n["value"].shape != n["fn"].batch_shape for n in observed):
         return False

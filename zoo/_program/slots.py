@@ -1,7 +1,7 @@
 """The missing entries of a row as one value of M slots: which entry each stands for, and a distribution of all of them.
 
-Slot j of a row stands for its j-th missing entry, in the flat order of the event; a row that misses fewer than M entries has
-slots left over, which mean nothing.
+Slot j of a row stands for its j-th missing entry, in the flat order of the event; a row with fewer than M missing entries has
+unused slots.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 def slots(value: Tensor, count: int, parent: bool = False) -> tuple[Tensor, Tensor]:
     """Which entries of value [..., E], NaN where missing, the `count` = M slots of each row stand for.
 
-    Returns their places among the E entries [..., M] (0 for a slot left over), and which slots stand for one [..., M].
-    A row with nothing observed has none that do, but at a parent site. Raises `ValueError` where a row misses more than M.
+    Returns their places among the E entries [..., M] (0 for an unused slot), and which slots are used [..., M].
+    A row with nothing observed uses none, except at a parent site. Raises `ValueError` where a row misses more than M.
     """
     missing, place = _places(value, parent)
     most = int(missing.sum(-1).max()) if missing.numel() else 0
     if most > count:
-        raise ValueError(f"a row misses {most} entries, and there are {count} slots for them")
+        raise ValueError(f"Expected rows with at most {count} missing entries, got one with {most}.")
     index = torch.zeros(*value.shape[:-1], count + 1, dtype=torch.long, device=value.device)
     entries = torch.arange(value.shape[-1], device=value.device).expand(missing.shape)
-    index.scatter_(-1, torch.where(missing, place, count), entries)  # what was seen goes to one slot more
+    index.scatter_(-1, torch.where(missing, place, count), entries)  # observed entries go to an extra slot
     real = torch.arange(count, device=value.device) < missing.sum(-1, keepdim=True)
     return torch.where(real, index[..., :-1], 0), real
 
@@ -33,7 +33,7 @@ def slots(value: Tensor, count: int, parent: bool = False) -> tuple[Tensor, Tens
 def complete(value: Tensor, given: Tensor, parent: bool = False) -> Tensor:
     """value [..., E] with its missing entries taken from the slots given [..., M]; leading dimensions broadcast.
 
-    A row with nothing observed is left as it is, but at a parent site. Differentiable in both.
+    A row with nothing observed is left as it is, except at a parent site. Differentiable in both.
     """
     missing, place = _places(value, parent)
     shape = torch.broadcast_shapes(value.shape[:-1], given.shape[:-1])

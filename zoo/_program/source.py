@@ -1,4 +1,4 @@
-"""The text of a program: what was executed of a user's file, a fingerprint by which a change of it is seen, and its faults."""
+"""A program's source text: executing a user's file, a fingerprint that shows changes, and where an error was raised."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _executed: set[tuple[str, str]] = set()  # (file, digest of its text): what this
 
 
 def execute(path: Path) -> ModuleType:
-    """The module of a user's file, executed anew unless within `once` it was already. What is executed is what is hashed,
-    and no cache of it is written."""
+    """The module of a user's file, executed again unless within `once` it was already. The text that is executed is the
+    text that is hashed, and no cache is written."""
     place = path.resolve()
     if _modules is not None and place in _modules:
         return _modules[place]
@@ -46,7 +46,7 @@ def execute(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def once() -> Iterator[None]:
-    """In here a user's file is executed the first time that something names it, and not again."""
+    """In this context a user's file is executed once, the first time that it is named."""
     global _modules
     before, _modules = _modules, {}
     try:
@@ -113,7 +113,7 @@ def _texts(first: ModuleType | None) -> dict[str, bytes]:
 def _module_name(value: Any) -> str:
     try:
         name = value.__module__
-    except Exception:  # an object may do anything when asked
+    except Exception:  # an attribute of a user's object may raise anything
         return ""
     return name if isinstance(name, str) else ""
 
@@ -140,7 +140,7 @@ def _digest(text: bytes) -> str:
 
 @contextlib.contextmanager
 def blame(name: str) -> Iterator[None]:
-    """Turn whatever the user's program raises into a `UsageError` that says where it did."""
+    """Turn an error of the user's program into a `UsageError` that says where it was raised."""
     try:
         yield
     except UsageError:

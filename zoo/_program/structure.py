@@ -1,4 +1,4 @@
-"""A program's structure as plain data: its sites and parameters, what about it is exact, and why; `describe` finds it."""
+"""A program's structure as plain data: its sites and parameters, whether it is exact, and why. `describe` finds it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Site:
     support: str
     discrete: bool
     cardinality: int | None = None  # values of the support, when it can be enumerated
-    inner: int = 1  # independent copies of the site in each datum, from plates besides `data`
+    inner: int = 1  # independent copies of the site in each row, from plates other than `data`
     inner_dims: tuple[tuple[int, int], ...] = ()  # the batch dimension and size of each of those plates
-    completes: str | None = None  # the observed site whose missing entries this latent stands for, slot by slot
-    moving: tuple[str, ...] = ()  # what the support of a discrete latent changes with, besides itself
+    completes: str | None = None  # the observed site whose missing entries are this latent's slots
+    moving: tuple[str, ...] = ()  # what the support of a discrete latent depends on
     constraint: Constraint | None = field(default=None, repr=False, compare=False)  # the support itself
 
     def to_json(self) -> dict[str, Json]:
@@ -87,7 +87,7 @@ class Structure:
     sites: tuple[Site, ...]
     parameters: tuple[Parameter, ...]
     exact: Exactness
-    reason: str  # one sentence: why it is exact, or what stands in the way and at which site
+    reason: str  # one sentence: why it is exact, or why not and at which site
     assignments: int = 1  # joint values of the discrete local latents
     data_dim: int = -1  # the batch dimension of the `data` plate
     max_plate_nesting: int = 1
@@ -105,7 +105,7 @@ class Structure:
 
     @property
     def enumerable(self) -> bool:
-        """Whether exact, and without continuous local latents: all joint values of the discrete ones can be visited."""
+        """Whether exact, and without continuous local latents: all joint values of the discrete ones can be enumerated."""
         return self.exact == Exactness.ENUMERABLE
 
     @property
@@ -115,10 +115,9 @@ class Structure:
 
     @property
     def by_row(self) -> bool:
-        """Whether log p(x, z) of each row can be had by itself, at every joint value of the row's discrete latents.
+        """Whether log p(x, z) can be computed row by row, at every joint value of the row's discrete latents.
 
-        It cannot where rows may depend on each other, or where the joint values of the discrete latents cannot be listed.
-        `reason` then says which.
+        It cannot where rows may depend on each other, or where the joint values cannot be listed. `reason` says which.
         """
         return self.is_exact or self.curvature_change is not None
 

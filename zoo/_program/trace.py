@@ -1,4 +1,4 @@
-"""Reading densities off a Pyro trace: which sites belong to a datum, and their log-densities, datum by datum."""
+"""Read a Pyro trace: which sites are local to a row, and their log-densities row by row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Node(TypedDict):
 
 
 class Plate(NamedTuple):
-    """A plate that a site stands in, as one of its batch dimensions."""
+    """A plate around a site, as one of its batch dimensions."""
 
     name: str
     dim: int  # counted from the right, before the event
@@ -43,7 +43,7 @@ class Plate(NamedTuple):
 
 
 def plates(node: Node) -> list[Plate]:
-    """The plates of a site that are batch dimensions, from the left; a plate that is gone through by `for` is none."""
+    """The plates of a site that are batch dimensions, from the left; a plate in a `for` loop is none."""
     frames = node["cond_indep_stack"]
     return sorted((Plate(f.name, f.dim, f.size) for f in frames if f.dim is not None), key=lambda p: p.dim)
 
@@ -71,14 +71,14 @@ def per_datum(node: Node, log_prob: Tensor, data_dim: int, depth: int = 1) -> Te
         log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
     if not is_one(node["scale"]):
         log_prob = log_prob * node["scale"]
-    # plate dimensions count from the right; what stands left of the deepest plate is enumeration
+    # plate dimensions count from the right; those left of the deepest plate are enumeration
     drop = [d for d in range(-depth, 0) if d != data_dim]
     return log_prob.sum(drop) if drop else log_prob
 
 
 def log_prob(node: Node) -> Tensor:
-    """A site's log-density at its value, nats: what its distribution says, with fewer passes over memory for a vector of
-    Bernoullis by logits l, where it is x·l − Σ log(1 + exp l)."""
+    """A site's log-density at its value, nats. For a vector of Bernoullis with logits l it is computed as
+    x·l − Σ log(1 + exp l), in fewer passes over memory."""
     fn, value = node["fn"], node["value"]
     if isinstance(fn, dist.Independent) and fn.reinterpreted_batch_ndims == 1:
         base = fn.base_dist
@@ -92,7 +92,7 @@ def _depth(node: Node) -> int:
 
 
 def is_plain(node: Node) -> bool:
-    """Whether a site's log-density counts as it is: the program puts no mask and no scale on it."""
+    """Whether the program puts neither a mask nor a scale on a site."""
     return node["mask"] is None and is_one(node["scale"])
 
 
@@ -119,7 +119,7 @@ def outside_log_prob(trace: Trace, names: Sequence[str]) -> Tensor:
 
 
 def _whole(node: Node) -> Tensor:
-    """A site's log-density as it counts, with its mask and scale, summed over all of it."""
+    """A site's log-density with its mask and scale, summed."""
     log_prob = node["fn"].log_prob(node["value"])
     if node["mask"] is not None:
         log_prob = torch.where(torch.as_tensor(node["mask"]), log_prob, torch.zeros(()))
@@ -132,7 +132,7 @@ def altered(node: Node, fn: dist.TorchDistribution) -> Node:
 
 
 def is_local(node: Node) -> bool:
-    """Whether a site stands in the plate `data`."""
+    """Whether a site is inside the plate `data`."""
     return any(f.name == DATA_PLATE for f in node["cond_indep_stack"])
 
 

@@ -1,1 +1,1 @@
-"""What depends on what in a program, read off its tensor operations and measured besides."""
+"""What depends on what in a program: read off its tensor operations, and also measured."""

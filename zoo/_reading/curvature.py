@@ -1,9 +1,8 @@
-"""Is the log joint quadratic in the continuous local latents? Proved from the program's operations, and measured besides.
+"""Is the log joint quadratic in the continuous local latents? Proved from the program's operations, and also measured.
 
-The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. The proof is `sites`'s: nothing but
-affine operations lies between z and a normal site's location, and nothing between z and its scale. The measurement, at points
-drawn from the latents' own priors and far beyond them, is a second witness: in float64 the curvature of a quadratic changes by
-rounding alone, about 1e-15 of itself.
+The danger is a false yes: a decoder tanh(w z) with small weights is nearly linear. The proof comes from `sites`: only affine
+operations lead from z to a normal site's location, and none to its scale. The measurement is a second check, at points drawn
+from the latents' priors and far beyond them: in float64 rounding changes the curvature of a quadratic by about 1e-15 of itself.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def quadratic(
     rows = probe[torch.linspace(0, len(probe) - 1, min(len(probe), CURVATURE_ROWS)).long()].nan_to_num(0.0).double()
     change, concave = curvature_change(_in_double(program), rows, layout, joint, assignments, by_name)
     if lost := [n for n in change if reading.sites[n].degree == 0]:
-        return Exactness.NO, f"at site '{lost[0]}' an operation on the latents {shown} cannot be followed", math.inf
+        return Exactness.NO, f"at site '{lost[0]}' an operation on the latents {shown} cannot be analysed", math.inf
     worst = max(change, key=lambda name: change[name])
     family = family_name(by_name[worst]["fn"])
     if not change[worst] <= CURVATURE_TOLERANCE:
@@ -77,7 +76,7 @@ def quadratic(
             f"changes by {change[worst]:.1e} of itself between random points",
             change[worst],
         )
-    # a normal density is concave whatever its scale; of any other one the numbers have to say so
+    # a normal density is concave for any scale; for others the measured curvature decides
     normal = all(family_name(by_name[n]["fn"]) in NORMAL for n, site in reading.sites.items() if site.degree == 2)
     if not normal and not concave:
         return (
@@ -100,10 +99,10 @@ def quadratic(
 
 
 def _not_proved(nodes: Mapping[str, Node], reading: Reading, shown: str) -> str:
-    """Which operation stands in the way of a quadratic log-density, at which site; "" where none does."""
+    """Which operation keeps the log-density from being quadratic, and at which site; "" where none does."""
     start = f"log p(x, z) is not quadratic in the continuous latents {shown}"
     if reading.detached:
-        return f"{start}: one of them is detached at {reading.detached}, so that its derivatives are lost"
+        return f"{start}: one of them is detached at {reading.detached}, so its derivatives are lost"
     for name, node in nodes.items():
         site = reading.sites.get(name)
         if site is None or not is_local(node):
@@ -111,7 +110,7 @@ def _not_proved(nodes: Mapping[str, Node], reading: Reading, shown: str) -> str:
         family = family_name(node["fn"])
         if site.degree == OTHER and site.unknown_by:
             return (
-                f"{start}, or cannot be proved to be: at site '{name}' ({family}), {site.unknown_by} cannot be followed"
+                f"{start}, or cannot be proved to be: at site '{name}' ({family}), {site.unknown_by} cannot be analysed"
             )
         if site.degree == OTHER and site.curved_by:
             return f"{start}: at site '{name}' ({family}), {site.curved_by} is not affine in them"

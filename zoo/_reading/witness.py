@@ -1,10 +1,10 @@
-"""The second witness: what reading a program's operations proves is measured besides, on many rows and at several draws.
+"""Measure what reading a program's operations has proved, as a second check, on many rows and at several draws.
 
 - the same run twice gives the same densities;
-- other rows' data and latents do not change a row's density: each time those of a random half of all rows are replaced, so
-  that ten times separate any two rows (with probability 1 − 2⁻¹⁰ each);
+- other rows' data and latents do not change a row's density: ten times, those of a random half of all rows are replaced,
+  which separates any two rows with probability 1 − 2⁻¹⁰;
 - rows in another order, and batches of other sizes, give the same densities;
-- joint values of the latents that go through the program side by side give the same densities as one by one.
+- joint values of the latents give the same densities together in one run as one by one.
 """
 
 from __future__ import annotations
