@@ -34,7 +34,7 @@ INTERVAL = 30.0  # seconds
 FORMAT = 3
 
 
-def check_interval(seconds: Any) -> None:
+def check_interval(seconds: object) -> None:
     """Raise `UsageError` unless it can be the time between two checkpoints."""
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) >= 0:
         raise UsageError(f"Expected a number of seconds, 0 or more, for checkpoint, got {seconds!r:.40}.")
