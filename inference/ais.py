@@ -1,10 +1,10 @@
-"""Annealed importance sampling: log p(x) of each datum by chains that walk from the prior to the posterior.
+"""Annealed importance sampling: log p(x) of each row by chains that walk from the prior to the posterior.
 
 Neal 2001. Each chain goes through densities f_β(z) = Σ_a p(a, z) p(x | a, z)^β from β = 0 to 1, the discrete latents a summed
 out at each, and its weight is the product of f's ratios along the way: unbiased for p(x), whatever the number of steps. Here
 p(a, z) is what the program draws; a scale or mask on the latents anneals with the data. The path and the transitions are those
 of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo (Neal 2011) with a step size for
-each datum that makes the chains accept 65 % of the time. θ stays as it is.
+each row that makes the chains accept 65 % of the time. θ stays as it is.
 
 Step sizes that follow the chains they move would bias the weights. They are found beforehand, temperature by temperature, by
 chains of a run of their own, so that those which are weighed go by transitions fixed in advance, each leaving its f_β as it is.
@@ -36,7 +36,7 @@ WARMUP = 40  # transitions at the prior before the pilot run
 LEARNS = False  # θ stays as it is
 PILOT_CHAINS, PILOT_SHARE, PILOT_LEAST = 4, 0.2, 60
 JITTER = 0.2  # of each trajectory's step size, so that no orbit closes
-COPIES = 8  # of a datum's width that a gradient keeps, roughly
+COPIES = 8  # of a row's width that a gradient keeps, roughly
 TAIL = 25  # chains below which no Pareto tail can be fitted
 
 
@@ -47,7 +47,7 @@ def refusal(structure: Structure) -> str | None:
     if not structure.continuous_locals:
         return "ais anneals continuous local latents, and the program has none"
     if (reason := local.refusal(structure)) is not None:
-        return f"ais walks over each datum's own continuous latents, and {reason}"
+        return f"ais moves each row's own continuous latents, and {reason}"
     return None
 
 
@@ -58,10 +58,10 @@ def fit(
     chains: Annotated[int, Limits(least=2)] = 200,
     leapfrog: Count = 10,
 ) -> Fit:
-    """log p(x_i) from `chains` weighted chains a datum over `temperatures` steps of β, each of `leapfrog` leapfrog steps.
+    """log p(x_i) from `chains` weighted chains per row over `temperatures` steps of β, each of `leapfrog` leapfrog steps.
 
     The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. An estimate needs
-    100 effective chains a datum; with fewer, what is claimed is a lower bound (`estimates`). Posterior draws are the chains'
+    100 effective chains per row; with fewer, what is claimed is a lower bound (`estimates`). Posterior draws are the chains'
     last states, resampled by their weights.
 
     Raises `Refusal` when asked to learn θ.
@@ -221,7 +221,7 @@ class _Chunk:
     def __init__(self, density: LocalDensity, run: _Annealed, draws: int) -> None:
         state, self.log_weights, self.acceptance = run.state, run.log_weights, run.acceptance
         weights = run.log_weights.nan_to_num(-torch.inf).softmax(0)
-        weights = torch.where(weights.isfinite(), weights, 1.0 / len(weights))  # every chain of a datum lost
+        weights = torch.where(weights.isfinite(), weights, 1.0 / len(weights))  # every chain of a row lost
         given = (state.latent + state.observed).softmax(0)  # [A, C, n]
         self.assignments = torch.einsum("cn,acn->na", weights, given)
         index, every = torch.arange(density.n, device=weights.device), given.movedim(0, -1)  # [C, n, A]
@@ -271,12 +271,12 @@ def _warnings(told: Estimates, acceptance: Tensor, chains: int) -> list[str]:
     n, out = told.n, []
     if few := int((told.ess < max(1.5, 0.2 * chains)).sum()):
         out.append(
-            f"the evidence of {few} of {n} data rests on fewer than a fifth of their {chains} chains, and is more often too "
-            "low than its standard error says; raise temperatures."
+            f"the evidence of {few} of {n} rows rests on fewer than a fifth of their {chains} chains, and is too low more "
+            "often than its standard error says; raise temperatures."
         )
     remedy = "Raise temperatures" + ("." if chains > LEAST_DRAWS else f", and chains above {LEAST_DRAWS}.")
     if (claim := told.warning("the evidence claimed", remedy)) is not None:
         out.append(claim)
     if stuck := int((acceptance < 0.2).sum()):
-        out.append(f"the chains of {stuck} of {n} data accepted fewer than 20 % of their steps; raise temperatures.")
+        out.append(f"the chains of {stuck} of {n} rows accepted fewer than 20 % of their steps; raise temperatures.")
     return out

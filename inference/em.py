@@ -7,17 +7,19 @@ claims is exact: log p(x; θ̂), given the globals at their mode where there are
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from inference._exact.engine import Statistics
+from inference._exact.engine import MOST_SUMMED, Statistics
 from inference._families._family import Floor
-from inference._method.fit import Evidence, Fit
+from inference._method.fit import Arrays, Evidence, Fit
 from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest
@@ -38,7 +40,7 @@ NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a small
 NEWTON_STEPS = 20
 WAITS = 50
 BORDER = "a variance goes to 0 there, and the density grows without bound"
-ENOUGH = 1e-4  # nats: where no more than this is to be had, the climb is at its top
+ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
 
 def refusal(structure: Structure) -> str | None:
@@ -60,14 +62,17 @@ def fit(
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
-    It has converged where that happens and the gradient leaves no more to be had than rounding and `tol` allow.
-    `start=auto` tries several starts for a few iterations, where one is known to fail, and goes on from the best.
+    It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
+    `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
     `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
     the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
     default only a variance that falls to rounding is held, at a millionth.
     """
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
-        return _in_double(task, max_iter, tol, restarts, start, floor, accelerate)
+        same = partial(
+            fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
+        )
+        return _in_double(task, same)
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
     initial = task.theta()
@@ -89,25 +94,28 @@ def fit(
     return _result(task, best, climbs, floor or FLOOR)
 
 
-def _in_double(task: Task, *options: Any) -> Fit:
+def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
     """The fit in float64, because sums of squares in float32 keep no digits of a narrow cluster; its θ is rounded at the end.
 
     The claim is of the rounded θ, in float64.
     """
-    names = ("max_iter", "tol", "restarts", "start", "floor", "accelerate")
     wide, dtype = task.doubled(), task.x.dtype
-    found = fit(wide, **dict(zip(names, options, strict=True)))
+    found = refit(wide)
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
     assert found.claimed is not None
-    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=per_datum.numpy())
+    kept = None if found.claimed.per_datum is None else per_datum.numpy()
+    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=kept).plus(task.outside(point))
     parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
-    narrow: dict[str, Any] = {}
-    for part in ("draws", "means", "deviations", "probabilities"):
-        arrays = getattr(found, part).items()
-        narrow[part] = {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays}
-    return replace(found, parameters=parameters, claimed=claimed, **narrow)
+    found = replace(
+        found, parameters=parameters, claimed=claimed, draws=_single(found.draws), means=_single(found.means)
+    )
+    return replace(found, deviations=_single(found.deviations), probabilities=_single(found.probabilities))
+
+
+def _single(arrays: Arrays) -> Arrays:
+    return {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class _Climb:
     closed: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     starts: dict[str, float] = field(default_factory=dict)
-    left: float = 0.0  # nats that are still to be had, where that was looked at
+    left: float = 0.0  # nats that are still to be gained, where that was estimated
     stuck: str = ""  # why it ended before it converged
 
 
@@ -142,7 +150,7 @@ class _Kept(NamedTuple):  # where a climb was
 
 
 class _Lost(Exception):
-    """The climb cannot go on; the program stands where it was before the step. The message says why."""
+    """The climb has to stop; the program stands where it was before the step. The message says why."""
 
 
 def _climb(task: Task, climb: _Climb, options: _Options) -> _Climb:
@@ -176,7 +184,7 @@ class _State:
         climb.objective.append(value)
         if not math.isfinite(value):
             raise UsageError(
-                f"em: log p(x) is {value} where learning begins: some rows have no density there. Start from other values."
+                f"em: log p(x) is {value} at the start values: some rows have zero density there. Start from other values."
             )
         self.surface: Surface | None = None
         self.last: _Kept | None = None  # where it was before the last step
@@ -205,9 +213,8 @@ class _State:
             if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
                 self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
             stats, value = self._e_step()
-            wrong = (
-                self.exact.broken(self.how, stats) if climb.iterations % LOOK == 0 or climb.iterations < LOOK else []
-            )
+            look = climb.iterations % LOOK == 0 or climb.iterations < LOOK
+            wrong = self.exact.broken(self.how, stats) if look else []
         except (ArithmeticError, ValueError, RuntimeError) as error:
             if self.leap.fresh:
                 self._take_back(kept, drop=0 if moved else 1)
@@ -215,9 +222,7 @@ class _State:
             self._restore(kept)
             if isinstance(error, UsageError) or climb.iterations == 1:
                 raise
-            raise _Lost(
-                "the next step cannot be taken in floating point, so near to singular is a covariance"
-            ) from error
+            raise _Lost("a covariance is so nearly singular that the next step fails in floating point") from error
         self._judge(kept, stats, value, wrong)
 
     def _judge(self, kept: _Kept, stats: Statistics, value: float, wrong: list[str]) -> None:
@@ -235,7 +240,7 @@ class _State:
             self.task, stats, last, value, self.record.iterations
         ):
             self._restore(kept)
-            raise _Lost("the likelihood falls at the next step, in the last digits of a nearly singular covariance")
+            raise _Lost("the likelihood falls at the next step, by rounding in a nearly singular covariance")
         if self._at_the_border(stats):
             self._restore(kept)
             raise _Lost(BORDER)
@@ -284,7 +289,7 @@ class _State:
     # -------------------------------------------------------------------------------------------------- when to end
 
     def at_the_top(self) -> bool:
-        """Whether the last change is small, and nothing worth the name is left to be had."""
+        """Whether the last change is small, and nothing that matters is left to be gained."""
         climb, tol = self.record, self.options.tol
         if len(climb.objective) < 2:
             return False
@@ -309,7 +314,7 @@ class _State:
         if not climb.converged:
             self.next_climb = min(self.next_climb, climb.iterations)
             if self.futile > 1 or self.waits > WAITS:
-                climb.stuck = f"its steps gain nothing more, where the slope promises {climb.left:.2g} nats"
+                climb.stuck = f"its steps gain nothing more, although the gradient promises {climb.left:.2g} nats"
         return climb.converged
 
     def _newton(self, spot: Spot) -> float:
@@ -334,7 +339,7 @@ class _State:
         return self.options.accelerate and self.record.iterations >= self.next_climb
 
     def climb(self) -> None:
-        """A step of EM, then L-BFGS as far as it comes; EM goes on from there."""
+        """A step of EM, then L-BFGS as far as it gets; EM continues from there."""
         climb = self.record
         if self.leap.fresh:
             self.leap = Leap(self.task)  # the leap has been judged by its own E-step
@@ -360,22 +365,21 @@ class _State:
 
 def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
     exact, globals = task.engine, climb.globals
-    per_datum = exact.per_datum(None, globals)
     held = RowPosteriors.of(task, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
-    notes: dict[str, Any] = {
-        "iterations": climb.iterations,
-        "closed_form": list(climb.closed),
-        "numeric": list(climb.numeric),
-    }
+    notes: dict[str, object] = {"iterations": climb.iterations}
+    notes |= {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     if climb.starts:
         notes["starts"] = dict(climb.starts)
     if held.left_out:
         notes["posterior"] = held.left_out
-    claimed = Evidence.from_per_datum(per_datum.numpy(), "exact", given=given).plus(task.outside(globals))
+    per_datum = exact.per_datum(None, globals).numpy()
+    claimed = Evidence.from_per_datum(per_datum, "exact", given=given).plus(task.outside(globals))
+    if len(per_datum) > MOST_SUMMED:  # the verified evidence holds the value of each row: one such array is enough
+        claimed = replace(claimed, per_datum=None)
     if exact.delicate:
         claimed = replace(claimed, kind="estimate", se=None)
     return Fit(
@@ -402,22 +406,20 @@ def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     if climb.counts is not None and many and components:
         out += _empty(task, (climb.counts < 1).nonzero()[:, 0].tolist(), climb.counts)
     remedy = (
-        "ask for fewer components or priors" if many else "leave out columns that follow from others or are constant"
+        "Ask for fewer components or priors" if many else "Leave out constant columns and functions of other columns"
     )
-    rest = (
-        f"a variance rests on the floor, {floor:g} of the data's own. Its height sets log p(x): {remedy}, or set floor."
-    )
+    rest = f"a variance is at the floor, {floor:g} of the data's own, and sets log p(x). {remedy}, or set floor."
     collapsed = sorted(climb.floor.reached)
     if len(collapsed) > MOST_NAMED:
         out.append(f"{len(collapsed):,} of {task.structure.assignments:,} components collapsed: in each {rest}")
     else:
         out += [f"{_component(task, a)} collapsed: {rest}" for a in collapsed]
     for name in sorted(climb.floor.latent):
-        out.append(f"the scale of '{name}' went to 0, the border of its range: the data show no variation there.")
+        out.append(f"the scale of '{name}' went to 0, the lower end of its range: the data show no variation there.")
     if task.engine.delicate:
         out.append(
-            "the latents' posterior is so nearly singular that float64 cannot give its determinant to all digits: log p(x) "
-            "is an estimate here, not exact. Standardize the data, or give the observations more noise."
+            "the latents' posterior is too nearly singular for float64 to compute its determinant to all digits: log p(x) is "
+            "an estimate here, not exact. Standardize the data, or give the observations more noise."
         )
     if climb.objective and not climb.converged:
         out.append(_unfinished(climb))
@@ -428,22 +430,18 @@ def _empty(task: Task, empty: list[int], counts: Tensor) -> list[str]:
     """A warning for each empty component, or one for all where there are many."""
     N, states = len(task.x), task.structure.assignments
     if len(empty) > MOST_NAMED:
-        return [f"{len(empty):,} of {states:,} components are empty: each holds less than one of {N} data."]
-    return [f"{_component(task, a)} is empty: it holds {float(counts[a]):.2g} of {N} data." for a in empty]
+        return [f"{len(empty):,} of {states:,} components are empty: each holds less than one of {N} rows."]
+    return [f"{_component(task, a)} is empty: it holds {float(counts[a]):.2g} of {N} rows." for a in empty]
 
 
 def _unfinished(climb: _Climb) -> str:
-    if climb.stuck == BORDER and climb.globals:
-        return (
-            "em found no posterior mode: log p(x, globals) grows without bound as a variance goes to 0, which columns that "
-            "follow from others do. Leave one of them out, or take priors that keep variances away from 0."
-        )
     if climb.stuck == BORDER:
+        what = "posterior mode: log p(x, globals)" if climb.globals else "maximum: log p(x)"
         return (
-            "em found no maximum: log p(x) grows without bound as a variance goes to 0. Leave out columns that follow from "
-            "others, bound the variance in the program, or give it a prior."
+            f"em found no {what} grows without bound as a variance goes to 0. Leave out columns that are functions of others, "
+            "or give the variance a lower bound or a prior that keeps it away from 0."
         )
     if climb.stuck:
-        return f"em did not converge: it ended after {climb.iterations} iterations because {climb.stuck}."
+        return f"em did not converge: it stopped after {climb.iterations} iterations because {climb.stuck}."
     ahead = f" (at least {climb.left:.2g} nats are left)" if climb.left > ENOUGH else ""
     return f"em did not converge in {climb.iterations} iterations{ahead}; raise max_iter or tol."

@@ -1,6 +1,6 @@
 """Gibbs sampling of the discrete local latents: long chains, for posterior means; it claims no evidence.
 
-Geman & Geman 1984. Each chain goes through the entries of its datum's latents in random order and draws each from its full
+Geman & Geman 1984. Each chain goes through the entries of its row's latents in random order and draws each from its full
 conditional p(z_j | all else), which is log p(x, z) at every value of the entry. All chains of all data go side by side, one
 pass of the program an entry. Posterior means are averages of these conditionals rather than of what was drawn from them,
 which vary more (Gelfand & Smith 1990). Whether the chains agree is told by R-hat and the bulk effective sample size of
@@ -10,8 +10,9 @@ log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyro
@@ -27,6 +28,7 @@ from zoo._errors import Refusal
 from zoo._options import Limits
 from zoo._program.latents import Layout
 from zoo._program.structure import Site, Structure
+from zoo._program.trace import Node, nodes_of
 
 LEARNS = False  # θ stays as it is
 FAMILIES = ("Bernoulli", "Categorical")
@@ -39,9 +41,7 @@ def refusal(structure: Structure) -> str | None:
         return f"gibbs looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
-        return (
-            f"gibbs draws the latents of each datum by themselves, and the global latents {names} belong to all of them"
-        )
+        return f"gibbs draws the latents of each row separately, and the global latents {names} belong to all of them"
     if not structure.local_latents:
         return "gibbs needs a latent to draw, and the program has none"
     for site in structure.local_latents:
@@ -57,7 +57,7 @@ def fit(
     warmup: Annotated[int, Limits(least=0)] = 200,
     chains: Annotated[int, Limits(least=2)] = 4,
 ) -> Fit:
-    """Posterior means and draws from `chains` chains a datum of `sweeps` sweeps each, after `warmup` sweeps that are not kept.
+    """Posterior means and draws from `chains` chains per row of `sweeps` sweeps each, after `warmup` sweeps that are not kept.
 
     Chains begin at draws from the prior. The posterior draws are states of all chains, spread evenly over the sweeps.
 
@@ -68,7 +68,7 @@ def fit(
     weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):
-        most = max(_cardinalities(task.structure, task.program.trace(task.x[:2]).nodes))
+        most = max(_cardinalities(task.structure, nodes_of(task.program.trace(task.x[:2]))))
         parts = list(weights.chunks(task.x, chains * max(1, most - 1)))
         with task.progress("gibbs", len(parts) * (warmup + sweeps)) as step:
             for rows in parts:
@@ -77,7 +77,7 @@ def fit(
     return _result(task, found, {"sweeps": sweeps, "warmup": warmup, "chains": chains})
 
 
-def _cardinalities(structure: Structure, nodes: Any) -> list[int]:
+def _cardinalities(structure: Structure, nodes: Mapping[str, Node]) -> list[int]:
     """How many values an entry of each local site can take."""
     out = []
     for site in structure.local_latents:
@@ -93,7 +93,7 @@ def _cardinalities(structure: Structure, nodes: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One number of a datum's latents."""
+    """One number of a row's latents."""
 
     place: int  # among the L of them
     site: int
@@ -108,7 +108,7 @@ class _Chains:
     def __init__(self, task: Task, x: Tensor, C: int) -> None:
         self.program, self.structure, self.x = task.program, task.structure, x
         self.sites = task.structure.local_latents
-        nodes: Any = task.program.trace(x).nodes
+        nodes = nodes_of(task.program.trace(x))
         names = [s.name for s in self.sites]
         self.layout = Layout(nodes, names, task.structure.axes)
         start = weights.draw(task.program, task.structure, x, None, C)
@@ -130,7 +130,7 @@ class _Chains:
     def _by_datum(self, value: Tensor, site: Site) -> Tensor:
         return self.structure.axes.by_datum(value, site)
 
-    def _meant(self, site: Site, nodes: Any) -> Tensor:
+    def _meant(self, site: Site, nodes: Mapping[str, Node]) -> Tensor:
         """Which entries of a site stand for something in each row [n, entries]: slots left over stand for nothing."""
         if site.completes is None:
             meant = torch.ones((), dtype=torch.bool, device=self.x.device)
@@ -145,7 +145,7 @@ class _Chains:
         return {name: v.long() if name in whole else v for name, v in self.layout.unflatten(z).items()}
 
     def sweep(self, keep: bool) -> None:
-        """Draw every entry anew, in random order; `keep`: and add up the full conditionals."""
+        """Draw every entry again, in random order; `keep`: add up the full conditionals too."""
         for number in torch.randperm(len(self.entries)).tolist():
             self._draw(self.entries[number], keep)
 
@@ -168,7 +168,7 @@ class _Chains:
                 self.sums[entry.site][:, rows, entry.at, v] += share.masked_fill(values != v, 0.0).sum(0)
 
     def state(self, chain: int) -> Tensor:
-        """Where one chain of each datum is [n, L], with fair coins in the slots left over."""
+        """Where one chain of each row is [n, L], with fair coins in the slots left over."""
         return torch.where(self.meant, self.z[chain], torch.full_like(self.z[chain], 0.5).bernoulli())
 
 
@@ -213,7 +213,7 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
 # ---------------------------------------------------------------------------------------------------------- result
 
 
-def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
+def _result(task: Task, found: list[_Walked], notes: dict[str, object]) -> Fit:
     rhat, ess = mixing(torch.cat([f.log_p for f in found], 2).cpu().numpy())
     probabilities = _joined([f.probabilities for f in found], 0)
     errors = torch.cat([f.errors for f in found])
@@ -224,11 +224,9 @@ def _result(task: Task, found: list[_Walked], notes: dict[str, Any]) -> Fit:
     if bad.any():
         remedy = "raise sweeps."
         if stuck:
-            remedy += (
-                f" The chains of {stuck} stand still, each at its own state: more sweeps may not bring them together."
-            )
+            remedy += f" The chains of {stuck} do not move, each in its own state: more sweeps may not make them agree."
         warnings.append(
-            f"R-hat is above {MIXED} for {bad.sum()} of {len(rhat)} data: their chains do not agree, and what they say "
+            f"R-hat is above {MIXED} for {bad.sum()} of {len(rhat)} rows: their chains do not agree, and their means "
             f"cannot be trusted; {remedy}"
         )
     return Fit(

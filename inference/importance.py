@@ -1,9 +1,9 @@
-"""Importance sampling: log p(x) of each datum from weighted draws, with standard error, k-hat and effective sample size.
+"""Importance sampling: log p(x) of each row from weighted draws, with standard error, k-hat and effective sample size.
 
-Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each datum's mode) and
+Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each row's mode) and
 `sequential` (a particle filter through the missing entries of an autoregressive distribution). θ is learned by the
 importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of reweighted
-wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every datum can be trusted, and
+wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted, and
 otherwise a lower bound (`estimates`; Vehtari et al. 2024).
 """
 
@@ -47,7 +47,7 @@ def refusal(structure: Structure) -> str | None:
         )
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
-        return f"importance weighs each datum by itself, and the global latents {names} belong to all of them"
+        return f"importance weighs each row separately, and the global latents {names} belong to all of them"
     if not structure.local_latents:
         return "importance needs a latent to draw, and the program has none"
     return None
@@ -73,11 +73,11 @@ def fit(
     guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal="guide")] = "diagonal",
     start: Start = "auto",
 ) -> Fit:
-    """Learn θ (and the guide) with `particles` draws a datum, then estimate log p(x) with `samples` draws a datum.
+    """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
-    - `epochs`: when None 500, and 0 where nothing has to be learned: θ is kept, and the guide came with it.
+    - `epochs`: when None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
-    - `filters`: how many independent particle filters share the samples of a datum, with proposal=sequential.
+    - `filters`: how many independent particle filters share the samples of a row, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
     - `schedule`, `patience`: see `svi`.
     - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
@@ -130,12 +130,12 @@ def _check_laplace(task: Task) -> None:
     if not task.structure.continuous_locals:
         raise Refusal("proposal=laplace needs a continuous local latent, and the program has none")
     if (reason := local.refusal(task.structure)) is not None:
-        raise Refusal(f"{reason}, so that it has no modes to propose from")
+        raise Refusal(f"{reason}, so there are no modes to propose from")
 
 
 @torch.no_grad()
 def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
-    """Each datum's Laplace Gaussian, or the mixture of those at its modes, as a guide."""
+    """Each row's Laplace Gaussian, or the mixture of those at its modes, as a guide."""
     density = local.LocalDensity(task.program, task.structure, task.x)
     if (reason := _mode_guide.refusal(density)) is not None:
         raise Refusal(reason)
@@ -208,7 +208,7 @@ def _shares(log_w: Tensor) -> Tensor:
 
 
 def _settled(task: Task, found: Estimates) -> Estimates:
-    """Where the exact value can be had, a state that no draw visited counts only where the estimate lacks it."""
+    """Where there is an exact value, a state that no draw visited counts only where the estimate lacks it."""
     if not task.structure.is_exact or not bool(found.alone.any()):
         return found
     lacks = task.engine.per_datum().double() - found.log_mean

@@ -1,6 +1,6 @@
 """Laplace's approximation: a Gaussian at the mode, with the inverse Hessian for its covariance.
 
-Discrete local latents are enumerated. Continuous ones get a Gaussian for each datum: for a log joint that is quadratic in them
+Discrete local latents are enumerated. Continuous ones get a Gaussian for each row: for a log joint that is quadratic in them
 one Newton step from anywhere gives the mode, the Gaussian is the posterior itself, and log p(x) is exact; else the modes of
 all data are found at once by damped Newton steps, and log p(x) is an estimate (`newton`). With global latents the Gaussian is
 over them, and without either it is the large-sample one over θ: standard errors (`globals`).
@@ -25,7 +25,7 @@ def refusal(structure: Structure) -> str | None:
     if structure.is_exact:
         return None
     reason = local.refusal(structure)
-    return None if reason is None else f"laplace puts a Gaussian on each datum's own continuous latents, and {reason}"
+    return None if reason is None else f"laplace puts a Gaussian on each row's own continuous latents, and {reason}"
 
 
 def fit(
@@ -47,7 +47,7 @@ def fit(
     For local latents that are not exact:
 
     - `tries`: draws from the prior at which to begin, besides its middle; the climb starts where the density is highest.
-    - `samples`: draws from each datum's Gaussian, whose importance weights give its k-hat and effective sample size; 0: no such
+    - `samples`: draws from each row's Gaussian, whose importance weights give its k-hat and effective sample size; 0: no such
       check, which takes longer than the climb where the data are wide.
     - θ is learned by the total derivative of the Laplace evidence: with all data at once by at most `max_iter` steps of
       L-BFGS where that is cheap, else by `epochs` of mini-batches of `batch` rows with Adam at the rate `lr`.

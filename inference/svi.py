@@ -6,13 +6,13 @@ importance-weighted bound (Burda, Grosse & Salakhutdinov 2016). What it claims i
 is learned by maximum likelihood, and its log p(x) is exact.
 
 Where a few data have global latents, single draws are too noisy to tell where the bound stops rising: there the draws are
-held fixed, and L-BFGS climbs (`climb`). k-hat, for each datum and for the globals, says how near q is (Yao et al. 2018).
+held fixed, and L-BFGS climbs (`climb`). k-hat, for each row and for the globals, says how near q is (Yao et al. 2018).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyro
@@ -80,21 +80,21 @@ def fit(
     - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
       program with networks of its own is learned at 0.002.
       A batch larger than the data means all of them.
-    - `tol`: the rise of the bound that counts as one, nats a datum; of Adam.
-    - `particles`: draws a datum of the importance-weighted bound; 1 is the ELBO.
+    - `tol`: the rise of the bound that counts as one, nats per row; of Adam.
+    - `particles`: draws per row of the importance-weighted bound; 1 is the ELBO.
     - `guide`: `amortized`, `mean_field` or `file.py:callable`; `guide_covariance` and `hidden` are for the first two.
-    - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws of all data. `auto` is `lbfgs` where there are global
-      latents and few data, unless batch, lr, schedule, held_out or particles ask for Adam.
+    - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
+      latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
-    - `clip`: the largest norm of a step's gradient (nats a datum).
+    - `clip`: the largest norm of a step's gradient (nats per row).
     """
     adams = batch is not None or lr is not None or schedule != "plateau" or held_out > 0
     batch, lr, hidden = usual(task, batch, lr, hidden)
     latents = bool(task.structure.local_latents or task.structure.global_latents)
     if particles > 1 and task.structure.global_latents:
         raise Refusal(
-            "particles weigh each datum by itself, and the global latents belong to all of them: take particles=1"
+            "particles weigh each row separately, and the global latents belong to all of them: take particles=1"
         )
     if not task.structure.enumerable:
         weights.check(task.program, task.structure, task.x)
@@ -119,7 +119,7 @@ def fit(
 
 
 def _fixed_draws(task: Task, guide: torch.nn.Module | None, particles: int, optimizer: Optimizer) -> FixedDraws | None:
-    """The bound with its draws held fixed, where that can be had and there is reason to."""
+    """The bound with its draws held fixed, where it exists and is wanted."""
     asked = optimizer == "lbfgs"
     if not (asked or task.structure.global_latents):
         return None
@@ -132,7 +132,7 @@ def _fixed_draws(task: Task, guide: torch.nn.Module | None, particles: int, opti
         except NotImplementedError as error:
             why = str(error)
     if asked:
-        raise Refusal(f"optimizer=lbfgs climbs on draws that are held fixed, and here {why}: take optimizer=adam")
+        raise Refusal(f"optimizer=lbfgs needs draws that are held fixed, but {why}: take optimizer=adam")
     return None
 
 
@@ -172,7 +172,7 @@ class _Found:
             self.history.converged = _climb.stationary(self.task, self.guide, self.objective)
 
     def fit(self) -> Fit:
-        """What came of it."""
+        """The result."""
         task, nearness = self.task, Nearness()
         if self.guide is None:
             claimed = _log_likelihood(task)
@@ -308,7 +308,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
     )
 
 
-def _climbed(outcome: _climb.Outcome | None) -> dict[str, Any]:
+def _climbed(outcome: _climb.Outcome | None) -> dict[str, object]:
     """What a climb on fixed draws has to tell: how many draws, and what twice as many gained (nats)."""
     if outcome is None:
         return {"optimizer": "adam"}
@@ -322,7 +322,7 @@ def _not_converged(found: _Found) -> list[str]:
         return []
     if out is not None and out.gain is not None and out.lacks is not None and out.lacks > abs(out.gain):
         return [
-            f"svi did not converge: the encoder reaches {out.lacks:.2f} nats less than a q of its own for each datum; take "
+            f"svi did not converge: the encoder reaches {out.lacks:.2f} nats less than a separate q for each row; take "
             "guide=mean_field, or a larger hidden."
         ]
     if out is not None and out.gain is not None:

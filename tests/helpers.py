@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,3 +118,34 @@ def forked(*arguments: str, before: Callable[[], object] | None = None) -> subpr
     process.join()
     assert process.exitcode is not None
     return subprocess.CompletedProcess(["zoo", *arguments], process.exitcode, *texts)
+
+
+SERVER = """
+import contextlib, io, json, sys
+from zoo.__main__ import app
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            app(json.loads(line), prog_name="zoo")
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Callable[..., tuple[int, Any, str]]]:
+    """The `zoo` command of a copy of the packages in `folder`, by one process: arguments → status, document, errors."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SERVER], cwd=folder, env=environment, **pipes) as process:
+
+        def ask(*arguments: str) -> tuple[int, Any, str]:
+            process.stdin.write(json.dumps([*arguments, "--json"]) + "\n")
+            process.stdin.flush()
+            status, out, err = json.loads(process.stdout.readline())
+            return status, json.loads(out) if out else None, err
+
+        yield ask
+        process.stdin.close()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import served
 
 from inference import run
 
@@ -139,35 +136,11 @@ def copy(tmp_path_factory):
     return folder
 
 
-SERVER = """
-import contextlib, io, json, sys
-from zoo.__main__ import app
-for line in sys.stdin:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            app(json.loads(line), prog_name="zoo")
-        except SystemExit as end:
-            status = end.code
-    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def zoo(copy):
     """The command of the copy: one process that serves all tests, for most of a process's time goes into its imports."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", SERVER], cwd=copy, env=environment, **pipes) as process:
-
-        def ask(*arguments: str):
-            process.stdin.write(json.dumps([*arguments, "--json"]) + "\n")
-            process.stdin.flush()
-            status, out, err = json.loads(process.stdout.readline())
-            return status, json.loads(out) if out else None, err
-
+    with served(copy) as ask:
         yield ask
-        process.stdin.close()
 
 
 def test_a_new_file_is_in_the_list_with_its_first_line(zoo):
@@ -226,12 +199,12 @@ def test_its_options_are_checked_like_any(zoo):
     assert status == 2 and "pieces must be more than zero" in err
 
 
-def test_a_new_family_gives_em_its_closed_form(copy):
+def test_a_new_family_gives_em_its_closed_form(copy, zoo):
     """The maximum is the one that em climbs to numerically where there is no such family."""
     numeric = run(f"{copy}/failures.py:mixture", copy / "failures.npy", "em", start="program")
     assert numeric.notes["numeric"] == ["p"]
     request = ("run", "failures.py:mixture", "--data", "failures.npy", "--method", "em", "--set=start=program")
-    status, closed, err = zoo(copy, *request)
+    status, closed, err = zoo(*request)
     assert status == 0, err
     assert closed["notes"]["numeric"] == []
     assert closed["log_evidence"]["kind"] == closed["verified_log_evidence"]["kind"] == "exact"
@@ -240,10 +213,10 @@ def test_a_new_family_gives_em_its_closed_form(copy):
     np.testing.assert_allclose(closed["parameters"]["p"], numeric.parameters["p"], atol=2e-3)
 
 
-def test_a_new_picture_is_drawn_of_a_run_that_has_its_subject(copy):
-    status, _, err = zoo(copy, "run", "gmm", "--data", "faithful", "--method", "em", "--out", "drawn")
+def test_a_new_picture_is_drawn_of_a_run_that_has_its_subject(copy, zoo):
+    status, _, err = zoo("run", "gmm", "--data", "faithful", "--method", "em", "--out", "drawn")
     assert status == 0, err
-    status, found, err = zoo(copy, "plot", "drawn")
+    status, found, err = zoo("plot", "drawn")
     assert status == 0, err
     assert [Path(path).stem for path in found["plots"]] == ["clusters", "trace", "weights"]
     assert (copy / "drawn" / "plots" / "weights.png").stat().st_size > 1000

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from test_adding import ROOT, zoo
+from helpers import served
+
+ROOT = Path(__file__).parent.parent
 
 PEER = '''
 """The mean of each column, against NumPy's: time over time at equal sums."""
@@ -44,24 +47,30 @@ def copy(tmp_path_factory):
     return folder
 
 
-def test_a_new_peer_is_in_the_list_and_runs_by_itself(copy):
-    _, found, _ = zoo(copy, "bench")
+@pytest.fixture(scope="module")
+def zoo(copy):
+    with served(copy) as ask:
+        yield ask
+
+
+def test_a_new_peer_is_in_the_list_and_runs_by_itself(zoo):
+    _, found, _ = zoo("bench")
     assert (
         found["benchmarks"]["peers/means"] == "The mean of each column, against NumPy's: time over time at equal sums"
     )
-    status, document, err = zoo(copy, "bench", "peers/means")
+    status, document, err = zoo("bench", "peers/means")
     assert status == 0, err
     assert set(document["ratios"]) == {"numpy"} and document["rounds"] == 3
 
 
-def test_its_suite_runs_it_and_the_page_shows_it(copy):
-    status, document, err = zoo(copy, "bench", "peers", "--backend", "sequential")
+def test_its_suite_runs_it_and_the_page_shows_it(copy, zoo):
+    status, document, err = zoo("bench", "peers", "--backend", "sequential")
     assert status == 1, err  # where sums differ there is an error, and no ratio
     right, wrong = document["cells"]
     assert right["status"] == "ok" and right["result"]["ratios"]["numpy"]["median"] > 0
     assert wrong["status"] == "failed" and "no ratio of times" in wrong["reason"]
     (copy / "peers.json").write_text(json.dumps(document), encoding="utf-8")
-    status, _, err = zoo(copy, "report", "peers.json", "--out", "page.html")
+    status, _, err = zoo("report", "peers.json", "--out", "page.html")
     assert status == 0, err
     page = (copy / "page.html").read_text(encoding="utf-8")
     assert "means of columns<small>n=500</small>" in page and "nobody else is asked" in page

@@ -183,7 +183,7 @@ def test_too_short_a_path_is_reported():
 
     fit = anneal(needle, 0.5 * np.ones((5, 4)), temperatures=2, chains=10, leapfrog=1)
     assert fit.khat is None  # too few chains for a tail
-    assert any("of 5 data rests on fewer than a fifth of their 10 chains" in w for w in fit.warnings)
+    assert any("of 5 rows rests on fewer than a fifth of their 10 chains" in w for w in fit.warnings)
 
 
 def test_chunks_only_divide_the_work(monkeypatch):
@@ -225,7 +225,7 @@ def test_it_runs_on_the_theta_of_another_run(here):
 def test_a_program_without_parameters_just_runs():
     fit = run(local.several, np.zeros((3, 3)), "ais", temperatures=5, chains=2, leapfrog=1)
     assert fit.claimed.kind == "lower bound"
-    assert any("fewer than 100 effective draws for 3 of 3 data" in w for w in fit.warnings)
+    assert any("fewer than 100 effective draws for 3 of 3 rows" in w for w in fit.warnings)
 
 
 def test_what_it_cannot_do():

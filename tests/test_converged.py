@@ -362,7 +362,7 @@ def test_scales_begin_at_the_curvature():
 def test_lbfgs_that_cannot_be_had_is_refused_in_a_sentence():
     x = np.random.default_rng(0).normal(size=(20, 3))
     with pytest.raises(
-        Refusal, match="optimizer=lbfgs climbs on draws that are held fixed, and here the program has no latents"
+        Refusal, match="optimizer=lbfgs needs draws that are held fixed, but the program has no latents"
     ):
         run(plain, x, "svi", optimizer="lbfgs")
     with pytest.raises(Refusal, match="particles are drawn at every step: take optimizer=adam"):

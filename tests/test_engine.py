@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import linear_programs as linear
 import local_programs as local
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import torch
 from helpers import hide, task_of
 
-from inference._exact import engine as _engine
 from inference._exact.compressed import Compressed
 from inference._exact.engine import Engine
 from inference._exact.enumeration import Enumeration
@@ -46,10 +43,6 @@ def test_none_where_the_posterior_is_not_exact():
     assert task.exact is None
     with pytest.raises(TypeError, match="is not exact"):
         task.engine  # noqa: B018
-
-
-def test_the_example_of_the_interface():
-    assert doctest.testmod(_engine).failed == 0
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -72,7 +72,7 @@ def test_what_is_a_lower_bound_holds_the_uncorrected_value():
     found = told.evidence()
     assert found.kind == "lower bound" and found.se > 0
     np.testing.assert_allclose(found.per_datum, weights.log_mean(log_w)[0])
-    assert "fewer than 100 effective draws for 4 of 4 data" in told.warning("it", "")
+    assert "fewer than 100 effective draws for 4 of 4 rows" in told.warning("it", "")
 
 
 def test_an_exact_proposal_is_an_estimate():
@@ -346,6 +346,6 @@ def test_a_program_without_derivatives_is_sampled():
     task = Task(load(step, x), structure, x, learn=False, quiet=True)
     truth = np.logaddexp(*(np.log(0.5) + stats.norm.logpdf(x[:, 0], k, 0.5) for k in (0, 1))).sum()
     fit = seeded(0, lambda: importance.fit(task, proposal="prior"))
-    found = seeded(1, lambda: verify.verify(task, fit))
+    fit, found = seeded(1, lambda: verify.verify(task, fit))
     for evidence in (fit.claimed, found):
         assert evidence.kind == "estimate" and abs(evidence.value - truth) < 4 * evidence.se

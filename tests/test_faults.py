@@ -537,7 +537,7 @@ def test_a_program_edited_before_it_is_resumed(monkeypatch):
     Path("program.py").write_text(PROGRAM.replace("loc * SCALE", "pyro.sample('z', dist.Normal(loc, 1.0).to_event(1))"))
     unfinished(monkeypatch, "program.py:model")
     Path("program.py").write_text(Path("program.py").read_text().replace("5.0", "6.0"))
-    with pytest.raises(UsageError, match="the program changed since 'begun' was begun"):
+    with pytest.raises(UsageError, match="the program changed since 'begun' was started"):
         run("program.py:model", resume="begun")
 
 
@@ -672,7 +672,7 @@ def test_a_resumed_run_is_what_it_was_begun_as(monkeypatch):
         ("device", "cpu"),
         ("limit", 7),
     ):
-        with pytest.raises(UsageError, match=f"'begun' was begun with {key}"):
+        with pytest.raises(UsageError, match=f"Expected {key} .* with which 'begun' was started"):
             run(resume="begun", **{key: value})
     assert run(resume="begun").n == 272
 

@@ -251,7 +251,7 @@ def sticky(x=None, size=None):
 def test_chains_that_do_not_agree_are_reported():
     fit = sample(at_theta(sticky, np.zeros((12, 1))), sweeps=10, warmup=0)
     bad = round(12 * fit.notes["rhat"]["frac_above_1.01"])
-    assert bad >= 5 and f"R-hat is above 1.01 for {bad} of 12 data" in fit.warnings[0]
+    assert bad >= 5 and f"R-hat is above 1.01 for {bad} of 12 rows" in fit.warnings[0]
     assert "raise sweeps" in fit.warnings[0]
 
 

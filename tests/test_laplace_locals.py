@@ -137,7 +137,7 @@ def test_modes_that_are_not_reached_are_counted(monkeypatch):
 
     monkeypatch.setattr(newton, "QUASI_STEPS", 0)
     fit = at_theta(local.logistic, local.draw_logistic(20), max_iter=1, tries=0)
-    assert any("did not reach the mode for 20 of 20 data" in w for w in fit.warnings)
+    assert any("did not reach the mode for 20 of 20 rows" in w for w in fit.warnings)
     assert fit.converged is False and fit.notes["modes_not_found"] == 20
 
 
@@ -149,7 +149,7 @@ def test_a_damped_hessian_is_reported():
             return pyro.sample("x", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1), obs=x)
 
     fit = at_theta(flat, np.zeros((4, 1)), tries=0)
-    assert any("not positive definite for 4 of 4 data" in w for w in fit.warnings)
+    assert any("not positive definite for 4 of 4 rows" in w for w in fit.warnings)
 
 
 def test_the_same_seed_gives_the_same_bits_for_each_datum():

@@ -81,7 +81,7 @@ def test_near_misses_are_refused_with_the_site_and_the_reason(program, site):
     assert structure.exact == "no"
     assert site in structure.reason
     assert em.refusal(structure) is not None
-    with pytest.raises(UsageError, match="Methods that can: ais, importance, laplace, svi"):
+    with pytest.raises(UsageError, match="Methods that can: importance, laplace, svi"):
         run(program, X, "em")
 
 

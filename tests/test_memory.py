@@ -196,18 +196,20 @@ def test_posteriors_of_too_many_rows_are_left_out_with_a_word(monkeypatch, tmp_p
 
 
 def test_sums_over_chunks_give_the_same_fit(monkeypatch):
-    """Of more rows than `MOST_SUMMED` an E-step keeps log p(x_i) only summed over chunks."""
+    """Of more rows than `MOST_SUMMED` an E-step keeps log p(x_i) only summed over chunks, and the verified evidence each of
+    them alone."""
+    from inference import em
     from inference._exact import enumeration, linear
 
     x = np.random.default_rng(7).normal(size=(3000, 4))
     x[5, 2] = np.nan
     whole = {model: run(model, x, max_iter=10) for model in ("gmm", "ppca")}
-    for module in (enumeration, linear):
+    for module in (enumeration, linear, em):
         monkeypatch.setattr(module, "MOST_SUMMED", 10)
     for model, one in whole.items():
         other = run(model, x, max_iter=10)
         assert other.claimed.value == pytest.approx(one.claimed.value, rel=1e-12)
-        assert len(other.claimed.per_datum) == 3000
+        assert other.claimed.se == 0 and other.claimed.per_datum is None and len(other.verified.per_datum) == 3000
 
 
 def test_a_large_run_folder_holds_the_data_once_and_is_read_back(monkeypatch, tmp_path):
@@ -228,7 +230,7 @@ def test_a_large_run_folder_holds_the_data_once_and_is_read_back(monkeypatch, tm
     fit = run(program, x, out=tmp_path / "run")
     assert fit.observed["y"] is not None and np.shares_memory(fit.observed["y"], fit.x)
     (warning,) = (w for w in fit.warnings if "leaves out" in w)
-    assert "each row's evidence" in warning and "'y' of observed_data, which x is" in warning
+    assert "each row's evidence" in warning and "'y' of observed_data, equal to x" in warning
     tree = read_netcdf((tmp_path / "run" / "fit.nc").read_bytes())
     assert set(tree["observed_data"].data_vars) == {"x"} and "sample_stats" not in tree
     np.testing.assert_array_equal(tree["observed_data/x"], x)

@@ -108,12 +108,12 @@ def test_a_density_without_latents_is_blamed_on_parameters():
 def test_many_empty_or_collapsed_components_are_one_warning():
     fit = run("gmm", np.ones((30, 2)), "em", components=9)
     assert [w for w in fit.warnings if "empty" in w] == [
-        "8 of 9 components are empty: each holds less than one of 30 data."
+        "8 of 9 components are empty: each holds less than one of 30 rows."
     ]
     x = np.repeat(np.eye(6) * 100, 5, 0)
     fit = run("gmm", x, "em", components=6)
     assert sum("collapsed" in w for w in fit.warnings) == 1
-    assert fit.warnings[0].startswith("6 of 6 components collapsed: in each a variance rests on the floor")
+    assert fit.warnings[0].startswith("6 of 6 components collapsed: in each a variance is at the floor")
 
 
 # ---- what is asked for

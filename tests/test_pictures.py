@@ -346,7 +346,7 @@ def test_formats(faithful: Path, tmp_path: Path, format: str, magic: bytes) -> N
 
 
 def test_what_cannot_be_is_said(faithful: Path, found: Scene, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="known: png, pdf, svg"):
+    with pytest.raises(UsageError, match="Expected png, pdf or svg"):
         plot(faithful, tmp_path, "gif")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="dpi"):
         plot(faithful, tmp_path, dpi=0)

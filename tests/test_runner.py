@@ -409,7 +409,8 @@ def test_a_program_that_simulates_another_size_is_fitted_all_the_same():
     fit = run(program, np.random.default_rng(3).normal(size=(20, 3)), "laplace")
     assert not fit.predictive
     assert (
-        "model(None, size=n) does not simulate (site 'x' has values of shape (7, 3), not (20, 3))" in fit.warnings[-1]
+        "model(None, size=n) does not simulate (site 'x' has values of shape (7, 3), expected (20, 3))"
+        in fit.warnings[-1]
     )
 
 

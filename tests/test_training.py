@@ -1,4 +1,4 @@
-"""Training that can be relied on: killed and gone on with, cut short, held out, not a number."""
+"""Training that can be relied on: killed and resumed, cut short, held out, not a number."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, ho
 def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
     asked = {**SMALL, "epochs": 4, "checkpoint": 0.0}
     stopped_at(monkeypatch, 2, lambda: run("deep_latent_gaussian", PIXELS, "svi", out=tmp_path / "a", **asked))
-    with pytest.raises(UsageError, match="begun with a data that has no name: give it again"):
+    with pytest.raises(UsageError, match="started with a data that has no name: give it again"):
         run(resume=tmp_path / "a")
-    with pytest.raises(UsageError, match="the data are not those that"):
+    with pytest.raises(UsageError, match="the data differ from those that"):
         run(data=1 - PIXELS, resume=tmp_path / "a")
     run("deep_latent_gaussian", PIXELS, "svi", out=tmp_path / "b", **asked)
     run(data=PIXELS, resume=tmp_path / "a")
@@ -98,7 +98,7 @@ def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
 
 
 def test_kill_9(tmp_path, monkeypatch):
-    """A process of its own, killed at some moment of its training, and gone on with by the command that the README has."""
+    """A process of its own, killed at some moment of its training, and resumed by the command that the README has."""
     monkeypatch.chdir(tmp_path)
     np.save("pixels.npy", PIXELS)
     request = ("deep_latent_gaussian", "pixels.npy", "svi")
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_was_cut_short(tmp_path, monkeypatch, capsys):
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     run(resume=tmp_path / "b")
     assert re.search(
-        r"checkpoint '.*state-000009.pt' is damaged; going on from the one before", capsys.readouterr().err
+        r"checkpoint '.*state-000009.pt' is damaged; resuming from the one before", capsys.readouterr().err
     )
     same(tmp_path / "a", tmp_path / "b")
 
@@ -143,9 +143,11 @@ def test_what_cannot_be_gone_on_with(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="there is no checkpoint of it"):
         run(resume=tmp_path / "nothing")
     stopped_at(monkeypatch, 1, lambda: run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked))
-    with pytest.raises(UsageError, match="begun and is not finished: go on with --resume"):
+    with pytest.raises(UsageError, match="is unfinished: continue it with --resume"):
         run("deep_latent_gaussian", source, "svi", out=tmp_path / "a", **asked)
-    with pytest.raises(UsageError, match="begun with model 'deep_latent_gaussian', and 'gmm' is asked for"):
+    with pytest.raises(
+        UsageError, match=r"Expected model .deep_latent_gaussian., with which .* was started, got .gmm."
+    ):
         run("gmm", source, resume=tmp_path / "a")
     with pytest.raises(UsageError, match="other options: latents cannot be changed"):
         run(resume=tmp_path / "a", latents=3)

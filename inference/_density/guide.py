@@ -21,10 +21,10 @@ def refusal(density: LocalDensity) -> str | None:
     """Why the modes of `density` cannot be written as a guide, or None."""
     for place in density.sites:
         if place.fixed is None:
-            return f"the support of '{place.site.name}' may differ from datum to datum"
+            return f"the support of '{place.site.name}' may differ from row to row"
     for site in density.structure.discrete_locals:
         if site.inner > 1 or site.event_shape or site.family not in ("Bernoulli", "Categorical"):
-            return f"the discrete site '{site.name}' ({site.family}) is not one choice a datum"
+            return f"the discrete site '{site.name}' ({site.family}) is not one choice per row"
     return None
 
 
@@ -33,12 +33,12 @@ class ModeGuide(torch.nn.Module):
 
     Sites come one by one: the discrete ones from q(a | x), then each continuous one from its normal given those before it, so
     that together they have the Gaussian's full covariance; but the values of one site in a plate inside `data` are drawn
-    independently given the sites before. Where a datum has several modes each site's is the mixture of their normals, by
+    independently given the sites before. Where a row has several modes each site's is the mixture of their normals, by
     what the sites before leave of each mode's weight. It holds no parameters: other θ or other data want modes of their own.
     """
 
     by_row = True
-    recipe: dict[str, Any] | None = None  # it is found anew, not made again from a file
+    recipe: dict[str, object] | None = None  # it is found again, not read from a file
 
     def __init__(self, density: LocalDensity, modes: Modes) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class ModeGuide(torch.nn.Module):
         q = self.modes if rows is None else self.modes.rows(rows)
         n, M = len(q.mean), self.M
         with pyro.plate("data", n, dim=self.structure.data_dim):
-            chosen = self._draw_discrete(q)  # [T, n], T draws of each datum
+            chosen = self._draw_discrete(q)  # [T, n], T draws of each row
             index = torch.arange(n, device=q.mean.device)[:, None]
             column = chosen.unsqueeze(-1) * M + torch.arange(M, device=index.device)  # [T, n, M]
             share = q.log_evidence_each[index, column].log_softmax(-1)  # of each mode, given the sites before
@@ -110,18 +110,20 @@ class ModeGuide(torch.nn.Module):
             tril = torch.linalg.cholesky(blocks.movedim(-1, 3))
         loc, tril = self._in_place(loc, place, one), self._in_place(tril, place, one, one)
         if place.free:
-            fn: Any = dist.MultivariateNormal(loc, scale_tril=tril)
+            fn: dist.TorchDistribution = dist.MultivariateNormal(loc, scale_tril=tril)
         else:
             fn = dist.Normal(loc[..., 0], tril[..., 0, 0])
         logits = self._in_place(share.unsqueeze(-1).expand(-1, -1, -1, copies), place)
         fn = dist.MixtureSameFamily(dist.Categorical(logits=logits), fn) if M > 1 else _without_modes(fn)
-        parts = []
+        parts: list[transforms.Transform] = []
         if len(place.free) > 1:
             parts.append(transforms.ReshapeTransform(torch.Size([one]), torch.Size(place.free)))
-        parts += [] if place.real else [place.fixed]
+        fixed = place.fixed
+        assert fixed is not None
+        parts += [] if place.real else [fixed]
         with _plates(site, self.structure):
             value = pyro.sample(site.name, dist.TransformedDistribution(fn, parts) if parts else fn)
-        free = value if place.real else place.fixed.inv(value)
+        free = value if place.real else fixed.inv(value)
         return self._flat(free, place)
 
     def _in_place(self, parameter: Tensor, place: Place, *event: int) -> Tensor:
@@ -133,21 +135,21 @@ class ModeGuide(torch.nn.Module):
         return full.reshape(T, *spare, *full.shape[1:]) if T > 1 else full[0]
 
 
-def _without_modes(fn: Any) -> Any:
+def _without_modes(fn: dist.TorchDistribution) -> dist.TorchDistribution:
     """A normal whose last batch dimension, of the modes, is 1, without that dimension."""
     if isinstance(fn, dist.Normal):
         return dist.Normal(fn.loc[..., 0], fn.scale[..., 0])
     return dist.MultivariateNormal(fn.loc[..., 0, :], scale_tril=fn.scale_tril[..., 0, :, :])
 
 
-def _choice(site: Site, values: Tensor, logits: Tensor) -> Any:
+def _choice(site: Site, values: Tensor, logits: Tensor) -> dist.TorchDistribution:
     """A discrete site's distribution over its `values`, ascending."""
     if site.family == "Categorical":
         return dist.Categorical(logits=logits)
     return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])
 
 
-def _plates(site: Site, structure: Structure) -> Any:
+def _plates(site: Site, structure: Structure) -> contextlib.ExitStack:
     """The plates inside `data` that a site stands in, under names of the guide's own."""
     stack = contextlib.ExitStack()
     for dim, size in site.inner_dims:

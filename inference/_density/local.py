@@ -1,10 +1,10 @@
-"""The density of each datum with its latents, log p(x_i, a, z; θ): what Newton's method climbs and annealing walks on.
+"""The density of each row with its latents, log p(x_i, a, z; θ): what Newton's method climbs and annealing walks on.
 
 `a` is one of the A joint values of the discrete local latents; z are the L numbers of the continuous ones in unconstrained
 coordinates, and the density is theirs: the log-determinant of the map to constrained values is in it. The map is found
 site by site as the program runs, so a support may depend on parameters, on the row, and on the latents before it.
 
-Every evaluation is one plain run of the program on a batch of rows: what is asked for many times of a datum (draws,
+Every evaluation is one plain run of the program on a batch of rows: what is asked for many times of a row (draws,
 chains, assignments) is asked as that many rows. So any program serves, also one that cannot take dimensions left of `data`.
 """
 
@@ -14,12 +14,16 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import transforms
+from torch.distributions.constraints import Constraint, independent
 
 from inference._numerics.coordinates import bijection
 from inference._numerics.slices import fitting, slices
@@ -27,20 +31,20 @@ from inference._sampling.weights import unmasked
 from zoo._program.latents import joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Site, Structure
-from zoo._program.trace import altered, is_local, is_plain, per_datum, sample_nodes
+from zoo._program.trace import Node, altered, is_local, is_plain, node_of, nodes_of, per_datum, sample_nodes, support_of
 
 NUMBERS = 2**24  # that a chunk's graph may hold, roughly
 FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw rounded onto the edge of its support
 
 
 def refusal(structure: Structure) -> str | None:
-    """Why the program has no such density for each datum by itself, or None."""
+    """Why the program has no such density for each row by itself, or None."""
     if not structure.by_row:
         return structure.reason
     if structure.global_latents:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)
-        return f"the global latents {names}, which belong to all data at once, stand beside the local {local}"
+        return f"the program has global latents, {names}, beside the local {local}"
     for site in structure.continuous_locals:
         if site.family == "Delta":
             return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
@@ -60,7 +64,7 @@ class Place:
     plates: tuple[int, ...]  # the extents of its inner plates, as dimensions of the program, the data's taken out
     data: int  # where among them the data dimension goes
     free: tuple[int, ...]  # the shape of one value in unconstrained coordinates
-    fixed: Any  # its bijection where that is the same in every run, else None
+    fixed: transforms.Transform | None  # its bijection where that is the same in every run, else None
     real: bool  # whether it is the identity
 
 
@@ -80,7 +84,7 @@ class LocalDensity:
         self.A = structure.assignments
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(0)
-            trace: Any = program.trace(x[:2])
+            trace = program.trace(x[:2])
         nodes = {n["name"]: n for n in sample_nodes(trace) if is_local(n)}
         discrete = [s.name for s in structure.discrete_locals]
         self._tables = {
@@ -94,7 +98,7 @@ class LocalDensity:
         self.assignments = {s.name: self._by_datum(self._tables[s.name], s) for s in structure.discrete_locals}
         self._tiled: tuple[int, Tensor] | None = None
 
-    def _place(self, site: Site, node: Any) -> Place:
+    def _place(self, site: Site, node: Node) -> Place:
         transform = _bijection(node["fn"].support)
         free = transform.inv(node["value"])
         batch = free.shape[: free.dim() - (len(site.event_shape) - _lost(transform))]
@@ -169,7 +173,7 @@ class LocalDensity:
 
     def _run(
         self, z: Tensor, assignment: Tensor | None, parameters: Mapping[str, Tensor] | None
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Trace, dict[str, Tensor]]:
         flat = z.reshape(-1, self.L)
         free = _Free({p.site.name: _in_program(flat[:, p.part], p) for p in self.sites})
         chosen = _chosen(assignment, z).reshape(-1)
@@ -202,7 +206,7 @@ class LocalDensity:
         T, n = z.shape[:2]
         out = {}
         if any(p.fixed is None for p in self.sites):
-            nodes: dict[str, Any] = self._run(z, assignment, None)[0].nodes
+            nodes = nodes_of(self._run(z, assignment, None)[0])
         for p in self.sites:
             if p.fixed is not None:
                 value = p.fixed(z[..., p.part].reshape(T * n, *p.plates, *p.free))
@@ -219,8 +223,8 @@ class LocalDensity:
         """[m, plates, event] → [m, inner plates, event], without the ones of plates that are not the site's."""
         return value.reshape(len(value), *(size for _, size in site.inner_dims), *site.event_shape)
 
-    def marginals(self, weights: Tensor) -> dict[str, Any]:
-        """Site → q(z = k | x_i) [n, K] as an array, from q(a | x_i) [n, A]; for discrete sites with one value a datum."""
+    def marginals(self, weights: Tensor) -> dict[str, np.ndarray]:
+        """Site → q(z = k | x_i) [n, K] as an array, from q(a | x_i) [n, A]; for discrete sites with one value per row."""
         out, weights = {}, weights.detach().cpu()
         for site in self.structure.discrete_locals:
             if site.inner == 1 and not site.event_shape:
@@ -236,7 +240,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment.reshape(-1)]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False):
-            trace: Any = self.program.trace(self._repeated(columns), latents=discrete)
+            trace = self.program.trace(self._repeated(columns), latents=discrete)
         return self._read(trace).reshape(draws, self.n, self.L)
 
     @torch.no_grad()
@@ -246,14 +250,14 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), _Middle({p.site.name for p in self.sites}):
-            trace: Any = self.program.trace(self.x, latents=discrete)
+            trace = self.program.trace(self.x, latents=discrete)
         return self._read(trace)
 
-    def _read(self, trace: Any) -> Tensor:
+    def _read(self, trace: Trace) -> Tensor:
         """The continuous sites of a trace as z [columns, L]."""
         parts = []
         for p in self.sites:
-            node = trace.nodes[p.site.name]
+            node = node_of(trace, p.site.name)
             value = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)
             free = _bijection(node["fn"].support).inv(value)
             if not p.real:
@@ -270,7 +274,7 @@ class _Free(Messenger):
         self.free = free
         self.log_det: dict[str, Tensor] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         free = self.free.get(msg["name"])
         if free is None:
             return
@@ -290,12 +294,12 @@ class _Middle(Messenger):
         super().__init__()
         self.names = names
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         if msg["name"] not in self.names:
             return
         try:
             mean = msg["fn"].mean
-            if bool(mean.isfinite().all()) and bool(torch.as_tensor(msg["fn"].support.check(mean)).all()):
+            if bool(mean.isfinite().all()) and bool(torch.as_tensor(support_of(msg["fn"]).check(mean)).all()):
                 msg["value"] = mean
         except NotImplementedError:
             pass
@@ -306,18 +310,18 @@ def _in_program(part: Tensor, place: Place) -> Tensor:
     return part.reshape(len(part), *place.plates, *place.free).movedim(0, place.data)
 
 
-def _natural(table: Tensor, node: Any, depth: int) -> Tensor:
+def _natural(table: Tensor, node: Node, depth: int) -> Tensor:
     """[A, 1, …, event] with as many plate dimensions as the site itself has."""
     spare = depth - len(node["fn"].batch_shape)
     return table.reshape(len(table), *table.shape[1 + max(0, spare) :])
 
 
-def _lost(transform: Any) -> int:
+def _lost(transform: transforms.Transform) -> int:
     """How many event dimensions fewer the free numbers have."""
     return transform.codomain.event_dim - transform.domain.event_dim
 
 
-def _identity(transform: Any) -> bool:
+def _identity(transform: transforms.Transform) -> bool:
     parts = getattr(transform, "parts", None)
     if parts is not None:
         return all(_identity(p) for p in parts)
@@ -325,7 +329,7 @@ def _identity(transform: Any) -> bool:
     return base is not None and _identity(base)
 
 
-def _same_everywhere(support: Any) -> bool:
+def _same_everywhere(support: object) -> bool:
     """Whether a support has no bounds that could be other ones for another row, latent or θ."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
@@ -337,6 +341,12 @@ def _chosen(assignment: Tensor | None, z: Tensor) -> Tensor:
     return torch.zeros(z.shape[:-1], dtype=torch.long, device=z.device) if assignment is None else assignment
 
 
-def _bijection(support: Any) -> Any:
+def _bijection(support: Constraint | None) -> transforms.Transform:
     """From free numbers onto the support; a mixture's is that of its components."""
-    return bijection(support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support)
+    inner = (
+        cast(independent, support).base_constraint
+        if type(support).__name__ == "MixtureSameFamilyConstraint"
+        else support
+    )
+    assert inner is not None
+    return bijection(inner)

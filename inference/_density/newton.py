@@ -23,7 +23,7 @@ from inference._density.local import LocalDensity
 from inference._numerics import definite
 
 LOG_2PI = math.log(2 * math.pi)
-COPIES = 16  # of a datum's width that derivatives keep, roughly
+COPIES = 16  # of a row's width that derivatives keep, roughly
 STEP_FLOOR = 1e-4  # of an eigenvalue in a step, with ones on the diagonal
 FLOOR = 1e-9  # of one at the mode, where rounding allows
 QUASI_STEPS = 15  # at most, between two Hessians
@@ -102,7 +102,7 @@ class Modes:
         log_weight = self.log_evidence_each.log_softmax(1)[index, column]
         if self.mean.shape[1] == 1:
             tril, away = self.scale_tril[:, 0], z - self.mean[:, 0]
-            flat = away.reshape(-1, *away.shape[-2:]).permute(1, 2, 0)  # [n, L, draws]: one solve a datum
+            flat = away.reshape(-1, *away.shape[-2:]).permute(1, 2, 0)  # [n, L, draws]: one solve per row
             white = torch.linalg.solve_triangular(tril, flat, upper=False).square().sum(1).mT.reshape(away.shape[:-1])
         else:
             tril, away = self.scale_tril[index, column], z - self.mean[index, column]
@@ -122,7 +122,7 @@ def modes(
     tol: float = 1e-9,
     step: Callable[[int], object] | None = None,
 ) -> Modes:
-    """The modes over z of `density` for each datum and assignment, with the Gaussians there.
+    """The modes over z of `density` for each row and assignment, with the Gaussians there.
 
     - `start` [n, A, L]: where to begin. Besides, or alone where None, the prior's middle and `tries` draws from the prior
       are looked at, and each pair begins at the place of highest density; with `start` and `tries=0` at `start`.
@@ -185,7 +185,7 @@ def _begin(density: LocalDensity, assignment: Tensor, start: Tensor | None, trie
         row = first + int((~highest.isfinite()).nonzero()[0, 0]) // A
         raise ArithmeticError(
             f"log p(x, z) of row {row} (counting from 0) is not finite at any of {len(places)} places tried for z: the "
-            "program's density there is zero, or overflows. Standardise the data, or give the latents a narrower prior."
+            "program's density there is zero, or overflows. Standardize the data, or give the latents a narrower prior."
         )
     return best
 
@@ -193,7 +193,7 @@ def _begin(density: LocalDensity, assignment: Tensor, start: Tensor | None, trie
 class _Climb:
     """Climbs of m pairs (row, assignment) side by side.
 
-    A Hessian costs L passes backward through the program and a gradient one. So between two looks each pair goes on by
+    A Hessian costs L passes backward through the program and a gradient one. So between two looks each pair continues by
     quasi-Newton steps, its inverse Hessian brought up to date by its gradients (BFGS; Nocedal & Wright 2006, §6.1).
 
     Every tensor here has a place for each of the m pairs, and every set of pairs is a tensor of their numbers. With m = 4:
@@ -330,7 +330,7 @@ def derivatives(density: LocalDensity, z: Tensor, assignment: Tensor) -> tuple[T
 
 
 def curvature(value: Tensor, z: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Gradient [n, L] of value [n] in z [n, L], each datum's own, and H [n, L, L]; `keep`: H is differentiable again."""
+    """Gradient [n, L] of value [n] in z [n, L], each row's own, and H [n, L, L]; `keep`: H is differentiable again."""
     (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, materialize_grads=True)
     L = z.shape[1]
     if not gradient.requires_grad:  # linear in z

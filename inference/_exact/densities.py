@@ -11,9 +11,9 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact.engine import Statistics, Values
@@ -111,14 +111,14 @@ class Densities:
 
     def _trace(
         self, x: Tensor, parameters: Values | None = None, globals: Values | None = None, raw: bool = False
-    ) -> Any:
+    ) -> Trace:
         return self.program.trace(x, parameters=parameters, latents={**self.assignments, **(globals or {})}, raw=raw)
 
     # ------------------------------------------------------------------------------------------------- densities
 
     def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
         """The local sites at these values, and the log prior of the globals (nats)."""
-        with one_thread():  # for two rows, threads would do nothing but wait for each other
+        with one_thread():  # for two rows, threads would only wait for each other
             trace = self._trace(self._probe, parameters, globals, raw=True)
         views = []
         for node in local_nodes(trace):
@@ -175,7 +175,7 @@ class Densities:
         return total.expand(self.A, n).mT
 
     def chunks(self, views: list[View] | None = None) -> Iterator[slice]:
-        """Slices of rows whose temporaries stay small: whatever the sites need, or what `views` do."""
+        """Slices of rows whose temporaries stay small: as the sites need, or the `views`."""
         observed = {n: v.shape[1] for n, v in self.values.items() if n not in self.assignments}
         if views is not None and traceless(views):
             width = max([self.families[name].width(entries, self.A) for name, entries in observed.items()], default=1)

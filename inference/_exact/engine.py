@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact.copies import Copy
 from inference._families._family import Family, Floor
@@ -71,6 +72,7 @@ class Plan:
         return replace(self, copies=copies, numeric=(*self.numeric, *moved)) if moved else self
 
 
+MOST_SUMMED = 2**21  # rows: of more, an E-step keeps log p(x_i) summed over chunks alone
 S = TypeVar("S", bound=Statistics)
 P = TypeVar("P", bound=Plan)
 
@@ -183,7 +185,7 @@ class Engine(ABC, Generic[S, P]):
         plan: P,
         stats: S,
         globals: dict[str, Tensor],
-        supports: Mapping[str, Any],
+        supports: Mapping[str, Constraint],
         floor: Floor,
         responsibilities: Rows | None = None,
         iterations: int = 10,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact import mstep
 from inference._exact.densities import Densities, SiteStatistics, Sums, View
-from inference._exact.engine import Engine, Plan, Points, Rows, Values
+from inference._exact.engine import MOST_SUMMED, Engine, Plan, Points, Rows, Values
 from inference._families._family import Floor
-
-MOST_SUMMED = 2**21  # rows: of more, an E-step keeps log p(x_i) summed over chunks alone
 
 
 class Enumeration(Densities, Engine[SiteStatistics, Plan]):
@@ -131,7 +129,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         plan: Plan,
         stats: SiteStatistics,
         globals: dict[str, Tensor],
-        supports: Mapping[str, Any],
+        supports: Mapping[str, Constraint],
         floor: Floor,
         responsibilities: Rows | None = None,
         iterations: int = 10,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact.engine import Values
@@ -12,6 +11,7 @@ from inference._exact.reading import local_nodes, observed, probe
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Structure
+from zoo._program.trace import Node
 
 
 class LatentProgram:
@@ -39,18 +39,18 @@ class LatentProgram:
         parameters: Values | None = None,
         globals: Values | None = None,
         raw: bool = False,
-    ) -> Any:
+    ) -> Trace:
         """The program at z [A·T, n or 1, L]: T points under each assignment."""
         T = len(z) // self.A
         discrete = {k: v.repeat_interleave(T, 0) for k, v in self.assignments.items()}
         latents = {**discrete, **self.layout.unflatten(z), **(globals or {})}
         return self.program.trace(x, parameters=parameters, latents=latents, raw=raw)
 
-    def probed(self, parameters: Values | None = None, globals: Values | None = None) -> Any:
+    def probed(self, parameters: Values | None = None, globals: Values | None = None) -> Trace:
         """The trace of two rows at z = 0 and the unit vectors: sites that are linear in z, and the same for all rows, show
         all of themselves there."""
         return self.trace(self._probe, self.units(), parameters, globals, raw=True)
 
-    def observed(self, node: Any) -> Tensor:
+    def observed(self, node: Node) -> Tensor:
         """What a site observes [N, …], NaN where unobserved; `node` is its node in `probed`."""
         return observed(node, self._probe, self.x, lambda rows: self.trace(rows, self.units(), raw=True))

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact import linear_mstep
-from inference._exact.engine import Rows, Values
+from inference._exact.engine import MOST_SUMMED, Rows, Values
 from inference._exact.gaussian import CONDITION, Gaussian, condition, least_squares
 from inference._exact.linear_model import LinearModel, Sites
 from inference._exact.linear_mstep import LinearPlan
 from inference._exact.moments import Moments, Posterior
-from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, LOG_2PI, MOST_SUMMED, NormalEngine
+from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, LOG_2PI, NormalEngine
 from inference._exact.quadratic import Quadratic
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
@@ -276,7 +276,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         plan: LinearPlan,
         stats: Moments,
         globals: dict[str, Tensor],
-        supports: Mapping[str, Any],
+        supports: Mapping[str, Constraint],
         floor: Floor,
         responsibilities: Rows | None = None,
         iterations: int = 10,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact import copies
 from inference._exact.copies import Copy, Given, parts_of
@@ -124,7 +124,7 @@ def m_step(
     plan: LinearPlan,
     moments: Moments,
     globals: dict[str, Tensor],
-    supports: Mapping[str, Any],
+    supports: Mapping[str, Constraint],
     floor: Floor,
     iterations: int,
 ) -> dict[str, Tensor]:

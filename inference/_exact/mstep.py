@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact import copies
 from inference._exact.copies import Given, parts_of
@@ -50,7 +50,7 @@ def m_step(
     plan: Plan,
     stats: SiteStatistics,
     globals: dict[str, Tensor],
-    supports: Mapping[str, Any],
+    supports: Mapping[str, Constraint],
     floor: Floor,
     responsibilities: Rows | None = None,
     iterations: int = 10,

@@ -16,7 +16,6 @@ from inference._exact.moments import Posterior
 CHUNK_NUMBERS = 2**20  # numbers in the temporaries of a chunk
 CHUNK_ROWS = 8192
 LEAST_ROWS = 16
-MOST_SUMMED = 2**21  # rows: of more, an E-step keeps log p(x_i) summed over chunks alone
 LOG_2PI = math.log(2 * math.pi)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact.engine import Values
 from inference._numerics import lbfgs
@@ -17,7 +17,7 @@ def climb_numerically(
     program: Program,
     names: tuple[str, ...],
     globals: dict[str, Tensor],
-    supports: Mapping[str, Any],
+    supports: Mapping[str, Constraint],
     expected: Callable[[Values, Values], Tensor],
     N: int,
     iterations: int,

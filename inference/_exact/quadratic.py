@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
-from inference._exact.engine import Plan, Rows, Values
+from inference._exact.engine import MOST_SUMMED, Plan, Rows, Values
 from inference._exact.gaussian import solid
 from inference._exact.moments import Posterior, Posteriors
-from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, LOG_2PI, MOST_SUMMED, NormalEngine
+from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, LOG_2PI, NormalEngine
 from inference._exact.numeric import climb_numerically
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
@@ -139,7 +139,7 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
         plan: Plan,
         stats: Posteriors,
         globals: dict[str, Tensor],
-        supports: Mapping[str, Any],
+        supports: Mapping[str, Constraint],
         floor: Floor,
         responsibilities: Rows | None = None,
         iterations: int = 10,

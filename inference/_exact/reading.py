@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from zoo._program.trace import is_local
+from zoo._program.trace import Node, is_local, node_of, nodes_of
 
 ROWS = 4096  # that are traced at once
 
 
-def local_nodes(trace: Any) -> list[Any]:
+def local_nodes(trace: Trace) -> list[Node]:
     """The nodes of the local sites of a trace."""
-    return [n for n in trace.nodes.values() if n["type"] == "sample" and is_local(n)]
+    return [n for n in nodes_of(trace).values() if n["type"] == "sample" and is_local(n)]
 
 
 def probe(x: Tensor) -> Tensor:
@@ -23,14 +23,14 @@ def probe(x: Tensor) -> Tensor:
     return x[[0, -1]].nan_to_num(0.0) if len(x) else x
 
 
-def observed(node: Any, few: Tensor, x: Tensor, trace: Callable[[Tensor], Any]) -> Tensor:
+def observed(node: Node, few: Tensor, x: Tensor, trace: Callable[[Tensor], Trace]) -> Tensor:
     """What a site observes [N, …], NaN where unobserved; `node` is its node in a trace of the rows `few`.
 
     x itself where the site observes that, without a copy.
     """
     if is_same(node["value"], few):
         return x
-    return torch.cat([trace(rows).nodes[node["name"]]["value"] for rows in x.split(ROWS)])
+    return torch.cat([node_of(trace(rows), node["name"])["value"] for rows in x.split(ROWS)])
 
 
 def is_same(value: Tensor, x: Tensor) -> bool:

@@ -76,6 +76,11 @@ class Family:
 
     A family knows distributions, never models: it sees parameters [A, E] (A assignments, E entries of an event) and data
     [n, E]. All log-densities are in nats. A subclass in a public file of this folder serves its `distribution`.
+
+        >>> from inference._families.poisson import Poisson
+        >>> x, params = torch.tensor([[0.0], [5.0]]), {"rate": torch.tensor([[1.0], [4.0]])}  # two rows, two assignments
+        >>> Poisson(x).log_prob(x, params).argmax(1).tolist()
+        [0, 1]
     """
 
     distribution: ClassVar[type[Distribution]]  # the class that it serves, and no subclass of it

@@ -47,7 +47,7 @@ class Categorical(Family):
         counts = pool.total(stats["counts"]).reshape(-1, categories)
         total = counts.sum(1, keepdim=True)
         probs = counts / total.clamp(min=tiny(counts))
-        # a category that nobody is in keeps a weight that is positive, if only just: its logarithm stays finite
+        # a category without rows keeps a weight that is positive, if only just: its logarithm stays finite
         smallest = tiny(counts)
         probs = probs.clamp(min=smallest) / probs.clamp(min=smallest).sum(1, keepdim=True)
         value = probs.log() if name == "logits" else probs

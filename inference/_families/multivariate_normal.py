@@ -120,7 +120,7 @@ class MultivariateNormal(Gaussian):
         assert blocks is not None  # `closed` said so
         moments, groups = stats["moments"], pool.value.numel() // size
         n = moments.new_zeros(groups).index_add(0, blocks, moments[:, -1, -1])
-        # a group with hardly a datum to its name says nothing: it keeps what it has
+        # a group with almost no rows determines nothing: it keeps its value
         known = n > 10 * torch.finfo(n.dtype).eps
         if name == self.location:
             value = self._locs(blocks, groups, moments, params)

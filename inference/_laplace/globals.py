@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +81,7 @@ def _unbounded_is_a_refusal() -> Iterator[None]:
     except (ValueError, torch.linalg.LinAlgError, ArithmeticError) as error:
         raise Refusal(
             "laplace found no mode: the density grows without bound on these data (a component or a noise collapses on a "
-            "few of them). em rests such a variance on a floor; else ask for fewer components, or priors."
+            "few of them). em holds such a variance at a floor; else ask for fewer components, or priors."
         ) from error
 
 
@@ -114,7 +113,7 @@ def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol
     optimiser.step(loss)
     flat = begin + unit * walk.detach()
     if not bool(flat.isfinite().all()):
-        raise ArithmeticError("laplace: the climb to the mode ran off to infinity; try another seed, or priors.")
+        raise ArithmeticError("laplace: the climb to the mode diverged to infinity; try another seed, or priors.")
     value, hessian = _value_and_hessian(density, flat)
     for _ in range(20):
         gradient = _gradient(density, flat)
@@ -215,7 +214,7 @@ def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> d
     return {n: torch.cat(v).numpy() for n, v in drawn.items()}
 
 
-def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, Any]:
+def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, object]:
     notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
     if task.structure.continuous_locals:
         names = ", ".join(f"'{s.name}'" for s in task.structure.continuous_locals)
@@ -229,7 +228,7 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
 def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
     if not point:
         exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact")
-        # what is observed outside the data plate belongs to no datum
+        # what is observed outside the data plate belongs to no row
         return replace(exact, value=exact.value + float(task.engine.log_prior().detach()))
     # θ is a point: only the globals' block of the Hessian is integrated over
     _, index = coordinates.part(set(point))

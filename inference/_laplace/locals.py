@@ -1,8 +1,8 @@
-"""Laplace's approximation for local latents that are not exact: a Gaussian a datum (for each joint value of the discrete).
+"""Laplace's approximation for local latents that are not exact: a Gaussian per row (for each joint value of the discrete).
 
 θ climbs Laplace's log p(x) itself, with the modes moving along: its derivative takes in that of every mode and of every
 determinant (`newton.log_evidence`; Kristensen et al. 2016). It is an estimate, and may reward a θ whose posteriors are least
-like Gaussians: so each datum's Gaussian is checked as a proposal for importance sampling.
+like Gaussians: so each row's Gaussian is checked as a proposal for importance sampling.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from inference._numerics.psis import psis
 from inference._sampling.khat import count_above, of_rows
 
 SMALL = 3_000_000  # numbers in all Hessians' columns, up to which L-BFGS sees all data at once
-RISE = 1e-4  # nats a datum that an epoch should gain, smoothed
+RISE = 1e-4  # nats per row that an epoch should gain, smoothed
 PATIENCE = 10  # epochs without it after which the rate is halved
 HALVINGS = 6
 WARM_ITERATIONS = 20
@@ -48,12 +48,12 @@ class Options:
 
 @dataclass
 class _History:
-    objective: list[float] = field(default_factory=list)  # nats a datum
+    objective: list[float] = field(default_factory=list)  # nats per row
     converged: bool = True
 
 
 def fit(task: Task, start: Start, options: Options) -> Fit:
-    """Learn θ where the task says so, then find every datum's mode, and say how like a Gaussian its posterior is."""
+    """Learn θ where the task says so, then find every row's mode, and say how like a Gaussian its posterior is."""
     history, learner = _History(), None
     if task.learn:
         begin(task, start, task.seed)
@@ -77,7 +77,7 @@ def fit(task: Task, start: Start, options: Options) -> Fit:
 
 
 class _Learner:
-    """Laplace's evidence as a function of θ; each datum's modes are looked for where they last were."""
+    """Laplace's evidence as a function of θ; each row's modes are looked for where they last were."""
 
     def __init__(self, density: LocalDensity, options: Options) -> None:
         self.density, self.options = density, options
@@ -112,7 +112,7 @@ def _all_at_once(learner: _Learner, parameters: list[Tensor], options: Options, 
         if not np.isfinite(value):
             raise ArithmeticError(f"the evidence became {value}")
         history.objective.append(value)
-        step(note=f"{value:.4f} nats a datum")
+        step(note=f"{value:.4f} nats per row")
         return torch.tensor(-value, dtype=parameters[0].dtype)
 
     rates = (1.0, 0.1, 0.01)
@@ -139,7 +139,7 @@ def _in_batches(learner: _Learner, parameters: list[Tensor], options: Options, s
                 f"laplace stopped at epoch {epoch + 1}: the evidence became {mean}; try a smaller lr."
             )
         history.objective.append(mean)
-        step(note=f"{mean:.4f} nats a datum")
+        step(note=f"{mean:.4f} nats per row")
         smoothed = 0.8 * smoothed + 0.2 * mean if epoch else mean
         best, since = (smoothed, 0) if smoothed > best + RISE else (best, since + 1)
         if since >= PATIENCE:
@@ -188,7 +188,7 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
 
 
 class _Drawn:
-    """Draws from each datum's Gaussian: posterior draws, and importance weights that tell how near it is."""
+    """Draws from each row's Gaussian: posterior draws, and importance weights that tell how near it is."""
 
     def __init__(self, density: LocalDensity, modes: Modes, samples: int, draws: int) -> None:
         self.density, self.modes, self.samples, self.draws = density, modes, samples, draws
@@ -242,18 +242,18 @@ def _warnings(task: Task, modes: Modes, drawn: _Drawn, history: _History, option
     n, out = len(task.x), []
     if lost := int((~modes.converged).any(1).sum()):
         out.append(
-            f"Newton's method did not reach the mode for {lost} of {n} data (the worst has {float(modes.decrement.max()):.2g} "
+            f"Newton's method did not reach the mode for {lost} of {n} rows (the worst has {float(modes.decrement.max()):.2g} "
             "nats to gain): raise max_iter, or tries; a density with kinks (a relu decoder) may have its mode at one."
         )
     if damped := int(modes.damped.any(1).sum()):
         out.append(
-            f"the Hessian at the mode is not positive definite for {damped} of {n} data, and was damped: their posteriors "
+            f"the Hessian at the mode is not positive definite for {damped} of {n} rows, and was damped: their posteriors "
             "are flat in some direction, and their evidence cannot be trusted."
         )
     if drawn.khat is not None and (bad := count_above(drawn.khat)):
         out.append(
-            f"{of_rows(bad, n)}: their posteriors have tails that a Gaussian lacks, and the evidence "
-            "claimed for them is to be checked by another method at the same θ (zoo infer RUN --method ais)."
+            f"{of_rows(bad, n)}: their posteriors have heavier tails than a Gaussian. Check the evidence claimed for them by "
+            "another method at the same θ (zoo infer RUN --method ais)."
         )
     if not history.converged:
         out.append("laplace did not converge: the evidence was still rising; raise max_iter or epochs.")

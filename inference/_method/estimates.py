@@ -70,7 +70,7 @@ class Estimates:
 
     @property
     def khat(self) -> Tensor:
-        """PSIS k-hat [n]: inf for rows that are alone, since equal weights tell nothing of a state never visited."""
+        """PSIS k-hat [n]: inf for rows that are alone, since equal weights say nothing about a state that was never visited."""
         return self.shape.masked_fill(self.alone, torch.inf)
 
     @property
@@ -104,7 +104,7 @@ class Estimates:
         doubtful = int(self.doubtful.sum())
         if not doubtful:
             return None
-        reasons = [f"{text} for {int(bad.sum())} of {self.n} data" for text, bad in self._reasons() if bool(bad.any())]
+        reasons = [f"{text} for {int(bad.sum())} of {self.n} rows" for text, bad in self._reasons() if bool(bad.any())]
         return (
             f"{what} is a lower bound, not an estimate: the weights of {doubtful} of {self.n} rows cannot be trusted "
             f"({'; '.join(reasons)}). {remedy}"

@@ -20,11 +20,15 @@ Kind = Literal["exact", "lower bound", "estimate"]
 class Evidence:
     """log p(x), in nats, and what kind of statement it is.
 
+        >>> import numpy as np
+        >>> print(Evidence.from_per_datum(np.array([-1.0, -2.5]), "lower bound", np.array([0.3, 0.4])))
+        -3.500 ± 0.500 nats, lower bound
+
     - `value`: the total over the data (plus, where global latents are integrated out, their share).
     - `kind`: "exact"; "lower bound" (the expectation of `value` lies below the truth); or "estimate".
     - `se`: Monte Carlo standard error of `value`; 0 for a deterministic figure; None where there is none to give
       (a deterministic approximation, such as Laplace's).
-    - `per_datum`: [n] log p(x_i), or None where the evidence does not split over the data.
+    - `per_datum`: [n] log p(x_i), or None where the evidence does not split over rows, or they are too many to be held twice.
     - `se_per_datum`: [n] the standard error of each; None where there is none to give, or none is needed.
     - `given`: what it is conditional on besides θ, in words ("the posterior mode of locs, weights"); "" when nothing.
     """
@@ -77,7 +81,7 @@ class GlobalGaussian:
 class Fit:
     """What one method found on one program and data set: θ, q(z | x), evidence and diagnostics.
 
-    A method makes it in one piece, and nothing of it changes afterwards. Arrays are numpy, in the dtype of the run.
+    A method makes it in one piece, and it does not change afterwards. Arrays are NumPy, in the dtype of the run.
 
         >>> import numpy as np
         >>> fit = Fit({"loc": np.zeros(2)}, Evidence(-3.5, 0.0, "exact"), notes={"iterations": 4})
@@ -92,8 +96,8 @@ class Fit:
     deviations: Arrays = field(default_factory=dict)  # the same, posterior standard deviation
     probabilities: Arrays = field(default_factory=dict)  # discrete local site -> [n, ..., support]
     standard_errors: Arrays = field(default_factory=dict)  # like `parameters`
-    khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each datum
-    ess: np.ndarray | None = None  # [n], effective sample size of each datum
+    khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each row
+    ess: np.ndarray | None = None  # [n], effective sample size of each row
     trace: Arrays = field(default_factory=dict)  # name -> [iterations]
     converged: bool | None = None  # None where that is not known
     warnings: list[str] = field(default_factory=list)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact.choose import engine_for
 from inference._exact.engine import AnyEngine, Plan, Rows, Statistics
@@ -18,7 +21,7 @@ from inference._method.progress import Step, progress
 from inference._numerics.coordinates import bijection
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
-from zoo._program.trace import outside_log_prob
+from zoo._program.trace import node_of, outside_log_prob
 
 
 class Checkpoints(Protocol):
@@ -27,11 +30,11 @@ class Checkpoints(Protocol):
     def due(self) -> bool:
         """Whether it is time for the next."""
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, state: Mapping[str, object]) -> None:
         """Keep this state."""
 
     def read(self) -> dict[str, Any] | None:
-        """The state to go on from; None where training begins."""
+        """The state to resume from; None where training begins."""
 
 
 @dataclass
@@ -39,6 +42,14 @@ class Task:
     """One program on one data set. Methods change the program's parameters in place, and nothing else.
 
     `learn`: False keeps θ as it is. `draws`: how many posterior draws the fit should hold.
+
+        >>> from zoo._program.describe import describe
+        >>> from zoo._program.load import load
+        >>> x = torch.tensor([[0.0], [1.0], [9.0]], dtype=torch.float64)
+        >>> program = load("gmm", x, {"components": 2})
+        >>> task = Task(program, describe(program, x), x)
+        >>> sorted(task.theta()), task.engine.per_datum().shape
+        (['locs', 'scale_tril', 'weights'], torch.Size([3]))
     """
 
     program: Program
@@ -48,17 +59,17 @@ class Task:
     learn: bool = True
     draws: int = 200
     quiet: bool = False
-    guide: torch.nn.Module | None = None  # a guide that was fitted before, to go on from
-    globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to go on from
+    guide: torch.nn.Module | None = None  # a guide that was fitted before, to continue with
+    globals: dict[str, Tensor] = field(default_factory=dict)  # point values of the global latents, to continue with
     limit: int = ENUMERATION_LIMIT  # joint values of discrete latents that may be enumerated
     intensities: Tensor | None = None  # [N, …] of which x is one binarisation, where each epoch is to draw its own
-    checkpoints: Checkpoints | None = None  # where training leaves its state, and goes on from
+    checkpoints: Checkpoints | None = None  # where training leaves its state, and resumes from
     numeric: set[str] = field(default_factory=set)  # parameters whose closed form turned out not to hold
     _plan: Plan | None = field(default=None, init=False, repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training; all else is on the CPU
 
     def at_epoch(self, epoch: int) -> Tensor:
-        """The data as training sees them at an epoch: the same, or binarised anew (Salakhutdinov & Murray 2008)."""
+        """The data as training sees them at an epoch: the same, or binarised again (Salakhutdinov & Murray 2008)."""
         if self.intensities is None:
             return self.x
         generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + epoch)
@@ -81,7 +92,7 @@ class Task:
 
     @property
     def engine(self) -> AnyEngine:
-        """The exact engine, for a method whose `refusal` has made sure that there is one."""
+        """The exact engine, for a method whose `refusal` has ensured that there is one."""
         if self.exact is None:
             raise TypeError(f"the posterior of '{self.program.name}' is not exact: {self.structure.reason}")
         return self.exact
@@ -118,9 +129,9 @@ class Task:
         return self.engine.m_step(how, stats, globals, self.global_supports, floor, responsibilities, iterations)
 
     @cached_property
-    def global_supports(self) -> dict[str, Any]:
+    def global_supports(self) -> dict[str, Constraint]:
         """Global latent site → its support."""
-        return {n: fn.support for n, fn in self._global_priors().items()}
+        return {n: cast(Constraint, fn.support) for n, fn in self._global_priors().items()}
 
     def global_start(self) -> dict[str, Tensor]:
         """A point value for each global latent: the one given, else its prior mean, else the middle of its support."""
@@ -137,13 +148,13 @@ class Task:
             trace = self.program.trace(self.x[:2], latents=globals)
             return float(outside_log_prob(trace, self.structure.outside))
 
-    def _global_priors(self) -> dict[str, Any]:
+    def _global_priors(self) -> dict[str, dist.TorchDistribution]:
         names = [s.name for s in self.structure.global_latents]
         if not names:
             return {}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trace = self.program.trace(self.x[:2])
-        return {n: trace.nodes[n]["fn"] for n in names}
+        return {n: node_of(trace, n)["fn"] for n in names}
 
     def progress(self, what: str, total: int | None = None) -> AbstractContextManager[Step]:
         """A progress bar on standard error, shown once the work has taken two seconds.
@@ -161,16 +172,16 @@ def keeps_theta(method: str, program: str) -> str:
     )
 
 
-def _center(fn: Any) -> Tensor:
+def _center(fn: dist.TorchDistribution) -> Tensor:
     """The mean of `fn` where it has one inside its support, else the image of 0 under the support's bijection."""
     try:
         mean = fn.mean
-        if bool(mean.isfinite().all()) and bool(torch.as_tensor(fn.support.check(mean)).all()):
+        if bool(mean.isfinite().all()) and bool(torch.as_tensor(cast(Constraint, fn.support).check(mean)).all()):
             return mean.detach().clone()
     except NotImplementedError:
         pass
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         example = fn.sample()
-    transform = bijection(fn.support)
+    transform = bijection(cast(Constraint, fn.support))
     return transform(torch.zeros_like(transform.inv(example)))

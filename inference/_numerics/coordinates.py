@@ -62,7 +62,7 @@ class PositiveDefinite(LowerCholesky):
         return diagonal.sum(-1) + D * torch.tensor(2.0, dtype=y.dtype).log() + (power * diagonal).sum(-1)
 
 
-def bijection(support: Any) -> transforms.Transform:
+def bijection(support: constraints.Constraint) -> transforms.Transform:
     """The bijection from free numbers onto `support`."""
     base = support
     while isinstance(base, constraints.independent):
@@ -78,7 +78,7 @@ def bijection(support: Any) -> transforms.Transform:
 class Coordinates:
     """The layout of a flat vector [d] that stands for the tensors `values`, each in its support."""
 
-    def __init__(self, values: Mapping[str, Tensor], supports: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], supports: Mapping[str, constraints.Constraint]) -> None:
         self.transforms = {n: bijection(supports[n]) for n in values}
         self.shapes = {n: self.transforms[n].inv(v.detach()).shape for n, v in values.items()}
         self.sizes = {n: s.numel() for n, s in self.shapes.items()}

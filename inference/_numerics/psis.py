@@ -22,8 +22,8 @@ SAME = 3  # decimals of a nat to which log-densities count as equal
 def psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """PSIS k-hat [n] and effective sample size [n] of importance log weights [draws, n], nats, unnormalised.
 
-    k-hat is the shape of the generalised Pareto distribution fitted to the largest weights of each datum
-    (Vehtari et al. 2024); above 0.7 the importance sampling estimate of that datum is not to be trusted.
+    k-hat is the shape of the generalised Pareto distribution fitted to the largest weights of each row
+    (Vehtari et al. 2024); above 0.7 the importance sampling estimate of that row is not to be trusted.
     ESS = (Σw)² / Σw² of the raw weights. Neither can see a region that the proposal never visited.
     Where a Pareto tail has no meaning:
 

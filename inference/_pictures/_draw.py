@@ -71,11 +71,11 @@ def figure(run: Run, name: str) -> Figure:
 def write(run: Run, out: str | os.PathLike[str] | None = None, format: Format = "png", dpi: float = 150) -> list[Path]:
     """`plot`, for a run that is at hand, saved or not."""
     if format not in ("png", "pdf", "svg"):
-        raise UsageError(f"format is '{format}'; known: png, pdf, svg.")
+        raise UsageError(f"Expected png, pdf or svg for format, got '{format}'.")
     if out is None and run.folder is None:
         raise UsageError("the run is not saved: name a folder for its pictures (out=…), or save it first.")
     if not 10 <= dpi <= 2400:
-        raise UsageError(f"dpi is {dpi:g}; give a number from 10 to 2400.")
+        raise UsageError(f"Expected a number from 10 to 2400 for dpi, got {dpi:g}.")
     scene = scene_of(run)
     folder = _atomic.place(out or scene.folder / "plots")
     if out is None and folder.is_symlink():

@@ -18,8 +18,8 @@ def subject(run: Scene) -> np.ndarray | None:
 def draw(run: Scene, khat: np.ndarray) -> Figure:
     ess = run.stats.get("ess")
     bad = int((~(khat <= 0.7)).sum())
-    verdict = f"{counted(bad)} of {counted(len(khat))} data above 0.7: their estimates cannot be trusted"
-    verdict = verdict if bad else "no datum above 0.7"
+    verdict = f"{counted(bad)} of {counted(len(khat))} rows above 0.7: their estimates cannot be trusted"
+    verdict = verdict if bad else "no row above 0.7"
     figure = new_figure(8.4, 5.2 if ess is not None else 3.4, run.title(verdict))
     rows = 1 if ess is None else 2
     grid = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row", width_ratios=(3, 1))
@@ -42,8 +42,8 @@ def draw(run: Scene, khat: np.ndarray) -> Figure:
         grid[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         grid[1, 0].yaxis.set_minor_locator(NullLocator())
-    grid[-1, 0].set_xlabel("datum (row, counting from 0)")
-    grid[-1, 1].set_xlabel("share of the data below")
+    grid[-1, 0].set_xlabel("row (counting from 0)")
+    grid[-1, 1].set_xlabel("share of the rows below")
     return figure
 
 

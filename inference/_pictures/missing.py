@@ -1,4 +1,4 @@
-"""The pattern of what was unobserved; where it can be imputed, below it what came out."""
+"""The pattern of unobserved entries; where they can be imputed, the imputed values below it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _pattern(figure: Figure | SubFigure, axes: Axes, run: Scene, missing: np.nda
 
 
 def _imputed(run: Scene) -> tuple[np.ndarray, Imputation | None]:
-    """The rows that are drawn, and their imputation in the data's own units; None where there is none to be had."""
+    """The rows that are drawn, and their imputation in the data's own units; None where they cannot be imputed."""
     task = run.task
     if task is None:
         return np.zeros(0, dtype=int), None

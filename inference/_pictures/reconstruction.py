@@ -23,7 +23,7 @@ def draw(run: Scene, factors: Factors) -> Figure:
     if run.image_shape is not None and len(factors.columns) == math.prod(run.image_shape):
         order = np.argsort(factors.columns)
         return _image_rows(run, x[:, order], factors.signal[:, order], factors.rows)
-    title = "observed against B E[z | x] + b, what the factors keep of each datum"
+    title = "observed against B E[z | x] + b, what the factors keep of each row"
     return fits(run, x, factors.signal, factors.columns, title)
 
 

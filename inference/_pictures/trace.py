@@ -15,10 +15,10 @@ from inference._pictures._views.style import INK, OKABE_ITO, Look, new_figure, p
 _CLIMBED = {
     "log_likelihood": "log p(x; θ), nats",
     "log_joint": "log p(x, globals; θ), nats",
-    "elbo_per_datum": "ELBO per datum, nats",
-    "bound_per_datum": "importance-weighted bound per datum, nats",
-    "log_likelihood_per_datum": "log p(x; θ) per datum, nats",
-    "log_evidence_per_datum": "estimated log p(x; θ) per datum, nats",
+    "elbo_per_datum": "ELBO per row, nats",
+    "bound_per_datum": "importance-weighted bound per row, nats",
+    "log_likelihood_per_datum": "log p(x; θ) per row, nats",
+    "log_evidence_per_datum": "estimated log p(x; θ) per row, nats",
 }
 _HELD_OUT = "_held_out"
 
@@ -107,7 +107,7 @@ def _rate_drops(axes: Axes, iterations: np.ndarray, rates: np.ndarray) -> None:
 
 
 def _verified(axes: Axes, document: dict[str, Any], legend: bool) -> None:
-    """The verified evidence per datum: what a bound stays below."""
+    """The verified evidence per row: what a bound stays below."""
     verified = document.get("verified_log_evidence") or {}
     if verified.get("per_datum_mean") is not None:
         label = f"verified log p(x) / n ({verified['kind']})"

@@ -52,7 +52,7 @@ class Checkpoints:
     `request`: what was asked for; a model or data that are no names are not kept, and have to be given again. `program`: the
     fingerprint of its text.
 
-    Raises `UsageError` when there are checkpoints already and the run is not to go on from them, or when they are of
+    Raises `UsageError` when there are checkpoints already and the run is not to resume from them, or when they are of
     other data.
     """
 
@@ -76,13 +76,13 @@ class Checkpoints:
                 self.folder.rmdir()  # of a run that was killed before anything was in it
         if self.folder.exists() and not resume:
             raise UsageError(
-                f"'{run}' was begun and is not finished: go on with --resume {run}, name another folder with --out, or "
+                f"'{run}' is unfinished: continue it with --resume {run}, name another folder with --out, or "
                 f"remove '{self.folder}'."
             )
         if resume and _read(run)["digest"] != digest:
-            raise UsageError(f"the data are not those that '{run}' was begun with.")
+            raise UsageError(f"the data differ from those that '{run}' was started with.")
         if resume and _read(run).get("program") != program:
-            raise UsageError(f"the program changed since '{run}' was begun: run it again, to another folder.")
+            raise UsageError(f"the program changed since '{run}' was started: run it again, to another folder.")
         self.last = time.monotonic()
         self.count = 0
 
@@ -90,10 +90,10 @@ class Checkpoints:
         """Whether it is time for the next."""
         return time.monotonic() - self.last >= self.interval
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, state: Mapping[str, object]) -> None:
         """Write `state`, flushed and renamed into place, and drop all but the last two.
 
-        Where the disk is full that is said once, and training goes on.
+        Where the disk is full a message says so once, and training continues.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -104,7 +104,7 @@ class Checkpoints:
             _atomic.write(self.folder / f"state-{self.count:06d}.pt", content + self._seal(content))
         except (OSError, UsageError) as error:
             if not self.failed:
-                print(f"zoo: no checkpoint: {error}", file=sys.stderr)
+                print(f"zoo: no checkpoint was written: {error}", file=sys.stderr)
             self.failed = True
             if not self._states():
                 self.discard()
@@ -114,7 +114,7 @@ class Checkpoints:
         self.last = time.monotonic()
 
     def _begin(self) -> None:
-        """`request.json`, which says what the states belong to."""
+        """`request.json`, which names the request of the states."""
         request = self.folder / "request.json"
         if not request.exists():
             check = {"check": _atomic.digest_of(self.document)}
@@ -134,7 +134,7 @@ class Checkpoints:
                 self.count = int(path.stem.split("-")[1])
                 state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
                 return state
-            print(f"zoo: the checkpoint '{path}' is damaged; going on from the one before.", file=sys.stderr)
+            print(f"zoo: the checkpoint '{path}' is damaged; resuming from the one before.", file=sys.stderr)
         if self._states():
             raise UsageError(
                 f"'{self.folder}' is damaged: no checkpoint in it is what was written. Remove it and run it again."
@@ -157,31 +157,31 @@ class Checkpoints:
 def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) -> Request:
     """What was asked for when the unfinished run `run` was begun; `given`: what is asked for now, which must not differ.
 
-    `trust`: execute whatever Python files it names. Raises `UsageError` where there is nothing to resume, it was something
-    else, or a file would be executed that nobody has named.
+    `trust`: the Python files that it names may be executed. Raises `UsageError` where there is nothing to resume, something
+    else was asked for, or a file would be executed that the user has not named.
     """
     begun = Request.from_json(_read(run))
     for key in NAMED:
         now, then = getattr(given, key), getattr(begun, key)
         if now is None and then is None:
-            raise UsageError(f"'{run}' was begun with a {key} that has no name: give it again.")
+            raise UsageError(f"'{run}' was started with a {key} that has no name: give it again.")
         if now is not None and then is not None and str(now) != then:
-            raise UsageError(f"'{run}' was begun with {key} '{then}', and '{now}' is asked for now.")
+            raise UsageError(f"Expected {key} '{then}', with which '{run}' was started, got '{now}'.")
     usual = Request(None, None)
     for key in ("seed", "limit", "dtype", "device"):
         if (now := getattr(given, key)) != getattr(usual, key) and now != (then := getattr(begun, key)):
-            raise UsageError(f"'{run}' was begun with {key} {then}, and {now} is asked for now.")
+            raise UsageError(f"Expected {key} {then}, with which '{run}' was started, got {now}.")
     for key, value in given.preparation.items():
         if value != (then := begun.preparation.get(key)):
-            raise UsageError(f"'{run}' was begun with {key} {then}, and {value} is asked for now.")
+            raise UsageError(f"Expected {key} {then}, with which '{run}' was started, got {value}.")
     for key, value in given.options.items():
         if str(begun.options.get(key)) != str(value):
-            raise UsageError(f"'{run}' was begun with other options: {key} cannot be changed.")
+            raise UsageError(f"'{run}' was started with other options: {key} cannot be changed.")
     named = {str(given.model), *map(str, given.options.values())}
     for spec in (begun.model, *begun.options.values()):
         if source.is_file(spec) and not (trust or spec in named or source.was_executed(str(spec))):
             raise UsageError(
-                f"to resume '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
+                f"resuming '{run}' would execute the Python file '{spec}'. If you know that file, name it again, or trust the "
                 "checkpoint (--trust, in Python trust=True)."
             )
     model, data = (then if now is None else now for now, then in ((given.model, begun.model), (given.data, begun.data)))
@@ -200,7 +200,7 @@ def sweep(parent: Path) -> None:
                     shutil.rmtree(left)
 
 
-def _read(run: str | os.PathLike[str]) -> dict[str, Any]:
+def _read(run: str | os.PathLike[str]) -> dict[str, object]:
     path = place(run) / "request.json"
     sweep(path.parent.parent)
     finished = (_atomic.place(run) / "run.json").is_file()

@@ -27,7 +27,7 @@ def measured() -> Iterator[Cost]:
     """Wall-clock seconds, and the most memory the process held meanwhile (since its start, where that is all there is)."""
     cost, began = Cost(), time.perf_counter()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: begin the high-water mark anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the high-water mark
     yield cost
     cost.seconds = time.perf_counter() - began
     cost.peak_mb = _high_water()

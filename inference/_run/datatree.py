@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -20,17 +20,21 @@ from inference._numerics.psis import blocks, resolution_of, tail_length, too_ali
 from inference._run.record import Record
 from zoo._errors import UsageError
 
+if TYPE_CHECKING:
+    from arviz_stats.utils import ELPDData
+
 Variable = tuple[tuple[str, ...], np.ndarray]  # (dims, values)
 Variables = dict[str, Variable]  # by name
+Attributes = dict[str, str | bool | int | float]
 
 
 def to_datatree(run: Record) -> xr.DataTree:
     """The run in ArviZ's schema; a group with nothing in it is left out.
 
     - `posterior` (chain, draw, …): the draws; a local site has the dimension `data` next
-    - `posterior_predictive` (chain, draw, data, …): each observed site, and `x`, all of a datum, where the program returns it
+    - `posterior_predictive` (chain, draw, data, …): each observed site, and `x`, all of a row, where the program returns it
     - `log_likelihood` (chain, draw, data): `x`, where θ or the global latents have draws; one point has no leave-one-out
-    - `sample_stats` (data, …): `khat`, `ess`, evidence per datum (nats); of local sites `<site>_probability`, or `<site>_mean`
+    - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
     - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
     - `constant_data`: the parameters under their own names (with "." for "/"), and `labels`
@@ -61,15 +65,15 @@ def _posterior(run: Record) -> Variables:
     for name, values in run.draws.items():
         local = name in run.local_sites
         if local and np.shape(values)[1:2] != (run.n,):
-            shape = f"has shape {np.shape(values)}; it must be [draws, {run.n}, ...]"
-            raise ValueError(f"the array of draws of the local site '{name}' {shape}")
+            wanted = f"[draws, {run.n}, ...] for the draws of the local site '{name}'"
+            raise ValueError(f"Expected shape {wanted}, got {np.shape(values)}.")
         lead = ("chain", "draw", "data") if local else ("chain", "draw")
         out[_key(name)] = _variable(name, np.asarray(values)[None], lead)
     return out
 
 
 def _data(values: Mapping[str, np.ndarray], run: Record, lead: tuple[str, ...] = ()) -> Variables:
-    """Data by name, `x` and observed sites, after the dimensions `lead`; a row of the data is an entry of `data`."""
+    """Data by name, `x` and observed sites, after the dimensions `lead`; each row is an entry of the dimension `data`."""
     out: Variables = {}
     for name, value in values.items():
         value, inner = _plain(value), value.shape[len(lead) - 1 if lead else 0 :]
@@ -91,7 +95,7 @@ def _log_likelihood(run: Record) -> Variables:
 def _spread_ties(log_likelihood: np.ndarray) -> np.ndarray:
     """The log likelihood [draws, n], as float64, without the ties that `arviz_stats.loo` fails on.
 
-    It raises where all ratios of a datum's tail are equal (a row with nothing observed: 0 at every θ), and divides by
+    It raises where all ratios of a row's tail are equal (a row with nothing observed: 0 at every θ), and divides by
     zero where over a quarter of the tail is tied with the cutoff (repeated draws). Of a row that no draw changes the
     leave-one-out is its log likelihood. Values spread evenly, by 1e-9 of their size (by rounding, if that already sets
     them apart), have this answer to as many digits, and a k-hat far below zero.
@@ -143,7 +147,9 @@ def _trace(trace: Mapping[str, np.ndarray]) -> Variables:
 def _dataset(variables: Variables, run: Record) -> xr.Dataset:
     """Variables with an index 0, 1, … along every dimension, and the column names along `column`."""
     sizes = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
-    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items() if dim not in variables}
+    coords: dict[str, np.ndarray | list[str]] = {
+        dim: np.arange(size) for dim, size in sizes.items() if dim not in variables
+    }
     if "column" in sizes:
         coords["column"] = list(run.columns)
     return xr.Dataset(variables, coords=coords)
@@ -173,9 +179,9 @@ def _key(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _attrs(run: Record) -> dict[str, Any]:
+def _attrs(run: Record) -> Attributes:
     """The root's attributes: numbers, booleans, strings, JSON for what is nested; the unknown is left out."""
-    out: dict[str, Any] = {
+    out: Attributes = {
         "model": run.model,
         "data": run.data,
         "method": run.method,
@@ -196,11 +202,11 @@ def _attrs(run: Record) -> dict[str, Any]:
     return out | {k: json.dumps(v, ensure_ascii=False, default=str) for k, v in nested.items()}
 
 
-def _evidence_attrs(name: str, evidence: Evidence | None) -> dict[str, Any]:
+def _evidence_attrs(name: str, evidence: Evidence | None) -> Attributes:
     """`<name>` (the total, nats) and `<name>_kind`; `<name>_se` and `<name>_given` where there are such."""
     if evidence is None:
         return {}
-    out: dict[str, Any] = {name: float(evidence.value), f"{name}_kind": evidence.kind}
+    out: Attributes = {name: float(evidence.value), f"{name}_kind": evidence.kind}
     if evidence.se is not None:
         out[f"{name}_se"] = float(evidence.se)
     return out | ({f"{name}_given": evidence.given} if evidence.given else {})
@@ -209,7 +215,7 @@ def _evidence_attrs(name: str, evidence: Evidence | None) -> dict[str, Any]:
 LEAST_DRAWS = 25  # from which a tail can be fitted
 
 
-def loo(run: Record, tree: xr.DataTree, **options: Any) -> Any:
+def loo(run: Record, tree: xr.DataTree, **options: object) -> ELPDData:
     """`arviz_stats.loo` of a run, whose `to_datatree` is given, and whose θ or global latents have draws.
 
     Raises `UsageError` where they are one point (its `loo` would be the training likelihood, which always prefers the
@@ -224,27 +230,26 @@ def loo(run: Record, tree: xr.DataTree, **options: Any) -> Any:
     drawn = [name for name in run.draws if name not in run.local_sites]
     if not drawn:
         raise UsageError(
-            f"loo needs draws of θ, and this fit has one point, whose loo is the training likelihood. {instead}"
+            f"loo needs draws of θ, and this fit has a single point, whose loo would be the training likelihood. {instead}"
         )
     if run.log_likelihood is None and not run.learned:
         raise UsageError(
             f"loo needs draws around a mode, and this fit keeps the θ of another run; run laplace itself. {instead}"
         )
     if run.log_likelihood is None:
-        raise UsageError(
-            f"loo needs log p(x_i | draw), which is not known at the draws of {', '.join(drawn)}. {instead}"
-        )
+        raise UsageError(f"loo needs log p(x_i | draw), which is unknown at the draws of {', '.join(drawn)}. {instead}")
     if len(run.log_likelihood) < LEAST_DRAWS:
         raise UsageError(f"loo needs {LEAST_DRAWS} draws of θ, and this fit keeps {len(run.log_likelihood)}. {instead}")
-    return arviz_stats.loo(tree, **options)
+    found: ELPDData = arviz_stats.loo(tree, **options)
+    return found
 
 
 def allow_certain_draws() -> None:
     """Keep `arviz_stats.summary` from warning of a latent that is the same in every draw.
 
-    ArviZ computes the standard error of its standard deviation as 0/0: the summary says NaN, rightly, but
-    with a RuntimeWarning for each, and a discrete latent that is certain is no mishap. The user makes that
-    call after we are done, so only a warnings filter can help: for this message, from that module of ArviZ.
+    ArviZ computes the standard error of its standard deviation as 0/0: the summary rightly says NaN, with a RuntimeWarning
+    for each, though a discrete latent may well be certain. The user calls `summary` after the run, so only a warnings filter
+    can help: for this message, from that module of ArviZ.
     """
     warnings.filterwarnings(
         "ignore",

@@ -1,9 +1,9 @@
-"""The one way in: a call at a time, and the user's settings neither change our numbers nor are changed by us.
+"""The entrance of a public call: one at a time, and isolated from the user's settings in both directions.
 
 Pyro and torch keep much of their state in one place for the whole process: the stack of effect handlers, the default dtype,
-the random state. `entrance` decorates what users call. It takes a lock, puts all of that state to what a fresh process has,
-and gives it back afterwards. A call inside another of the same thread, such as `run` calling `run_prepared`, goes straight
-through. The number of torch's threads is a resource and no setting: it is kept as the user chose it.
+the random state. `entrance` decorates what users call. It takes a lock, sets all of that state to the values of a fresh
+process, and restores it afterwards. A call inside another of the same thread, such as `run` calling `run_prepared`, goes
+straight through. The number of torch's threads is a resource, not a setting: it stays as the user chose it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _inside = False  # whether the thread that holds the lock is within an entrance 
 
 
 def _new_lock() -> None:
-    """In a forked child: the thread that held the lock is not there to give it back."""
+    """In a forked child: the thread that held the lock does not exist, so a new lock is needed."""
     global _LOCK, _inside
     _LOCK, _inside = threading.RLock(), False
 

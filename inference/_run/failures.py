@@ -1,6 +1,6 @@
 """What a user's program, numbers or machine can make go wrong while a method runs, as one or two sentences.
 
-An error of ours stays as it is: the command says of it that it should not happen.
+An error of this package itself passes unchanged: the command reports it as a bug.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def in_words(program: str, what: str) -> Iterator[None]:
         if "derivative for" in str(error) and "not implemented" in str(error):
             operation = str(error).split("derivative for ")[1].split(" is ")[0].removeprefix("aten::")
             raise UsageError(
-                f"{what} needs the derivatives of '{program}', and torch has none of {operation}. Methods that need none: "
+                f"{what} needs the derivatives of '{program}', and torch has none for {operation}. Methods that need none: "
                 "importance with proposal=prior."
             ) from error
         if "device-side assert" in str(error):  # an index out of range, say: the GPU cannot tell where, nor go on
@@ -60,7 +60,7 @@ def in_words(program: str, what: str) -> Iterator[None]:
         if isinstance(error, torch.linalg.LinAlgError):
             raise ArithmeticError(
                 f"{what} met a matrix that cannot be factored{where}: a covariance of '{program}' became singular or not "
-                "finite. Standardize the data, drop columns that say the same, or take fewer components or latents."
+                "finite. Standardize the data, drop redundant columns, or take fewer components or latents."
             ) from error
         if where:
             raise UsageError(

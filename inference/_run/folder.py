@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ from zoo import _atomic, _registry
 from zoo._atomic import digest_of
 from zoo._errors import UsageError, unknown
 from zoo._program import source as _source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from inference._run.impute import Imputation
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
 FILES = ("fit.nc", "state.safetensors")
@@ -39,17 +44,17 @@ class Stored:
 
     folder: Path
     json: dict[str, Any]
-    tree: Any  # xarray.DataTree
+    tree: xr.DataTree
     state: dict[str, Tensor]
-    model: Any = None  # the program, named again by the user
-    trust: bool = False  # execute whatever Python file the folder names
-    changed_program: bool = False  # go on though the program is another by now
+    model: object = None  # the program, named again by the user
+    trust: bool = False  # the Python file that the folder names may be executed
+    changed_program: bool = False  # accept a program that has changed
 
-    def spec(self) -> Any:
-        """What to load the program from. Raises `UsageError` where that would execute a file that nobody has named."""
+    def spec(self) -> object:
+        """What to load the program from. Raises `UsageError` where that would execute a file that the user has not named."""
         if self.model is not None:
             return self.model
-        self.permit(self.json["model"], "program", "name it again (--model FILE.py:CALLABLE, in Python model=…)")
+        self.permit(self.json["model"], "program", "give it again (--model FILE.py:CALLABLE, in Python model=…)")
         return self.json["model"]
 
     def permit(self, spec: str, what: str, remedy: str) -> None:
@@ -60,33 +65,32 @@ class Stored:
                 "or trust the folder (--trust, in Python trust=True)."
             )
 
-    def check_program(self, target: Any) -> None:
+    def check_program(self, target: object) -> None:
         """Raise `UsageError` where `target` is not the program that the run was made with."""
         then, now = self.json.get("program"), _source.fingerprint(target)
         if then is None or now == then or self.changed_program:
             return
         raise UsageError(
-            f"the program changed since this run: '{self.json['model']}' is not as '{self.folder}' was made with. Run it "
-            "again, or take the new one with --changed-program (in Python changed_program=True)."
+            f"the program changed since this run: '{self.json['model']}' differs from the one of '{self.folder}'. Run it "
+            "again, or accept the new one with --changed-program (in Python changed_program=True)."
         )
 
     @property
     def x(self) -> np.ndarray:
         """The observed data [n, …]."""
-        x: np.ndarray = self.tree["observed_data"]["x"].values
-        return x
+        return self.tree["observed_data"].data_vars["x"].values
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter's point value, constrained."""
         if "constant_data" not in self.tree:
             return {}
-        return {k: v.values for k, v in self.tree["constant_data"].data_vars.items() if v.dims != ("data",)}
+        return {str(k): v.values for k, v in self.tree["constant_data"].data_vars.items() if v.dims != ("data",)}
 
     def probabilities(self) -> dict[str, np.ndarray]:
         """Discrete local site → the posterior of its values [n, …, support]."""
         end = "_probability"
         stats = self.tree["sample_stats"].data_vars if "sample_stats" in self.tree else {}
-        return {k.removesuffix(end): v.values for k, v in stats.items() if k.endswith(end)}
+        return {str(k).removesuffix(end): v.values for k, v in stats.items() if str(k).endswith(end)}
 
     def labels(self) -> np.ndarray | None:
         """Class labels of the data, where they have any."""
@@ -161,13 +165,14 @@ def text_of(document: Mapping[str, object]) -> str:
     return json.dumps({**document, "digest": digest_of(document)}, indent=1, ensure_ascii=False)
 
 
-def save_imputation(found: Any, folder: Path, columns: list[str], source: str) -> list[Path]:
+def save_imputation(found: Imputation, folder: Path, columns: list[str], source: str) -> list[Path]:
     """Write mean, sd and draws to `folder`, whole or not at all: .csv for a table with named columns, .npz if the data came
     from one, else .npy. The draws of a .csv stand under each other, with a first column `draw`."""
     parts = {"mean": found.mean, "sd": found.sd, "draws": found.draws}
     with _atomic.workspace(folder) as work:
         if ".npz" in source:
-            np.savez_compressed(work / "imputed.npz", missing=found.missing, **parts)
+            file = work / "imputed.npz"
+            np.savez_compressed(file, missing=found.missing, mean=found.mean, sd=found.sd, draws=found.draws)
         elif columns and found.mean.ndim == 2 and ".npy" not in source:
             for name, values in parts.items():
                 _write_csv(work / f"{name}.csv", values, columns)
@@ -209,7 +214,7 @@ def free(folder: Path) -> Path:
 
 
 def load(
-    folder: str | os.PathLike[str], model: Any = None, trust: bool = False, changed_program: bool = False
+    folder: str | os.PathLike[str], model: object = None, trust: bool = False, changed_program: bool = False
 ) -> Stored:
     """Read a run folder; nothing of it is executed.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -22,6 +21,7 @@ from inference._families._registry import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
 from zoo._program.slots import complete
+from zoo._program.trace import node_of
 
 BLOCK_NUMBERS = 2**22
 UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draws
@@ -197,14 +197,14 @@ def _at(task: Task, latent_draws: dict[str, np.ndarray], s: int, rows: slice | T
 
 def _distribution(
     task: Task, site: str, rows: slice | Tensor, latents: dict[str, Tensor], globals: dict[str, Tensor]
-) -> Any:
+) -> dist.TorchDistribution:
     """The observed site's distribution at these latents."""
-    trace: Any = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
-    fn = trace.nodes[site]["fn"]
+    trace = task.program.trace(task.x[rows].nan_to_num(0.0), latents={**latents, **globals}, raw=True)
+    fn = node_of(trace, site)["fn"]
     return fn.expand((len(task.x[rows]),)) if task.structure.max_plate_nesting == 1 else fn
 
 
-def _conditional(fn: Any, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
+def _conditional(fn: dist.TorchDistribution, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
     """Mean and variance [n, …] of the missing entries given the seen ones, at one value of the latents."""
     base = base_of(fn)
     if isinstance(base, dist.MultivariateNormal) and base is fn:
@@ -214,7 +214,7 @@ def _conditional(fn: Any, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor
     return _like(fn.mean, x), _like(fn.variance, x)
 
 
-def _check_independent(base: Any, missing: Tensor, site: str) -> None:
+def _check_independent(base: torch.distributions.Distribution, missing: Tensor, site: str) -> None:
     if not base.event_shape:
         return
     flat = missing.flatten(1)
@@ -222,7 +222,7 @@ def _check_independent(base: Any, missing: Tensor, site: str) -> None:
         raise UsageError(f"site '{site}': entries of a {type(base).__name__} cannot be imputed one by one.")
 
 
-def _normal(fn: Any, x: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+def _normal(fn: dist.MultivariateNormal, x: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
     """Conditional mean [n, D] and covariance [n, D, D] of a multivariate normal's missing entries given the seen."""
     seen = (~missing).to(x.dtype)
     covariance = fn.covariance_matrix.expand(len(x), *fn.covariance_matrix.shape[-2:])
@@ -268,7 +268,7 @@ def _draws_of_slots(
     return torch.stack(out)
 
 
-def _sample(fn: Any, x: Tensor, missing: Tensor) -> Tensor:
+def _sample(fn: dist.TorchDistribution, x: Tensor, missing: Tensor) -> Tensor:
     if not isinstance(fn, dist.MultivariateNormal):
         return _like(fn.sample(), x)
     mean, covariance = _normal(fn, x, missing)

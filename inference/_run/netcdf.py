@@ -1,4 +1,4 @@
-"""A fit's DataTree as one netCDF file, there and back."""
+"""A fit's DataTree as one netCDF file: written and read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from inference._run.datatree import allow_certain_draws
 from zoo import _atomic
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 COMPRESS_ABOVE = 100_000  # bytes
 IN_MEMORY = 64 << 20  # bytes, of which a file is made in memory
@@ -81,13 +84,13 @@ class Reserved(io.RawIOBase):
         self._end = self._place if size is None else size
         return self._end
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         count = os.preadv(self._descriptor, [view[: max(0, self._end - self._place)]], self._place)
         self._place += count
         return count
 
-    def write(self, content: Any) -> int:
+    def write(self, content: ReadableBuffer) -> int:
         view = memoryview(content).cast("B")
         done = 0
         while done < len(view):
@@ -114,7 +117,7 @@ def read_netcdf(content: bytes) -> xr.DataTree:
     return xr.DataTree.from_dict({group: _with_attrs(ds, _restored) for group, ds in groups.items()})
 
 
-def _compression(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+def _compression(dataset: xr.Dataset) -> dict[str, dict[str, bool | int]]:
     return {
         str(name): {"zlib": True, "complevel": 2, "shuffle": True}
         for name, values in dataset.data_vars.items()
@@ -122,7 +125,7 @@ def _compression(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     }
 
 
-def _with_attrs(dataset: xr.Dataset, convert: Callable[[Any], Any]) -> xr.Dataset:
+def _with_attrs(dataset: xr.Dataset, convert: Callable[[object], object]) -> xr.Dataset:
     """A shallow copy in which each attribute, the variables' too, has gone through `convert`."""
     out = dataset.copy(deep=False)
     out.attrs = {name: convert(value) for name, value in out.attrs.items()}
@@ -131,12 +134,12 @@ def _with_attrs(dataset: xr.Dataset, convert: Callable[[Any], Any]) -> xr.Datase
     return out
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: object) -> object:
     """netCDF has no boolean attributes: here one byte is a boolean, and nothing else is one byte."""
     return np.int8(value) if isinstance(value, bool | np.bool_) else value
 
 
-def _restored(value: Any) -> Any:
+def _restored(value: object) -> object:
     """The Python value of an attribute read from netCDF."""
     if isinstance(value, np.int8):
         return bool(value)

@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import pyro
+import pyro.distributions as dist
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
 from inference._method.task import Task
 from zoo._program.latents import support_values
-from zoo._program.trace import is_local, per_datum, sample_nodes
+from zoo._program.trace import Node, is_local, node_of, nodes_of, per_datum, sample_nodes
 
-ROWS = 32  # that are looked at, first and last among them
+ROWS = 32  # that are checked, first and last among them
 NUMBERS = 2**25  # in all that is evaluated
 CHUNK = 2**20  # numbers side by side
 DRAWS = 6  # of z from its Gaussian, and as many from the prior
@@ -45,7 +48,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def rows_of(task: Task) -> Tensor:
-    """The rows to look at, spread over the data."""
+    """The rows to check, spread over the data."""
     structure, x = task.structure, task.x
     L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
     each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
@@ -91,7 +94,7 @@ def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
         everything = torch.arange(N)
         tables: dict[str, Tensor] = {}
         batch = _Batch(task, everything, {}, point)
-        nodes = batch.trace({}).nodes
+        nodes = nodes_of(batch.trace({}))
         for site in task.structure.discrete_locals:
             new = _joint_values(batch, nodes[site.name])
             size = len(next(iter(tables.values()))) if tables else 1
@@ -120,7 +123,7 @@ class _Batch:
         self.x = self.task.x[self.rows]
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def trace(self, values: Mapping[str, Tensor]) -> Any:
+    def trace(self, values: Mapping[str, Tensor]) -> Trace:
         latents = {**self.point, **values}
         return self.task.program.trace(self.x, latents=latents)
 
@@ -130,7 +133,7 @@ class _Batch:
         others = [s for d, s in enumerate(shape) if d != place]
         return flat.reshape(len(flat), *others).movedim(0, place)
 
-    def flat(self, value: Tensor, node: Any) -> Tensor:
+    def flat(self, value: Tensor, node: Node) -> Tensor:
         """The opposite of `placed`: [m, numbers]."""
         shape = (*node["fn"].batch_shape, *node["fn"].event_shape)
         first = self.axes.datum_first(value.expand(shape), len(node["fn"].event_shape))
@@ -140,7 +143,7 @@ class _Batch:
         """The known values in the program's shapes, as far as they are known."""
         out: dict[str, Tensor] = {}
         for name, flat in self.known.items():
-            node = self.trace(out).nodes[name] if name not in self.shapes else None
+            node = node_of(self.trace(out), name) if name not in self.shapes else None
             if node is not None:
                 fn = node["fn"]
                 self.shapes[name] = (*fn.batch_shape, *fn.event_shape)
@@ -152,7 +155,7 @@ class _Batch:
         """log p(x_i, a, z) [m] by every local site's own `log_prob`, scale and mask."""
         return self._summed(self.trace({**self.discrete(), **values}))
 
-    def _summed(self, trace: Any) -> Tensor:
+    def _summed(self, trace: Trace) -> Tensor:
         total = self.x.new_zeros(len(self.x))
         for node in sample_nodes(trace):
             if is_local(node):
@@ -165,7 +168,7 @@ class _Batch:
     def integrated(self) -> Tensor:
         """log p(x_i, a) [m] with z integrated out."""
         discrete = self.discrete()
-        nodes = self.trace(discrete).nodes
+        nodes = nodes_of(self.trace(discrete))
         sites = [s.name for s in self.task.structure.continuous_locals]
         parts = [self.flat(nodes[s]["value"], nodes[s]) for s in sites]
         shapes = {s: (*nodes[s]["fn"].batch_shape, *nodes[s]["fn"].event_shape) for s in sites}
@@ -180,7 +183,7 @@ class _Batch:
         mean, factor, blurred = _square(joint, begin)
         prior = [torch.cat(parts, 1)]
         for _ in range(DRAWS - 1):
-            again = self.trace(discrete).nodes
+            again = nodes_of(self.trace(discrete))
             prior.append(torch.cat([self.flat(again[s]["value"], again[s]) for s in sites], 1))
         found = joint(mean) - _log_normal(mean, mean, factor)
         for k in range(2 * DRAWS):
@@ -193,14 +196,14 @@ class _Batch:
             if bool((away.masked_fill(blurred, 0.0) > tolerance(value.dtype)).any()):
                 row = int(self.rows[int(away.masked_fill(blurred, 0.0).argmax())])
                 raise Disagreement(
-                    f"log p(x) of '{self.task.program.name}' was taken for exact, but its log joint is not quadratic in "
+                    f"log p(x) of '{self.task.program.name}' was treated as exact, but its log joint is not quadratic in "
                     f"{', '.join(repr(s) for s in sites)} at row {row} (counting from 0): the value would be wrong. Nothing is "
-                    "reported. Take a method that does not need it: importance or ais."
+                    "reported. Use a method that does not need that: importance or ais."
                 )
         return found.masked_fill(blurred, torch.nan)
 
 
-def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _square(joint: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [m, L] and Cholesky factor of the precision [m, L, L] of a quadratic log joint, from its derivatives at z.
 
     And where the precision is so nearly singular that its inverse in these digits would say nothing [m].
@@ -225,8 +228,8 @@ def _square(joint: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         factor = torch.where((blurred & (info != 0))[:, None, None], identity, factor)
     if bool(((info != 0) & ~blurred).any()):
         raise Disagreement(
-            "log p(x) was taken for exact, but the log joint has no Gaussian in the continuous latents: its curvature is "
-            "not negative. Nothing is reported. Take a method that does not need it: importance or ais."
+            "log p(x) was treated as exact, but the log joint is not Gaussian in the continuous latents: its curvature is "
+            "not negative. Nothing is reported. Use a method that does not need that: importance or ais."
         )
     return z.detach() + torch.cholesky_solve(gradient.detach().unsqueeze(-1), factor).squeeze(-1), factor, blurred
 
@@ -255,7 +258,7 @@ def _assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple
     names = [s.name for s in task.structure.discrete_locals]
     for name in names:  # in the order in which the program draws them
         batch = _Batch(task, rows[row], known, point)
-        node = batch.trace(batch.discrete()).nodes[name]
+        node = node_of(batch.trace(batch.discrete()), name)
         joint = _joint_values(batch, node)
         known = {k: v.repeat_interleave(len(joint), 0) for k, v in known.items()}
         known[name] = joint.repeat(len(row), 1)
@@ -263,28 +266,27 @@ def _assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple
     return row, known
 
 
-def _joint_values(batch: _Batch, node: Any) -> Tensor:
+def _joint_values(batch: _Batch, node: Node) -> Tensor:
     """Every value of a discrete site in one row [K^copies, numbers], where copies stand in plates inside `data`."""
     values = _support(node["fn"])  # [K, event numbers]
     copies = batch.flat(node["value"], node).shape[1] // values.shape[1]
     return torch.stack([torch.cat(v) for v in itertools.product(values, repeat=copies)])
 
 
-def _support(fn: Any) -> Tensor:
+def _support(fn: dist.TorchDistribution) -> Tensor:
     """Every value of a discrete distribution [K, numbers of one value]."""
     try:
         values = support_values(fn)
-    except (
-        NotImplementedError
-    ):  # a count whose bound differs from row to row: up to the largest, with no density above its own
-        values = torch.arange(int(torch.as_tensor(fn.support.upper_bound).max()) + 1).to(torch.get_default_dtype())
+    except NotImplementedError:  # a count whose bound differs by row: up to the largest, with no density above its own
+        bound = cast(constraints.integer_interval, fn.support).upper_bound
+        values = torch.arange(int(torch.as_tensor(bound).max()) + 1).to(torch.get_default_dtype())
     return values.reshape(len(values), -1)
 
 
-def _in_support(node: Any, log_prob: Tensor) -> Tensor:
-    """−∞ where a value lies beyond the site's support, which the densities of some families do not say."""
+def _in_support(node: Node, log_prob: Tensor) -> Tensor:
+    """−∞ where a value lies beyond the site's support, which the densities of some families ignore."""
     try:
-        inside = node["fn"].support.check(node["value"])
+        inside = cast(constraints.Constraint, node["fn"].support).check(node["value"])
     except NotImplementedError:
         return log_prob
     return torch.where(inside, log_prob, torch.full_like(log_prob, -torch.inf))

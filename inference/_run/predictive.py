@@ -7,10 +7,10 @@ every draw and find nothing to correct: such a figure always prefers the larger 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact.reading import is_same
@@ -19,6 +19,7 @@ from inference._method.task import Task
 from inference._numerics.slices import slices
 from zoo._errors import UsageError
 from zoo._program.source import blame
+from zoo._program.trace import node_of
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
@@ -29,7 +30,7 @@ WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictiv
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the program says of data at a fit's draws."""
+    """Observed and simulated data at a fit's draws, and their log-likelihood."""
 
     observed: Arrays = field(default_factory=dict)  # observed site -> its part of x [n, ...]
     simulated: Arrays = field(default_factory=dict)  # the same, and "x" -> simulated [draws, n, ...]
@@ -40,7 +41,7 @@ class Predicted:
 def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
     """The pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data.
 
-    What could not be had stands in the warnings or notes of the fit that comes back.
+    What cannot be computed is named in the warnings or notes of the returned fit.
     """
     at = _Draws(task, fit)
     data = _Data(task)
@@ -51,8 +52,8 @@ def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
             found = replace(found, log_likelihood=np.stack(rows))
         except (ValueError, torch.linalg.LinAlgError):
             warning = (
-                "some draws of θ lie where the program has no density: the data hardly identify it, and its standard "
-                "errors mean little. No pointwise log-likelihood and no posterior predictive data are given."
+                "the program has zero density at some draws of θ: the data hardly identify θ, and its standard errors "
+                "mean little. No pointwise log-likelihood and no posterior predictive data are given."
             )
             return fit.with_notes([warning]), found
     if not at.count:
@@ -91,7 +92,7 @@ class _Draws:
     def globals(self, d: int) -> dict[str, Tensor]:
         return {k: self._draws[k][d] if k in self._draws else self._point[k] for k in self._globals}
 
-    def simulate(self, d: int, rows: slice) -> Any:
+    def simulate(self, d: int, rows: slice) -> Trace:
         """The program's trace of that many rows, at draw d."""
         latents = self.globals(d) | self.locals(d, rows)
         with blame(self._task.program.name):
@@ -112,12 +113,12 @@ class _Data:
         self._task, observed = task, task.structure.observed
         x = task.x[:LOOKED_AT]
         with torch.random.fork_rng(devices=[]):
-            trace: Any = task.program.trace(x, raw=True)
+            trace = task.program.trace(x, raw=True)
         sites = _values(task, trace, len(x))
         self.one_site = len(observed) == 1 and _same(sites[observed[0].name], x)  # which observes x itself
-        value = trace.nodes[observed[0].name]["value"]
+        value = node_of(trace, observed[0].name)["value"]
         self.shared = self.one_site and isinstance(value, Tensor) and is_same(value, x)  # without a copy
-        self.returned = _same(trace.nodes["_RETURN"]["value"], x)
+        self.returned = _same(node_of(trace, "_RETURN")["value"], x)
 
     def observed(self) -> dict[str, np.ndarray]:
         """Each observed site's own part of the data, NaN where unobserved; none for a single site that is `x` itself."""
@@ -138,12 +139,16 @@ class _Data:
             for name, value in parts[0].items()
         }
 
-    def _simulated(self, trace: Any, rows: slice) -> dict[str, np.ndarray]:
+    def _simulated(self, trace: Trace, rows: slice) -> dict[str, np.ndarray]:
         """Each observed site of a simulation of some rows [n, …] under its own name, and all of a row together as `x`."""
         n, x = rows.stop - rows.start, self._task.x[rows]
         sites = _values(self._task, trace, n)
         whole = (
-            next(iter(sites.values())) if self.one_site else trace.nodes["_RETURN"]["value"] if self.returned else None
+            next(iter(sites.values()))
+            if self.one_site
+            else node_of(trace, "_RETURN")["value"]
+            if self.returned
+            else None
         )
         out = {} if self.one_site and WHOLE in sites else {_name(k): v for k, v in sites.items()}
         if isinstance(whole, Tensor) and whole.numel() == x.numel() and len(whole) == n:
@@ -151,7 +156,7 @@ class _Data:
         return {k: v.numpy() for k, v in out.items()}
 
 
-def _same(value: Any, x: Tensor) -> bool:
+def _same(value: object, x: Tensor) -> bool:
     """Whether a value is x [n, …], NaN included; of scalars [n] as well, where x is [n, 1]."""
     if not isinstance(value, Tensor) or value.numel() != x.numel() or len(value) != len(x):
         return False
@@ -159,21 +164,23 @@ def _same(value: Any, x: Tensor) -> bool:
 
 
 def _name(site: str) -> str:
-    """`x` is the whole data: a site of that name that observes a part of them goes by another."""
+    """`x` means all data: a site of that name that observes only a part gets another name."""
     return "x_site" if site == WHOLE else site
 
 
-def _values(task: Task, trace: Any, n: int) -> dict[str, Tensor]:
+def _values(task: Task, trace: Trace, n: int) -> dict[str, Tensor]:
     """Observed site → its value in a trace of n rows, [n, inner plates, event]; as it is outside the plate `data`."""
     structure, out = task.structure, {}
     for site in structure.observed:
-        value = torch.as_tensor(trace.nodes[site.name]["value"]).detach()
+        value = torch.as_tensor(node_of(trace, site.name)["value"]).detach()
         if site.scope == "local":
             try:
                 full = structure.axes.expand(value, site, n, 1)
             except RuntimeError:
                 shape = (*(size for size in structure.axes.sizes(site, n) if size != 1), *site.event_shape)
-                raise UsageError(f"site '{site.name}' has values of shape {tuple(value.shape)}, not {shape}") from None
+                raise UsageError(
+                    f"site '{site.name}' has values of shape {tuple(value.shape)}, expected {shape}"
+                ) from None
             value = structure.axes.by_datum(full, site)[0]
         out[site.name] = value
     return out

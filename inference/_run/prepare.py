@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import Parameter
 from types import ModuleType
 from typing import Any
 
@@ -36,11 +37,11 @@ class Prepared:
     """A program on data, with its structure: what every method starts from."""
 
     model: object  # as given: a name, `file.py:callable`, or the callable
-    target: Callable[..., Any]  # the callable: a file is executed once, and its callable kept
+    target: Callable[..., object]  # the callable: a file is executed once, and its callable kept
     name: str
     data: datasets.Dataset
     x: torch.Tensor
-    options: dict[str, Any]  # the model's, as given
+    options: dict[str, object]  # the model's, as given
     structure: Structure
     limit: int  # of enumeration
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
@@ -74,9 +75,9 @@ def find(model: object, seed: int = 0) -> Found:
 
 @entrance
 def prepare(
-    model: Any,
-    data: Any,
-    options: Mapping[str, Any],
+    model: object,
+    data: object,
+    options: Mapping[str, object],
     methods: list[str],
     *,
     seed: int = 0,
@@ -123,19 +124,19 @@ def prepare(
     return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text)
 
 
-def check_draws(draws: Any) -> None:
+def check_draws(draws: object) -> None:
     """Raise `UsageError` unless `draws` is how many joint draws of missing entries can be written."""
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or not 1 <= draws <= MOST_DRAWS:
         raise UsageError(f"Expected a whole number from 1 to {MOST_DRAWS:,} for draws, got {draws!r:.40}.")
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: object) -> None:
     """Raise `UsageError` unless `seed` is one that every random generator takes, and restarts can count on from."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
         raise UsageError(f"Expected a whole number from 0 to {LARGEST_SEED:,} for seed, got {seed!r:.40}.")
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """NumPy's and torch's single numbers as Python's, so that what was asked for can be written down; all else as it is."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
@@ -150,18 +151,22 @@ def _one_binarisation(intensities: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name: `auto` is a GPU where there is one. Raises `UsageError` where there is none of it."""
+    """The device of that name: `auto` is a GPU where there is one. Raises `UsageError` where that does not exist."""
     if name not in DEVICES:
         raise unknown("device", name, DEVICES)
     found = torch.cuda.is_available()
     if name == "cuda" and not found:
-        raise UsageError("device=cuda: torch finds no GPU here; take device=cpu, or auto for whatever there is.")
+        raise UsageError("device=cuda: torch finds no GPU here; take device=cpu or auto.")
     return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
 def _split(
-    options: Mapping[str, Any], schema: Mapping[str, Any], modules: list[ModuleType], methods: list[str], name: str
-) -> dict[str, Any]:
+    options: Mapping[str, object],
+    schema: Mapping[str, Parameter],
+    modules: list[ModuleType],
+    methods: list[str],
+    name: str,
+) -> dict[str, object]:
     """The model's share of the options. Raises `UsageError` for one that neither it nor any of the methods knows."""
     owners = [schema, *(_options.schema(module.fit) for module in modules)]
     everything = {key for known in owners for key in known}

@@ -81,7 +81,7 @@ class Record:
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(rows, columns), where each datum is an image."""
+        """(rows, columns), where each row is an image."""
         return self.dataset.image_shape
 
     @property
@@ -103,7 +103,7 @@ class Record:
 
     @property
     def claimed(self) -> Evidence | None:
-        """What the method says of log p(x); None where it says nothing."""
+        """The evidence that the method claims; None where it claims none."""
         return self.fit.claimed
 
     @property
@@ -133,12 +133,12 @@ class Record:
 
     @property
     def khat(self) -> np.ndarray | None:
-        """PSIS k-hat of each datum [n]: above 0.7 its importance weights cannot be trusted."""
+        """PSIS k-hat of each row [n]: above 0.7 its importance weights cannot be trusted."""
         return self.fit.khat
 
     @property
     def ess(self) -> np.ndarray | None:
-        """Effective sample size of each datum [n]."""
+        """Effective sample size of each row [n]."""
         return self.fit.ess
 
     @property
@@ -207,7 +207,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `zoo run … --json` prints. Parameters of more than 1,000 numbers are left out."""
-        document = {
+        document: dict[str, object] = {
             "model": self.model,
             "data": self.data,
             "method": self.method,
@@ -247,7 +247,7 @@ class Record:
         }
 
     def guide_recipe(self) -> object:
-        """What the guide can be made again from; None where there is none."""
+        """The recipe from which the guide can be built again; None without a guide."""
         return getattr(self.guide, "recipe", None)
 
     def __repr__(self) -> str:

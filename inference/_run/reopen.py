@@ -1,4 +1,4 @@
-"""A saved run, taken up again: its program, its data (or others), its θ and its guide."""
+"""A saved run, reopened: its program, its data (or others), its θ and its guide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zoo._errors import UsageError
 from zoo._program import source
 
 
-def other_data(stored: folder.Stored, data: Any, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
+def other_data(stored: folder.Stored, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
     Raises `UsageError` where columns are missing or unknown, or rows have another shape.
@@ -43,7 +43,7 @@ def other_data(stored: folder.Stored, data: Any, seed: int, preparation: Mapping
 def reopen(
     stored: folder.Stored,
     methods: list[str] | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     other: datasets.Dataset | None = None,
     seed: int = 0,
 ) -> Prepared:
@@ -54,7 +54,7 @@ def reopen(
     chosen, spec = stored.json["options"], stored.spec()
     if isinstance(spec, str) and spec not in _registry.models() and not source.is_file(spec):
         raise UsageError(
-            f"the model of '{stored.folder}' was the callable '{spec}', which its name does not find again; give the "
+            f"the model of '{stored.folder}' was the callable '{spec}', which cannot be found by its name; give the "
             "callable itself (in Python model=…)."
         )
     found = find(spec, seed)
@@ -70,9 +70,7 @@ def reopen(
     }
     prepared = prepare(found, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
-        raise UsageError(
-            f"the run's θ belongs to the model's own options; {', '.join(changed)} cannot be changed here."
-        )
+        raise UsageError(f"the run's θ holds for the model's own options; {', '.join(changed)} cannot be changed here.")
     return prepared
 
 
@@ -100,7 +98,7 @@ def restore(task: Task, stored: folder.Stored) -> None:
     task.learn = False
     if misfits := _misfits(task.program, stored, "program."):
         raise UsageError(
-            f"the θ of '{stored.folder}' does not fit the model '{stored.json['model']}' as it is now, by "
+            f"the θ of '{stored.folder}' does not fit the model '{stored.json['model']}' as it is now: they differ in "
             f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
         )
     folder.restore(task.program, stored.state, "program.")
@@ -120,10 +118,10 @@ def restore(task: Task, stored: folder.Stored) -> None:
         task.guide = guide
     elif np.array_equal(task.x.isnan().numpy(), np.isnan(stored.x)):
         raise UsageError(
-            f"the guide of '{stored.folder}' does not fit '{settings['name']}' as it is now, by "
+            f"the guide of '{stored.folder}' does not fit '{settings['name']}' as it is now: they differ in "
             f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
         )
-    # else other data have other latents (nothing is missing in them, say): the run's guide has nothing to say of those
+    # else other data have other latents (nothing is missing in them, say), for which the run's guide does not serve
 
 
 def _misfits(module: torch.nn.Module, stored: folder.Stored, prefix: str) -> list[str]:

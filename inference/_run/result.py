@@ -37,6 +37,8 @@ from zoo._program.program import Program
 if TYPE_CHECKING:
     import xarray as xr
 
+    from inference._run.datatree import ELPDData
+
 MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 Format = Literal["png", "pdf", "svg"]
 
@@ -65,8 +67,7 @@ class Run(Record):
     def idata(self) -> xr.DataTree:
         """All of it as an `xarray.DataTree` in ArviZ's schema."""
         if self.stored is not None:
-            tree: xr.DataTree = self.stored.tree
-            return tree
+            return self.stored.tree
         return to_datatree(self)
 
     def impute(self, draws: int = 20, seed: int | None = None) -> Imputation:
@@ -77,7 +78,7 @@ class Run(Record):
         """
         return _imputed(self, draws, self.seed if seed is None else seed)
 
-    def loo(self, **options: object) -> Any:
+    def loo(self, **options: object) -> ELPDData:
         """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
         return leave_one_out(self, self.idata, **options)
 
@@ -100,7 +101,7 @@ class Run(Record):
         """Write the run folder `out`, whole or not at all; returns its path."""
         return str(save(self, _store.check_out(out)))
 
-    # ---- what is behind it
+    # ---- what it is made of
 
     @property
     def folder(self) -> Path | None:
@@ -109,7 +110,7 @@ class Run(Record):
 
     @property
     def task(self) -> Task:
-        """The program, its structure and the data. Of a run that was read back, made anew at its θ: a user's file is
+        """The program, its structure and the data. Of a run that was read back, built again at its θ: a user's file is
         executed only if `load` was told to trust it. Raises `UsageError` where the program cannot be had."""
         if self.live is None:
             self.live = self._made_anew()[1]()
@@ -129,11 +130,11 @@ class Run(Record):
         return guide
 
     def guide_recipe(self) -> object:
-        """What the guide can be made again from; None where there is none."""
+        """The recipe from which the guide can be built again; None without a guide."""
         return super().guide_recipe() if self.stored is None else self.stored.json.get("guide")
 
     def at_theta(self) -> Task:
-        """A task at this run's θ, globals and guide, that learns nothing: for pictures and whatever else looks at a run."""
+        """A task at this run's θ, globals and guide, that learns nothing: for pictures and other uses of a finished run."""
         if self.stored is not None:
             return self.task
         own = self.task
@@ -262,7 +263,7 @@ def _thinned(run: Run) -> tuple[Run, list[str]]:
     if run.x.nbytes > MOST_BYTES and twice:
         observed = {k: v for k, v in run.observed.items() if k not in twice}
         out = replace(out, predicted=replace(out.predicted, observed=observed))
-        left.append(f"{', '.join(map(repr, twice))} of observed_data, which x is")
+        left.append(f"{', '.join(map(repr, twice))} of observed_data, equal to x")
     return out, left
 
 
@@ -286,8 +287,13 @@ def load(
 ) -> Run:
     """Read a run folder; nothing of it is executed before the program is needed (`task`, `impute`, `plot`).
 
-    - `model`: the program, named again; `trust`: execute whatever file the folder names; `changed_program`: also where its text
-      is not what it was.
+        >>> from latent_zoo import load, run
+        >>> _ = run("gmm", "faithful", rows=100, out="saved")
+        >>> load("saved").parameters["locs"].shape
+        (2, 2)
+
+    - `model`: the program, named again; `trust`: execute the file that the folder names; `changed_program`: also where its text
+      has changed.
 
     Raises `UsageError` when it is not a run, is damaged, or was written by a newer version.
     """

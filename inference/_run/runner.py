@@ -40,8 +40,8 @@ SMALL_NUMBERS = 1_000_000  # data × assignments
 
 @entrance
 def run(
-    model: Any = None,
-    data: Any = None,
+    model: object = None,
+    data: object = None,
     method: str | None = None,
     *,
     seed: int = 0,
@@ -57,7 +57,7 @@ def run(
     trust: bool = False,
     checkpoint: float = _checkpoint.INTERVAL,
     quiet: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Run:
     """Fit `model` to `data` by `method` (`em` when None) and return the `Run`, its evidence verified.
 
@@ -72,11 +72,11 @@ def run(
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
-    - `resume`: the folder of a run that was stopped: it goes on from its checkpoint, and ends with the same numbers as if it
-      had not been. All the rest is known, but for a model or data that have no name. A model or guide in a Python file has to
-      be named again, or `trust` says that whatever file is named there may be executed.
+    - `resume`: the folder of a run that was stopped: it resumes from its checkpoint and ends with the same numbers. Nothing
+      else needs to be given, except a model or data that have no name. A model or guide in a Python file has to be named
+      again, unless `trust` allows the file that the folder names to be executed.
 
-    Raises `UsageError` for whatever cannot be done as asked and `Refusal` when the method cannot serve the program.
+    Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     _options.flags(standardize=standardize)
     request = _request(model, data, method, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
@@ -114,7 +114,7 @@ def run_request(
     _checkpoint.check_interval(checkpoint)
     if resume is not None:
         if out is not None:
-            raise UsageError("a run that is gone on with keeps its folder: give resume or out, not both.")
+            raise UsageError("a resumed run keeps its folder: give resume or out, not both.")
         request, out = _checkpoint.resumed(resume, request, trust), _atomic.place(resume)
     if request.model is None or request.data is None:
         raise UsageError("a run needs a model and data.")
@@ -154,8 +154,8 @@ def _prepared(request: Request, methods: list[str]) -> Prepared:
 
 @entrance
 def compare(
-    model: Any,
-    data: Any,
+    model: object,
+    data: object,
     methods: list[str] | tuple[str, ...] = DEFAULT_METHODS,
     *,
     seed: int = 0,
@@ -168,7 +168,7 @@ def compare(
     dtype: str = "auto",
     device: str = "auto",
     quiet: bool = True,
-    **options: Any,
+    **options: object,
 ) -> list[Run | Refused]:
     """`run` for each of `methods` on the same data: a `Run`, or a `Refused` with the reason, for each.
 
@@ -230,7 +230,7 @@ class Refused:
     reason: str
 
     def to_json(self) -> dict[str, object]:
-        """The fields of a run's JSON, with null for what there is none of."""
+        """The fields of a run's JSON, null where a refusal has no value."""
         nothing = dict.fromkeys(
             ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
         )
@@ -242,24 +242,31 @@ def infer(
     run: str | os.PathLike[str],
     method: str,
     *,
-    data: Any = None,
+    data: object = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     rows: int | None = None,
     binarize: str | float | None = None,
     missing: str | None = None,
     device: str = "auto",
-    model: Any = None,
+    model: object = None,
     trust: bool = False,
     changed_program: bool = False,
     quiet: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Run:
     """Another method on the θ (and the guide) of a saved run; θ stays as it is.
 
-    `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and in the units that the run
-    standardised its own to. `model`: the run's program, named again where it is in a Python file, unless `trust` says that
-    whatever file the folder names may be executed; `changed_program`: also where its text is not what it was.
+        >>> from latent_zoo import infer, run
+        >>> _ = run("gmm", "faithful", rows=200, out="fitted")
+        >>> infer("fitted", "em", data="faithful", rows=50, seed=1).claimed.kind  # log p of 50 rows at that θ
+        'exact'
+
+    - `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and put in the units of the run.
+    - `model`: the run's program, named again if it is in a Python file; or `trust` allows the file that the folder names to be
+      executed. `changed_program`: also where the text of that file has changed.
+
+    Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     given = {k: plain(v) for k, v in (("rows", rows), ("binarize", binarize), ("missing", missing)) if v is not None}
     request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=os.fspath(run))
@@ -282,7 +289,9 @@ def infer_request(
     folder, method = None if out is None else _store.check_out(out), _method(request)
     stored = _store.load(request.of, request.model, trust, changed_program)
     if request.data is None and request.preparation:
-        raise UsageError("the run's own data are prepared already; rows, binarize and missing go with other data.")
+        raise UsageError(
+            "the run's own data are already prepared; give rows, binarize and missing only with other data."
+        )
     other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
@@ -295,7 +304,7 @@ def infer_request(
 def run_prepared(
     prepared: Prepared,
     method: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     *,
     seed: int = 0,
     folder: Path | None = None,
@@ -384,7 +393,7 @@ def _task(
 
 
 def _widest(structure: Structure) -> int:
-    """Numbers in one draw of the largest local latent of one datum."""
+    """Numbers in one draw of the largest local latent of one row."""
     return max((s.inner * math.prod(s.event_shape) for s in structure.local_latents), default=1)
 
 

@@ -1,10 +1,10 @@
-"""The runner's own look at log p(x): the best evaluator there is for a program, at a fit's own θ.
+"""The runner's own evaluation of log p(x): the best evaluator that a program has, at a fit's own θ.
 
 - exact programs: the exact value by each site's own `log_prob`, and on a sample of rows by a route that shares nothing with the
   method (`own_route`). Exact values that differ beyond rounding end the run.
 - global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
 - no local latents: the program's own density, in one run;
-- otherwise: importance sampling from a mixture of whatever proposals can be had at this θ: the fit's guide, the Gaussians at
+- otherwise: importance sampling from a mixture of the proposals available at this θ: the fit's guide, the Gaussians at
   the modes (Laplace), and the prior; and a particle filter where the program has one.
 
 Where a claim can be checked against a better value it is: an estimate that lies below it by more than 4 standard errors is
@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ FAR = 4.0  # standard errors
 
 @dataclass
 class _Said:
-    """What there is to say of a fit while it is looked at."""
+    """Warnings and notes collected while a fit is verified."""
 
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
@@ -54,7 +53,7 @@ class _Said:
 
 @torch.no_grad()
 def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
-    """Evidence for `fit`, whose θ the program of `task` holds; None where nothing better than the claim can be had.
+    """Evidence for `fit`, whose θ the program of `task` holds; None where there is nothing better than the claim.
 
     The fit that comes back has more warnings, and its claim may be called a lower bound. Raises `Disagreement` where two
     exact values differ.
@@ -96,8 +95,8 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
         seen = whole[rows] if whole is not None else seen
     if seen is None:
         raise Disagreement(
-            f"log p(x) of '{task.program.name}' was taken for exact and cannot be checked: the program does not run on some of "
-            "its rows by themselves. Nothing is reported. Let it read nothing but the columns of x."
+            f"log p(x) of '{task.program.name}' was treated as exact and cannot be checked: the program does not run on a "
+            "subset of the rows. Nothing is reported. Let it read only the columns of x."
         )
     if not _alike(found[rows], seen):
         raise _differ(task, rows, found[rows], seen, "by the exact engine", "by the program alone")
@@ -113,7 +112,7 @@ def _seen(task: Task, rows: Tensor, point: dict[str, Tensor]) -> Tensor | None:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether exact values of some rows are equal to rounding; NaN where the second route could not tell."""
+    """Whether exact values of some rows are equal to rounding; NaN where the second route has no answer."""
     near = tolerance(one.dtype)
     for mine, theirs in zip(one.split(ALIKE), other.split(ALIKE), strict=True):
         known = ~theirs.isnan()
@@ -128,14 +127,14 @@ def _differ(task: Task, rows: Tensor, one: Tensor, other: Tensor, of_one: str, o
     return Disagreement(
         f"two exact values of log p(x) of '{task.program.name}' differ: row {int(rows[k])} (counting from 0) has "
         f"{float(one[k]):.6f} nats {of_one} and {float(other[k]):.6f} {of_other}. Nothing is reported as exact. The rows may "
-        "depend on each other or on their place, or the program on what tracing cannot see; a method that samples (importance, "
-        "ais) may serve it."
+        "depend on each other or on their place, or the program on something that tracing cannot see; a method that samples "
+        "(importance, ais) may serve it."
     )
 
 
 def _density(task: Task) -> Evidence:
-    """log p(x | θ) of a program without latents: one run on all data, whatever the rows have to do with each other."""
-    trace: Any = task.program.trace(task.x)
+    """log p(x | θ) of a program without latents: one run on all rows, which may depend on each other."""
+    trace = task.program.trace(task.x)
     structure, total = task.structure, torch.zeros(len(task.x), dtype=task.x.dtype)
     for node in sample_nodes(trace):
         if is_local(node):
@@ -252,13 +251,13 @@ def _compared(task: Task, claimed: Evidence, found: Evidence, said: _Said) -> tu
     if away < -limit and claimed.kind == "estimate":
         said.warnings.append(
             f"the evidence claimed lies {-away:.4g} nats below the verified {found.kind} value, more than {FAR:g} standard "
-            "errors: the draws missed a part of the posterior, and it is a lower bound, not an estimate."
+            "errors: the draws missed a part of the posterior. It is a lower bound, not an estimate."
         )
         return replace(claimed, kind="lower bound"), found
     if away > limit:
         said.warnings.append(
             f"the evidence claimed ({claimed.kind}) lies {away:.4g} nats above the verified {found.kind} value, more than "
-            f"{FAR:g} standard errors: one of the two is wrong; repeat with another seed and more samples."
+            f"{FAR:g} standard errors: one of the two is wrong. Repeat with another seed and more samples."
         )
         if found.kind == "estimate":
             found = replace(found, kind="lower bound")

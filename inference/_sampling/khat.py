@@ -18,7 +18,7 @@ def count_above(khat: np.ndarray, but: np.ndarray | bool = False) -> int:
 
 def of_rows(bad: int, n: int) -> str:
     """The first half of a sentence about rows."""
-    return f"k-hat is above {LIMIT} for {bad} of {n} data"
+    return f"k-hat is above {LIMIT} for {bad} of {n} rows"
 
 
 def of_globals(khat: float) -> str:

@@ -1,32 +1,33 @@
 """A particle filter along the order of an autoregressive distribution whose missing entries are the latent.
 
-Each particle walks through the entries of its datum: a missing one is drawn from its conditional given all before it, an
+Each particle walks through the entries of its row: a missing one is drawn from its conditional given all before it, an
 observed one multiplies the weight by its conditional. Where the weights have become uneven, particles are resampled just
 before the next missing entry (Gordon, Salmond & Smith 1993; Doucet & Johansen 2009), not earlier: what comes after the last
 missing entry is only weighed. The mean weight is an unbiased estimate of p(x_observed) (Del Moral 2004, §7.4.1). Several
-filters of the same datum, independent of one another, give its standard error.
+filters of the same row, independent of one another, give its standard error.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from inference._sampling.weights import Draws
+from zoo._program.autoregressive import AutoregressiveBernoulli, Steps
 from zoo._program.program import Program
 from zoo._program.slots import slots
 from zoo._program.structure import Site, Structure
 from zoo._program.trace import is_plain, node_of
 
 UNEVEN = 0.5  # of the particles: an effective sample size below it means resampling
-FILTERS = 40  # of a datum, where there are particles enough
+FILTERS = 40  # of a row, where there are particles enough
 
 
 def share(samples: int, filters: int = FILTERS) -> int:
-    """How many filters of a datum share its samples: as many as asked for, of two particles or more."""
+    """How many filters of a row share its samples: as many as asked for, of two particles or more."""
     return max(1, min(filters, samples // 2))
 
 
@@ -65,7 +66,7 @@ def draw(program: Program, structure: Structure, x: Tensor, samples: int, filter
     """
     site = _missing_site(structure)
     assert site is not None and site.completes is not None
-    fn = program.trace(x, raw=True).nodes[site.completes]["fn"]
+    fn = cast(AutoregressiveBernoulli, node_of(program.trace(x, raw=True), site.completes)["fn"])
     value, log_w = _filter(fn, x, filters, samples // filters)
     index, real = slots(x, site.event_shape[0])
     given = value.gather(-1, index.expand(*value.shape[:-1], -1))
@@ -73,7 +74,7 @@ def draw(program: Program, structure: Structure, x: Tensor, samples: int, filter
     return Draws({site.name: torch.where(real, given, left_over)}, log_w, None, torch.zeros_like(log_w))
 
 
-def _filter(fn: Any, x: Tensor, F: int, P: int) -> tuple[Tensor, Tensor]:
+def _filter(fn: AutoregressiveBernoulli, x: Tensor, F: int, P: int) -> tuple[Tensor, Tensor]:
     """Completed vectors [F P, n, D], and their log-weights [F P, n]."""
     unseen = x.isnan().all(-1)
     missing = x.isnan() & ~unseen.unsqueeze(-1)
@@ -101,7 +102,7 @@ def _filter(fn: Any, x: Tensor, F: int, P: int) -> tuple[Tensor, Tensor]:
     return value.flatten(0, 1), log_w.flatten(0, 1)
 
 
-def _taken(steps: Any, known: Tensor, count: int) -> Tensor:
+def _taken(steps: Steps, known: Tensor, count: int) -> Tensor:
     """Take `count` entries as they are known; their log-density [n]."""
     total = torch.zeros_like(known[:, 0])
     for _ in range(count):
@@ -115,7 +116,7 @@ def _log_bernoulli(logit: Tensor, value: Tensor) -> Tensor:
     return torch.nn.functional.logsigmoid(torch.where(value > 0.5, logit, -logit))
 
 
-def _resample(steps: Any, log_w: Tensor, log_Z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _resample(steps: Steps, log_w: Tensor, log_Z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Resample the particles of the filters [F, n] whose weights are uneven, of the rows that are to draw an entry.
 
     Systematic resampling (Kitagawa 1996). Returns the weights after it, and what is put away, the mean weight, with it.

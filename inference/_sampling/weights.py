@@ -1,22 +1,32 @@
-"""Importance weights log p(x, z) − log q(z | x), many draws for each datum at once."""
+"""Importance weights log p(x, z) − log q(z | x), many draws for each row at once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._numerics.slices import fitting, slices
 from zoo._errors import Refusal
 from zoo._program.program import Program
-from zoo._program.structure import Structure
-from zoo._program.trace import DRAWS_PLATE, altered, is_local, local_log_prob, log_prob, per_datum, sample_nodes
+from zoo._program.structure import Site, Structure
+from zoo._program.trace import (
+    DRAWS_PLATE,
+    Node,
+    altered,
+    is_local,
+    local_log_prob,
+    log_prob,
+    node_of,
+    per_datum,
+    sample_nodes,
+)
 
 Guide = Callable[..., object]  # a Pyro program that draws the latents of x
 
@@ -103,7 +113,7 @@ def _mixed(shares: list[tuple[Tensor, int]], samples: int, dtype: torch.dtype) -
     return known[0] if len(known) == 1 else torch.stack(known).logsumexp(0)
 
 
-def _guide_trace(guide: Guide, x: Tensor, program: Program) -> Any:
+def _guide_trace(guide: Guide, x: Tensor, program: Program) -> Trace:
     with program.settings():
         return pyro.poutine.trace(guide).get_trace(x)
 
@@ -113,25 +123,25 @@ def log_joint(program: Program, structure: Structure, x: Tensor, values: dict[st
     return _log_local(_joint(program, structure, x, values), structure, len(next(iter(values.values()))), len(x))
 
 
-def _joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> Any:
+def _joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> Trace:
     """The program's trace at draws of the local latents."""
     with draws_plate(structure, len(next(iter(values.values())))):
         return program.trace(x, latents=values)
 
 
-def _log_local(trace: Any, structure: Structure, samples: int, n: int) -> Tensor:
+def _log_local(trace: Trace, structure: Structure, samples: int, n: int) -> Tensor:
     return _shaped(local_log_prob(trace, structure.data_dim, n), samples, n)
 
 
-def _log_prior(trace: Any, values: dict[str, Tensor], structure: Structure, samples: int, n: int) -> Tensor:
+def _log_prior(trace: Trace, values: dict[str, Tensor], structure: Structure, samples: int, n: int) -> Tensor:
     """What the program's own latents were drawn from: Σ log-density [samples, n], without its scales and masks."""
     total = torch.zeros(())
     for name in values:
-        total = total + drawn_log_prob(trace.nodes[name], structure).detach()
+        total = total + drawn_log_prob(node_of(trace, name), structure).detach()
     return _shaped(total, samples, n)
 
 
-def _log_drawn(trace: Any, structure: Structure, samples: int, n: int) -> Tensor:
+def _log_drawn(trace: Trace, structure: Structure, samples: int, n: int) -> Tensor:
     """What a guide's local sites were drawn from [samples, n], without its scales and masks."""
     total = torch.zeros(())
     for node in sample_nodes(trace):
@@ -140,13 +150,13 @@ def _log_drawn(trace: Any, structure: Structure, samples: int, n: int) -> Tensor
     return _shaped(total, samples, n)
 
 
-def drawn_log_prob(node: Any, structure: Structure) -> Tensor:
+def drawn_log_prob(node: Node, structure: Structure) -> Tensor:
     """The log-density [..., n] of the distribution that a site is drawn from, at its value: no scale and no mask enters."""
     plain = altered(node, unmasked(node["fn"]))
     return per_datum(plain, log_prob(plain), structure.data_dim, structure.max_plate_nesting)
 
 
-def unmasked(fn: Any) -> Any:
+def unmasked(fn: dist.TorchDistribution) -> dist.TorchDistribution:
     """A distribution without the masks inside it."""
     if isinstance(fn, dist.MaskedDistribution):
         return unmasked(fn.base_dist)
@@ -163,7 +173,7 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         once = program.trace(rows)
-        globals: dict[str, Any] = {s.name: once.nodes[s.name]["value"] for s in structure.global_latents}
+        globals = {s.name: node_of(once, s.name)["value"] for s in structure.global_latents}
         with draws_plate(structure, 3):
             values = _latents(program.trace(rows, latents=globals), 3, len(rows), structure)
 
@@ -179,7 +189,7 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
         apart = False
     if not apart:
         raise Refusal(
-            f"'{program.name}' mixes up draws that go through it side by side: where it sums over a plate or drops a "
+            f"'{program.name}' mixes up draws that it is given side by side: where it sums over a plate or drops a "
             "dimension left of `data`, it must keep the dimension (keepdim=True)"
         )
 
@@ -191,16 +201,16 @@ def guide_draws(program: Program, structure: Structure, x: Tensor, guide: Guide,
         return _latents(_guide_trace(guide, x, program), samples, len(x), structure)
 
 
-def draws_plate(structure: Structure, samples: int) -> Any:
-    """A plate around a program or guide: `samples` draws for each datum at once."""
+def draws_plate(structure: Structure, samples: int) -> pyro.plate:
+    """A plate around a program or guide: `samples` draws for each row at once."""
     return pyro.plate(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
 
 
-def _latents(trace: Any, samples: int, n: int, structure: Structure) -> dict[str, Tensor]:
+def _latents(trace: Trace, samples: int, n: int, structure: Structure) -> dict[str, Tensor]:
     """The drawn local latents of a trace, each [samples, …, n, …] in full."""
     out = {}
     for site in structure.local_latents:
-        out[site.name] = structure.axes.expand(trace.nodes[site.name]["value"], site, n, samples).detach()
+        out[site.name] = structure.axes.expand(node_of(trace, site.name)["value"], site, n, samples).detach()
     return out
 
 
@@ -214,7 +224,7 @@ def chunks(x: Tensor, samples: int) -> Iterator[slice]:
 
 
 def affordable(x: Tensor, most: int, least: int) -> int:
-    """How many draws a datum are worth their time: `most`, unless that makes more numbers than `EFFORT`; at least `least`."""
+    """How many draws per row are worth their time: `most`, unless that makes more numbers than `EFFORT`; at least `least`."""
     return max(least, min(most, EFFORT // max(1, x.numel())))
 
 
@@ -264,7 +274,7 @@ def lone_states(values: dict[str, Tensor], log_weights: Tensor, structure: Struc
     return alone
 
 
-def _real_slots(x: Tensor, site: Any) -> Tensor:
+def _real_slots(x: Tensor, site: Site) -> Tensor:
     """Which entries of a site that completes x stand for a missing one [n, entries]; all, where x cannot tell."""
     entries = site.inner * math.prod(site.event_shape)
     flat = x.flatten(1).isnan()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,7 +226,7 @@ class Surface:
         return None
 
 
-def _is_real(support: Any) -> bool:
+def _is_real(support: constraints.Constraint) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return type(support) is type(constraints.real)
@@ -259,7 +258,7 @@ class Leap:
         self.plain: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 
     def after(self, globals: dict[str, Tensor], allowed: bool) -> dict[str, Tensor]:
-        """Note the point that an M-step led to; on every third, move on from it. Returns the globals to go on with."""
+        """Note the point that an M-step led to; on every third, move on from it. Returns the globals to continue with."""
         self.fresh, self.since = max(0, self.fresh - 1), self.since + 1
         theta = self.task.theta()
         supports = {**self.task.program.constraints, **self.task.global_supports}

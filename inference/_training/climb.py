@@ -25,7 +25,7 @@ from inference._numerics.lbfgs import Memory
 from inference._training.elbo import Objective
 from inference._training.fixed_draws import FixedDraws, Given, Noise
 from zoo._program.structure import Site
-from zoo._program.trace import local_log_prob
+from zoo._program.trace import local_log_prob, node_of
 
 FIRST = 32  # draws
 MOST = 4096
@@ -47,7 +47,7 @@ class Outcome:
     draws: int = 0
     gain: float | None = None
     gain_se: float | None = None
-    lacks: float | None = None  # nats of what a q of its own for each datum reaches
+    lacks: float | None = None  # nats of what a q of its own for each row reaches
 
 
 def climb(
@@ -60,7 +60,7 @@ def climb(
 ) -> Outcome:
     """Maximise the bound over the parameters of `modules`, by at most so many iterations of L-BFGS in all.
 
-    An encoder of continuous latents is slow to climb through. So there a q for each datum climbs first, the encoder learns
+    An encoder of continuous latents is slow to climb through. So there a q for each row climbs first, the encoder learns
     from it, and both climb on; how much the encoder then lacks tells whether it reached its best.
     """
     units = at_the_prior(task, guide)
@@ -86,7 +86,7 @@ def _is_encoder(guide: nn.Module) -> TypeGuard[Derived]:
 
 
 def _free(task: Task, guide: Derived) -> Any:
-    """A guide with a q for each datum, and the q of the globals that `guide` has."""
+    """A guide with a q for each row, and the q of the globals that `guide` has."""
     globals = {n: guide.bijections[n](guide.free[f"{n}_loc"].detach()) for n in guide.bijections}
     covariance = guide.covariance
     free = guides.make("mean_field", task.structure, task.x, globals, guide.bijections, covariance=covariance)
@@ -123,12 +123,12 @@ def _imitate(
     units: Mapping[Tensor, Tensor],
     step: Step,
 ) -> None:
-    """Let the guide's q of the local latents come near the teacher's, by the likelihood of the teacher's draws."""
+    """Fit the guide's q of the local latents to the teacher's, by the likelihood of the teacher's draws."""
 
     def lane(noise: Noise) -> Noise:
         with Given(noise), task.program.settings():
-            trace: Any = pyro.poutine.trace(teacher).get_trace(task.x)
-        return {name: trace.nodes[name]["value"] for name in fixed.shapes}
+            trace = pyro.poutine.trace(teacher).get_trace(task.x)
+        return {name: node_of(trace, name)["value"] for name in fixed.shapes}
 
     noise = fixed.draw(FIRST // 2, torch.Generator().manual_seed(task.seed))
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -220,10 +220,10 @@ def _priors(task: Task, guide: Derived) -> dict[Site, tuple[Tensor, Tensor]]:
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(task.seed)
         for _ in range(times):
-            trace: Any = task.program.trace(task.x[:PRIOR_DRAWS], latents=globals)
+            trace = task.program.trace(task.x[:PRIOR_DRAWS], latents=globals)
             for site in guide.sites:
                 if not site.discrete and site.completes is None:
-                    free = biject_to(site.constraint).inv(trace.nodes[site.name]["value"])
+                    free = biject_to(site.constraint).inv(node_of(trace, site.name)["value"])
                     found.setdefault(site.name, []).append(free.reshape(-1, math.prod(free_shape(site))))
     for site in guide.sites:
         if site.name in found:

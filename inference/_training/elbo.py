@@ -1,4 +1,4 @@
-"""The evidence lower bound of each datum, differentiable in θ and in the guide, by whatever has the least noise.
+"""The evidence lower bound of each row, differentiable in θ and in the guide, by the estimator with the least noise.
 
 - continuous latents: reparametrised draws (Kingma & Welling 2014), the divergence from the prior in closed form where
   there is one; `particles` > 1 gives the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016);
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -27,11 +28,13 @@ from zoo._program.structure import Structure
 from zoo._program.trace import (
     DATA_PLATE,
     DRAWS_PLATE,
+    Node,
     global_log_prob,
     is_local,
     is_plain,
     local_log_prob,
     log_prob,
+    node_of,
     per_datum,
     sample_nodes,
 )
@@ -44,7 +47,7 @@ Objective = Callable[[Index, Tensor], Tensor]
 
 
 def objective(task: Task, guide: torch.nn.Module | None, particles: int) -> Objective:
-    """(rows, x[rows]) ↦ the bound, nats a datum, for a batch that stands for all the data: a scalar to climb."""
+    """(rows, x[rows]) ↦ the bound, nats per row, for a batch that stands for all the data: a scalar to climb."""
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
         return lambda rows, x: _log_likelihood(task, x)
@@ -65,7 +68,7 @@ def sums_out(structure: Structure, limit: int) -> bool:
 
 
 def _log_likelihood(task: Task, x: Tensor) -> Tensor:
-    """log p(x), nats a datum; what is observed outside the data plate counts once for all the data."""
+    """log p(x), nats per row; what is observed outside the data plate counts once for all the data."""
     trace = task.program.trace(x)
     mean = local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x)).mean()
     return mean + global_log_prob(trace) / len(task.x) if has_global_sites(task.structure) else mean
@@ -84,7 +87,7 @@ def enumerated(task: Task, guide: torch.nn.Module) -> Objective:
     def of(rows: Index, x: Tensor) -> Tensor:
         q = config_enumerate(at(guide, rows), "parallel", expand=False)
         with task.program.settings(), _ScaleLocal(N / len(x)):
-            # the differentiable loss refuses to be worked out where gradients are off
+            # the differentiable loss cannot be computed where gradients are off
             loss = elbo.differentiable_loss if torch.is_grad_enabled() else elbo.loss
             return torch.as_tensor(-loss(task.program, q, x) / N)
 
@@ -98,13 +101,13 @@ class _ScaleLocal(Messenger):
         super().__init__()
         self.factor = factor
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         if any(f.name == DATA_PLATE for f in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.factor
 
 
 class DrawsOfLocals(pyro.plate):
-    """A plate of `samples` draws for each datum at once, around a program or guide; what is global is drawn only once.
+    """A plate of `samples` draws for each row at once, around a program or guide; what is global is drawn only once.
 
     A program may so index a global by a local one, `mu[z]`: with draws of its own, `mu` would have another first dimension.
     """
@@ -113,13 +116,13 @@ class DrawsOfLocals(pyro.plate):
         super().__init__(DRAWS_PLATE, samples, dim=-1 - structure.max_plate_nesting)
         self._once = {s.name for s in structure.sites if s.scope == "global"}
 
-    def _process_message(self, msg: Any) -> None:
+    def _process_message(self, msg: Message) -> None:
         if msg["name"] not in self._once:
             super()._process_message(msg)
 
 
 class Bound:
-    """The bound by draws from the guide, `particles` for each datum."""
+    """The bound by draws from the guide, `particles` for each row."""
 
     def __init__(self, task: Task, guide: torch.nn.Module, particles: int) -> None:
         structure = task.structure
@@ -131,7 +134,7 @@ class Bound:
         self.analytic: dict[str, bool] = {}  # site → whether its divergence has a closed form that may be used
 
     def surrogate(self, rows: Index, x: Tensor) -> Tensor:
-        """A scalar whose value is the bound (nats a datum) and whose gradient is an unbiased estimate of the bound's."""
+        """A scalar whose value is the bound (nats per row) and whose gradient is an unbiased estimate of the bound's."""
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
         value = weights.log_mean(local)[0] if self.weighted else local
@@ -139,12 +142,12 @@ class Bound:
         if not self.score:
             return value.mean() + share
         value = value if self.weighted else value.mean(0)
-        log_q = sum(self._log_prob(q.nodes[name], len(x)) for name in self.score)
+        log_q = sum(self._log_prob(node_of(q, name), len(x)) for name in self.score)
         signal = _vimco(local.detach()) if self.weighted else _leave_one_out(local.detach())
         learn = (signal * log_q).sum(0)
         return (value + learn - learn.detach()).mean() + share
 
-    def _traces(self, rows: Index, x: Tensor) -> tuple[Any, Any]:
+    def _traces(self, rows: Index, x: Tensor) -> tuple[Trace, Trace]:
         guide = at(self.guide, rows)
         plate = DrawsOfLocals(self.structure, self.K) if self.K > 1 else None
         with self.task.program.settings():
@@ -159,7 +162,7 @@ class Bound:
         with DrawsOfLocals(self.structure, self.K):
             return q, self.task.program.trace(x, latents=latents)
 
-    def _terms(self, q: Any, p: Any, n: int) -> Tensor:
+    def _terms(self, q: Trace, p: Trace, n: int) -> Tensor:
         latents = [node["name"] for node in sample_nodes(q) if is_local(node)]
         if not self.analytic:
             self.analytic = self._closed_forms(q, p, latents)
@@ -169,19 +172,19 @@ class Bound:
                 continue
             name = node["name"]
             if self.analytic.get(name):
-                divergence = kl_divergence(q.nodes[name]["fn"], node["fn"])
+                divergence = kl_divergence(node_of(q, name)["fn"], node["fn"])
                 total = total - self._shaped(per_datum(node, divergence, self.structure.data_dim, self._depth), n)
                 continue
             total = total + self._log_prob(node, n)
             if name in q.nodes:
-                total = total - self._log_prob(q.nodes[name], n)
+                total = total - self._log_prob(node_of(q, name), n)
         return torch.as_tensor(total)
 
     @property
     def _depth(self) -> int:
         return self.structure.max_plate_nesting
 
-    def _log_prob(self, node: Any, n: int) -> Tensor:
+    def _log_prob(self, node: Node, n: int) -> Tensor:
         return self._shaped(per_datum(node, log_prob(node), self.structure.data_dim, self._depth), n)
 
     def _shaped(self, value: Tensor, n: int) -> Tensor:
@@ -189,7 +192,7 @@ class Bound:
             return value.unsqueeze(0)
         return value.expand(torch.broadcast_shapes(value.shape, (self.K, n))).reshape(self.K, n)
 
-    def _closed_forms(self, q: Any, p: Any, latents: list[str]) -> dict[str, bool]:
+    def _closed_forms(self, q: Trace, p: Trace, latents: list[str]) -> dict[str, bool]:
         """A divergence in closed form holds for a site whose conditions in the program are all drawn before it in the
         guide: what is drawn later depends on it."""
         out = {}
@@ -197,16 +200,18 @@ class Bound:
         for name in latents:
             before = set(order[: order.index(name)])
             fits = not self.weighted and name not in self.score and before <= set(latents[: latents.index(name)])
-            plain = is_plain(p.nodes[name]) and is_plain(q.nodes[name])  # a scale is of one of the two densities alone
+            plain = is_plain(node_of(p, name)) and is_plain(
+                node_of(q, name)
+            )  # a scale is of one of the two densities alone
             if fits and plain:
                 try:
-                    kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"])
+                    kl_divergence(node_of(q, name)["fn"], node_of(p, name)["fn"])
                 except NotImplementedError:
                     fits = False
             out[name] = fits and plain
         return out
 
-    def _globals(self, q: Any, p: Any) -> Tensor:
+    def _globals(self, q: Trace, p: Trace) -> Tensor:
         """log p − log q of all that stands outside the data plate, nats."""
         zero = torch.zeros((), dtype=self.task.x.dtype, device=self.task.x.device)
         return zero + global_log_prob(p) - global_log_prob(q)

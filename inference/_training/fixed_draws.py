@@ -22,7 +22,7 @@ from guides import at
 from inference._method.task import Task
 from inference._training import elbo
 from zoo._program.latents import joint_values
-from zoo._program.trace import global_log_prob, is_local, log_prob, per_datum, sample_nodes
+from zoo._program.trace import Node, global_log_prob, is_local, log_prob, per_datum, sample_nodes
 
 NUMBERS = 2**22  # in the largest temporary of an evaluation
 Noise = dict[str, Tensor]  # site → its standard normal numbers [draws, …]
@@ -36,7 +36,7 @@ class Given(Messenger):
         self.noise = noise
         self.shapes: dict[str, torch.Size] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Node) -> None:
         if msg["is_observed"] or msg["done"] or type(msg["fn"]).__name__ == "_Subsample":
             return
         base = _normal(msg["fn"])
@@ -45,7 +45,7 @@ class Given(Messenger):
         msg["value"], msg["done"] = _placed(msg["fn"], noise), True
 
 
-def _normal(fn: Any) -> Any:
+def _normal(fn: object) -> dist.Normal | dist.MultivariateNormal:
     """The normal at the bottom of a distribution; raises `NotImplementedError` where there is none."""
     while isinstance(fn, TransformedDistribution | dist.Independent):
         fn = fn.base_dist
@@ -54,7 +54,7 @@ def _normal(fn: Any) -> Any:
     return fn
 
 
-def _placed(fn: Any, noise: Tensor) -> Tensor:
+def _placed(fn: object, noise: Tensor) -> Tensor:
     """The draw of `fn` that the standard normal numbers `noise` make."""
     if isinstance(fn, TransformedDistribution):
         value = _placed(fn.base_dist, noise)
@@ -65,6 +65,7 @@ def _placed(fn: Any, noise: Tensor) -> Tensor:
         return _placed(fn.base_dist, noise)
     if isinstance(fn, dist.MultivariateNormal):
         return fn.loc + (fn.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    assert isinstance(fn, dist.Normal)
     return fn.loc + fn.scale * noise
 
 
@@ -98,7 +99,7 @@ class FixedDraws:
     def _joint_values(self) -> dict[str, Tensor]:
         structure = self.task.structure
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            trace: Any = self.task.program.trace(self.task.x[:2])
+            trace = self.task.program.trace(self.task.x[:2])
         nodes = {n["name"]: n for n in sample_nodes(trace)}
         names = [s.name for s in structure.discrete_locals]
         return joint_values(nodes, names, structure.axes)
@@ -112,10 +113,10 @@ class FixedDraws:
         try:
             together = self.values(noise)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise NotImplementedError(f"draws cannot go side by side: {error}") from error
+            raise NotImplementedError(f"draws cannot be made side by side: {error}") from error
         alone = torch.stack([self._lane({k: v[i] for k, v in noise.items()}) for i in range(2)])
         if not torch.allclose(together, alone, rtol=1e-3 if alone.dtype == torch.float32 else 1e-8, equal_nan=True):
-            raise NotImplementedError("draws side by side meet each other")
+            raise NotImplementedError("draws made side by side depend on each other")
 
     # --------------------------------------------------------------------------------------------------------- values
 
@@ -164,7 +165,7 @@ class FixedDraws:
         drawn = {n["name"]: n["value"] for n in sample_nodes(q) if n["name"] not in self.tables}
         p = task.program.trace(task.x, latents={**self.tables, **drawn})
 
-        def each(node: Any) -> Tensor:
+        def each(node: Node) -> Tensor:
             value = per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting)
             return value.reshape(-1, value.shape[-1])
 

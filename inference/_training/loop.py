@@ -1,6 +1,6 @@
 """The one training loop: mini-batches, Adam, a schedule, early stopping, a guard against NaN, and checkpoints.
 
-A run that was killed and goes on from its checkpoint ends with the same numbers, bit for bit, as one that was not: what is
+A run that was killed and resumed from its checkpoint ends with the same numbers, bit for bit, as one that was not: what is
 saved holds the parameters, the optimiser, the schedule, the random state and the place in the data.
 """
 
@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ RISING = 2.0  # standard errors of the slope from which a noisy objective counts
 
 @dataclass
 class History:
-    """Objective per datum at each epoch (nats), the learning rate used, and whether progress had stopped: None where training
+    """Objective per row at each epoch (nats), the learning rate used, and whether progress had stopped: None where training
     ended because its schedule did, which says nothing of that."""
 
     objective: np.ndarray  # [epochs]
@@ -95,16 +95,16 @@ def train(
     evaluate: Objective | None = None,
     culprit: Callable[[Index, Tensor], str] | None = None,
 ) -> History:
-    """Maximise `objective(rows, x[rows])`, the mean per datum over a batch, by Adam (Kingma & Ba 2015).
+    """Maximise `objective(rows, x[rows])`, the mean per row over a batch, by Adam (Kingma & Ba 2015).
 
     - `modules`: name → what is learned; their states are what a checkpoint holds.
     - `evaluate`: the figure to watch on the rows held out; the objective when None.
     - `culprit`: says in words what stopped being a number, and where.
 
-    `schedule=plateau`: when the smoothed objective (or that of the held-out rows) has not risen by `tol` nats a datum in
+    `schedule=plateau`: when the smoothed objective (or that of the held-out rows) has not risen by `tol` nats per row in
     `patience` epochs, and at least 50 steps, and its noise does not hide such a rise either, the rate is halved; at 1/64 of
     the first rate training has converged. `cosine`: the rate falls along a half cosine over all epochs (Loshchilov & Hutter
-    2017); where it ends, or a `constant` rate does, is nobody's finding, and `converged` is None, or False where the
+    2017); where it ends, or a `constant` rate does, says nothing of convergence, and `converged` is None, or False where the
     objective was still rising. With rows held out, the parameters of the epoch that was best on them are kept.
 
     Raises `ArithmeticError` with the step when the objective is not a number, `UsageError` for impossible settings.
@@ -124,7 +124,7 @@ def train(
         step(loop.epoch)
         while loop.epoch < plan.epochs and not loop.done:
             loop.run_epoch()
-            step(note=f"{loop.seen[-1]:.4f} nats a datum")
+            step(note=f"{loop.seen[-1]:.4f} nats per row")
         loop.keep_best()
     return History(np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched))
 
@@ -135,7 +135,7 @@ def plan_is_long(plan: Plan, batches: int) -> bool:
 
 
 def _runs_on(task: Task, modules: Sequence[nn.Module], objective: Objective) -> bool:
-    """Whether the objective of two rows can be had on the device: not where a program holds constants on the CPU."""
+    """Whether the objective of two rows runs on the device: not where a program holds constants on the CPU."""
     rows = torch.arange(min(2, len(task.x)))
     with torch.random.fork_rng(), _on(task.device, modules), torch.no_grad():
         try:
@@ -164,7 +164,7 @@ def _on(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 class _Loop:
-    """Everything that training goes on from."""
+    """Everything that training resumes from."""
 
     def __init__(
         self,
@@ -334,7 +334,7 @@ class _Loop:
         if self.task.checkpoints is not None and self.task.checkpoints.due():
             self.task.checkpoints.write(self.state())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """All of it, as tensors, numbers and lists."""
         plain = ("epoch", "batch", "total", "done", "seen", "rates", "watched", "smoothed", "best", "since", "rate")
         return {

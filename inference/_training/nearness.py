@@ -1,6 +1,6 @@
-"""How near a guide is to the posterior: k-hat of its draws' weights, for each datum and for the global latents.
+"""How near a guide is to the posterior: k-hat of its draws' weights, for each row and for the global latents.
 
-Yao et al. 2018. A bound is a bound whatever k-hat says; means and draws are only as good as q.
+Yao et al. 2018. A bound holds at any k-hat; means and draws are only as good as q.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ from inference._sampling.khat import of_globals as khat_of_globals
 from inference._training.fixed_draws import FixedDraws
 
 DRAWS = 200
-LEAST = 50  # draws that have a tail to look at
+LEAST = 50  # draws from which a tail can be fitted
 INNER = 20  # draws of the local latents for each of the globals
 CHEAP = 2**22  # numbers that take no time
-EQUAL = (
-    0.9  # of the draws, as effective sample size, from which weights are as good as equal whatever their tail is like
-)
+EQUAL = 0.9  # of the draws, as effective sample size, from which weights count as equal, whatever their tail
 SHARE = 0.1  # of the fit's own effort
 
 
 @dataclass
 class Nearness:
-    """PSIS k-hat and effective sample size of each datum [n], and k-hat of the globals; None where they were not looked at."""
+    """PSIS k-hat and effective sample size of each row [n], and k-hat of the globals; None where they were not estimated."""
 
     parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     of_globals: float | None = None
-    draws: int = 0  # for each datum
+    draws: int = 0  # for each row
 
     def add(self, log_weights: Tensor) -> None:
         """The weights [draws, rows] of the next rows."""
@@ -55,13 +53,13 @@ class Nearness:
         return np.concatenate([e for _, e in self.parts]) if self.parts else None
 
     def warnings(self, verified: bool) -> list[str]:
-        """In words; `verified`: k-hat of the globals is told by whoever verifies the evidence."""
+        """In words; `verified`: the verification of the evidence reports k-hat of the globals."""
         out = []
         khat, ess = self.khat, self.ess
         if khat is not None and ess is not None and (bad := count_above(khat, but=ess >= EQUAL * self.draws)):
             out.append(
-                f"{of_rows(bad, len(khat))}: the bound holds, but q is not near their "
-                "posteriors, and draws of their latents are q's."
+                f"{of_rows(bad, len(khat))}: the bound holds, but q is not close to their posteriors, and the draws of "
+                "their latents are draws from q."
             )
         if self.of_globals is not None and not self.of_globals <= LIMIT and not verified:
             out.append(
@@ -79,7 +77,7 @@ def of_assignments(joint: Tensor, log_q: Tensor, draws: int = DRAWS) -> Tensor:
 
 @torch.no_grad()
 def of_locals(task: Task, guide: torch.nn.Module, globals: dict[str, Tensor], effort: float, into: Nearness) -> None:
-    """k-hat of each datum's latents given the globals, where it takes little of the fit's `effort` (runs on all data)."""
+    """k-hat of each row's latents given the globals, where it takes little of the fit's `effort` (runs on all data)."""
     numbers = task.x.numel()
     draws = DRAWS if DRAWS * numbers <= CHEAP else min(DRAWS, int(SHARE * effort))
     if draws < LEAST or not task.structure.local_latents:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from inference._training.elbo import Index, Objective
 from zoo._program.missing import complete_data
@@ -26,7 +27,7 @@ class Compiled:
 
     def __init__(self, objective: Objective, parameters: Sequence[Tensor]) -> None:
         self.objective, self.parameters = objective, list(parameters)
-        self.graph: Any = None
+        self.graph: GraphModule | None = None
         self.shape: torch.Size | None = None
         self.touched: list[int] = []  # the parameters that the recorded objective depends on
 
@@ -46,6 +47,7 @@ class Compiled:
 
     @torch.no_grad()
     def _recorded(self, rows: Index, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        assert self.graph is not None
         value, *found = self.graph(rows, x)
         gradients: list[Tensor | None] = [None] * len(self.parameters)
         for i, gradient in zip(self.touched, found, strict=True):
@@ -91,11 +93,13 @@ class Compiled:
             self.graph = None
 
 
-def _tidy(graph: Any) -> None:
-    """Drop views that show the same shape and what nobody reads."""
+def _tidy(graph: GraphModule) -> None:
+    """Drop views that show the same shape and what is not read."""
     views = [getattr(torch.ops.aten, name).default for name in ("view", "expand", "alias", "detach")]
 
-    def shape(node: Any) -> Any:
+    def shape(node: Argument) -> tuple[int, ...] | None:
+        if not isinstance(node, Node):
+            return None
         found = node.meta.get("val", node.meta.get("tensor_meta"))
         return None if found is None else tuple(found.shape)
 

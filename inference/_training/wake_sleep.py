@@ -1,6 +1,6 @@
 """What importance sampling learns from: the wake phases for θ and for the guide, and the sleep phase for the guide.
 
-Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019), with weights that are normalised datum by datum, whatever
+Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019), with weights that are normalised row by row, whatever
 else is in the batch: a batch weighed as a whole, as `pyro.infer.ReweightedWakeSleep` does it, has one weight left.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyro
 import torch
@@ -23,6 +22,7 @@ from inference._training.elbo import Index
 from zoo._errors import Refusal
 from zoo._program.slots import slots
 from zoo._program.structure import Structure
+from zoo._program.trace import node_of
 
 DREAMS = 30_000  # simulated data in a pool
 
@@ -43,17 +43,17 @@ class Phases:
     filters: int | None = None
 
     def check(self) -> None:
-        """Raise `Refusal` where there is no sleep to be had."""
+        """Raise `Refusal` where the sleep phase cannot be simulated."""
         if self.insomnia == 1 or self.guide is None:
             return
         observed = self.task.structure.observed
         if getattr(self.guide, "by_row", False):
-            raise Refusal("a q of its own for every datum learns nothing from simulated data: take insomnia=1")
+            raise Refusal("a separate q for each row learns nothing from simulated data: take insomnia=1")
         if len(observed) != 1 or observed[0].event_shape != self.task.x.shape[1:]:
             raise Refusal("simulated data are a draw of one observed site, and the program's x is not: take insomnia=1")
 
     def objective(self, rows: Index, x: Tensor) -> Tensor:
-        """A scalar whose value is the importance-weighted bound, nats a datum, and whose gradient is each phase's.
+        """A scalar whose value is the importance-weighted bound, nats per row, and whose gradient is each phase's.
 
         Where nothing is learned awake, its value is log q(z | x) of what is dreamt.
         """
@@ -105,15 +105,15 @@ def asleep(task: Task, guide: Callable[..., object], x: Tensor, pool: Tensor | N
 
 
 def _simulated(task: Task, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Simulated x [size, …], and the latents they came from."""
+    """Simulated x [size, …], and the latents that they were simulated from."""
     structure: Structure = task.structure
-    trace: Any = task.program.trace(None, size=size)
-    latents = {s.name: trace.nodes[s.name]["value"] for s in structure.local_latents if s.completes is None}
-    return trace.nodes[structure.observed[0].name]["value"].to(task.x.dtype), latents
+    trace = task.program.trace(None, size=size)
+    latents = {s.name: node_of(trace, s.name)["value"] for s in structure.local_latents if s.completes is None}
+    return node_of(trace, structure.observed[0].name)["value"].to(task.x.dtype), latents
 
 
 def _dream(task: Task, x: Tensor, pool: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Simulated data with the holes of x, and the latents they came from."""
+    """Simulated data with the holes of x, and the latents that they were simulated from."""
     if pool is None:
         whole, values = _simulated(task, len(x))
     else:

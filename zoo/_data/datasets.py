@@ -45,7 +45,7 @@ class Dataset:
 
 
 def load(
-    spec: str | os.PathLike[str] | np.ndarray,
+    spec: object,
     *,
     rows: int | None = None,
     standardize: bool = False,
@@ -90,6 +90,12 @@ def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Da
     return replace(data, x=x, truth=truth, columns=names, center=taken(data.center), scale=taken(data.scale))
 
 
+KINDS = {
+    "binarize": "fixed, dynamic or a number (the threshold)",
+    "missing": "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask",
+}
+
+
 def _check_options(
     rows: object, standardize: object, binarize: object, missing: object, seed: object
 ) -> tuple[How, float | None]:
@@ -98,29 +104,26 @@ def _check_options(
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise UsageError(f"{option} must be a whole number, {least} or more, got {value!r}.")
     flags(standardize=standardize)
+    for option, value, kinds in (("binarize", binarize, str | Real), ("missing", missing, str | os.PathLike)):
+        if value is not None and not isinstance(value, kinds):
+            shown = " ".join(repr(value).split())[:80]  # on one line, and not all of an array
+            raise UsageError(f"{option} must be {KINDS[option]}, got {shown}.")
     if binarize is not None and standardize:
         raise UsageError("binarize and standardize cannot be combined; drop one of them.")
     how: How = None
     share = None
-    if isinstance(binarize, str) and binarize in ("fixed", "dynamic"):
-        how = binarize
+    if binarize in ("fixed", "dynamic"):
+        how = str(binarize)
     elif binarize is not None:
-        how = as_float(binarize) if isinstance(binarize, str | Real) and not isinstance(binarize, bool) else None
+        how = None if isinstance(binarize, bool) else as_float(binarize)
         if how is None or not np.isfinite(how):
-            raise UsageError(f"binarize must be fixed, dynamic or a number (the threshold), got {_shown(binarize)}.")
-    word = isinstance(missing, str | os.PathLike)
-    if missing is not None and not (word and (missing in _HALVES or _is_file(missing))):
-        kind, _, number = str(missing).partition(":") if word else ("", "", "")
+            raise UsageError(f"binarize must be {KINDS['binarize']}, got {binarize!r}.")
+    if missing is not None and missing not in _HALVES and not _is_file(missing):
+        kind, _, number = str(missing).partition(":")
         share = as_float(number) if kind == "random" else None
         if share is None or not 0 <= share < 1:
-            known = "top, bottom, left, right, random:P with 0 <= P < 1, or a .npy file that holds a mask"
-            raise UsageError(f"missing must be {known}, got {_shown(missing)}.")
+            raise UsageError(f"missing must be {KINDS['missing']}, got {missing!r}.")
     return how, share
-
-
-def _shown(value: object) -> str:
-    """A value in an error message: on one line, and not all of a long one."""
-    return " ".join(repr(value).split())[:80]
 
 
 def _read(spec: object) -> tuple[Raw, str]:

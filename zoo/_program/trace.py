@@ -27,6 +27,7 @@ class Node(TypedDict):
     fn: dist.TorchDistribution
     value: Tensor
     is_observed: bool
+    done: bool
     cond_indep_stack: tuple[CondIndepStackFrame, ...]
     mask: Tensor | bool | None
     scale: Tensor | float
@@ -154,6 +155,11 @@ def sample_nodes(trace: Trace) -> list[Node]:
     """The sites of a trace, in order, without the plates' own."""
     nodes = (cast(Node, node) for node in trace.nodes.values() if node["type"] == "sample")
     return [n for n in nodes if type(n["fn"]).__name__ != "_Subsample" and not is_deterministic(n)]
+
+
+def nodes_of(trace: Trace) -> Mapping[str, Node]:
+    """What stands in a trace, by name."""
+    return cast(Mapping[str, Node], trace.nodes)
 
 
 def node_of(trace: Trace, name: str) -> Node:

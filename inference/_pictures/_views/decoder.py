@@ -26,7 +26,7 @@ from zoo._program.source import blame
 from zoo._program.structure import Site, Structure
 
 MOST_ROWS = 2000  # data whose latents are drawn
-FEW_DRAWS = 20  # stored draws a datum below which a guide is asked for more
+FEW_DRAWS = 20  # stored draws per row below which a guide is asked for more
 GUIDE_DRAWS = 100
 PRIOR_DRAWS = 4000  # for quantiles that no formula gives
 NUMBERS = 2**22  # in one block of rows
@@ -170,7 +170,7 @@ class Decoder:
 
     @cached_property
     def reconstructs(self) -> bool:
-        """Whether E[x | latents] of the data is to be had."""
+        """Whether E[x | latents] of the data can be computed."""
         return self.reconstructed(self.rows[:2]) is not None
 
     @property

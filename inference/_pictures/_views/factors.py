@@ -138,7 +138,7 @@ class Factors:
 
     @property
     def signal(self) -> np.ndarray:
-        """E[B z + b | x_i] [drawn, D]: what the factors make of each datum."""
+        """E[B z + b | x_i] [drawn, D]: what the factors make of each row."""
         return self._posterior[1]
 
     def scores(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """What an enumerable program says at a run's own θ: densities, component means and covariances, responsibilities.
 
-All come from the exact engine, whatever method found θ. A marginal density over one or two columns is log p of rows in
+All come from the exact engine, for any method. A marginal density over one or two columns is log p of rows in
 which every other column is unobserved: the program itself integrates them out.
 """
 
@@ -37,7 +37,7 @@ def drawn_rows(n: int) -> np.ndarray:
 
 
 class Oracle:
-    """The program of a run at the run's own point: log p(x, a) of whatever rows are asked about, exactly."""
+    """The program of a run at the run's own point: log p(x, a) of any rows, exactly."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.globals = task, task.global_start()

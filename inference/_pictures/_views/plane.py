@@ -66,7 +66,7 @@ def spreads(axes: Axes, means: np.ndarray, covariances: np.ndarray) -> None:
         long, short = (2 * np.sqrt(np.maximum(values[::-1], 0.0))).tolist()
         look: Look = {"facecolor": "#00000010", "edgecolor": "#999999", "linewidth": 0.6, "zorder": 3}
         axes.add_patch(Ellipse(tuple(mean), long, short, angle=angle, **look))
-    text = f"ellipses: posterior standard deviation, of {len(means)} of the data"
+    text = f"ellipses: posterior standard deviation, of {len(means)} rows"
     axes.text(0.0, 1.01, text, transform=axes.transAxes, fontsize=8, color=QUIET)
 
 

@@ -27,7 +27,7 @@ class Scene:
     folder: Path
     json: dict[str, Any]
     x: np.ndarray  # [n, …], NaN where unobserved
-    stats: dict[str, np.ndarray]  # per datum
+    stats: dict[str, np.ndarray]  # per row
     trace: dict[str, np.ndarray]  # over the iterations
     draws: dict[str, np.ndarray]  # latent → [1, draws, …]
     labels: np.ndarray | None = None  # [n] classes, where the data have any
@@ -67,7 +67,7 @@ class Scene:
         return "" if len(rows) == n else f"; {counted(len(rows))} of {counted(n)} rows drawn"
 
     def tinted(self, images: np.ndarray) -> np.ndarray:
-        """Images [k, D] without the pixels that no datum has: nothing was learned of them."""
+        """Images [k, D] without the pixels that no row has: nothing was learned of them."""
         return np.where(self._unseen, np.nan, images) if self._unseen.any() else images
 
     @cached_property
