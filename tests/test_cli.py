@@ -220,6 +220,11 @@ def known(kind: str) -> str:
     return f"known: {', '.join(getattr(_registry, kind)())}."
 
 
+def test_the_help_of_plot_lists_the_pictures():
+    status, out, _ = zoo("plot", "--help")
+    assert status == 0 and all(f"{name}: {line}." in flat(out) for name, line in _registry.pictures().items())
+
+
 def test_help_and_list_load_nothing_heavy():
     """So that they answer at once."""
     script = (

@@ -217,7 +217,7 @@ def test_a_guide_of_ones_own(tmp_path):
     )
     fit = run(linear.random_intercept, x, "svi", guide=f"{tmp_path}/mine.py:guide", epochs=300, out=tmp_path / "run")
     assert fit.claimed.value > fit.verified.value - 0.02 * len(x)
-    with pytest.raises(UsageError, match=r"draws zz, and the latents of .* are effect"):
+    with pytest.raises(UsageError, match=r"must draw the latents of .* \(effect\), got zz"):
         run(linear.random_intercept, x, "svi", guide=f"{tmp_path}/mine.py:other")
     with pytest.raises(UsageError, match="unknown guide 'amortised'; did you mean amortized"):
         run(linear.random_intercept, x, "svi", guide="amortised")

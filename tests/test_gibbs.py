@@ -330,7 +330,10 @@ def test_on_the_theta_of_another_run(here, capsys):
     assert {"ess", "verified_log_evidence", "z_probability"} <= set(stats) and "log_evidence" not in stats
     assert "log_evidence" not in fit.idata.attrs and "verified_log_evidence" in fit.idata.attrs
     _show.verdict(document, "30 × 2")
-    assert "log p(x): gibbs claims none" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "log p(x): gibbs claims none" in out and "θ kept" in out
+    _show.verdict({**document, "learned": True}, "30 × 2")
+    assert "kept" not in capsys.readouterr().out  # it learned θ, and does not know whether it converged
     assert infer("two", "em").claimed.value == pytest.approx(fit.verified.value)  # and on from there
 
 

@@ -135,7 +135,7 @@ def test_names_that_are_none():
     assert "unknown backend 'lokky'" in zoo("bench", suite(FIT), "--backend", "lokky")[2]
     assert "no cell of the suite 'mine' has an id that starts with 'zz'" in zoo("bench", suite(FIT), "--only", "zz")[2]
     assert "--quick is for benchmarks" in zoo("bench", suite(FIT), "--quick")[2]
-    assert "has no --retry" in zoo("bench", "peers/em", "--retry")[2]
+    assert "has no option --retry" in zoo("bench", "peers/em", "--retry")[2]
     assert not Path("results").exists()
 
 

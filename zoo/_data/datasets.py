@@ -106,7 +106,8 @@ def _check_options(
     flags(standardize=standardize)
     for option, value, kinds in (("binarize", binarize, str | Real), ("missing", missing, str | os.PathLike)):
         if value is not None and not isinstance(value, kinds):
-            raise UsageError(f"{option} must be {KINDS[option]}, got {value!r}.")
+            shown = " ".join(repr(value).split())[:80]  # on one line, and not all of an array
+            raise UsageError(f"{option} must be {KINDS[option]}, got {shown}.")
     if binarize is not None and standardize:
         raise UsageError("binarize and standardize cannot be combined; drop one of them.")
     how: How = None
