@@ -1,4 +1,4 @@
-"""The posterior means of the topmost latent, coloured by label, in the plane of its two leading axes."""
+"""Posterior means of the top latent layer in the plane of its two leading axes, coloured by label."""
 
 from __future__ import annotations
 

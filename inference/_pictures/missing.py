@@ -1,4 +1,4 @@
-"""The pattern of unobserved entries; where they can be imputed, the imputed values below it."""
+"""Which entries are unobserved, and the imputed values below."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was climbed, by iteration, and its distance to where it ended."""
+"""The objective by iteration, and its distance from the final value."""
 
 from __future__ import annotations
 
