@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -93,31 +92,13 @@ def simulated(model: Any, x_like: Any, n: int, seed: int = 0, theta: dict[str, A
         return program(None, size=n).numpy()
 
 
-def forked(*arguments: str, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess[str]:
-    """`zoo` in a process that is forked from this one, where all is imported; `before` is called there first."""
-    pipes = [os.pipe() for _ in range(2)]
-
-    def command() -> None:
-        from zoo.__main__ import main
-
-        for number, (_, end) in enumerate(pipes, 1):
-            os.dup2(end, number)
-        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
-        sys.argv = ["zoo", *arguments]
-        if before is not None:
-            before()
-        main()
-
-    process = multiprocessing.get_context("fork").Process(target=command)
-    process.start()
-    texts = []
-    for begin, end in pipes:  # what goes to standard error fits into the pipe meanwhile
-        os.close(end)
-        with open(begin, encoding="utf-8") as file:
-            texts.append(file.read())
-    process.join()
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess(["zoo", *arguments], process.exitcode, *texts)
+def started(*arguments: str, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess[str]:
+    """`zoo` in a process of its own; `before` is called there first."""
+    command = [sys.executable, "-m", "zoo", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env=environment, preexec_fn=before, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 SERVER = """

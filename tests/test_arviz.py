@@ -328,7 +328,7 @@ def test_names_and_shapes_that_need_care():
 
 
 def test_a_local_site_of_another_length_is_named():
-    with pytest.raises(ValueError, match=r"local site 'z' has shape \(60, 4\); it must be \[draws, 5, \.\.\.\]"):
+    with pytest.raises(ValueError, match=r"draws, 5, \.\.\.\] for the draws of the local site 'z', got \(60, 4\)"):
         to_datatree(a_fit(draws={"z": np.zeros((60, 4))}))
 
 

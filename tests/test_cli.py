@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import user_programs as user
-from helpers import forked
+from helpers import started
 from typer.testing import CliRunner
 
 from zoo import _registry
@@ -209,7 +209,7 @@ def test_json_is_all_that_is_on_standard_output():
 
 
 def test_an_error_of_the_process():
-    done = forked("run", "gmmm", "--data", "faithful")
+    done = started("run", "gmmm", "--data", "faithful")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "zoo: unknown model 'gmmm'; did you mean gmm? " + known("models") + "\n"

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import forked, task_of
+from helpers import started, task_of
 from safetensors.torch import load_file
 
 from inference import run
@@ -104,7 +104,7 @@ def test_kill_9(tmp_path, monkeypatch):
     request = ("deep_latent_gaussian", "pixels.npy", "svi")
     asked = {**SMALL, "epochs": 8, "schedule": "cosine"}
     run(*request, out="whole", **asked)
-    process = multiprocessing.get_context("fork").Process(
+    process = multiprocessing.get_context("spawn").Process(
         target=run, args=request, kwargs={**asked, "out": "killed", "checkpoint": 0.0}
     )
     process.start()
@@ -115,7 +115,7 @@ def test_kill_9(tmp_path, monkeypatch):
     process.kill()
     process.join()
     assert not (tmp_path / "killed").exists() and unfinished.exists()
-    done = forked("run", "--resume", "killed", "--json")
+    done = started("run", "--resume", "killed", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "deep_latent_gaussian"
     same("whole", "killed")
