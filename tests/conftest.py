@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy, scikit-learn and torch start threads that wait for each other
+
 import hypothesis
 import pytest
 import torch
