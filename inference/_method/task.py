@@ -184,4 +184,5 @@ def _center(fn: dist.TorchDistribution) -> Tensor:
         torch.manual_seed(0)
         example = fn.sample()
     transform = bijection(cast(Constraint, fn.support))
-    return transform(torch.zeros_like(transform.inv(example)))
+    middle: Tensor = transform(torch.zeros_like(transform.inv(example)))
+    return middle
