@@ -55,6 +55,7 @@ class Task:
     program: Program
     structure: Structure
     x: Tensor  # [N, …], NaN where unobserved
+    weights: Tensor | None = field(default=None, kw_only=True)  # [N] how many times each row counts; None: once each
     seed: int = 0
     learn: bool = True
     draws: int = 200

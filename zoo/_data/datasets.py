@@ -42,6 +42,8 @@ class Dataset:
     scale: np.ndarray | None
     truth: np.ndarray | None  # x before ``missing`` hid entries
     warnings: tuple[str, ...]
+    row_names: tuple[str, ...] | None = None  # of the rows, where a column names them
+    weights: np.ndarray | None = None  # [n] how many times each row counts, where it is not once
 
 
 def load(
