@@ -256,16 +256,20 @@ class Parts:
         self, joint: Callable[[Tensor], Tensor], one: Tensor, other: Tensor, keep: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """log p(x, z) at the point `one` [..., L], and site → the coefficients of its statistics; `keep`: differentiable."""
-        found = []
+        values, slopes = list[Tensor](), list[dict[str, Tensor]]()
         with torch.enable_grad():
             for point in (one, other):
                 z = point.detach().requires_grad_()
                 value = joint(z)
                 (slope,) = torch.autograd.grad(value.sum(), z, create_graph=keep, materialize_grads=True)
-                found.append((value if keep else value.detach(), self.split(slope if keep else slope.detach())))
-            (value, slope), (_, further), here, there = *found, self.split(one.detach()), self.split(other.detach())
-            c = {k: self.families[k].coefficients(here[k], slope[k], there[k], further[k]) for k in slope}
-        return value, c
+                values.append(value if keep else value.detach())
+                slopes.append(self.split(slope if keep else slope.detach()))
+            here, there = self.split(one.detach()), self.split(other.detach())
+            c = {
+                k: family.coefficients(here[k], slopes[0][k], there[k], slopes[1][k])
+                for k, family in self.families.items()
+            }
+        return values[0], c
 
     def log_density(self, c: Mapping[str, Tensor], z: Tensor) -> Tensor:
         """log q(z) [...] of the distributions with the coefficients c."""

@@ -2,7 +2,7 @@
 
 The same watch over a program's operations as in `sites`, with another algebra in the place of degrees. An entry is a constant,
 z itself, 1 − z, or a constant times z, √z, 1/z or 1/√z; whatever else is done to z is `OTHER`, and proves nothing. For example
-`exposure * z` is `TIMES`, `(exposure * z).rsqrt()` is `TIMES_INVERSE_ROOT`, and `z + 1`, `z.clamp(1e-6)` and `z * z` are `OTHER`.
+`exposure * z` is `TIMES`, `(exposure * z).rsqrt()` is `TIMES_INVERSE_ROOT`; `z + 1`, `z.clamp(1e-6)` and `z * z` are `OTHER`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _parameters(reader: Reader, fn: object) -> dict[str, frozenset[int]]:
     """A distribution's tensors that come from z: their names, and what their entries are."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    out = {}
+    out = dict[str, frozenset[int]]()
     for name, value in vars(fn).items():
         if isinstance(value, torch.distributions.Distribution):  # a multinomial's categorical
             out |= _parameters(reader, value)
