@@ -154,14 +154,9 @@ def _measured(
     for z in points:
         steps = {k: t - at[k] for k, t in parts.statistics(z).items()}
         found, change = log_joint(z), parts.sum_of(c, steps)
-        size = (
-            found.abs()
-            + value.abs()
-            + parts.sum_of({k: v.abs() for k, v in c.items()}, {k: s.abs() for k, s in steps.items()})
-        )
-        worst = max(
-            worst, float(((found - value - change).abs() / size.clamp(min=1e-30)).detach().nan_to_num(math.inf).max())
-        )
+        sizes = parts.sum_of({k: v.abs() for k, v in c.items()}, {k: s.abs() for k, s in steps.items()})
+        away = (found - value - change).abs() / (found.abs() + value.abs() + sizes).clamp(min=1e-30)
+        worst = max(worst, float(away.detach().nan_to_num(math.inf).max()))
     return worst
 
 

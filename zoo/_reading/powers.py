@@ -102,12 +102,8 @@ class _Powers(Reader):
         out, found = [], super().shadows(op, more)
         for o, s in zip(op.outs, found, strict=True):
             kept = self._power(op, o)
-            other = torch.where(s.degree > 0, torch.full_like(s.degree, OTHER), s.degree)
-            out.append(
-                Shadow(
-                    s.mask, other if kept is None else torch.where(s.degree > 0, kept.expand(s.degree.shape), s.degree)
-                )
-            )
+            code = torch.full_like(s.degree, OTHER) if kept is None else kept.expand(s.degree.shape)
+            out.append(Shadow(s.mask, torch.where(s.degree > 0, code, s.degree)))
         return out
 
     def _power(self, op: Operation, out: Tensor) -> Tensor | None:
