@@ -133,7 +133,7 @@ def test_programs_that_break_the_contract():
     refused("IndexError at program.py:5: list index out of range", "run", "program.py:raises", "--data", "faithful")
     refused("observes nothing", "describe", "program.py:blind", "--data", "faithful")
     refused(
-        "unknown callable of 'program.py' 'raise'; did you mean raises?",
+        "unknown callable 'raise' of 'program.py'; did you mean raises?",
         "run",
         "program.py:raise",
         "--data",

@@ -154,7 +154,7 @@ def test_an_unknown_name_gives_the_near_ones():
 
 
 def test_parts():
-    assert "unknown part of the data set mnist 'tset'; did you mean test?" in refused("mnist:tset")
+    assert "unknown part 'tset' of the data set mnist; did you mean test?" in refused("mnist:tset")
     assert "'digits' has no parts, got 'test'" in refused("digits:test")
 
 

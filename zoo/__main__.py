@@ -5,14 +5,14 @@ from __future__ import annotations
 import json as json_
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo import _options, _registry
-from zoo._command import PlotCommand, plainly, print_json
+from zoo._command import PREPARING, PlotCommand, plainly, preparing, print_json
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -30,20 +30,13 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)]
 Data = Annotated[
-    str, typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False)
+    str,
+    typer.Option("--data", help="A data set's name, a file (CSV, Parquet, Excel, NumPy, …), or -.", show_default=False),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-Rows = Annotated[int | None, typer.Option("--rows", help="Keep a random subset of this many rows.", show_default=False)]
-Standardize = Annotated[
-    bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
-]
-Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic, or a threshold.", show_default=False)]
-Missing = Annotated[
-    str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right, random:P, or a mask.npy.")
-]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
@@ -59,6 +52,8 @@ Changed = Annotated[bool, typer.Option("--changed-program", help="Use the progra
 Device = Annotated[
     str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
 ]
+Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
+NOTHING: Preparation = {}
 ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
 
 
@@ -80,14 +75,12 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 @plainly
+@preparing()
 def describe(
     model: Model,
     data: Data,
     settings: Set = None,
-    rows: Rows = None,
-    standardize: Standardize = False,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     seed: Seed = 0,
     json: Json = False,
@@ -102,10 +95,7 @@ def describe(
         [],
         seed=seed,
         limit=limit,
-        rows=rows,
-        standardize=standardize,
-        binarize=binarize,
-        missing=missing,
+        **preparation,
     )
     serving = runner.serving(prepared.structure)
     if json:
@@ -119,22 +109,22 @@ def describe(
 
 @app.command()
 @plainly
+@preparing()
 def run(
     model: Annotated[
         str | None, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False),
+        typer.Option(
+            "--data", help="A data set's name, a file (CSV, Parquet, Excel, NumPy, …), or -.", show_default=False
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="An inference method (default: em).", show_default=False)
     ] = None,
     settings: Set = None,
-    rows: Rows = None,
-    standardize: Standardize = False,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -159,18 +149,12 @@ def run(
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
-    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
     asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
 
     def call() -> Record:
         return runner.run_request(asked, out=folder, resume=resume, trust=trust, checkpoint=checkpoint, quiet=False)
 
     _shown(call, (str(model), str(data)), asked, json)
-
-
-def _given(**preparation: object) -> dict[str, object]:
-    """The preparations that were asked for."""
-    return {k: v for k, v in preparation.items() if v is not None and v is not False}
 
 
 def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, json: bool) -> None:
@@ -188,6 +172,7 @@ def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, j
 
 @app.command()
 @plainly
+@preparing("standardize", "covariates", "categories")
 def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
@@ -195,9 +180,7 @@ def infer(
         str | None, typer.Option("--data", help="Other data (default: the run's own).", show_default=False)
     ] = None,
     settings: Set = None,
-    rows: Rows = None,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
@@ -216,7 +199,6 @@ def infer(
     _no_clash(options)
     names = (stored["model"], data or stored["data"])
     place = out or runner.free_folder(*names, method)
-    preparation = _given(rows=rows, binarize=binarize, missing=missing)
     asked = Request(model, data, method, options, preparation, seed, device=device, of=str(folder))
 
     def call() -> Record:
@@ -227,6 +209,7 @@ def infer(
 
 @app.command()
 @plainly
+@preparing()
 def compare(
     model: Model,
     data: Data,
@@ -234,10 +217,7 @@ def compare(
         "em,laplace,svi,importance"
     ),
     settings: Set = None,
-    rows: Rows = None,
-    standardize: Standardize = False,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -251,7 +231,6 @@ def compare(
 
     options = _options.parse(settings or [])
     _no_clash(options)
-    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
     asked = Request(model, data, None, options, preparation, seed, limit, dtype, device)
     names = [m.strip() for m in methods.split(",") if m.strip()]
     folder = out or runner.free_folder(model, data, "compare")
@@ -382,12 +361,10 @@ def report(
 
 
 def _no_clash(options: dict[str, str]) -> None:
-    words = (
-        "seed out rows standardize binarize missing limit dtype device resume trust checkpoint quiet model data method"
-    )
-    taken = set(words.split())
+    words = "seed out limit dtype device resume trust checkpoint quiet model data method"
+    taken = {*words.split(), *PREPARING} - {"covariates"}  # their number is an option of the model
     for key in sorted(taken & set(options)):
-        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key}.")
+        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key.replace('_', '-')}.")
 
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:
