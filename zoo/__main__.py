@@ -16,9 +16,8 @@ from zoo._command import PREPARING, PlotCommand, plainly, preparing, print_json
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
-    from inference._run.record import Record
+    from inference._run.record import Record, Refused
     from inference._run.request import Request
-    from inference._run.runner import Refused
 
 app = typer.Typer(
     add_completion=False,
@@ -369,7 +368,7 @@ def _no_clash(options: dict[str, str]) -> None:
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:
     if json:
-        from inference._run.runner import Refused
+        from inference._run.record import Refused
 
         print_json(Refused(model, data, method, seed, None, str(refusal)).to_json())
     raise refusal

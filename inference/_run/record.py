@@ -268,6 +268,25 @@ class Record:
         return "\n  ".join([*lines, "; ".join(filter(None, parts))])
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A method's refusal, in the shape of a result."""
+
+    model: str
+    data: str
+    method: str
+    seed: int
+    n: int | None
+    reason: str
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of a run's JSON, null where a refusal has no value."""
+        nothing = dict.fromkeys(
+            ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
+        )
+        return {**vars(self), "status": "refused", **nothing}
+
+
 def _with(name: str, options: object) -> str:
     """A name with its options: "gmm (components=2)"."""
     if not isinstance(options, Mapping) or not options:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
 from inference._run.prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
+from inference._run.record import Refused
 from inference._run.reopen import other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
 from zoo import _atomic, _options
-from zoo._data.options import COLUMNS
-from zoo._data.roles import marks, names
+from zoo._data.options import given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
@@ -117,14 +117,9 @@ def _request(
     """The request of the keywords that `run` and `compare` take. A number of covariates is an option of the model."""
     if isinstance(count := plain(preparation["covariates"]), int):
         options, preparation = {**options, "covariates": count}, {**preparation, "covariates": None}
-    return Request(model, data, method, plain(options), _given(preparation), plain(seed), plain(limit), dtype, device)
-
-
-def _given(preparation: Mapping[str, object]) -> dict[str, object]:
-    """The preparations that were asked for, those of columns as lists of names. Raises `UsageError` for what names none."""
-    given = {k: plain(v) for k, v in preparation.items() if v is not None and v is not False}
-    named = {k: list(names(k, v)) for k, v in given.items() if k in COLUMNS}
-    return {**given, **named, **({"na": list(marks(given["na"]))} if "na" in given else {})}
+    return Request(
+        model, data, method, plain(options), given(plain(preparation)), plain(seed), plain(limit), dtype, device
+    )
 
 
 @entrance
@@ -257,25 +252,6 @@ def compare_request(
     return results
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A method's refusal, in the shape of a result."""
-
-    model: str
-    data: str
-    method: str
-    seed: int
-    n: int | None
-    reason: str
-
-    def to_json(self) -> dict[str, object]:
-        """The fields of a run's JSON, null where a refusal has no value."""
-        nothing = dict.fromkeys(
-            ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
-        )
-        return {**vars(self), "status": "refused", **nothing}
-
-
 @entrance
 def infer(
     run: str | os.PathLike[str] | Run,
@@ -308,16 +284,16 @@ def infer(
         'exact'
 
     - `data`: other data than the run's own, prepared by `columns`, `drop`, `labels`, `rows_by`, `na`, `weights`, `rows`,
-      `binarize` and `missing`, and put in the units of the run. Of a table the run's columns are found by name, and so are those
-      of its labels, names and weights, where there are any; others are not used.
+      `binarize` and `missing`, and put in the units of the run. Of a table the run's columns are found by name, and so are its
+      labels, names and weights, where there are any; others are not used.
     - `model`: the run's program, named again if it is in a Python file; or `trust` allows the file that the folder names to be
       executed. `changed_program`: also where the text of that file has changed.
 
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    given = _given({**how, "rows": rows, "binarize": binarize, "missing": missing})
-    request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=_folder_of(run))
+    preparation = given(plain({**how, "rows": rows, "binarize": binarize, "missing": missing}))
+    request = Request(model, data, method, plain(options), preparation, plain(seed), device=device, of=_folder_of(run))
     return infer_request(request, out=out, trust=trust, changed_program=changed_program, quiet=quiet)
 
 

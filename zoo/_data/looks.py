@@ -67,8 +67,8 @@ def said(
         else f"{len(shown)} columns do not hold numbers: {some}"
     )
     codes = [n for n, k in kinds.items() if k in ("truths", "classes")]
-    coded = f", or --categories {quoted(','.join(codes))} to code categories as 0, 1, …" if codes else ""
-    called = "" if has_names else "; columns without names are called x0, x1, …"
+    coded = f", or --categories {quoted(','.join(codes))} to code categories as numbers" if codes else ""
+    called = "" if has_names else "; columns without names are called x0, x1 and so on"
     return f"{what}: {subject}. Use {flags} (in Python {keywords}){coded}{called}."
 
 

@@ -61,7 +61,7 @@ def numbers_of(cells: Sequence[object] | np.ndarray, marks: Marks) -> Numbers:
 def _parsed(cells: Sequence[object] | np.ndarray, marks: Marks) -> tuple[np.ndarray, list[int], int]:
     try:  # most columns of a text file; 1_000 is for `number` to refuse
         return np.array([float(c.replace("_", "?")) for c in cells]), [], 0  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         pass
     values, bad, marked = np.full(len(cells), np.nan), [], 0
     for i, cell in enumerate(cells):

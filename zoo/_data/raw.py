@@ -86,7 +86,7 @@ def from_array(value: object, what: str, source: str, labels: np.ndarray | None 
 
 def _numbers_of(value: object, what: str) -> np.ndarray:
     """An array-like value as float64."""
-    if hasattr(value, "detach"):  # a tensor: it may require a gradient or lie on a device
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor: it may require a gradient or lie on a device
         value = value.detach().cpu()
     try:
         x = value if isinstance(value, np.ma.MaskedArray) else np.asarray(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from zoo._data import looks
 from zoo._data.columns import default_names, match
 from zoo._data.notation import Marks, Numbers, as_float, is_missing, numbers_of
-from zoo._data.options import COLUMN, COLUMNS, ROLES
+from zoo._data.options import COLUMN, COLUMNS, ROLES, marks, names, one_name
 from zoo._data.raw import Raw, shown
 from zoo._data.table import Table, as_text
 from zoo._errors import UsageError, unknown
@@ -42,7 +42,7 @@ class Roles:
         if extra := set(given) - set(ROLES):
             raise TypeError(f"load() got an unexpected keyword argument '{min(extra)}'")
         found: dict[str, Any] = {k: names(k, given.get(k)) for k in COLUMNS}
-        found |= {k: _one(k, given.get(k)) for k in COLUMN}
+        found |= {k: one_name(k, given.get(k)) for k in COLUMN}
         return cls(**found, na=marks(given.get("na")), like=like)
 
     @classmethod
@@ -56,37 +56,6 @@ class Roles:
     def any(self) -> bool:
         """Whether a column has a role, or a table has to be matched."""
         return self.like is not None or any(getattr(self, option) for option in (*COLUMNS, *COLUMN))
-
-
-def names(option: str, value: object) -> tuple[str, ...]:
-    """The names that an option lists: text, in which commas part names, or a list of names."""
-    listed = [value] if isinstance(value, str) else [] if value is None else value
-    if isinstance(listed, bytes) or not isinstance(listed, Iterable):
-        raise UsageError(f"Expected names of columns for {option}, got {value!r:.60}.")
-    listed = list(listed)
-    if not all(
-        isinstance(n, str | int | np.integer) and not isinstance(n, bool) and str(n).strip(" ,") for n in listed
-    ):
-        raise UsageError(f"Expected names of columns for {option}, got {value!r:.60}.")
-    return tuple(map(str, listed))
-
-
-def _one(option: str, value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip()):
-        return value if value is None else str(value)
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return str(value)  # the name of a column may be a year
-    raise UsageError(f"Expected the name of a column for {option}, got {value!r:.60}.")
-
-
-def marks(value: object) -> tuple[str | float, ...]:
-    listed = [value] if isinstance(value, str | int | float | np.number) else [] if value is None else value
-    if not isinstance(listed, Iterable):
-        raise UsageError(f"Expected numbers or words for na, got {value!r:.60}.")
-    listed = list(listed)
-    if not all(isinstance(v, str | int | float | np.number) and str(v).strip() for v in listed):
-        raise UsageError(f"Expected numbers or words for na, got {value!r:.60}.")
-    return tuple(v.item() if isinstance(v, np.number) else v for v in listed)
 
 
 @dataclass

@@ -68,8 +68,11 @@ def _is_pandas(value: object) -> bool:
 
 def _is_column_store(value: object) -> bool:
     """A polars frame, lazy frame or series; a pyarrow table."""
-    frame = hasattr(value, "columns") and (hasattr(value, "to_dict") or hasattr(value, "collect"))
-    return frame or all(hasattr(value, n) for n in ("to_list", "to_frame")) or hasattr(value, "column_names")
+    if hasattr(value, "collect_schema") or hasattr(value, "column_names"):
+        return True
+    return (hasattr(value, "columns") and hasattr(value, "to_dict")) or all(
+        hasattr(value, n) for n in ("to_list", "to_frame")
+    )
 
 
 def _is_structured(value: object) -> bool:

@@ -81,7 +81,7 @@ def _without_nameless(table: Table, first: list[str]) -> None:
     """Take out a nameless first column that numbers or names the rows, and nameless columns without a cell."""
     empty = [j for j, name in enumerate(first) if not name and all(map(is_missing, table.cells[j]))]
     if empty and len(empty) < len(first):
-        table.warnings.append(f"{len(empty)} columns of {table.what} have neither a name nor a cell, and were dropped.")
+        table.warnings.append(f"columns of {table.what} without a name and without a cell were dropped: {len(empty)}.")
     gone = empty if len(empty) < len(first) else []
     if len(first) > 1 and first[0] in ("", "rownames") and 0 not in gone:
         cells = [c for c in table.cells[0] if not is_missing(c)]
