@@ -29,6 +29,7 @@ TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
 NUMPY = (".npy", ".npz")
 FRAMES = (".parquet", ".pq", ".feather", ".arrow")
 SHEETS = {".xlsx": "openpyxl", ".xlsm": "openpyxl", ".xls": "xlrd", ".ods": "odfpy"}  # and who reads them for pandas
+ENGINES = {"odfpy": "odf"}  # what pandas calls a package, where that is another name
 KINDS = (*TEXT, *NUMPY, *FRAMES, *SHEETS)
 GIVE = "a .csv, .tsv, .parquet, .feather, .xlsx, .npy or .npz file"
 STARTS = ((b"\x93NUMPY", ".npy"), (b"PAR1", ".parquet"), (b"ARROW1", ".feather"))  # the first bytes of files
@@ -139,14 +140,14 @@ def _unpacked(content: bytes, kind: str, what: str) -> bytes:
 def _by_pandas(content: bytes, kind: str, what: str, source: str) -> Table:
     import pandas as pd
 
-    told: list[str] = []
+    told, needs = list[str](), SHEETS.get(kind, "pyarrow")
     try:
         if kind in (".parquet", ".pq"):
             table = from_frame(pd.read_parquet(io.BytesIO(content)), what, source)
         elif kind in FRAMES:
             table = from_frame(pd.read_feather(io.BytesIO(content)), what, source)
         else:
-            with pd.ExcelFile(io.BytesIO(content)) as book:
+            with pd.ExcelFile(io.BytesIO(content), engine=ENGINES.get(needs, needs)) as book:
                 sheets = [str(name) for name in book.sheet_names]
                 if len(sheets) > 1:
                     told = [f"{what} has {len(sheets)} sheets; the first, '{sheets[0]}', was read."]
@@ -154,7 +155,6 @@ def _by_pandas(content: bytes, kind: str, what: str, source: str) -> Table:
             records = [(i + 1, list(row)) for i, row in enumerate(cells.itertuples(index=False, name=None))]
             return from_records([r for r in records if any(map(_is_written, r[1]))], what, source, told)
     except ImportError:
-        needs = SHEETS.get(kind, "pyarrow")
         raise UsageError(f"reading {what} needs the package {needs}: install it (pip install {needs}).") from None
     except UsageError:
         raise

@@ -138,13 +138,14 @@ def _chosen(table: Table, roles: Roles) -> _Chosen:
 
 def _matched(table: Table, x: list[int], like: Roles) -> list[int]:
     """Of the columns x those of a run, in its order; those that it does not have are told, and not used."""
-    given = [table.names[j] for j in x]
     if not like.columns:
         return x
+    apart = {*like.drop, like.labels, like.rows_by, like.weights} - {*like.columns}
+    x = [j for j in x if table.names[j] not in apart]
+    given = [table.names[j] for j in x]
     order = match(like.columns, given)
-    known = {*like.columns, *like.drop, like.labels, like.rows_by, like.weights}
     by_name = table.has_names and like.columns != default_names(len(like.columns))
-    extra = [name for name in given if name not in known] if by_name else []
+    extra = [name for name in given if name not in like.columns] if by_name else []
     if extra:
         listed = ", ".join(f"'{name}'" for name in extra[:5]) + ", …" * (len(extra) > 5)
         one = len(extra) == 1
