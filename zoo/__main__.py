@@ -24,7 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats.",
 )
 
 Model = Annotated[str, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)]
@@ -56,6 +55,26 @@ NOTHING: Preparation = {}
 ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"latent-zoo {version('latent-zoo')}")
+        except PackageNotFoundError:
+            print("latent-zoo, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _zoo(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version, and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats."""
+
+
 @app.command("list")
 @plainly
 def list_(json: Json = False) -> None:
@@ -72,20 +91,51 @@ def list_(json: Json = False) -> None:
         _show.listing(title, entries)
 
 
+@app.command("help")
+@plainly
+def help_(
+    name: Annotated[str, typer.Argument(help="A model, a method, or path/to/file.py:callable.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show what a model or a method is, and its options: type, default, range, meaning."""
+    _explain(name, json)
+
+
+def _explain(name: str, json: bool) -> None:
+    from inference._run import explain
+
+    found = explain.explained(name)
+    if json:
+        print_json(found)
+        return
+    from zoo import _show
+
+    print(f"{found['name']}: {found['text']}\n")
+    _show.options(name, found["options"])
+
+
 @app.command()
 @plainly
 @preparing()
 def describe(
     model: Model,
-    data: Data,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="A data set's name, a file, or -. Without it: the options.", show_default=False),
+    ] = None,
     settings: Set = None,
     preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Show a program's structure, and which methods can serve it, or why not."""
-    from inference._run import runner
+    """Show a program's options; on data, its structure, and which methods can serve it, or why not."""
+    if data is None and (settings or preparation):
+        raise UsageError("zoo describe with options needs --data; without it, it lists the model's options.")
+    if data is None:
+        _explain(model, json)
+        return
+    from inference._run import explain, runner
 
     prepared = runner.prepare(
         model,
@@ -96,14 +146,16 @@ def describe(
         limit=limit,
         **preparation,
     )
-    serving = runner.serving(prepared.structure)
+    serving, options = runner.serving(prepared.structure), explain.options_of(prepared.target)
     if json:
-        print_json({**prepared.structure.to_json(), "methods": {m: why or "yes" for m, why in serving.items()}})
+        methods = {m: why or "yes" for m, why in serving.items()}
+        print_json({**prepared.structure.to_json(), "methods": methods, "options": options})
         return
     from zoo import _show
 
     _show.warnings(prepared.data.warnings)
     _show.structure(prepared.structure.to_json(), serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
+    _show.options(prepared.name, options)
 
 
 @app.command()
