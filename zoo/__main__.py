@@ -191,6 +191,7 @@ def run(
 ) -> None:
     """Fit a model to data by one method, and write a run folder."""
     from inference._run import runner
+    from inference._run.checkpoint import after_interrupt
     from inference._run.request import Request
 
     options = _options.parse(settings or [])
@@ -203,7 +204,10 @@ def run(
     asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
 
     def call() -> Record:
-        return runner.run_request(asked, out=folder, resume=resume, trust=trust, checkpoint=checkpoint, quiet=False)
+        try:
+            return runner.run_request(asked, out=folder, resume=resume, trust=trust, checkpoint=checkpoint, quiet=False)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(after_interrupt(resume or folder or "", asked, trust)) from None
 
     _shown(call, (str(model), str(data)), asked, json)
 
@@ -391,7 +395,12 @@ def bench(
 
     own = _options.parse(settings or [])
     how: _bench.How = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
-    if status := _bench.main(name, json=json, quick=quick, settings=own, **how):
+    try:
+        status = _bench.main(name, json=json, quick=quick, settings=own, **how)
+    except KeyboardInterrupt:
+        kept = "interrupted; no file was left half written. The same command runs the cells that are missing."
+        raise KeyboardInterrupt(kept) from None
+    if status:
         sys.exit(status)
 
 

@@ -100,8 +100,9 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
             fail(str(error), 2)
         except NotWritten as error:
             fail(str(error), 1)
-        except (KeyboardInterrupt, BrokenPipeError):
-            fail("interrupted; no file was left half written.", 130)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            fail(said or "interrupted; no file was left half written.", 130)
         except Exception as error:
             if os.environ.get("ZOO_DEBUG"):
                 raise
