@@ -271,8 +271,8 @@ def test_an_interrupted_run_says_how_to_resume(monkeypatch):
 
 def test_an_interrupted_run_without_a_checkpoint_says_how_to_run_again(monkeypatch):
     assert interrupted(monkeypatch, 0) == (
-        "zoo: interrupted before there was a checkpoint; no file was left half written. Run it again: zoo run gmm --data faithful "
-        "--drop waiting --method em --seed 0\n"
+        "zoo: interrupted before there was a checkpoint; no file was left half written. Run it again: zoo run gmm --data "
+        "faithful --drop waiting --method em --seed 0\n"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo import _options, _registry
-from zoo._command import PREPARING, PlotCommand, plainly, preparing, print_json
+from zoo._command import PlotCommand, no_clash, plainly, preparing, print_json, show_version
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -55,21 +55,10 @@ NOTHING: Preparation = {}
 ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"latent-zoo {version('latent-zoo')}")
-        except PackageNotFoundError:
-            print("latent-zoo, not installed")
-        raise typer.Exit
-
-
 @app.callback()
 def _zoo(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version, and exit.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version, and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats."""
@@ -195,7 +184,7 @@ def run(
     from inference._run.request import Request
 
     options = _options.parse(settings or [])
-    _no_clash(options)
+    no_clash(options)
     if resume is None and (model is None or data is None):
         raise UsageError("zoo run expects a MODEL and --data, or --resume RUN.")
     folder = out
@@ -251,7 +240,7 @@ def infer(
 
     stored = _store.load(folder).json
     options = _options.parse(settings or [])
-    _no_clash(options)
+    no_clash(options)
     names = (stored["model"], data or stored["data"])
     place = out or runner.free_folder(*names, method)
     asked = Request(model, data, method, options, preparation, seed, device=device, of=str(folder))
@@ -285,7 +274,7 @@ def compare(
     from inference._run.request import Request
 
     options = _options.parse(settings or [])
-    _no_clash(options)
+    no_clash(options)
     asked = Request(model, data, None, options, preparation, seed, limit, dtype, device)
     names = [m.strip() for m in methods.split(",") if m.strip()]
     folder = out or runner.free_folder(model, data, "compare")
@@ -418,13 +407,6 @@ def report(
 
     path = str(page.write(folder, out))
     print(json_.dumps({"page": path}) if json else path)
-
-
-def _no_clash(options: dict[str, str]) -> None:
-    words = "seed out limit dtype device resume trust checkpoint quiet model data method"
-    taken = {*words.split(), *PREPARING} - {"covariates"}  # their number is an option of the model
-    for key in sorted(taken & set(options)):
-        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key.replace('_', '-')}.")
 
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter
 from typing import Annotated, Any, ParamSpec
 
@@ -147,3 +148,21 @@ def print_json(document: object) -> None:
     """Print one JSON document on standard output, with control characters escaped."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     print(re.sub("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", text))
+
+
+def show_version(asked: bool) -> None:
+    """`--version`: print it, and end."""
+    if asked:
+        try:
+            print(f"latent-zoo {version('latent-zoo')}")
+        except PackageNotFoundError:
+            print("latent-zoo, not installed")
+        raise typer.Exit
+
+
+def no_clash(options: dict[str, str]) -> None:
+    """Raise `UsageError` for a name after `--set` that is an option of the command."""
+    words = "seed out limit dtype device resume trust checkpoint quiet model data method"
+    taken = {*words.split(), *PREPARING} - {"covariates"}  # their number is an option of the model
+    for key in sorted(taken & set(options)):
+        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key.replace('_', '-')}.")
