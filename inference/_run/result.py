@@ -320,6 +320,8 @@ def opened(stored: Stored) -> Run:
             scale=None if scale is None else np.asarray(scale),
             truth=None,
             warnings=(),
+            row_names=stored.row_names(),
+            weights=stored.weights(),
         ),
         model=json["model"],
         options=json["options"],
