@@ -22,7 +22,7 @@ from inference._families._family import Floor
 from inference._method.fit import Arrays, Evidence, Fit
 from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
-from inference._method.start import FLOOR, Start, begin, check_rise, contest
+from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
 from inference._method.task import Task
 from inference._training.ascent import Leap, Spot, Surface
 from zoo._errors import UsageError
@@ -55,13 +55,14 @@ def fit(
     *,
     max_iter: Count = 1000,
     tol: NotNegative = 1e-10,
-    restarts: Count = 1,
+    restarts: Count | None = None,
     start: Start = "auto",
     floor: Positive | None = None,
     accelerate: bool = True,
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
+    `restarts` is 1 by default, and 20 for a small mixture of categories, whose likelihood has many optima.
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
     `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
     `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
@@ -76,7 +77,8 @@ def fit(
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
     initial = task.theta()
-    climbs = []
+    climbs: list[_Climb] = []
+    restarts = restarts or usual_restarts(task, start)
     with task.progress("em", max_iter * restarts) as step:
         for r in range(restarts):
             task.program.assign(initial)
