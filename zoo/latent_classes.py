@@ -78,7 +78,9 @@ class Model(PyroModule):
         family, _, categories = site.partition("_")
         if categories:
             codes = torch.arange(int(categories)).to(values)
-            values = torch.where(values.isnan().unsqueeze(-1), values.unsqueeze(-1), 1.0 * (values.unsqueeze(-1) == codes))
+            values = torch.where(
+                values.isnan().unsqueeze(-1), values.unsqueeze(-1), 1.0 * (values.unsqueeze(-1) == codes)
+            )
         mean = values.nanmean(0)
         start = 0.5 * (mean + torch.where(values[rows].isnan(), mean, values[rows]))  # [K, D_site] or [K, D_C, C]
         if categories:
