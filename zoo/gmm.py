@@ -96,7 +96,7 @@ class Model(PyroModule):
             self._covariances_in_parts(spread)
 
     def _covariances_whole(self, spread: Tensor) -> None:
-        K, (volume, shape, orientation) = self.K, self.letters
+        K, (volume, shape, orientation) = self.K, tuple(self.letters)
         if orientation != "I":
             tril = spread.diag() if volume == "E" else spread.diag().repeat(K, 1, 1)
             self.scale_tril = PyroParam(tril, constraints.lower_cholesky)
@@ -107,7 +107,7 @@ class Model(PyroModule):
             self.scales = PyroParam(scale.repeat(1 if volume == "E" else K), constraints.positive)
 
     def _covariances_in_parts(self, spread: Tensor) -> None:
-        K, (volume, shape, orientation) = self.K, self.letters
+        K, (volume, shape, orientation) = self.K, tuple(self.letters)
         variances = spread.square()
         size = variances.log().mean().exp()
         proportions = variances / variances.sum()
@@ -131,7 +131,7 @@ class Model(PyroModule):
     def _scale(self) -> Tensor:
         """Standard deviations, or Cholesky factors, of each component or of all."""
         if self.letters in WHOLE:
-            return self.scales if self.letters[2] == "I" else self.scale_tril
+            return getattr(self, "scales" if self.letters[2] == "I" else "scale_tril")
         axes = covariances.axes(self.volume, self.shape)  # [K, D] or [D]
         if self.letters[2] == "I":
             return axes

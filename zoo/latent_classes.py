@@ -17,7 +17,7 @@ for normal. Which type each column got is said in a warning: name the types to o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -30,6 +30,13 @@ from zoo._errors import UsageError
 from zoo._options import Count
 
 Type = Literal["auto", "categorical", "bernoulli", "poisson", "normal"]
+MEANS = {"categorical": "probs_", "bernoulli": "probs", "poisson": "rates", "normal": "locs"}
+SUPPORTS = {
+    "categorical": constraints.simplex,
+    "bernoulli": constraints.unit_interval,
+    "poisson": constraints.positive,
+    "normal": constraints.real,
+}
 AUTO_CATEGORIES = 10  # of more different values, `auto` does not take a column for categories
 MOST_CATEGORIES = 1000
 OVERDISPERSED = 10  # times its mean: of a larger variance, `auto` does not take a column for counts
@@ -59,7 +66,7 @@ class Model(PyroModule):
         self.K, self.sites = classes, list[str]()
         kinds, levels = _types(x, types)
         self.notes = [_told(kinds)] if "auto" in types else []
-        self.weights = PyroParam(torch.full((classes,), 1.0 / classes), constraints.simplex)
+        self._set("weights", torch.full((classes,), 1.0 / classes), constraints.simplex)
         order = []
         for site in dict.fromkeys(kinds):
             columns = [d for d, kind in enumerate(kinds) if kind == site]
@@ -76,29 +83,27 @@ class Model(PyroModule):
         K, n = self.K, len(values)
         rows = torch.linspace(0, n - 1, K).round().long().clamp(max=n - 1)
         family, _, categories = site.partition("_")
-        if categories:
-            codes = torch.arange(int(categories)).to(values)
-            values = torch.where(
-                values.isnan().unsqueeze(-1), values.unsqueeze(-1), 1.0 * (values.unsqueeze(-1) == codes)
-            )
+        if categories:  # the share of each
+            each = 1.0 * (values.unsqueeze(-1) == torch.arange(int(categories)))
+            values = torch.where(values.isnan().unsqueeze(-1), torch.nan, each)  # [n, D_C, C]
         mean = values.nanmean(0)
         start = 0.5 * (mean + torch.where(values[rows].isnan(), mean, values[rows]))  # [K, D_site] or [K, D_C, C]
-        if categories:
-            setattr(self, f"probs_{categories}", PyroParam(start, constraints.simplex))
-        elif family == "bernoulli":
-            self.probs = PyroParam(start, constraints.unit_interval)
-        elif family == "poisson":
-            self.rates = PyroParam(start, constraints.positive)
-        else:
-            self.locs = PyroParam(start, constraints.real)
+        self._set(MEANS[family] + categories, start, SUPPORTS[family])
+        if family == "normal":
             spread = (values - mean).square().nanmean(0).sqrt()
-            self.scales = PyroParam(spread.repeat(K, 1), constraints.positive)
+            self._set("scales", spread.repeat(K, 1), constraints.positive)
+
+    def _set(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
+        setattr(self, name, PyroParam(value, support))
+
+    def _get(self, name: str) -> Tensor:
+        return getattr(self, name)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` rows. Returns x [n, D], categories as they were coded."""
         drawn = {}
         with pyro.plate("data", size if x is None else len(x)):
-            z = pyro.sample("z", dist.Categorical(self.weights))  # [n]
+            z = pyro.sample("z", dist.Categorical(self._get("weights")))  # [n]
             for site in self.sites:
                 seen = None if x is None else self._values(site, x)
                 drawn[site] = pyro.sample(site, self._columns(site, z), obs=seen)  # [n, D_site]
@@ -106,21 +111,22 @@ class Model(PyroModule):
 
     def _columns(self, site: str, z: Tensor) -> dist.TorchDistribution:
         family, _, categories = site.partition("_")
-        if categories:
-            return dist.Categorical(getattr(self, f"probs_{categories}")[z]).to_event(1)
+        mean = self._get(MEANS[family] + categories)[z]
+        if family == "categorical":
+            return dist.Categorical(mean).to_event(1)
         if family == "bernoulli":
-            return dist.Bernoulli(self.probs[z]).to_event(1)
+            return dist.Bernoulli(mean).to_event(1)
         if family == "poisson":
-            return dist.Poisson(self.rates[z]).to_event(1)
-        return dist.Normal(self.locs[z], self.scales[z]).to_event(1)
+            return dist.Poisson(mean).to_event(1)
+        return dist.Normal(mean, self._get("scales")[z]).to_event(1)
 
     def _values(self, site: str, x: Tensor) -> Tensor:
         """The site's columns of x [n, D_site]; categories by number from 0, and −1 for a code that was not known."""
-        x = x[:, getattr(self, f"{site}_columns")]
+        x = x[:, self._get(f"{site}_columns")]
         if not site.startswith("categorical"):
             return x
         number = x.masked_fill(~x.isnan(), -1.0)
-        for category, code in enumerate(getattr(self, f"{site}_levels").mT):
+        for category, code in enumerate(self._get(f"{site}_levels").mT):
             number = number.masked_fill(x == code, category)
         return number
 
@@ -129,9 +135,9 @@ class Model(PyroModule):
         parts = []
         for site, value in drawn.items():
             if site.startswith("categorical"):
-                levels = getattr(self, f"{site}_levels")
+                levels = self._get(f"{site}_levels")
                 value = levels[torch.arange(len(levels)), value.long()]
-            parts.append(value.to(self.weights.dtype))
+            parts.append(value.to(self._get("weights").dtype))
         return torch.cat(parts, -1)[..., self.places]
 
 
@@ -180,7 +186,7 @@ def _misfit(kind: str, level: Tensor) -> str:
 def _told(kinds: list[str]) -> str:
     """Which type each column got, in a sentence."""
     parts = []
-    for kind in cast(list[str], list(dict.fromkeys(k.partition("_")[0] for k in kinds))):
+    for kind in dict.fromkeys(k.partition("_")[0] for k in kinds):
         mine = [str(d) for d, other in enumerate(kinds) if other.partition("_")[0] == kind]
         shown = ", ".join(mine if len(mine) <= 12 else [*mine[:10], "…", mine[-1]])
         parts.append(f"{kind} for column{'s' * (len(mine) > 1)} {shown}")

@@ -56,3 +56,12 @@ def spread(x: Tensor, about: Tensor, rows_only: bool = True) -> Tensor:
     """The standard deviation of each column (or of all entries) about `about`; 1 where nothing varies."""
     found = mean(x, lambda rows: (rows - about).square(), rows_only).sqrt()
     return torch.where(found > 0, found, torch.ones_like(found))  # NaN > 0 is false: an unobserved column
+
+
+def constant_columns(x: Tensor) -> list[int]:
+    """The columns of x [n, …] in which no two seen values differ, by number in the flat order of a row."""
+    low, high = x.new_full((x[0].numel(),), torch.inf), x.new_full((x[0].numel(),), -torch.inf)
+    for rows in blocks(x.flatten(1)):
+        low = torch.minimum(low, rows.nan_to_num(torch.inf).amin(0))
+        high = torch.maximum(high, rows.nan_to_num(-torch.inf).amax(0))
+    return (low >= high).nonzero()[:, 0].tolist()
