@@ -8,7 +8,10 @@ Generative story (Bishop 2006, §9.2):
 Σ_k is `full`, `tied` (one Σ for all), `diagonal` or `spherical` (σ_k² I); or it is made of a volume, a shape and an
 orientation, Σ_k = λ_k D_k A_k D_kᵀ with det A_k = 1 (Banfield & Raftery 1993, Celeux & Govaert 1995), and named as in mclust
 by three letters: each is Equal in all components or Varies, or is the Identity's. EII, VII, EEI, VEI, EVI, VVI, EEE, VEE,
-EVE, VVE, EEV, VEV, EVV, VVV; full is VVV, tied EEE, diagonal VVI, spherical VII. With `priors=True` the parameters become
+EVE, VVE, EEV, VEV, EVV, VVV; full is VVV, tied EEE, diagonal VVI, spherical VII.
+
+With `noise=uniform` there is one component more, z_i = K, for outliers: x_i is uniform over the box that the data fill
+(Banfield & Raftery 1993); beyond that box, in new rows, its density is 0. With `priors=True` the parameters become
 global latents with weakly informative priors centred on the data's mean m and standard deviations s:
 
     π ~ Dirichlet(2, …, 2)
@@ -20,6 +23,8 @@ follows Barnard et al. 2000). Dirichlet(2) and LKJ(2) keep the posterior mode of
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -33,15 +38,16 @@ from zoo._errors import UsageError
 from zoo._options import positive
 from zoo._program import covariances
 from zoo._program.covariances import LETTERS, WHOLE, Covariance
+from zoo._program.noise import NoisyMultivariateNormal, NoisyNormal
 
 
 class Model(PyroModule):
-    """`Model(x, components=2, covariance="full", priors=False)` for data x [n, D] (or [n] values of one variable).
+    """`Model(x, components=2, covariance="full", priors=False, noise="none")` for data x [n, D] (or [n] values of one).
 
-    Parameters (constrained shapes): `weights` [K]; `locs` [K, D]; `scale_tril` [K, D, D] (full), [D, D] (tied);
-    `scales` [K, D] (diagonal), [D] (EEI), [K] (spherical), [1] (EII). The other shapes have `volume` λ [K], or [1] where it is
-    equal; `shape` [K, D] or [D], which A is proportional to; and for D the `angles` [K, D(D−1)/2] or [D(D−1)/2] of a rotation.
-    With priors the parameters are the sites `weights`, `locs`, `variances`, `correlations`.
+    Parameters (constrained shapes): `weights` [K], or [K + 1] with noise; `locs` [K, D]; `scale_tril` [K, D, D] (full),
+    [D, D] (tied); `scales` [K, D] (diagonal), [D] (EEI), [K] (spherical), [1] (EII). The other shapes have `volume` λ [K], or
+    [1] where it is equal; `shape` [K, D] or [D], which A is proportional to; and for D the `angles` [K, D(D−1)/2] or
+    [D(D−1)/2] of a rotation. With priors the parameters are the sites `weights`, `locs`, `variances`, `correlations`.
 
     Raises `UsageError` for more components than rows, data that are not a 2-D table, or priors for a covariance without.
     """
@@ -53,6 +59,7 @@ class Model(PyroModule):
         components: int = 2,
         covariance: Covariance = "full",
         priors: bool = False,
+        noise: Literal["none", "uniform"] = "none",
     ) -> None:
         super().__init__()
         positive("components", components)
@@ -70,6 +77,9 @@ class Model(PyroModule):
         spread = blockwise.spread(x, center)
         self.register_buffer("center", center)  # [D]
         self.register_buffer("spread", spread)  # [D]
+        self.noise = noise == "uniform"
+        if self.noise:
+            self._box(x)
         if not priors:
             self._parameters_from(x, center, spread)
 
@@ -85,10 +95,19 @@ class Model(PyroModule):
                 "spherical (VII) or EII."
             )
 
+    def _box(self, x: Tensor) -> None:
+        if constant := blockwise.constant_columns(x):
+            raise UsageError(
+                f"noise=uniform expects columns that vary; column {constant[0]} (counting from 0) does not."
+            )
+        low, high = blockwise.bounds(x)
+        self.register_buffer("low", low)  # [D]
+        self.register_buffer("high", high)  # [D]
+
     def _parameters_from(self, x: Tensor, center: Tensor, spread: Tensor) -> None:
         K = self.K
         rows = x[torch.linspace(0, len(x) - 1, K).round().long().clamp(max=len(x) - 1)]
-        self.weights = PyroParam(torch.full((K,), 1.0 / K), constraints.simplex)
+        self.weights = PyroParam(torch.full((K + self.noise,), 1.0 / (K + self.noise)), constraints.simplex)
         self.locs = PyroParam(0.5 * (center + torch.where(rows.isnan(), center, rows)), constraints.real)
         if self.letters in WHOLE:
             self._covariances_whole(spread)
@@ -138,14 +157,20 @@ class Model(PyroModule):
         return covariances.scale_tril(axes, covariances.rotation(self.angles, self.D))  # [K, D, D]
 
     def _component(self, z: Tensor, locs: Tensor, scale: Tensor) -> dist.TorchDistribution:
+        is_noise, z = z == self.K, z.clamp(max=self.K - 1)
         scale = scale if self.letters in ("EEE", "EEI", "EII") else scale[z]
         if self.letters[2] != "I":
+            if self.noise:
+                return NoisyMultivariateNormal(locs[z], scale, is_noise, self.low, self.high)
             return dist.MultivariateNormal(locs[z], scale_tril=scale)
-        return dist.Normal(locs[z], scale.unsqueeze(-1) if self.letters == "VII" else scale).to_event(1)
+        scale = scale.unsqueeze(-1) if self.letters == "VII" else scale
+        if self.noise:
+            return NoisyNormal(locs[z], scale, is_noise, self.low, self.high)
+        return dist.Normal(locs[z], scale).to_event(1)
 
     def _draw_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         K, D, m, s = self.K, self.D, self.center, self.spread
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((K,), 2.0)))  # [K]
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((K + self.noise,), 2.0)))  # [K]
         locs = pyro.sample("locs", dist.Normal(m, 2 * s).expand([K, D]).to_event(2))  # [K, D]
         if self.letters == "VII":
             rate = s.square().mean()

@@ -21,6 +21,7 @@ from torch import Tensor
 from inference._families._registry import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
+from zoo._program.noise import Noisy
 from zoo._program.slots import complete
 from zoo._program.trace import node_of
 
@@ -211,6 +212,10 @@ def _distribution(
 def _conditional(fn: dist.TorchDistribution, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
     """Mean and variance [n, …] of the missing entries given the seen ones, at one value of the latents."""
     base = base_of(fn)
+    if isinstance(base, Noisy):
+        center, variance = _conditional(base.gaussian(), x, missing, site)
+        noise = base.noise.unsqueeze(-1)
+        return torch.where(noise, base.mean, center), torch.where(noise, base.variance, variance)
     if isinstance(base, dist.MultivariateNormal) and base is fn:
         center, covariance = _normal(fn, x, missing)
         return center, covariance.diagonal(dim1=-2, dim2=-1)
@@ -273,6 +278,8 @@ def _draws_of_slots(
 
 
 def _sample(fn: dist.TorchDistribution, x: Tensor, missing: Tensor) -> Tensor:
+    if isinstance(fn, Noisy):
+        return torch.where(fn.noise.unsqueeze(-1), fn.sample(), _sample(fn.gaussian(), x, missing))
     if not isinstance(fn, dist.MultivariateNormal):
         return _like(fn.sample(), x)
     mean, covariance = _normal(fn, x, missing)

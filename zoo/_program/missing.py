@@ -30,6 +30,7 @@ from torch.distributions import constraints
 from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.masked_normal import MarginalNormal
+from zoo._program.noise import Noisy
 from zoo._program.slots import Slots, complete, flattened, most_missing, slots
 from zoo._program.trace import Node, Shape, is_deterministic, is_discrete, is_latent, is_local
 
@@ -185,7 +186,7 @@ def completed_as(msg: Node, parent: bool = False) -> Kind | None:
     base, independent = _unwrap(fn)
     if not base.event_shape or msg["value"].dim() <= len(fn.event_shape):
         return None
-    if isinstance(base, dist.MultivariateNormal | MarginalNormal) and not independent:
+    if isinstance(base, dist.MultivariateNormal | MarginalNormal | Noisy) and not independent:
         return None
     return _kind(fn.support)
 
@@ -225,6 +226,8 @@ def marginal(
         observed = ~missing
         masked = base.mask(observed)
         return (masked.to_event(independent) if independent else masked), filled
+    if isinstance(base, Noisy) and not independent:
+        return base.observing(~missing), filled
     if partly.any():
         if isinstance(base, dist.MultivariateNormal) and not independent:
             return MarginalNormal(fn, ~missing), filled
