@@ -63,6 +63,10 @@ class Reader(TorchDispatchMode):
         self._whole: dict[int, tuple[Tensor, int, int]] = {}  # the same for tensors without a storage
         self._notes: dict[int, dict[str, str]] = {}  # address → what → where it first happened
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second, to keep it from compiling this mode
+
     def reading(self) -> _Both:
         return _Both(self)
 
