@@ -138,8 +138,8 @@ def test_types_are_found_told_and_overruled():
 @pytest.mark.parametrize(
     ("x", "options", "sentence"),
     [
-        ([[1.0, 0], [1, 1]], {}, "got only the value 1 in column 0"),
-        ([[np.nan, 0], [np.nan, 1]], {}, "got no value in column 0"),
+        ([[3.0, 0], [3, 1]] * 5, {}, "it expects values that vary, and there is only 3. Leave the column out"),
+        ([[np.nan, 0], [np.nan, 1]], {"types": "normal"}, "there is no value at all"),
         ([[1.0, 0], [2, 1]], {"types": "bernoulli"}, "column 0 (counting from 0) does not fit type bernoulli"),
         ([[1.5, 0], [2, 1]], {"types": "poisson"}, "it expects whole numbers from 0 on"),
         ([[1.0, 0], [2, 1]], {"types": "normal,normal,normal"}, "one for each of the 2 columns, got 3"),
@@ -175,6 +175,12 @@ def test_carcinoma_by_the_command_is_where_polca_is(classes, tmp_path):
     assert found["verified_log_evidence"]["kind"] == "exact"
     assert found["verified_log_evidence"]["value"] == pytest.approx(OPTIMA[classes], abs=1e-3)
     assert np.shape(found["parameters"]["probs_2"]) == (classes, 7, 2)
+
+
+def test_columns_of_one_value_are_served_where_they_can_be():
+    x = np.column_stack([np.zeros(40), np.full(40, np.nan), np.repeat([0.0, 1.0], 20), np.zeros(40)])
+    fit = run("latent_classes", x, "em", classes=2, types="auto,auto,auto,poisson")
+    assert fit.verified.value == pytest.approx(40 * np.log(0.5), abs=1e-3)
 
 
 def test_svi_and_importance_serve_it():

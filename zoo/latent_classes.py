@@ -52,7 +52,7 @@ class Model(PyroModule):
     [K]; `probs_C` [K, D_C, C] for the categories in ascending order of their codes; `probs` [K, D_b]; `rates` [K, D_p];
     `locs` and `scales` [K, D_n].
 
-    Raises `UsageError` for a column that does not fit its type, or holds fewer than two different values.
+    Raises `UsageError` for a column that does not fit its type; one for categories or normal has to vary.
     """
 
     def __init__(self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",)) -> None:
@@ -86,8 +86,10 @@ class Model(PyroModule):
         if categories:  # the share of each
             each = 1.0 * (values.unsqueeze(-1) == torch.arange(int(categories)))
             values = torch.where(values.isnan().unsqueeze(-1), torch.nan, each)  # [n, D_C, C]
-        mean = values.nanmean(0)
+        mean = values.nanmean(0).nan_to_num(0.5)
         start = 0.5 * (mean + torch.where(values[rows].isnan(), mean, values[rows]))  # [K, D_site] or [K, D_C, C]
+        if family in ("bernoulli", "poisson"):  # off the border, where a column has one value
+            start = start.clamp(0.01, 0.99 if family == "bernoulli" else None)
         self._set(MEANS[family] + categories, start, SUPPORTS[family])
         if family == "normal":
             spread = (values - mean).square().nanmean(0).sqrt()
@@ -151,18 +153,15 @@ def _types(x: Tensor, types: tuple[Type, ...]) -> tuple[list[str], list[Tensor]]
         values = x[:, d][~x[:, d].isnan()]
         level = values.unique()
         levels.append(level)
-        if len(level) < 2:
-            what = f"only the value {float(level[0]):g}" if len(level) else "no value"
-            raise UsageError(f"latent_classes expects columns that vary, got {what} in column {d} (from 0): drop it.")
         kind = _guess(values, level) if kind == "auto" else kind
         if wrong := _misfit(kind, level):
-            raise UsageError(f"column {d} (counting from 0) does not fit type {kind}: it expects {wrong}. Set types.")
+            raise UsageError(f"column {d} (counting from 0) does not fit type {kind}: it expects {wrong}.")
         kinds.append(f"{kind}_{len(level)}" if kind == "categorical" else kind)
     return kinds, levels
 
 
 def _guess(values: Tensor, level: Tensor) -> Type:
-    if level.tolist() == [0.0, 1.0]:
+    if set(level.tolist()) <= {0.0, 1.0}:
         return "bernoulli"
     if bool((level != level.round()).any()):
         return "normal"
@@ -175,12 +174,16 @@ def _guess(values: Tensor, level: Tensor) -> Type:
 
 def _misfit(kind: str, level: Tensor) -> str:
     """What the type expects of a column, where its values `level` are not that."""
+    if kind in ("categorical", "normal") and len(level) < 2:
+        what = f"only {float(level[0]):g}" if len(level) else "no value at all"
+        return f"values that vary, and there is {what}. Leave the column out"
     if kind == "categorical" and len(level) > MOST_CATEGORIES:
-        return f"at most {MOST_CATEGORIES} different values"
-    if kind == "bernoulli" and level.tolist() != [0.0, 1.0]:
-        return "the values 0 and 1 (others are categories)"
-    whole = bool((level == level.round()).all()) and level[0] >= 0
-    return "whole numbers from 0 on" if kind == "poisson" and not whole else ""
+        return f"at most {MOST_CATEGORIES} different values, and there are {len(level)}. Take another of the types"
+    if kind == "bernoulli" and not set(level.tolist()) <= {0.0, 1.0}:
+        return "the values 0 and 1. Others are of type categorical"
+    if kind == "poisson" and not bool(((level == level.round()) & (level >= 0)).all()):
+        return "whole numbers from 0 on. Others are of type normal"
+    return ""
 
 
 def _told(kinds: list[str]) -> str:
