@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inference._run import checkpoint
 from inference._run.netcdf import read_netcdf
+from inference._run.record import ROW_WEIGHTS
 from zoo import _atomic, _registry
 from zoo._atomic import digest_of
 from zoo._errors import UsageError, unknown
@@ -96,7 +97,14 @@ class Stored:
         """Class labels of the data, where they have any."""
         if "constant_data" not in self.tree:
             return None
-        return next((v.values for v in self.tree["constant_data"].data_vars.values() if v.dims == ("data",)), None)
+        found = self.tree["constant_data"].data_vars.items()
+        return next((v.values for k, v in found if v.dims == ("data",) and k != ROW_WEIGHTS), None)
+
+    def weights(self) -> np.ndarray | None:
+        """How many times each row counts, where that is not once."""
+        if "constant_data" not in self.tree or ROW_WEIGHTS not in self.tree["constant_data"].data_vars:
+            return None
+        return np.asarray(self.tree["constant_data"][ROW_WEIGHTS].values)
 
 
 def check_out(out: str | os.PathLike[str]) -> Path:
