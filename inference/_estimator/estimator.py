@@ -45,8 +45,7 @@ def _once_fitted(wanted: Callable[[Structure], object], what: str) -> Callable[[
     """Whether a fitted estimator's program has `what` a function needs; before it is fitted nobody knows."""
 
     def check(estimator: Estimator) -> bool:
-        fitted = vars(estimator).get("_fitted")
-        if fitted is not None and not wanted(fitted.structure):
+        if "_fitted" in vars(estimator) and not wanted((fitted := estimator._done()).structure):
             raise AttributeError(f"the program '{fitted.run.model}' has no {what}")
         return True
 
@@ -56,7 +55,7 @@ def _once_fitted(wanted: Callable[[Structure], object], what: str) -> Callable[[
 _LABELS = _once_fitted(labelled, "discrete latent with one value for each row whose posterior is exact: no labels")
 _LATENTS = _once_fitted(lambda s: labelled(s) or located(s), "latents of the rows to transform them to")
 _INVERSE = _once_fitted(
-    invertible, "expectation of a row at given latents: that takes one observed site and continuous latents"
+    invertible, "expectation of a row at given latents: it takes continuous latents and one observed site"
 )
 
 
@@ -74,7 +73,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
 
     - `method`: `em`, `laplace`, `svi`, …; `options`: the model's and the method's, as keywords or in a mapping, and `limit`,
       `dtype`, `device`. They are parameters of the estimator, so that a grid may search over `components`.
-    - `random_state`: a seed, or a `RandomState`; None is 0, the same numbers every time.
+    - `random_state`: a seed, or a `RandomState`; None is 0. A seed gives the same fit, and the same sample, every time.
     - `standardize`: fit in units of each column's standard deviation. Scores and samples are in the data's own.
 
     Once fitted: `run_` is the `Run`, with its verified evidence, warnings and pictures; `parameters_` a data frame;
@@ -96,33 +95,41 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         self.method = method
         self.random_state = random_state
         self.standardize = standardize
-        self.options = {**(options or {}), **more}
+        self.options: Any = (
+            {**options, **more} if isinstance(options, Mapping) else more if options is None else options
+        )
 
     # ------------------------------------------------------------------------------------------------- parameters
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The parameters by name: model, method, random_state, standardize, and each option that was set."""
-        return {name: getattr(self, name) for name in OWN} | dict(self.options)
+        options = self.options if isinstance(self.options, Mapping) else {"options": self.options}
+        return {name: getattr(self, name) for name in OWN} | dict(options)
+
+    def _options(self) -> dict[str, object]:
+        if not isinstance(self.options, Mapping):
+            raise UsageError(f"Expected a mapping of names to values for options, got {self.options!r:.40}.")
+        return dict(self.options)
 
     def set_params(self, **params: object) -> Self:
         """Set parameters and options of these names. Raises `UsageError` for a name that neither model nor method knows."""
-        own = {k: v for k, v in params.items() if k in OWN}
-        for name, value in own.items():
-            setattr(self, name, value)
-        more = {k: v for k, v in params.items() if k not in OWN and k != "options"}
-        given = params.get("options")
-        if isinstance(given, Mapping):
-            more = {**given, **more}
-        if more:
-            known = {
-                *OF_THE_RUN,
-                *option_schema(find(self.model).target),
-                *_options.schema(method_module(self.method).fit),
-            }
-            if wrong := next((k for k in more if k not in known), None):
-                raise unknown(f"parameter of Estimator({self.model!r}, method={self.method!r})", wrong, {*OWN, *known})
-        self.options = {**self.options, **more}
+        for name in (*OWN, "options"):
+            if name in params:
+                setattr(self, name, params.pop(name))
+        if more := params:
+            known = self._known()
+            if known and (wrong := next((k for k in more if k not in known), None)):
+                raise unknown(f"parameter of Estimator({self.model!r}, method={self.method!r})", wrong, known)
+            self.options = {**(self.options if isinstance(self.options, Mapping) else {}), **more}
         return self
+
+    def _known(self) -> set[str]:
+        """The names of all parameters; empty where the model or the method is not to be found, which `fit` says."""
+        try:
+            method = method_module(self.method)
+            return {*OWN, *OF_THE_RUN, *option_schema(find(self.model).target), *_options.schema(method.fit)}
+        except UsageError:
+            return set()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -141,14 +148,12 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         """
         x = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, x, dtype=np.float64)
-        seed = 0 if self.random_state is None else self.random_state
-        seed = int(seed) if isinstance(seed, int | np.integer) else int(check_random_state(seed).randint(2**31 - 1))
-        how = {k: v for k, v in self.options.items() if k in OF_THE_RUN}
-        options = {k: v for k, v in self.options.items() if k not in OF_THE_RUN}
+        options = self._options()
+        how = {k: options.pop(k) for k in OF_THE_RUN if k in options}
         named = getattr(self, "feature_names_in_", None)
         columns = default_names(x.shape[1]) if named is None else tuple(map(str, named))
         data = dataset(x, columns, weights, bool(self.standardize))
-        request = Request(self.model, data, self.method, options, seed=seed, **how)  # type: ignore[arg-type]
+        request = Request(self.model, data, self.method, options, seed=self._seed(), **how)  # type: ignore[arg-type]
         try:
             self._fitted = _fit(request)
         except UsageError as error:
@@ -157,6 +162,10 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         for sentence in self.run_.warnings:
             warnings.warn(sentence, category, stacklevel=2)
         return self
+
+    def _seed(self) -> int:
+        given = 0 if self.random_state is None else self.random_state
+        return int(given) if isinstance(given, int | np.integer) else int(check_random_state(given).randint(2**31 - 1))
 
     @available_if(_LABELS)
     def fit_predict(self, X: Any, y: object = None, sample_weight: Any = None) -> np.ndarray:
@@ -268,8 +277,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         """Rows simulated from the fitted program [n_samples, columns], in the data's own units."""
         if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise UsageError(f"Expected a whole number of 1 or more for n_samples, got {n_samples!r:.40}.")
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
-        return self._done().sample(int(n_samples), int(seed))
+        return self._done().sample(int(n_samples), self._seed())
 
     # ------------------------------------------------------------------------------------------------- to be kept
 
@@ -285,5 +293,5 @@ def _fit(request: Request) -> Fitted:
     method = str(request.method)
     options, how = request.options, {"limit": request.limit, "dtype": request.dtype}
     prepared = prepare(request.model, request.data, options, [method], seed=request.seed, **how)  # type: ignore[arg-type]
-    found = run_prepared(prepared, method, options, seed=request.seed, request=request)
+    found = run_prepared(prepared, method, options, seed=request.seed, simulated=False, request=request)
     return Fitted(found, prepared)

@@ -20,6 +20,7 @@ from inference._run.result import Run
 from zoo._data import blockwise, datasets
 from zoo._data.datasets import Dataset
 from zoo._errors import UsageError
+from zoo._program.program import Program
 from zoo._program.structure import Site, Structure
 from zoo._program.trace import node_of
 
@@ -47,7 +48,7 @@ def located(structure: Structure) -> list[Site]:
 def invertible(structure: Structure) -> bool:
     """Whether a row has an expectation given its latents: they are all continuous, and it is one draw."""
     latents = structure.local_latents
-    plain = bool(latents) and latents == located(structure) and structure.max_plate_nesting == 1
+    plain = bool(latents) and list(latents) == located(structure) and structure.max_plate_nesting == 1
     return plain and len(structure.observed) == 1
 
 
@@ -73,7 +74,7 @@ class Fitted:
         data = self.run.dataset
         if data.center is not None and data.scale is not None:
             x = (x - data.center) / data.scale
-        own, rows = self.run.task, torch.as_tensor(x, dtype=self.prepared.x.dtype)
+        own, rows = self.run.task, torch.tensor(x, dtype=self.prepared.x.dtype)
         guide = None if getattr(self.run.guide, "by_row", False) else self.run.guide
         if self._has_no_new_holes(rows):
             program, structure = own.program, own.structure
@@ -89,13 +90,13 @@ class Fitted:
         holes = rows.isnan().flatten(1).any(0)
         return not bool((holes & ~self.prepared.x.isnan().flatten(1).any(0)).any())
 
-    def _read_again(self, rows: Tensor) -> tuple[torch.nn.Module, Structure]:
+    def _read_again(self, rows: Tensor) -> tuple[Program, Structure]:
         """The program, read on rows whose holes are others, at the same θ."""
         old = self.prepared
         found = find(old.model) if isinstance(old.model, str) else old.model
-        how = {"limit": old.limit, "dtype": str(old.x.dtype).removeprefix("torch.")}
-        like = old.x if old.like is None else old.like
-        new = prepare(found, rows.double().numpy(), old.options, [], like=like.numpy(), **how)
+        like, dtype = old.x if old.like is None else old.like, str(old.x.dtype).removeprefix("torch.")
+        x = rows.double().numpy()
+        new = prepare(found, x, old.options, [], like=like.numpy(), limit=old.limit, dtype=dtype)
         program = new.program()
         program.load_state_dict(self.run.task.program.state_dict())
         return program, new.structure

@@ -333,11 +333,13 @@ def run_prepared(
     checkpoints: _checkpoint.Checkpoints | None = None,
     device: torch.device = CPU,
     verified: bool = True,
+    simulated: bool = True,
     request: Request | None = None,
 ) -> Run:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept.
 
     Without `verified` the claim is not checked, and the run holds nothing that its method did not find: for timing.
+    Without `simulated` it holds no data simulated at its draws.
     `request`: what was asked for, where the program and the data came by their names.
     """
     check_seed(seed)
@@ -356,7 +358,7 @@ def run_prepared(
     if verified:
         with seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit, evidence = verify(task, fit)
-            fit, predicted = predict(task, fit)
+            fit, predicted = predict(task, fit, simulated)
     if request is None:
         request = Request(prepared.model, prepared.data, method, options, {}, seed, prepared.limit, device=device.type)
     if stored is not None and request.of is None:
