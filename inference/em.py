@@ -20,7 +20,7 @@ from torch.distributions import transform_to
 from inference._exact.engine import MOST_SUMMED, Statistics
 from inference._families._family import Floor
 from inference._method.advice import MOST_NAMED, component, empty, remedy
-from inference._method.fit import Arrays, Evidence, Fit
+from inference._method.fit import Arrays, Evidence, Fit, weighed
 from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
@@ -30,6 +30,7 @@ from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
 
+WEIGHTS = True  # rows may have weights
 PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps
@@ -114,7 +115,8 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
     assert found.claimed is not None
     kept = None if found.claimed.per_datum is None else per_datum.numpy()
-    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=kept).plus(task.outside(point))
+    total = float(per_datum.sum()) if task.times is None else float(weighed(per_datum.numpy(), task.times).sum())
+    claimed = replace(found.claimed, value=total, per_datum=kept).plus(task.outside(point))
     parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
     found = replace(
         found, parameters=parameters, claimed=claimed, draws=_single(found.draws), means=_single(found.means)
@@ -385,7 +387,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     if held.left_out:
         notes["posterior"] = held.left_out
     per_datum = exact.per_datum(None, globals).numpy()
-    claimed = Evidence.from_per_datum(per_datum, "exact", given=given).plus(task.outside(globals))
+    claimed = Evidence.from_per_datum(per_datum, "exact", given=given, weights=task.times).plus(task.outside(globals))
     if len(per_datum) > MOST_SUMMED:  # the verified evidence holds the value of each row: one such array is enough
         claimed = replace(claimed, per_datum=None)
     if exact.delicate:
