@@ -98,6 +98,7 @@ class Structure:
     warnings: tuple[str, ...] = field(default=())
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
+    globals_normal: bool = False  # whether the global latents can be integrated out: jointly normal with local ones and data
 
     @property
     def is_exact(self) -> bool:
