@@ -2,7 +2,8 @@
 
 Dempster, Laird & Rubin 1977. With global latents it climbs log p(x, globals; θ): maximum a posteriori (MAP-EM). What it
 claims is exact: log p(x; θ̂), given the globals at their mode where there are any. Global latents that are jointly normal with
-the data are integrated out instead (`_training/integrated.py`): it climbs log p(x; θ) itself, and claims that.
+the data, or conjugate to them, are integrated out instead (`_training/integrated.py`): it climbs log p(x; θ) itself, and claims
+that.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def fit(
     - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the
       log-likelihood never falls for it.
     """
-    if task.structure.globals_normal and task.x.dtype == torch.float64:
+    if task.structure.integrable and task.x.dtype == torch.float64:
         return integrated.fit(task, max_iter, tol)
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
         same = partial(

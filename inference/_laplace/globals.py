@@ -166,14 +166,12 @@ def _evidence(task: Task, coordinates: Coordinates, peak: Peak, hessian: Tensor,
     _, index = coordinates.part(set(point))
     log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()
     value = peak.value + 0.5 * len(index) * math.log(2 * math.pi) - 0.5 * float(log_det)
-    if task.structure.globals_normal and not task.engine.delicate:  # the Gaussian is the posterior itself
+    if task.structure.integrable == "normal" and not task.engine.delicate:  # the Gaussian is the posterior itself
         return Evidence(value, 0.0, "exact")
     return Evidence(value, None, "estimate")
 
 
-def _global_gaussian(
-    coordinates: Coordinates, peak: Peak, hessian: Tensor, globals: set[str]
-) -> GlobalGaussian | None:
+def _global_gaussian(coordinates: Coordinates, peak: Peak, hessian: Tensor, globals: set[str]) -> GlobalGaussian | None:
     if not globals:
         return None
     layout, index = coordinates.part(globals)

@@ -24,7 +24,9 @@ class Peak:
     trace: list[float]
 
 
-def climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step: Callable[..., object]) -> Peak:
+def climb(
+    density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step: Callable[..., object]
+) -> Peak:
     """The peak of `density` by L-BFGS from `flat` [d], finished by Newton steps until one would gain less than `tol` nats."""
     # coordinates come in units of their own: walk in steps of about one standard deviation of each
     begin, unit = flat, value_and_hessian(density, flat)[1].diagonal().abs().clamp(min=1e-30).rsqrt()

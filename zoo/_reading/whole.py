@@ -37,7 +37,7 @@ LINES = 4
 
 
 def not_jointly_normal(program: Program, probe: Tensor, nodes: Sequence[Node], axes: Axes) -> str:
-    """What keeps the latents of a program that is exact given its global ones from being jointly normal; "" where nothing does."""
+    """What keeps the latents of a program, exact given its global ones, from being jointly normal; "" where nothing does."""
     latent = [n for n in nodes if is_latent(n)]
     for node in latent:
         name, family = node["name"], family_name(node["fn"])
@@ -76,7 +76,8 @@ def _bent(program: Program, probe: Tensor, axes: Axes) -> float:
 
     def log_joint(latents: dict[str, Tensor]) -> float:
         trace = program.trace(rows, latents=latents)
-        return float(local_log_prob(trace, axes.data_dim, len(rows)).sum() + global_log_prob(trace))
+        total = local_log_prob(trace, axes.data_dim, len(rows)).sum() + global_log_prob(trace)
+        return float(total.detach())
 
     for line in range(LINES):
         ends = []
@@ -85,11 +86,7 @@ def _bent(program: Program, probe: Tensor, axes: Axes) -> float:
                 torch.manual_seed(seed)
                 ends.append({n["name"]: drawn_in_full(n) for n in sample_nodes(program.trace(rows)) if is_latent(n)})
         for step in STEPS:
-            f = [
-                log_joint({k: v + i * step * (ends[1][k] - v) for k, v in ends[0].items()})
-                for i in range(4)
-            ]
+            f = [log_joint({k: v + i * step * (ends[1][k] - v) for k, v in ends[0].items()}) for i in range(4)]
             third = f[3] - 3 * f[2] + 3 * f[1] - f[0]
             worst = max(worst, abs(third) / max(1e-30, sum(map(abs, f))))
     return worst if math.isfinite(worst) else math.inf
-
