@@ -64,10 +64,16 @@ def fit(
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
-    `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
-    `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
-    the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
-    default only a variance that falls to rounding is held, at a millionth.
+
+    - `max_iter`: iterations at most.
+    - `tol`: the rise of the log-likelihood in one iteration, as a share of itself, below which it stops.
+    - `restarts`: how many climbs from different starts; the best is kept.
+    - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` tries several for a few iterations, where one is known
+      to fail, and continues from the best.
+    - `floor`: the smallest variance that an M-step sets, as a share of the data's own; when None, only a variance that falls to
+      rounding is held, at a millionth.
+    - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the
+      log-likelihood never falls for it.
     """
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
         same = partial(

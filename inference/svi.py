@@ -77,18 +77,21 @@ def fit(
 ) -> Fit:
     """Climb the bound for `epochs` epochs, or until it stops rising.
 
-    - `epochs`: when None 1000, and at least 5000 steps; of L-BFGS, iterations.
-    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
-      program with networks of its own is learned at 0.002.
-      A batch larger than the data means all of them.
+    - `epochs`: at most. When None 1000, and at least 5000 steps; of L-BFGS, iterations.
+    - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128.
+    - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
+    - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     - `tol`: the rise of the bound that counts as one, nats per row; of Adam.
     - `particles`: draws per row of the importance-weighted bound; 1 is the ELBO.
-    - `guide`: `amortized`, `mean_field` or `file.py:callable`; `guide_covariance` and `hidden` are for the first two.
+    - `guide`: `amortized`, `mean_field`, `autoregressive` or `file.py:callable`.
+    - `guide_covariance`: of the Gaussians of an amortized or mean-field guide.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
+    - `patience`: epochs without such a rise of the bound after which progress has stopped.
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
     - `clip`: the largest norm of a step's gradient (nats per row).
+    - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
     """
     adams = batch is not None or lr is not None or schedule != "plateau" or held_out > 0
     batch, lr, hidden = usual(task, batch, lr, hidden)

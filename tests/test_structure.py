@@ -441,7 +441,7 @@ def test_a_discrete_global_latent():
         ({"components": True}, "components must be a whole number"),
         ({"covariance": "diag"}, "full, tied, diagonal, spherical, got 'diag'"),
         ({"priors": "maybe"}, "priors must be true or false"),
-        ({"comps": 2}, "unknown option of model 'gmm' 'comps'"),
+        ({"comps": 2}, "unknown option 'comps' of model 'gmm'"),
     ],
 )
 def test_options_of_gmm(options, says):

@@ -29,11 +29,16 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import positive
+from zoo._options import Count, positive
 
 
 class Model(PyroModule):
     """`Model(x, components=2, covariance="full", priors=False)` for data x [n, D] (or [n] values of one variable).
+
+    - `components`: how many, K.
+    - `covariance`: `full`, a matrix for each component; `tied`, one for all; `diagonal`; or `spherical`, the same variance in
+      all directions.
+    - `priors`: draw the parameters from weak priors, so that they have a posterior, and no component can collapse.
 
     Parameters (constrained shapes): `weights` [K]; `locs` [K, D]; `scale_tril` [K, D, D] (full), [D, D] (tied);
     `scales` [K, D] (diagonal), [K] (spherical). With priors they are the sites `weights`, `locs`, `variances`,
@@ -46,7 +51,7 @@ class Model(PyroModule):
         self,
         x: Tensor,
         *,
-        components: int = 2,
+        components: Count = 2,
         covariance: Literal["full", "tied", "diagonal", "spherical"] = "full",
         priors: bool = False,
     ) -> None:

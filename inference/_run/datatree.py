@@ -37,7 +37,7 @@ def to_datatree(run: Record) -> xr.DataTree:
     - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
     - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
-    - `constant_data`: the parameters under their own names (with "." for "/"), `labels`, and `row_weights` where rows have some
+    - `constant_data`: the parameters under their own names (with "." for "/"), `labels`, and `row_weights`
     - `standard_errors`: of the parameters; `trace`: what was followed over the iterations
 
     Evidence, provenance and options stand in the root's attributes. Without draws there is no `posterior`,
@@ -147,13 +147,15 @@ def _trace(trace: Mapping[str, np.ndarray]) -> Variables:
 
 
 def _dataset(variables: Variables, run: Record) -> xr.Dataset:
-    """Variables with an index 0, 1, … along every dimension, and the column names along `column`."""
+    """Variables with an index 0, 1, … along every dimension; the columns' names along `column`, the rows' along `data`."""
     sizes = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
     coords: dict[str, np.ndarray | list[str]] = {
         dim: np.arange(size) for dim, size in sizes.items() if dim not in variables
     }
     if "column" in sizes:
         coords["column"] = list(run.columns)
+    if "data" in sizes and run.dataset.row_names is not None:
+        coords["data"] = list(run.dataset.row_names)
     return xr.Dataset(variables, coords=coords)
 
 

@@ -102,7 +102,10 @@ def prepare(
     found = find(model, int(seed))
     target, name = found.target, found.name
     mine = _split(options, option_schema(target), modules, methods, name)
+    if preparation.get("covariates"):
+        _check_takes_covariates(target, name)
     loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
+    mine |= _counted_covariates(loaded, mine)
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)), None
     if x.dtype == torch.float64 and not mapped.is_private(loaded.x):
         x = x.clone()  # the caller's own array stays his; in memory that torch aligned, else the last bits may differ
@@ -156,6 +159,24 @@ def counted(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return x.repeat_interleave(times, 0)
 
 
+def _check_takes_covariates(target: Callable[..., object], name: str) -> None:
+    """Raise `UsageError` for a model without covariates."""
+    if "covariates" in option_schema(target):
+        return
+    able = [m for m in _registry.models() if "covariates" in option_schema(resolve(m)[0])]
+    hint = f" Models that do: {', '.join(able)}." if able else ""
+    raise UsageError(f"the model '{name}' takes no covariates: it has no such option.{hint}")
+
+
+def _counted_covariates(loaded: datasets.Dataset, options: Mapping[str, object]) -> dict[str, object]:
+    """The model's option `covariates`, their number, where columns were named as such."""
+    if not (named := loaded.options.get("covariates")):
+        return {}
+    if str(options.get("covariates", len(named))) != str(len(named)):
+        raise UsageError(f"Expected covariates={len(named)}, the number of columns named, got {options['covariates']}.")
+    return {"covariates": len(named)}
+
+
 def check_draws(draws: object) -> None:
     """Raise `UsageError` unless `draws` is how many joint draws of missing entries can be written."""
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or not 1 <= draws <= MOST_DRAWS:
@@ -204,8 +225,8 @@ def _split(
     everything = {key for known in owners for key in known}
     for key, value in options.items():
         if key not in everything:
-            what = f"option of model '{name}'" + (f" or method {', '.join(map(repr, methods))}" if methods else "")
-            raise unknown(what, key, everything)
+            what = [f"the model '{name}'", *(f"the method '{m}'" for m in methods)]
+            raise unknown(f"option of {', '.join(what[:-1])}{' or ' * (len(what) > 1)}{what[-1]}", key, everything)
         for known in owners:
             if key in known:
                 _options.convert(known, {key: value}, "option")

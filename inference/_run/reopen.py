@@ -16,7 +16,7 @@ from inference._run import folder
 from inference._run.prepare import Prepared, counted, find, method_module, prepare
 from zoo import _options, _registry
 from zoo._data import datasets
-from zoo._data.columns import match
+from zoo._data.roles import Roles
 from zoo._errors import UsageError
 from zoo._program import source
 
@@ -24,12 +24,12 @@ from zoo._program import source
 def other_data(stored: folder.Stored, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
-    Raises `UsageError` where columns are missing or unknown, or rows have another shape.
+    Its labels, names of rows, weights and categories are found by name too, where they are there; columns that it did not have
+    are told, and not used. Raises `UsageError` where columns are missing, or rows have another shape.
     """
-    loaded = datasets.load(data, seed=seed, **preparation)
-    known = tuple(stored.json["columns"])
-    if known and loaded.columns:
-        loaded = datasets.take_columns(loaded, match(known, loaded.columns), known)
+    roles = Roles.stored(stored.json["columns"], stored.json["options"].get("data", {}))
+    given = {"na": roles.na or None, **preparation}
+    loaded = datasets.load(data, seed=seed, like=roles, **given)
     if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
         columns = len(own) == len(rows) == 1
         wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
@@ -83,6 +83,7 @@ def _own_data(stored: folder.Stored) -> datasets.Dataset:
         columns=tuple(stored.json["columns"]),
         image_shape=None if image_shape is None else tuple(image_shape),
         labels=stored.labels(),
+        row_names=stored.row_names(),
         weights=stored.weights(),
         warnings=(),
     )

@@ -321,6 +321,7 @@ def opened(stored: Stored) -> Run:
             scale=None if scale is None else np.asarray(scale),
             truth=None,
             warnings=(),
+            row_names=stored.row_names(),
         ),
         model=json["model"],
         options=json["options"],
