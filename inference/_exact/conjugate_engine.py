@@ -54,7 +54,7 @@ class NaturalPosterior:
 
 @dataclass
 class NaturalPosteriors(Statistics):
-    """What an E-step leaves: the posterior of each chunk of rows, and its weights."""
+    """What an E-step leaves: the posterior of each chunk of rows, and the weights [n, A] of its assignments."""
 
     posterior: list[tuple[NaturalPosterior, Tensor]]
 
@@ -199,8 +199,9 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         def objective(parameters: Values, point: Values) -> Tensor:
             return self.expected(stats, parameters, point)
 
-        rows = count(self.weights, self.N)
-        return climb_numerically(self.program, plan.numeric, globals, supports, objective, rows, iterations)
+        return climb_numerically(
+            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+        )
 
     def expected(
         self, stats: NaturalPosteriors, parameters: Values, globals: Values, responsibilities: Rows | None = None

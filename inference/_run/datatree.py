@@ -37,7 +37,7 @@ def to_datatree(run: Record) -> xr.DataTree:
     - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
     - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
-    - `constant_data`: the parameters under their own names (with "." for "/"), `labels`, and `row_weights`
+    - `constant_data`: the parameters under their own names (with "." for "/"), `labels`, and `row_weights` where rows have some
     - `standard_errors`: of the parameters; `trace`: what was followed over the iterations
 
     Evidence, provenance and options stand in the root's attributes. Without draws there is no `posterior`,

@@ -388,7 +388,7 @@ def run_prepared(
         request = replace(request, of=str(stored.folder))
     taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
     taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
-    told = [*prepared.data.warnings, *fit.warnings]
+    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
     if task.device.type != device.type:
         told.append(
             f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "

@@ -79,3 +79,18 @@ def spread(x: Tensor, about: Tensor, rows_only: bool = True, weights: Tensor | N
     """The standard deviation of each column (or of all entries) about `about`; 1 where nothing varies."""
     found = mean(x, lambda rows: (rows - about).square(), rows_only, weights).sqrt()
     return torch.where(found > 0, found, torch.ones_like(found))  # NaN > 0 is false: an unobserved column
+
+
+def bounds(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest seen value of each column of x [n, D]; ∞ and −∞ where nothing is seen."""
+    low, high = x.new_full(x.shape[1:], torch.inf), x.new_full(x.shape[1:], -torch.inf)
+    for rows in blocks(x):
+        low = torch.minimum(low, rows.nan_to_num(torch.inf).amin(0))
+        high = torch.maximum(high, rows.nan_to_num(-torch.inf).amax(0))
+    return low, high
+
+
+def constant_columns(x: Tensor) -> list[int]:
+    """The columns of x [n, …] in which no two seen values differ, by number in the flat order of a row."""
+    low, high = bounds(x.flatten(1))
+    return (low >= high).nonzero()[:, 0].tolist()
