@@ -101,11 +101,11 @@ def test_parameters_are_options_too() -> None:
         "standardize": False,
         "components": 3,
     }
-    assert repr(one) == "Estimator(components=3, random_state=1)"
+    assert repr(one) == "Estimator(components=3, model='gmm', random_state=1)"
     other = clone(one).set_params(components=2, covariance="tied", restarts=2, method="em")
     assert other.get_params()["components"] == 2 and one.get_params()["components"] == 3
     assert Estimator("gmm", options={"components": 3}).get_params() == Estimator("gmm", components=3).get_params()
-    with pytest.raises(UsageError, match=r"unknown parameter of .* 'component'; did you mean components"):
+    with pytest.raises(UsageError, match=r"unknown parameter 'component' of Estimator\(.*did you mean components"):
         one.set_params(component=2)
     with pytest.raises(UsageError, match="unknown option"):
         Estimator("gmm", component=2).fit(rows())

@@ -83,7 +83,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
 
     def __init__(
         self,
-        model: object = "gmm",
+        model: object = None,
         *,
         method: str = "em",
         random_state: Any = None,
@@ -147,6 +147,8 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         `sample_weight` [n]: how many times each row counts: a whole number fits as that many copies of the row would.
         """
         x = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+        if self.model is None:
+            raise UsageError("Expected a model, got none: give a name, 'file.py:callable' or a callable.")
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, x, dtype=np.float64)
         options = self._options()
         how = {k: options.pop(k) for k in OF_THE_RUN if k in options}

@@ -315,7 +315,8 @@ def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
     A row of weight w counts as w rows.
     """
-    count, low, high, total = 0.0, np.inf, -np.inf, 0.0
+    low, high = np.inf, -np.inf
+    count, total = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
     for rows, times in _weighed_blocks(x, raw.weights):
         seen = ~np.isnan(rows) & (times > 0)
         count = count + (seen * times).sum(axis=0)
