@@ -301,3 +301,13 @@ def test_a_column_of_weights(tmp_path: Any, fraction: bool) -> None:
     np.testing.assert_allclose(found.scale, many.std(0), rtol=1e-12)
     other = run("gmm", many, standardize=True, components=2)
     assert found.verified.value == pytest.approx(other.verified.value / (2 if fraction else 1), rel=1e-8)
+
+
+def test_priors_from_the_data_are_told_of() -> None:
+    """Whole weights: the model's priors are those of the repeated rows. Others: of each row once, and a warning."""
+    x, w = faithful(30), counts(30)
+    whole, half = (prepare("gmm", weighted(x, v), {"priors": True}, ["laplace"]) for v in (w, w / 2))
+    other = prepare("gmm", np.repeat(x, w.astype(int), 0), {"priors": True}, ["laplace"])
+    torch.testing.assert_close(whole.program().module.center, other.program().module.center)
+    assert not any("each row once" in s for s in whole.data.warnings)
+    assert any("each row once" in s for s in half.data.warnings)

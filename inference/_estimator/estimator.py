@@ -1,12 +1,4 @@
-"""`Estimator`: any model, by any method, as a scikit-learn estimator.
-
->>> import numpy as np
->>> from inference import Estimator
->>> x = np.random.default_rng(0).normal(size=(100, 2)) + [[0.0, 5.0]] * np.arange(100)[:, None].repeat(2, 1) % 2
->>> mixture = Estimator("gmm", components=2).fit(x)
->>> mixture.predict(x).shape, mixture.predict_proba(x).shape
-((100,), (100, 2))
-"""
+"""`Estimator`: any model, by any method, as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -64,7 +56,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
 
         >>> import numpy as np
         >>> from inference import Estimator
-        >>> x = np.concatenate([np.random.default_rng(0).normal(m, 1, size=(50, 2)) for m in (0, 6)])
+        >>> x = np.concatenate([np.random.default_rng(0).normal(m, 1, size=(50, 2)) for m in (0, 6)])[:90]
         >>> found = Estimator("gmm", components=2).fit(x)
         >>> found.predict(x)[[0, -1]].tolist(), round(found.score(x), 1)
         ([0, 1], -3.5)
@@ -159,7 +151,9 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         try:
             self._fitted = _fit(request)
         except UsageError as error:
-            raise type(error)(f"{error} (n_samples={x.shape[0]}, n_features={x.shape[1]})") from error
+            if x.shape[1] > 1:
+                raise
+            raise type(error)(f"{error} (n_features=1)") from error
         category = ConvergenceWarning if self.run_.converged is False else UserWarning
         for sentence in self.run_.warnings:
             warnings.warn(sentence, category, stacklevel=2)

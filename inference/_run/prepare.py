@@ -30,6 +30,10 @@ MOST_DRAWS = 1_000_000  # of an imputation
 LARGEST_SEED = 4_000_000_000
 FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
 MOST_COPIED = 2**22  # numbers, of rows copied by their weights for a model to be built on
+ONCE_EACH = (
+    "the model was built on each row once, because its weights are no whole numbers or too large: priors that it takes from "
+    "the data are not weighted."
+)
 LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
 
 
@@ -129,7 +133,10 @@ def prepare(
     if large and not blockwise.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     text = source.fingerprint(target)
-    weights = None if weights is None else weights.to(x.dtype)
+    if weights is not None and built_on is not None:
+        if structure.global_latents and like is None and len(built_on) != float(weights.sum()):
+            loaded = replace(loaded, warnings=(*loaded.warnings, ONCE_EACH))
+        weights, built_on = weights.to(x.dtype), built_on.to(x.dtype)
     return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text, weights)
 
 
