@@ -311,3 +311,24 @@ def test_priors_from_the_data_are_told_of() -> None:
     torch.testing.assert_close(whole.program().module.center, other.program().module.center)
     assert not any("each row once" in s for s in whole.data.warnings)
     assert any("each row once" in s for s in half.data.warnings)
+
+
+class SharedMean(PyroModule):
+    """A global latent that is jointly normal with the data: integrated out."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.noise = PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, x=None, size=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Normal(mean, self.noise).expand([2]).to_event(1), obs=x)
+
+
+def test_global_latents_that_are_integrated_out() -> None:
+    one, other, _ = both(SharedMean, faithful(20), "em")
+    assert one.claimed.kind == "exact"
+    assert one.claimed.value == pytest.approx(other.claimed.value, rel=1e-9)
+    assert one.verified.value == pytest.approx(other.verified.value, rel=1e-9)
+    assert float(one.parameters["mean"]) == pytest.approx(float(other.parameters["mean"]), rel=1e-6)
