@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -310,17 +311,25 @@ def _binarize(raw: Raw, x: np.ndarray, how: str | float, seed: int) -> np.ndarra
 
 
 def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x - center) / scale, center and scale; a column that does not vary is only centred."""
-    count, low, high, total = 0, np.inf, -np.inf, 0.0
-    for rows in _blocks(x):
-        seen = ~np.isnan(rows)
-        count, total = count + seen.sum(axis=0), total + np.where(seen, rows, 0.0).sum(axis=0)
+    """(x - center) / scale, center and scale; a column that does not vary is only centred.
+
+    A row of weight w counts as w rows.
+    """
+    low, high = np.inf, -np.inf
+    count, total = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
+    for rows, times in _weighed_blocks(x, raw.weights):
+        seen = ~np.isnan(rows) & (times > 0)
+        count = count + (seen * times).sum(axis=0)
+        total = total + np.where(seen, rows * times, 0.0).sum(axis=0)
         low = np.minimum(low, np.where(seen, rows, np.inf).min(axis=0))
         high = np.maximum(high, np.where(seen, rows, -np.inf).max(axis=0))
-    some, count = count > 0, np.maximum(count, 1)
+    some, count = count > 0, np.where(count > 0, count, 1.0)
     constant = low == high  # compared by value: rounding in the mean may leave a tiny deviation
     center = np.where(constant, low, total / count)
-    squares = sum((np.where(np.isnan(rows), 0.0, rows - center) ** 2).sum(axis=0) for rows in _blocks(x))
+    squares = sum(
+        (np.where(np.isnan(rows), 0.0, rows - center) ** 2 * times).sum(axis=0)
+        for rows, times in _weighed_blocks(x, raw.weights)
+    )
     scale = np.sqrt(squares / count)
     flat = constant | (scale == 0)  # deviations under 1e-162 square to 0
     if (flat & some).any():
@@ -330,6 +339,15 @@ def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     out = x - center
     out /= scale
     return out, center, scale
+
+
+def _weighed_blocks(x: np.ndarray, weights: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some rows at a time, and how many times each counts [n, 1, …]."""
+    at = 0
+    for rows in _blocks(x):
+        times = np.ones(1) if weights is None else weights[at : at + len(rows)]
+        yield rows, times.reshape(-1, *(1,) * (x.ndim - 1))
+        at += len(rows)
 
 
 def _blocks(x: np.ndarray) -> list[np.ndarray]:
