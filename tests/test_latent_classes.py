@@ -190,7 +190,7 @@ def test_the_picture_of_categories_shows_their_probabilities():
     assert found.values[0].tolist() == [1, 2, 7]
     theta, order = fit.parameters, found.components
     assert found.shares[0] == pytest.approx(theta["probs_3"][order, 0])
-    assert found.shares[4] == pytest.approx(theta["probs_2"][order, 1])
+    assert found.shares[4] == pytest.approx(theta["probs_2"][order, 0])
     assert found.shares[1][:, 1] == pytest.approx(theta["probs"][order, 0])
     assert len(fit.plot("categories").axes[0].patches) == 2 * (3 + 2 + 2)
 
