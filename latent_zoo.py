@@ -5,7 +5,7 @@
     'exact'
 
 `run` fits a model to data, `compare` fits it by several methods, `infer` takes another method to the θ of a saved run, and
-`load` reads a saved run back. The packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other
+`load` reads a saved run back, `select` chooses among models. The packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other
 distributions use such names too; where one of theirs stands in the place of ours, the first use of this module says so.
 """
 
@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks._select.select import select
     from inference import Evidence, Fit, Run, compare, infer, load, run
 
-__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
+__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run", "select"]
+WHERE = {"select": "benchmarks._select.select"}  # all else is in `inference`
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
 MARK = '__distribution__ = "latent-zoo"'  # a line of each package's __init__.py
@@ -36,7 +38,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'latent_zoo' has no attribute '{name}'")
     if (obstacle := foreign()) is not None:
         raise ImportError(obstacle)
-    return getattr(importlib.import_module("inference"), name)
+    return getattr(importlib.import_module(WHERE.get(name, "inference")), name)
 
 
 def __dir__() -> list[str]:

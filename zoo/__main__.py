@@ -367,6 +367,36 @@ def bench(
 
 @app.command()
 @plainly
+def select(
+    model: Model,
+    data: Data,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=values: components=1:8, covariance=full,tied.")
+    ] = None,
+    by: Annotated[str, typer.Option("--by", help="bic, icl, aic, heldout, evidence or parallel.")] = "bic",
+    method: Annotated[str | None, typer.Option("--method", help="em, or laplace with priors, if not named.")] = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="Parts of the rows, each held out once.")] = None,
+    restarts: Annotated[int | None, typer.Option("--restarts", help="The most starts of a fit.")] = None,
+    bootstrap: Annotated[int | None, typer.Option("--bootstrap", help="Test K against the next by so many data.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once (default: one a processor).")] = None,
+    rows: Rows = None,
+    standardize: Standardize = False,
+    binarize: Binarize = None,
+    missing: Missing = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder of results, which a call resumes from.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose options of a model over a grid, by a criterion: a table, a picture, the best with its ties."""
+    from benchmarks._select import command
+
+    given = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
+    how = {"by": by, "method": method, "folds": folds, "restarts": restarts, "bootstrap": bootstrap, "jobs": jobs}
+    command.main(model, data, _options.parse(settings or []), out=out, json=json, seed=seed, **how, **given)
+
+
+@app.command()
+@plainly
 def report(
     folder: Annotated[
         Path | None, typer.Argument(metavar="DIR", help="A suite's results (default: the latest in results/).")

@@ -13,9 +13,12 @@ from zoo import _options
 from zoo._errors import Refusal, UsageError
 
 SAME = 1e-2  # nats: two starts that end this close have found the same maximum
-DEFAULT = 10  # starts of a method that trains nothing
-ENOUGH = 3  # starts that end in the best maximum, after which no more are tried
+STARTS, LINEAR_STARTS = 30, 4  # of a mixture, and of a program without discrete latents
+SHORT = 15  # iterations that every start gets
+CLIMBS = 5  # starts that go on from there to the end
+AGREED = 6  # starts that have converged to one maximum, after which no more are tried
 Options = Mapping[str, object]
+Starts = list[tuple[int, dict[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -33,49 +36,77 @@ class Found:
 
 
 def best_of(prepared: Prepared, method: str, options: Options, seed: int, most: int | None, verified: bool = True) -> Found:
-    """The best fit from at most `most` starts: fewer where the best has come up several times.
+    """The best fit from `most` starts.
 
-    A method that has no starts to choose from is run once, unless `most` says more. Raises the error of the first start
-    where none has a result.
+    A method that trains nothing begins in several ways: a few iterations from each start, then to the end from those that
+    are highest by then (Biernacki, Celeux & Govaert 2003). Any other is run from `most` seeds, one when None. Raises the
+    error of the first start where none has a result.
     """
-    tries, first = list[Found](), None
-    for other, start in _starts(prepared, method, options, seed, most):
+    starts = _starts(prepared, method, options, seed, most)
+    climbs = _Climbs(prepared, method)
+    own = _options.schema(method_module(method).fit)
+    if len(starts) > CLIMBS and "max_iter" in own and "max_iter" not in options:
+        starts = climbs.screened(starts)
+    for other, start in starts:
+        climbs.climb(other, start)
+    best = climbs.best()
+    run = runner.run_prepared(prepared, method, best.options, seed=best.seed) if verified else best.run
+    hits = len([t for t in climbs.done if _same(t, best)])
+    return Found(run, best.options, best.seed, best.ended, hits, len(climbs.done), best.collapsed, list(run.warnings))
+
+
+class _Climbs:
+    """The fits of one program from several starts."""
+
+    def __init__(self, prepared: Prepared, method: str) -> None:
+        self.prepared, self.method = prepared, method
+        self.done: list[Found] = []
+        self.first: Exception | None = None
+
+    def climb(self, seed: int, options: dict[str, object], most: int | None = None) -> Found | None:
+        """One fit, of at most so many iterations; it counts as done unless those were too few. None where it fails."""
+        given = options if most is None else {**options, "max_iter": most}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                run = runner.run_prepared(prepared, method, start, seed=other, verified=False)
+                run = runner.run_prepared(self.prepared, self.method, given, seed=seed, verified=False)
         except (Refusal, UsageError, ArithmeticError) as error:
-            first = first or error
-            continue
-        tries.append(Found(run, start, other, _ended(run), 0, 0, _collapsed(run)))
-        if len([t for t in tries if _same(t, _best(tries))]) >= ENOUGH:
-            break
-    if not tries:
-        assert first is not None
-        raise first
-    best = _best(tries)
-    run = best.run
-    if verified:
-        run = runner.run_prepared(prepared, method, best.options, seed=best.seed)
-    hits = len([t for t in tries if _same(t, best)])
-    return Found(run, best.options, best.seed, best.ended, hits, len(tries), best.collapsed, list(run.warnings))
+            self.first = self.first or error
+            return None
+        found = Found(run, options, seed, _ended(run), 0, 0, _collapsed(run))
+        if most is None or found.ended == "ok":
+            self.done.append(found)
+        return found
+
+    def screened(self, starts: Starts) -> Starts:
+        """Those starts that are the highest after a few iterations, and have not come to their end yet."""
+        short: list[tuple[Found, tuple[int, dict[str, object]]]] = []
+        for start in starts:
+            found = self.climb(*start, most=SHORT)
+            if found is not None and found.ended != "ok":
+                short.append((found, start))
+            if not short and len(self.done) >= AGREED and all(_same(t, self.done[0]) for t in self.done):
+                return []
+        short.sort(key=lambda pair: (pair[0].ended == "collapsed", -_value(pair[0])))
+        return [start for _, start in short[:CLIMBS]]
+
+    def best(self) -> Found:
+        """The highest of those that ended well; of others where none did."""
+        if not self.done:
+            assert self.first is not None
+            raise self.first
+        order = ("ok", "unknown", "not converged", "collapsed")
+        return min(self.done, key=lambda t: (order.index(t.ended), -_value(t)))
 
 
-def _starts(
-    prepared: Prepared, method: str, options: Options, seed: int, most: int | None
-) -> list[tuple[int, dict[str, object]]]:
+def _starts(prepared: Prepared, method: str, options: Options, seed: int, most: int | None) -> Starts:
     """Seed and options of each start: the method's own choice first, then clusterings and random ones in turn."""
-    own = _options.schema(method_module(method).fit)
-    cheap = prepared.structure.is_exact and "start" in own and "guide" not in own  # nothing is trained
-    count = most or (DEFAULT if cheap and "restarts" not in options else 1)
+    own, structure = _options.schema(method_module(method).fit), prepared.structure
+    cheap = structure.is_exact and "start" in own and "guide" not in own  # nothing is trained
+    usual = STARTS if structure.assignments > 1 else LINEAR_STARTS
+    count = most or (usual if cheap and "restarts" not in options else 1)
     turns = ("random", "kmeans") if "start" in own and "start" not in options else ()
     return [(seed + i, {**options, **({"start": turns[i % 2]} if i and turns else {})}) for i in range(count)]
-
-
-def _best(tries: list[Found]) -> Found:
-    """The highest of those that ended well; of others where none did."""
-    order = ("ok", "unknown", "not converged", "collapsed")
-    return min(tries, key=lambda t: (order.index(t.ended), -_value(t)))
 
 
 def _same(one: Found, other: Found) -> bool:
