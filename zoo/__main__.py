@@ -370,24 +370,24 @@ def bench(
 def select(
     model: Model,
     data: Data,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=values: components=1:8, covariance=full,tied.")
-    ] = None,
+    settings: Set = None,
     by: Annotated[str, typer.Option("--by", help="bic, icl, aic, heldout, evidence or parallel.")] = "bic",
     method: Annotated[str | None, typer.Option("--method", help="em, or laplace with priors, if not named.")] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Parts of the rows, each held out once.")] = None,
-    restarts: Annotated[int | None, typer.Option("--restarts", help="The most starts of a fit.")] = None,
-    bootstrap: Annotated[int | None, typer.Option("--bootstrap", help="Test K against the next by so many data.")] = None,
+    restarts: Annotated[int | None, typer.Option("--restarts", help="The starts of each fit.")] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option("--bootstrap", help="Test K against the next by so many data.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once (default: one a processor).")] = None,
     rows: Rows = None,
     standardize: Standardize = False,
     binarize: Binarize = None,
     missing: Missing = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="The folder of results, which a call resumes from.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The results' folder; to resume, the same.")] = None,
     json: Json = False,
 ) -> None:
-    """Choose options of a model over a grid, by a criterion: a table, a picture, the best with its ties."""
+    """Choose options over a grid (--set components=1:8 --set covariance=full,tied): a table, a picture, the best."""
     from benchmarks._select import command
 
     given = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)

@@ -25,6 +25,7 @@ from inference._run import runner
 from inference._run.prepare import find
 from zoo._data.datasets import Dataset
 from zoo._errors import Refusal
+from zoo._program.trace import node_of
 
 LEVEL = 0.05
 STREAM = 5  # of the random numbers
@@ -53,7 +54,7 @@ class Ratio:
 def refit(cell: Trial, results: Results, work: Path) -> Document:
     """One simulated data set, fitted by the smaller and by the larger model: twice the difference of their log L."""
     data, content = _simulated(cell), cell.content
-    values = {}
+    values: Document = {}
     for which in ("null_options", "model_options"):
         prepared = runner.prepare(find(cell.model, 0), data, content[which], [], seed=content["seed"])
         how = prepared, content["method"], content["method_options"], content["seed"], content["restarts"]
@@ -76,7 +77,7 @@ def _simulated(cell: Trial) -> Dataset:
     seed = int(np.random.default_rng([content["seed"], STREAM, content["replicate"]]).integers(2**31))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = program.trace(None, size=len(data.x)).nodes["_RETURN"]["value"]
+        drawn = torch.as_tensor(node_of(program.trace(None, size=len(data.x)), "_RETURN")["value"])
     x = drawn.reshape(data.x.shape).double().numpy()
     return replace(data, x=np.where(np.isnan(data.x), np.nan, x), labels=None, truth=None, warnings=())
 
@@ -97,9 +98,9 @@ def sequence(
         own = 2 * (alternative["result"]["log_likelihood"] - null["result"]["log_likelihood"])
         found = [d["result"]["statistic"] for d in finish(trials(null, alternative, replicates)) if d["status"] == "ok"]
         larger = int(np.sum(np.asarray(found) >= own - 1e-6))
-        values = (d["cell"]["model_options"][option] for d in (null, alternative))
+        one, other = (d["cell"]["model_options"][option] for d in (null, alternative))
         p = (1 + larger) / (len(found) + 1)
-        out.append(Ratio(option, *values, own, p, larger, len(found), replicates - len(found)))
+        out.append(Ratio(option, one, other, own, p, larger, len(found), replicates - len(found)))
         if p > LEVEL:
             break
     return out

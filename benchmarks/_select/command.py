@@ -53,7 +53,9 @@ def show(found: Selection) -> None:
     for e in found.entries:
         if e.ended in ("failed", "refused", "timeout", "skipped"):
             _show.warnings([f"{e.name}: {e.ended}: {e.document['reason']}"])
-    for reason in dict.fromkeys(r for e in found.entries if (r := e.reasons.get(found.by)) and e.document["status"] == "ok"):
+    for reason in dict.fromkeys(
+        r for e in found.entries if (r := e.reasons.get(found.by)) and e.document["status"] == "ok"
+    ):
         _show.warnings([f"{reason}."])
     for sentence in found.sentences:
         out.print(_show.escape(sentence), soft_wrap=True)

@@ -20,6 +20,7 @@ from inference._exact.enumeration import Enumeration
 from inference._exact.normal_engine import NormalEngine
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates
+from zoo._program.trace import node_of
 
 MOST = 1500  # dimensions whose scores are looked at
 ROWS = 1.25  # simulated rows for each dimension
@@ -86,7 +87,7 @@ def _simulated(task: Task, values: dict[str, Tensor], count: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         trace = task.doubled().program.trace(None, size=count, parameters=values)
-    found: Tensor = trace.nodes["_RETURN"]["value"]
+    found = torch.as_tensor(node_of(trace, "_RETURN")["value"])
     return found.reshape(count, *task.x.shape[1:]).double()
 
 
@@ -96,7 +97,8 @@ def _scores(task: Task, coordinates: Coordinates, flat: Tensor) -> Tensor:
     each = _each_row(task)(coordinates.unflatten(flat))
     out = []
     for rows in torch.eye(len(each), dtype=each.dtype).split(BATCH):
-        out.append(torch.autograd.grad(each, flat, rows, retain_graph=True, is_grads_batched=True)[0])
+        (found,) = torch.autograd.grad(each, flat, rows, retain_graph=True, is_grads_batched=True)
+        out.append(torch.as_tensor(found))
     return torch.cat(out)
 
 

@@ -18,7 +18,7 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from zoo import _options
 from zoo._errors import UsageError, unknown
@@ -29,7 +29,7 @@ Schema = Mapping[str, inspect.Parameter]
 _RANGE = re.compile(r"\s*([+-]?[\d.]+)\s*:\s*([+-]?[\d.]+)\s*(?::\s*([+-]?[\d.]+)\s*)?")
 
 
-def expand(given: Mapping[str, object], owners: list[Schema], what: str) -> dict[str, list[object]]:
+def expand(given: Mapping[str, object], owners: Sequence[Schema], what: str) -> dict[str, list[object]]:
     """Option → its values, each converted to the option's type. Raises `UsageError` for what is unknown or does not fit.
 
     `owners`: the options of the model, and of the method; `what`: whose they are, in words.
@@ -97,7 +97,7 @@ def _split(name: str, text: str, kinds: list[object]) -> list[str | float]:
 
 
 def _range(name: str, text: str) -> list[str | float]:
-    """"1:8" → 1, …, 8; "1:9:2" → 1, 3, 5, 7, 9."""
+    """ "1:8" → 1, …, 8; "1:9:2" → 1, 3, 5, 7, 9."""
     found = _RANGE.fullmatch(text)
     try:
         first, last, step = (float(part or 1) for part in found.groups()) if found else (0.0, 0.0, 0.0)

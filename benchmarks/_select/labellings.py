@@ -39,9 +39,14 @@ def evidence(run: Run) -> dict[str, object]:
         return {**nothing, "reason": "evidence needs priors on every parameter, and some are learned as points"}
     count, names = _labellings(task, {n: torch.as_tensor(run.parameters[n]) for n in _globals(task)})
     if count is None:
-        return {**nothing, "reason": f"which of the program's {task.structure.assignments} states can change places is unclear"}
+        return {
+            **nothing,
+            "reason": f"which of the program's {task.structure.assignments} states can change places is unclear",
+        }
     if count > 1 and (shared := _shared(task, q, names, count)) > APART:
-        why = f"{shared:.0%} of the mass of its posterior mode belongs to modes with its components in another order too"
+        why = (
+            f"{shared:.0%} of the mass of its posterior mode belongs to modes with its components in another order too"
+        )
         return {**nothing, "reason": f"evidence cannot be counted: {why}"}
     return _said(found, count)
 
@@ -91,7 +96,10 @@ def _swapped(point: Point, names: list[str], i: int, j: int) -> Point:
 
 @torch.no_grad()
 def _joint(task: Task, point: Point) -> float:
-    value, prior = task.engine.log_evidence(None, point)
+    try:
+        value, prior = task.engine.log_evidence(None, point)
+    except ValueError:  # a site does not take such values: it is no list of the components'
+        return math.nan
     return float(value + prior)
 
 

@@ -35,7 +35,9 @@ def checked(x: np.ndarray) -> None:
     if x.ndim != 2 or x.shape[1] < 2:
         raise UsageError("parallel analysis needs a table of at least two columns.")
     if not np.isfinite(_eigenvalues(x)).all():
-        raise UsageError("parallel analysis needs columns that vary, and pairs of columns observed together; drop the others.")
+        raise UsageError(
+            "parallel analysis needs columns that vary, and pairs of columns observed together; drop the others."
+        )
 
 
 def analysis(x: np.ndarray, seed: int, replicates: int = REPLICATES) -> Parallel:

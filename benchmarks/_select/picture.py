@@ -26,7 +26,7 @@ def draw(
         groups.setdefault(", ".join(f"{k}={written(e.options[k])}" for k in rest), []).append(e)
     figure = new_figure(6.4, 4.2, title)
     axes = styled(figure.add_subplot())
-    values = list(grid[along]) if along else [None]
+    values: list[object] = list(grid[along]) if along else [None]
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     top = winners[0].values.get(by) if winners else None
     for i, (name, members) in enumerate(groups.items()):
@@ -40,9 +40,12 @@ def draw(
             if e.stands(by)
         ]
         label = plain(name) or None
-        axes.plot(*zip(*sound, strict=True) if sound else ([], []), color=color, marker=marker, ms=5, lw=1.4, label=label)
+        axes.plot(
+            *zip(*sound, strict=True) if sound else ([], []), color=color, marker=marker, ms=5, lw=1.4, label=label
+        )
         if any(errors):
-            axes.errorbar(*zip(*sound, strict=True), yerr=errors, color=color, fmt="none", capsize=2, lw=1)
+            xs, ys = zip(*sound, strict=True)
+            axes.errorbar(xs, ys, yerr=errors, color=color, fmt="none", capsize=2, lw=1)
         for p, e in zip(places, shown, strict=True):
             if not e.stands(by):
                 axes.plot([p], [e.values[by].value], color=color, marker="x", ms=7, ls="none")

@@ -1,16 +1,17 @@
 """`latent_zoo.select` and `zoo select`: fit a program over a grid of its options, and choose.
 
-    >>> from latent_zoo import select
-    >>> found = select("gmm", "faithful", {"components": range(1, 4)}, restarts=1)
-    >>> found.best[0].options
-    {'components': 2}
+>>> from latent_zoo import select
+>>> found = select("gmm", "faithful", {"components": range(1, 4)}, restarts=1)
+>>> found.best[0].options
+{'components': 2}
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -109,12 +110,12 @@ def _asked(
     if by not in CRITERIA:
         raise unknown("criterion", str(by), CRITERIA)
     if not isinstance(given, Mapping):
-        raise UsageError(f"Expected options with their values, such as {{'components': range(1, 9)}}, got {given!r:.60}.")
+        raise UsageError(
+            f"Expected options with their values, such as {{'components': range(1, 9)}}, got {given!r:.60}."
+        )
     check_seed(seed)
-    for name, value, most in (("folds", folds, None), ("restarts", restarts, None), ("bootstrap", replicates, MOST_REPLICATES)):
-        least = 2 if name == "folds" else 1
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (most or 10**6)):
-            raise UsageError(f"Expected a whole number of {least} or more for {name}, got {value!r}.")
+    for what, count, least in (("folds", folds, 2), ("restarts", restarts, 1), ("bootstrap", replicates, 1)):
+        _whole(what, count, least)
     preparation = {k: plain(v) for k, v in keywords.items() if k in PREPARATIONS and v is not None and v is not False}
     options = {k: v for k, v in keywords.items() if k not in PREPARATIONS}
     if twice := set(options) & set(given):
@@ -123,26 +124,38 @@ def _asked(
     methods = ("em", "laplace") if method is None else (method,)
     schemas = [option_schema(found.target), *(_options.schema(method_module(m).fit) for m in methods)]
     what = f"option of model '{name_of(found)}' or method {' or '.join(methods)}"
-    fixed = {k: [v] for k, v in grid.expand({}, schemas, what).items()}
-    fixed |= {k: [_options.convert(known, {k: v}, what)[k]] for k, v in options.items() for known in _owner(k, schemas, what)}
-    whole = {**grid.expand(given, schemas, what), **fixed}
+    fixed: dict[str, list[object]] = {}
+    for name, value in options.items():
+        fixed[name] = [_options.convert(_owner(name, schemas, what), {name: value}, what)[name]]
+    whole: dict[str, list[object]] = {**grid.expand(given, schemas, what), **fixed}
     loaded = datasets.load(data, seed=seed, **preparation)  # type: ignore[arg-type]
     if by == "heldout" or folds is not None:
         folds = folds or FOLDS
         if folds > len(loaded.x):
             raise UsageError(f"folds must be at most {len(loaded.x)}, the rows of the data, got {folds}.")
     if replicates is not None and _counted(whole) is None:
-        raise UsageError("bootstrap tests K against the next K: give an option with several whole numbers, as components=1:5.")
+        raise UsageError(
+            "bootstrap tests K against the next K: give an option with several whole numbers, as components=1:5."
+        )
     own = set(schemas[0]), {k for known in schemas[1:] for k in known}
-    asked = _Asked(found, data, loaded, preparation, whole, by, method or "auto", own, folds, restarts, replicates, seed)
+    asked = _Asked(
+        found, data, loaded, preparation, whole, by, method or "auto", own, folds, restarts, replicates, seed
+    )
     if by == "parallel":
         parallel.checked(loaded.x)
     return asked
 
 
-def _owner(name: str, schemas: list[grid.Schema], what: str) -> list[grid.Schema]:
-    found = [known for known in schemas if name in known][:1]
-    if not found:
+def _whole(name: str, value: object, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST_REPLICATES
+    if value is not None and not whole:
+        raise UsageError(f"Expected a whole number from {least} to {MOST_REPLICATES:,} for {name}, got {value!r}.")
+
+
+def _owner(name: str, schemas: Sequence[grid.Schema], what: str) -> grid.Schema:
+    """The options of the first that knows one of that name."""
+    found = next((known for known in schemas if name in known), None)
+    if found is None:
         raise unknown(what, name, {key for known in schemas for key in known})
     return found
 
@@ -150,7 +163,8 @@ def _owner(name: str, schemas: list[grid.Schema], what: str) -> list[grid.Schema
 def _counted(whole: Mapping[str, list[object]]) -> str | None:
     """The first option with several whole numbers."""
     return next(
-        (k for k, v in whole.items() if len(v) > 1 and all(isinstance(n, int) and not isinstance(n, bool) for n in v)), None
+        (k for k, v in whole.items() if len(v) > 1 and all(isinstance(n, int) and not isinstance(n, bool) for n in v)),
+        None,
     )
 
 
@@ -191,7 +205,9 @@ def _selected(asked: _Asked, folder: Path, jobs: int | None, quiet: bool, keep: 
     ]
     _nothing_at_all(entries)
     horn = parallel.analysis(asked.dataset.x, asked.seed) if asked.by == "parallel" else None
-    winners = best(entries, asked.by) if horn is None else [e for e in entries if e.result.get("factors") == horn.factors]
+    winners = (
+        best(entries, asked.by) if horn is None else [e for e in entries if e.result.get("factors") == horn.factors]
+    )
     found = Selection(
         model=name_of(asked.found),
         data=asked.dataset.name,
@@ -247,7 +263,13 @@ def _request(asked: _Asked, e: Entry) -> Request:
 
 
 def _ratios(
-    asked: _Asked, winner: Entry, entries: list[Entry], cells: list[Trial], results: Results, jobs: int | None, quiet: bool
+    asked: _Asked,
+    winner: Entry,
+    entries: list[Entry],
+    cells: list[Trial],
+    results: Results,
+    jobs: int | None,
+    quiet: bool,
 ) -> list[bootstrap.Ratio]:
     """Tests along the counted option, the winner's other options held."""
     option = _counted(asked.grid)
@@ -260,7 +282,7 @@ def _ratios(
     ]
     line.sort(key=lambda pair: pair[0].options[option])  # type: ignore[arg-type,return-value]  # whole numbers
     cell_of = {c.id: c for _, c in line}
-    steps = [(dict(a[0].document), dict(b[0].document)) for a, b in zip(line, line[1:], strict=False)]
+    steps = [(dict(a[0].document), dict(b[0].document)) for a, b in itertools.pairwise(line)]
 
     def trials(null: Document, alternative: Document, replicates: int) -> list[Trial]:
         theta = bootstrap.theta_of(cell_of[null["id"]], null)

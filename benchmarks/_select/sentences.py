@@ -67,7 +67,7 @@ def _barred(entries: Sequence[Entry], by: str, winners: Sequence[Entry]) -> Iter
         if some:
             what = {
                 "collapsed": "a variance went to its floor and sets log p(x)",
-                "not converged": "no maximum was reached; raise --restarts, or max_iter with --set",
+                "not converged": "no maximum was reached; raise restarts or max_iter",
                 "unknown": "the method does not say whether it reached the maximum",
             }[how]
             better = "has a better value" if len(some) == 1 else "have better values"
@@ -92,9 +92,7 @@ def _edges(winners: Sequence[Entry], grid: Mapping[str, Sequence[object]]) -> It
 def _doubts(entries: Sequence[Entry], winners: Sequence[Entry]) -> Iterator[str]:
     for e in winners:
         if e.result.get("hits") == 1 and e.result.get("tried", 1) > 1:
-            yield (
-                f"Only 1 of {e.result['tried']} starts found the maximum of {e.name}: there may be a better one; raise --restarts."
-            )
+            yield (f"Only 1 of {e.result['tried']} climbs found the maximum of {e.name}: raise restarts.")
     unsure = [e for e in entries if e.ended == "ok" and e.result.get("free_is_sure") is False and "bic" in e.values]
     if unsure:
         yield (

@@ -13,7 +13,7 @@ from zoo import _options
 from zoo._errors import Refusal, UsageError
 
 SAME = 1e-2  # nats: two starts that end this close have found the same maximum
-STARTS, LINEAR_STARTS = 30, 4  # of a mixture, and of a program without discrete latents
+STARTS, FEW_STARTS = 20, 4  # of a mixture, and of a program that has priors or no discrete latents
 SHORT = 15  # iterations that every start gets
 CLIMBS = 5  # starts that go on from there to the end
 AGREED = 6  # starts that have converged to one maximum, after which no more are tried
@@ -35,7 +35,9 @@ class Found:
     warnings: list[str] = field(default_factory=list)
 
 
-def best_of(prepared: Prepared, method: str, options: Options, seed: int, most: int | None, verified: bool = True) -> Found:
+def best_of(
+    prepared: Prepared, method: str, options: Options, seed: int, most: int | None, verified: bool = True
+) -> Found:
     """The best fit from `most` starts.
 
     A method that trains nothing begins in several ways: a few iterations from each start, then to the end from those that
@@ -103,9 +105,9 @@ def _starts(prepared: Prepared, method: str, options: Options, seed: int, most: 
     """Seed and options of each start: the method's own choice first, then clusterings and random ones in turn."""
     own, structure = _options.schema(method_module(method).fit), prepared.structure
     cheap = structure.is_exact and "start" in own and "guide" not in own  # nothing is trained
-    usual = STARTS if structure.assignments > 1 else LINEAR_STARTS
+    usual = STARTS if structure.assignments > 1 and not structure.global_latents else FEW_STARTS
     count = most or (usual if cheap and "restarts" not in options else 1)
-    turns = ("random", "kmeans") if "start" in own and "start" not in options else ()
+    turns = ("kmeans", "random") if "start" in own and "start" not in options else ()
     return [(seed + i, {**options, **({"start": turns[i % 2]} if i and turns else {})}) for i in range(count)]
 
 

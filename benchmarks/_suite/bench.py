@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -65,7 +65,9 @@ def bench(
     return results.collected()
 
 
-def finish(cells: list[Cell], results: Results, jobs: int | None = None, backend: str = "loky", quiet: bool = False) -> None:
+def finish(
+    cells: Sequence[Cell], results: Results, jobs: int | None = None, backend: str = "loky", quiet: bool = False
+) -> None:
     """Run those of the cells that have no result yet, or failed; their results are in the folder afterwards.
 
     `jobs`: at once, as many as there are processors when None, and no more than there are cells to run.
