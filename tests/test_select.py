@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import task_of
 from sklearn.mixture import GaussianMixture
 from typer.testing import CliRunner
 
@@ -17,10 +18,9 @@ from benchmarks._select.free import free_parameters
 from benchmarks._select.select import select
 from benchmarks._suite.folder import Results
 from inference._run import runner
+from zoo.__main__ import app
 from zoo._data import datasets
 from zoo._errors import UsageError
-from helpers import task_of
-from zoo.__main__ import app
 
 X = datasets.load("faithful").x
 N = len(X)
@@ -298,7 +298,9 @@ def test_labels_are_compared_whatever_the_components_are_called():
     from sklearn.metrics import adjusted_rand_score
 
     found = select("gmm", "iris", {"components": 3}, restarts=2, jobs=1) if "iris" in _sets() else None
-    found = found or select("gmm", "wine", {"components": 3, "covariance": "diagonal"}, standardize=True, restarts=2, jobs=1)
+    found = found or select(
+        "gmm", "wine", {"components": 3, "covariance": "diagonal"}, standardize=True, restarts=2, jobs=1
+    )
     run = found.run()
     states = run.probabilities["z"].argmax(1)
     assert found.table.adjusted_rand[0] == pytest.approx(adjusted_rand_score(run.labels, states))
@@ -344,7 +346,20 @@ def test_cells_that_fail_are_named_and_the_others_stand():
 
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "select gmm --data faithful --set components=1:2 --restarts 1 --jobs 1 --rows 80".split()
+    words = [
+        "select",
+        "gmm",
+        "--data",
+        "faithful",
+        "--set",
+        "components=1:2",
+        "--restarts",
+        "1",
+        "--jobs",
+        "1",
+        "--rows",
+        "80",
+    ]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
     assert "By BIC the best is components=2." in shown.stdout and "results/select-gmm-faithful" in shown.stdout

@@ -1,7 +1,7 @@
 """What a cell of a selection does: fit the program, count its free parameters, and write down every criterion that holds.
 
     AIC = −2 log L + 2p
-    BIC = −2 log L + p log n          n: rows with anything observed
+    BIC = −2 log L + p log n          n: rows with anything observed, by their weights
     ICL = BIC + 2 Σ_i H(z | x_i)      H: entropy of the posterior of the discrete latents, nats
 
 Smaller is better, as in scikit-learn; mclust reports −BIC and −ICL. They need the maximum of an exact log-likelihood: where
@@ -21,7 +21,7 @@ from benchmarks._select import free, labelled, labellings
 from benchmarks._select.starts import Found, best_of
 from benchmarks._select.trial import Trial, rows_of
 from benchmarks._suite.folder import Results
-from inference._method.fit import Evidence
+from inference._method.fit import Evidence, weighed
 from inference._run import folder as _store
 from inference._run import runner
 from inference._run.prepare import Prepared, find, method_module
@@ -49,7 +49,7 @@ def fit(cell: Trial, results: Results, work: Path) -> Document:
     out["evidence"] = labellings.evidence(run)
     out["factors"] = _factors(prepared.structure)
     if states is not None:
-        out["rows_of_smallest"] = float(states.sum(0).min())
+        out["rows_of_smallest"] = float(weighed(states.numpy().T, cell.data.weights).sum(1).min())
         if cell.data.labels is not None:
             out["labels"] = labelled.compared(cell.data.labels, states.argmax(1).numpy())
     return out
@@ -73,7 +73,7 @@ def heldout(cell: Trial, results: Results, work: Path) -> Document:
     each = evidence.per_datum
     out: Document = {**_how(found), "evidence": evidence.to_json(len(chosen)), "rows": len(chosen)}
     if each is not None and len(cell.data.x) <= MOST_ROWS:
-        out["each"] = each.tolist()
+        out["each"] = weighed(each, test.weights).tolist()
     return out
 
 
@@ -170,7 +170,7 @@ def criteria(prepared: Prepared, found: Found, n: float, states: torch.Tensor | 
     bic = -2 * value + p * math.log(n)
     out |= {"log_likelihood": value, "aic": -2 * value + 2 * p, "bic": bic, "icl": None}
     if states is not None:
-        entropy = float(torch.special.entr(states).sum())
+        entropy = float(weighed(torch.special.entr(states).sum(1).numpy(), run.dataset.weights).sum())
         out |= {"entropy": entropy, "icl": bic + 2 * entropy}
     elif structure.assignments == 1 and not structure.continuous_locals:
         out |= {"entropy": 0.0, "icl": bic}  # one component

@@ -71,7 +71,7 @@ def _rank(task: Task, coordinates: Coordinates, flat: Tensor) -> int:
     values = {n: v.detach() for n, v in coordinates.unflatten(flat).items()}
     try:
         x = _simulated(task, values, int(ROWS * len(flat)) + MORE_ROWS)
-        scores = _scores(replace(task.doubled(), x=x), coordinates, flat)
+        scores = _scores(replace(task.doubled(), x=x, weights=None), coordinates, flat)
     except (ArithmeticError, RuntimeError, ValueError):
         return 0
     if not bool(scores.isfinite().all()):

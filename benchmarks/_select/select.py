@@ -137,6 +137,8 @@ def _asked(
         raise UsageError(
             "bootstrap tests K against the next K: give an option with several whole numbers, as components=1:5."
         )
+    if loaded.weights is not None and (replicates is not None or by == "parallel"):
+        raise UsageError("bootstrap and parallel analysis count every row once; drop the weights.")
     own = set(schemas[0]), {k for known in schemas[1:] for k in known}
     asked = _Asked(
         found, data, loaded, preparation, whole, by, method or "auto", own, folds, restarts, replicates, seed
