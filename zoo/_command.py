@@ -32,6 +32,20 @@ def _option(kind: Any, name: str, help: str) -> Any:
     return Annotated[kind, typer.Option(name, help=help, show_default=False)]
 
 
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
+]
+Named = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="The run's program, if it is in a Python file: path/to/file.py:callable.", show_default=False
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute the Python files that the run names.")]
+Changed = Annotated[bool, typer.Option("--changed-program", help="Use the program although it changed since the run.")]
+Device = Annotated[
+    str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
+]
 PREPARING = {  # the options that prepare data, as `inference.run` has them
     "columns": (_option(Some, "--columns", "Fit these columns, in this order: a,b,c."), None),
     "drop": (_option(Some, "--drop", "Leave these columns out: id,name."), None),
