@@ -81,6 +81,7 @@ FLOORS = (
     ("inference/_training/", "inference/em.py", "inference/ais.py", "inference/gibbs.py"),
     ("inference/_laplace/", "inference/svi.py", "inference/importance.py"),
     ("inference/",),
+    ("inference/_loadings/",),
     ("inference/_run/",),
     ("inference/_pictures/",),
     ("inference/__init__.py", "benchmarks/"),

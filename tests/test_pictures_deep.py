@@ -27,7 +27,7 @@ from inference._pictures import _draw
 from inference._pictures._draw import plot
 from inference._pictures._views.decoder import Decoder
 from inference._pictures._views.images import grey_range, montage
-from inference._pictures._views.oracle import columns_of
+from inference._loadings.affine import columns_of
 from inference._pictures._views.scene import Scene, scene_of
 from inference._pictures._views.style import FAINT, UNSEEN, component_colors
 from inference._pictures.decoder_grid import GRID

@@ -26,18 +26,26 @@ def other_data(stored: folder.Stored, data: object, seed: int, preparation: Mapp
 
     Raises `UsageError` where columns are missing or unknown, or rows have another shape.
     """
-    loaded = datasets.load(data, seed=seed, **preparation)
-    known = tuple(stored.json["columns"])
-    if known and loaded.columns:
-        loaded = datasets.take_columns(loaded, match(known, loaded.columns), known)
-    if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
-        columns = len(own) == len(rows) == 1
-        wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
-        raise UsageError(f"Expected {wanted}: those of the run are {stored.json['data']}'s.")
-    if stored.json["center"] is None:
+    own, center, scale = _own_data(stored), stored.json["center"], stored.json["scale"]
+    if center is not None:
+        own = replace(own, center=np.asarray(center), scale=np.asarray(scale))
+    return like(own, datasets.load(data, seed=seed, **preparation))
+
+
+def like(own: datasets.Dataset, loaded: datasets.Dataset) -> datasets.Dataset:
+    """Other data as those of a run, `own`, are: its columns, found by name and in its order, in the units it standardised to.
+
+    Raises `UsageError` where columns are missing or unknown, or rows have another shape.
+    """
+    if own.columns and loaded.columns:
+        loaded = datasets.take_columns(loaded, match(own.columns, loaded.columns), own.columns)
+    if (rows := loaded.x.shape[1:]) != (known := own.x.shape[1:]):
+        columns = len(known) == len(rows) == 1
+        wanted = f"{known[0]} columns, got {rows[0]}" if columns else f"rows of shape {known}, got {rows}"
+        raise UsageError(f"Expected {wanted}: those of the run are {own.name}'s.")
+    if own.center is None:
         return loaded
-    center, scale = np.asarray(stored.json["center"]), np.asarray(stored.json["scale"])
-    return replace(loaded, x=(loaded.x - center) / scale, center=center, scale=scale)
+    return replace(loaded, x=(loaded.x - own.center) / own.scale, center=own.center, scale=own.scale)
 
 
 def reopen(
