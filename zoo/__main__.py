@@ -44,6 +44,10 @@ Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic
 Missing = Annotated[
     str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right, random:P, or a mask.npy.")
 ]
+CovarianceOf = Annotated[
+    int | None,
+    typer.Option("--covariance-of", help="The data are a covariance or correlation matrix of this many rows."),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
@@ -88,6 +92,7 @@ def describe(
     standardize: Standardize = False,
     binarize: Binarize = None,
     missing: Missing = None,
+    covariance_of: CovarianceOf = None,
     limit: Limit = ENUMERATION_LIMIT,
     seed: Seed = 0,
     json: Json = False,
@@ -95,18 +100,10 @@ def describe(
     """Show a program's structure, and which methods can serve it, or why not."""
     from inference._run import runner
 
-    prepared = runner.prepare(
-        model,
-        data,
-        _options.parse(settings or []),
-        [],
-        seed=seed,
-        limit=limit,
-        rows=rows,
-        standardize=standardize,
-        binarize=binarize,
-        missing=missing,
-    )
+    how = {"standardize": standardize, "covariance_of": covariance_of}
+    preparation = _given(rows=rows, binarize=binarize, missing=missing, **how)
+    chosen = _options.parse(settings or [])
+    prepared = runner.prepare(model, data, chosen, [], seed=seed, limit=limit, **preparation)
     serving = runner.serving(prepared.structure)
     if json:
         print_json({**prepared.structure.to_json(), "methods": {m: why or "yes" for m, why in serving.items()}})
@@ -135,6 +132,7 @@ def run(
     standardize: Standardize = False,
     binarize: Binarize = None,
     missing: Missing = None,
+    covariance_of: CovarianceOf = None,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -159,7 +157,8 @@ def run(
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
-    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
+    how = {"standardize": standardize, "covariance_of": covariance_of}
+    preparation = _given(rows=rows, binarize=binarize, missing=missing, **how)
     asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
 
     def call() -> Record:
@@ -238,6 +237,7 @@ def compare(
     standardize: Standardize = False,
     binarize: Binarize = None,
     missing: Missing = None,
+    covariance_of: CovarianceOf = None,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -251,7 +251,8 @@ def compare(
 
     options = _options.parse(settings or [])
     _no_clash(options)
-    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
+    how = {"standardize": standardize, "covariance_of": covariance_of}
+    preparation = _given(rows=rows, binarize=binarize, missing=missing, **how)
     asked = Request(model, data, None, options, preparation, seed, limit, dtype, device)
     names = [m.strip() for m in methods.split(",") if m.strip()]
     folder = out or runner.free_folder(model, data, "compare")
@@ -331,6 +332,31 @@ def impute(
 
 @app.command()
 @plainly
+def loadings(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    rotation: Annotated[
+        str, typer.Option("--rotation", help="varimax, quartimax, oblimin, promax, none, or own: as in the program.")
+    ] = "varimax",
+    scores: Annotated[str | None, typer.Option("--scores", help="Score rows: regression or bartlett.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Other rows to score (default: the run's own).")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Columns in their own units, not of variance 1.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="A .csv file to write, of loadings or scores.")] = None,
+    model: Named = None,
+    trust: Trust = False,
+    changed_program: Changed = False,
+    json: Json = False,
+) -> None:
+    """Show the factor loadings of a linear-Gaussian run, rotated, or score rows by them."""
+    from inference._loadings.written import written
+    from inference._run.result import load
+
+    found = load(folder, model, trust, changed_program).loadings(rotation, standardized=not raw)
+    text, document = written(found, scores, data, out)
+    print_json({"run": str(folder), **document}) if json else print(text)
+
+
+@app.command()
+@plainly
 def bench(
     name: Annotated[
         str | None,
@@ -382,12 +408,10 @@ def report(
 
 
 def _no_clash(options: dict[str, str]) -> None:
-    words = (
-        "seed out rows standardize binarize missing limit dtype device resume trust checkpoint quiet model data method"
-    )
+    words = "seed out rows standardize binarize missing covariance_of limit dtype device resume trust checkpoint quiet model data method"
     taken = set(words.split())
     for key in sorted(taken & set(options)):
-        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key}.")
+        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key.replace('_', '-')}.")
 
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:

@@ -107,7 +107,9 @@ def of_task(task: Task) -> Affine:
     program, structure = task.program.name, task.structure
     if not structure.is_exact or structure.enumerable:
         why = structure.reason if not structure.is_exact else "it has no continuous latents"
-        raise UsageError(f"loadings are those of a program with linear-Gaussian latents, and '{program}' has none: {why}.")
+        raise UsageError(
+            f"loadings are those of a program with linear-Gaussian latents, and '{program}' has none: {why}."
+        )
     if structure.assignments > 1:
         raise UsageError(
             f"'{program}' has loadings for each of {structure.assignments} joint values of its discrete latents; `zoo plot` "

@@ -72,7 +72,7 @@ def rotate(A: Array, name: Name, kaiser: bool | None = None) -> Rotation:
     `kaiser`: give all columns the same weight, by dividing each row of A by the root of its communality; None: as R does,
     for varimax and promax.
     """
-    D, L = A.shape
+    L = A.shape[1]
     if L < 2 or not A.any():
         return Rotation(np.eye(L), 0.0)
     weighed = kaiser if kaiser is not None else name in NORMALISED

@@ -192,7 +192,9 @@ def _turned(A: np.ndarray, affine: Affine, name: str, kaiser: bool | None) -> tu
     found = _rotation.rotate(A @ axes, name, kaiser)  # type: ignore[arg-type]  # `table` looked at it
     said = [] if found.converged else [f"{name} did not converge: these loadings are near a best rotation, not at it."]
     if found.agreeing < found.starts:
-        said.append(f"{name}: {found.agreeing} of {found.starts} starts ended at this rotation, the others at worse ones.")
+        said.append(
+            f"{name}: {found.agreeing} of {found.starts} starts ended at this rotation, the others at worse ones."
+        )
     return axes @ found.T, said
 
 

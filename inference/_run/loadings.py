@@ -13,6 +13,7 @@ from inference._run.record import Record
 from inference._run.reopen import like
 from zoo import _options
 from zoo._data import datasets
+from zoo._errors import UsageError
 
 
 @entrance
@@ -28,6 +29,11 @@ def loadings_of(
 
     def rows(data: object) -> Rows:
         own = run.dataset
+        if data is None and not own.has_rows:
+            raise UsageError(
+                "there are no rows to score: the run's data are a covariance matrix. Give rows (data=…, on the command line "
+                "--data), in its units and less their means."
+            )
         if data is None:
             return Rows(own.x, own.row_names)
         other = like(own, datasets.load(data))

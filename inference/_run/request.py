@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from zoo._data import catalogue
 
-PREPARATIONS = ("rows", "standardize", "binarize", "missing")
+PREPARATIONS = ("rows", "standardize", "binarize", "missing", "covariance_of")
 DRAWN = ("rows", "binarize", "missing")  # preparations that a seed may decide
 LIMIT = 10_000  # zoo._program.structure's ENUMERATION_LIMIT, which costs torch to look up; a test holds them equal
 NAMED = ("model", "data", "method")  # what has to be given again when it has no name
@@ -116,6 +116,8 @@ class Request:
             if self.preparation.get(key) is not None:
                 words += [f"--{key}", str(self.preparation[key])]
         words += ["--standardize"] if self.preparation.get("standardize") else []
+        if self.preparation.get("covariance_of") is not None:
+            words += ["--covariance-of", str(self.preparation["covariance_of"])]
         words += ["--method", "em" if self.method is None else self.method]
         for key, value in self.options.items():
             words += ["--set", f"{key}={written(value)}"]

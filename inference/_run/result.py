@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 
-from inference._method.fit import Arrays, Evidence, Fit, Kind
 from inference._loadings.table import Loadings
+from inference._method.fit import Arrays, Evidence, Fit, Kind
 from inference._method.task import Task
 from inference._run import folder as _store
 from inference._run.cost import Cost
@@ -100,6 +100,8 @@ class Run(Record):
 
     def loo(self, **options: object) -> ELPDData:
         """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
+        if not self.dataset.has_rows:
+            raise UsageError("leave-one-out needs rows, and the run's data are a covariance matrix.")
         return leave_one_out(self, self.idata, **options)
 
     @overload

@@ -51,6 +51,7 @@ def run(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -68,6 +69,7 @@ def run(
 
     - `model`: a name in the zoo, `"file.py:callable"`, or the callable; `data`: a name, a file, or an array [n, …].
     - `options`: the model's and the method's, as after `--set`; `rows`, `standardize`, `binarize`, `missing` prepare data.
+    - `covariance_of`: `data` is the covariance (divisor n) or correlation matrix of this many rows, for Gaussian programs.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -80,7 +82,8 @@ def run(
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     _options.flags(standardize=standardize)
-    request = _request(model, data, method, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
+    how = (rows, standardize, binarize, missing, covariance_of)
+    request = _request(model, data, method, options, seed, limit, dtype, device, how)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
@@ -93,7 +96,7 @@ def _request(
     limit: int,
     dtype: str,
     device: str,
-    preparation: tuple[object, object, object, object],
+    preparation: tuple[object, ...],
 ) -> Request:
     """The request of the keywords that `run` and `compare` take; the preparations in the order of `PREPARATIONS`."""
     given = {k: plain(v) for k, v in zip(PREPARATIONS, preparation, strict=True) if v is not None and v is not False}
@@ -165,6 +168,7 @@ def compare(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -180,7 +184,8 @@ def compare(
         ['exact', 'exact']
     """
     _options.flags(standardize=standardize)
-    request = _request(model, data, None, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
+    how = (rows, standardize, binarize, missing, covariance_of)
+    request = _request(model, data, None, options, seed, limit, dtype, device, how)
     return compare_request(request, methods, out=out, quiet=quiet)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo._data import mapped
+from zoo._data import covariance, mapped
 from zoo._data.catalogue import PARTS, SETS, SHA256, URLS
 from zoo._data.columns import is_frame
 from zoo._data.files import SUFFIXES, Raw, as_float, from_array, from_csv, from_numpy, near_files
@@ -45,6 +45,11 @@ class Dataset:
     row_names: tuple[str, ...] | None = None  # of the rows, where a column names them
     weights: np.ndarray | None = None  # [n] how many times each row counts, where it is not once
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether the rows are data. Else they are made from a covariance matrix, and no single row means anything."""
+        return "covariance_of" not in self.options
+
 
 def load(
     spec: object,
@@ -53,6 +58,7 @@ def load(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Load a data set and prepare it, in the order rows, binarize, standardize, missing.
@@ -65,11 +71,16 @@ def load(
     standardize: subtract each column's mean, divide by its population standard deviation.
     missing: hide half of each image (``top``, ``bottom``, ``left`` or ``right``), entries at ``random:P``, or those that a
         mask says, a .npy file: 1 is missing, in the shape of the data, of one row, or of one image.
+    covariance_of: ``spec`` is the matrix of covariances (with divisor n) or correlations of this many rows, n. Rows of
+        mean 0 with exactly that covariance are made in their place: ``Dataset.has_rows`` is False.
     seed: rows, binarize and missing each have a stream of their own from it.
 
     Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
     """
     how, share = _check_options(rows, standardize, binarize, missing, seed)
+    if covariance_of is not None:
+        given: dict[str, object] = {"rows": rows, "binarize": binarize, "missing": missing}
+        return _from_covariance(spec, covariance_of, given, standardize=standardize)
     raw, name = _read(spec)
     used: dict[str, object] = {
         "rows": rows and int(rows),
@@ -80,6 +91,24 @@ def load(
     used |= {"missing": missing, "seed": int(seed) if drawn else None}
     options = {"source": raw.source} | {option: value for option, value in used.items() if value is not None}
     return _prepare(raw, name, options, how, share)
+
+
+def _from_covariance(spec: object, number: object, given: dict[str, object], **preparation: Any) -> Dataset:
+    """Rows made from a covariance matrix, prepared; `given`: preparations of rows, which there are none of."""
+    n = covariance.check_number(number)
+    if clash := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"{clash[0]} and covariance_of cannot be combined: of a covariance matrix there are no rows.")
+    try:
+        read = load(covariance.in_order(spec))
+    except UsageError:
+        if (matrix := covariance.with_row_names(spec)) is None:
+            raise
+    else:
+        names = read.columns or tuple(f"x{d}" for d in range(read.x.shape[1]))
+        matrix = covariance.Matrix(read.x, names, f"'{read.name}'", read.name, read.options["source"])
+    made = load(covariance.rows_of(matrix, n), **preparation)
+    options = {**made.options, "source": matrix.source, "covariance_of": n}
+    return replace(made, name=matrix.name, options=options, warnings=(covariance.MADE, *made.warnings))
 
 
 def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Dataset:
