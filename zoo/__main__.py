@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,7 +101,7 @@ def describe(
     from inference._run import runner
 
     how = {"standardize": standardize, "covariance_of": covariance_of}
-    preparation = _given(rows=rows, binarize=binarize, missing=missing, **how)
+    preparation: dict[str, Any] = _given(rows=rows, binarize=binarize, missing=missing, **how)
     chosen = _options.parse(settings or [])
     prepared = runner.prepare(model, data, chosen, [], seed=seed, limit=limit, **preparation)
     serving = runner.serving(prepared.structure)
@@ -408,7 +408,8 @@ def report(
 
 
 def _no_clash(options: dict[str, str]) -> None:
-    words = "seed out rows standardize binarize missing covariance_of limit dtype device resume trust checkpoint quiet model data method"
+    words = "seed out rows standardize binarize missing covariance_of limit dtype device resume trust checkpoint quiet "
+    words += "model data method"
     taken = set(words.split())
     for key in sorted(taken & set(options)):
         raise UsageError(f"'{key}' cannot be set with --set; use the option --{key.replace('_', '-')}.")

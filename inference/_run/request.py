@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from zoo._data import catalogue
 
 PREPARATIONS = ("rows", "standardize", "binarize", "missing", "covariance_of")
+ALWAYS_SAID = PREPARATIONS[:4]  # in JSON, null where they were not asked for
 DRAWN = ("rows", "binarize", "missing")  # preparations that a seed may decide
 LIMIT = 10_000  # zoo._program.structure's ENUMERATION_LIMIT, which costs torch to look up; a test holds them equal
 NAMED = ("model", "data", "method")  # what has to be given again when it has no name
@@ -56,7 +57,7 @@ class Request:
             "limit": self.limit,
             "dtype": self.dtype,
             "device": self.device,
-            "preparation": {**dict.fromkeys(PREPARATIONS), "standardize": False, **self.preparation},
+            "preparation": {**dict.fromkeys(ALWAYS_SAID), "standardize": False, **self.preparation},
             "options": self.options,
         }
         document |= {} if self.of is None else {"of": self.of}
