@@ -129,6 +129,12 @@ def student(x=None, size=None):
         return pyro.sample("x", dist.StudentT(4.0, torch.zeros(7), 1.0).to_event(1), obs=x)
 
 
+def own_precision(x=None, size=None):
+    with plate(x, size):
+        tau = pyro.sample("tau", dist.Gamma(2.0, 2.0))
+        return pyro.sample("x", dist.Normal(torch.zeros(7), tau.unsqueeze(-1) ** -0.5).to_event(1), obs=x)
+
+
 def cubes(x=None, size=None):
     scale = pyro.param("scale", torch.ones(7), constraint=constraints.positive)
     with plate(x, size):

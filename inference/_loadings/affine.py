@@ -105,8 +105,8 @@ def _prior(sites: list[Gaussian], exact: LinearGaussian) -> tuple[np.ndarray, np
 def of_task(task: Task) -> Affine:
     """The map of a task's program at its θ. Raises `UsageError` for a program that has no loadings, and says why."""
     program, structure = task.program.name, task.structure
-    if not structure.is_exact or structure.enumerable:
-        why = structure.reason if not structure.is_exact else "it has no continuous latents"
+    if not structure.linear_gaussian:
+        why = "it has no continuous latents" if structure.enumerable else structure.reason
         raise UsageError(
             f"loadings are those of a program with linear-Gaussian latents, and '{program}' has none: {why}."
         )

@@ -27,7 +27,7 @@ def check_needs_no_rows(program: Program, structure: Structure, x: Tensor) -> No
 def _needs_rows(program: Program, structure: Structure, x: Tensor) -> str | None:
     if structure.discrete_locals:
         return f"it has the discrete latent '{structure.discrete_locals[0].name}'"
-    if not structure.is_exact:
+    if not (structure.linear_gaussian or structure.enumerable):
         return structure.reason
     with blame(program.name), torch.no_grad():
         latent = LatentProgram(program, structure, x)
