@@ -10,9 +10,8 @@ from inference._method.task import Task
 from inference._run.entrance import entrance
 from inference._run.failures import in_words
 from inference._run.record import Record
-from inference._run.reopen import like
+from inference._run.reopen import other_data
 from zoo import _options
-from zoo._data import datasets
 from zoo._errors import UsageError
 
 
@@ -36,7 +35,7 @@ def loadings_of(
             )
         if data is None:
             return Rows(own.x, own.row_names)
-        other = like(own, datasets.load(data))
+        other = other_data(own, data, 0, {})
         return Rows(other.x, other.row_names)
 
     return table(

@@ -104,7 +104,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             elif continuous:
                 exact, reason, change = _quadratic(run, assignments, readings[0])
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
-    facts = (exact, reason, assignments, data_dim, depth, change, (), obstacle, outside)
+    facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside)
     return Structure(program.name, len(x), sites, _parameters(program), *facts)
 
 
