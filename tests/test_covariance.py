@@ -95,11 +95,14 @@ def changed(i, j, value, other=None):
         (changed(0, 1, -1.2), 178, "means a correlation of -1.2"),
         (changed(0, 1, 0.999), 178, "not positive definite"),
         (CORRELATIONS, 7, "more rows than columns"),
+        ("other.csv", 178, "rows named as the columns in 'other', got 'tin'"),
         (CORRELATIONS, True, "number of rows behind the matrix"),
         (CORRELATIONS, 10**9, "give a smaller number"),
     ],
 )
-def test_what_is_no_covariance_matrix_says_why(matrix, n, words):
+def test_what_is_no_covariance_matrix_says_why(matrix, n, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    CORRELATIONS.rename(index={"ash": "tin"}).to_csv("other.csv")
     with pytest.raises(UsageError, match=words):
         datasets.load(matrix, covariance_of=n)
 

@@ -273,7 +273,7 @@ def test_wrong_requests(fitted):
     for request, words in (
         (lambda: fitted.loadings("varimin"), "unknown rotation 'varimin'"),
         (lambda: fitted.loadings(standardized="no"), "True or False for standardized"),
-        (lambda: fitted.loadings().scores(kind="mean"), "unknown kind of scores 'mean'"),
+        (lambda: fitted.loadings().scores(kind="mean"), "unknown kind 'mean' of scores"),
         (lambda: fitted.loadings().scores(WINE.iloc[:, :4]), "Expected the columns"),
     ):
         with pytest.raises(UsageError, match=words):

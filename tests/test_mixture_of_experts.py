@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import task_of
@@ -179,9 +180,27 @@ def test_it_simulates_with_covariates_of_the_data(fitted):
     assert x.shape == (50, 2) and set(x[:, 1].tolist()) <= set(U[:, 0].tolist())
 
 
+def test_covariates_are_named_and_counted(fitted):
+    frame = pd.DataFrame({"income": U[:, 0], "spent": Y})
+    found = run(MODEL, frame, covariates="income", max_iter=3)
+    assert found.columns == ("spent", "income") and found.options["model"]["covariates"] == 1
+    assert np.array_equal(found.x, fitted.x)
+    with pytest.raises(UsageError, match="takes no covariates"):
+        run("gmm", frame, covariates="income")
+
+
+def test_a_weight_counts_a_row_so_often():
+    x, times = np.c_[ITEMS, U][:30], np.arange(30) % 3
+    how = {"likelihood": "bernoulli", "experts": "constant", "components": 1}
+    frame = pd.DataFrame(x).assign(times=times).rename(columns=str)
+    weighed = run(MODEL, frame, weights="times", **how)
+    assert weighed.claimed.value == pytest.approx(run(MODEL, np.repeat(x, times, 0), **how).claimed.value, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"components": 0}, "components must be"),
         ({"covariates": 2}, "at least one column before its 2 covariates"),
         ({"components": N + 1}, "at most as many components as rows"),
         ({"likelihood": "categorical"}, "add experts=constant"),

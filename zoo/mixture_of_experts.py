@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import positive
+from zoo._options import Count
 
 Part = Literal["covariates", "constant"]
 KEPT = 1000  # rows whose covariates are kept, to simulate with
@@ -33,6 +33,12 @@ MOST_CATEGORIES = 1000
 
 class Model(PyroModule):
     """`Model(x, components=2, covariates=1, gate="covariates", experts="covariates", likelihood="gaussian")`, x [n, D].
+
+    - `components`: how many experts, K.
+    - `covariates`: how many of the last columns of x are covariates, q; `--covariates a,b` puts columns there and counts them.
+    - `gate`: `covariates`, an expert's weight depends on them; `constant`, it is the same for all rows.
+    - `experts`: `covariates`, each expert is a regression on them; `constant`, it is one distribution for all rows.
+    - `likelihood`: of the other columns: gaussian, bernoulli (0 and 1), poisson (counts), categorical (0, 1, …).
 
     Parameters (constrained shapes; E = D − q responses): `gate` [K−1, q] and `gate_offset` [K−1], the log-odds of experts
     1, 2, … against expert 0, or `weights` [K]; `slopes` [K, E, q], `offsets` [K, E]; `scales` [K, E] (gaussian). With
@@ -49,8 +55,8 @@ class Model(PyroModule):
         self,
         x: Tensor,
         *,
-        components: int = 2,
-        covariates: int = 1,
+        components: Count = 2,
+        covariates: Count = 1,
         gate: Part = "covariates",
         experts: Part = "covariates",
         likelihood: Literal["gaussian", "bernoulli", "poisson", "categorical"] = "gaussian",
@@ -73,8 +79,6 @@ class Model(PyroModule):
 
     def _check(self, x: Tensor) -> None:
         K, q = self.K, self.q
-        positive("components", K)
-        positive("covariates", q)
         if x.dim() != 2 or x.shape[1] <= q:
             raise UsageError(
                 f"mixture_of_experts expects a 2-D table with at least one column before its {q} covariates (the last "

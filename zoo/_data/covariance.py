@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,17 @@ class Matrix:
     what: str  # what an error message calls it
     name: str
     source: str
+
+    def with_rows(self, rows: Sequence[str]) -> Matrix:
+        """The same with its rows, which have these names, in the order of its columns."""
+        if len(rows) != len(self.names):
+            return self
+        if sorted(rows) != sorted(self.names):
+            odd = next(r for r in (*rows, *self.names) if (r in rows) != (r in self.names) or rows.count(r) > 1)
+            raise UsageError(
+                f"Expected rows named as the columns in {self.what}, got '{odd}' in one of them alone, or twice."
+            )
+        return replace(self, values=self.values[[rows.index(name) for name in self.names]])
 
 
 def check_number(n: object) -> int:
@@ -120,10 +132,8 @@ def with_row_names(spec: object) -> Matrix | None:
     except Exception:  # the ordinary reader says what is wrong
         return None
     names, rows = tuple(str(c).strip() for c in frame.columns), [str(r).strip() for r in frame.index]
-    if len(rows) == len(names) and rows != list(names) and sorted(rows) == sorted(names):
-        values = values[[rows.index(name) for name in names]]
-    elif rows != list(names):
+    if sorted(rows) != sorted(names):
         return None
     path = Path(os.fsdecode(spec))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Matrix(values, names, f"'{spec}'", path.stem, f"{path.name}, sha256 {digest}")
+    return Matrix(values, names, f"'{spec}'", path.stem, f"{path.name}, sha256 {digest}").with_rows(rows)

@@ -120,6 +120,7 @@ def _from_covariance(spec: object, number: object, given: Mapping[str, object], 
     else:
         names = read.columns or tuple(f"x{d}" for d in range(read.x.shape[1]))
         matrix = covariance.Matrix(read.x, names, f"'{read.name}'", read.name, read.options["source"])
+        matrix = matrix if read.row_names is None else matrix.with_rows(read.row_names)
     made = load(covariance.rows_of(matrix, n), standardize=standardize, **asked)  # type: ignore[arg-type]  # columns, drop
     options = {**made.options, "source": matrix.source, "covariance_of": n}
     return replace(made, name=matrix.name, options=options, warnings=(covariance.MADE, *made.warnings))
