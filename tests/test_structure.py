@@ -95,8 +95,10 @@ def test_every_model_of_the_zoo_is_described():
     from zoo import _registry
 
     x = datasets.load("digits", rows=50, binarize=8).x  # every model takes 0 and 1
+    holes = hide(x, 0.1)
+    holes[:, -1] = x[:, -1]  # a covariate, of a model that has one
     for name in _registry.models():
-        found = structure_of(name, hide(x, 0.1))
+        found = structure_of(name, holes)
         assert found.observed and (found.local_latents or found.global_latents), name
         assert found.reason, name
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from inference._loadings.covariance import check_needs_no_rows
 from inference._method.task import keeps_theta
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
@@ -126,6 +127,8 @@ def prepare(
     program = build(target, name, x, mine, like=built_on)
     with in_words(name, "reading the program"):
         structure = describe(program, x, limit)
+    if not loaded.has_rows:
+        check_needs_no_rows(program, structure, x)
     network = program.has_networks and not any(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same

@@ -63,6 +63,7 @@ def run(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -84,6 +85,7 @@ def run(
       column of class labels (never fitted), of names of the rows, and of how many times each row counts. `covariates` name the
       columns that are conditioned on, `categories` those whose values become 0, 1, …; `na`: numbers and words that stand for a
       missing value.
+    - `covariance_of`: `data` is the covariance (divisor n) or correlation matrix of this many rows, for Gaussian programs.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -97,7 +99,7 @@ def run(
     """
     _options.flags(standardize=standardize)
     how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories}
+    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
     how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
     request = _request(model, data, method, options, seed, limit, dtype, device, how)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
@@ -195,6 +197,7 @@ def compare(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -211,7 +214,7 @@ def compare(
     """
     _options.flags(standardize=standardize)
     how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories}
+    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
     how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
     request = _request(model, data, None, options, seed, limit, dtype, device, how)
     return compare_request(request, methods, out=out, quiet=quiet)
@@ -316,7 +319,8 @@ def infer_request(
         raise UsageError(
             f"the run's own data are prepared already; give {', '.join(request.preparation)} only with other data."
         )
-    other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
+    own = _result.opened(stored).dataset
+    other = None if request.data is None else other_data(own, request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)
