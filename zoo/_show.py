@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import markup
 from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
+
+if TYPE_CHECKING:
+    from inference._new_rows.answers import Written
+    from inference._run.record import Record
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -82,6 +87,58 @@ def verdict(result: Document, shape: str) -> None:
     if said := _starts(result["notes"].get("starts") or {}):
         out.print(said, soft_wrap=True)
     out.print("; ".join([*_ended(result), _cost(result)]), soft_wrap=True)
+
+
+MOST_LINES, MOST_COLUMNS = 24, 8  # of the parameters that a run shows
+
+
+def parameters(run: Record) -> None:
+    """The parameters that fit on a screen: a number or a few on a line, a table with the columns' names for more."""
+    out, left, hidden = console(), MOST_LINES, list[str]()
+    found = run.parameters
+    axes = run.column_axes()
+    for name, value in sorted(found.items(), key=lambda item: np.ndim(item[1])):
+        own, lines = axes.get(name, ()), 1 if np.ndim(value) < 2 else len(value) + 3
+        if np.ndim(value) > 2 or np.size(value) == 0 or np.shape(value)[-1:] > (MOST_COLUMNS,) or lines > left:
+            hidden.append(name)
+            continue
+        left -= lines
+        columns = list(run.columns)
+        if np.ndim(value) < 2:
+            names = columns if own == (0,) else []
+            each = [f"{_figure(v)}" for v in np.ravel(value)]
+            said = "  ".join(f"{escape(n)} {v}" for n, v in zip(names, each, strict=True)) if names else "  ".join(each)
+            out.print(f"[bold]{escape(name)}[/]  {said}", soft_wrap=True)
+            continue
+        heads = columns if own[-1:] == (1,) else [str(k) for k in range(np.shape(value)[1])]
+        table = _table("", *map(escape, heads), title=escape(name))
+        firsts = columns if own[:1] == (0,) else [str(k) for k in range(len(value))]
+        for first, row in zip(firsts, value, strict=True):
+            table.add_row(escape(first), *map(_figure, row))
+        out.print(table)
+    if found and run.center is not None:
+        out.print("in the units of the standardized data")
+    if hidden:
+        more = f"; all are in {escape(run.run)}/parameters.csv" if run.run else ""
+        out.print(f"not shown: {escape(', '.join(hidden[:8]))}{', …' if len(hidden) > 8 else ''}{more}", soft_wrap=True)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def written(found: Written) -> None:
+    """A file of rows, and what it holds."""
+    out = console()
+    warnings(found.warnings)
+    if found.evidence is not None:
+        told = found.evidence.to_json(found.rows)
+        each = "" if told["per_datum_mean"] is None else f" ({told['per_datum_mean']:.4f} per row)"
+        out.print(f"log p(x) = {evidence(told)} nats, {_kind(told)}{each}", soft_wrap=True)
+    if found.source:
+        out.print(f"posterior: {escape(found.source)}", soft_wrap=True)
+    out.print(f"{found.rows:,} rows: {escape(', '.join(found.columns[:12]))}{', …' * (len(found.columns) > 12)}", soft_wrap=True)
+    out.print(f"[bold]{escape(found.path)}[/]", soft_wrap=True)
 
 
 def _ended(result: Document) -> list[str]:

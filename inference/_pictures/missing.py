@@ -26,7 +26,7 @@ from inference._pictures._views.style import (
     styled,
     turned,
 )
-from inference._run.impute import Imputation, impute
+from inference._answers.impute import Imputation, impute
 from zoo._errors import UsageError
 
 MOST_IMPUTED = 400  # rows that are imputed for a picture

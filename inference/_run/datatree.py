@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +22,7 @@ from zoo._errors import UsageError
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDData
 
+ROW = "row"  # the coordinate of `observed_data` that holds the names of rows
 Variable = tuple[tuple[str, ...], np.ndarray]  # (dims, values)
 Variables = dict[str, Variable]  # by name
 Attributes = dict[str, str | bool | int | float]
@@ -36,7 +36,8 @@ def to_datatree(run: Record) -> xr.DataTree:
     - `log_likelihood` (chain, draw, data): `x`, where θ or the global latents have draws; one point has no leave-one-out
     - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
-    - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
+    - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it; the rows' names, where they have any,
+      are its coordinate `row`
     - `constant_data`: the parameters under their own names (with "." for "/"), and `labels`
     - `standard_errors`: of the parameters; `trace`: what was followed over the iterations
 
@@ -55,6 +56,10 @@ def to_datatree(run: Record) -> xr.DataTree:
         "trace": _trace(run.trace),
     }
     datasets = {name: _dataset(variables, run) for name, variables in groups.items() if variables}
+    if run.dataset.row_names is not None:
+        datasets["observed_data"] = datasets["observed_data"].assign_coords(
+            {ROW: ("data", np.asarray(run.dataset.row_names, dtype=str))}
+        )
     if "log_likelihood" in datasets:
         datasets["log_likelihood"].attrs.update(LOG_LIKELIHOOD_ATTRS)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=_attrs(run)), **datasets})
@@ -190,7 +195,7 @@ def _attrs(run: Record) -> Attributes:
         "seconds": float(run.seconds),
         "peak_memory_mb": float(run.peak_memory_mb),
         "inference_library": "latent-zoo",
-        "created_at": datetime.now(UTC).isoformat(),
+        "created_at": run.created,
     }
     if run.converged is not None:
         out["converged"] = bool(run.converged)

@@ -24,7 +24,7 @@ from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
 from inference._run.prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
-from inference._run.reopen import other_data, reopen, restore
+from inference._run.reopen import data_of, other_data, reopen, restore
 from inference._run.request import PREPARATIONS, Request
 from inference._run.result import Run
 from inference._run.verify import verify
@@ -293,7 +293,9 @@ def infer_request(
         raise UsageError(
             "the run's own data are already prepared; give rows, binarize and missing only with other data."
         )
-    other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
+    other = None
+    if request.data is not None:
+        other = other_data(data_of(stored), request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)
@@ -375,6 +377,7 @@ def run_prepared(
         learned=task.learn,
         source=prepared.source,
         live=task,
+        prepared=prepared,
     )
     if folder is not None:
         _result.save(found, folder)
