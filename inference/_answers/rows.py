@@ -101,10 +101,15 @@ def joined(parts: list[Rows]) -> Rows:
 
 def of_engine(task: Task, globals: dict[str, Tensor], rows: slice) -> Rows:
     """By the exact engine, at the program's θ and these globals."""
-    part = replace(task, x=task.x[rows], weights=None, draws=DRAWS if several(task.structure) else 1)
-    found = RowPosteriors.of(part, globals)
-    own = of_sites(part.structure, found.probabilities, found.means, found.deviations, found.draws)
-    return replace(own, log_p=part.engine.per_datum(None, globals).numpy())
+    part, structure = replace(task, x=task.x[rows], weights=None, draws=DRAWS), task.structure
+    if several(structure):  # a latent with several values a row has no column for each joint value: by draws
+        found = RowPosteriors.of(part, globals)
+        own = of_sites(structure, found.probabilities, found.means, found.deviations, found.draws)
+    else:
+        shares = part.engine.marginals(part.engine.responsibilities(None, globals)) if structure.discrete_locals else {}
+        means, deviations = part.engine.summary(globals)
+        own = of_sites(structure, *({k: v.numpy() for k, v in p.items()} for p in (shares, means, deviations)), {})
+    return replace(own, log_p=part.engine.per_datum(None, globals).numpy(), source=own.source or EXACT)
 
 
 @torch.no_grad()

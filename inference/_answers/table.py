@@ -45,7 +45,7 @@ class Table:
         """As a data frame; the column `index` becomes its index."""
         import pandas as pd
 
-        found = pd.DataFrame({name: values for name, values in self.columns.items() if name != index})
+        found = pd.DataFrame({name: values for name, values in self.columns.items() if name != index}, copy=False)
         if index is not None:
             found.index = pd.Index(self.columns[index], name=index)
         return found

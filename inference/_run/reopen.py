@@ -34,7 +34,11 @@ def other_data(
     if known and loaded.columns:
         if partial and set(loaded.columns) < set(known):
             loaded = _with_all(loaded, known)
-        loaded = datasets.take_columns(loaded, match(known, loaded.columns), known)
+        places = match(known, loaded.columns)
+        if places == list(range(len(loaded.columns))):  # in their order: no copy
+            loaded = replace(loaded, columns=known)
+        else:
+            loaded = datasets.take_columns(loaded, places, known)
     if (rows := loaded.x.shape[1:]) != (wanted := own.x.shape[1:]):
         columns = len(wanted) == len(rows) == 1
         said = f"{wanted[0]} columns, got {rows[0]}" if columns else f"rows of shape {wanted}, got {rows}"
