@@ -81,8 +81,9 @@ FLOORS = (
     ("inference/_training/", "inference/em.py", "inference/ais.py", "inference/gibbs.py"),
     ("inference/_laplace/", "inference/svi.py", "inference/importance.py"),
     ("inference/",),
+    ("inference/_answers/",),
     ("inference/_run/",),
-    ("inference/_pictures/",),
+    ("inference/_new_rows/", "inference/_pictures/"),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, "latent_zoo.py"),
 )

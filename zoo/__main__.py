@@ -308,7 +308,9 @@ def plot(
 
 NewData = Annotated[
     str | None,
-    typer.Option("--data", help="New rows: a data set's name or a file (default: the run's own rows).", show_default=False),
+    typer.Option(
+        "--data", help="New rows: a data set's name or a file (default: the run's own rows).", show_default=False
+    ),
 ]
 NewFile = Annotated[
     Path | None, typer.Option("--out", help="The CSV file to write (default: a new one in RUN).", show_default=False)

@@ -90,6 +90,7 @@ def verdict(result: Document, shape: str) -> None:
 
 
 MOST_LINES, MOST_COLUMNS = 24, 8  # of the parameters that a run shows
+MOST_NAMES = 12
 
 
 def parameters(run: Record) -> None:
@@ -137,7 +138,10 @@ def written(found: Written) -> None:
         out.print(f"log p(x) = {evidence(told)} nats, {_kind(told)}{each}", soft_wrap=True)
     if found.source:
         out.print(f"posterior: {escape(found.source)}", soft_wrap=True)
-    out.print(f"{found.rows:,} rows: {escape(', '.join(found.columns[:12]))}{', …' * (len(found.columns) > 12)}", soft_wrap=True)
+    out.print(
+        f"{found.rows:,} rows: {escape(', '.join(found.columns[:12]))}{', …' * (len(found.columns) > 12)}",
+        soft_wrap=True,
+    )
     out.print(f"[bold]{escape(found.path)}[/]", soft_wrap=True)
 
 

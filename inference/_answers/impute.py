@@ -68,9 +68,7 @@ class Imputation:
         """The same in the units of the data before they were standardised."""
         if center is None or scale is None:
             return self
-        return replace(
-            self, mean=self.mean * scale + center, sd=self.sd * scale, draws=self.draws * scale + center
-        )
+        return replace(self, mean=self.mean * scale + center, sd=self.sd * scale, draws=self.draws * scale + center)
 
 
 @torch.no_grad()

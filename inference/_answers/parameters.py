@@ -47,15 +47,15 @@ class Known:
 class Parameters(dict[str, np.ndarray]):
     """Name → value, constrained; and the same as a table.
 
-        >>> import numpy as np
-        >>> found = Parameters({"weights": np.array([0.4, 0.6])}, Known(errors={"weights": np.array([0.1, 0.1])}))
-        >>> print(found.to_frame().to_string(index=False))
-           name index  estimate  se
-        weights     0       0.4 0.1
-        weights     1       0.6 0.1
+    >>> import numpy as np
+    >>> found = Parameters({"weights": np.array([0.4, 0.6])}, Known(errors={"weights": np.array([0.1, 0.1])}))
+    >>> print(found.to_frame().to_string(index=False))
+       name index  estimate  se
+    weights     0       0.4 0.1
+    weights     1       0.6 0.1
     """
 
-    def __init__(self, values: Mapping[str, np.ndarray], known: Known | Callable[[], Known] = Known()) -> None:  # noqa: B008
+    def __init__(self, values: Mapping[str, np.ndarray], known: Known | Callable[[], Known] = Known()) -> None:
         super().__init__(values)
         self._known = known
 

@@ -82,17 +82,17 @@ def _arrays(said: Mapping[str, Any]) -> str:
 
 
 def _rows(about: About) -> list[str]:
-    rows, columns = about.rows, about.columns
     if about.rows_left_out:
         return [
             "THE COLUMNS OF ROWS",
             "  rows.csv was not written, being large; `zoo predict RUN` writes it. Its columns:",
-            *_explained(rows, columns),
+            *_explained(about),
         ]
-    return ["THE COLUMNS OF rows.csv", *_explained(rows, columns)]
+    return ["THE COLUMNS OF rows.csv", *_explained(about)]
 
 
-def _explained(rows: Rows, columns: Sequence[str]) -> list[str]:
+def _explained(about: About) -> list[str]:
+    rows, columns = about.rows, about.columns
     what = {
         "exact": "log p(x_i) in nats, exact",
         "lower bound": "a lower bound of log p(x_i) in nats: its expectation lies below it",
@@ -100,13 +100,15 @@ def _explained(rows: Rows, columns: Sequence[str]) -> list[str]:
     }
     out = [*_entry("row", "the row's name, else its number, counting from 0")]
     if rows.log_p is not None:
-        out += _entry(NAMES[rows.kind], what[rows.kind])
+        out += _entry(NAMES[rows.kind], what[rows.kind] + (f", given {rows.given}" if rows.given else ""))
     for site in rows.probabilities:
         out += _entry(site, "the most probable state of this latent, numbered from 0")
         out += _entry(f"{site}_probability", "the probability of that state")
         out += _entry(f"P({site}=k)", "the probability of state k")
     for site in rows.means:
-        out += _entry(f"{site}_mean, _sd", "mean and standard deviation of this latent, one column for each of its numbers")
+        out += _entry(
+            f"{site}_mean, _sd", "mean and standard deviation of this latent, one column for each of its numbers"
+        )
     if rows.probabilities or rows.means:
         out.append(f"  Probabilities, means and sds are of the posterior of each row: {rows.source}.")
     if "khat" in columns:
@@ -119,7 +121,10 @@ def _explained(rows: Rows, columns: Sequence[str]) -> list[str]:
 def _units(said: Mapping[str, Any]) -> list[str]:
     center, scale = said["center"], said["scale"]
     if center is None:
-        return ["UNITS", "  Parameters, latents and log p(x) are in the units of the data as they were given to the method."]
+        return [
+            "UNITS",
+            "  Parameters, latents and log p(x) are in the units of the data as they were given to the method.",
+        ]
     out = [
         "UNITS",
         "  The data were standardized: parameters, latents and log p(x) are of (x - centre) / scale. For log p(x_i) in the",

@@ -43,6 +43,7 @@ class Rows:
     khat: np.ndarray | None = None
     ess: np.ndarray | None = None
     source: str = EXACT  # where the posterior comes from, in words
+    given: str = ""  # what log p(x_i) is conditional on besides θ
 
     def table(self, names: np.ndarray) -> Table:
         """All of it as a table; `names` [n] of the rows."""
@@ -103,12 +104,13 @@ def of_engine(task: Task, globals: dict[str, Tensor], rows: slice) -> Rows:
     """By the exact engine, at the program's θ and these globals."""
     part, structure = replace(task, x=task.x[rows], weights=None, draws=DRAWS), task.structure
     if several(structure):  # a latent with several values a row has no column for each joint value: by draws
-        found = RowPosteriors.of(part, globals)
-        own = of_sites(structure, found.probabilities, found.means, found.deviations, found.draws)
+        whole = RowPosteriors.of(part, globals)
+        own = of_sites(structure, whole.probabilities, whole.means, whole.deviations, whole.draws)
     else:
         shares = part.engine.marginals(part.engine.responsibilities(None, globals)) if structure.discrete_locals else {}
         means, deviations = part.engine.summary(globals)
-        own = of_sites(structure, *({k: v.numpy() for k, v in p.items()} for p in (shares, means, deviations)), {})
+        one, two, three = ({k: v.numpy() for k, v in found.items()} for found in (shares, means, deviations))
+        own = of_sites(structure, one, two, three, {})
     return replace(own, log_p=part.engine.per_datum(None, globals).numpy(), source=own.source or EXACT)
 
 
@@ -197,7 +199,8 @@ def of_sites(
         elif name in draws and len(draws[name]) > 1:
             drawn.append(name)
             if discrete:
-                shares |= {name: f for f in [_frequencies(draws[name])] if f is not None}
+                found = _frequencies(draws[name])
+                shares |= {} if found is None else {name: found}
             else:
                 centers[name], spreads[name] = draws[name].mean(0), draws[name].std(0)
     said = f"of {', '.join(drawn)} by {len(draws[drawn[0]])} draws" if drawn else ""

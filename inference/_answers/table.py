@@ -29,11 +29,11 @@ DIGITS = "%.10g"
 class Table:
     """Columns of numbers or text, all of one length.
 
-        >>> table = Table({"row": np.array(["a", "b"], dtype=object), "log_p": np.array([-1.5, np.nan])})
-        >>> print("".join(table.text()), end="")
-        row,log_p
-        a,-1.5
-        b,
+    >>> table = Table({"row": np.array(["a", "b"], dtype=object), "log_p": np.array([-1.5, np.nan])})
+    >>> print("".join(table.text()), end="")
+    row,log_p
+    a,-1.5
+    b,
     """
 
     columns: dict[str, np.ndarray]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inference._answers import rows as _rows
 from inference._answers import table as _table
 from inference._answers.impute import Imputation
 from inference._answers.names import columns_of, names_of
@@ -74,7 +73,7 @@ def _each(run: Run, data: object, preparation: Preparation, take: Take) -> NewRo
     if data is None:
         if preparation:
             raise UsageError("the run's own rows are already prepared: give preparations only with other data.")
-        if not _left_out(run):
+        if not (_left_out(run) or _nothing_of_log_p(run)):
             take(known_rows(run), names_of(run.dataset))
             return None
     asked = own_rows(run) if data is None else new_rows(run, data, preparation)
@@ -82,14 +81,28 @@ def _each(run: Run, data: object, preparation: Preparation, take: Take) -> NewRo
     return asked
 
 
+def _nothing_of_log_p(run: Run) -> bool:
+    """Whether the run's evidence does not split over its rows (globals are integrated out), and its program is at hand."""
+    if any(e is not None and e.per_datum is not None for e in (run.verified, run.claimed)):
+        return False
+    return run.live is not None or (run.stored is not None and run.stored.may_execute())
+
+
 def _left_out(run: Run) -> bool:
     """Whether the run has latents for each row of which it holds nothing, since they are too many."""
-    return bool(run.local_sites) and not (run.probabilities or run.means or any(s in run.draws for s in run.local_sites))
+    return bool(run.local_sites) and not (
+        run.probabilities or run.means or any(s in run.draws for s in run.local_sites)
+    )
 
 
 def _indexed(frame: pd.DataFrame, data: object, asked: NewRows | None) -> pd.DataFrame:
     """With the index of a data frame that was given, where its rows have no other names."""
-    if asked is None or asked.data.row_names is not None or not isinstance(data, pd.DataFrame) or len(data) != len(frame):
+    if (
+        asked is None
+        or asked.data.row_names is not None
+        or not isinstance(data, pd.DataFrame)
+        or len(data) != len(frame)
+    ):
         return frame
     return frame.set_index(data.index)
 
@@ -191,7 +204,9 @@ def write_predictions(
         os.fsync(file.fileno())
         os.replace(work / "rows", final)
     told = "" if only_log_p or len(header) < 3 else source[0]
-    return Written(str(final), count, header, evidence, told, () if asked is None else asked.data.warnings)
+    return Written(
+        str(final), count, header, evidence, told, () if asked is None else (*asked.data.warnings, *asked.said)
+    )
 
 
 def write_sample(

@@ -10,7 +10,7 @@ How a row is answered follows from the run and the new data:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from inference._answers.rows import Rows
 from inference._method.fit import Arrays, Evidence, Fit
 from inference._method.task import Task
 from inference._numerics.slices import slices
-from inference._run.check import checked
+from inference._method.check import checked
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.prepare import Found, check_draws, check_seed, method_module, prepare, refusal
@@ -54,6 +54,7 @@ class NewRows:
     options: Mapping[str, object]  # of the method
     given: str  # what log p(x) is conditional on besides θ
     seed: int
+    said: list[str] = field(default_factory=list)  # warnings of the method and of the verifier, once they have worked
 
     @cached_property
     def names(self) -> np.ndarray:
@@ -126,7 +127,8 @@ class NewRows:
         assert guide is not None
         parts = [_rows.of_guide(task, guide, some) for some in _blocks(task)]
         parameters = {n: v.numpy() for n, v in {**task.theta(), **self.point}.items()}
-        _, evidence = verify(task, Fit(parameters, None, guide=guide))
+        told, evidence = verify(task, Fit(parameters, None, guide=guide))
+        self.said.extend(told.warnings)
         return _with_evidence(_rows.joined(parts), evidence), evidence
 
     def _by_method(self) -> tuple[Rows, Evidence | None]:
@@ -141,11 +143,15 @@ class NewRows:
         if (reason := refusal(self.method, task.structure, learn=False)) is not None:
             raise Refusal(f"{reason}. Take another method to the run: zoo infer RUN --method … --data ….")
         schema = _options.schema(module.fit)
-        known = {k: v for k, v in self.options.items() if k in schema and v is not None}
+        trained = task.guide is not None  # then it is used as it is: its training is not continued on these rows
+        known = {
+            k: v for k, v in self.options.items() if k in schema and v is not None and not (trained and k == "epochs")
+        }
         chosen, version = _options.convert(schema, known, f"option of {self.method}"), task.x._version
-        return verify(task, checked(module.fit(task, **chosen), task, self.method, version))
+        fit, evidence = verify(task, checked(module.fit(task, **chosen), task, self.method, version))
+        self.said.extend(fit.warnings)
+        return fit, evidence
 
-    @torch.no_grad()
     def _latents(self, draws: int) -> tuple[Arrays, Arrays]:
         """Posterior draws [S, n, …] of the local latents, and probabilities where the method gives them."""
         task, structure = self.task, self.task.structure
@@ -154,13 +160,15 @@ class NewRows:
         width = sum(s.inner * int(np.prod(s.event_shape)) for s in structure.local_latents)
         S = max(1, min(max(draws, IMPUTING_DRAWS), DRAWN_NUMBERS // (len(task.x) * max(1, width))))
         if structure.is_exact:
-            return {k: v.numpy() for k, v in task.engine.draw(None, S, self.point).items()}, {}
+            with torch.no_grad():
+                return {k: v.numpy() for k, v in task.engine.draw(None, S, self.point).items()}, {}
         if self.route == "guide":
             guide, parts = task.guide, []
             assert guide is not None
-            for some in weights.chunks(task.x, S):
-                found = weights.guide_draws(task.program, structure, task.x[some], at(guide, some), S)
-                parts.append({s.name: structure.axes.by_datum(found[s.name], s) for s in structure.local_latents})
+            with torch.no_grad():
+                for some in weights.chunks(task.x, S):
+                    found = weights.guide_draws(task.program, structure, task.x[some], at(guide, some), S)
+                    parts.append({s.name: structure.axes.by_datum(found[s.name], s) for s in structure.local_latents})
             return {k: torch.cat([p[k] for p in parts], 1).numpy() for k in parts[0]}, {}
         fit = self._refitted[0]
         return {s.name: fit.draws[s.name] for s in structure.local_latents if s.name in fit.draws}, fit.probabilities

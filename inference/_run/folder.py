@@ -59,6 +59,11 @@ class Stored:
         self.permit(self.json["model"], "program", "give it again (--model FILE.py:CALLABLE, in Python model=…)")
         return self.json["model"]
 
+    def may_execute(self) -> bool:
+        """Whether the program can be loaded without executing a file that the user has not named."""
+        spec = self.json["model"]
+        return self.model is not None or spec in _registry.models() or self.trust
+
     def permit(self, spec: str, what: str, remedy: str) -> None:
         """Raise `UsageError` unless the file that `spec` names may be executed."""
         if _source.is_file(spec) and not self.trust and not _source.was_executed(spec):
@@ -118,9 +123,7 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def write(
-    folder: Path, fill: Callable[[Path], tuple[str, ...]], describe: Callable[[str], dict[str, object]]
-) -> Path:
+def write(folder: Path, fill: Callable[[Path], tuple[str, ...]], describe: Callable[[str], dict[str, object]]) -> Path:
     """Write a run to `folder`; returns its path. If another run took that name meanwhile, a number is added to it.
 
     `fill(work)` puts `FILES` and tables into the folder `work` and returns the names of the tables; `describe(path)` is what

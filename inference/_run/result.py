@@ -96,11 +96,11 @@ class Run(Record):
         return found
 
     def transform(self, data: object = None, **preparation: object) -> pd.DataFrame:
-        """The latents of each row: probabilities of discrete ones (`P(z=0)`, …), posterior means of continuous ones (`z[0]`, …).
+        """The latents of each row: probabilities of discrete ones (`P(z=0)`, …), posterior means of others (`z[0]`, …).
 
-            >>> from latent_zoo import run
-            >>> run("ppca", data="wine", standardize=True, latents=2).transform().shape
-            (178, 2)
+        >>> from latent_zoo import run
+        >>> run("ppca", data="wine", standardize=True, latents=2).transform().shape
+        (178, 2)
         """
         found: pd.DataFrame = _answers().transform(self, data, preparation)
         return found
@@ -128,8 +128,8 @@ class Run(Record):
             >>> found.sample(2, given={"waiting": [55.0]}).shape  # two draws of the eruption after a wait of 55 minutes
             (2, 2)
 
-        - `given`: rows of which some entries are known: n joint draws (1 when None) of the others, given those. Columns that are
-          left out are unknown. The index holds the number of the draw and the row.
+        - `given`: rows of which some entries are known: n joint draws (1 when None) of the others, given those. Columns that
+          are left out are unknown. The index holds the number of the draw and the row.
         - `seed`: the run's own when None.
         """
         found: pd.DataFrame = _answers().sample(self, n, given, self.seed if seed is None else seed)
@@ -147,8 +147,8 @@ class Run(Record):
             row
             0          4.5     81.8
 
-        Given the globals at their point values, where there are any. `data`: new rows; the run's own when None. `seed`: the run's
-        own when None. Raises `UsageError` when nothing is missing.
+        Given the globals at their point values, where there are any. `data`: new rows; the run's own when None. `seed`: the
+        run's own when None. Raises `UsageError` when nothing is missing.
         """
         seed = self.seed if seed is None else seed
         if data is None:
@@ -289,12 +289,13 @@ def save(run: Run, folder: Path) -> Path:
             tree, state = to_datatree(kept), _store.state_of(run.program, run.fit.guide)
         else:
             tree, state = run.stored.tree, run.stored.state
-        content = _store.state_as_bytes(state)
+        content, parameters = _store.state_as_bytes(state), run.parameters
+        rows = saving.known_rows(run, run.at_theta() if run.stored is None else None)
 
         def fill(work: Path) -> tuple[str, ...]:
             write_netcdf(tree, work / "fit.nc")
             _store.put(work / "state.safetensors", content)
-            return saving.write_tables(run, work, saving.known_rows(run), run.parameters)
+            return saving.write_tables(run, work, rows, parameters)
 
         return _store.write(folder, fill, describe)
     except BaseException as error:

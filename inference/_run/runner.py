@@ -18,7 +18,7 @@ from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
-from inference._run.check import checked
+from inference._method.check import checked
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words

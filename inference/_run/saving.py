@@ -20,6 +20,7 @@ from inference._answers.names import names_of
 from inference._answers.parameters import MOST_NUMBERS, Parameters
 from inference._answers.rows import Rows
 from inference._answers.table import Table
+from inference._method.task import Task
 from inference._run.datatree import LEAST_DRAWS
 from inference._run.record import Record
 
@@ -34,7 +35,7 @@ PARAMETERS, ROWS, README = "parameters.csv", "rows.csv", "README.txt"
 
 
 def bounded(run: Record, slots: tuple[str, ...], exact: bool) -> Record:
-    """The run as its file shall hold it; `slots`: sites whose missing entries are latents; `exact`: whether its posterior is."""
+    """The run as its file shall hold it; `slots`: sites whose missing entries are latents; `exact`: its posterior is."""
     kept = {k: v for k, v in run.probabilities.items() if any(s in k for s in slots)}
     out, left = _thinned(run)
     out, said = _fewer_draws(out, slots, exact)
@@ -129,14 +130,19 @@ def _size(run: Record) -> int:
 # ------------------------------------------------------------------------------------------------------ tables and words
 
 
-def known_rows(run: Record) -> Rows:
-    """What the run itself holds of each of its rows."""
+def known_rows(run: Record, task: Task | None = None) -> Rows:
+    """What the run itself holds of each of its rows. `task`: at its θ, for an exact log p(x_i) where the run's evidence has
+    integrated the globals out, and does not split over rows."""
     found = rows.of_sites(None, run.probabilities, run.means, run.deviations, run.draws, run.local_sites)
     told = next((e for e in (run.verified, run.claimed) if e is not None and e.per_datum is not None), None)
     found = replace(found, khat=run.khat, ess=run.ess, source=_source(run, found.source))
+    if told is None and task is not None and task.structure.is_exact:
+        wide, names = task.doubled(), ", ".join(task.globals)
+        given = f"the point values of {names}" if names else ""
+        return replace(found, log_p=wide.engine.per_datum(None, wide.globals).numpy(), given=given)
     if told is None:
         return found
-    return replace(found, log_p=told.per_datum, kind=told.kind, se=told.se_per_datum)
+    return replace(found, log_p=told.per_datum, kind=told.kind, se=told.se_per_datum, given=told.given)
 
 
 def _source(run: Record, how: str) -> str:
