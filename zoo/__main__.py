@@ -13,10 +13,11 @@ import typer
 
 from zoo import _options, _registry
 from zoo._command import PlotCommand, plainly, print_json
+from zoo._commands import rows as _rows
+from zoo._commands.options import Binarize, Changed, Json, Named, Seed, Trust
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
-    from inference._new_rows.answers import Written
     from inference._run.record import Record
     from inference._run.request import Request
     from inference._run.runner import Refused
@@ -34,14 +35,11 @@ Data = Annotated[
     str, typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False)
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Rows = Annotated[int | None, typer.Option("--rows", help="Keep a random subset of this many rows.", show_default=False)]
 Standardize = Annotated[
     bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
 ]
-Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic, or a threshold.", show_default=False)]
 Missing = Annotated[
     str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right, random:P, or a mask.npy.")
 ]
@@ -49,14 +47,6 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint value
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
 ]
-Named = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="The run's program, if it is in a Python file: path/to/file.py:callable.", show_default=False
-    ),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Execute the Python files that the run names.")]
-Changed = Annotated[bool, typer.Option("--changed-program", help="Use the program although it changed since the run.")]
 Device = Annotated[
     str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
 ]
@@ -306,118 +296,7 @@ def plot(
         print("\n".join(paths))
 
 
-NewData = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help="New rows: a data set's name or a file (default: the run's own rows).", show_default=False
-    ),
-]
-NewFile = Annotated[
-    Path | None, typer.Option("--out", help="The CSV file to write (default: a new one in RUN).", show_default=False)
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
-
-
-@app.command()
-@plainly
-def predict(
-    folder: RunFolder,
-    data: NewData = None,
-    binarize: Binarize = None,
-    out: NewFile = None,
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
-    json: Json = False,
-) -> None:
-    """Write what a run says of new rows: log p(x), most probable states, probabilities, latent means."""
-    from inference._new_rows import answers
-    from inference._run import result
-
-    run = result.load(folder, model, trust, changed_program)
-    _written(answers.write_predictions(run, data, _given(binarize=binarize), out), folder, json)
-
-
-@app.command()
-@plainly
-def score(
-    folder: RunFolder,
-    data: NewData = None,
-    binarize: Binarize = None,
-    out: NewFile = None,
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
-    json: Json = False,
-) -> None:
-    """Write log p(x) of each new row, and show the total with its kind."""
-    from inference._new_rows import answers
-    from inference._run import result
-
-    run = result.load(folder, model, trust, changed_program)
-    _written(answers.write_predictions(run, data, _given(binarize=binarize), out, only_log_p=True), folder, json)
-
-
-@app.command()
-@plainly
-def sample(
-    folder: RunFolder,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=1, help="How many rows; with --given, draws of each row.", show_default="100; 1"),
-    ] = None,
-    given: Annotated[
-        str | None,
-        typer.Option("--given", help="Rows of which some entries are known: draw the others.", show_default=False),
-    ] = None,
-    seed: Seed = 0,
-    out: NewFile = None,
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
-    json: Json = False,
-) -> None:
-    """Write new rows from a run's program, in the data's own names and units."""
-    from inference._new_rows import answers
-    from inference._run import result
-
-    run = result.load(folder, model, trust, changed_program)
-    _written(answers.write_sample(run, size, given, seed, {}, out), folder, json)
-
-
-def _written(found: Written, folder: Path, json: bool) -> None:
-    """Show what was written for rows."""
-    if json:
-        print_json(found.to_json(folder))
-        return
-    from zoo import _show
-
-    _show.written(found)
-
-
-@app.command()
-@plainly
-def impute(
-    folder: RunFolder,
-    data: NewData = None,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="How many joint draws to write.")] = 20,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The folder to write (default: RUN/imputed).", show_default=False)
-    ] = None,
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
-    json: Json = False,
-) -> None:
-    """Impute the missing entries of a run's data, or of new rows: mean, standard deviation, joint draws."""
-    from inference._new_rows import answers
-
-    paths = [str(p) for p in answers.impute_run(folder, draws, seed, out, model, trust, changed_program, data)]
-    if json:
-        print_json({"run": str(folder), "files": paths})
-    else:
-        print("\n".join(paths))
+_rows.add(app)
 
 
 @app.command()
@@ -496,7 +375,7 @@ def _report(fit: Record, json: bool) -> None:
     from zoo import _show
 
     _show.warnings(fit.warnings)
-    _show.parameters(fit)
+    _show.parameters(fit.parameters, fit.columns, fit.column_axes(), fit.center is not None, fit.run)
     _show.verdict(fit.to_document(), _shape(fit.x.shape))
 
 

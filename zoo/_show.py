@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich import markup
@@ -12,10 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
-
-if TYPE_CHECKING:
-    from inference._new_rows.answers import Written
-    from inference._run.record import Record
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -93,56 +89,53 @@ MOST_LINES, MOST_COLUMNS = 24, 8  # of the parameters that a run shows
 MOST_NAMES = 12
 
 
-def parameters(run: Record) -> None:
-    """The parameters that fit on a screen: a number or a few on a line, a table with the columns' names for more."""
+def parameters(
+    values: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    axes: Mapping[str, tuple[int, ...]],
+    standardized: bool,
+    folder: str | None,
+) -> None:
+    """The parameters that fit on a screen: a few numbers on a line, of more a table. `axes`: those that belong to `columns`."""
     out, left, hidden = console(), MOST_LINES, list[str]()
-    found = run.parameters
-    axes = run.column_axes()
-    for name, value in sorted(found.items(), key=lambda item: np.ndim(item[1])):
-        own, lines = axes.get(name, ()), 1 if np.ndim(value) < 2 else len(value) + 3
+    for name, value in sorted(values.items(), key=lambda item: np.ndim(item[1])):
+        own, lines = axes.get(name, ()), 1 if np.ndim(value) < 2 else len(value) + 4
         if np.ndim(value) > 2 or np.size(value) == 0 or np.shape(value)[-1:] > (MOST_COLUMNS,) or lines > left:
             hidden.append(name)
             continue
         left -= lines
-        columns = list(run.columns)
+        labels = [columns if k in own else [str(i) for i in range(size)] for k, size in enumerate(np.shape(value))]
         if np.ndim(value) < 2:
-            names = columns if own == (0,) else []
-            each = [f"{_figure(v)}" for v in np.ravel(value)]
-            said = "  ".join(f"{escape(n)} {v}" for n, v in zip(names, each, strict=True)) if names else "  ".join(each)
+            each = [f"{value:.4g}" for value in np.ravel(value)]
+            names = labels[0] if own else [""] * len(each)
+            said = "  ".join(f"{escape(n)} {v}".strip() for n, v in zip(names, each, strict=True))
             out.print(f"[bold]{escape(name)}[/]  {said}", soft_wrap=True)
             continue
-        heads = columns if own[-1:] == (1,) else [str(k) for k in range(np.shape(value)[1])]
-        table = _table("", *map(escape, heads), title=escape(name))
-        firsts = columns if own[:1] == (0,) else [str(k) for k in range(len(value))]
-        for first, row in zip(firsts, value, strict=True):
-            table.add_row(escape(first), *map(_figure, row))
+        table = _table("", *map(escape, labels[1]), title=escape(name))
+        for label, row in zip(labels[0], value, strict=True):
+            table.add_row(escape(label), *(f"{v:.4g}" for v in row))
         out.print(table)
-    if found and run.center is not None:
+    if values and standardized:
         out.print("in the units of the standardized data")
     if hidden:
-        more = f"; all are in {escape(run.run)}/parameters.csv" if run.run else ""
-        out.print(f"not shown: {escape(', '.join(hidden[:8]))}{', …' if len(hidden) > 8 else ''}{more}", soft_wrap=True)
+        more = f"; all are in {escape(folder)}/parameters.csv" if folder else ""
+        names = ", ".join(hidden[:MOST_NAMES]) + ", …" * (len(hidden) > MOST_NAMES)
+        out.print(f"not shown: {escape(names)}{more}", soft_wrap=True)
 
 
-def _figure(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def written(found: Written) -> None:
-    """A file of rows, and what it holds."""
-    out = console()
-    warnings(found.warnings)
-    if found.evidence is not None:
-        told = found.evidence.to_json(found.rows)
+def written(found: Document) -> None:
+    """A file of rows, and what it holds: `Written.to_json()`."""
+    out, told = console(), found.get("log_p")
+    warnings(found["warnings"])
+    if told is not None:
         each = "" if told["per_datum_mean"] is None else f" ({told['per_datum_mean']:.4f} per row)"
         out.print(f"log p(x) = {evidence(told)} nats, {_kind(told)}{each}", soft_wrap=True)
-    if found.source:
-        out.print(f"posterior: {escape(found.source)}", soft_wrap=True)
-    out.print(
-        f"{found.rows:,} rows: {escape(', '.join(found.columns[:12]))}{', …' * (len(found.columns) > 12)}",
-        soft_wrap=True,
-    )
-    out.print(f"[bold]{escape(found.path)}[/]", soft_wrap=True)
+    if "posterior" in found:
+        out.print(f"posterior: {escape(found['posterior'])}", soft_wrap=True)
+    columns = found["columns"]
+    names = ", ".join(columns[:MOST_NAMES]) + ", …" * (len(columns) > MOST_NAMES)
+    out.print(f"{found['rows']:,} rows: {escape(names)}", soft_wrap=True)
+    out.print(f"[bold]{escape(found['file'])}[/]", soft_wrap=True)
 
 
 def _ended(result: Document) -> list[str]:

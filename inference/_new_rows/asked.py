@@ -23,10 +23,10 @@ from inference._answers import rows as _rows
 from inference._answers.impute import Imputation, impute
 from inference._answers.names import columns_of, names_of
 from inference._answers.rows import Rows
+from inference._method.check import checked
 from inference._method.fit import Arrays, Evidence, Fit
 from inference._method.task import Task
 from inference._numerics.slices import slices
-from inference._method.check import checked
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.prepare import Found, check_draws, check_seed, method_module, prepare, refusal

@@ -22,7 +22,6 @@ from zoo._errors import UsageError
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDData
 
-ROW = "row"  # the coordinate of `observed_data` that holds the names of rows
 Variable = tuple[tuple[str, ...], np.ndarray]  # (dims, values)
 Variables = dict[str, Variable]  # by name
 Attributes = dict[str, str | bool | int | float]
@@ -36,8 +35,7 @@ def to_datatree(run: Record) -> xr.DataTree:
     - `log_likelihood` (chain, draw, data): `x`, where θ or the global latents have draws; one point has no leave-one-out
     - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
-    - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it; the rows' names, where they have any,
-      are its coordinate `row`
+    - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
     - `constant_data`: the parameters under their own names (with "." for "/"), and `labels`
     - `standard_errors`: of the parameters; `trace`: what was followed over the iterations
 
@@ -56,10 +54,6 @@ def to_datatree(run: Record) -> xr.DataTree:
         "trace": _trace(run.trace),
     }
     datasets = {name: _dataset(variables, run) for name, variables in groups.items() if variables}
-    if run.dataset.row_names is not None:
-        datasets["observed_data"] = datasets["observed_data"].assign_coords(
-            {ROW: ("data", np.asarray(run.dataset.row_names, dtype=str))}
-        )
     if "log_likelihood" in datasets:
         datasets["log_likelihood"].attrs.update(LOG_LIKELIHOOD_ATTRS)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=_attrs(run)), **datasets})
@@ -150,13 +144,15 @@ def _trace(trace: Mapping[str, np.ndarray]) -> Variables:
 
 
 def _dataset(variables: Variables, run: Record) -> xr.Dataset:
-    """Variables with an index 0, 1, … along every dimension, and the column names along `column`."""
+    """Variables with an index 0, 1, … along every dimension; the columns' names along `column`, the rows' along `data`."""
     sizes = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
     coords: dict[str, np.ndarray | list[str]] = {
         dim: np.arange(size) for dim, size in sizes.items() if dim not in variables
     }
     if "column" in sizes:
         coords["column"] = list(run.columns)
+    if "data" in sizes and run.dataset.row_names is not None:
+        coords["data"] = list(run.dataset.row_names)
     return xr.Dataset(variables, coords=coords)
 
 

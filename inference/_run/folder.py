@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from inference._run import checkpoint
-from inference._run.datatree import ROW
 from inference._run.netcdf import read_netcdf
 from zoo import _atomic, _registry
 from zoo._atomic import digest_of
@@ -101,8 +100,8 @@ class Stored:
 
     def row_names(self) -> tuple[str, ...] | None:
         """Names of the rows, where they have any."""
-        coordinates = self.tree["observed_data"].coords
-        return tuple(map(str, coordinates[ROW].values)) if ROW in coordinates else None
+        names = self.tree["observed_data"]["x"].coords.get("data")
+        return None if names is None or names.dtype.kind in "iuf" else tuple(map(str, names.values))
 
     def labels(self) -> np.ndarray | None:
         """Class labels of the data, where they have any."""

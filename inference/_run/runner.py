@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from inference._method.check import checked
 from inference._method.task import Task
 from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
-from inference._method.check import checked
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
