@@ -132,6 +132,8 @@ def written(found: Document) -> None:
         out.print(f"log p(x) = {evidence(told)} nats, {_kind(told)}{each}", soft_wrap=True)
     if "posterior" in found:
         out.print(f"posterior: {escape(found['posterior'])}", soft_wrap=True)
+    if found["standardized"]:
+        out.print("log p(x) and latents are of the standardized data")
     columns = found["columns"]
     names = ", ".join(columns[:MOST_NAMES]) + ", …" * (len(columns) > MOST_NAMES)
     out.print(f"{found['rows']:,} rows: {escape(names)}", soft_wrap=True)

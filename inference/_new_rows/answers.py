@@ -162,6 +162,7 @@ class Written:
     evidence: Evidence | None = None
     source: str = ""
     warnings: tuple[str, ...] = ()
+    standardized: bool = False  # log p(x) and latents are of the standardized data
 
     def to_json(self, run: Path) -> dict[str, Any]:
         """JSON-ready."""
@@ -170,7 +171,7 @@ class Written:
             out["posterior"] = self.source
         if self.evidence is not None:
             out["log_p"] = self.evidence.to_json(self.rows)
-        return out | {"warnings": list(self.warnings)}
+        return out | {"standardized": self.standardized, "warnings": list(self.warnings)}
 
 
 def write_predictions(

@@ -129,6 +129,7 @@ class NewRows:
         parameters = {n: v.numpy() for n, v in {**task.theta(), **self.point}.items()}
         told, evidence = verify(task, Fit(parameters, None, guide=guide))
         self.said.extend(told.warnings)
+        evidence = None if evidence is None else replace(evidence, given=evidence.given or self.given)
         return _with_evidence(_rows.joined(parts), evidence), evidence
 
     def _by_method(self) -> tuple[Rows, Evidence | None]:
@@ -150,7 +151,7 @@ class NewRows:
         chosen, version = _options.convert(schema, known, f"option of {self.method}"), task.x._version
         fit, evidence = verify(task, checked(module.fit(task, **chosen), task, self.method, version))
         self.said.extend(fit.warnings)
-        return fit, evidence
+        return fit, None if evidence is None else replace(evidence, given=evidence.given or self.given)
 
     def _latents(self, draws: int) -> tuple[Arrays, Arrays]:
         """Posterior draws [S, n, …] of the local latents, and probabilities where the method gives them."""

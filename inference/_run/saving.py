@@ -21,12 +21,12 @@ from inference._answers.parameters import MOST_NUMBERS, Parameters
 from inference._answers.rows import Rows
 from inference._answers.table import Table
 from inference._method.task import Task
-from inference._run.datatree import LEAST_DRAWS
 from inference._run.record import Record
 
 MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 SMALL_BYTES = 1 << 20  # of draws, and of simulated data, that a file holds however small the data are
 MOST_CELLS = 2_000_000  # of rows.csv: 40 MB, two seconds
+GLOBAL_DRAWS = 100  # of globals, whose spread is told by them
 IMPUTED = 20  # draws that imputing takes, unless told otherwise
 PARAMETERS, ROWS, README = "parameters.csv", "rows.csv", "README.txt"
 
@@ -73,17 +73,16 @@ def _fewer_draws(run: Record, slots: tuple[str, ...], exact: bool) -> tuple[Reco
             said.append(f"{count} of {had} simulated data sets")
             predicted = replace(predicted, simulated={k: v[:count] for k, v in predicted.simulated.items()})
     missing = bool(np.isnan(run.x).any())
-    if fit.draws and not (missing and (slots or not exact)):  # there, imputing needs them all
-        drawn = [v for v in (*fit.draws.values(), predicted.log_likelihood) if v is not None]
-        varies = predicted.log_likelihood is not None or any(k not in run.local_sites for k in fit.draws)
-        least = max(LEAST_DRAWS if varies else 1, IMPUTED if missing else 1)
+    needed = predicted.log_likelihood is not None or (missing and (bool(slots) or not exact))
+    if fit.draws and not needed:  # leave-one-out, and imputing by draws, are worse with fewer
+        drawn = list(fit.draws.values())
+        varies = any(k not in run.local_sites for k in fit.draws)
+        least = max(GLOBAL_DRAWS if varies else 1, IMPUTED if missing else 1)
         had = len(drawn[0])
         count = min(had, max(least, int(most / _packed(drawn))))
         if count < had:
             said.append(f"{count} of {had} posterior draws")
             fit = replace(fit, draws={k: v[:count] for k, v in fit.draws.items()})
-            if predicted.log_likelihood is not None:
-                predicted = replace(predicted, log_likelihood=predicted.log_likelihood[:count])
     if not said:
         return run, ""
     return replace(run, fit=fit, predicted=predicted), f"the first {' and '.join(said)}"
