@@ -33,7 +33,7 @@ def text(about: About) -> str:
         "FILES",
         *_entry("run.json", "what was asked for and what was found: evidence, options, warnings, versions"),
         *_entry("parameters.csv", _parameters(about)),
-        *_entry("rows.csv", "what is known of each row; its columns are explained below"),
+        *_entry("rows.csv", "what is known of each row, in ten digits; its columns are explained below"),
         *_entry("fit.nc", _arrays(said)),
         *_entry("state.safetensors", "the program's parameters and the guide's, as torch holds them"),
         "",

@@ -37,6 +37,7 @@ class Table:
     """
 
     columns: dict[str, np.ndarray]
+    full: bool = False  # numbers in all their digits, rather than ten
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -55,7 +56,7 @@ class Table:
         if header:
             yield ",".join(_field(name) for name in self.columns) + "\n"
         for rows in slices(len(self), LINES):
-            yield _lines([values[rows] for values in self.columns.values()])
+            yield _lines([values[rows] for values in self.columns.values()], "%r" if self.full else DIGITS)
 
 
 def joined(tables: Sequence[Table]) -> Table:
@@ -75,24 +76,24 @@ def write(path: Path, tables: Iterable[Table]) -> int:
     return count
 
 
-def _lines(columns: list[np.ndarray]) -> str:
+def _lines(columns: list[np.ndarray], digits: str) -> str:
     parts, formats = [], []
     for values in columns:
-        form, cells = _cells(values)
+        form, cells = _cells(values, digits)
         formats.append(form)
         parts.append(cells)
     line = ",".join(formats) + "\n"
     return (line * len(parts[0])) % tuple(itertools.chain.from_iterable(zip(*parts, strict=True)))
 
 
-def _cells(values: np.ndarray) -> tuple[str, list[object]]:
+def _cells(values: np.ndarray, digits: str) -> tuple[str, list[object]]:
     """How to format a column's values, and the values."""
     if values.dtype.kind in "iub":
         return "%d", values.tolist()
     if values.dtype.kind == "f":
         if not np.isnan(values).any():
-            return DIGITS, values.tolist()
-        return "%s", ["" if v != v else DIGITS % v for v in values.tolist()]
+            return digits, values.tolist()
+        return "%s", ["" if v != v else digits % v for v in values.tolist()]
     return "%s", [_field(v) for v in values.tolist()]
 
 

@@ -151,7 +151,7 @@ def _source(run: Record, how: str) -> str:
 
 def write_tables(run: Record, work: Path, found: Rows, parameters: Parameters) -> tuple[str, ...]:
     """Put `parameters.csv`, `rows.csv` and `README.txt` into the folder `work`; the names of what was written."""
-    cells = Table(parameters.table(MOST_NUMBERS))
+    cells = Table(parameters.table(MOST_NUMBERS), full=True)
     table.write(work / PARAMETERS, [cells])
     whole = found.table(names_of(run.dataset))
     left_out = len(whole) * len(whole.columns) > MOST_CELLS
