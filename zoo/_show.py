@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich import markup
 from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -98,15 +100,15 @@ def parameters(
 ) -> None:
     """The parameters that fit on a screen: a few numbers on a line, of more a table. `axes`: those that belong to `columns`."""
     out, left, hidden = console(), MOST_LINES, list[str]()
-    for name, value in sorted(values.items(), key=lambda item: np.ndim(item[1])):
-        own, lines = axes.get(name, ()), 1 if np.ndim(value) < 2 else len(value) + 4
-        if np.ndim(value) > 2 or np.size(value) == 0 or np.shape(value)[-1:] > (MOST_COLUMNS,) or lines > left:
+    for name, value in sorted(values.items(), key=lambda item: item[1].ndim):
+        own, lines = axes.get(name, ()), 1 if value.ndim < 2 else len(value) + 4
+        if value.ndim > 2 or value.size == 0 or value.shape[-1:] > (MOST_COLUMNS,) or lines > left:
             hidden.append(name)
             continue
         left -= lines
-        labels = [columns if k in own else [str(i) for i in range(size)] for k, size in enumerate(np.shape(value))]
-        if np.ndim(value) < 2:
-            each = [f"{value:.4g}" for value in np.ravel(value)]
+        labels = [columns if k in own else [str(i) for i in range(size)] for k, size in enumerate(value.shape)]
+        if value.ndim < 2:
+            each = [f"{v:.4g}" for v in value.ravel()]
             names = labels[0] if own else [""] * len(each)
             said = "  ".join(f"{escape(n)} {v}".strip() for n, v in zip(names, each, strict=True))
             out.print(f"[bold]{escape(name)}[/]  {said}", soft_wrap=True)
