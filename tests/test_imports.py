@@ -90,7 +90,7 @@ FLOORS = (
     ("inference/",),
     ("inference/_answers/",),
     ("inference/_run/",),
-    ("inference/_new_rows/", "inference/_pictures/"),
+    ("inference/_new_rows/", "inference/_pictures/", "inference/_estimator/"),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, COMMANDS, "latent_zoo.py"),
 )

@@ -25,6 +25,7 @@ from inference._exact.latent_program import LatentProgram
 from inference._exact.numeric import climb_numerically
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
+from inference._numerics.weighted import count, weighed
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, local_log_prob
@@ -53,7 +54,7 @@ class NaturalPosterior:
 
 @dataclass
 class NaturalPosteriors(Statistics):
-    """What an E-step leaves: the posterior of each chunk of rows, and its weights."""
+    """What an E-step leaves: the posterior of each chunk of rows, and the weights [n, A] of its assignments."""
 
     posterior: list[tuple[NaturalPosterior, Tensor]]
 
@@ -63,8 +64,8 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
 
     size = math.inf
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
-        super().__init__(program, structure, x)
+    def __init__(self, program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None) -> None:
+        super().__init__(program, structure, x, weights)
         self.families = {}
         self.parts = Parts.of(self.layout, {s.name: s.family for s in structure.continuous_locals})
 
@@ -112,8 +113,8 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
         total: Tensor | float = 0.0
-        for _, posterior in self.posteriors(parameters, globals):
-            total = total + posterior.log_evidence.logsumexp(1).sum()
+        for rows, posterior in self.posteriors(parameters, globals):
+            total = total + weighed(posterior.log_evidence.logsumexp(1), self.weights, rows).sum()
         return torch.as_tensor(total), self.log_prior(parameters, globals)
 
     @torch.no_grad()
@@ -169,9 +170,10 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         found, per_datum = self.look(globals), []
         found.counts = self.x.new_zeros(self.A)
         for rows, posterior in self.posteriors(None, globals):
-            each = posterior.log_evidence.logsumexp(1)
+            each = weighed(posterior.log_evidence.logsumexp(1), self.weights, rows)
             per_datum.append(each.sum(0, keepdim=True) if self.N > MOST_SUMMED else each)
             weights = posterior.weights if responsibilities is None else responsibilities[rows]
+            weights = weighed(weights, self.weights, rows)
             found.counts += weights.sum(0)
             found.posterior.append((posterior, weights))
         found.per_datum = torch.cat(per_datum)
@@ -197,7 +199,9 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         def objective(parameters: Values, point: Values) -> Tensor:
             return self.expected(stats, parameters, point)
 
-        return climb_numerically(self.program, plan.numeric, globals, supports, objective, self.N, iterations)
+        return climb_numerically(
+            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+        )
 
     def expected(
         self, stats: NaturalPosteriors, parameters: Values, globals: Values, responsibilities: Rows | None = None

@@ -162,6 +162,7 @@ class Written:
     evidence: Evidence | None = None
     source: str = ""
     warnings: tuple[str, ...] = ()
+    weight: float = 0.0  # how many rows those stand for, which the evidence is of
     standardized: bool = False  # log p(x) and latents are of the standardized data
 
     def to_json(self, run: Path) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class Written:
         if self.source:
             out["posterior"] = self.source
         if self.evidence is not None:
-            out["log_p"] = self.evidence.to_json(self.rows)
+            out["log_p"] = self.evidence.to_json(self.weight)
         return out | {"standardized": self.standardized, "warnings": list(self.warnings)}
 
 

@@ -186,6 +186,7 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
     inherited = {k: v for k in INHERITED if (v := run.dataset.options.get(k)) is not None and k not in preparation}
     if inherited and not _is_binary(other.x):
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
+    other = replace(other, weights=None)  # each new row counts once
     if run.stored is not None:
         prepared = reopen(run.stored, [], {}, other, run.seed)
         task = replace(task_of(prepared, run.stored), quiet=True)
@@ -203,7 +204,7 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
 @entrance
 def own_rows(run: Run) -> NewRows:
     """The run's own rows, as new ones."""
-    return _asked(run, run.at_theta(), run.dataset)
+    return _asked(run, replace(run.at_theta(), weights=None), run.dataset)
 
 
 def _asked(run: Run, task: Task, data: Dataset) -> NewRows:

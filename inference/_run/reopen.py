@@ -13,10 +13,10 @@ import guides
 from inference._method.task import Task
 from inference._numerics.coordinates import bijection
 from inference._run import folder
-from inference._run.prepare import Prepared, find, method_module, prepare
+from inference._run.prepare import Prepared, counted, find, method_module, prepare
 from zoo import _options, _registry
 from zoo._data import datasets
-from zoo._data.columns import match
+from zoo._data.roles import Roles
 from zoo._errors import UsageError
 from zoo._program import source
 
@@ -26,19 +26,21 @@ def other_data(
 ) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
-    `own`: the run's data; `partial`: columns that the other data lack are unobserved. Raises `UsageError` where columns are
-    missing or unknown, or rows have another shape.
+    Its labels, names of rows, weights and categories are found by name too, where they are there; columns that it did not have
+    are told, and not used. `own`: the run's data; `partial`: columns that the other data lack are unobserved. Raises
+    `UsageError` where columns are missing, or rows have another shape.
     """
-    loaded = datasets.load(data, seed=seed, **preparation)
-    known = tuple(own.columns)
-    if known and loaded.columns:
-        if partial and set(loaded.columns) < set(known):
-            loaded = _with_all(loaded, known)
-        places = match(known, loaded.columns)
-        if places == list(range(len(loaded.columns))):  # in their order: no copy
-            loaded = replace(loaded, columns=known)
-        else:
-            loaded = datasets.take_columns(loaded, places, known)
+    roles = Roles.stored(own.columns, own.options)
+    given = {"na": roles.na or None, **preparation}
+    try:
+        loaded = datasets.load(data, seed=seed, like=roles, **given)
+    except UsageError:
+        if not partial or not own.columns or roles.levels:
+            raise
+        loaded = datasets.load(data, seed=seed, **given)
+        if not set(loaded.columns) < set(own.columns):
+            raise
+        loaded = _with_all(loaded, own.columns)
     if (rows := loaded.x.shape[1:]) != (wanted := own.x.shape[1:]):
         columns = len(wanted) == len(rows) == 1
         said = f"{wanted[0]} columns, got {rows[0]}" if columns else f"rows of shape {wanted}, got {rows}"
@@ -81,7 +83,7 @@ def reopen(
     how = {
         "limit": chosen["limit"],
         "dtype": chosen.get("dtype", "float64"),
-        "like": None if other is None else stored.x,
+        "like": None if other is None else _built_on(stored),
     }
     prepared = prepare(found, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
@@ -103,6 +105,7 @@ def data_of(stored: folder.Stored) -> datasets.Dataset:
         center=None if center is None else np.asarray(center),
         scale=None if scale is None else np.asarray(scale),
         truth=None,
+        weights=stored.weights(),
         warnings=(),
         row_names=stored.row_names(),
     )
@@ -112,9 +115,15 @@ def _own_data(stored: folder.Stored) -> datasets.Dataset:
     return replace(data_of(stored), x=datasets.load(stored.x).x)
 
 
+def _built_on(stored: folder.Stored) -> np.ndarray:
+    """The data that the run's model was built on."""
+    weights = stored.weights()
+    return stored.x if weights is None else counted(torch.as_tensor(stored.x), torch.as_tensor(weights)).numpy()
+
+
 def task_of(prepared: Prepared, stored: folder.Stored) -> Task:
     """A task that holds the θ, globals and guide of a saved run, and keeps its θ."""
-    task = Task(prepared.program(), prepared.structure, prepared.x, limit=prepared.limit)
+    task = Task(prepared.program(), prepared.structure, prepared.x, weights=prepared.weights, limit=prepared.limit)
     restore(task, stored)
     return task
 

@@ -228,7 +228,7 @@ class Run(Record):
         names = [s.name for s in own.structure.global_latents]
         point = {n: torch.as_tensor(self.parameters[n]) for n in names}
         task = Task(own.program, own.structure, own.x, learn=False, guide=self.fit.guide, globals=point)
-        return replace(task, limit=own.limit, quiet=own.quiet)
+        return replace(task, weights=own.weights, limit=own.limit, quiet=own.quiet)
 
     def _made_anew(self) -> tuple[Prepared, Callable[[], Task]]:
         """Of a stored run: its program on its data, and how to put it at θ."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo._command import plainly, print_json
-from zoo._commands.options import Binarize, Changed, Json, Named, Seed, Trust
+from zoo._command import plainly, preparing, print_json
+from zoo._commands.options import Changed, Json, Named, Seed, Trust
 
 if TYPE_CHECKING:
     from inference._new_rows.answers import Written
 
+Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
+NOTHING: Preparation = {}
 NewData = Annotated[
     str | None,
     typer.Option(
@@ -32,10 +35,11 @@ def add(app: typer.Typer) -> None:
 
 
 @plainly
+@preparing("standardize")
 def predict(
     folder: RunFolder,
     data: NewData = None,
-    binarize: Binarize = None,
+    preparation: Preparation = NOTHING,
     out: NewFile = None,
     model: Named = None,
     trust: Trust = False,
@@ -47,15 +51,15 @@ def predict(
     from inference._run import result
 
     run = result.load(folder, model, trust, changed_program)
-    given = {} if binarize is None else {"binarize": binarize}
-    _written(answers.write_predictions(run, data, given, out), folder, json)
+    _written(answers.write_predictions(run, data, preparation, out), folder, json)
 
 
 @plainly
+@preparing("standardize")
 def score(
     folder: RunFolder,
     data: NewData = None,
-    binarize: Binarize = None,
+    preparation: Preparation = NOTHING,
     out: NewFile = None,
     model: Named = None,
     trust: Trust = False,
@@ -67,8 +71,7 @@ def score(
     from inference._run import result
 
     run = result.load(folder, model, trust, changed_program)
-    given = {} if binarize is None else {"binarize": binarize}
-    _written(answers.write_predictions(run, data, given, out, only_log_p=True), folder, json)
+    _written(answers.write_predictions(run, data, preparation, out, only_log_p=True), folder, json)
 
 
 @plainly
@@ -108,9 +111,11 @@ def _written(found: Written, folder: Path, json: bool) -> None:
 
 
 @plainly
+@preparing("standardize")
 def impute(
     folder: RunFolder,
     data: NewData = None,
+    preparation: Preparation = NOTHING,
     draws: Annotated[int, typer.Option("--draws", min=1, help="How many joint draws to write.")] = 20,
     seed: Seed = 0,
     out: Annotated[
@@ -124,7 +129,9 @@ def impute(
     """Impute the missing entries of a run's data, or of new rows: mean, standard deviation, joint draws."""
     from inference._new_rows import answers
 
-    paths = [str(p) for p in answers.impute_run(folder, draws, seed, out, model, trust, changed_program, data)]
+    paths = [
+        str(p) for p in answers.impute_run(folder, draws, seed, out, model, trust, changed_program, data, preparation)
+    ]
     if json:
         print_json({"run": str(folder), "files": paths})
     else:
