@@ -206,9 +206,9 @@ def write_predictions(
         os.fsync(file.fileno())
         os.replace(work / "rows", final)
     told = "" if only_log_p or len(header) < 3 else source[0]
-    return Written(
-        str(final), count, header, evidence, told, () if asked is None else (*asked.data.warnings, *asked.said)
-    )
+    said = () if asked is None else (*asked.data.warnings, *asked.said)
+    weight = run.count if asked is None else count
+    return Written(str(final), count, header, evidence, told, said, weight, run.center is not None)
 
 
 def write_sample(
