@@ -88,14 +88,14 @@ def structure(found: Document, serving: Mapping[str, str | None], data: str) -> 
 def verdict(result: Document, shape: str) -> None:
     """One run: its evidence as claimed and verified, how it ended, and its folder. `result`: `Run.to_document()`."""
     out = console()
-    n = result["n"]
     head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{escape(result['method'])}[/]"
     out.print(f"{head}, seed {result['seed']}", soft_wrap=True)
     claimed, verified = result["log_evidence"], result["verified_log_evidence"]
     if claimed is None:
         out.print(f"log p(x): {result['method']} claims none", soft_wrap=True)
     else:
-        each = f"({claimed['value'] / n:.4f} per row)"
+        mean = claimed["per_datum_mean"]  # of weighted rows over the sum of their weights
+        each = "" if mean is None else f"({mean:.4f} per row)"
         out.print(f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} {each}", soft_wrap=True)
     if verified is not None:
         out.print(f"verified: {evidence(verified)} nats, {_kind(verified)}", soft_wrap=True)

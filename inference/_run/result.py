@@ -145,7 +145,7 @@ class Run(Record):
             >>> found.to_frame().round(1)
                  eruptions  waiting
             row
-            0          4.5     81.8
+            0          4.5     81.1
 
         Given the globals at their point values, where there are any. `data`: new rows; the run's own when None. `seed`: the
         run's own when None. Raises `UsageError` when nothing is missing.
