@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
+from inference._answers.impute import Imputation, impute
 from inference._pictures._views.images import draw_image_rows, few_images
 from inference._pictures._views.scene import Scene
 from inference._pictures._views.style import (
@@ -24,7 +25,6 @@ from inference._pictures._views.style import (
     styled,
     turned,
 )
-from inference._run.impute import Imputation, impute
 from zoo._errors import UsageError
 
 MOST_IMPUTED = 400  # rows that are imputed for a picture

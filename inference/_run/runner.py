@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
+from inference._method.check import checked
 from inference._method.task import Task
 from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
-from inference._run.check import checked
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
 from inference._run.prepare import Prepared, check_seed, check_serves, device_of, method_module, plain, prepare, serving
 from inference._run.record import Refused
-from inference._run.reopen import other_data, reopen, restore
+from inference._run.reopen import data_of, other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
@@ -319,8 +319,9 @@ def infer_request(
         raise UsageError(
             f"the run's own data are prepared already; give {', '.join(request.preparation)} only with other data."
         )
-    own = _result.opened(stored).dataset
-    other = None if request.data is None else other_data(own, request.data, request.seed, request.preparation)
+    other = None
+    if request.data is not None:
+        other = other_data(data_of(stored), request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)
@@ -401,6 +402,7 @@ def run_prepared(
         learned=task.learn,
         source=prepared.source,
         live=task,
+        prepared=prepared,
     )
     if folder is not None:
         _result.save(found, folder)
