@@ -54,7 +54,8 @@ def _histogram(run: Scene, oracle: Oracle) -> Figure:
     if whole:  # room for whole bars
         axes.set_xlim(np.nanmin(oracle.x[:, column]) - 0.6, np.nanmax(oracle.x[:, column]) + 0.6)
     axes.set(xlabel=run.name(column), ylabel="probability" if whole else "density")
-    key = [Line2D([], [], color=INK, linewidth=1.2, label="p(x)"), Patch(color=FAINT, label="data")]
+    points: Look = {"marker": "o", "linestyle": ""} if oracle.is_binary(column) else {}
+    key = [Line2D([], [], color=INK, linewidth=1.2, label="p(x)", **points), Patch(color=FAINT, label="data")]
     look: Look = {"frameon": False, "fontsize": 8, "labelcolor": QUIET, "handlelength": 1.2}
     figure.legend(handles=key, loc="outside lower right", ncols=2, **look)
     if oracle.A > 1:

@@ -79,7 +79,8 @@ def _profiles(run: Scene, oracle: Oracle) -> Figure:
     scale: Look = (
         {"cmap": "Blues", "vmin": 0, "vmax": 1} if binary else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
     )
-    width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 9.6))
+    each = 1.2 if len(columns) <= 6 and max(len(run.name(c)) for c in columns) > 12 else 0.62  # inches
+    width = float(np.clip(2.2 + each * len(columns), 6.4, 9.6))
     figure = new_figure(
         width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), run.title(left_out(oracle))
     )
