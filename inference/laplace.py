@@ -19,6 +19,8 @@ from inference._method.task import Task
 from zoo._options import Count, Limits, Positive
 from zoo._program.structure import Structure
 
+WEIGHTS = True  # rows may have weights
+
 
 def refusal(structure: Structure) -> str | None:
     """Why Laplace's approximation cannot serve the program, or None."""

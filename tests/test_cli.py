@@ -197,6 +197,7 @@ def test_a_missing_argument_is_status_2():
 # ---- as a process of its own ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_json_is_all_that_is_on_standard_output():
     done = zoo_process("run", *FAITHFUL, "--json", "--out", "a run φ")
     assert done.returncode == 0, done.stderr

@@ -161,6 +161,7 @@ def test_parts():
 # --- full sets ---
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "n", "counts"),
     [

@@ -21,6 +21,7 @@ def document():
         return missing_pixels.main(quick=True)
 
 
+@pytest.mark.full
 def test_a_small_run_has_every_part(document):
     assert [m["net"] for m in document["models"]] == ["mixture", "logistic", "made"]
     assert all(15 < m["test_nats"] < 64 * np.log(2) for m in document["models"])

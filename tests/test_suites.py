@@ -332,6 +332,7 @@ def test_different_log_likelihoods_are_an_error_and_no_ratio():
         table(out)
 
 
+@pytest.mark.full
 def test_methods_on_one_theta():
     text = FIT.replace("[[fit]]", '[[swap]]\ntheta = "em"\npictures = true').replace(
         '[{ name = "em", max_iter = 2 }]', '["em", { name = "importance", epochs = 1, samples = 20 }]'
@@ -363,6 +364,7 @@ def test_no_theta_no_methods_on_it(monkeypatch):
     ]
 
 
+@pytest.mark.full
 def test_ones_own_models_and_data_files():
     Path("deep/er").mkdir(parents=True)
     Path("deep/poisson.py").write_text(
@@ -416,6 +418,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.full
 def test_kill_9_ten_times_over(monkeypatch):
     """Nothing that was finished is lost or touched, and nothing is half written."""
     log = faked(monkeypatch)
@@ -682,6 +685,7 @@ def test_intervals_hold_what_they_say():
         assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.9, abs=4 * (0.09 / 20_000) ** 0.5)
 
 
+@pytest.mark.full
 def test_imputation_by_the_gaussian_and_by_scikit_learn():
     text = FIT.replace("[[fit]]", "[[impute]]").replace('"faithful"', '[{ name = "iris", standardize = true }]')
     text = text.replace('"gmm"', '[{ name = "gmm", components = 1 }]').replace("max_iter = 2", "max_iter = 200")
@@ -718,6 +722,7 @@ def test_held_out_is_the_conditional_density():
     assert found is not None and found["value"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.full
 def test_scaling_cells():
     text = """
 [budget]

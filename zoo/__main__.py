@@ -142,7 +142,7 @@ def describe(
         return
     from zoo import _show
 
-    _show.warnings(prepared.data.warnings)
+    _show.warnings([*prepared.data.warnings, *prepared.structure.warnings])
     _show.structure(prepared.structure.to_json(), serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
     _show.options(prepared.name, options)
 

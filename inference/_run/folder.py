@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inference._run import checkpoint
 from inference._run.netcdf import read_netcdf
+from inference._run.record import ROW_WEIGHTS
 from zoo import _atomic, _registry
 from zoo._atomic import digest_of
 from zoo._errors import UsageError, unknown
@@ -98,7 +99,7 @@ class Stored:
 
     def weights(self) -> np.ndarray | None:
         """How many times each row counts, where it is not once."""
-        return self._of_rows("row_weights")
+        return self._of_rows(ROW_WEIGHTS)
 
     def row_names(self) -> tuple[str, ...] | None:
         """Names of the rows, where they have any."""

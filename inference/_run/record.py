@@ -17,6 +17,7 @@ from inference._run.predictive import Predicted
 from inference._run.request import Request
 from zoo._data.datasets import Dataset
 
+ROW_WEIGHTS = "row_weights"  # their name in a run's file: a parameter may well be called weights
 SMALL = 1000  # numbers of a parameter that JSON holds
 
 
@@ -68,6 +69,11 @@ class Record:
     def n(self) -> int:
         """Number of rows."""
         return len(self.dataset.x)
+
+    @property
+    def count(self) -> float:
+        """How many rows the data stand for: Σ w, their number where each counts once. The n of BIC."""
+        return self.n if self.dataset.weights is None else float(np.sum(self.dataset.weights))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -215,8 +221,9 @@ class Record:
             "status": "ok",
             "reason": None,
             "n": self.n,
-            "log_evidence": None if self.claimed is None else self.claimed.to_json(self.n),
-            "verified_log_evidence": None if self.verified is None else self.verified.to_json(self.n),
+            **({} if self.dataset.weights is None else {"count": self.count}),
+            "log_evidence": None if self.claimed is None else self.claimed.to_json(self.count),
+            "verified_log_evidence": None if self.verified is None else self.verified.to_json(self.count),
             "khat": _khat(self.khat),
             "converged": self.converged,
             "seconds": round(self.seconds, 4),

@@ -13,7 +13,7 @@ import guides
 from inference._method.task import Task
 from inference._numerics.coordinates import bijection
 from inference._run import folder
-from inference._run.prepare import Prepared, find, method_module, prepare
+from inference._run.prepare import Prepared, counted, find, method_module, prepare
 from zoo import _options, _registry
 from zoo._data import datasets
 from zoo._data.roles import Roles
@@ -66,7 +66,7 @@ def reopen(
     how = {
         "limit": chosen["limit"],
         "dtype": chosen.get("dtype", "float64"),
-        "like": None if other is None else stored.x,
+        "like": None if other is None else _built_on(stored),
     }
     prepared = prepare(found, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
@@ -89,9 +89,15 @@ def _own_data(stored: folder.Stored) -> datasets.Dataset:
     )
 
 
+def _built_on(stored: folder.Stored) -> np.ndarray:
+    """The data that the run's model was built on."""
+    weights = stored.weights()
+    return stored.x if weights is None else counted(torch.as_tensor(stored.x), torch.as_tensor(weights)).numpy()
+
+
 def task_of(prepared: Prepared, stored: folder.Stored) -> Task:
     """A task that holds the θ, globals and guide of a saved run, and keeps its θ."""
-    task = Task(prepared.program(), prepared.structure, prepared.x, limit=prepared.limit)
+    task = Task(prepared.program(), prepared.structure, prepared.x, weights=prepared.weights, limit=prepared.limit)
     restore(task, stored)
     return task
 

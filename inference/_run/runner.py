@@ -23,13 +23,23 @@ from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
-from inference._run.prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
+from inference._run.prepare import (
+    Prepared,
+    check_seed,
+    device_of,
+    method_module,
+    plain,
+    prepare,
+    refusal,
+    serving,
+    takes_weights,
+)
 from inference._run.record import Refused
 from inference._run.reopen import other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
-from zoo import _atomic, _options
+from zoo import _atomic, _options, _registry
 from zoo._data.options import given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
@@ -346,19 +356,18 @@ def run_prepared(
     checkpoints: _checkpoint.Checkpoints | None = None,
     device: torch.device = CPU,
     verified: bool = True,
+    simulated: bool = True,
     request: Request | None = None,
 ) -> Run:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept.
 
     Without `verified` the claim is not checked, and the run holds nothing that its method did not find: for timing.
+    Without `simulated` it holds no data simulated at its draws.
     `request`: what was asked for, where the program and the data came by their names.
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    if (reason := refusal(method, prepared.structure, learn)) is not None:
-        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
-        hint = f" Methods that can: {', '.join(able)}." if able else ""
-        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+    _check_serves(prepared, method, learn)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
@@ -372,14 +381,14 @@ def run_prepared(
     if verified:
         with seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit, evidence = verify(task, fit)
-            fit, predicted = predict(task, fit)
+            fit, predicted = predict(task, fit, simulated)
     if request is None:
         request = Request(prepared.model, prepared.data, method, options, {}, seed, prepared.limit, device=device.type)
     if stored is not None and request.of is None:
         request = replace(request, of=str(stored.folder))
     taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
     taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
-    told = [*prepared.data.warnings, *fit.warnings]
+    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
     if task.device.type != device.type:
         told.append(
             f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
@@ -404,6 +413,19 @@ def run_prepared(
     return found
 
 
+def _check_serves(prepared: Prepared, method: str, learn: bool) -> None:
+    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
+    if (reason := refusal(method, prepared.structure, learn)) is not None:
+        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
+        hint = f" Methods that can: {', '.join(able)}." if able else ""
+        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+    if prepared.weights is not None and not takes_weights(method):
+        able = [name for name in _registry.methods() if takes_weights(name)]
+        raise Refusal(
+            f"{method} counts every row once, and these rows have weights. Methods that take weights: {', '.join(able)}."
+        )
+
+
 def _task(
     prepared: Prepared,
     seed: int,
@@ -416,6 +438,7 @@ def _task(
         prepared.program(seed),
         prepared.structure,
         prepared.x,
+        weights=prepared.weights,
         seed=seed,
         draws=draws,
         quiet=quiet,
