@@ -17,7 +17,7 @@ from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from zoo import _options, _registry
 from zoo._data import blockwise, datasets, mapped
-from zoo._errors import UsageError, unknown
+from zoo._errors import Refusal, UsageError, unknown
 from zoo._program import source
 from zoo._program.describe import describe
 from zoo._program.load import build, option_schema, resolve
@@ -260,3 +260,16 @@ def refusal(method: str, structure: Structure, learn: bool = True) -> str | None
     if reason is None and learn and structure.learnable and not getattr(module, "LEARNS", True):
         return keeps_theta(method, structure.program)
     return reason
+
+
+def check_serves(prepared: Prepared, method: str, learn: bool) -> None:
+    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
+    if (reason := refusal(method, prepared.structure, learn)) is not None:
+        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
+        hint = f" Methods that can: {', '.join(able)}." if able else ""
+        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+    if prepared.weights is not None and not takes_weights(method):
+        able = [name for name in _registry.methods() if takes_weights(name)]
+        raise Refusal(
+            f"{method} counts every row once, and these rows have weights. Methods that take weights: {', '.join(able)}."
+        )

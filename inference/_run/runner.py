@@ -30,16 +30,14 @@ from inference._run.prepare import (
     method_module,
     plain,
     prepare,
-    refusal,
     serving,
-    takes_weights,
 )
 from inference._run.record import Refused
 from inference._run.reopen import other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
-from zoo import _atomic, _options, _registry
+from zoo import _atomic, _options
 from zoo._data.options import given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
@@ -367,7 +365,7 @@ def run_prepared(
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    _check_serves(prepared, method, learn)
+    check_serves(prepared, method, learn)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
@@ -411,19 +409,6 @@ def run_prepared(
     if folder is not None:
         _result.save(found, folder)
     return found
-
-
-def _check_serves(prepared: Prepared, method: str, learn: bool) -> None:
-    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
-    if (reason := refusal(method, prepared.structure, learn)) is not None:
-        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
-        hint = f" Methods that can: {', '.join(able)}." if able else ""
-        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
-    if prepared.weights is not None and not takes_weights(method):
-        able = [name for name in _registry.methods() if takes_weights(name)]
-        raise Refusal(
-            f"{method} counts every row once, and these rows have weights. Methods that take weights: {', '.join(able)}."
-        )
 
 
 def _task(
