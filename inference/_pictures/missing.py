@@ -158,6 +158,8 @@ def _imputed_columns(figure: Figure | SubFigure, run: Scene, rows: np.ndarray, f
     )
     if any(is_binary(whole[:, d]) for d in columns):
         note += "; of 0 and 1: the probability of 1"
+    if np.isnan(found.sd).any():
+        note += "; of categories the most probable"
     figure.supxlabel(note, fontsize=8, color=QUIET)
 
 

@@ -23,16 +23,7 @@ from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
-from inference._run.prepare import (
-    Prepared,
-    check_seed,
-    check_serves,
-    device_of,
-    method_module,
-    plain,
-    prepare,
-    serving,
-)
+from inference._run.prepare import Prepared, check_seed, check_serves, device_of, method_module, plain, prepare, serving
 from inference._run.record import Refused
 from inference._run.reopen import other_data, reopen, restore
 from inference._run.request import Request
@@ -72,6 +63,7 @@ def run(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -93,6 +85,7 @@ def run(
       column of class labels (never fitted), of names of the rows, and of how many times each row counts. `covariates` name the
       columns that are conditioned on, `categories` those whose values become 0, 1, …; `na`: numbers and words that stand for a
       missing value.
+    - `covariance_of`: `data` is the covariance (divisor n) or correlation matrix of this many rows, for Gaussian programs.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -202,6 +195,7 @@ def compare(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -320,7 +314,8 @@ def infer_request(
         raise UsageError(
             f"the run's own data are prepared already; give {', '.join(request.preparation)} only with other data."
         )
-    other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
+    own = _result.opened(stored).dataset
+    other = None if request.data is None else other_data(own, request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)

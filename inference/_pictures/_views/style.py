@@ -80,8 +80,12 @@ def side_by_side(names: Sequence[str], inches: float, more: Sequence[str] = ()) 
     ends = [f"\n{line}" for line in more] or [""] * len(names)
     if len(names) <= 6:
         return [wrapped(n, inches / len(names) - 0.1) + end for n, end in zip(names, ends, strict=True)], {}
-    aslant: Look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    return [plain(n, 24) + end for n, end in zip(names, ends, strict=True)], aslant
+    return [plain(n, 24) + end for n, end in zip(names, ends, strict=True)], turned(len(names))
+
+
+def turned(labels: int) -> Look:
+    """How to write so many labels side by side."""
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if labels > 6 else {}
 
 
 def wrapped(text: object, inches: float, lines: int = 3) -> str:
