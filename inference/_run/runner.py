@@ -30,7 +30,7 @@ from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
 from zoo import _atomic, _options
-from zoo._data.options import given
+from zoo._data.options import PREPARATIONS, given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
@@ -97,11 +97,9 @@ def run(
 
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
+    preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize)
-    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
-    how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    request = _request(model, data, method, options, seed, limit, dtype, device, how)
+    request = _request(model, data, method, options, seed, limit, dtype, device, preparation)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
@@ -212,11 +210,9 @@ def compare(
         >>> [one.claimed.kind for one in compare("gmm", "faithful", ["em", "laplace"])]
         ['exact', 'exact']
     """
+    preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize)
-    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
-    how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    request = _request(model, data, None, options, seed, limit, dtype, device, how)
+    request = _request(model, data, None, options, seed, limit, dtype, device, preparation)
     return compare_request(request, methods, out=out, quiet=quiet)
 
 
@@ -294,8 +290,7 @@ def infer(
 
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
-    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    preparation = given(plain({**how, "rows": rows, "binarize": binarize, "missing": missing}))
+    preparation = given(plain({k: v for k, v in locals().items() if k in PREPARATIONS}))
     request = Request(model, data, method, plain(options), preparation, plain(seed), device=device, of=_folder_of(run))
     return infer_request(request, out=out, trust=trust, changed_program=changed_program, quiet=quiet)
 
