@@ -13,6 +13,7 @@ import typer
 
 from zoo import _command, _options, _registry
 from zoo._command import PlotCommand, no_clash, plainly, preparing, print_json, selecting, show_version
+from zoo._commands import loadings as _loadings
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, j
 
 @app.command()
 @plainly
-@preparing("standardize", "covariates", "categories")
+@preparing("standardize", "covariates", "categories", "covariance_of")
 def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
@@ -336,6 +337,9 @@ def impute(
         print_json({"run": str(folder), "files": paths})
     else:
         print("\n".join(paths))
+
+
+_loadings.add(app)
 
 
 @app.command()

@@ -70,6 +70,10 @@ PREPARING = {  # the options that prepare data, as `inference.run` has them
         _option(str | None, "--missing", "Hide entries: top, bottom, left, right, random:P, or a mask.npy."),
         None,
     ),
+    "covariance_of": (
+        _option(int | None, "--covariance-of", "The data are a covariance or correlation matrix of this many rows."),
+        None,
+    ),
 }
 
 
