@@ -24,7 +24,7 @@ from benchmarks._select.trial import Trial, checksum, name_of
 from benchmarks._suite import bench
 from benchmarks._suite.folder import Results
 from inference._run.prepare import Found, check_seed, find, method_module, plain
-from inference._run.request import PREPARATIONS, Request
+from inference._run.request import DRAWN, PREPARATIONS, Request
 from zoo import _options
 from zoo._data import datasets
 from zoo._data.datasets import Dataset
@@ -256,9 +256,11 @@ def _request(asked: _Asked, e: Entry) -> Request:
     result = e.result
     options = {**e.options, **({"start": result["start"]} if "start" in result else {})}
     seed = result.get("seed", asked.seed)
-    preparation = {**asked.preparation, **({"seed": asked.seed} if asked.preparation and seed != asked.seed else {})}
+    data, preparation = asked.data, asked.preparation
+    if seed != asked.seed and any(k in preparation for k in DRAWN):
+        data, preparation = asked.dataset, {}  # as they were drawn, by another seed than the start's
     method = result.get("method") or (None if asked.method == "auto" else asked.method)
-    return Request(asked.found.model, asked.data, method, options, preparation, seed)
+    return Request(asked.found.model, data, method, options, preparation, seed)
 
 
 # ---- likelihood ratios -----------------------------------------------------------------------------------------------
