@@ -10,6 +10,7 @@ A file directly here is a method. All else is in rooms, each of which imports on
     _method/    what a method is given (`Task`) and returns (`Fit`)
     _training/  objectives and training loops
     _laplace/   Laplace's approximation over local and over global latents
+    _mcmc/      Markov chains: their density and recorded gradient, No-U-Turn trees, diagnostics
     _run/       a run: request, checks, seeds, verification, files
     _pictures/  pictures, one a file
 
