@@ -83,7 +83,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, input: Tensor) -> None:
         super().__init__()
         self.graph, self.constants = Graph(), torch.nn.Module()
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, Node] = {}  # of what depends on the input
+        self.known: dict[int, Node] = {}  # of constants
         self.held: list[Tensor] = []  # so that no two tensors have had one id
         self.note(input, self.graph.placeholder("flat"))
 
@@ -117,11 +118,14 @@ class _Recorder(TorchDispatchMode):
     def _argument(self, value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self.nodes:
-            name = f"constant{len(self.nodes)}"
+        if id(value) in self.nodes:
+            return self.nodes[id(value)]
+        if id(value) not in self.known:
+            name = f"constant{len(self.known)}"
             self.constants.register_buffer(name, value.detach().clone())
-            self.note(value, self.graph.get_attr(name))
-        return self.nodes[id(value)]
+            self.known[id(value)] = self.graph.get_attr(name)
+            self.held.append(value)
+        return self.known[id(value)]
 
 
 def _item(values: Any, i: int) -> Any:
