@@ -78,8 +78,8 @@ def test_a_correlated_gaussian(mass):
 
 def test_the_energy_is_that_of_the_draws():
     drawn, told = walked(gaussian(np.eye(3)), 3)
-    assert stats.kstest(2 * (drawn.energy + 0.0).ravel()[::7], stats.chi2(6).cdf).pvalue > 1e-4  # H of 3 + 3 normals
-    assert min(told.ebfmi) > 0.7 and abs(drawn.acceptance_rate.mean() - 0.8) < 0.1
+    assert stats.kstest(2 * drawn.energy.ravel()[::7], stats.chi2(6).cdf).pvalue > 1e-4  # H of 3 + 3 normals
+    assert min(told.ebfmi) > 0.7 and 0.75 < drawn.acceptance_rate.mean() < 0.95
 
 
 def funnel(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
