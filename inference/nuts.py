@@ -19,7 +19,7 @@ from torch.distributions.constraints import Constraint
 from inference._density.local import onto
 from inference._mcmc.chains import Chains, Drawn, Mass
 from inference._mcmc.conditional import Conditional, conditional
-from inference._mcmc.diagnose import Diagnosis, diagnose
+from inference._mcmc.diagnose import diagnose
 from inference._mcmc.posterior import Posterior
 from inference._mcmc.recorded import Gradient
 from inference._method.fit import Arrays, Fit, GlobalGaussian

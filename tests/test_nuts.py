@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import nuts_programs as programs
 import numpy as np
+import nuts_programs as programs
 import pytest
 import torch
 from helpers import structure_of, task_of, zoo_refusal
@@ -186,7 +186,9 @@ def test_locals_are_drawn_given_each_draw_of_the_globals():
     torch.testing.assert_close(found.probabilities["z"], share)
     torch.testing.assert_close(found.means["a"], mean)
     torch.testing.assert_close(found.deviations["a"], sd)
-    assert (abs(found.draws["z"].double().mean(0) - share[:, 1]) < 4 * (share[:, 1] * share[:, 0] / 4000).sqrt() + 1e-9).all()
+    assert (
+        abs(found.draws["z"].double().mean(0) - share[:, 1]) < 4 * (share[:, 1] * share[:, 0] / 4000).sqrt() + 1e-9
+    ).all()
     assert (abs(found.draws["a"].mean(0) - mean) < 4 * sd / 4000**0.5).all()
     assert (abs(found.draws["a"].std(0) / sd - 1) < 0.1).all()
     both = torch.stack([found.draws["a"][found.draws["z"][:, 2] == k][:, 2].mean() for k in (0, 1)])

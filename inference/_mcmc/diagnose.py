@@ -1,4 +1,8 @@
-"""Whether chains agree, how much their draws are worth, and what went wrong on the way (Vehtari et al. 2021; Betancourt 2016)."""
+"""Whether chains agree, how much their draws are worth, and what went wrong on the way.
+
+References: Vehtari et al. 2021, "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis 16(2);
+Betancourt 2016, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo", arXiv:1604.00695.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +59,8 @@ class Diagnosis:
         apart = sorted((n for n, r in self.rhat.items() if not r < AGREE), key=lambda n: -self.rhat[n])
         if apart:
             out.append(
-                f"R-hat is {self.rhat[apart[0]]:.3g} for {_named(apart)}, and should be below {AGREE}: the chains do not agree. "
-                "Raise warmup and samples; if it stays, the posterior has several modes, or is improper."
+                f"R-hat is {self.rhat[apart[0]]:.3g} for {_named(apart)}, and should be below {AGREE}: the chains do not "
+                "agree. Raise warmup and samples; if it stays, the posterior has several modes, or is improper."
             )
         ess = {n: min(self.ess_bulk[n], self.ess_tail[n]) for n in self.ess_bulk}
         few = sorted((n for n, e in ess.items() if not e > LEAST_DRAWS), key=lambda n: ess[n])
@@ -67,8 +71,8 @@ class Diagnosis:
             )
         if self.diverging:
             out.append(
-                f"{self.diverging:,} of {self.draws:,} trajectories diverged: a part of the posterior is too steep for the step, "
-                "and may be missing from the draws. Raise target_accept (0.95, 0.99), or write the latent as loc + scale · "
+                f"{self.diverging:,} of {self.draws:,} trajectories diverged: a part of the posterior is too steep for the "
+                "step, and may be missing from the draws. Raise target_accept (0.95, 0.99), or write the latent as loc + scale · "
                 "standard normal" + ("." if marginalised else ", or take marginalise=true where it is exact.")
             )
         if min(self.ebfmi) < LEAST_BFMI:

@@ -215,8 +215,7 @@ def _factor(precision: Tensor) -> tuple[Tensor, Tensor]:
     if precision.shape[-1] == 1:
         bad = ~(precision[..., 0, 0] > 0)
         return torch.where(bad[..., None, None], torch.ones_like(precision), precision).sqrt(), bad
-    found, info = torch.linalg.cholesky_ex(precision)
-    bad = info > 0
+    bad = torch.linalg.cholesky_ex(precision)[1] > 0
     eye = torch.eye(precision.shape[-1], dtype=precision.dtype)
     safe = torch.where(bad[..., None, None], eye, precision)
     return torch.linalg.cholesky_ex(safe)[0], bad

@@ -37,6 +37,7 @@ from zoo._program.trace import (
 )
 from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
+from zoo._reading.pairs import conjugate
 from zoo._reading.sites import Reading, read
 
 PROBE_ROWS = 20
@@ -103,7 +104,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             elif continuous:
                 exact, reason, change = _quadratic(run, assignments, readings[0])
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
-    facts = (exact, reason, assignments, data_dim, depth, change, (), obstacle, outside)
+    facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside)
     return Structure(program.name, len(x), sites, _parameters(program), *facts)
 
 
@@ -225,6 +226,8 @@ def _spread(count: int, most: int) -> Tensor:
 def _quadratic(run: _Traced, assignments: int, reading: Reading) -> tuple[Exactness, str, float]:
     """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
     program, probe = run.program, run.probe
+    if (found := conjugate(program, probe, run.nodes, run.axes, assignments)) is not None:
+        return found
     if program.completes:
         reading = _reading_with_holes(run, probe[: READ_ROWS[0]].nan_to_num(0.0))
     verdict = quadratic(program, probe, run.nodes, run.axes, assignments, reading)

@@ -24,6 +24,7 @@ class Exactness(enum.StrEnum):
     ENUMERABLE = "enumerable"
     LINEAR_GAUSSIAN = "linear-gaussian"
     CONDITIONALLY_LINEAR_GAUSSIAN = "conditionally linear-gaussian"
+    CONJUGATE = "conjugate"  # given each joint value of the discrete latents, where there are any
     NO = "no"
 
 
@@ -111,7 +112,12 @@ class Structure:
     @property
     def linear_gaussian(self) -> bool:
         """Whether exact, and quadratic in continuous local latents, given each joint value of the discrete ones if any."""
-        return self.is_exact and not self.enumerable
+        return self.exact in (Exactness.LINEAR_GAUSSIAN, Exactness.CONDITIONALLY_LINEAR_GAUSSIAN)
+
+    @property
+    def conjugate(self) -> bool:
+        """Whether exact, and the posterior of every continuous local latent is of its prior's family."""
+        return self.exact == Exactness.CONJUGATE
 
     @property
     def by_row(self) -> bool:
