@@ -84,8 +84,6 @@ def fit(
     """
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("nuts", task.program.name))
-    if task.weights is not None:
-        raise Refusal("nuts counts every row once, and the rows have weights: repeat rows, or take laplace")
     weights.check(task.program, task.structure, task.x)
     own = task.doubled()
     structure = own.structure
@@ -104,7 +102,7 @@ def fit(
             "changes from run to run, or decides by its latents' values. Write such choices as torch.where."
         )
     found = _Found(task, own, posterior, drawn, max_depth, gradient.recorded is not None)
-    notes = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
+    notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
     return found.fit(notes | {"evaluations": gradient.evaluations})
 
 

@@ -16,7 +16,7 @@ from inference._mcmc.diagnose import diagnose
 from inference._mcmc.posterior import Posterior
 from inference._mcmc.recorded import Gradient
 from inference._method.fit import Fit
-from zoo._errors import Refusal, UsageError
+from zoo._errors import UsageError
 
 SHORT = {"warmup": 200, "samples": 300}
 EIGHT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])[:, None]
@@ -330,10 +330,6 @@ def test_it_says_what_it_cannot_serve():
     for wrong in ({"chains": 1}, {"warmup": 3}, {"target_accept": 1.0}, {"mass": "heavy"}):
         with pytest.raises(UsageError):
             run(programs.normal_mean, x, "nuts", **wrong)
-    weighed = task_of(programs.normal_mean, x)
-    weighed.weights = torch.ones(5)
-    with pytest.raises(Refusal, match="weights"):
-        nuts.fit(weighed)
 
 
 # -------------------------------------------------------------------------------------------------------------- slow

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference._mcmc.chains import Drawn
+from inference._numerics.psis import agreement
 
 AGREE = 1.01  # the largest R-hat
 LEAST_DRAWS = 400  # effective, of each number
@@ -72,8 +73,8 @@ class Diagnosis:
         if self.diverging:
             out.append(
                 f"{self.diverging:,} of {self.draws:,} trajectories diverged: a part of the posterior is too steep for the "
-                "step, and may be missing from the draws. Raise target_accept (0.95, 0.99), or write the latent as loc + scale · "
-                "standard normal" + ("." if marginalised else ", or take marginalise=true where it is exact.")
+                "step, and may be missing from the draws. Raise target_accept (0.95, 0.99), or write the latent as loc + scale "
+                "· standard normal" + ("." if marginalised else ", or take marginalise=true where it is exact.")
             )
         if min(self.ebfmi) < LEAST_BFMI:
             out.append(
@@ -124,10 +125,5 @@ def _worst(draws: np.ndarray) -> tuple[float, float, float]:
         return 1.0, float(C * S), float(C * S)
     if (np.ptp(moving, axis=2) == 0).any():  # a chain that stands still
         return np.inf, 0.0, 0.0
-    from arviz_stats.base import array_stats
-
-    with np.errstate(all="ignore"):
-        rhat = np.nan_to_num(array_stats.rhat(moving), nan=np.inf, posinf=np.inf)
-        bulk = np.nan_to_num(array_stats.ess(moving, method="bulk"), nan=0.0)
-        tail = np.nan_to_num(array_stats.ess(moving, method="tail", prob=(0.05, 0.95)), nan=0.0)
+    rhat, bulk, tail = agreement(moving)
     return float(rhat.max()), float(bulk.min()), float(tail.min())
