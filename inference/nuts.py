@@ -87,7 +87,7 @@ def fit(
     weights.check(task.program, task.structure, task.x)
     own = task.doubled()
     structure = own.structure
-    posterior = Posterior(own, marginalise and structure.is_exact and bool(structure.global_latents))
+    posterior = Posterior(own, marginalise and structure.linear_gaussian and bool(structure.global_latents))
     if chains * samples * posterior.d > NUMBERS:
         raise Refusal(f"nuts would hold {chains * samples * posterior.d:,} numbers of draws: ask for fewer samples")
     starts = _starts(posterior, chains, task.seed)

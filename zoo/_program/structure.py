@@ -98,6 +98,7 @@ class Structure:
     warnings: tuple[str, ...] = field(default=())
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
+    integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
 
     @property
     def is_exact(self) -> bool:
@@ -171,6 +172,7 @@ class Structure:
             "parameters": [p.to_json() for p in self.parameters],
             "warnings": list(self.warnings),
             "obstacle": self.obstacle or None,
+            "integrable": self.integrable or None,
         }
 
 
