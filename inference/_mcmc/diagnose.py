@@ -60,15 +60,15 @@ class Diagnosis:
         apart = sorted((n for n, r in self.rhat.items() if not r < AGREE), key=lambda n: -self.rhat[n])
         if apart:
             out.append(
-                f"R-hat is {self.rhat[apart[0]]:.3g} for {_named(apart)}, and should be below {AGREE}: the chains do not "
+                f"R-hat is {self.rhat[apart[0]]:.4g} for {_named(apart)}, and should be below {AGREE}: the chains do not "
                 "agree. Raise warmup and samples; if it stays, the posterior has several modes, or is improper."
             )
         ess = {n: min(self.ess_bulk[n], self.ess_tail[n]) for n in self.ess_bulk}
         few = sorted((n for n, e in ess.items() if not e > LEAST_DRAWS), key=lambda n: ess[n])
         if few:
             out.append(
-                f"{_named(few)} {'has' if len(few) == 1 else 'have'} {ess[few[0]]:.0f} effective draws of {self.draws:,}, and "
-                f"{LEAST_DRAWS} are wanted: raise samples."
+                f"{_named(few)} {'has' if len(few) == 1 else 'have'} {ess[few[0]]:.0f} effective draws or more of "
+                f"{self.draws:,}, and {LEAST_DRAWS} are wanted: raise samples."
             )
         if self.diverging:
             out.append(
