@@ -98,7 +98,7 @@ def improper(x=None, size=None):
     b = pyro.sample("b", dist.Normal(0.0, 1.0))
     pyro.factor("flat", b**2 / 2)
     with rows(x, size):
-        return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+        return pyro.sample("x", dist.Normal(a.unsqueeze(-1), torch.ones(1)).to_event(1), obs=x)
 
 
 def moving_support(x=None, size=None):
