@@ -385,6 +385,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
     notes: dict[str, object] = {"iterations": climb.iterations}
     notes |= {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
+    notes |= {"collapsed": [component(task, a) for a in sorted(reached)]} if (reached := climb.floor.reached) else {}
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     if climb.starts:

@@ -76,7 +76,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     probe = _probe_rows(x, bool(program.completes))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with blame(program.name):
+        with blame(program.name, probe):
             trace = program.trace(probe)
         nodes = sample_nodes(trace)
         data_dim = check_contract(program, nodes, len(probe))
