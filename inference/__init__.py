@@ -11,6 +11,7 @@ A file directly here is a method. All else is in rooms, each of which imports on
     _method/    what a method is given (`Task`) and returns (`Fit`)
     _training/  objectives and training loops
     _laplace/   Laplace's approximation over local and over global latents
+    _mcmc/      Markov chains: their density and recorded gradient, No-U-Turn trees, diagnostics
     _answers/   what a fit says of rows and parameters, as tables
     _run/       a run: request, checks, seeds, verification, files
     _new_rows/  new rows at the θ of a run

@@ -87,7 +87,7 @@ FLOORS = (
     ("inference/_exact/", "inference/_density/"),
     ("inference/_method/",),
     ("inference/_training/", "inference/em.py", "inference/ais.py", "inference/gibbs.py"),
-    ("inference/_laplace/", "inference/svi.py", "inference/importance.py"),
+    ("inference/_laplace/", "inference/_mcmc/", "inference/svi.py", "inference/importance.py"),
     ("inference/",),
     ("inference/_loadings/",),
     ("inference/_answers/",),

@@ -49,7 +49,7 @@ def refusal(structure: Structure) -> str | None:
         if site.family == "Delta":
             return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
         try:
-            _bijection(site.constraint)
+            onto(site.constraint)
         except NotImplementedError:
             return f"the support of '{site.name}' ({site.support}) has no unconstrained coordinates"
     return None
@@ -99,7 +99,7 @@ class LocalDensity:
         self._tiled: tuple[int, Tensor] | None = None
 
     def _place(self, site: Site, node: Node) -> Place:
-        transform = _bijection(node["fn"].support)
+        transform = onto(node["fn"].support)
         free = transform.inv(node["value"])
         batch = free.shape[: free.dim() - (len(site.event_shape) - _lost(transform))]
         extents, data = list(batch), len(batch) + self.structure.data_dim
@@ -175,7 +175,7 @@ class LocalDensity:
         self, z: Tensor, assignment: Tensor | None, parameters: Mapping[str, Tensor] | None
     ) -> tuple[Trace, dict[str, Tensor]]:
         flat = z.reshape(-1, self.L)
-        free = _Free({p.site.name: _in_program(flat[:, p.part], p) for p in self.sites})
+        free = Free({p.site.name: _in_program(flat[:, p.part], p) for p in self.sites})
         chosen = _chosen(assignment, z).reshape(-1)
         discrete = {k: self._discrete(k, v[chosen]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), free:
@@ -259,14 +259,14 @@ class LocalDensity:
         for p in self.sites:
             node = node_of(trace, p.site.name)
             value = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)
-            free = _bijection(node["fn"].support).inv(value)
+            free = onto(node["fn"].support).inv(value)
             if not p.real:
                 free = free.nan_to_num(0.0, FARTHEST, -FARTHEST).clamp(-FARTHEST, FARTHEST)
             parts.append(free.movedim(p.data, 0).flatten(1) if free.dim() > 1 else free.unsqueeze(1))
         return torch.cat(parts, 1) if parts else self.x.new_zeros(len(self.x), 0)
 
 
-class _Free(Messenger):
+class Free(Messenger):
     """Gives each latent site the value that its free numbers stand for, and notes the log-determinants."""
 
     def __init__(self, free: Mapping[str, Tensor]) -> None:
@@ -278,7 +278,7 @@ class _Free(Messenger):
         free = self.free.get(msg["name"])
         if free is None:
             return
-        transform = _bijection(msg["fn"].support)
+        transform = onto(msg["fn"].support)
         msg["value"] = free if _identity(transform) else transform(free)
         msg["is_observed"] = True
         if not _identity(transform):
@@ -341,7 +341,7 @@ def _chosen(assignment: Tensor | None, z: Tensor) -> Tensor:
     return torch.zeros(z.shape[:-1], dtype=torch.long, device=z.device) if assignment is None else assignment
 
 
-def _bijection(support: Constraint | None) -> transforms.Transform:
+def onto(support: Constraint | None) -> transforms.Transform:
     """From free numbers onto the support; a mixture's is that of its components."""
     inner = (
         cast(independent, support).base_constraint

@@ -108,6 +108,9 @@ class Fit:
     khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each row
     ess: np.ndarray | None = None  # [n], effective sample size of each row
     trace: Arrays = field(default_factory=dict)  # name -> [iterations]
+    chains: Arrays = field(
+        default_factory=dict
+    )  # name -> [chains, draws of each], of a sampler's draws, chain after chain
     converged: bool | None = None  # None where that is not known
     warnings: list[str] = field(default_factory=list)
     notes: Mapping[str, object] = field(default_factory=dict)  # facts of this method, JSON-ready

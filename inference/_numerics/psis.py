@@ -179,3 +179,14 @@ def mixing(log_density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rhat[moving] = np.nan_to_num(array_stats.rhat(values[moving]), nan=np.inf, posinf=np.inf)
             ess[moving] = np.nan_to_num(array_stats.ess(values[moving]), nan=0.0)
     return rhat, ess
+
+
+def agreement(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rank-normalised split R-hat, bulk and tail ESS, each [m], of m numbers along chains [m, chains, draws]."""
+    from arviz_stats.base import array_stats
+
+    with np.errstate(all="ignore"):
+        rhat = np.nan_to_num(array_stats.rhat(values), nan=np.inf, posinf=np.inf)
+        bulk = np.nan_to_num(array_stats.ess(values, method="bulk"), nan=0.0)
+        tail = np.nan_to_num(array_stats.ess(values, method="tail", prob=(0.05, 0.95)), nan=0.0)
+    return rhat, bulk, tail

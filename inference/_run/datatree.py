@@ -34,7 +34,7 @@ def to_datatree(run: Record) -> xr.DataTree:
     - `posterior_predictive` (chain, draw, data, …): each observed site, and `x`, all of a row, where the program returns it
     - `log_likelihood` (chain, draw, data): `x`, where θ or the global latents have draws; one point has no leave-one-out
     - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
-      and `<site>_sd`
+      and `<site>_sd`; (chain, draw): what a sampler says of each draw, `diverging`, `energy`, …
     - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
     - `constant_data`: the parameters under their own names (with "." for "/"), `labels`, and `row_weights` where rows have some
     - `standard_errors`: of the parameters; `trace`: what was followed over the iterations
@@ -67,8 +67,15 @@ def _posterior(run: Record) -> Variables:
             wanted = f"[draws, {run.n}, ...] for the draws of the local site '{name}'"
             raise ValueError(f"Expected shape {wanted}, got {np.shape(values)}.")
         lead = ("chain", "draw", "data") if local else ("chain", "draw")
-        out[_key(name)] = _variable(name, np.asarray(values)[None], lead)
+        out[_key(name)] = _variable(name, _by_chain(np.asarray(values), run), lead)
     return out
+
+
+def _by_chain(values: np.ndarray, run: Record) -> np.ndarray:
+    """Draws [draws, …] as [chain, draw, …]: one chain, unless a sampler says that it had more."""
+    shape = next((v.shape for v in run.chains.values()), (1, len(values)))
+    chains = shape[0] if shape[0] * shape[1] == len(values) else 1
+    return values.reshape(chains, -1, *values.shape[1:])
 
 
 def _data(values: Mapping[str, np.ndarray], run: Record, lead: tuple[str, ...] = ()) -> Variables:
@@ -88,7 +95,7 @@ LOG_LIKELIHOOD_ATTRS = {"units": "nats", "comment": "log p(x_i | draw of theta),
 def _log_likelihood(run: Record) -> Variables:
     if run.log_likelihood is None:
         return {}
-    return {"x": (("chain", "draw", "data"), _spread_ties(run.log_likelihood)[None])}
+    return {"x": (("chain", "draw", "data"), _by_chain(_spread_ties(run.log_likelihood), run))}
 
 
 def _spread_ties(log_likelihood: np.ndarray) -> np.ndarray:
@@ -121,6 +128,8 @@ def _sample_stats(run: Record) -> Variables:
         per_datum["verified_log_evidence"] = run.verified.per_datum
         per_datum["verified_log_evidence_se"] = run.verified.se_per_datum
     out: Variables = {k: (("data",), np.asarray(v)) for k, v in per_datum.items() if v is not None}
+    for name, values in run.chains.items():
+        out[name] = (("chain", "draw"), _plain(values))
     of_sites = {"probability": run.probabilities, "mean": run.means, "sd": run.deviations}
     for what, arrays in of_sites.items():
         for site, values in arrays.items():

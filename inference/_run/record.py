@@ -165,6 +165,11 @@ class Record:
         return self.fit.trace
 
     @property
+    def chains(self) -> Arrays:
+        """What a sampler says of each draw [chains, draws of each chain]; the draws stand chain after chain."""
+        return self.fit.chains
+
+    @property
     def converged(self) -> bool | None:
         """Whether the method ended because there was nothing more to gain; None where that is not known."""
         return self.fit.converged

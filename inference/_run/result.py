@@ -362,7 +362,7 @@ def opened(stored: Stored) -> Run:
         predicted=Predicted(
             {k: v for k, v in groups("observed_data").items() if k != "x"},
             {k: v[0] for k, v in groups("posterior_predictive").items()},
-            groups("log_likelihood")["x"][0] if "log_likelihood" in stored.tree else None,
+            _joined(groups("log_likelihood")["x"]) if "log_likelihood" in stored.tree else None,
         ),
         local_sites=groups.local_sites(),
         learned=json.get("learned", True),
@@ -381,7 +381,7 @@ def _fit(stored: Stored, groups: _Groups) -> Fit:
     return Fit(
         parameters={groups.name(k): v for k, v in stored.parameters().items()},
         claimed=groups.evidence("log_evidence"),
-        draws={k: v[0] for k, v in groups("posterior").items()},
+        draws={k: _joined(v) for k, v in groups("posterior").items()},
         means=_ending("_mean", stats, groups),
         deviations=_ending("_sd", stats, groups),
         probabilities=_ending("_probability", stats, groups),
@@ -389,10 +389,16 @@ def _fit(stored: Stored, groups: _Groups) -> Fit:
         khat=stats.get("khat"),
         ess=stats.get("ess"),
         trace=groups("trace"),
+        chains={k: v for k, v in stats.items() if k in groups.of_chains()},
         converged=json.get("converged"),
         warnings=list(json.get("warnings") or []),
         notes=dict(json.get("notes") or {}),
     )
+
+
+def _joined(values: np.ndarray) -> np.ndarray:
+    """[chain, draw, …] as [draws, …], chain after chain."""
+    return values.reshape(-1, *values.shape[2:])
 
 
 def _ending(end: str, stats: Arrays, groups: _Groups) -> Arrays:
@@ -418,6 +424,11 @@ class _Groups:
         """Sites whose draws have the rows of the data for their third dimension."""
         drawn = self.stored.tree["posterior"].data_vars.items() if "posterior" in self.stored.tree else ()
         return tuple(self.name(str(k)) for k, v in drawn if v.dims[2:3] == ("data",))
+
+    def of_chains(self) -> set[str]:
+        """What `sample_stats` says of each draw of each chain."""
+        stats = self.stored.tree["sample_stats"].data_vars.items() if "sample_stats" in self.stored.tree else ()
+        return {str(k) for k, v in stats if v.dims == ("chain", "draw")}
 
     def evidence(self, name: str) -> Evidence | None:
         """The evidence of that name: its figures from the tree, which can say infinity, its words from the document."""

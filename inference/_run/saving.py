@@ -51,7 +51,7 @@ def bounded(run: Record, slots: tuple[str, ...], exact: bool) -> Record:
             out, left = fewer, [*left, what]
     if (factor := _size(out) / MOST_BYTES) > 1:
         draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
-        out, left = replace(out, fit=replace(out.fit, draws=draws)), [*left, "all but a few draws"]
+        out, left = replace(out, fit=replace(out.fit, draws=draws, chains={})), [*left, "all but a few draws"]
     if left:
         sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
         if sentence not in run.warnings:

@@ -75,6 +75,8 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
         if fit.global_gaussian is not None:
             return _integrate_globals(task, fit.global_gaussian, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
+        if fit.claimed is None and point:
+            given = f"the point values of {', '.join(point)}"
         exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given, weights=task.times)
         return exact.plus(task.outside(point))
     if task.structure.global_latents:

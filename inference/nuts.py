@@ -1,0 +1,263 @@
+"""No-U-Turn sampling of all continuous latents, global and local: the reference for a posterior; it claims no evidence.
+
+Hoffman & Gelman 2014, with states chosen in proportion to their density (Betancourt 2017) and Stan's warm-up. Chains walk in
+unconstrained coordinates, side by side, on one recorded gradient. Discrete local latents are summed out, and normal ones that
+are exact given the globals are integrated out, and drawn afterwards given each draw of the others. R-hat, effective draws,
+divergences and E-BFMI say whether the draws can be trusted. θ stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from inference._density.local import onto
+from inference._mcmc.chains import Chains, Drawn, Mass
+from inference._mcmc.conditional import Conditional, conditional
+from inference._mcmc.diagnose import diagnose
+from inference._mcmc.posterior import Posterior
+from inference._mcmc.recorded import Gradient
+from inference._method.fit import Arrays, Fit, GlobalGaussian
+from inference._method.task import Task, keeps_theta
+from inference._numerics.coordinates import Coordinates
+from inference._sampling import weights
+from zoo._errors import Refusal
+from zoo._options import Limits
+from zoo._program.structure import Structure
+
+LEARNS = False  # θ stays as it is
+KEPT = 1000  # draws of all chains that the fit holds, at most
+CANDIDATES = 5  # draws from the prior, and as many from around zero, of which a chain begins at the best
+AROUND = 2.0  # zero, in unconstrained coordinates
+NUMBERS = 2**27  # in all draws
+
+
+def refusal(structure: Structure) -> str | None:
+    """Why NUTS cannot serve the program, or None."""
+    for site in structure.global_latents:
+        if site.discrete:
+            return f"nuts moves along gradients, and the global latent '{site.name}' is discrete"
+    continuous = [*structure.global_latents, *structure.continuous_locals]
+    if not continuous:
+        what = "all latents are discrete" if structure.local_latents else "the program has none"
+        return f"nuts needs a continuous latent to move, and {what}"
+    if structure.discrete_locals and not structure.by_row:
+        return f"nuts sums over the discrete latents, and {structure.reason}"
+    for site in continuous:
+        if site.family == "Delta":
+            return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
+        if site.completes and not structure.is_exact:
+            return f"nuts does not draw missing entries, and '{site.name}' stands for those of '{site.completes}'"
+        try:
+            onto(site.constraint)
+        except NotImplementedError:
+            return f"the support of '{site.name}' ({site.support}) has no unconstrained coordinates"
+    return None
+
+
+def fit(
+    task: Task,
+    *,
+    chains: Annotated[int, Limits(least=2, most=1000)] = 4,
+    warmup: Annotated[int, Limits(least=20)] = 1000,
+    samples: Annotated[int, Limits(least=4)] = 1000,
+    target_accept: Annotated[float, Limits(above=0, below=1)] = 0.8,
+    mass: Mass = "diagonal",
+    max_depth: Annotated[int, Limits(least=1, most=20)] = 10,
+    marginalise: bool = True,
+) -> Fit:
+    """`chains` chains of `samples` draws each, after `warmup` transitions that find step and metric and are not kept.
+
+    Each chain begins at the best of a few draws from the prior and from around zero; every second chain at their mirror images.
+
+    - `target_accept`: the acceptance rate that the step is tuned to: nearer 1, shorter steps and fewer divergences.
+    - `mass`: `dense` also learns how the latents go together, for a few of them that are strongly correlated.
+    - `max_depth`: a trajectory has at most 2^max_depth steps.
+    - `marginalise`: with global latents, normal local ones that are exact given them are integrated out.
+
+    Raises `Refusal` when asked to learn θ.
+    """
+    if task.learn and task.structure.learnable:
+        raise Refusal(keeps_theta("nuts", task.program.name))
+    weights.check(task.program, task.structure, task.x)
+    own = task.doubled()
+    structure = own.structure
+    posterior = Posterior(own, marginalise and structure.linear_gaussian and bool(structure.global_latents))
+    if chains * samples * posterior.d > NUMBERS:
+        raise Refusal(f"nuts would hold {chains * samples * posterior.d:,} numbers of draws: ask for fewer samples")
+    starts = _starts(posterior, chains, task.seed)
+    gradient = Gradient(posterior.log_density, starts)
+    with task.progress("nuts", chains * (warmup + samples)) as step, np.errstate(all="ignore"):
+        walkers = Chains(gradient, starts.numpy(), task.seed, target_accept, max_depth, mass)
+        walkers.warm_up(warmup, step)
+        drawn = walkers.draw(samples, step)
+    if gradient.recorded is not None and not gradient.keep_if_right(torch.from_numpy(drawn.flat[:, -1].copy())):
+        raise Refusal(
+            f"nuts recorded the density of '{task.program.name}', which is another one where the chains ended: the program "
+            "changes from run to run, or decides by its latents' values. Write such choices as torch.where."
+        )
+    found = _Found(task, own, posterior, drawn, max_depth, gradient.recorded is not None)
+    notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
+    return found.fit(notes | {"evaluations": gradient.evaluations})
+
+
+def _starts(posterior: Posterior, chains: int, seed: int) -> Tensor:
+    """Where each chain begins [C, d]; every second one's candidates are mirror images of those of the chain before it.
+
+    Of a posterior with a mode on either side of its prior both sides have chains.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    d = posterior.d
+    try:
+        prior = posterior.prior(CANDIDATES * chains, generator)
+    except (NotImplementedError, RuntimeError, ValueError):
+        prior = torch.zeros(0, d, dtype=torch.float64)
+    center = prior.mean(0) if len(prior) else torch.zeros(d, dtype=torch.float64)
+    found = []
+    posterior.check(torch.rand(2, d, generator=generator, dtype=torch.float64) - 0.5)
+    for c in range(chains):
+        if c % 2 == 0:
+            near = AROUND * (2 * torch.rand(CANDIDATES, d, generator=generator, dtype=torch.float64) - 1)
+            mine = torch.cat([prior[c::chains], near])
+        else:
+            mine = torch.cat([2 * center - mine[: len(mine) - CANDIDATES], -mine[len(mine) - CANDIDATES :]])
+        found.append(_best(posterior, mine))
+        for _ in range(20):
+            if found[-1] is not None:
+                break
+            wider = AROUND * (2 * torch.rand(CANDIDATES, d, generator=generator, dtype=torch.float64) - 1)
+            found[-1] = _best(posterior, wider)
+    known = [start for start in found if start is not None]
+    if len(known) < chains:
+        raise Refusal(
+            f"nuts found nowhere to begin: the density of '{posterior.task.program.name}' is zero or not finite at all of "
+            "110 random places. Check its priors against the data, or the data for entries that it cannot have made"
+        )
+    return torch.stack(known)
+
+
+def _best(posterior: Posterior, flat: Tensor) -> Tensor | None:
+    """Of some points the one of the highest density with a gradient; None where there is none."""
+    flat = flat.detach().requires_grad_()
+    value = posterior.log_density(flat)
+    (slope,) = torch.autograd.grad(value.sum(), flat)
+    good = value.isfinite() & slope.isfinite().all(1)
+    if not bool(good.any()):
+        return None
+    return flat.detach()[value.detach().masked_fill(~good, -torch.inf).argmax()]
+
+
+# ---------------------------------------------------------------------------------------------------------- result
+
+
+@dataclass
+class _Found:
+    """Chains that have been walked, and what a fit says of them."""
+
+    task: Task
+    own: Task  # the same in float64
+    posterior: Posterior
+    drawn: Drawn
+    max_depth: int
+    recorded: bool
+
+    def fit(self, notes: dict[str, object]) -> Fit:
+        """The result."""
+        C, S = self.drawn.log_p.shape
+        flat = torch.from_numpy(self.drawn.flat.reshape(C * S, -1))
+        values = {n: v.numpy() for n, v in self.posterior.values(flat).items()}
+        told = diagnose(self.drawn, {n: v.reshape(C, S, *v.shape[1:]) for n, v in values.items()}, self.max_depth)
+        kept = self._kept(C, S)
+        places = (np.arange(C)[:, None] * S + kept).reshape(-1)
+        given = conditional(self.posterior, flat[places], torch.Generator().manual_seed(self.task.seed))
+        globals = {s.name for s in self.task.structure.global_latents}
+        local = {n: v for n, v in values.items() if n not in globals}
+        theta = {n: v.detach().cpu().numpy() for n, v in self.task.program.values().items()}
+        deviations = {n: values[n].std(0, ddof=1) for n in values if n in globals}
+        return Fit(
+            parameters={**theta, **{n: v for n, v in self._points(values).items() if n in globals}},
+            claimed=None,
+            draws={n: v[places] for n, v in values.items()} | _arrays(given.draws),
+            means={n: v.mean(0) for n, v in local.items()} | _arrays(given.means),
+            deviations={n: v.std(0, ddof=1) for n, v in local.items()} | _arrays(given.deviations),
+            probabilities=_arrays(given.probabilities),
+            standard_errors=deviations,
+            chains=self._of_chains(kept),
+            converged=told.converged,
+            warnings=told.warnings(bool(self.posterior.L)),
+            notes=notes | told.notes() | self._notes(given),
+            global_gaussian=self._gaussian(flat, globals),
+        )
+
+    def _kept(self, C: int, S: int) -> np.ndarray:
+        """Which draws of each chain the fit holds, evenly over the chain."""
+        most = KEPT if self.task.draws >= 200 else self.task.draws  # fewer are asked for of large data
+        each = max(1, min(S, most // C))
+        return ((np.arange(each) + 1) * S) // each - 1
+
+    def _of_chains(self, kept: np.ndarray) -> Arrays:
+        drawn = self.drawn
+        return {
+            "diverging": drawn.diverging[:, kept],
+            "energy": drawn.energy[:, kept],
+            "tree_depth": drawn.tree_depth[:, kept],
+            "acceptance_rate": drawn.acceptance_rate[:, kept],
+            "step_size": np.repeat(drawn.step_size[:, None], len(kept), 1),
+            "lp": drawn.log_p[:, kept],
+        }
+
+    def _notes(self, given: Conditional) -> dict[str, object]:
+        structure = self.task.structure
+        out: dict[str, object] = {"point": "posterior means"} if structure.global_latents else {}
+        if self.posterior.L:
+            out["integrated_out"] = [s.name for s in structure.continuous_locals]
+        if structure.discrete_locals:
+            out["summed_out"] = [s.name for s in structure.discrete_locals]
+        if not self.recorded:
+            out["recorded"] = "no: the program was run at every step"
+        return out
+
+    def _points(self, values: Arrays) -> Arrays:
+        """The posterior means; where a support is not convex, the draw nearest to its mean."""
+        out = {}
+        for place in self.posterior.places:
+            name, support = place.site.name, place.site.constraint
+            mean = values[name].mean(0)
+            if not _inside(support, torch.as_tensor(mean)):
+                away = np.square(values[name] - mean).reshape(len(values[name]), -1).sum(1)
+                mean = values[name][away.argmin()]
+            out[name] = mean
+        return out
+
+    def _gaussian(self, flat: Tensor, names: set[str]) -> GlobalGaussian | None:
+        """The Gaussian with the draws' mean and covariance, from which the verifier draws; None where a support moves."""
+        places = [p for p in self.posterior.places if p.site.name in names]
+        if not places or not self.task.structure.is_exact:
+            return None
+        part = flat[:, torch.cat([torch.arange(p.part.start, p.part.stop) for p in places])]
+        some = self.posterior.values(flat[:2])
+        coordinates = Coordinates({p.site.name: some[p.site.name][0] for p in places}, self.own.global_supports)
+        again = coordinates.unflatten(part[:2])
+        if not all(torch.allclose(again[n], some[n]) for n in again):
+            return None
+        covariance = torch.cov(part.mT).reshape(part.shape[1], -1)
+        root, failed = torch.linalg.cholesky_ex(covariance)
+        if bool(failed):
+            return None
+        return GlobalGaussian(coordinates, part.mean(0).to(self.task.x.dtype), root.to(self.task.x.dtype))
+
+
+def _inside(support: Constraint | None, value: Tensor) -> bool:
+    try:
+        return support is None or bool(torch.as_tensor(support.check(value)).all())
+    except (NotImplementedError, RuntimeError):
+        return True
+
+
+def _arrays(values: dict[str, Tensor]) -> Arrays:
+    return {n: v.numpy() for n, v in values.items()}
