@@ -59,7 +59,9 @@ def ran(line: str, names: dict[str, object]) -> object:
     tree = ast.parse(line)
     exec(compile(tree, "docs/tasks.md", "exec"), names)
     last = tree.body[-1]
-    return eval(compile(ast.Expression(last.value), "docs/tasks.md", "eval"), names) if isinstance(last, ast.Expr) else 1
+    return (
+        eval(compile(ast.Expression(last.value), "docs/tasks.md", "eval"), names) if isinstance(last, ast.Expr) else 1
+    )
 
 
 def test_the_page_names_every_file_that_it_uses(tmp_path):
