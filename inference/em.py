@@ -62,7 +62,7 @@ def fit(
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
-    `restarts` is 1 by default, and 20 for a small mixture of categories, whose likelihood has many optima.
+    `restarts` is 1 by default; 20 on small data for a model that says its likelihood has many optima (`many_optima`).
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
     `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
     `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
