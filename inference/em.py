@@ -1,7 +1,9 @@
 """Expectation-maximisation, exact by enumeration, with a closed-form M-step wherever the program allows one.
 
 Dempster, Laird & Rubin 1977. With global latents it climbs log p(x, globals; θ): maximum a posteriori (MAP-EM). What it
-claims is exact: log p(x; θ̂), given the globals at their mode where there are any.
+claims is exact: log p(x; θ̂), given the globals at their mode where there are any. Global latents that are jointly normal with
+the data, or conjugate to them, are integrated out instead (`_training/integrated.py`): it climbs log p(x; θ) itself, and claims
+that.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ from torch.distributions import transform_to
 from inference._exact.engine import MOST_SUMMED, Statistics
 from inference._families._family import Floor
 from inference._method.advice import MOST_NAMED, component, empty, remedy
-from inference._method.fit import Arrays, Evidence, Fit
+from inference._method.fit import Arrays, Evidence, Fit, weighed
 from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
 from inference._method.task import Task
+from inference._training import integrated
 from inference._training.ascent import Leap, Spot, Surface
 from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
 
+WEIGHTS = True  # rows may have weights
 PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps
@@ -64,11 +68,19 @@ def fit(
 
     `restarts` is 1 by default; 20 on small data for a model that says its likelihood has many optima (`many_optima`).
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
-    `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
-    `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
-    the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
-    default only a variance that falls to rounding is held, at a millionth.
+
+    - `max_iter`: iterations at most.
+    - `tol`: the rise of the log-likelihood in one iteration, as a share of itself, below which it stops.
+    - `restarts`: how many climbs from different starts; the best is kept.
+    - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` tries several for a few iterations, where one is known
+      to fail, and continues from the best.
+    - `floor`: the smallest variance that an M-step sets, as a share of the data's own; when None, only a variance that falls to
+      rounding is held, at a millionth.
+    - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the
+      log-likelihood never falls for it.
     """
+    if task.structure.integrable and task.x.dtype == torch.float64:
+        return integrated.fit(task, max_iter, tol)
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
         same = partial(
             fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
@@ -108,7 +120,8 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
     assert found.claimed is not None
     kept = None if found.claimed.per_datum is None else per_datum.numpy()
-    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=kept).plus(task.outside(point))
+    total = float(per_datum.sum()) if task.times is None else float(weighed(per_datum.numpy(), task.times).sum())
+    claimed = replace(found.claimed, value=total, per_datum=kept).plus(task.outside(point))
     parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
     found = replace(
         found, parameters=parameters, claimed=claimed, draws=_single(found.draws), means=_single(found.means)
@@ -372,6 +385,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
     notes: dict[str, object] = {"iterations": climb.iterations}
     notes |= {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
+    notes |= {"collapsed": [component(task, a) for a in sorted(reached)]} if (reached := climb.floor.reached) else {}
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     if climb.starts:
@@ -379,7 +393,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     if held.left_out:
         notes["posterior"] = held.left_out
     per_datum = exact.per_datum(None, globals).numpy()
-    claimed = Evidence.from_per_datum(per_datum, "exact", given=given).plus(task.outside(globals))
+    claimed = Evidence.from_per_datum(per_datum, "exact", given=given, weights=task.times).plus(task.outside(globals))
     if len(per_datum) > MOST_SUMMED:  # the verified evidence holds the value of each row: one such array is enough
         claimed = replace(claimed, per_datum=None)
     if exact.delicate:

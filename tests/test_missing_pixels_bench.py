@@ -64,7 +64,7 @@ def test_options_are_checked():
 
     with pytest.raises(UsageError, match="data must be one of binarized_mnist, mnist5k"):
         bench.main("missing_pixels", settings={"data": "faces"})
-    with pytest.raises(UsageError, match="unknown option of the benchmark 'missing_pixels'"):
+    with pytest.raises(UsageError, match=r"unknown option .* of the benchmark 'missing_pixels'"):
         bench.main("missing_pixels", settings={"epochs": "3"})
     with pytest.raises(UsageError, match="--set is for benchmarks that are programs"):
         bench.main("smoke", settings={"epochs": "3"})

@@ -249,7 +249,7 @@ def test_a_run_reads_back_as_it_was_made(method, here):
     read = latent_zoo.load("run")
     assert isinstance(made, Run) and type(read) is type(made)
     assert read.to_json() == made.to_json()
-    assert repr(read) == repr(made) and len(repr(made).splitlines()) == 3
+    assert repr(read) == repr(made) and len(repr(made).splitlines()) == 6
     assert read.request == made.request
     for name in ("parameters", "draws", "means", "deviations", "probabilities", "standard_errors", "trace"):
         equal(getattr(made, name), getattr(read, name))
@@ -330,9 +330,12 @@ def test_what_a_run_says_of_itself():
     claimed = Evidence(-12.34567, 0.5, "estimate", given="the mode of μ")
     text = repr(run_of(model="gmm", data="d", method="em", x=np.zeros((4, 2)), claimed=claimed, warnings=["a", "b"]))
     assert text.splitlines() == [
-        "Run of gmm on d (4 × 2) by em, seed 0",
+        "Run of gmm on d (4 × 2)",
+        "  by em, seed 0",
         "  log p(x) = -12.346 ± 0.500 nats, estimate given the mode of μ",
-        "  2 warnings; 0.00 s",
+        "  verified: no",
+        "  2 warnings",
+        "  0.00 s; not saved",
     ]
 
 

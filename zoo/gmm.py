@@ -35,7 +35,7 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import positive
+from zoo._options import Count, positive
 from zoo._program import covariances
 from zoo._program.covariances import LETTERS, WHOLE, Covariance
 from zoo._program.noise import NoisyMultivariateNormal, NoisyNormal
@@ -43,6 +43,12 @@ from zoo._program.noise import NoisyMultivariateNormal, NoisyNormal
 
 class Model(PyroModule):
     """`Model(x, components=2, covariance="full", priors=False, noise="none")` for data x [n, D] (or [n] values of one).
+
+    - `components`: how many, K.
+    - `covariance`: `full`, a matrix for each component; `tied`, one for all; `diagonal`; `spherical`, the same variance in all
+      directions; or one of the fourteen names of mclust, for equal (E), varying (V) or no (I) volume, shape and orientation.
+    - `priors`: draw the parameters from weak priors, so that they have a posterior, and no component can collapse.
+    - `noise`: `uniform` adds a component of outliers, uniform over the box of the data.
 
     Parameters (constrained shapes): `weights` [K], or [K + 1] with noise; `locs` [K, D]; `scale_tril` [K, D, D] (full),
     [D, D] (tied); `scales` [K, D] (diagonal), [D] (EEI), [K] (spherical), [1] (EII). The other shapes have `volume` λ [K], or
@@ -56,7 +62,7 @@ class Model(PyroModule):
         self,
         x: Tensor,
         *,
-        components: int = 2,
+        components: Count = 2,
         covariance: Covariance = "full",
         priors: bool = False,
         noise: Literal["none", "uniform"] = "none",

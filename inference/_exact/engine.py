@@ -38,7 +38,7 @@ class Statistics:
     """What an E-step leaves for the M-step."""
 
     counts: Tensor  # [A] expected number of rows under each assignment
-    per_datum: Tensor  # [N] log p(x_i), or of very many rows their sums over chunks
+    per_datum: Tensor  # [N] log p(x_i) times the row's weight, or of very many rows their sums over chunks
     log_prior: Tensor  # of the globals
     sites: dict[str, dict[str, Tensor]]  # site → its sufficient statistics
 
@@ -80,6 +80,7 @@ P = TypeVar("P", bound=Plan)
 class Engine(ABC, Generic[S, P]):
     """The exact posterior and evidence of `program` for the data `x` [N, …], NaN where unobserved.
 
+    Sums over rows count each as often as its weight says; what is asked row by row is the same whatever its weight.
     The A joint values of the discrete local latents are its assignments; A = 1 where there are none. In all methods
     `parameters` and `globals` are constrained values used in place of the program's own. All log-densities are in nats.
 
@@ -98,6 +99,7 @@ class Engine(ABC, Generic[S, P]):
     program: Program
     structure: Structure
     x: Tensor
+    weights: Tensor | None  # [N] how many times each row counts; None: once each
     N: int
     A: int
     assignments: dict[str, Tensor]  # discrete site → its value under each assignment [A, 1, …, event]
@@ -119,7 +121,10 @@ class Engine(ABC, Generic[S, P]):
     def log_evidence(
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable. `every_row`: never by points in their place."""
+        """(Σ_i w_i log p(x_i | θ, globals), log p(globals)), both differentiable.
+
+        `every_row`: never by points in their place.
+        """
 
     @abstractmethod
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:

@@ -187,7 +187,7 @@ def _points(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Weights [n] and values of the local latents, each with the data dimension in its place."""
     n = rows.stop - rows.start
-    if not task.structure.is_exact:
+    if not task.structure.is_exact or task.structure.conjugate:
         count = len(next(iter(latent_draws.values())))
         for s in range(count):
             yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -37,9 +38,12 @@ from zoo._program.trace import (
 )
 from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
+from zoo._reading.pairs import conjugate, globals_not_conjugate
 from zoo._reading.sites import Reading, read
+from zoo._reading.whole import not_jointly_normal
 
 PROBE_ROWS = 20
+MOST_NAMED = 5  # sites in a sentence
 READ_ROWS = (7, 5)  # rows of two readings: in one alone, a constant of as many entries may look like one entry a row
 COVERING_ROWS = 2000  # among which rows with holes are looked for
 
@@ -72,7 +76,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     probe = _probe_rows(x, bool(program.completes))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with blame(program.name):
+        with blame(program.name, probe):
             trace = program.trace(probe)
         nodes = sample_nodes(trace)
         data_dim = check_contract(program, nodes, len(probe))
@@ -102,9 +106,32 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
                 exact, reason, assignments = Exactness.NO, said, 1
             elif continuous:
                 exact, reason, change = _quadratic(run, assignments, readings[0])
+    integrable, reason = _globals(run, sites, exact, reason)
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
     facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside)
-    return Structure(program.name, len(x), sites, _parameters(program), *facts)
+    return Structure(program.name, len(x), sites, _parameters(program), *facts, integrable)
+
+
+def _globals(
+    run: _Traced, sites: tuple[Site, ...], exact: Exactness, reason: str
+) -> tuple[Literal["", "normal", "conjugate"], str]:
+    """Whether the global latents of an exact program can be integrated out; and the reason with what becomes of them."""
+    names = [s.name for s in sites if s.role == "latent" and s.scope == "global"]
+    if exact == Exactness.NO or not names:
+        return "", reason
+    shown = ", ".join(f"'{n}'" for n in names[:MOST_NAMED]) + ", …" * (len(names) > MOST_NAMED)
+    with blame(run.program.name):
+        obstacle = globals_not_conjugate(run.program, run.probe, run.nodes, run.axes)
+        if obstacle == "":
+            return (
+                "conjugate",
+                f"{reason}; the global latents {shown} are conjugate to the data, and are integrated out",
+            )
+        if obstacle is None:
+            obstacle = not_jointly_normal(run.program, run.probe, run.nodes, run.axes)
+    if obstacle:
+        return "", f"{reason}; this is given the global latents {shown}, which are not integrated out: {obstacle}"
+    return "normal", f"{reason}; the global latents {shown} are jointly normal with the data, and are integrated out"
 
 
 def _parameters(program: Program) -> tuple[Parameter, ...]:
@@ -225,6 +252,8 @@ def _spread(count: int, most: int) -> Tensor:
 def _quadratic(run: _Traced, assignments: int, reading: Reading) -> tuple[Exactness, str, float]:
     """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
     program, probe = run.program, run.probe
+    if (found := conjugate(program, probe, run.nodes, run.axes, assignments)) is not None:
+        return found
     if program.completes:
         reading = _reading_with_holes(run, probe[: READ_ROWS[0]].nan_to_num(0.0))
     verdict = quadratic(program, probe, run.nodes, run.axes, assignments, reading)

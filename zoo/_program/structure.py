@@ -24,6 +24,7 @@ class Exactness(enum.StrEnum):
     ENUMERABLE = "enumerable"
     LINEAR_GAUSSIAN = "linear-gaussian"
     CONDITIONALLY_LINEAR_GAUSSIAN = "conditionally linear-gaussian"
+    CONJUGATE = "conjugate"  # given each joint value of the discrete latents, where there are any
     NO = "no"
 
 
@@ -97,6 +98,7 @@ class Structure:
     warnings: tuple[str, ...] = field(default=())
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
+    integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
 
     @property
     def is_exact(self) -> bool:
@@ -111,7 +113,12 @@ class Structure:
     @property
     def linear_gaussian(self) -> bool:
         """Whether exact, and quadratic in continuous local latents, given each joint value of the discrete ones if any."""
-        return self.is_exact and not self.enumerable
+        return self.exact in (Exactness.LINEAR_GAUSSIAN, Exactness.CONDITIONALLY_LINEAR_GAUSSIAN)
+
+    @property
+    def conjugate(self) -> bool:
+        """Whether exact, and the posterior of every continuous local latent is of its prior's family."""
+        return self.exact == Exactness.CONJUGATE
 
     @property
     def by_row(self) -> bool:
@@ -165,6 +172,7 @@ class Structure:
             "parameters": [p.to_json() for p in self.parameters],
             "warnings": list(self.warnings),
             "obstacle": self.obstacle or None,
+            "integrable": self.integrable or None,
         }
 
 

@@ -38,6 +38,11 @@ class Scene:
     obstacle: str = ""  # why there is no task
 
     @property
+    def has_rows(self) -> bool:
+        """Whether the rows are data, and not made from a covariance matrix."""
+        return "covariance_of" not in self.json["options"].get("data", {})
+
+    @property
     def is_table(self) -> bool:
         return self.x.ndim == 2
 
@@ -91,7 +96,7 @@ class Scene:
             self.oracle = Oracle(task)
         elif has_decoder(task.structure):
             self.decoder = Decoder(task, {k: v[0] for k, v in self.draws.items()})
-        elif task.structure.is_exact:
+        elif task.structure.linear_gaussian:
             factors = Factors(task)
             self.factors = factors if len(factors.columns) else None
 
