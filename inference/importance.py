@@ -94,7 +94,6 @@ def fit(
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
     _check(task, proposal, guide)
-    weights.check(task.program, task.structure, task.x)
     if task.learn:
         begin(task, start, task.seed)
     batch, lr, hidden = usual(task, batch, lr, hidden)
@@ -102,9 +101,10 @@ def fit(
     q = task.guide if proposal == "guide" else None
     if not ready:
         q = guides.make(guide, task.structure, task.x, hidden=hidden, covariance=guide_covariance)
-    modules: dict[str, torch.nn.Module] = {"program": task.program} if task.learn else {}
-    modules |= {} if q is None else {"guide": q}
-    epochs = (0 if ready and not task.learn else 500) if epochs is None else epochs
+    learning = {"program": task.program if task.learn else None, "guide": q}
+    modules: dict[str, torch.nn.Module] = {name: m for name, m in learning.items() if m is not None}
+    if epochs is None:
+        epochs = 0 if ready and not task.learn else 500
     groups = _particles.share(samples, filters) if proposal == "sequential" else None
     history = NO_HISTORY
     if epochs:
@@ -126,13 +126,14 @@ def fit(
 
 
 def _check(task: Task, proposal: Proposal, guide: str) -> None:
-    """Raise `Refusal` where the proposal cannot be had."""
+    """Raise `Refusal` where the proposal cannot serve the program."""
     if proposal == "laplace":
         _check_laplace(task)
     if proposal == "sequential" and (reason := _particles.refusal(task.program, task.structure, task.x)) is not None:
         raise Refusal(reason)
     if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
         raise Refusal(f"{reason}, or take proposal=prior")
+    weights.check(task.program, task.structure, task.x)
 
 
 def _check_laplace(task: Task) -> None:
