@@ -66,7 +66,7 @@ def fit(
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
-    `restarts` is 1 by default, and 20 for a small mixture of categories, whose likelihood has many optima.
+    `restarts` is 1 by default; 20 on small data for a model that says its likelihood has many optima (`many_optima`).
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
 
     - `max_iter`: iterations at most.

@@ -55,6 +55,8 @@ class Model(PyroModule):
     Raises `UsageError` for a column that does not fit its type; one for categories or normal has to vary.
     """
 
+    many_optima = True  # of the likelihood: methods that climb it start several times
+
     def __init__(self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",)) -> None:
         super().__init__()
         if x.dim() != 2:

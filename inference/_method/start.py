@@ -25,6 +25,7 @@ CLUSTERED = 2**16  # rows at a time
 CONTEST_ROWS = 2000  # for choosing among starts
 LINEAR_ROWS = 300  # the same for linear programs, whose every row may have holes of its own
 SHORT = 4  # EM steps from each start of a mixture
+MANY = 20
 SMALL = 2**14  # rows × joint values of the latents
 NARROW = 1e-8  # a share of the data's variance: of a smaller one some sums have lost half of their digits
 BLUR = 0.05  # of each cluster's counts, from all data alike
@@ -61,9 +62,9 @@ def is_mixture(task: Task) -> bool:
 
 
 def usual_restarts(task: Task, start: Start) -> int:
-    """How many climbs there are unless told otherwise: a small mixture of categories has many optima."""
-    categories = any(s.role == "observed" and s.family == "Categorical" for s in task.structure.sites)
-    return 20 if categories and start != "program" and is_mixture(task) and task.engine.size <= SMALL else 1
+    """How many climbs there are unless told otherwise: several of small data, where the model says it has many optima."""
+    several = task.program.many_optima and start != "program" and is_mixture(task)
+    return MANY if several and task.engine.size <= SMALL else 1
 
 
 def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -128,6 +128,11 @@ class Program(nn.Module):
         """What the model decided from the data it was built on, in sentences: its attribute `notes`."""
         return tuple(map(str, getattr(self.module, "notes", ())))
 
+    @property
+    def many_optima(self) -> bool:
+        """Whether the model says that its likelihood has many optima, by its attribute `many_optima`."""
+        return bool(getattr(self.module, "many_optima", False))
+
     # ---------------------------------------------------------------------------------------------- parameters
 
     @property
