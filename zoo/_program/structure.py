@@ -24,6 +24,7 @@ class Exactness(enum.StrEnum):
     ENUMERABLE = "enumerable"
     LINEAR_GAUSSIAN = "linear-gaussian"
     CONDITIONALLY_LINEAR_GAUSSIAN = "conditionally linear-gaussian"
+    ELIMINABLE = "enumerable by elimination"
     NO = "no"
 
 
@@ -44,6 +45,8 @@ class Site:
     inner_dims: tuple[tuple[int, int], ...] = ()  # the batch dimension and size of each of those plates
     completes: str | None = None  # the observed site whose missing entries are this latent's slots
     moving: tuple[str, ...] = ()  # what the support of a discrete latent depends on
+    parents: tuple[str, ...] = ()  # the sites that its log-density depends on, besides itself
+    reads_data: bool = True  # whether its log-density depends on data, besides what it observes itself
     constraint: Constraint | None = field(default=None, repr=False, compare=False)  # the support itself
 
     def to_json(self) -> dict[str, Json]:
@@ -61,6 +64,7 @@ class Site:
             "cardinality": written(count) if count is not None and count > LARGEST_NUMBER else count,
             "inner": self.inner,
             "completes": self.completes,
+            "parents": list(self.parents),
         }
 
 
@@ -97,6 +101,7 @@ class Structure:
     warnings: tuple[str, ...] = field(default=())
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
+    largest_table: int | None = None  # entries a row of the largest table, where the discrete latents are summed out in turn
 
     @property
     def is_exact(self) -> bool:
@@ -111,7 +116,28 @@ class Structure:
     @property
     def linear_gaussian(self) -> bool:
         """Whether exact, and quadratic in continuous local latents, given each joint value of the discrete ones if any."""
-        return self.is_exact and not self.enumerable
+        return self.exact in (Exactness.LINEAR_GAUSSIAN, Exactness.CONDITIONALLY_LINEAR_GAUSSIAN)
+
+    @property
+    def eliminable(self) -> bool:
+        """Whether exact because its discrete local latents, too many to list together, can be summed out one by one."""
+        return self.exact == Exactness.ELIMINABLE
+
+    @property
+    def scopes(self) -> dict[str, tuple[str, ...]]:
+        """Local site → the discrete local latents that its log-density depends on, in the order of the sites."""
+        place = {s.name: i for i, s in enumerate(self.sites)}
+        discrete = {s.name for s in self.discrete_locals}
+        return {
+            s.name: tuple(sorted({*s.parents, s.name} & discrete, key=lambda n: place[n]))
+            for s in self.sites
+            if s.scope == "local"
+        }
+
+    @property
+    def cards(self) -> dict[str, int]:
+        """Discrete local latent → how many values it can take."""
+        return {s.name: s.cardinality or 1 for s in self.discrete_locals}
 
     @property
     def by_row(self) -> bool:
@@ -119,7 +145,7 @@ class Structure:
 
         It cannot where rows may depend on each other, or where the joint values cannot be listed. `reason` says which.
         """
-        return self.is_exact or self.curvature_change is not None
+        return (self.is_exact and not self.eliminable) or self.curvature_change is not None
 
     @property
     def learnable(self) -> bool:
@@ -160,6 +186,7 @@ class Structure:
             "exact": self.exact.value,
             "reason": self.reason,
             "assignments": self.assignments,
+            "largest_table": self.largest_table,
             "curvature_change": None if change is None or math.isinf(change) else change,  # JSON knows no infinity
             "sites": [s.to_json() for s in self.sites],
             "parameters": [p.to_json() for p in self.parameters],

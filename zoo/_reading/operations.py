@@ -121,8 +121,19 @@ def apply(op: Operation) -> list[Shadow]:
 def tensors(tree: object) -> list[Tensor]:
     """All tensors among arguments."""
     found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, tree)
+    _collect(tree, found)
     return found
+
+
+def _collect(tree: object, found: list[Tensor]) -> None:
+    if isinstance(tree, Tensor):
+        found.append(tree)
+    elif isinstance(tree, list | tuple):
+        for branch in tree:
+            _collect(branch, found)
+    elif isinstance(tree, Mapping):
+        for branch in tree.values():
+            _collect(branch, found)
 
 
 def unknown(op: Operation) -> list[Shadow]:

@@ -24,7 +24,7 @@ from zoo._reading.operations import OTHER, UNKNOWN, Operation, Rule, Shadow, ten
 
 ROWS = 10  # bits 0 … 9 of a mask: the rows
 DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
-FIRST_SITE, SITES = 16, 46  # sites beyond so many share their bits
+FIRST_SITE = 16  # of the bits that stand for sites, see `codes`
 ROW_BITS = (1 << ROWS) - 1
 
 HERE = Path(__file__).parent

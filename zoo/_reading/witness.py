@@ -9,15 +9,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyro
 import torch
 from torch import Tensor
 
 from zoo._program.axes import Axes
+from zoo._program.elimination import size
+from zoo._program.enumerated import Enumerated, WrongGraph
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
+from zoo._program.structure import Exactness, Site, Structure
 from zoo._program.trace import (
     Node,
     completes,
@@ -34,6 +37,7 @@ ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
 HALVES = 10
 AGAIN = 4  # of them at one draw of the latents
+TABLE_NUMBERS = 2**22  # of the tables that are compared
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
 
 Values = dict[str, Tensor]
@@ -172,6 +176,42 @@ class Witness:
                     if not self._same(alone, {k: v[a] for k, v in together.items()}, slice(None), slice(None)):
                         return SIDE
             except RuntimeError:
+                return SIDE
+        return ""
+
+    def tables(self, sites: Sequence[Site]) -> str:
+        """What does not hold of the tables that densities are read off as, in one sentence; "" where all does.
+
+        At random values of all latents, others in each row, a site's density must be the entry of its table.
+        """
+        structure = Structure("", 0, tuple(sites), (), Exactness.NO, "")
+        cards, scopes = structure.cards, structure.scopes
+        entries = sum(size(cards, scope) for scope in scopes.values())
+        x = self.x[: max(2, min(len(self.x), TABLE_NUMBERS // max(1, entries)))]
+        n = len(x)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(2)
+            _, nodes = self._drawn(x)
+            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
+            every = Enumerated(self.program, self.axes, cards, scopes, nodes)
+            try:
+                tables = every.tables(every.trace(x, self.theta, fixed), scopes.keys())
+                for _ in range(AGAIN):
+                    states = {k: torch.randint(card, (n,), generator=self.generator) for k, card in cards.items()}
+                    own = {k: v.expand(whole_shape(nodes[k]["fn"])) for k, v in every.at(states).items()}
+                    alone = self.program.trace(x, parameters=self.theta, latents={**fixed, **own})
+                    for node in sample_nodes(alone):
+                        name = node["name"]
+                        if not is_local(node):
+                            continue
+                        table = tables[name].expand(n, *tables[name].shape[1:])
+                        entry = table[(torch.arange(n), *(states[k] for k in scopes[name]))]
+                        value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
+                        if not self._same({name: entry}, {name: value.expand(n)}, slice(None), slice(None)):
+                            return f"at site '{name}' {SIDE}"
+            except WrongGraph as error:
+                return f"{error}: {SIDE}"
+            except (RuntimeError, IndexError):
                 return SIDE
         return ""
 
