@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from inference._exact.compressed import Compressed, worth_it
+from inference._exact.elimination import Elimination
 from inference._exact.engine import AnyEngine
 from inference._exact.enumeration import Enumeration
 from inference._exact.latent_program import LatentProgram
@@ -21,6 +22,8 @@ def engine_for(program: Program, structure: Structure, x: Tensor) -> AnyEngine |
         return None
     if structure.enumerable:
         return Enumeration(program, structure, x)
+    if structure.eliminable:
+        return Elimination(program, structure, x)
     engine = normal_engine(program, structure, x)
     if isinstance(engine, LinearGaussian) and worth_it(engine):
         return Compressed(program, structure, x, engine.data)

@@ -36,6 +36,7 @@ from zoo._program.trace import (
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
 HALVES = 10
+FEWER_HALVES, MANY_SITES = 3, 46  # of a program that takes long to run
 AGAIN = 4  # of them at one draw of the latents
 TABLE_NUMBERS = 2**22  # of the tables that are compared
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
@@ -69,7 +70,7 @@ class Witness:
                 )
             if n == 1:
                 return ""
-            for k in range(HALVES):
+            for k in range(HALVES if len(nodes) <= MANY_SITES else FEWER_HALVES):
                 if k and not k % AGAIN:
                     latents, nodes = self._drawn(self.x)
                     once = self._densities(self.x, latents)
@@ -100,7 +101,7 @@ class Witness:
 
     def _batches(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
         n = len(self.x)
-        for size in sorted({1, 2, (n + 1) // 2, n - 1}):
+        for size in sorted({1, 2, (n + 1) // 2, n - 1} if len(nodes) <= MANY_SITES else {1, n - 1}):
             if not 0 < size < n:
                 continue
             some = torch.randperm(n, generator=self.generator)[:size]
@@ -196,7 +197,7 @@ class Witness:
             every = Enumerated(self.program, self.axes, cards, scopes, nodes)
             try:
                 tables = every.tables(every.trace(x, self.theta, fixed), scopes.keys())
-                for _ in range(AGAIN):
+                for _ in range(AGAIN if len(nodes) <= MANY_SITES else 2):
                     states = {k: torch.randint(card, (n,), generator=self.generator) for k, card in cards.items()}
                     own = {k: v.expand(whole_shape(nodes[k]["fn"])) for k, v in every.at(states).items()}
                     alone = self.program.trace(x, parameters=self.theta, latents={**fixed, **own})
