@@ -46,17 +46,18 @@ class TableStatistics(Statistics):
 class Elimination(Engine[TableStatistics, Plan]):
     """The exact posterior of discrete local latents, for data `x` [N, …]. There are no joint values to list: A = 1.
 
-    `largest`: the most entries that a table may have for each row.
+    `backwards`: sum the latents out in another order, which begins at the other end of a chain.
     """
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
+    def __init__(self, program: Program, structure: Structure, x: Tensor, backwards: bool = False) -> None:
         self.program, self.structure, self.x = program, structure, x
         self.N, self.A, self.assignments = len(x), 1, {}
         self.factors = Factors(program, structure, x)
         self.families = self.factors.families
         self.cards, self.scopes = structure.cards, structure.scopes
         by_row = {site: site not in self.factors.rowless for site in self.scopes}
-        orders = [best_order(self.cards, self.scopes, MOST)]
+        cards = dict(reversed(self.cards.items())) if backwards else self.cards
+        orders = [best_order(cards, self.scopes, MOST)]
         quick = many_at_once(self.cards, self.scopes, max(orders[0].largest, max(self.cards.values()) ** 3))
         orders += [] if quick is None else [quick]
         self._schedules = [schedule(o.latents, self.cards, self.scopes, by_row) for o in orders]
@@ -152,9 +153,26 @@ class Elimination(Engine[TableStatistics, Plan]):
     def drawn(self, rows: slice, draws: int, probe: Trace, globals: Values | None = None) -> tuple[Tensor, Tensor]:
         """Joint draws, as numbers of the values of each latent in the order [latents, draws, rows], and log p(z | x)."""
         plan = self._schedules[0]
-        tables = self.factors.tables(rows, probe, None, globals)
+        found = sum_product.summed(plan, self.factors.placed(self.factors.tables(rows, probe, None, globals), plan))
+        return sum_product.drawn(plan, found, draws, rows.stop - rows.start)
+
+    @torch.no_grad()
+    def trials(self, draws: int, globals: Values | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Values of all latents, as the numbers of their values [3 · draws, N], and log p(z | x) [3 · draws, N] of each.
+
+        A third are posterior draws, a third are those with a few latents changed, and a third are any values. All is worked
+        out by each site's own `log_prob`.
+        """
+        plan, rows = self._schedules[0], slice(0, self.N)
+        tables = self.factors.tables(rows, self.factors.probe(None, globals), None, globals, own=True)
         found = sum_product.summed(plan, self.factors.placed(tables, plan))
-        return sum_product.drawn(plan, found, draws, rows.stop - rows.start, None)
+        own, _ = sum_product.drawn(plan, found, draws, self.N)
+        cards = torch.tensor([self.cards[name] for name in plan.order]).reshape(-1, 1, 1)
+        anything = (torch.rand(2, *own.shape) * cards).long()
+        changed = torch.where(torch.rand(own.shape) < max(0.05, 2 / len(cards)), anything[0], own)
+        states = torch.cat([own, changed, anything[1]], 1)
+        density = sum_product.log_density(plan, found, states)
+        return dict(zip(plan.order, states, strict=True)), density
 
     @torch.no_grad()
     def most_probable(self, globals: Values | None = None) -> dict[str, Tensor]:
@@ -164,7 +182,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         for rows in self.chunks():
             tables = self.factors.placed(self.factors.tables(rows, probe, None, globals), plan)
             found = sum_product.summed(plan, tables, sum_product.highest)
-            states, _ = sum_product.drawn(plan, found, 0, rows.stop - rows.start, None)
+            states, _ = sum_product.drawn(plan, found, 0, rows.stop - rows.start)
             for name, state in zip(plan.order, states[:, 0], strict=True):
                 out[name][rows] = self.factors.every.support[name][state]
         return out

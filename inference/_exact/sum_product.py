@@ -90,7 +90,7 @@ def joined(step: Step, tables: Sequence[Tensor]) -> Tensor:
     return total.expand(len(step.latents), -1, *step.sizes)
 
 
-def drawn(plan: Schedule, found: Summed, draws: int, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def drawn(plan: Schedule, found: Summed, draws: int, n: int) -> tuple[Tensor, Tensor]:
     """Joint posterior draws: the number of each latent's value [latents, draws, n], and their log-probability [draws, n].
 
     The latents are drawn in the opposite order, each given those after it. With `draws` = 0, the best joint value instead
@@ -106,7 +106,7 @@ def drawn(plan: Schedule, found: Summed, draws: int, n: int, generator: torch.Ge
         if best:
             chosen = logits.argmax(-1)
         else:
-            noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype).clamp_(min=1e-300)
+            noise = torch.rand(logits.shape, dtype=logits.dtype).clamp_(min=1e-300)
             chosen = (logits - noise.log_().neg_().log_()).argmax(-1)
         density += _normalised(logits).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).sum(0)
         states[list(step.latents)] = chosen

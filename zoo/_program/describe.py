@@ -43,7 +43,7 @@ from zoo._reading.sites import Reading, read
 
 PROBE_ROWS = 20
 READ_ROWS = (7, 5)  # rows of two readings: in one alone, a constant of as many entries may look like one entry a row
-MOST_NAMED = 60  # sites in a sentence
+MOST_NAMED = 6  # sites in a sentence
 MANY_SITES = 46  # of which a reading takes seconds
 COVERING_ROWS = 2000  # among which rows with holes are looked for
 

@@ -91,7 +91,7 @@ class Scene:
             self.oracle = Oracle(task)
         elif has_decoder(task.structure):
             self.decoder = Decoder(task, {k: v[0] for k, v in self.draws.items()})
-        elif task.structure.is_exact:
+        elif task.structure.linear_gaussian:
             factors = Factors(task)
             self.factors = factors if len(factors.columns) else None
 
