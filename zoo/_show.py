@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
+from zoo._program.repeats import lines
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -44,16 +45,16 @@ def structure(found: Document, serving: Mapping[str, str | None], data: str) -> 
     """The sites, whether the program is exact, and which methods can serve it."""
     out = console()
     table = _table(
-        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found['model']} on {data}")
+        "site", "role", "family", "event shape", "plates", "support", "depends on", title=escape(f"{found['model']} on {data}")
     )
     for p in found["parameters"]:
-        table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]))
-    for s in found["sites"]:
+        table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]), "")
+    for line in lines(found["sites"]):
+        s = line.site
         role = "observed" if s["role"] == "observed" else f"{s['scope']} latent"
-        plates = escape(", ".join(s["plates"]))
-        table.add_row(
-            escape(s["name"]), role, escape(s["family"]), _shape(s["event_shape"]), plates, escape(s["support"])
-        )
+        family = s["family"] if line.count == 1 else f"{line.count:,} {s['family']}"
+        texts = (line.name, role, family, _shape(s["event_shape"]), ", ".join(s["plates"]), s["support"], line.on)
+        table.add_row(*map(escape, texts))
     out.print(table)
     out.print(f"exact: [bold]{found['exact']}[/], because {escape(found['reason'])}.", soft_wrap=True)
     table = _table("method", "", "why")

@@ -99,7 +99,6 @@ class Enumerated:
         out = {}
         for name, state in states.items():
             value = self.support[name][state]
-            shape = [1] * self.axes.depth
-            shape[self.axes.position] = len(state)
-            out[name] = value.reshape(*shape, *value.shape[1:])
+            right = -1 - self.axes.data_dim
+            out[name] = value.reshape(len(state), *(1,) * right, *value.shape[1:])
         return out
