@@ -22,7 +22,21 @@ class Step:
     inputs: tuple[tuple[int, ...], ...]  # for each of the tables that are joined, [G] numbers
     places: tuple[tuple[int, ...], ...]  # for each of them, where its latents stand among those of the step
     sizes: tuple[int, ...]  # values of the step's latents, of the one to sum over last
-    by_row: bool  # whether any of the tables differs by row
+    by_row: tuple[bool, ...]  # which of the tables that are joined differ by row
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a product of a matrix that all rows share and what each row has for the latent alone."""
+        alone = (len(self.sizes) - 1,)
+        mine = [places for places, by_row in zip(self.places, self.by_row, strict=True) if by_row]
+        return 0 < len(mine) < len(self.places) and all(places == alone for places in mine)
+
+    def numbers(self, rows: int) -> int:
+        """How many numbers its tables hold for so many rows."""
+        each = math.prod(self.sizes) * len(self.latents)
+        if self.is_product:
+            return each + rows * (each // self.sizes[-1] + self.sizes[-1] * len(self.latents))
+        return each * (rows if any(self.by_row) else 1)
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,11 @@ class Schedule:
 
     def seconds(self, rows: int) -> float:
         """A guess at how long one pass over so many rows takes: operations have a start and then a speed."""
-        numbers = sum(math.prod(s.sizes) * len(s.latents) * (rows if s.by_row else 1) for s in self.steps)
-        return 1e-4 * len(self.steps) + 1e-8 * numbers
+        return sum(1e-4 + 1e-8 * s.numbers(rows) for s in self.steps)
 
     def numbers(self) -> int:
         """How many numbers a row of the data takes in all tables."""
-        return sum(math.prod(s.sizes) * len(s.latents) for s in self.steps if s.by_row) + len(self.factors)
+        return sum(math.prod(s.sizes) * len(s.latents) for s in self.steps if any(s.by_row)) + len(self.factors)
 
 
 def schedule(
@@ -83,7 +96,7 @@ def schedule(
                 inputs=tuple(tuple(m[2][j] for m in members) for j in range(len(slots))),
                 places=tuple(places for places, _ in slots),
                 sizes=sizes,
-                by_row=any(r for _, r in slots),
+                by_row=tuple(r for _, r in slots),
             )
         )
     turned = {f: tuple(sorted(range(len(s)), key=lambda k: -place[s[k]])) for f, s in scopes.items()}

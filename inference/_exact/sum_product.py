@@ -8,7 +8,7 @@ each of the table's entries (Eisner 2016), so nothing here goes backwards throug
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from inference._exact.schedule import Schedule, Step
+
+
+LOST = 1e-280  # a sum below may be of terms that are too small to be told from 0
 
 
 class _LogSumExp(Function):
@@ -62,9 +65,10 @@ def summed(plan: Schedule, factors: Mapping[str, Tensor], over: Callable[[Tensor
     """
     tables: list[Tensor] = [factors[f] for f in plan.factors]
     tables += [tables[0]] * len(plan.order)
-    first = len(plan.factors)
+    first, matrices = len(plan.factors), dict[object, tuple[Tensor, Tensor]]()
     for step in plan.steps:
-        found = over(joined(step, tables))
+        found = _product(step, tables, matrices) if step.is_product and over is log_sum_exp else None
+        found = over(joined(step, tables)) if found is None else found
         for v, message in zip(step.latents, found.unbind(0), strict=True):
             tables[first + v] = message
     total = torch.zeros((), dtype=tables[0].dtype)
@@ -73,21 +77,58 @@ def summed(plan: Schedule, factors: Mapping[str, Tensor], over: Callable[[Tensor
     return Summed(total, tables)
 
 
+def _product(
+    step: Step, tables: Sequence[Tensor], matrices: dict[object, tuple[Tensor, Tensor]]
+) -> Tensor | None:
+    """The message of a step in which a matrix that all rows share meets what each row has for the latent alone.
+
+    log Σ_v exp(S[a, v] + m[i, v]) is a product of matrices, of exp(m) and exp(S). None where a sum is so small that some of its
+    terms may have been lost: then the logarithms have to stay. `matrices`: exp(S) by what it is made of, for later steps.
+    """
+    shared, mine = list[tuple[tuple[int, ...], tuple[int, ...]]](), list[tuple[int, ...]]()
+    for numbers, places, by_row in zip(step.inputs, step.places, step.by_row, strict=True):
+        if by_row:
+            mine.append(numbers)
+        else:
+            shared.append((numbers, places))
+    key = step.sizes, tuple((places, *(id(tables[t]) for t in numbers)) for numbers, places in shared)
+    if key not in matrices:
+        inputs, places = zip(*shared, strict=True)
+        total = joined(replace(step, inputs=inputs, places=places), tables).flatten(1, -2)
+        top = total.detach().amax((-2, -1), keepdim=True).nan_to_num(0.0, 0.0, 0.0)
+        matrices[key] = (total - top).exp().mT, top
+    matrix, scale = matrices[key]
+    own = _sum([_stacked(numbers, tables) for numbers in mine])
+    top = own.detach().amax(-1, keepdim=True)
+    found = (own - top).exp() @ matrix
+    low, high = torch.aminmax(found.detach())
+    if not (float(low) > LOST and float(high) < 1 / LOST):
+        return None
+    return (found.log() + (top + scale)).reshape(*found.shape[:2], *step.sizes[:-1])
+
+
+def _stacked(numbers: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
+    """The tables of those numbers as one [G, …]; one for all where they are the same."""
+    if len(numbers) == 1 or all(tables[t] is tables[numbers[0]] for t in numbers):
+        return tables[numbers[0]].unsqueeze(0)
+    return torch.stack([tables[t] for t in numbers])
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
 def joined(step: Step, tables: Sequence[Tensor]) -> Tensor:
     """The sum of a step's tables [G, n or 1, values of its latents]."""
-    total: Tensor | None = None
+    parts = []
     for numbers, places in zip(step.inputs, step.places, strict=True):
-        if len(numbers) == 1:
-            one = tables[numbers[0]].unsqueeze(0)
-        elif all(tables[t] is tables[numbers[0]] for t in numbers):
-            one = tables[numbers[0]].unsqueeze(0)
-        else:
-            one = torch.stack([tables[t] for t in numbers])
+        one = _stacked(numbers, tables)
         shape = [size if k in places else 1 for k, size in enumerate(step.sizes)]
-        one = one.reshape(*one.shape[:2], *shape)
-        total = one if total is None else total + one
-    assert total is not None
-    return total.expand(len(step.latents), -1, *step.sizes)
+        parts.append(one.reshape(*one.shape[:2], *shape))
+    return _sum(parts).expand(len(step.latents), -1, *step.sizes)
 
 
 def drawn(plan: Schedule, found: Summed, draws: int, n: int) -> tuple[Tensor, Tensor]:
