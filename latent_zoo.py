@@ -5,7 +5,8 @@
     'exact'
 
 `run` fits a model to data, `compare` fits it by several methods, `infer` takes another method to the θ of a saved run, and
-`load` reads a saved run back. The packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other
+`load` reads a saved run back. `Estimator` is any model as a
+scikit-learn estimator. The packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other
 distributions use such names too; where one of theirs stands in the place of ours, the first use of this module says so.
 """
 
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inference import Evidence, Fit, Run, compare, infer, load, run
+    from inference import Estimator, Evidence, Fit, Run, compare, infer, load, run
 
-__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
+__all__ = ["Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
 MARK = '__distribution__ = "latent-zoo"'  # a line of each package's __init__.py

@@ -1,4 +1,5 @@
 """Inference methods, one a file, and the runner that they share: `from inference import run, compare, infer, load`.
+`Estimator` is any model as a scikit-learn estimator.
 
 A file directly here is a method. All else is in rooms, each of which imports only from those above it:
 
@@ -12,6 +13,7 @@ A file directly here is a method. All else is in rooms, each of which imports on
     _laplace/   Laplace's approximation over local and over global latents
     _run/       a run: request, checks, seeds, verification, files
     _pictures/  pictures, one a file
+    _estimator/ models as scikit-learn's estimators
 
 Four values, each made from the one before: a `Request` (`_run/request`: what is asked for), `Prepared` (`_run/prepare`: the
 program and its data, checked), a `Fit` (`_method/fit`: what a method found), a `Run` (`_run/result`: all of it, with the
@@ -52,14 +54,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from inference._estimator.estimator import Estimator
     from inference._method.fit import Evidence, Fit
     from inference._run.result import Run, load
     from inference._run.runner import compare, infer, run
 
-__all__ = ["Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
+__all__ = ["Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
 __distribution__ = "latent-zoo"
 
 _WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "Run": "_run.result", "load": "_run.result"}
+_WHERE |= {"Estimator": "_estimator.estimator"}
 _WHERE |= dict.fromkeys(("compare", "infer", "run"), "_run.runner")
 
 

@@ -60,6 +60,10 @@ def fit(
 ) -> Fit:
     """log p(x_i) from `chains` weighted chains per row over `temperatures` steps of β, each of `leapfrog` leapfrog steps.
 
+    - `temperatures`: how many steps of β lead from the prior to the posterior.
+    - `chains`: how many for each row.
+    - `leapfrog`: steps of Hamiltonian dynamics in one move.
+
     The error falls with either number: the bias of the logarithm, downwards, with `temperatures` above all. An estimate needs
     100 effective chains per row; with fewer, what is claimed is a lower bound (`estimates`). Posterior draws are the chains'
     last states, resampled by their weights.

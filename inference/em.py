@@ -19,18 +19,19 @@ from torch.distributions import transform_to
 
 from inference._exact.engine import MOST_SUMMED, Statistics
 from inference._families._family import Floor
-from inference._method.fit import Arrays, Evidence, Fit
+from inference._method.advice import MOST_NAMED, component, empty, remedy
+from inference._method.fit import Arrays, Evidence, Fit, weighed
 from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
-from inference._method.start import FLOOR, Start, begin, check_rise, contest
+from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
 from inference._method.task import Task
 from inference._training.ascent import Leap, Spot, Surface
 from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
 
+WEIGHTS = True  # rows may have weights
 PLAIN_ITERATIONS = 20
-MOST_NAMED = 3  # components in warnings: more get one line
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps
 CLIMB = 200  # of its iterations at a time
@@ -55,18 +56,25 @@ def fit(
     *,
     max_iter: Count = 1000,
     tol: NotNegative = 1e-10,
-    restarts: Count = 1,
+    restarts: Count | None = None,
     start: Start = "auto",
     floor: Positive | None = None,
     accelerate: bool = True,
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
+    `restarts` is 1 by default, and 20 for a small mixture of categories, whose likelihood has many optima.
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
-    `start=auto` tries several starts for a few iterations, where one is known to fail, and continues from the best.
-    `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow;
-    the log-likelihood never falls for it. `floor` is the smallest variance an M-step sets, as a share of the data's own; by
-    default only a variance that falls to rounding is held, at a millionth.
+
+    - `max_iter`: iterations at most.
+    - `tol`: the rise of the log-likelihood in one iteration, as a share of itself, below which it stops.
+    - `restarts`: how many climbs from different starts; the best is kept.
+    - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` tries several for a few iterations, where one is known
+      to fail, and continues from the best.
+    - `floor`: the smallest variance that an M-step sets, as a share of the data's own; when None, only a variance that falls to
+      rounding is held, at a millionth.
+    - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the
+      log-likelihood never falls for it.
     """
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
         same = partial(
@@ -76,7 +84,8 @@ def fit(
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
     initial = task.theta()
-    climbs = []
+    climbs: list[_Climb] = []
+    restarts = restarts or usual_restarts(task, start)
     with task.progress("em", max_iter * restarts) as step:
         for r in range(restarts):
             task.program.assign(initial)
@@ -106,7 +115,8 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
     assert found.claimed is not None
     kept = None if found.claimed.per_datum is None else per_datum.numpy()
-    claimed = replace(found.claimed, value=float(per_datum.sum()), per_datum=kept).plus(task.outside(point))
+    total = float(per_datum.sum()) if task.times is None else float(weighed(per_datum.numpy(), task.times).sum())
+    claimed = replace(found.claimed, value=total, per_datum=kept).plus(task.outside(point))
     parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
     found = replace(
         found, parameters=parameters, claimed=claimed, draws=_single(found.draws), means=_single(found.means)
@@ -377,7 +387,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     if held.left_out:
         notes["posterior"] = held.left_out
     per_datum = exact.per_datum(None, globals).numpy()
-    claimed = Evidence.from_per_datum(per_datum, "exact", given=given).plus(task.outside(globals))
+    claimed = Evidence.from_per_datum(per_datum, "exact", given=given, weights=task.times).plus(task.outside(globals))
     if len(per_datum) > MOST_SUMMED:  # the verified evidence holds the value of each row: one such array is enough
         claimed = replace(claimed, per_datum=None)
     if exact.delicate:
@@ -396,24 +406,18 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     )
 
 
-def _component(task: Task, assignment: int) -> str:
-    return f"component {task.engine.label(assignment)}" if task.structure.assignments > 1 else "the one component"
-
-
 def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     out, many = [], task.structure.assignments > 1
     components = not any(s.completes for s in task.structure.discrete_locals)
     if climb.counts is not None and many and components:
-        out += _empty(task, (climb.counts < 1).nonzero()[:, 0].tolist(), climb.counts)
-    remedy = (
-        "Ask for fewer components or priors" if many else "Leave out constant columns and functions of other columns"
-    )
-    rest = f"a variance is at the floor, {floor:g} of the data's own, and sets log p(x). {remedy}, or set floor."
+        out += empty(task, (climb.counts < 1).nonzero()[:, 0].tolist(), climb.counts)
     collapsed = sorted(climb.floor.reached)
+    advice = remedy(task, many) if collapsed else ""
+    rest = f"a variance is at the floor, {floor:g} of the data's own, and sets log p(x). {advice}, or set floor."
     if len(collapsed) > MOST_NAMED:
         out.append(f"{len(collapsed):,} of {task.structure.assignments:,} components collapsed: in each {rest}")
     else:
-        out += [f"{_component(task, a)} collapsed: {rest}" for a in collapsed]
+        out += [f"{component(task, a)} collapsed: {rest}" for a in collapsed]
     for name in sorted(climb.floor.latent):
         out.append(f"the scale of '{name}' went to 0, the lower end of its range: the data show no variation there.")
     if task.engine.delicate:
@@ -422,24 +426,16 @@ def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
             "an estimate here, not exact. Standardize the data, or give the observations more noise."
         )
     if climb.objective and not climb.converged:
-        out.append(_unfinished(climb))
+        out.append(_unfinished(task, climb))
     return out
 
 
-def _empty(task: Task, empty: list[int], counts: Tensor) -> list[str]:
-    """A warning for each empty component, or one for all where there are many."""
-    N, states = len(task.x), task.structure.assignments
-    if len(empty) > MOST_NAMED:
-        return [f"{len(empty):,} of {states:,} components are empty: each holds less than one of {N} rows."]
-    return [f"{_component(task, a)} is empty: it holds {float(counts[a]):.2g} of {N} rows." for a in empty]
-
-
-def _unfinished(climb: _Climb) -> str:
+def _unfinished(task: Task, climb: _Climb) -> str:
     if climb.stuck == BORDER:
         what = "posterior mode: log p(x, globals)" if climb.globals else "maximum: log p(x)"
         return (
-            f"em found no {what} grows without bound as a variance goes to 0. Leave out columns that are functions of others, "
-            "or give the variance a lower bound or a prior that keeps it away from 0."
+            f"em found no {what} grows without bound as a variance goes to 0. {remedy(task)}, or give the variance a lower "
+            "bound or a prior that keeps it away from 0."
         )
     if climb.stuck:
         return f"em did not converge: it stopped after {climb.iterations} iterations because {climb.stuck}."

@@ -59,6 +59,10 @@ def fit(
 ) -> Fit:
     """Posterior means and draws from `chains` chains per row of `sweeps` sweeps each, after `warmup` sweeps that are not kept.
 
+    - `sweeps`: how many of each chain are kept; a sweep draws every latent once.
+    - `warmup`: sweeps before these, which are not kept.
+    - `chains`: how many for each row.
+
     Chains begin at draws from the prior. The posterior draws are states of all chains, spread evenly over the sweeps.
 
     Raises `Refusal` when asked to learn θ.

@@ -75,13 +75,23 @@ def fit(
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
-    - `epochs`: when None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
+    - `proposal`: what draws: the `guide`; the `prior` (naive Monte Carlo); `laplace`, a Gaussian at each row's mode; or
+      `sequential`, a particle filter.
+    - `samples`: draws per row for the estimate of log p(x).
+    - `particles`: draws per row of the bound by which θ and the guide are learned.
+    - `epochs`: at most. When None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
     - `filters`: how many independent particle filters share the samples of a row, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
-    - `schedule`, `patience`: see `svi`.
-    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
-      program with networks of its own is learned at 0.002.
+    - `tol`: the rise of the bound that counts as one, nats per row.
+    - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
+    - `patience`: epochs without such a rise after which progress has stopped.
+    - `guide`: `amortized`, `mean_field`, `autoregressive` or `file.py:callable`.
+    - `guide_covariance`: of the guide's Gaussians.
+    - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
+    - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128.
+    - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
+    - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
     if proposal == "laplace":
         _check_laplace(task)

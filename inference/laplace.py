@@ -19,6 +19,8 @@ from inference._method.task import Task
 from zoo._options import Count, Limits, Positive
 from zoo._program.structure import Structure
 
+WEIGHTS = True  # rows may have weights
+
 
 def refusal(structure: Structure) -> str | None:
     """Why Laplace's approximation cannot serve the program, or None."""
@@ -42,15 +44,19 @@ def fit(
 ) -> Fit:
     """Climb to the mode, and take the Hessian there; one that is not positive definite is damped, and the fit says so.
 
-    - `tol`: the Newton decrement (nats still to be gained) at which a mode counts as found; `max_iter`: of the climb to it.
+    - `max_iter`: iterations of the climb at most.
+    - `tol`: the Newton decrement (nats still to be gained) at which a mode counts as found.
+    - `start`: of θ: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
 
     For local latents that are not exact:
 
     - `tries`: draws from the prior at which to begin, besides its middle; the climb starts where the density is highest.
     - `samples`: draws from each row's Gaussian, whose importance weights give its k-hat and effective sample size; 0: no such
       check, which takes longer than the climb where the data are wide.
-    - θ is learned by the total derivative of the Laplace evidence: with all data at once by at most `max_iter` steps of
-      L-BFGS where that is cheap, else by `epochs` of mini-batches of `batch` rows with Adam at the rate `lr`.
+    - `epochs`: of mini-batches by which θ is learned, by the total derivative of the Laplace evidence, where at most `max_iter`
+      steps of L-BFGS on all data at once are too dear.
+    - `batch`: rows of a mini-batch.
+    - `lr`: the rate of Adam.
     """
     if task.structure.is_exact:
         return _laplace_globals.fit(task, max_iter, tol, start)

@@ -39,6 +39,7 @@ from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 from zoo._program.trace import local_log_prob
 
+WEIGHTS = True  # rows may have weights
 BOUND_DRAWS = 200
 FIXED_BOUND_DRAWS = 1024  # where they go side by side
 FEW = 2**18  # numbers in one draw of the whole program, up to which L-BFGS is the usual way
@@ -76,18 +77,21 @@ def fit(
 ) -> Fit:
     """Climb the bound for `epochs` epochs, or until it stops rising.
 
-    - `epochs`: when None 1000, and at least 5000 steps; of L-BFGS, iterations.
-    - `batch`, `lr`, `hidden`: when None 64, 0.02 and (64, 64); for data of 100 columns or more 128, 0.002 and (200, 200). A
-      program with networks of its own is learned at 0.002.
-      A batch larger than the data means all of them.
+    - `epochs`: at most. When None 1000, and at least 5000 steps; of L-BFGS, iterations.
+    - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128.
+    - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
+    - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     - `tol`: the rise of the bound that counts as one, nats per row; of Adam.
     - `particles`: draws per row of the importance-weighted bound; 1 is the ELBO.
-    - `guide`: `amortized`, `mean_field` or `file.py:callable`; `guide_covariance` and `hidden` are for the first two.
+    - `guide`: `amortized`, `mean_field`, `autoregressive` or `file.py:callable`.
+    - `guide_covariance`: of the Gaussians of an amortized or mean-field guide.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
+    - `patience`: epochs without such a rise of the bound after which progress has stopped.
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
     - `clip`: the largest norm of a step's gradient (nats per row).
+    - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
     """
     adams = batch is not None or lr is not None or schedule != "plateau" or held_out > 0
     batch, lr, hidden = usual(task, batch, lr, hidden)
@@ -159,7 +163,7 @@ class _Found:
         assert self.fixed is not None and self.guide is not None
         self.outcome = out = _climb.climb(self.task, self.guide, self.modules, self.fixed, iterations, step)
         self.effort = 3.0 * len(out.trace) * _climb.FIRST
-        self.history = History(np.asarray(out.trace) / len(self.task.x), np.zeros(0), out.converged)
+        self.history = History(np.asarray(out.trace) / self.task.count, np.zeros(0), out.converged)
 
     def train(self, plan: Plan, few: bool, step: Step) -> None:
         """By Adam on mini-batches."""
@@ -197,7 +201,7 @@ class _Found:
             generator = torch.Generator().manual_seed(self.task.seed)
             return self.fixed.all_values(self.fixed.draw(FIXED_BOUND_DRAWS, generator, plain=True)).double()
         values = [float(self.objective(slice(None), self.task.x)) for _ in range(BOUND_DRAWS)]
-        return torch.tensor(values, dtype=torch.float64) * len(self.task.x)
+        return torch.tensor(values, dtype=torch.float64) * self.task.count
 
 
 @torch.no_grad()
@@ -206,14 +210,15 @@ def _log_likelihood(task: Task) -> Evidence:
     parts = [task.x[r] for r in weights.chunks(task.x, 1)]
     data_dim = task.structure.data_dim
     exact = [local_log_prob(task.program.trace(x), data_dim, len(x)).reshape(len(x)) for x in parts]
-    return Evidence.from_per_datum(torch.cat(exact).numpy(), "exact")
+    return Evidence.from_per_datum(torch.cat(exact).numpy(), "exact", weights=task.times)
 
 
 @torch.no_grad()
 def _bound(task: Task, guide: torch.nn.Module, particles: int, nearness: Nearness) -> Evidence:
     """The bound over all data: exact where all latents are enumerated, else the mean of draws with its standard error."""
     if task.structure.enumerable and particles == 1:
-        return Evidence.from_per_datum(enumerated_bound(task, guide, nearness).numpy(), "lower bound")
+        summed = enumerated_bound(task, guide, nearness).numpy()
+        return Evidence.from_per_datum(summed, "lower bound", weights=task.times)
     times = max(10, weights.affordable(task.x, BOUND_DRAWS, 10) // particles)
     value, se = (torch.empty(len(task.x), dtype=torch.float64) for _ in range(2))
     for rows in weights.chunks(task.x, times * particles):
@@ -222,7 +227,7 @@ def _bound(task: Task, guide: torch.nn.Module, particles: int, nearness: Nearnes
         bound = weights.log_mean(log_w.reshape(particles, times, len(x)))[0]
         value[rows], se[rows] = bound.mean(0), bound.std(0) / times**0.5
         nearness.add(log_w)
-    return Evidence.from_per_datum(value.numpy(), "lower bound", se.numpy())
+    return Evidence.from_per_datum(value.numpy(), "lower bound", se.numpy(), weights=task.times)
 
 
 def enumerated_bound(task: Task, guide: torch.nn.Module, nearness: Nearness | None = None) -> Tensor:

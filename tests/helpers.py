@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from inference._exact.enumeration import Enumeration
@@ -27,6 +28,11 @@ from zoo._data.datasets import Dataset
 from zoo._program.describe import describe
 from zoo._program.load import load
 from zoo._program.structure import ENUMERATION_LIMIT
+
+
+def in_full(*values: Any) -> list[Any]:
+    """These values of a parameter, tried in the full tests alone (`pytest -m full`)."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.full) for v in values]
 
 
 def tensor(x: Any) -> torch.Tensor:

@@ -63,6 +63,7 @@ def test_a_new_peer_is_in_the_list_and_runs_by_itself(zoo):
     assert set(document["ratios"]) == {"numpy"} and document["rounds"] == 3
 
 
+@pytest.mark.full
 def test_its_suite_runs_it_and_the_page_shows_it(copy, zoo):
     status, document, err = zoo("bench", "peers", "--backend", "sequential")
     assert status == 1, err  # where sums differ there is an error, and no ratio

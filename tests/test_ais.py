@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import hide, structure_of, task_of, tensor
+from helpers import hide, in_full, structure_of, task_of, tensor
 from scipy import special, stats
 
 from inference import ais, infer, run
@@ -39,7 +39,7 @@ def score(fit: Fit, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     "program",
-    [linear.two_latents_that_add, linear.mixture_of_factor_analysers, linear.random_intercept_in_a_plate],
+    [*in_full(linear.two_latents_that_add, linear.mixture_of_factor_analysers), linear.random_intercept_in_a_plate],
     ids=lambda p: p.__name__,
 )
 def test_a_linear_gaussian_program_against_its_exact_evidence(program):
@@ -60,6 +60,7 @@ def test_counts_against_quadrature():
     assert np.abs(fit.claimed.per_datum - local.counts_truth(x)).max() < 1
 
 
+@pytest.mark.full
 def test_a_tanh_decoder_with_a_discrete_site_against_quadrature():
     x = hide(local.draw_bent(25), 0.1)
     fit = anneal(local.bent, x, temperatures=200, chains=16, leapfrog=5)
@@ -87,6 +88,7 @@ def test_a_row_with_nothing_observed_costs_nothing():
     assert fit.ess[2] == pytest.approx(4.0)
 
 
+@pytest.mark.full
 def test_several_sites_of_all_kinds():
     """Against importance sampling from the prior."""
     from inference._sampling import weights as _weights

@@ -133,7 +133,7 @@ def test_programs_that_break_the_contract():
     refused("IndexError at program.py:5: list index out of range", "run", "program.py:raises", "--data", "faithful")
     refused("observes nothing", "describe", "program.py:blind", "--data", "faithful")
     refused(
-        "unknown callable of 'program.py' 'raise'; did you mean raises?",
+        "unknown callable 'raise' of 'program.py'; did you mean raises?",
         "run",
         "program.py:raise",
         "--data",
@@ -197,6 +197,7 @@ def test_a_missing_argument_is_status_2():
 # ---- as a process of its own ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_json_is_all_that_is_on_standard_output():
     done = zoo_process("run", *FAITHFUL, "--json", "--out", "a run φ")
     assert done.returncode == 0, done.stderr
@@ -244,6 +245,36 @@ def test_the_limit_of_enumeration_is_the_same_in_both_places():
     from zoo._program import structure
 
     assert ENUMERATION_LIMIT == structure.ENUMERATION_LIMIT
+
+
+def interrupted(monkeypatch, states: int) -> str:
+    """What `zoo run … --out r` says of Ctrl-C, with so many checkpoints written."""
+    from inference._run import checkpoint, runner
+
+    def stopped(asked, **how):
+        left = checkpoint.place(how["out"])
+        left.mkdir()
+        for i in range(states):
+            (left / f"state-{i:06d}.pt").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_request", stopped)
+    status, out, err = zoo("run", *FAITHFUL, "--drop", "waiting", "--out", "my run")
+    assert (status, out) == (130, "")
+    return err
+
+
+def test_an_interrupted_run_says_how_to_resume(monkeypatch):
+    assert interrupted(monkeypatch, 2) == (
+        "zoo: interrupted; its last checkpoint is kept. Resume it: zoo run --resume 'my run'\n"
+    )
+
+
+def test_an_interrupted_run_without_a_checkpoint_says_how_to_run_again(monkeypatch):
+    assert interrupted(monkeypatch, 0) == (
+        "zoo: interrupted before there was a checkpoint; no file was left half written. Run it again: zoo run gmm --data "
+        "faithful --drop waiting --method em --seed 0\n"
+    )
 
 
 # ---- what it does ----------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def fair_coins(theta, holes):
     return torch.cat(parts).numpy() + MISSING * np.log(2)
 
 
+@pytest.mark.full
 def test_every_method_against_enumeration(digits, holes, tmp_path, monkeypatch):
     """Estimates agree with the truth within their errors, bounds lie below it, and in the order of what q can hold."""
     theta = tmp_path / "theta"

@@ -29,6 +29,7 @@ def of(problem, label):
     return next(r for r in problem["rows"] if r["label"] == label)
 
 
+@pytest.mark.full
 def test_a_quick_run_says_everything(document):
     for problem in document["problems"]:
         assert tuple(r["label"] for r in problem["rows"]) == ROWS
@@ -40,12 +41,14 @@ def test_a_quick_run_says_everything(document):
     assert all(label in text for label in (*ROWS, *estimates.ESTIMATORS))
 
 
+@pytest.mark.full
 def test_bounds_lie_below_the_exact_value_in_the_order_of_what_q_can_hold(document):
     problem = document["problems"][0]
     coins, on, factorised, autoregressive = (of(problem, label)["elbo_nats"] for label in ROWS[:4])
     assert max(coins, on) < factorised < autoregressive <= problem["exact_nats"] + 1e-4
 
 
+@pytest.mark.full
 def test_estimates_come_to_the_exact_value(document):
     for label in ROWS[2:]:
         found = of(document["problems"][0], label)["points"][-1]
@@ -55,6 +58,7 @@ def test_estimates_come_to_the_exact_value(document):
         assert found["nats"] == pytest.approx(halves["exact_nats"], abs=1e-3)
 
 
+@pytest.mark.full
 def test_gradients_scatter_less_with_baselines_and_not_at_all_summed_out(document):
     noise = {r["estimator"]: r for r in document["gradients"]}
     without, pyros, ours, exact = (noise[name] for name in estimates.ESTIMATORS)
@@ -90,6 +94,7 @@ def test_pieces_are_as_good_as_one_go(task):
     torch.testing.assert_close(weights.log_mean(parts)[0], weights.log_mean(log_w)[0])
 
 
+@pytest.mark.full
 def test_every_estimator_of_the_gradient_has_the_same_mean(task):
     torch.manual_seed(0)
     noise = estimates.Noise(task, estimates.fresh(task, "mean_field", on=0.4))
@@ -101,6 +106,7 @@ def test_every_estimator_of_the_gradient_has_the_same_mean(task):
         assert away.abs().max() < 4, how
 
 
+@pytest.mark.full
 def test_the_picture_is_drawn(document, tmp_path):
     estimates.picture(tmp_path / "completions.png", document["problems"])
     assert 10_000 < (tmp_path / "completions.png").stat().st_size < 250_000

@@ -80,6 +80,7 @@ def test_far_from_the_origin_and_at_every_scale(offset, size):
     assert fit.claimed.value == pytest.approx(trace[-1], rel=1e-7)
 
 
+@pytest.mark.full
 def test_laplace_climbs_to_where_em_does():
     fits = [method.fit(task("factor_analysis")) for method in (em, laplace)]
     assert fits[1].claimed.value == pytest.approx(fits[0].claimed.value, abs=0.01)  # EM is slow at the end

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import in_full
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = dict(
@@ -48,7 +49,10 @@ def test_at_most_three_files_to_read_first_and_all_are_there(name):
     assert 1 <= len(files) <= 3 and all((ROOT / f).is_file() for f in files)
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+QUICK = ("A family", "A peer")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *in_full(*(s for s in SECTIONS if s not in QUICK))])
 def test_the_example_runs(name, copy):
     written = []
     for block in re.findall(r"```(?:python|toml)\n(.*?)```", SECTIONS[name], re.S):

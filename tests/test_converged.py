@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import task_of
+from helpers import in_full, task_of
 from scipy import special, stats
 
 from inference import run, svi
@@ -143,7 +143,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["coin", *in_full(*(c for c in CASES if c != "coin"))])
 def test_it_ends_at_the_best_bound_of_its_family(name):
     """Within 0.1 nats a global latent, from three seeds; and the bound that is claimed is that of its q."""
     model, x, options, bound, globals_, site = CASES[name]
@@ -158,6 +158,7 @@ def test_it_ends_at_the_best_bound_of_its_family(name):
         assert fit.notes["khat_of_globals"] is not None
 
 
+@pytest.mark.full
 def test_a_conjugate_mean_is_exact_from_every_seed():
     x = np.random.default_rng(6).normal(2.0, 0.7, 64)
     truth = stats.multivariate_normal(np.ones(64), 4.0 * np.ones((64, 64)) + 0.49 * np.eye(64)).logpdf(x)
@@ -288,6 +289,7 @@ def test_an_objective_that_was_still_rising_is_called_so():
     assert fit.converged is False and any("still rising" in w for w in fit.warnings)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[1:])])
 def test_adam_with_few_rows_takes_steps_enough_or_says_no(seed):
     """One step an epoch, and one draw a step: what was called converged after 150 of them stood a nat below."""

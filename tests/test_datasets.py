@@ -154,13 +154,14 @@ def test_an_unknown_name_gives_the_near_ones():
 
 
 def test_parts():
-    assert "unknown part of the data set mnist 'tset'; did you mean test?" in refused("mnist:tset")
+    assert "unknown part 'tset' of the data set mnist; did you mean test?" in refused("mnist:tset")
     assert "'digits' has no parts, got 'test'" in refused("digits:test")
 
 
 # --- full sets ---
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "n", "counts"),
     [
@@ -323,7 +324,9 @@ def test_csv_of_one_column(tmp_path):
     )
 
 
-@pytest.mark.parametrize("cell", ["", " ", "NA", "NaN", "nan", "?", '""'])
+@pytest.mark.parametrize(
+    "cell", ["", " ", "NA", "NaN", "nan", "?", '""', "None", "N/A", "null", "NULL", "#N/A", ".", "-", "<NA>"]
+)
 def test_csv_cells_that_are_unobserved(tmp_path, cell):
     np.testing.assert_array_equal(load(put(tmp_path, f"a,b\n1,{cell}\n{cell},4\n")).x, [[1, nan], [nan, 4]])
 
@@ -359,9 +362,37 @@ def test_decimal_commas(tmp_path):
     assert load(put(tmp_path, "1,5;2,5\n3,5;4,5\n")).x.tolist() == [[1.5, 2.5], [3.5, 4.5]]
 
 
-@pytest.mark.parametrize("text", ["a;b\n1,500;2.5\n", "a\tb\n1,500\t2\n"])
-def test_commas_that_may_divide_thousands_are_refused(tmp_path, text):
-    assert "t.csv', line 2: '1,500' has a comma; write a decimal point instead." in refused(put(tmp_path, text))
+@pytest.mark.parametrize(
+    ("text", "x", "said"),
+    [
+        ('a,b\n"1,234.5",2\n"12,000",3.5\n', [[1234.5, 2], [12000, 3.5]], "separators of thousands (1,234.5)"),
+        ('a,b\n"1,500",2\n', [[1500, 2]], "separators of thousands (1,500)"),
+        ("a;b\n1,500;2.5\n", [[1500, 2.5]], "separators of thousands (1,500)"),  # 2.5 has a decimal point
+        ("a;b\n1,500;2\n", [[1.5, 2]], "decimal commas"),  # semicolons go with decimal commas
+        ('a,b\n"1,5",2\n', [[1.5, 2]], "decimal commas"),
+        ("a;b\n1.234,5;1.000\n2,5;3\n", [[1234.5, 1000], [2.5, 3]], "its points as separators of thousands (1.000)"),
+        ("a;b\n1 234,5;2\n", [[1234.5, 2]], "decimal commas"),
+        ("a\tb\n1,234,567\t2\n", [[1234567, 2]], "separators of thousands"),
+        ("a;b\n1\u202f234.5;2\n", [[1234.5, 2]], None),
+        ("a;b\n12'345'678;2\n", [[12345678, 2]], None),
+    ],
+)
+def test_commas_and_points_in_numbers(tmp_path, text, x, said):
+    d = load(put(tmp_path, text))
+    assert d.x.tolist() == x
+    assert len(d.warnings) == (said is not None) and (said is None or said in d.warnings[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a\tb\n1,500\t2\n", "line 2: '1,500' has a comma, which may divide thousands or be a decimal comma"),
+        ("a;b\n1,5;2.5\n", "line 2: '1,5' has a comma; write a decimal point instead."),
+        ("a;b\n1,5;1,234.5\n", "line 2: '1,5' has a comma; write a decimal point instead."),
+    ],
+)
+def test_commas_of_two_meanings_are_refused(tmp_path, text, says):
+    assert says in refused(put(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -454,13 +485,19 @@ def test_few_random_tables_look_as_if_they_had_a_header(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a,b\n1,2\n3,dog\n", "line 3, column 'b': 'dog' is not a number; remove the column"),
+        (
+            "a,b\n1,2\n3,dog\n",
+            "line 3, column 'b': 'dog' is not a number. Correct it, or drop the column (--drop b), or read it as",
+        ),
         ("a,b\n1,2\n\n\n3,dog\n", "line 5, column 'b': 'dog'"),
         ('a,b\n1,"\n2"\nx,4\n', "line 4, column 'a': 'x'"),
         ("a,b\n1,1_000\n", "line 2, column 'b': '1_000' is not a number"),
         ('a,b\n1,"d\no\ng"\n', "line 2, column 'b': 'd o g' is not a number"),
-        ("a b\n1 2\n", "line 2, column 'a b': '1 2' is not a number; remove the column"),
-        ("5.1,3.5,setosa\n4.9,3,setosa\n", "line 1, column 3: 'setosa' is not a number, though '5.1' is."),
+        ("a b\n1 2\n", "line 2, column 'a b': '1 2' is not a number. Correct it"),
+        (
+            "5.1,3.5,setosa\n4.9,3,setosa\n",
+            "column 'x2' (1 class: 'setosa', …) does not hold numbers. Use --labels x2 (in",
+        ),
         ("3.6,7x9\n1.8,54\n", "line 1, column 2: '7x9' is not a number, though '3.6' is."),
         ("a,b\n1,2\n3\n", "line 3: 1 cells, but line 1 has 2; leave a cell empty"),
         ("1,2\n3,4,5\n", "line 2: 3 cells, but line 1 has 2"),
@@ -577,11 +614,13 @@ def test_files_that_cannot_be_used(tmp_path, monkeypatch):
     assert refused(tmp_path / "hieghts.csv") == (
         f"there is no file '{tmp_path / 'hieghts.csv'}'; did you mean heights.csv?"
     )
-    assert "give the path of a .csv, .npy or .npz file." in refused(tmp_path / "qqq.npy")
+    assert "give the path of a .csv, .tsv, .parquet," in refused(tmp_path / "qqq.npy")
     assert f"there is no folder '{tmp_path / 'no'}' either." in refused(tmp_path / "no" / "a.csv")
     assert "the data set is called 'faithful', with no suffix." in refused("faithful.csv")
-    assert "'notes.txt' is not a .csv, .npy or .npz file" in refused("notes.txt")
-    assert "is a folder; give a .csv, .npy or .npz file in it." in refused(str(tmp_path))
+    assert "'notes.docx' is not a .csv, .tsv, .parquet, .feather, .xlsx, .npy or .npz file" in refused("notes.docx")
+    assert "is a folder; give a .csv, .tsv, .parquet, .feather, .xlsx, .npy or .npz file in it." in refused(
+        str(tmp_path)
+    )
     folder = tmp_path / "folder.csv"
     folder.mkdir()
     assert "is a folder" in refused(folder)

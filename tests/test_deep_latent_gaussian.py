@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import structure_of, task_of
+from helpers import in_full, structure_of, task_of
 from scipy import special, stats
 
 from inference import infer, run
@@ -87,7 +87,9 @@ def test_with_labels_the_decoder_is_told():
         run("deep_latent_gaussian", x, "svi", **options | {"classes": 2})
 
 
-@pytest.mark.parametrize("options", [{"layers": 2}, {"prior": "mixture"}, {"activation": "relu"}, {"hidden": ()}])
+@pytest.mark.parametrize(
+    "options", [{"layers": 2}, {"prior": "mixture"}, *in_full({"activation": "relu"}), {"hidden": ()}]
+)
 def test_every_option_runs_bounds_and_simulates(options):
     fit = run("deep_latent_gaussian", WINE[:40], "svi", epochs=3, latents=2, **{"hidden": (8,), **options})
     slack = 4 * math.hypot(fit.claimed.se, fit.verified.se)
@@ -115,6 +117,7 @@ def check_estimates(folder, some, samples, annealing, fail):
     assert naive.claimed.value < weighted.claimed.value
 
 
+@pytest.mark.full
 def test_small_digits(tmp_path, monkeypatch):
     """Of 8 × 8 pixels, in float32 as larger data are."""
     monkeypatch.setattr(prepare, "LARGE_NUMBERS", 10_000)

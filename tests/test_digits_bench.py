@@ -100,6 +100,7 @@ def measured(tmp_path_factory):
     return digits.measure(digits.QUICK, tmp_path_factory.mktemp("digits") / "train")
 
 
+@pytest.mark.full
 def test_a_small_run_has_every_part(measured):
     document, shown = measured
     json.dumps(document, allow_nan=False)
@@ -114,6 +115,7 @@ def test_a_small_run_has_every_part(measured):
     assert (shown.groups["digits"][:4] == completed["truth"]).all()
 
 
+@pytest.mark.full
 def test_its_picture_is_drawn(measured, tmp_path):
     document, shown = measured
     digits_picture.draw(tmp_path / "digits.png", document, shown, digits.SHAPE)
@@ -122,6 +124,7 @@ def test_its_picture_is_drawn(measured, tmp_path):
         assert len(picture.convert("L").getcolors(1 << 16)) > 50
 
 
+@pytest.mark.full
 def test_the_command_prints_and_keeps_nothing(measured, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(digits, "RESULTS", tmp_path)
     monkeypatch.setattr(digits, "measure", lambda sizes, folder: measured)

@@ -296,6 +296,7 @@ def test_the_starts_differ_and_all_climb(start):
     assert (fit.trace["log_likelihood"][0] == first) == (start == "kmeans")
 
 
+@pytest.mark.full
 def test_extrapolated_steps_end_at_the_same_top_and_never_fall():
     x = np.random.default_rng(7).normal(size=(100, 2))  # one cloud for two components: slow
     plain, fast = (

@@ -314,6 +314,7 @@ def test_the_starts_that_were_tried_are_noted():
     assert set(found.notes["starts"]) == {"program", "eigenvectors", "random"}
 
 
+@pytest.mark.full
 def test_priors_that_do_not_keep_the_mode_inside_are_said_to():
     x = np.array([[1, 2], [3, 6], [4, 8], [10, 20], [np.nan, 22], [7, 14.0]])
     fit = run("gmm", x, "em", components=1, priors=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import user_programs as user
 from families import CASES
-from helpers import exact_of, hide, task_of, tensor
+from helpers import exact_of, hide, in_full, task_of, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -66,7 +66,7 @@ def test_data_longer_than_a_chunk(name, monkeypatch):
     check(exact, case.log_joint(theta, x))
 
 
-@pytest.mark.parametrize("name", ["normal", "mvn_tril", "categorical", "student"])
+@pytest.mark.parametrize("name", ["normal", *in_full("mvn_tril"), "categorical", "student"])
 def test_threads_share_out_the_chunks(name, monkeypatch):
     """Each of torch's threads takes chunks of its own; the same numbers twice, and those of one thread but for rounding."""
     monkeypatch.setattr(densities, "CHUNK_NUMBERS", 1)

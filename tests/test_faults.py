@@ -223,6 +223,7 @@ def test_threads_take_turns(usual):
     assert torch.get_default_dtype() is torch.float32 and not pyro.poutine.runtime._PYRO_STACK
 
 
+@pytest.mark.full
 def test_a_fork_while_another_thread_fits_can_fit_too():
     """In a process of its own: one that has run many tests holds other libraries' locks and threads."""
     script = (
@@ -574,6 +575,7 @@ def test_the_printed_path_is_where_the_run_is(monkeypatch):
 # ---- small things that each went wrong once ---------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_home_folder_is_written_with_a_tilde(monkeypatch):
     Path("home").mkdir()
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
@@ -690,6 +692,7 @@ def test_the_documented_way_in():
         latent_zoo.nothing  # noqa: B018
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", latent_zoo.PACKAGES)
 def test_another_package_in_the_place_of_ours_is_told(name):
     Path(f"{name}.py").write_text("run = None\n")

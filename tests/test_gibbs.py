@@ -84,6 +84,7 @@ def holed(holes=HOLES) -> np.ndarray:
 # ---- truth --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_missing_pixels_against_enumeration(theta):
     """Rows that miss 8, 10, 12, 3, none and all of their pixels, side by side."""
     task = at_theta("missing_pixels", holed(), theta, **NET)
@@ -95,6 +96,7 @@ def test_missing_pixels_against_enumeration(theta):
     assert np.all(np.abs(means - truth)[meant] < 4 * error[meant] + 1e-6)
 
 
+@pytest.mark.full
 def test_too_many_to_enumerate(theta):
     """The same means where no more than 100 joint values may be enumerated, which is what it is for."""
     x = holed((8, 0, 5))

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import task_of
+from helpers import in_full, task_of
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from scipy import special, stats
 from torch.distributions import constraints
@@ -53,7 +53,7 @@ def program(where: str, handler: str, discrete: bool):
     return model
 
 
-@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("discrete", [False, *in_full(True)])
 @pytest.mark.parametrize(
     ("where", "handler"),
     [("global", "scale"), ("global", "mask all"), *((w, h) for w in ("local", "observed") for h in list(HANDLERS)[1:])],
@@ -96,6 +96,7 @@ def test_a_tempered_prior_is_no_bound_above_the_truth():
         assert run(model, x, method).claimed.value == pytest.approx(truth, abs=1e-3)
 
 
+@pytest.mark.full
 def test_a_prior_that_is_masked_out_does_not_pull():
     def model(x=None, size=None):
         with pyro.poutine.mask(mask=False):
@@ -126,7 +127,7 @@ def mixed(x=None, size=None):
         return pyro.sample("x", dist.Normal((m + z).unsqueeze(-1), 1.0).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("method", ["svi", "laplace"])
+@pytest.mark.parametrize("method", ["laplace", *in_full("svi")])
 def test_what_is_observed_outside_the_plate_counts_once(method):
     x = np.random.default_rng(2).normal(size=(20, 1))
     module = {"svi": svi, "laplace": laplace}[method]
@@ -152,7 +153,7 @@ def switching(x=None, size=None, steps=20):
             pyro.sample(f"y{i}", dist.Normal(mu[z], 1.0), obs=None if x is None else x[..., i])
 
 
-@pytest.mark.parametrize("columns", [3, 20])
+@pytest.mark.parametrize("columns", [3, *in_full(20)])
 def test_a_global_indexed_by_a_discrete_local(columns):
     def model(x=None, size=None):
         return switching(x, size, columns)

@@ -179,6 +179,7 @@ def test_the_mixture_proposal_is_the_mixture_of_both_densities():
 # ---- diagnostics for each datum ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_there_is_a_diagnostic_for_each_datum():
     fit = faithful()
     assert fit.khat.shape == fit.ess.shape == fit.claimed.per_datum.shape == (272,)

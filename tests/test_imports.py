@@ -82,7 +82,7 @@ FLOORS = (
     ("inference/_laplace/", "inference/svi.py", "inference/importance.py"),
     ("inference/",),
     ("inference/_run/",),
-    ("inference/_pictures/",),
+    ("inference/_pictures/", "inference/_estimator/"),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, "latent_zoo.py"),
 )

@@ -93,6 +93,7 @@ def test_the_scale_of_counts_is_learned():
     assert fit.trace["log_evidence_per_datum"][-1] > fit.trace["log_evidence_per_datum"][0]
 
 
+@pytest.mark.full
 def test_batches_end_where_all_data_at_once_do(monkeypatch):
     x = local.draw_counts(120, seed=4)
     whole = run(local.counts, x, "laplace", samples=30)
@@ -102,6 +103,7 @@ def test_batches_end_where_all_data_at_once_do(monkeypatch):
     assert len(batches.trace["log_evidence_per_datum"]) <= 150
 
 
+@pytest.mark.full
 def test_a_network_is_learned():
     rng = np.random.default_rng(5)
     z = rng.normal(size=(150, 1))

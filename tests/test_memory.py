@@ -76,6 +76,7 @@ def measured(model: str, place: Path, how: str = "array", iterations: int = 4, *
 MODELS = [("gmm", {"components": 16}), ("ppca", {}), ("factor_analysis", {})]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("model", "options"), MODELS)
 def test_a_fit_of_200_000_rows_takes_half_of_what_a_million_may(tmp_path, model, options):
     found = measured(model, table(tmp_path / "x.npy", 200_000), iterations=2, **options)
@@ -195,6 +196,7 @@ def test_posteriors_of_too_many_rows_are_left_out_with_a_word(monkeypatch, tmp_p
         fit.impute()
 
 
+@pytest.mark.full
 def test_sums_over_chunks_give_the_same_fit(monkeypatch):
     """Of more rows than `MOST_SUMMED` an E-step keeps log p(x_i) only summed over chunks, and the verified evidence each of
     them alone."""

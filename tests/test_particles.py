@@ -128,6 +128,7 @@ def test_the_method_by_name():
     assert abs(fit.claimed.value - fit.verified.value) < 5 * fit.claimed.se + 1e-9
 
 
+@pytest.mark.full
 def test_theta_is_learned_with_holes():
     """By the filter's weights, close to the maximum of the exact likelihood that EM climbs."""
     x = np.where(np.random.default_rng(0).random(BITS.shape) < 0.2, np.nan, BITS)

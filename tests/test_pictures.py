@@ -372,6 +372,7 @@ def test_a_program_that_is_gone_leaves_what_the_folder_holds(programs: str, tmp_
 # ---- programs and methods --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_every_method_gets_the_clusters(faithful: Path, tmp_path: Path) -> None:
     run("gmm", "faithful", "laplace", priors=True, covariance="spherical", rows=60, out=tmp_path / "laplace")
     run("gmm", "faithful", "svi", epochs=1, rows=60, out=tmp_path / "svi")
@@ -445,6 +446,7 @@ def test_many_columns_get_the_telling_two_and_the_profiles(tmp_path: Path) -> No
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x17", "x45")
 
 
+@pytest.mark.full
 def test_images_show_each_components_mean(programs: str, tmp_path: Path) -> None:
     options = {"binarize": 8, "rows": 200, "missing": "top", "components": 3}
     fit = run(programs + "bernoulli", "digits", "em", max_iter=5, out=tmp_path / "run", **options)
@@ -469,6 +471,7 @@ def test_awkward_data_are_drawn_too(tmp_path: Path) -> None:
     assert "clusters.png" in names(plot(tmp_path / "collapsed", dpi=40))
 
 
+@pytest.mark.full
 def test_many_rows_are_quick_and_counted(tmp_path: Path) -> None:
     x, _ = mixed(11, 25_000, np.array([[0.0, 0.0], [4.0, 4.0]]))
     run("gmm", x, "em", max_iter=2, out=tmp_path / "run")
@@ -480,6 +483,7 @@ def test_many_rows_are_quick_and_counted(tmp_path: Path) -> None:
     assert oracle is not None and left_out(oracle) == "20\u202f000 of 25\u202f000 rows drawn"
 
 
+@pytest.mark.full
 def test_pixels_that_theta_knows_are_not_tinted(tmp_path: Path) -> None:
     """θ was learned from whole images: what it fills in where the data at hand have nothing is to be seen."""
     run("missing_pixels", "digits", "svi", net="logistic", binarize=8, rows=60, epochs=2, out=tmp_path / "theta")

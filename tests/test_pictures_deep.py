@@ -368,6 +368,7 @@ def test_two_layers_are_seen_from_the_top(tmp_path: Path) -> None:
 # ---- tables ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_table_is_drawn_beside_what_is_simulated(programs: str, tmp_path: Path) -> None:
     x = np.tanh(np.random.default_rng(0).normal(size=(90, 1)) * [1.0, -1.0, 0.5])
     x += 0.3 * np.random.default_rng(1).normal(size=x.shape)

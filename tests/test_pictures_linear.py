@@ -132,6 +132,7 @@ def test_dependent_latents_and_full_covariances(programs: str, tmp_path: Path) -
     assert inked(plot(tmp_path / "run", dpi=40)) == wanted
 
 
+@pytest.mark.full
 def test_a_mixture_has_loadings_for_each_component(programs: str, tmp_path: Path) -> None:
     x = np.random.default_rng(2).normal(size=(80, 4)) + np.where(np.arange(80) < 30, 0.0, 4.0)[:, None]
     run(programs + "analysers", x, "em", max_iter=5, out=tmp_path / "run")
@@ -159,6 +160,7 @@ def test_a_table_is_drawn_with_its_labels(wine: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(heat, found.factors.loadings(0).correlations)
 
 
+@pytest.mark.full
 def test_images_are_drawn_as_images(tmp_path: Path) -> None:
     run("ppca", "digits", "em", latents=4, rows=100, missing="bottom", max_iter=5, out=tmp_path / "run")
     wanted = {"loadings", "latents", "reconstruction", "samples", "trace", "missing"}

@@ -44,6 +44,7 @@ def test_the_users_program_runs(tmp_path, monkeypatch):
     assert document["log_evidence"]["kind"] == "exact"
 
 
+@pytest.mark.full
 def test_the_commands_of_the_table_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "holes.csv").write_text(

@@ -17,7 +17,7 @@ import pytest
 import torch
 import user_programs as user
 from families import CASES
-from helpers import hide, run_of, task_of
+from helpers import hide, in_full, run_of, task_of
 from scipy import stats
 
 from inference import compare, infer, run
@@ -237,7 +237,7 @@ def test_json_stays_strict_whatever_the_numbers():
     assert document["khat"] == {"max": None, "frac_above_0.7": 0.5}
 
 
-@pytest.mark.parametrize(("method", "priors"), [("laplace", False), ("laplace", True)])
+@pytest.mark.parametrize(("method", "priors"), [("laplace", False), *in_full(("laplace", True))])
 def test_arviz_takes_the_result(method, priors):
     fit = run("gmm", FAITHFUL[::3], method, priors=priors, covariance="spherical")
     tree = fit.idata
@@ -264,6 +264,7 @@ def test_a_point_has_no_leave_one_out(method, priors):
     assert tree["sample_stats"]["log_evidence"].sizes == {"data": 91}
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter")
 def test_leave_one_out_of_a_conjugate_normal_is_right():
     """x_i ~ N(μ, 1), μ ~ N(0, 10²): in closed form, and Laplace's Gaussian is the posterior itself."""

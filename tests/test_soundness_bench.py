@@ -63,6 +63,7 @@ def document():
     return soundness.main(quick=True)
 
 
+@pytest.mark.full
 def test_a_quick_run_says_everything(document):
     claimed = {(c["model"], c["method"]) for c in document["cells"] if c["claim"] == "claimed"}
     assert claimed == {(name, way) for name, problem in soundness.PROBLEMS.items() for way in problem.ways}

@@ -86,22 +86,22 @@ def faked(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any] | None = Non
     ("says", "text"),
     [
         ("cannot be read as TOML: Expected '='", "models"),
-        ("mine.toml, unknown key of a suite 'fits'; did you mean fit?", "[[fits]]\n"),
+        ("mine.toml, unknown key 'fits' of a suite; did you mean fit?", "[[fits]]\n"),
         ("write the block as [[fit]]", "[fit]\n"),
         ("the suite is empty", "[budget]\nseconds = 3\n"),
-        ("unknown key of [budget] 'second'; did you mean seconds?", "[budget]\nsecond = 3\n" + FIT),
+        ("unknown key 'second' of [budget]; did you mean seconds?", "[budget]\nsecond = 3\n" + FIT),
         ("seconds expects a number above zero, got -3", "[budget]\nseconds = -3\n" + FIT),
         ("jobs expects a whole number, 1 or more, got 0", "[budget]\njobs = 0\n" + FIT),
-        ("[[fit]] 1: unknown key of [[fit]] 'model'; did you mean models?", FIT.replace("models", "model")),
+        ("[[fit]] 1: unknown key 'model' of [[fit]]; did you mean models?", FIT.replace("models", "model")),
         ("[[fit]] 1: 'data' is missing", FIT.replace('data = "faithful"', "")),
         ("unknown model 'gmn'; did you mean gmm?", FIT.replace('"gmm"', '"gmn"')),
         ("unknown method 'lapace'; did you mean laplace?", FIT.replace('"em"', '"lapace"')),
         ("[[fit]] 2: unknown data set 'faithfull'; did you mean faithful?", FIT + FIT.replace("faithful", "faithfull")),
-        ("unknown option of em 'epochs', which belongs to", FIT.replace("max_iter", "epochs")),
-        ("unknown option of em 'max_itr'; did you mean max_iter?", FIT.replace("max_iter", "max_itr")),
+        ("unknown option 'epochs' of em, which belongs to", FIT.replace("max_iter", "epochs")),
+        ("unknown option 'max_itr' of em; did you mean max_iter?", FIT.replace("max_iter", "max_itr")),
         ("max_iter must be a whole number, got 'two'", FIT.replace("= 2", '= "two"')),
-        ("unknown option of model 'gmm' 'latents'", FIT.replace('"gmm"', '{ name = "gmm", latents = 2 }')),
-        ("unknown key of the data 'faithful' 'row'", FIT.replace('"faithful"', '{ name = "faithful", row = 2 }')),
+        ("unknown option 'latents' of model 'gmm'", FIT.replace('"gmm"', '{ name = "gmm", latents = 2 }')),
+        ("unknown key 'row' of the data 'faithful'", FIT.replace('"faithful"', '{ name = "faithful", row = 2 }')),
         ("rows must be at most 272", FIT.replace('"faithful"', '{ name = "faithful", rows = 300 }')),
         ("there is no file 'nothing.csv'", FIT.replace('"faithful"', '"nothing.csv"')),
         ("there is no file 'nothing.py'", FIT.replace('"gmm"', '"nothing.py:f"')),
@@ -116,7 +116,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any] | None = Non
         ("unknown baseline 'knm'", FIT.replace("[[fit]]", '[[impute]]\nhide = "high:0.2"\nbaselines = "knm"')),
         ("draws expects 19, 39, 59", FIT.replace("[[fit]]", '[[impute]]\nhide = "high:0.2"\ndraws = 20')),
         ("unknown benchmark 'peers/emm'", '[[benchmark]]\nnames = "peers/emm"\n'),
-        ("option of the benchmark peers/em 'sizes'", '[[benchmark]]\nnames = { name = "peers/em", sizes = 3 }\n'),
+        ("option 'sizes' of the benchmark peers/em", '[[benchmark]]\nnames = { name = "peers/em", sizes = 3 }\n'),
     ],
 )
 def test_one_clear_error_before_any_work(says, text, monkeypatch):
@@ -332,6 +332,7 @@ def test_different_log_likelihoods_are_an_error_and_no_ratio():
         table(out)
 
 
+@pytest.mark.full
 def test_methods_on_one_theta():
     text = FIT.replace("[[fit]]", '[[swap]]\ntheta = "em"\npictures = true').replace(
         '[{ name = "em", max_iter = 2 }]', '["em", { name = "importance", epochs = 1, samples = 20 }]'
@@ -363,6 +364,7 @@ def test_no_theta_no_methods_on_it(monkeypatch):
     ]
 
 
+@pytest.mark.full
 def test_ones_own_models_and_data_files():
     Path("deep/er").mkdir(parents=True)
     Path("deep/poisson.py").write_text(
@@ -416,6 +418,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.full
 def test_kill_9_ten_times_over(monkeypatch):
     """Nothing that was finished is lost or touched, and nothing is half written."""
     log = faked(monkeypatch)
@@ -682,6 +685,7 @@ def test_intervals_hold_what_they_say():
         assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.9, abs=4 * (0.09 / 20_000) ** 0.5)
 
 
+@pytest.mark.full
 def test_imputation_by_the_gaussian_and_by_scikit_learn():
     text = FIT.replace("[[fit]]", "[[impute]]").replace('"faithful"', '[{ name = "iris", standardize = true }]')
     text = text.replace('"gmm"', '[{ name = "gmm", components = 1 }]').replace("max_iter = 2", "max_iter = 200")
@@ -718,6 +722,7 @@ def test_held_out_is_the_conditional_density():
     assert found is not None and found["value"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.full
 def test_scaling_cells():
     text = """
 [budget]

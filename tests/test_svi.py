@@ -30,6 +30,7 @@ def faithful():
 # ---- the bound ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_faithful():
     fit = faithful()
     assert abs(fit.verified.value + 1130.264) < 0.5

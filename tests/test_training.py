@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import started, task_of
+from helpers import in_full, started, task_of
 from safetensors.torch import load_file
 
 from inference import run
@@ -72,7 +72,7 @@ def stopped_at(monkeypatch, writes, call):
     ],
     ids=["cosine", "held out", "particles"],
 )
-@pytest.mark.parametrize("writes", [3, 8])  # in the middle of an epoch, and at the end of one
+@pytest.mark.parametrize("writes", [3, *in_full(8)])  # in the middle of an epoch, and at the end of one
 def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, how, writes):
     asked = {**SMALL, "epochs": 3, "seed": 3, "binarize": "dynamic", "checkpoint": 0.0, **how}
     source = str(tmp_path / "pixels.npy")
@@ -85,6 +85,7 @@ def test_a_run_that_goes_on_ends_with_the_same_numbers(tmp_path, monkeypatch, ho
     assert not checkpoint.place(tmp_path / "parts").exists()
 
 
+@pytest.mark.full
 def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
     asked = {**SMALL, "epochs": 4, "checkpoint": 0.0}
     stopped_at(monkeypatch, 2, lambda: run("deep_latent_gaussian", PIXELS, "svi", out=tmp_path / "a", **asked))
@@ -97,6 +98,7 @@ def test_an_array_has_to_be_given_again(tmp_path, monkeypatch):
     same(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.full
 def test_kill_9(tmp_path, monkeypatch):
     """A process of its own, killed at some moment of its training, and resumed by the command that the README has."""
     monkeypatch.chdir(tmp_path)
@@ -170,7 +172,7 @@ def test_nothing_is_left_beside_a_run(tmp_path):
 # ---- a recorded step ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [{}, {"particles": 4}, {"guide": "mean_field"}, {"layers": 2}], ids=str)
+@pytest.mark.parametrize("how", [{}, *in_full({"particles": 4}, {"guide": "mean_field"}, {"layers": 2})], ids=str)
 def test_a_recorded_step_changes_nothing_but_the_time(tmp_path, monkeypatch, how):
     folders, used = [], []
     original = recorded.Compiled.check

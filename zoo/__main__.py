@@ -5,45 +5,36 @@ from __future__ import annotations
 import json as json_
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo import _options, _registry
-from zoo._command import PlotCommand, plainly, print_json
+from zoo._command import PlotCommand, no_clash, plainly, preparing, print_json, show_version
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
-    from inference._run.record import Record
+    from inference._run.record import Record, Refused
     from inference._run.request import Request
-    from inference._run.runner import Refused
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats.",
 )
 
 Model = Annotated[str, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)]
 Data = Annotated[
-    str, typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False)
+    str,
+    typer.Option("--data", help="A data set's name, a file (CSV, Parquet, Excel, NumPy, …), or -.", show_default=False),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-Rows = Annotated[int | None, typer.Option("--rows", help="Keep a random subset of this many rows.", show_default=False)]
-Standardize = Annotated[
-    bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
-]
-Binarize = Annotated[str | None, typer.Option("--binarize", help="fixed, dynamic, or a threshold.", show_default=False)]
-Missing = Annotated[
-    str | None, typer.Option("--missing", help="Hide entries: top, bottom, left, right, random:P, or a mask.npy.")
-]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
@@ -59,7 +50,18 @@ Changed = Annotated[bool, typer.Option("--changed-program", help="Use the progra
 Device = Annotated[
     str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
 ]
+Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
+NOTHING: Preparation = {}
 ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
+
+
+@app.callback()
+def _zoo(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version, and exit.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats."""
 
 
 @app.command("list")
@@ -78,22 +80,51 @@ def list_(json: Json = False) -> None:
         _show.listing(title, entries)
 
 
+@app.command("help")
+@plainly
+def help_(
+    name: Annotated[str, typer.Argument(help="A model, a method, or path/to/file.py:callable.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show what a model or a method is, and its options: type, default, range, meaning."""
+    _explain(name, json)
+
+
+def _explain(name: str, json: bool) -> None:
+    from inference._run import explain
+
+    found = explain.explained(name)
+    if json:
+        print_json(found)
+        return
+    from zoo import _show
+
+    print(f"{found['name']}: {found['text']}\n")
+    _show.options(name, found["options"])
+
+
 @app.command()
 @plainly
+@preparing()
 def describe(
     model: Model,
-    data: Data,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="A data set's name, a file, or -. Without it: the options.", show_default=False),
+    ] = None,
     settings: Set = None,
-    rows: Rows = None,
-    standardize: Standardize = False,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Show a program's structure, and which methods can serve it, or why not."""
-    from inference._run import runner
+    """Show a program's options; on data, its structure, and which methods can serve it, or why not."""
+    if data is None and (settings or preparation):
+        raise UsageError("zoo describe with options needs --data; without it, it lists the model's options.")
+    if data is None:
+        _explain(model, json)
+        return
+    from inference._run import explain, runner
 
     prepared = runner.prepare(
         model,
@@ -102,39 +133,38 @@ def describe(
         [],
         seed=seed,
         limit=limit,
-        rows=rows,
-        standardize=standardize,
-        binarize=binarize,
-        missing=missing,
+        **preparation,
     )
-    serving = runner.serving(prepared.structure)
+    serving, options = runner.serving(prepared.structure), explain.options_of(prepared.target)
     if json:
-        print_json({**prepared.structure.to_json(), "methods": {m: why or "yes" for m, why in serving.items()}})
+        methods = {m: why or "yes" for m, why in serving.items()}
+        print_json({**prepared.structure.to_json(), "methods": methods, "options": options})
         return
     from zoo import _show
 
-    _show.warnings(prepared.data.warnings)
+    _show.warnings([*prepared.data.warnings, *prepared.structure.warnings])
     _show.structure(prepared.structure.to_json(), serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
+    _show.options(prepared.name, options)
 
 
 @app.command()
 @plainly
+@preparing()
 def run(
     model: Annotated[
         str | None, typer.Argument(help="A name in the zoo, or path/to/file.py:callable.", show_default=False)
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="A data set's name, or a .csv, .npy or .npz file.", show_default=False),
+        typer.Option(
+            "--data", help="A data set's name, a file (CSV, Parquet, Excel, NumPy, …), or -.", show_default=False
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="An inference method (default: em).", show_default=False)
     ] = None,
     settings: Set = None,
-    rows: Rows = None,
-    standardize: Standardize = False,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -150,27 +180,25 @@ def run(
 ) -> None:
     """Fit a model to data by one method, and write a run folder."""
     from inference._run import runner
+    from inference._run.checkpoint import after_interrupt
     from inference._run.request import Request
 
     options = _options.parse(settings or [])
-    _no_clash(options)
+    no_clash(options)
     if resume is None and (model is None or data is None):
         raise UsageError("zoo run expects a MODEL and --data, or --resume RUN.")
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
-    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
     asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
 
     def call() -> Record:
-        return runner.run_request(asked, out=folder, resume=resume, trust=trust, checkpoint=checkpoint, quiet=False)
+        try:
+            return runner.run_request(asked, out=folder, resume=resume, trust=trust, checkpoint=checkpoint, quiet=False)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(after_interrupt(resume or folder or "", asked, trust)) from None
 
     _shown(call, (str(model), str(data)), asked, json)
-
-
-def _given(**preparation: object) -> dict[str, object]:
-    """The preparations that were asked for."""
-    return {k: v for k, v in preparation.items() if v is not None and v is not False}
 
 
 def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, json: bool) -> None:
@@ -188,6 +216,7 @@ def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, j
 
 @app.command()
 @plainly
+@preparing("standardize", "covariates", "categories")
 def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
@@ -195,9 +224,7 @@ def infer(
         str | None, typer.Option("--data", help="Other data (default: the run's own).", show_default=False)
     ] = None,
     settings: Set = None,
-    rows: Rows = None,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     device: Device = "auto",
     seed: Seed = 0,
     out: Out = None,
@@ -213,10 +240,9 @@ def infer(
 
     stored = _store.load(folder).json
     options = _options.parse(settings or [])
-    _no_clash(options)
+    no_clash(options)
     names = (stored["model"], data or stored["data"])
     place = out or runner.free_folder(*names, method)
-    preparation = _given(rows=rows, binarize=binarize, missing=missing)
     asked = Request(model, data, method, options, preparation, seed, device=device, of=str(folder))
 
     def call() -> Record:
@@ -227,6 +253,7 @@ def infer(
 
 @app.command()
 @plainly
+@preparing()
 def compare(
     model: Model,
     data: Data,
@@ -234,10 +261,7 @@ def compare(
         "em,laplace,svi,importance"
     ),
     settings: Set = None,
-    rows: Rows = None,
-    standardize: Standardize = False,
-    binarize: Binarize = None,
-    missing: Missing = None,
+    preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -250,8 +274,7 @@ def compare(
     from inference._run.request import Request
 
     options = _options.parse(settings or [])
-    _no_clash(options)
-    preparation = _given(rows=rows, standardize=standardize, binarize=binarize, missing=missing)
+    no_clash(options)
     asked = Request(model, data, None, options, preparation, seed, limit, dtype, device)
     names = [m.strip() for m in methods.split(",") if m.strip()]
     folder = out or runner.free_folder(model, data, "compare")
@@ -361,7 +384,12 @@ def bench(
 
     own = _options.parse(settings or [])
     how: _bench.How = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
-    if status := _bench.main(name, json=json, quick=quick, settings=own, **how):
+    try:
+        status = _bench.main(name, json=json, quick=quick, settings=own, **how)
+    except KeyboardInterrupt:
+        kept = "interrupted; no file was left half written. The same command runs the cells that are missing."
+        raise KeyboardInterrupt(kept) from None
+    if status:
         sys.exit(status)
 
 
@@ -381,18 +409,9 @@ def report(
     print(json_.dumps({"page": path}) if json else path)
 
 
-def _no_clash(options: dict[str, str]) -> None:
-    words = (
-        "seed out rows standardize binarize missing limit dtype device resume trust checkpoint quiet model data method"
-    )
-    taken = set(words.split())
-    for key in sorted(taken & set(options)):
-        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key}.")
-
-
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:
     if json:
-        from inference._run.runner import Refused
+        from inference._run.record import Refused
 
         print_json(Refused(model, data, method, seed, None, str(refusal)).to_json())
     raise refusal

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
 import json
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from importlib.metadata import PackageNotFoundError, version
+from inspect import Parameter
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from typer.core import TyperCommand
@@ -20,6 +23,66 @@ from zoo._errors import NotWritten, UsageError
 
 P = ParamSpec("P")
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+Some = list[str] | None
+
+
+def _option(kind: Any, name: str, help: str) -> Any:
+    return Annotated[kind, typer.Option(name, help=help, show_default=False)]
+
+
+PREPARING = {  # the options that prepare data, as `inference.run` has them
+    "columns": (_option(Some, "--columns", "Fit these columns, in this order: a,b,c."), None),
+    "drop": (_option(Some, "--drop", "Leave these columns out: id,name."), None),
+    "labels": (_option(str | None, "--labels", "A column of class labels: kept, and never fitted."), None),
+    "rows_by": (
+        _option(str | None, "--rows-by", "A column that names the rows; the names come back in results."),
+        None,
+    ),
+    "na": (_option(Some, "--na", "What else stands for a missing value: 999, or a word. Repeatable."), None),
+    "weights": (_option(str | None, "--weights", "A column that says how many times each row counts."), None),
+    "covariates": (_option(Some, "--covariates", "Columns that the model is conditioned on: a,b."), None),
+    "categories": (_option(Some, "--categories", "Columns whose values become 0, 1, …, in order: a,b."), None),
+    "rows": (_option(int | None, "--rows", "Keep a random subset of this many rows."), None),
+    "standardize": (
+        Annotated[
+            bool, typer.Option("--standardize", help="Subtract means, divide by population standard deviations.")
+        ],
+        False,
+    ),
+    "binarize": (_option(str | None, "--binarize", "fixed, dynamic, or a threshold."), None),
+    "missing": (
+        _option(str | None, "--missing", "Hide entries: top, bottom, left, right, random:P, or a mask.npy."),
+        None,
+    ),
+}
+
+
+def preparing(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose argument `preparation` becomes the options of `PREPARING`, but for those left out.
+
+    It gets a dictionary of those that were given. Typer reads a command's options off its signature, so they are put there.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        options = {k: v for k, v in PREPARING.items() if k not in left_out}
+        more = [Parameter(k, Parameter.KEYWORD_ONLY, default=d, annotation=a) for k, (a, d) in options.items()]
+        kept = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.parameters.values()]
+        at = next(i for i, p in enumerate(kept) if p.name == "preparation")
+
+        @functools.wraps(command)
+        def wrapped(**given: object) -> None:
+            preparation = {k: given.pop(k) for k in options}
+            command(**given, preparation={k: v for k, v in preparation.items() if v is not None and v is not False})
+
+        parameters = [*kept[:at], *more, *kept[at + 1 :]]
+        wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapped
+
+    return decorate
 
 
 def visible(text: str) -> str:
@@ -38,8 +101,9 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
             fail(str(error), 2)
         except NotWritten as error:
             fail(str(error), 1)
-        except (KeyboardInterrupt, BrokenPipeError):
-            fail("interrupted; no file was left half written.", 130)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            fail(said or "interrupted; no file was left half written.", 130)
         except Exception as error:
             if os.environ.get("ZOO_DEBUG"):
                 raise
@@ -84,3 +148,21 @@ def print_json(document: object) -> None:
     """Print one JSON document on standard output, with control characters escaped."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     print(re.sub("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", text))
+
+
+def show_version(asked: bool) -> None:
+    """`--version`: print it, and end."""
+    if asked:
+        try:
+            print(f"latent-zoo {version('latent-zoo')}")
+        except PackageNotFoundError:
+            print("latent-zoo, not installed")
+        raise typer.Exit
+
+
+def no_clash(options: dict[str, str]) -> None:
+    """Raise `UsageError` for a name after `--set` that is an option of the command."""
+    words = "seed out limit dtype device resume trust checkpoint quiet model data method"
+    taken = {*words.split(), *PREPARING} - {"covariates"}  # their number is an option of the model
+    for key in sorted(taken & set(options)):
+        raise UsageError(f"'{key}' cannot be set with --set; use the option --{key.replace('_', '-')}.")

@@ -26,10 +26,16 @@ class NotWritten(OSError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """An error for an unknown name, with the near matches and all known names.
 
-    `kind`: what was named ("model", "option of em"); `known`: the valid names.
+    `kind`: what was named ("model", "option of em": the name stands after "option"); `known`: the valid names.
     """
     known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else ""
     listed = f"known: {', '.join(known)}." if known else "there are none."
-    return UsageError(f"unknown {kind} '{name}'; {hint + ' ' if hint else ''}{listed}")
+    return UsageError(f"unknown {called(kind, name)}; {hint + ' ' if hint else ''}{listed}")
+
+
+def called(kind: str, name: object) -> str:
+    """ "option of em" and a name → "option 'NAME' of em"."""
+    noun, of, whose = kind.partition(" of ")
+    return f"{noun} '{name}'{of}{whose}"

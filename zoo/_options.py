@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,10 @@ class Limits:
         if not all(fits[k](v) for k, v in given.items()):
             rule = " and ".join(f"{words[k]} {'zero' if v == 0 else format(v, 'g')}" for k, v in given.items())
             raise UsageError(f"{name} must be {rule}, got {value:g}.")
+
+    def __str__(self) -> str:
+        signs = {"above": ">", "least": "≥", "below": "<", "most": "≤"}
+        return ", ".join(f"{signs[k]} {v:g}" for k, v in vars(self).items() if v is not None)
 
 
 class Used:
@@ -89,6 +94,61 @@ def _obstacle(known: Mapping[str, inspect.Parameter], name: str, given: Mapping[
 
 def _is_marked(annotation: Any) -> bool:
     return typing.get_origin(annotation) is typing.Annotated
+
+
+# ---- what help says of options
+
+
+@dataclass(frozen=True)
+class Described:
+    """An option in words."""
+
+    name: str
+    type: str  # "whole number", "one of full, tied"
+    default: object
+    range: str  # "> 0", "" for any
+    goes_with: str  # "net=mixture", "" where it always has an effect
+    meaning: str  # "" where the docstring does not say
+
+
+def described(known: Mapping[str, inspect.Parameter], docstring: str | None) -> list[Described]:
+    """The options in words. Their meanings come from the docstring's list: "- `name`: what it is"."""
+    told = meanings(docstring or "")
+    out = []
+    for name, p in known.items():
+        kind, ranges, uses = _in_words(p.annotation)
+        default = list(p.default) if isinstance(p.default, tuple) else p.default
+        goes_with = " or ".join(f"{k}={v}" for use in uses for k, values in use.where.items() for v in values)
+        out.append(Described(name, kind, default, ranges, goes_with, told.get(name, "")))
+    return out
+
+
+def meanings(docstring: str) -> dict[str, str]:
+    """Name → what a docstring's list says of it. An item may name several, and go on in lines that are set in."""
+    items = re.findall(
+        r"^- ((?:`\w+`(?:, | and )?)+): (.*(?:\n +.*)*)", inspect.cleandoc(docstring), flags=re.MULTILINE
+    )
+    return {name: " ".join(text.split()) for listed, text in items for name in re.findall(r"`(\w+)`", listed)}
+
+
+def _in_words(annotation: Any) -> tuple[str, str, list[Used]]:
+    """A type in words, the range of its number, and what it has an effect with."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        kind, limits, uses = _in_words(parts[0])
+        own = [str(m) for m in parts[1:] if isinstance(m, Limits)]
+        return kind, ", ".join(filter(None, [limits, *own])), [*uses, *(m for m in parts[1:] if isinstance(m, Used))]
+    if origin in (typing.Union, types.UnionType):
+        each = [_in_words(part) for part in parts]
+        kinds, limits = " or ".join(k for k, _, _ in each), ", ".join(filter(None, (r for _, r, _ in each)))
+        return kinds, limits, [use for _, _, uses in each for use in uses]
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}", "", []
+    if origin in (tuple, list):
+        kind, limits, uses = _in_words(parts[0])
+        return f"{kind}, or several with commas", limits, uses
+    words = {bool: "true or false", int: "whole number", float: "number", str: "name", type(None): "none"}
+    return words.get(annotation, "any"), "", []
 
 
 def parse(settings: list[str]) -> dict[str, str]:

@@ -41,11 +41,38 @@ def listing(title: str, entries: Mapping[str, str]) -> None:
     console().print(table)
 
 
+def options(of: str, entries: Sequence[Document]) -> None:
+    """A table of options, each with its type, default, range and meaning."""
+    if not entries:
+        console().print(f"{escape(of)} has no options.", soft_wrap=True)
+        return
+    table = _table("option", "type", "default", "meaning", title=f"options of {escape(of)} (--set option=value)")
+    for e in entries:
+        kind = e["type"] + (f", {e['range']}" if e["range"] else "")
+        meaning = e["meaning"] + (f" Only with {e['goes_with']}." if e["goes_with"] else "")
+        table.add_row(f"[bold]{e['name']}[/]", escape(kind), escape(_as_set(e["default"])), escape(meaning))
+    console().print(table)
+
+
+def _as_set(value: object) -> str:
+    """A default as `--set` takes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
 def structure(found: Document, serving: Mapping[str, str | None], data: str) -> None:
     """The sites, whether the program is exact, and which methods can serve it."""
     out = console()
     table = _table(
-        "site", "role", "family", "event shape", "plates", "support", "depends on", title=escape(f"{found['model']} on {data}")
+        "site",
+        "role",
+        "family",
+        "event shape",
+        "plates",
+        "support",
+        "depends on",
+        title=escape(f"{found['model']} on {data}"),
     )
     for p in found["parameters"]:
         table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]), "")

@@ -37,8 +37,16 @@ LEAST_SCALE = 0.01  # of a column's own spread: a pixel that never changes would
 class Model(PyroModule):
     """`Model(x, latents=10, hidden=(200, 200), likelihood="gaussian", …)` for data x [n, D] (with a label: [n, D + 1]).
 
-    `hidden`: widths of the decoder from z to x; between two stochastic layers they are halved. A Gaussian's standard
-    deviations are at least 0.01 of their columns' own.
+    - `latents`: how many, L.
+    - `hidden`: widths of the decoder from z to x; between two stochastic layers they are halved.
+    - `likelihood`: of each entry: `bernoulli`, or `gaussian`, whose standard deviations are at least 0.01 of their columns'
+      own.
+    - `prior`: of z: `standard`, N(0, I), or `mixture`, a learned mixture of Gaussians.
+    - `components`: of that mixture.
+    - `layers`: how many stochastic layers.
+    - `decoder`: a network (`mlp`) or a `linear` map.
+    - `activation`: between the layers of the network.
+    - `classes`: how many labels there are in the last column; 0: there are none.
 
     Raises `UsageError` for data that are not a table, are not binary where `likelihood` is `bernoulli`, or whose last
     column does not hold labels where `classes` is given.

@@ -19,18 +19,20 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import positive
+from zoo._options import Count, positive
 
 
 class Model(PyroModule):
     """`Model(x, latents=2)` for data x [n, D].
+
+    - `latents`: how many factors, L; fewer than the columns.
 
     Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` the standard deviations √Ψ [D].
 
     Raises `UsageError` for latents ≥ columns, where the model is not identified, or data that are not a 2-D table.
     """
 
-    def __init__(self, x: Tensor, *, latents: int = 2) -> None:
+    def __init__(self, x: Tensor, *, latents: Count = 2) -> None:
         super().__init__()
         positive("latents", latents)
         if x.dim() != 2:

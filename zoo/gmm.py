@@ -5,7 +5,13 @@ Generative story (Bishop 2006, §9.2):
     z_i ~ Categorical(π)                          which component
     x_i | z_i = k ~ N(μ_k, Σ_k)                   where in it
 
-Σ_k is `full`, `tied` (one Σ for all), `diagonal` or `spherical` (σ_k² I). With `priors=True` the parameters become
+Σ_k is `full`, `tied` (one Σ for all), `diagonal` or `spherical` (σ_k² I); or it is made of a volume, a shape and an
+orientation, Σ_k = λ_k D_k A_k D_kᵀ with det A_k = 1 (Banfield & Raftery 1993, Celeux & Govaert 1995), and named as in mclust
+by three letters: each is Equal in all components or Varies, or is the Identity's. EII, VII, EEI, VEI, EVI, VVI, EEE, VEE,
+EVE, VVE, EEV, VEV, EVV, VVV; full is VVV, tied EEE, diagonal VVI, spherical VII.
+
+With `noise=uniform` there is one component more, z_i = K, for outliers: x_i is uniform over the box that the data fill
+(Banfield & Raftery 1993); beyond that box, in new rows, its density is 0. With `priors=True` the parameters become
 global latents with weakly informative priors centred on the data's mean m and standard deviations s:
 
     π ~ Dirichlet(2, …, 2)
@@ -29,26 +35,37 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import positive
+from zoo._options import Count, positive
+from zoo._program import covariances
+from zoo._program.covariances import LETTERS, WHOLE, Covariance
+from zoo._program.noise import NoisyMultivariateNormal, NoisyNormal
 
 
 class Model(PyroModule):
-    """`Model(x, components=2, covariance="full", priors=False)` for data x [n, D] (or [n] values of one variable).
+    """`Model(x, components=2, covariance="full", priors=False, noise="none")` for data x [n, D] (or [n] values of one).
 
-    Parameters (constrained shapes): `weights` [K]; `locs` [K, D]; `scale_tril` [K, D, D] (full), [D, D] (tied);
-    `scales` [K, D] (diagonal), [K] (spherical). With priors they are the sites `weights`, `locs`, `variances`,
-    `correlations`.
+    - `components`: how many, K.
+    - `covariance`: `full`, a matrix for each component; `tied`, one for all; `diagonal`; `spherical`, the same variance in all
+      directions; or one of the fourteen names of mclust, for equal (E), varying (V) or no (I) volume, shape and orientation.
+    - `priors`: draw the parameters from weak priors, so that they have a posterior, and no component can collapse.
+    - `noise`: `uniform` adds a component of outliers, uniform over the box of the data.
 
-    Raises `UsageError` for more components than rows, or data that are not a 2-D table.
+    Parameters (constrained shapes): `weights` [K], or [K + 1] with noise; `locs` [K, D]; `scale_tril` [K, D, D] (full),
+    [D, D] (tied); `scales` [K, D] (diagonal), [D] (EEI), [K] (spherical), [1] (EII). The other shapes have `volume` λ [K], or
+    [1] where it is equal; `shape` [K, D] or [D], which A is proportional to; and for D the `angles` [K, D(D−1)/2] or
+    [D(D−1)/2] of a rotation. With priors the parameters are the sites `weights`, `locs`, `variances`, `correlations`.
+
+    Raises `UsageError` for more components than rows, data that are not a 2-D table, or priors for a covariance without.
     """
 
     def __init__(
         self,
         x: Tensor,
         *,
-        components: int = 2,
-        covariance: Literal["full", "tied", "diagonal", "spherical"] = "full",
+        components: Count = 2,
+        covariance: Covariance = "full",
         priors: bool = False,
+        noise: Literal["none", "uniform"] = "none",
     ) -> None:
         super().__init__()
         positive("components", components)
@@ -59,27 +76,71 @@ class Model(PyroModule):
                 f"gmm expects at most as many components as rows, got components={components} for {len(x)} rows."
             )
         K, D = components, x.shape[1]
-        self.K, self.D, self.covariance, self.priors = K, D, covariance, priors
+        self.K, self.D, self.priors = K, D, priors
+        self.letters = LETTERS.get(covariance, covariance)
+        self._check(covariance)
         center = blockwise.center(x)
         spread = blockwise.spread(x, center)
         self.register_buffer("center", center)  # [D]
         self.register_buffer("spread", spread)  # [D]
+        self.noise = noise == "uniform"
+        if self.noise:
+            self._box(x)
         if not priors:
             self._parameters_from(x, center, spread)
+
+    def _check(self, covariance: str) -> None:
+        names = [*LETTERS, *LETTERS.values()]
+        if self.priors and covariance not in names:
+            raise UsageError(
+                f"gmm has no priors for covariance={covariance}. Take one of {', '.join(names)}, or leave out priors."
+            )
+        if self.D == 1 and self.letters not in WHOLE:
+            raise UsageError(
+                f"covariance={covariance} expects two columns or more, got one, which has no shape and no orientation: take "
+                "spherical (VII) or EII."
+            )
+
+    def _box(self, x: Tensor) -> None:
+        if constant := blockwise.constant_columns(x):
+            raise UsageError(
+                f"noise=uniform expects columns that vary; column {constant[0]} (counting from 0) does not."
+            )
+        low, high = blockwise.bounds(x)
+        self.register_buffer("low", low)  # [D]
+        self.register_buffer("high", high)  # [D]
 
     def _parameters_from(self, x: Tensor, center: Tensor, spread: Tensor) -> None:
         K = self.K
         rows = x[torch.linspace(0, len(x) - 1, K).round().long().clamp(max=len(x) - 1)]
-        self.weights = PyroParam(torch.full((K,), 1.0 / K), constraints.simplex)
+        self.weights = PyroParam(torch.full((K + self.noise,), 1.0 / (K + self.noise)), constraints.simplex)
         self.locs = PyroParam(0.5 * (center + torch.where(rows.isnan(), center, rows)), constraints.real)
-        if self.covariance == "full":
-            self.scale_tril = PyroParam(spread.diag().repeat(K, 1, 1), constraints.lower_cholesky)
-        elif self.covariance == "tied":
-            self.scale_tril = PyroParam(spread.diag(), constraints.lower_cholesky)
-        elif self.covariance == "diagonal":
-            self.scales = PyroParam(spread.repeat(K, 1), constraints.positive)
+        if self.letters in WHOLE:
+            self._covariances_whole(spread)
         else:
-            self.scales = PyroParam(spread.square().mean().sqrt().repeat(K), constraints.positive)
+            self._covariances_in_parts(spread)
+
+    def _covariances_whole(self, spread: Tensor) -> None:
+        K, (volume, shape, orientation) = self.K, tuple(self.letters)
+        if orientation != "I":
+            tril = spread.diag() if volume == "E" else spread.diag().repeat(K, 1, 1)
+            self.scale_tril = PyroParam(tril, constraints.lower_cholesky)
+        elif shape != "I":
+            self.scales = PyroParam(spread if volume == "E" else spread.repeat(K, 1), constraints.positive)
+        else:
+            scale = spread.square().mean().sqrt()
+            self.scales = PyroParam(scale.repeat(1 if volume == "E" else K), constraints.positive)
+
+    def _covariances_in_parts(self, spread: Tensor) -> None:
+        K, (volume, shape, orientation) = self.K, tuple(self.letters)
+        variances = spread.square()
+        size = variances.log().mean().exp()
+        proportions = variances / variances.sum()
+        self.volume = PyroParam(size.repeat(1 if volume == "E" else K), constraints.positive)
+        self.shape = PyroParam(proportions if shape == "E" else proportions.repeat(K, 1), constraints.simplex)
+        if orientation != "I":
+            zero = spread.new_zeros(covariances.angles(self.D))
+            self.angles = PyroParam(zero if orientation == "E" else zero.repeat(K, 1), constraints.real)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` data. Returns x [n, D]."""
@@ -87,36 +148,48 @@ class Model(PyroModule):
             weights, locs, scale = self._draw_parameters()
         else:
             weights, locs = self.weights, self.locs
-            scale = self.scale_tril if self.covariance in ("full", "tied") else self.scales
+            scale = self._scale()
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", dist.Categorical(weights))  # [n]
             return pyro.sample("x", self._component(z, locs, scale), obs=x)  # [n, D]
 
+    def _scale(self) -> Tensor:
+        """Standard deviations, or Cholesky factors, of each component or of all."""
+        if self.letters in WHOLE:
+            return getattr(self, "scales" if self.letters[2] == "I" else "scale_tril")
+        axes = covariances.axes(self.volume, self.shape)  # [K, D] or [D]
+        if self.letters[2] == "I":
+            return axes
+        return covariances.scale_tril(axes, covariances.rotation(self.angles, self.D))  # [K, D, D]
+
     def _component(self, z: Tensor, locs: Tensor, scale: Tensor) -> dist.TorchDistribution:
-        if self.covariance == "full":
-            return dist.MultivariateNormal(locs[z], scale_tril=scale[z])
-        if self.covariance == "tied":
+        is_noise, z = z == self.K, z.clamp(max=self.K - 1)
+        scale = scale if self.letters in ("EEE", "EEI", "EII") else scale[z]
+        if self.letters[2] != "I":
+            if self.noise:
+                return NoisyMultivariateNormal(locs[z], scale, is_noise, self.low, self.high)
             return dist.MultivariateNormal(locs[z], scale_tril=scale)
-        if self.covariance == "diagonal":
-            return dist.Normal(locs[z], scale[z]).to_event(1)
-        return dist.Normal(locs[z], scale[z].unsqueeze(-1)).to_event(1)
+        scale = scale.unsqueeze(-1) if self.letters == "VII" else scale
+        if self.noise:
+            return NoisyNormal(locs[z], scale, is_noise, self.low, self.high)
+        return dist.Normal(locs[z], scale).to_event(1)
 
     def _draw_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         K, D, m, s = self.K, self.D, self.center, self.spread
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((K,), 2.0)))  # [K]
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((K + self.noise,), 2.0)))  # [K]
         locs = pyro.sample("locs", dist.Normal(m, 2 * s).expand([K, D]).to_event(2))  # [K, D]
-        if self.covariance == "spherical":
+        if self.letters == "VII":
             rate = s.square().mean()
             variances = pyro.sample("variances", dist.InverseGamma(2.0, rate).expand([K]).to_event(1))  # [K]
             return weights, locs, variances.sqrt()
-        shape = [D] if self.covariance == "tied" else [K, D]
+        shape = [D] if self.letters == "EEE" else [K, D]
         prior = dist.InverseGamma(torch.full((D,), 2.0), s.square()).expand(shape).to_event(len(shape))
         scales = pyro.sample("variances", prior).sqrt()  # [K, D] or [D]
-        if self.covariance == "diagonal":
+        if self.letters == "VVI":
             return weights, locs, scales
         if D == 1:
             return weights, locs, scales.unsqueeze(-1)
         lkj = dist.LKJCholesky(D, torch.tensor(2.0))
-        lkj = lkj if self.covariance == "tied" else lkj.expand([K]).to_event(1)
+        lkj = lkj if self.letters == "EEE" else lkj.expand([K]).to_event(1)
         correlations = pyro.sample("correlations", lkj)  # [K, D, D] or [D, D], Cholesky factors
         return weights, locs, scales.unsqueeze(-1) * correlations

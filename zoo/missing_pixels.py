@@ -41,7 +41,12 @@ _List: Any = PyroModule[nn.ModuleList]
 class Model(PyroModule):
     """`Model(x, net="made", hidden=(500,), components=10, order="raster")` for binary images x [n, D].
 
-    `hidden`: widths of MADE's layers; `components`: of the mixture.
+    - `net`: what gives each pixel's probability: `made`, a masked network of the pixels before it; `logistic`, a logistic
+      regression on them; or `mixture`, the component of a mixture of Bernoullis.
+    - `hidden`: widths of MADE's layers.
+    - `components`: of the mixture.
+    - `order`: of the pixels: `raster`, row by row; `reversed`; or `observed-first`, those first that every
+      image has.
 
     Raises `UsageError` for data that are not a table of 0 and 1, and for more components than images.
     """

@@ -22,14 +22,18 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import positive
+from zoo._options import Count, NotNegative, positive
 
 
 class Model(PyroModule):
     """`Model(x, latents=2, noise=None, init="random")` for data x [n, D].
 
+    - `latents`: how many, L; fewer than the columns.
+    - `noise`: a fixed σ, in the units of the data; 0 gives principal component analysis; when None, σ is learned.
+    - `init`: where W and σ start: `random`, or `eigenvectors`, the maximum of the likelihood in closed form (Tipping & Bishop
+      1999, eq. 7-8).
+
     Parameters (constrained shapes): `loadings` W [D, L], `mean` μ [D], `noise` σ [] (unless `noise` fixes it).
-    `init="eigenvectors"` starts at the maximum of the likelihood in closed form (Tipping & Bishop 1999, eq. 7-8).
 
     Raises `UsageError` for latents ≥ columns, where W and σ are not both identified, or data that are not a 2-D table.
     """
@@ -38,8 +42,8 @@ class Model(PyroModule):
         self,
         x: Tensor,
         *,
-        latents: int = 2,
-        noise: float | None = None,
+        latents: Count = 2,
+        noise: NotNegative | None = None,
         init: Literal["random", "eigenvectors"] = "random",
     ) -> None:
         super().__init__()

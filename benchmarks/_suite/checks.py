@@ -17,7 +17,7 @@ from inference._run import runner
 from inference._run.prepare import LARGEST_SEED
 from zoo import _options, _registry
 from zoo._data import datasets
-from zoo._errors import UsageError, unknown
+from zoo._errors import UsageError, called, unknown
 from zoo._program.load import option_schema, resolve
 
 PREPARATION = ("rows", "standardize", "binarize", "missing", "seed")
@@ -185,7 +185,7 @@ def _convert(schema: Schema, options: Document, what: str, elsewhere: Mapping[st
         owners = [name for name, theirs in elsewhere.items() if key in theirs]
         if key not in schema and owners and not difflib.get_close_matches(key, schema, cutoff=0.8):
             listed = f"known: {', '.join(sorted(schema))}."
-            raise UsageError(f"unknown {what} '{key}', which belongs to {' and '.join(owners)}; {listed}")
+            raise UsageError(f"unknown {called(what, key)}, which belongs to {' and '.join(owners)}; {listed}")
     _options.convert(schema, options, what)
     _options.check_used([schema], options)
 

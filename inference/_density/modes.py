@@ -38,7 +38,7 @@ def all_modes(
     few rows spread over the data show whether there is anything to find; only then is it looked for in all.
     """
     first = modes(density, start=start, tries=tries, max_iter=max_iter, tol=tol, step=step)
-    if density.structure.is_exact or density.L == 0:  # quadratic in z: one mode
+    if density.structure.linear_gaussian or density.L == 0:  # quadratic in z: one mode
         return first
     some = torch.linspace(0, density.n - 1, min(density.n, SCREENED)).long().to(density.x.device)
     if not bool(_with_others(density.rows(some), first.rows(some), STARTS, max_iter, tol).several.any()):

@@ -76,7 +76,9 @@ def parameters(every: Enumerated, node: Node) -> Params | None:
     return out if family.given(out) else None
 
 
-def groups(program: Program, every: Enumerated, few: Tensor, sites: Sequence[str], plain: Mapping[str, bool]) -> list[Group]:
+def groups(
+    program: Program, every: Enumerated, few: Tensor, sites: Sequence[str], plain: Mapping[str, bool]
+) -> list[Group]:
     """The groups of those `sites` that have a family and the same parameters in all rows.
 
     `few`: some rows of the data; `plain`: whether a site is a latent.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from inference._exact.compressed import Compressed, worth_it
+from inference._exact.conjugate_engine import ConjugateEngine
 from inference._exact.elimination import Elimination
 from inference._exact.engine import AnyEngine
 from inference._exact.enumeration import Enumeration
@@ -16,21 +17,30 @@ from zoo._program.program import Program
 from zoo._program.structure import Structure
 
 
-def engine_for(program: Program, structure: Structure, x: Tensor) -> AnyEngine | None:
-    """The engine of `program` for the data `x` [N, …], NaN where unobserved; None where its posterior is not exact."""
+def engine_for(program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None) -> AnyEngine | None:
+    """The engine of `program` for the data `x` [N, …], NaN where unobserved; None where its posterior is not exact.
+
+    `weights` [N]: how many times each row counts; None: once each.
+    """
     if not structure.is_exact:
         return None
     if structure.enumerable:
-        return Enumeration(program, structure, x)
+        return Enumeration(program, structure, x, weights)
     if structure.eliminable:
-        return Elimination(program, structure, x)
-    engine = normal_engine(program, structure, x)
+        return Elimination(program, structure, x, weights)
+    if structure.conjugate:
+        return ConjugateEngine(program, structure, x, weights)
+    engine = normal_engine(program, structure, x, weights)
     if isinstance(engine, LinearGaussian) and worth_it(engine):
-        return Compressed(program, structure, x, engine.data)
+        return Compressed(program, structure, x, engine.data, weights)
     return engine
 
 
-def normal_engine(program: Program, structure: Structure, x: Tensor) -> LinearGaussian | Quadratic:
+def normal_engine(
+    program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None
+) -> LinearGaussian | Quadratic:
     """The engine of a program with normal latents, over the data themselves: by matrix products where rows are alike."""
-    data = site_data(LatentProgram(program, structure, x))
-    return Quadratic(program, structure, x) if data is None else LinearGaussian(program, structure, x, data)
+    data = site_data(LatentProgram(program, structure, x, weights))
+    if data is None:
+        return Quadratic(program, structure, x, weights)
+    return LinearGaussian(program, structure, x, data, weights)

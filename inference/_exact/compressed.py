@@ -6,7 +6,7 @@ quadratic in x_i. Σ_i of a quadratic depends on the data only through their mea
 decomposition of the centred data: one pass over them, and then no step costs more with more rows.
 
 With D = 1: N = 100 rows of mean 5 and variance 4 give R = [2] and the two points 5 ± 2, each counted 50 times. Their mean,
-5, and their variance, 4, are those of the 100 rows.
+5, and their variance, 4, are those of the 100 rows. Where rows have weights, mean and scatter are weighted, and N is Σ w.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from inference._exact.linear import LinearGaussian
 from inference._exact.linear_model import SiteData
 from inference._exact.moments import Moments
 from inference._numerics.slices import slices
+from inference._numerics.weighted import count
 
 CHUNK = 8192  # rows that are decomposed at once
 WORTH = 64  # columns for each latent: of more, the decomposition costs more than some dozens of passes
@@ -41,7 +42,7 @@ class Compressed(LinearGaussian):
     @property
     def _times(self) -> float:
         """How many rows each point counts for."""
-        return self.N / self._few.N
+        return count(self.weights, self.N) / self._few.N
 
     def log_evidence(
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
@@ -86,7 +87,9 @@ def _points(engine: LinearGaussian) -> _Points:
     D, root = sum(widths), engine.x.new_zeros(0, sum(widths))
     for rows in slices(data.N, CHUNK):
         x = torch.cat([data.centered(name, rows) for name in names], 1)
+        if engine.weights is not None:
+            x = x * engine.weights[rows].sqrt().to(x).unsqueeze(1)
         root = torch.linalg.qr(torch.cat([root, x]), mode="r").R
-    scatter = dict(zip(names, (root / data.N**0.5).split(widths, 1), strict=True))
+    scatter = dict(zip(names, (root / count(engine.weights, data.N) ** 0.5).split(widths, 1), strict=True))
     values = {name: torch.cat([r, -r]) * D**0.5 for name, r in scatter.items()}
     return _Points(2 * D, False, values, data.families, data.centers, data.spreads)

@@ -61,8 +61,8 @@ class Densities:
     `parameters` and `globals` in the methods are constrained values used in place of the program's own; differentiable.
     """
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
-        self.program, self.structure, self.x = program, structure, x
+    def __init__(self, program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None) -> None:
+        self.program, self.structure, self.x, self.weights = program, structure, x, weights
         self.N, self.A = len(x), structure.assignments
         self._probe = probe(x)
         with torch.no_grad():
@@ -95,6 +95,8 @@ class Densities:
                 family = family_of(fns.get(name))
                 if family is not None and self.structure.max_plate_nesting == 1:
                     families[name] = family(value)
+                    if self.weights is not None and name not in self.assignments:
+                        families[name].weigh(value, self.weights)
         return values, families
 
     @torch.no_grad()

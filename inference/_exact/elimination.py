@@ -23,6 +23,7 @@ from inference._exact.schedule import Schedule, schedule
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
 from inference._numerics.threads import one_thread
+from inference._numerics.weighted import count, weighed
 from zoo._errors import UsageError
 from zoo._program.elimination import best_order, many_at_once
 from zoo._program.program import Program
@@ -49,10 +50,17 @@ class Elimination(Engine[TableStatistics, Plan]):
     `backwards`: sum the latents out in another order, which begins at the other end of a chain.
     """
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor, backwards: bool = False) -> None:
-        self.program, self.structure, self.x = program, structure, x
+    def __init__(
+        self,
+        program: Program,
+        structure: Structure,
+        x: Tensor,
+        weights: Tensor | None = None,
+        backwards: bool = False,
+    ) -> None:
+        self.program, self.structure, self.x, self.weights = program, structure, x, weights
         self.N, self.A, self.assignments = len(x), 1, {}
-        self.factors = Factors(program, structure, x)
+        self.factors = Factors(program, structure, x, weights)
         self.families = self.factors.families
         self.cards, self.scopes = structure.cards, structure.scopes
         by_row = {site: site not in self.factors.rowless for site in self.scopes}
@@ -93,7 +101,10 @@ class Elimination(Engine[TableStatistics, Plan]):
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
         probe = self.factors.probe(parameters, globals)
-        total = sum(self._summed(r, probe, parameters, globals).sum() for r in self.chunks())
+        total: Tensor | float = 0.0
+        for rows in self.chunks():
+            found = self._summed(rows, probe, parameters, globals)
+            total = total + weighed(found, self.weights, rows).sum()
         return torch.as_tensor(total), self.factors.log_prior(probe)
 
     def _summed(
@@ -124,7 +135,9 @@ class Elimination(Engine[TableStatistics, Plan]):
             tables = self.factors.placed(self.factors.tables(rows, probe, None, globals), self._schedules[0])
             with torch.enable_grad():
                 own = {name: self.x.new_zeros(n, card, requires_grad=True) for name, card in self.cards.items()}
-                found = sum_product.summed(plan, {**tables, **{ALONE + name: t for name, t in own.items()}}).log_evidence
+                found = sum_product.summed(
+                    plan, {**tables, **{ALONE + name: t for name, t in own.items()}}
+                ).log_evidence
                 gradients = torch.autograd.grad(found.sum(), [own[name] for name in names])
             for name, gradient in zip(names, gradients, strict=True):
                 out[name][rows] = gradient[:, self.factors.ascending(name)]
@@ -208,24 +221,31 @@ class Elimination(Engine[TableStatistics, Plan]):
         for rows in self.chunks():
             n = rows.stop - rows.start
             plan, tables = self.schedule(n), self.factors.tables(rows, probe, None, globals)
-            weights = self._weights(plan, tables, per_datum[rows])
+            weights = self._weights(plan, tables, rows, per_datum)
             self.factors.add(sums, rows, weights, views)
             for site, weight in weights.other.items():
                 others.setdefault(site, []).append(weight)
         kept = {s: sum(w) if s in self.factors.rowless else torch.cat(w) for s, w in others.items()}
-        counts = self.x.new_full((1,), self.N)
+        counts = self.x.new_full((1,), count(self.weights, self.N))
         sites = self.factors.statistics(sums)
         return TableStatistics(
-            counts, per_datum, self.factors.log_prior(probe), sites, views, {s: torch.as_tensor(w) for s, w in kept.items()}
+            counts,
+            per_datum,
+            self.factors.log_prior(probe),
+            sites,
+            views,
+            {s: torch.as_tensor(w) for s, w in kept.items()},
         )
 
-    def _weights(self, plan: Schedule, tables: Tables, per_datum: Tensor) -> Tables:
-        """The posterior probability of each entry of each table, and log p(x_i), which is written to `per_datum`."""
+    def _weights(self, plan: Schedule, tables: Tables, rows: slice, per_datum: Tensor) -> Tables:
+        """The posterior probability of each entry of each table, and log p(x_i), which is written to `per_datum`; both times
+        the weights of their rows."""
         with torch.enable_grad():
             leaves = tables.leaves()
             found = sum_product.summed(plan, self.factors.placed(leaves, plan)).log_evidence
-            per_datum.copy_(found.detach().expand(len(per_datum)))
-            return leaves.gradients(found.expand(len(per_datum)).sum())
+            found = weighed(found.expand(rows.stop - rows.start), self.weights, rows)
+            per_datum[rows] = found.detach()
+            return leaves.gradients(found.sum())
 
     def look(self, globals: Values | None = None) -> TableStatistics:
         views, log_prior = self.views(None, globals)
@@ -259,7 +279,9 @@ class Elimination(Engine[TableStatistics, Plan]):
         def objective(parameters: Values, point: Values) -> Tensor:
             return self.expected(stats, parameters, point)
 
-        return climb_numerically(self.program, plan.numeric, globals, supports, objective, self.N, iterations)
+        return climb_numerically(
+            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+        )
 
     def expected(
         self, stats: TableStatistics, parameters: Values, globals: Values, responsibilities: Rows | None = None

@@ -1,8 +1,10 @@
 """What an exact engine is: posterior, evidence and M-step of one program on one data set (`Engine`).
 
-Four kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
-where they are too many summed out one by one (`Elimination`); normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`, and `Compressed` where a few
-points stand for the data); any other log joint that is quadratic in its latents goes by autograd (`Quadratic`).
+Five kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
+where they are too many summed out one by one (`Elimination`); conjugate latents go by the natural parameters of their
+posterior (`ConjugateEngine`); normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`,
+and `Compressed` where a few points stand for the data); any other log joint that is quadratic in its latents goes by autograd
+(`Quadratic`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Statistics:
     """What an E-step leaves for the M-step."""
 
     counts: Tensor  # [A] expected number of rows under each assignment
-    per_datum: Tensor  # [N] log p(x_i), or of very many rows their sums over chunks
+    per_datum: Tensor  # [N] log p(x_i) times the row's weight, or of very many rows their sums over chunks
     log_prior: Tensor  # of the globals
     sites: dict[str, dict[str, Tensor]]  # site → its sufficient statistics
 
@@ -80,6 +82,7 @@ P = TypeVar("P", bound=Plan)
 class Engine(ABC, Generic[S, P]):
     """The exact posterior and evidence of `program` for the data `x` [N, …], NaN where unobserved.
 
+    Sums over rows count each as often as its weight says; what is asked row by row is the same whatever its weight.
     The A joint values of the discrete local latents are its assignments; A = 1 where there are none. In all methods
     `parameters` and `globals` are constrained values used in place of the program's own. All log-densities are in nats.
 
@@ -98,6 +101,7 @@ class Engine(ABC, Generic[S, P]):
     program: Program
     structure: Structure
     x: Tensor
+    weights: Tensor | None  # [N] how many times each row counts; None: once each
     N: int
     A: int
     assignments: dict[str, Tensor]  # discrete site → its value under each assignment [A, 1, …, event]
@@ -119,7 +123,10 @@ class Engine(ABC, Generic[S, P]):
     def log_evidence(
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """(Σ_i log p(x_i | θ, globals), log p(globals)), both differentiable. `every_row`: never by points in their place."""
+        """(Σ_i w_i log p(x_i | θ, globals), log p(globals)), both differentiable.
+
+        `every_row`: never by points in their place.
+        """
 
     @abstractmethod
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:

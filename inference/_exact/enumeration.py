@@ -12,6 +12,7 @@ from inference._exact import mstep
 from inference._exact.densities import Densities, SiteStatistics, Sums, View
 from inference._exact.engine import MOST_SUMMED, Engine, Plan, Points, Rows, Values
 from inference._families._family import Floor
+from inference._numerics.weighted import weighed
 
 
 class Enumeration(Densities, Engine[SiteStatistics, Plan]):
@@ -28,7 +29,10 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
         views, prior = self.views(parameters, globals)
-        total = sum(self.log_joint(r, views, parameters, globals).logsumexp(1).sum() for r in self.chunks(views))
+        total: Tensor | float = 0.0
+        for rows in self.chunks(views):
+            found = self.log_joint(rows, views, parameters, globals).logsumexp(1)
+            total = total + weighed(found, self.weights, rows).sum()
         return torch.as_tensor(total), prior
 
     @torch.no_grad()
@@ -70,8 +74,10 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         def work(rows: slice) -> Sums:
             if responsibilities is None:
                 weights, found = _posterior(self.log_joint(rows, views, None, globals))
+                found = weighed(found, self.weights, rows)
             else:
                 weights, found = responsibilities[rows], per_datum
+            weights = weighed(weights, self.weights, rows)
             sums = {"": {"counts": weights.sum(0), "evidence": found.sum().reshape(1)}}
             if whole:
                 per_datum[rows] = found

@@ -24,7 +24,7 @@ from inference._families._registry import family_of
 from zoo._program.enumerated import Enumerated
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._program.trace import global_log_prob, is_local, node_of, sample_nodes
+from zoo._program.trace import global_log_prob, node_of, sample_nodes
 
 ROWS = 4096  # that are traced at once
 Sums = dict[str, list[dict[str, Tensor] | None]]  # group → for each kind, its sums so far
@@ -55,8 +55,8 @@ class Tables:
 class Factors:
     """`rowless`: sites whose table is the same for all rows; `families`: group → its family, with all its data."""
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
-        self.program, self.structure, self.x = program, structure, x
+    def __init__(self, program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None) -> None:
+        self.program, self.structure, self.x, self.weights = program, structure, x, weights
         self._few = few_rows(x)
         self.scopes = structure.scopes
         observed = {s.name for s in structure.observed}
@@ -109,7 +109,9 @@ class Factors:
         with torch.no_grad():
             family = family_of(node_of(self.probe(), g.name)["fn"])
         assert family is not None
-        self.families[g.name] = family(data)
+        self.families[g.name] = made = family(data)
+        if self.weights is not None and not g.latent:
+            made.weigh(data, self.weights.repeat(len(data) // len(self.weights)))
         return True
 
     def _settle(self) -> None:

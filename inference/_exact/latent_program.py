@@ -17,8 +17,8 @@ from zoo._program.trace import Node
 class LatentProgram:
     """`assignments` are the A joint values of the discrete latents; `layout` says where each continuous one stands in z [L]."""
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
-        self.program, self.structure, self.x = program, structure, x
+    def __init__(self, program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None) -> None:
+        self.program, self.structure, self.x, self.weights = program, structure, x, weights
         self.N, self.A = len(x), structure.assignments
         self._probe = probe(x)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -25,6 +25,7 @@ from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS
 from inference._exact.quadratic import Quadratic
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
+from inference._numerics.weighted import weighed
 
 
 @dataclass
@@ -46,7 +47,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
     @cached_property
     def _own(self) -> Quadratic:
         """The same posterior from the program's own density alone."""
-        return Quadratic(self.program, self.structure, self.x, self._square_roots)
+        return Quadratic(self.program, self.structure, self.x, self.weights, self._square_roots)
 
     def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
         return self.sites(parameters, globals).log_prior
@@ -63,7 +64,8 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         sites = self.sites(parameters, globals)
         total: Tensor | float = 0.0
         for rows in self.chunks():
-            total = total + self._posterior(rows, sites).log_evidence.logsumexp(1).sum()
+            found = self._posterior(rows, sites).log_evidence.logsumexp(1)
+            total = total + weighed(found, self.weights, rows).sum()
         return torch.as_tensor(total), sites.log_prior
 
     @torch.no_grad()
@@ -199,12 +201,11 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         moments, per_datum = self._no_moments(globals), []
         for rows in self.chunks():
             posterior = self._posterior(rows, moments.seen)
-            per_datum.append(posterior.log_evidence.logsumexp(1))
+            per_datum.append(weighed(posterior.log_evidence.logsumexp(1), self.weights, rows))
             if self.N > MOST_SUMMED:
                 per_datum[-1] = per_datum[-1].sum(0, keepdim=True)
-            self._collect(
-                moments, rows, posterior, posterior.weights if responsibilities is None else responsibilities[rows]
-            )
+            weights = posterior.weights if responsibilities is None else responsibilities[rows]
+            self._collect(moments, rows, posterior, weighed(weights, self.weights, rows))
         for name, params in moments.seen.others.items():
             if name in self.assignments:
                 values = self.data.values[name]
@@ -227,7 +228,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         for rows in self.chunks():
             weights = means.new_ones(rows.stop - rows.start, 1)
             posterior = Posterior(weights.log(), means[rows].unsqueeze(1), covariance.expand(1, 1, -1, -1))
-            self._collect(moments, rows, posterior, weights)
+            self._collect(moments, rows, posterior, weighed(weights, self.weights, rows))
         return moments
 
     def _collect(self, moments: Moments, rows: slice, posterior: Posterior, weights: Tensor) -> None:

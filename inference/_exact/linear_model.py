@@ -64,18 +64,22 @@ def site_data(latent: LatentProgram) -> SiteData | None:
             if out.missing and family.joint:
                 return None
             value = latent.observed(node).reshape(latent.N, -1)
-            out.values[name], out.centers[name] = value, blockwise.center(value)
-            out.spreads[name] = blockwise.spread(value, out.centers[name])
+            out.values[name], out.centers[name] = value, blockwise.center(value, latent.weights)
+            out.spreads[name] = blockwise.spread(value, out.centers[name], weights=latent.weights)
         if name in out.values:
             out.families[name] = family(out.values[name])
+            if latent.weights is not None and name not in latent.assignments:
+                out.families[name].weigh(out.values[name], latent.weights)
     return out
 
 
 class LinearModel(LatentProgram):
     """The sites of a program that are the same for all rows, and the data that they observe."""
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor, data: SiteData) -> None:
-        super().__init__(program, structure, x)
+    def __init__(
+        self, program: Program, structure: Structure, x: Tensor, data: SiteData, weights: Tensor | None = None
+    ) -> None:
+        super().__init__(program, structure, x, weights)
         self.data, self.N, self.families = data, data.N, data.families
 
     def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites:

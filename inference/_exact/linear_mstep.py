@@ -24,6 +24,7 @@ from inference._exact.moments import Moments
 from inference._exact.numeric import climb_numerically
 from inference._families._family import Floor, Pool, tiny
 from inference._numerics.threads import one_thread
+from inference._numerics.weighted import count
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
 REGRESSED = ("coefficients", "offset")  # the parts of a normal site that are found by regression: B and b
@@ -136,7 +137,9 @@ def m_step(
     def objective(parameters: Values, point: Values) -> Tensor:
         return expected(model, moments, parameters, point)
 
-    return climb_numerically(model.program, plan.numeric, globals, supports, objective, model.N, iterations)
+    return climb_numerically(
+        model.program, plan.numeric, globals, supports, objective, count(model.weights, model.N), iterations
+    )
 
 
 def smallest(model: LinearModel, moments: Moments) -> float:

@@ -22,6 +22,7 @@ from inference._exact.engine import Plan, Rows, Values
 from inference._exact.numeric import climb_numerically
 from inference._families._family import Family, Floor, Pool
 from inference._numerics.threads import one_thread
+from inference._numerics.weighted import count, weighed
 from zoo._program.program import Program
 
 
@@ -90,7 +91,9 @@ def m_step(
     def objective(parameters: Values, point: Values) -> Tensor:
         return expected(exact, stats, parameters, point, responsibilities)
 
-    return climb_numerically(exact.program, plan.numeric, globals, supports, objective, exact.N, iterations)
+    return climb_numerically(
+        exact.program, plan.numeric, globals, supports, objective, count(exact.weights, exact.N), iterations
+    )
 
 
 def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor) -> None:
@@ -134,7 +137,7 @@ def expected(
     if general:
         assert responsibilities is not None
         for rows in exact.chunks():
-            weights = responsibilities[rows]
+            weights = weighed(responsibilities[rows], exact.weights, rows)
             density = exact.general_log_prob(rows, general, parameters, globals)
             total = total + torch.where(weights == 0, torch.zeros_like(density), weights * density).sum()
     return total

@@ -12,6 +12,7 @@ from torch import Tensor
 from inference._exact.engine import Engine, P, Points, S, Values
 from inference._exact.latent_program import LatentProgram
 from inference._exact.moments import Posterior
+from inference._numerics.weighted import weighed
 
 CHUNK_NUMBERS = 2**20  # numbers in the temporaries of a chunk
 CHUNK_ROWS = 8192
@@ -36,8 +37,8 @@ class NormalEngine(LatentProgram, Engine[S, P]):
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
         total: Tensor | float = 0.0
-        for _, posterior in self.posteriors(parameters, globals):
-            total = total + posterior.log_evidence.logsumexp(1).sum()
+        for rows, posterior in self.posteriors(parameters, globals):
+            total = total + weighed(posterior.log_evidence.logsumexp(1), self.weights, rows).sum()
         return torch.as_tensor(total), self.log_prior(parameters, globals)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ def climb_numerically(
     globals: dict[str, Tensor],
     supports: Mapping[str, Constraint],
     expected: Callable[[Values, Values], Tensor],
-    N: int,
+    N: float,
     iterations: int,
 ) -> dict[str, Tensor]:
     """Raise `expected(parameters, globals)` by L-BFGS over the parameters `names` (in place) and the globals (returned).

@@ -20,6 +20,7 @@ from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS
 from inference._exact.numeric import climb_numerically
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
+from inference._numerics.weighted import count, weighed
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, local_log_prob
@@ -34,9 +35,14 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
     size = math.inf
 
     def __init__(
-        self, program: Program, structure: Structure, x: Tensor, square_roots: SquareRoots | None = None
+        self,
+        program: Program,
+        structure: Structure,
+        x: Tensor,
+        weights: Tensor | None = None,
+        square_roots: SquareRoots | None = None,
     ) -> None:
-        super().__init__(program, structure, x)
+        super().__init__(program, structure, x, weights)
         self.families = {}
         self._square_roots = square_roots
 
@@ -116,11 +122,11 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
         found, per_datum = self.look(globals), []
         found.counts = self.x.new_zeros(self.A)
         for rows, posterior in self.posteriors(None, globals):
-            per_datum.append(posterior.log_evidence.logsumexp(1))
+            per_datum.append(weighed(posterior.log_evidence.logsumexp(1), self.weights, rows))
             if self.N > MOST_SUMMED:
                 per_datum[-1] = per_datum[-1].sum(0, keepdim=True)
             weights = posterior.weights if responsibilities is None else responsibilities[rows]
-            found.counts += weights.sum(0)
+            found.counts += weighed(weights, self.weights, rows).sum(0)
             if responsibilities is not None:
                 posterior.log_evidence = weights.clamp(min=1e-300).log()
             found.posterior.append(posterior)
@@ -147,7 +153,9 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
         def objective(parameters: Values, point: Values) -> Tensor:
             return self.expected(stats, parameters, point)
 
-        return climb_numerically(self.program, plan.numeric, globals, supports, objective, self.N, iterations)
+        return climb_numerically(
+            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+        )
 
     def expected(
         self, stats: Posteriors, parameters: Values, globals: Values, responsibilities: Rows | None = None
@@ -161,7 +169,7 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
             n = rows.stop - rows.start
             value = self.log_joint(self.x[rows], points.reshape(-1, n, L), parameters, globals)
             mean = value.reshape(self.A, 2 * L, n).mean(1)  # [A, n]
-            total = total + (posterior.weights.mT * mean).sum()
+            total = total + (weighed(posterior.weights, self.weights, rows).mT * mean).sum()
         return total
 
     def broken(self, plan: Plan, stats: Posteriors) -> list[str]:

@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
+# of a step: how many come before it, the sizes of its tables, and for each table where its latents stand and whether by row
+_Like = tuple[int, tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
+
+
 @dataclass(frozen=True)
 class Step:
     """G latents that are summed out side by side."""
@@ -72,15 +76,15 @@ def schedule(
     for number, f in enumerate(factors):
         dims.append(tuple(sorted((place[n] for n in scopes[f]), reverse=True)))
         (waiting[dims[-1][-1]] if dims[-1] else rest).append(number)
-    groups: dict[tuple[object, ...], list[tuple[int, tuple[int, ...], list[int]]]] = {}
-    for v, name in enumerate(order):
+    groups: dict[_Like, list[tuple[int, tuple[int, ...], list[int]]]] = {}
+    for v in range(len(order)):
         tables = sorted(waiting[v], key=lambda t: (len(dims[t]), dims[t], rowful[t]))
         clique = tuple(sorted({v}.union(*(dims[t] for t in tables)), reverse=True))
         at = {u: i for i, u in enumerate(clique)}
         inputs = sorted(tables, key=lambda t: (tuple(at[u] for u in dims[t]), rowful[t], t))
         depth = 1 + max((level[t] for t in inputs), default=0)
         sizes = tuple(cards[order[u]] for u in clique)
-        kind = depth, sizes, tuple((tuple(at[u] for u in dims[t]), rowful[t]) for t in inputs)
+        kind: _Like = depth, sizes, tuple((tuple(at[u] for u in dims[t]), rowful[t]) for t in inputs)
         groups.setdefault(kind, []).append((v, clique[:-1], inputs))
         number = len(factors) + v
         dims.append(clique[:-1])
@@ -88,7 +92,7 @@ def schedule(
         level.append(depth)
         (waiting[clique[-2]] if len(clique) > 1 else rest).append(number)
     steps = []
-    for (_, sizes, slots), members in sorted(groups.items(), key=lambda item: (item[0][0], item[1][0][0])):  # type: ignore[misc]
+    for (_, sizes, slots), members in sorted(groups.items(), key=lambda item: (item[0][0], item[1][0][0])):
         steps.append(
             Step(
                 latents=tuple(v for v, _, _ in members),

@@ -17,7 +17,6 @@ from torch.autograd.function import FunctionCtx
 
 from inference._exact.schedule import Schedule, Step
 
-
 LOST = 1e-280  # a sum below may be of terms that are too small to be told from 0
 
 
@@ -36,7 +35,8 @@ class _LogSumExp(Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         x, out = ctx.saved_tensors  # type: ignore[attr-defined]
         known = torch.where(out.isfinite(), out, torch.zeros_like(out))
-        return gradients[0].unsqueeze(-1) * (x - known.unsqueeze(-1)).exp()
+        found: Tensor = gradients[0].unsqueeze(-1) * (x - known.unsqueeze(-1)).exp()
+        return found
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
@@ -77,9 +77,7 @@ def summed(plan: Schedule, factors: Mapping[str, Tensor], over: Callable[[Tensor
     return Summed(total, tables)
 
 
-def _product(
-    step: Step, tables: Sequence[Tensor], matrices: dict[object, tuple[Tensor, Tensor]]
-) -> Tensor | None:
+def _product(step: Step, tables: Sequence[Tensor], matrices: dict[object, tuple[Tensor, Tensor]]) -> Tensor | None:
     """The message of a step in which a matrix that all rows share meets what each row has for the latent alone.
 
     log Σ_v exp(S[a, v] + m[i, v]) is a product of matrices, of exp(m) and exp(S). None where a sum is so small that some of its
@@ -93,8 +91,8 @@ def _product(
             shared.append((numbers, places))
     key = step.sizes, tuple((places, *(id(tables[t]) for t in numbers)) for numbers, places in shared)
     if key not in matrices:
-        inputs, places = zip(*shared, strict=True)
-        total = joined(replace(step, inputs=inputs, places=places), tables).flatten(1, -2)
+        of_all = replace(step, inputs=tuple(n for n, _ in shared), places=tuple(p for _, p in shared))
+        total = joined(of_all, tables).flatten(1, -2)
         top = total.detach().amax((-2, -1), keepdim=True).nan_to_num(0.0, 0.0, 0.0)
         matrices[key] = (total - top).exp().mT, top
     matrix, scale = matrices[key]

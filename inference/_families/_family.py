@@ -100,6 +100,9 @@ class Family:
         """`x` [N, E]: the site's data, NaN where unobserved; the other methods take some of its rows, [n, E]."""
         self.complete = not blockwise.any_missing(x)
 
+    def weigh(self, x: Tensor, weights: Tensor) -> None:
+        """Count each row of x [n, E] by its weight [n], in what the family knows of all data."""
+
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
         base, out = self.log_base(x), self.density(params)(x)

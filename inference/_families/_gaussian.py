@@ -23,6 +23,10 @@ class Gaussian(Family):
         self.center = blockwise.center(x)  # [E]
         self.spread = blockwise.spread(x, self.center)
 
+    def weigh(self, x: Tensor, weights: Tensor) -> None:
+        self.center = blockwise.center(x, weights)
+        self.spread = blockwise.spread(x, self.center, weights=weights)
+
     @classmethod
     def root(cls, params: Params) -> Tensor:
         """Standard deviations [A, E], or of a `joint` family the Cholesky factor [A, E, E] of the covariance.

@@ -227,7 +227,7 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
 
 def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
     if not point:
-        exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact")
+        exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact", weights=task.times)
         # what is observed outside the data plate belongs to no row
         return replace(exact, value=exact.value + float(task.engine.log_prior().detach()))
     # θ is a point: only the globals' block of the Hessian is integrated over

@@ -18,11 +18,12 @@ from inference._density import modes as _all_modes
 from inference._density import newton
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
-from inference._method.fit import Evidence, Fit
+from inference._method.fit import Evidence, Fit, weighed
 from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import lbfgs
+from inference._numerics import weighted as _weighted
 from inference._numerics.psis import psis
 from inference._sampling.khat import count_above, of_rows
 
@@ -60,7 +61,7 @@ def fit(task: Task, start: Start, options: Options) -> Fit:
     density = LocalDensity(task.program, task.structure, task.x)
     parameters: list[Tensor] = [p for p in task.program.parameters() if p.requires_grad]
     if task.learn and parameters:
-        learner = _Learner(density, options)
+        learner = _Learner(density, options, task.relative)
         small = density.n * density.A * (task.x[:1].numel() + density.L) * (density.L + 1) <= SMALL
         climb = _all_at_once if small else _in_batches
         with task.progress("laplace: learning", None if small else options.epochs) as step:
@@ -79,8 +80,8 @@ def fit(task: Task, start: Start, options: Options) -> Fit:
 class _Learner:
     """Laplace's evidence as a function of θ; each row's modes are looked for where they last were."""
 
-    def __init__(self, density: LocalDensity, options: Options) -> None:
-        self.density, self.options = density, options
+    def __init__(self, density: LocalDensity, options: Options, relative: Tensor | None) -> None:
+        self.density, self.options, self.relative = density, options, relative
         shape = (density.n, density.A, density.L)
         self.means = torch.zeros(shape, dtype=density.x.dtype, device=density.x.device)
         self.known = torch.zeros(density.n, dtype=torch.bool, device=density.x.device)
@@ -97,7 +98,8 @@ class _Learner:
         self.means[rows], self.known[rows] = modes.mean, True
         copies = newton.COPIES * (1 + here.L)  # the graph of every column of the Hessian is kept
         for some in here.chunks(here.A, copies):
-            value = newton.log_evidence(here.rows(some), modes.rows(some)).sum() / len(rows)
+            found = newton.log_evidence(here.rows(some), modes.rows(some))
+            value = _weighted.weighed(found, self.relative, rows[some]).sum() / len(rows)
             (-value).backward()
             total += float(value.detach())
         return total
@@ -166,7 +168,7 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
     per_datum = modes.log_evidence.double().cpu().numpy()
     return Fit(
         parameters={n: v.detach().cpu().numpy() for n, v in task.program.values().items()},
-        claimed=Evidence(float(per_datum.sum()), None, "estimate", per_datum),
+        claimed=Evidence(float(weighed(per_datum, task.times).sum()), None, "estimate", per_datum),
         draws=drawn.values,
         means=means,
         deviations=deviations,

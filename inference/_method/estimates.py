@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._method.fit import Evidence
+from inference._method.fit import Evidence, weighed
 from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT
 from inference._sampling.weights import log_mean
@@ -91,13 +91,20 @@ class Estimates:
             (f"a standard error above {WIDEST:g} nat", ~(self.se <= WIDEST)),
         ]
 
-    def evidence(self) -> Evidence:
-        """An estimate with its bias removed where every row can be trusted, else a lower bound in expectation."""
-        if bool(self.doubtful.any()):
-            return Evidence.from_per_datum(self.log_mean.numpy(), "lower bound", self.se.numpy())
-        total = float((self.se.square().sum() + self.unsure.sum().square()).sqrt())
+    def evidence(self, weights: np.ndarray | None = None) -> Evidence:
+        """An estimate with its bias removed where every row can be trusted, else a lower bound in expectation.
+
+        `weights` [n]: how many times each row counts; None: once each.
+        """
+        counted = torch.ones(self.n, dtype=torch.bool) if weights is None else torch.as_tensor(weights > 0)
+        if bool(self.doubtful[counted].any()):
+            return Evidence.from_per_datum(self.log_mean.numpy(), "lower bound", self.se.numpy(), weights=weights)
+        se, unsure = (
+            v if weights is None else torch.as_tensor(weighed(v.numpy(), weights)) for v in (self.se, self.unsure)
+        )
+        total = float((se.square().sum() + unsure.sum().square()).sqrt())
         value = self.corrected.numpy()
-        return Evidence(float(value.sum()), total, "estimate", value, se_per_datum=self.se.numpy())
+        return Evidence(float(weighed(value, weights).sum()), total, "estimate", value, se_per_datum=self.se.numpy())
 
     def warning(self, what: str, remedy: str) -> str | None:
         """Why `what` ("the evidence claimed") is a lower bound, with numbers of rows; None where it is an estimate."""

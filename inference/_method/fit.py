@@ -28,7 +28,8 @@ class Evidence:
     - `kind`: "exact"; "lower bound" (the expectation of `value` lies below the truth); or "estimate".
     - `se`: Monte Carlo standard error of `value`; 0 for a deterministic figure; None where there is none to give
       (a deterministic approximation, such as Laplace's).
-    - `per_datum`: [n] log p(x_i), or None where the evidence does not split over rows, or they are too many to be held twice.
+    - `per_datum`: [n] log p(x_i), each row once, whatever its weight; or None where the evidence does not split over rows, or
+      they are too many to be held twice.
     - `se_per_datum`: [n] the standard error of each; None where there is none to give, or none is needed.
     - `given`: what it is conditional on besides θ, in words ("the posterior mode of locs, weights"); "" when nothing.
     """
@@ -42,11 +43,19 @@ class Evidence:
 
     @classmethod
     def from_per_datum(
-        cls, per_datum: np.ndarray, kind: Kind, se_per_datum: np.ndarray | None = None, given: str = ""
+        cls,
+        per_datum: np.ndarray,
+        kind: Kind,
+        se_per_datum: np.ndarray | None = None,
+        given: str = "",
+        weights: np.ndarray | None = None,
     ) -> Evidence:
-        """Evidence of independent rows: the sum of [n] terms; `se_per_datum` [n] are independent standard errors."""
-        se = 0.0 if se_per_datum is None else float(np.sqrt(np.square(se_per_datum).sum()))
-        return cls(float(np.sum(per_datum)), se, kind, np.asarray(per_datum), given, se_per_datum)
+        """Evidence of independent rows: the sum of [n] terms; `se_per_datum` [n] are independent standard errors.
+
+        `weights` [n]: how many times each row counts in the sum; None: once each.
+        """
+        se = 0.0 if se_per_datum is None else float(np.sqrt(np.square(weighed(se_per_datum, weights)).sum()))
+        return cls(float(np.sum(weighed(per_datum, weights))), se, kind, np.asarray(per_datum), given, se_per_datum)
 
     def plus(self, constant: float) -> Evidence:
         """The same with what is observed outside the rows, in nats."""
@@ -57,7 +66,7 @@ class Evidence:
         error = f" ± {self.se:.3f}" if self.se else ""
         return f"{self.value:.3f}{error} nats, {self.kind}" + (f" given {self.given}" if self.given else "")
 
-    def to_json(self, n: int) -> dict[str, object]:
+    def to_json(self, n: float) -> dict[str, object]:
         """`{value, se, kind, per_datum_mean}`, and `given` where the evidence is conditional."""
         out: dict[str, object] = {
             "value": finite(self.value),
@@ -108,6 +117,11 @@ class Fit:
     def with_notes(self, warnings: list[str], notes: Mapping[str, object] | None = None) -> Fit:
         """The same with more to say at the end of its warnings and notes."""
         return replace(self, warnings=[*self.warnings, *warnings], notes={**self.notes, **(notes or {})})
+
+
+def weighed(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Values [n], each times its row's weight: 0 for a row of weight 0, whatever its value."""
+    return values if weights is None else np.where(weights > 0, weights * np.where(weights > 0, values, 0.0), 0.0)
 
 
 def finite(value: float | None) -> float | None:

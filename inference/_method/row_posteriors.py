@@ -44,7 +44,7 @@ class RowPosteriors:
             numbers = len(task.x) * len(structure.discrete_locals)
             draws = min(draws, MOST_NUMBERS // numbers)
             if draws < task.draws:
-                left_out = f"{draws} joint draws in place of {task.draws}: of {numbers:,} values each, they would take too much memory"
+                left_out = f"{draws} joint draws in place of {task.draws}: each holds {numbers:,} values"
         return cls(
             draws=_arrays(exact.draw(posterior, draws, globals)) if draws else {},
             means=_arrays(means),

@@ -15,6 +15,8 @@ from inference._exact.engine import AnyEngine, Statistics
 from inference._exact.linear import LinearGaussian
 from inference._families._family import Floor
 from inference._method.task import Task
+from inference._numerics.slices import slices
+from inference._numerics.weighted import count
 from zoo._errors import UsageError
 
 Start = Literal["auto", "kmeans", "random", "program"]
@@ -23,6 +25,7 @@ CLUSTERED = 2**16  # rows at a time
 CONTEST_ROWS = 2000  # for choosing among starts
 LINEAR_ROWS = 300  # the same for linear programs, whose every row may have holes of its own
 SHORT = 4  # EM steps from each start of a mixture
+SMALL = 2**16  # rows × joint values of the latents
 NARROW = 1e-8  # a share of the data's variance: of a smaller one some sums have lost half of their digits
 BLUR = 0.05  # of each cluster's counts, from all data alike
 FLOOR = 1e-6
@@ -55,6 +58,12 @@ def is_mixture(task: Task) -> bool:
     """Whether there are discrete local latents to cluster the rows by; missing entries are no clusters."""
     completes = any(s.completes for s in task.structure.discrete_locals)
     return task.structure.is_exact and task.structure.assignments > 1 and not completes
+
+
+def usual_restarts(task: Task, start: Start) -> int:
+    """How many climbs there are unless told otherwise: a small mixture of categories has many optima."""
+    categories = any(s.role == "observed" and s.family == "Categorical" for s in task.structure.sites)
+    return 20 if categories and start != "program" and is_mixture(task) and task.engine.size <= SMALL else 1
 
 
 def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -109,8 +118,11 @@ def _some_rows(task: Task, seed: int) -> Task:
     rows = max(CONTEST_ROWS, 20 * task.structure.assignments) if is_mixture(task) else LINEAR_ROWS
     if len(task.x) <= rows:
         return task
-    some = torch.as_tensor(np.sort(np.random.default_rng(seed).choice(len(task.x), rows, replace=False)))
-    return Task(task.program, task.structure, task.x[some], seed=seed, quiet=True, limit=task.limit)
+    among = np.arange(len(task.x)) if task.weights is None else task.weights.nonzero()[:, 0].numpy()
+    size = min(rows, len(among))
+    some = torch.as_tensor(np.sort(np.random.default_rng(seed).choice(among, size, replace=False)))
+    weights = None if task.weights is None else task.weights[some]
+    return Task(task.program, task.structure, task.x[some], weights=weights, seed=seed, quiet=True, limit=task.limit)
 
 
 def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
@@ -184,14 +196,17 @@ class Clusters:
     labels: Tensor  # [N] of small integers
     A: int
     dtype: torch.dtype
+    weights: Tensor | None = None  # [N] how many times each row counts
 
     def __getitem__(self, rows: slice) -> Tensor:
         return torch.nn.functional.one_hot(self.labels[rows].long(), self.A).to(self.dtype)
 
     def mean(self, dim: int) -> Tensor:
         """The share of each cluster [A]."""
-        counts = sum(torch.bincount(some.long(), minlength=self.A) for some in self.labels.split(CLUSTERED))
-        return torch.as_tensor(counts).to(self.dtype) / len(self.labels)
+        parts = self.labels.split(CLUSTERED)
+        times = [None] * len(parts) if self.weights is None else self.weights.split(CLUSTERED)
+        counts = sum(torch.bincount(p.long(), w, minlength=self.A) for p, w in zip(parts, times, strict=True))
+        return torch.as_tensor(counts).to(self.dtype) / count(self.weights, len(self.labels))
 
 
 @dataclass
@@ -220,28 +235,30 @@ def _kmeans(exact: AnyEngine, seed: int, lloyd: bool = True) -> Clusters:
     from sklearn.cluster import KMeans
 
     x = exact.x.reshape(exact.N, -1)
-    standard, some = _Standard(x), x
+    standard, some, times = _Standard(x, exact.weights), x, exact.weights
     if exact.N > KMEANS_ROWS:
-        some = x[np.random.default_rng(seed).choice(exact.N, KMEANS_ROWS, replace=False)]
+        chosen = np.random.default_rng(seed).choice(exact.N, KMEANS_ROWS, replace=False)
+        some, times = x[chosen], None if times is None else times[chosen]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct rows than clusters: the empty ones are reported by the method
-        fitted = KMeans(exact.A, n_init=1, random_state=seed, max_iter=300 if lloyd else 1).fit(standard(some))
+        fitted = KMeans(exact.A, n_init=1, random_state=seed, max_iter=300 if lloyd else 1)
+        fitted.fit(standard(some), sample_weight=None if times is None else times.numpy())
     labels = torch.empty(exact.N, dtype=torch.int16 if exact.A < 2**15 else torch.int32)
     for mine, rows in zip(labels.split(CLUSTERED), x.split(CLUSTERED), strict=True):
         mine.copy_(torch.as_tensor(fitted.predict(standard(rows))))
-    counts = Clusters(labels, exact.A, torch.float64).mean(0)
+    counts = Clusters(labels, exact.A, torch.float64, exact.weights).mean(0)
     place = counts.argsort(descending=True, stable=True).argsort().to(labels.dtype)
     for mine in labels.split(CLUSTERED):
         mine.copy_(place[mine.long()])
-    return Clusters(labels, exact.A, exact.x.dtype)
+    return Clusters(labels, exact.A, exact.x.dtype, exact.weights)
 
 
 class _Standard:
     """Rows in units of their columns' standard deviations over all data [N, D], missing entries at their column's mean."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.center = np.nan_to_num(_quiet_mean(x, lambda rows: rows))
-        spread = np.sqrt(_quiet_mean(x, lambda rows: (rows - self.center) ** 2))
+    def __init__(self, x: Tensor, weights: Tensor | None = None) -> None:
+        self.center = np.nan_to_num(_quiet_mean(x, lambda rows: rows, weights))
+        spread = np.sqrt(_quiet_mean(x, lambda rows: (rows - self.center) ** 2, weights))
         self.spread = np.where(spread > 0, spread, 1.0)
 
     def __call__(self, rows: Tensor) -> np.ndarray:
@@ -255,10 +272,15 @@ def _eigenvectors(task: Task, seed: int, floor: Floor) -> dict[str, Tensor]:
     exact, globals = task.engine, task.global_start()
     assert isinstance(exact, LinearGaussian)  # `_candidates` said so
     x = exact.x.reshape(exact.N, -1)
-    standard = torch.as_tensor(_Standard(x)(x), dtype=exact.x.dtype)
-    left = torch.linalg.svd(standard, full_matrices=False).U[:, : exact.L] * exact.N**0.5  # of unit variance
+    standard = torch.as_tensor(_Standard(x, exact.weights)(x), dtype=exact.x.dtype)
+    root = None if exact.weights is None else exact.weights.sqrt().unsqueeze(1)  # rows of the weighted scatter
+    scatter = standard if root is None else root * standard
+    left = torch.linalg.svd(scatter, full_matrices=False).U[:, : exact.L]
+    left = left * count(exact.weights, exact.N) ** 0.5  # of unit variance
     if left.shape[1] < exact.L:
         raise ValueError("fewer columns than latents")
+    if root is not None:
+        left = torch.where(root > 0, left / root, torch.zeros_like(left))
     moments = exact.moments_about(left, 0.1, globals)
     return task.m_step(task.plan(globals), moments, globals, floor)
 
@@ -274,12 +296,18 @@ CANDIDATES: dict[str, Callable[[Task, int, Floor], dict[str, Tensor]]] = {
 }
 
 
-def _quiet_mean(x: Tensor, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _quiet_mean(x: Tensor, of: Callable[[np.ndarray], np.ndarray], weights: Tensor | None) -> np.ndarray:
     """The mean of `of` over the seen entries of each column of x [N, D], 0 where there are none."""
     total: np.ndarray | float = 0.0
-    count: np.ndarray | int = 0
-    for rows in x.split(CLUSTERED):
-        value = of(rows.double().numpy())
+    many: np.ndarray | int | float = 0
+    for some in slices(len(x), CLUSTERED):
+        value = of(x[some].double().numpy())
         seen = ~np.isnan(value)
-        total, count = total + np.where(seen, value, 0.0).sum(0), count + seen.sum(0)
-    return np.asarray(total / np.maximum(count, 1))
+        if weights is None:
+            total, many = total + np.where(seen, value, 0.0).sum(0), many + seen.sum(0)
+            continue
+        times = np.where(seen, weights[some].double().numpy()[:, None], 0.0)
+        total, many = total + (times * np.where(seen, value, 0.0)).sum(0), many + times.sum(0)
+    if weights is not None:
+        return np.asarray(np.divide(total, many, out=np.zeros(x.shape[1]), where=np.asarray(many) > 0))
+    return np.asarray(total / np.maximum(many, 1))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from inference._exact.engine import AnyEngine, Plan, Rows, Statistics
 from inference._families._family import Floor
 from inference._method.progress import Step, progress
 from inference._numerics.coordinates import bijection
+from inference._numerics.weighted import count
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 from zoo._program.trace import node_of, outside_log_prob
@@ -89,7 +91,27 @@ class Task:
     @cached_property
     def exact(self) -> AnyEngine | None:
         """The engine of a program whose posterior and evidence are exact, else None."""
-        return engine_for(self.program, self.structure, self.x)
+        return engine_for(self.program, self.structure, self.x, self.weights)
+
+    @property
+    def count(self) -> float:
+        """How many rows the data stand for: Σ w, their number where each counts once."""
+        return count(self.weights, len(self.x))
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """The rows' weights as evidence takes them [N], None where each counts once."""
+        return None if self.weights is None else self.weights.double().numpy()
+
+    @cached_property
+    def relative(self) -> Tensor | None:
+        """The rows' weights with a mean of 1 [N], None where each counts once: for sums that are taken as means over rows."""
+        return None if self.weights is None else self.weights * (len(self.x) / self.count)
+
+    def some(self, rows: Tensor | slice) -> Task:
+        """The same on some rows."""
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, x=self.x[rows], weights=weights)
 
     @property
     def engine(self) -> AnyEngine:
@@ -115,7 +137,8 @@ class Task:
         program = copy.deepcopy(self.program).double()
         program.dtype = torch.float64
         globals = {n: v.double() for n, v in self.globals.items()}
-        return replace(self, program=program, x=self.x.double(), globals=globals)
+        weights = None if self.weights is None else self.weights.double()
+        return replace(self, program=program, x=self.x.double(), weights=weights, globals=globals)
 
     def m_step(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from matplotlib import colors
@@ -108,7 +106,7 @@ def _imputed(run: Scene) -> tuple[np.ndarray, Imputation | None]:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = impute(replace(task, x=task.x[rows]), draws, task.global_start(), IMAGE_DRAWS)
+            found = impute(task.some(torch.as_tensor(rows)), draws, task.global_start(), IMAGE_DRAWS)
     except UsageError:  # a family whose entries cannot be imputed
         return rows, None
     center, scale = (None if run.json.get(k) is None else np.asarray(run.json[k]) for k in ("center", "scale"))

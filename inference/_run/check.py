@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from inference._method.fit import Evidence, Fit, Kind
+from inference._method.fit import Evidence, Fit, Kind, weighed
 from inference._method.task import Task
 from zoo._errors import UsageError
 
@@ -32,6 +32,8 @@ def checked(fit: object, task: Task, method: str, version: int) -> Fit:
             raise _wrong(method, f"returned another value of the parameter '{name}' than the program holds")
     if fit.claimed is not None:
         _check_claim(fit.claimed, len(task.x), method)
+        if task.times is not None:
+            _check_total(fit, task, method)
     if isinstance(fit.warnings, str) or not all(isinstance(w, str) for w in fit.warnings):
         raise _wrong(method, "returned warnings that are not a list of sentences")
     for name, note in fit.notes.items():
@@ -51,6 +53,18 @@ def _check_claim(claimed: object, n: int, method: str) -> None:
         raise _wrong(method, "claimed evidence that is not a number")
     if claimed.per_datum is not None and np.shape(claimed.per_datum) != (n,):
         raise _wrong(method, f"claimed evidence for {np.shape(claimed.per_datum)} rows, and the data have {n}")
+
+
+def _check_total(fit: Fit, task: Task, method: str) -> None:
+    """Each row counts as often as its weight says: an exact total is the weighted sum of its rows."""
+    claimed, times = fit.claimed, task.times
+    if claimed is None or claimed.per_datum is None or times is None or claimed.kind != "exact":
+        return
+    point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
+    total = float(weighed(claimed.per_datum, times).sum()) + task.outside(point)
+    near = 1e-4 if task.x.dtype == torch.float32 else 1e-8
+    if np.isfinite(total) and abs(claimed.value - total) > near * max(1.0, abs(total)):
+        raise _wrong(method, f"claimed {claimed.value:.6f} nats for rows whose weighted sum is {total:.6f}")
 
 
 def _is_plain(value: object) -> bool:

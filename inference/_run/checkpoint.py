@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -186,6 +187,17 @@ def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) ->
             )
     model, data = (then if now is None else now for now, then in ((given.model, begun.model), (given.data, begun.data)))
     return replace(begun, model=model, data=data, options={**begun.options, **given.options})
+
+
+def after_interrupt(run: str | os.PathLike[str], request: Request, trust: bool = False) -> str:
+    """What was left of the run that was interrupted, and the command that goes on with it."""
+    left = place(run)
+    if not any(left.glob("state-*.pt")):
+        again = f": {line}" if (line := request.command()) else ""
+        return f"interrupted before there was a checkpoint; no file was left half written. Run it again{again}"
+    names_file = trust or any(source.is_file(spec) for spec in (request.model, *request.options.values()))
+    words = ["zoo", "run", "--resume", str(run), *["--trust"] * names_file]
+    return f"interrupted; its last checkpoint is kept. Resume it: {shlex.join(words)}"
 
 
 def sweep(parent: Path) -> None:

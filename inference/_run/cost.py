@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import resource
@@ -44,6 +45,11 @@ def _high_water() -> float:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
+    return dict(_versions())
+
+
+@functools.cache  # reading them takes as long as a small fit
+def _versions() -> dict[str, str]:
     out = {"python": platform.python_version()}
     for package in ("latent-zoo", "pyro-ppl", "torch", "numpy", "arviz-stats", "scikit-learn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -17,7 +17,7 @@ import xarray as xr
 
 from inference._method.fit import Evidence
 from inference._numerics.psis import blocks, resolution_of, tail_length, too_alike
-from inference._run.record import Record
+from inference._run.record import ROW_WEIGHTS, Record
 from zoo._errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def to_datatree(run: Record) -> xr.DataTree:
     - `sample_stats` (data, …): `khat`, `ess`, evidence per row (nats); of local sites `<site>_probability`, or `<site>_mean`
       and `<site>_sd`
     - `observed_data`: `x`, NaN where unobserved, and each observed site's own part of it
-    - `constant_data`: the parameters under their own names (with "." for "/"), and `labels`
+    - `constant_data`: the parameters under their own names (with "." for "/"), `labels`, and `row_weights` where rows have some
     - `standard_errors`: of the parameters; `trace`: what was followed over the iterations
 
     Evidence, provenance and options stand in the root's attributes. Without draws there is no `posterior`,
@@ -134,6 +134,8 @@ def _constant_data(run: Record) -> Variables:
     out: Variables = {_key(name): _variable(name, values) for name, values in run.parameters.items()}
     if run.labels is not None:
         out["labels" if "labels" not in out else "data_labels"] = (("data",), np.asarray(run.labels))
+    if run.dataset.weights is not None:
+        out[ROW_WEIGHTS] = (("data",), np.asarray(run.dataset.weights))
     return out
 
 
@@ -145,13 +147,15 @@ def _trace(trace: Mapping[str, np.ndarray]) -> Variables:
 
 
 def _dataset(variables: Variables, run: Record) -> xr.Dataset:
-    """Variables with an index 0, 1, … along every dimension, and the column names along `column`."""
+    """Variables with an index 0, 1, … along every dimension; the columns' names along `column`, the rows' along `data`."""
     sizes = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
     coords: dict[str, np.ndarray | list[str]] = {
         dim: np.arange(size) for dim, size in sizes.items() if dim not in variables
     }
     if "column" in sizes:
         coords["column"] = list(run.columns)
+    if "data" in sizes and run.dataset.row_names is not None:
+        coords["data"] = list(run.dataset.row_names)
     return xr.Dataset(variables, coords=coords)
 
 
@@ -240,6 +244,8 @@ def loo(run: Record, tree: xr.DataTree, **options: object) -> ELPDData:
         raise UsageError(f"loo needs log p(x_i | draw), which is unknown at the draws of {', '.join(drawn)}. {instead}")
     if len(run.log_likelihood) < LEAST_DRAWS:
         raise UsageError(f"loo needs {LEAST_DRAWS} draws of θ, and this fit keeps {len(run.log_likelihood)}. {instead}")
+    if run.dataset.weights is not None:
+        raise UsageError(f"loo counts every row once, and the rows of this run have weights. {instead}")
     found: ELPDData = arviz_stats.loo(tree, **options)
     return found
 

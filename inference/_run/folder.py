@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inference._run import checkpoint
 from inference._run.netcdf import read_netcdf
+from inference._run.record import ROW_WEIGHTS
 from zoo import _atomic, _registry
 from zoo._atomic import digest_of
 from zoo._errors import UsageError, unknown
@@ -94,9 +95,21 @@ class Stored:
 
     def labels(self) -> np.ndarray | None:
         """Class labels of the data, where they have any."""
-        if "constant_data" not in self.tree:
-            return None
-        return next((v.values for v in self.tree["constant_data"].data_vars.values() if v.dims == ("data",)), None)
+        return self._of_rows("data_labels", "labels")
+
+    def weights(self) -> np.ndarray | None:
+        """How many times each row counts, where it is not once."""
+        return self._of_rows(ROW_WEIGHTS)
+
+    def row_names(self) -> tuple[str, ...] | None:
+        """Names of the rows, where they have any."""
+        names = self.tree["observed_data"]["x"].coords.get("data")
+        return None if names is None or names.dtype.kind in "iuf" else tuple(map(str, names.values))
+
+    def _of_rows(self, *names: str) -> np.ndarray | None:
+        """The first of these variables that has one value for each row."""
+        held = self.tree["constant_data"].data_vars if "constant_data" in self.tree else {}
+        return next((held[n].values for n in names if n in held and held[n].dims == ("data",)), None)
 
 
 def check_out(out: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,8 @@ is what is asked for, and is put into their places. Nothing here knows a model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import pyro.distributions as dist
@@ -20,6 +21,7 @@ from torch import Tensor
 from inference._families._registry import base_of
 from inference._method.task import Task
 from zoo._errors import UsageError
+from zoo._program.noise import Noisy
 from zoo._program.slots import complete
 from zoo._program.trace import node_of
 
@@ -31,8 +33,8 @@ UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draw
 class Imputation:
     """Completed data. Where an entry was observed, `mean` and `draws` hold it, and `sd` is 0."""
 
-    mean: np.ndarray  # [N, …] the data, with the posterior mean of what was missing
-    sd: np.ndarray  # [N, …] its posterior standard deviation
+    mean: np.ndarray  # [N, …] the data, with the posterior mean of what was missing; of categories the most probable
+    sd: np.ndarray  # [N, …] its posterior standard deviation; NaN for categories
     draws: np.ndarray  # [draws, N, …] joint draws
     missing: np.ndarray  # [N, …] true where an entry was not observed
 
@@ -55,10 +57,13 @@ def impute(
 
     `probabilities`: a fit's own; of bits that stand for what is missing [N, M, 2] they say more than the draws.
     """
-    site = _site(task)
     if task.structure.local_latents and not latent_draws:
         raise UsageError("imputing needs posterior draws of each row, and this run holds none: fit fewer rows.")
     x, missing = task.x, task.x.isnan()
+    if task.structure.max_plate_nesting == 1 and not task.program.completes and _in_parts(task):
+        mean, sd, drawn = Parts(task).imputed(latent_draws, globals, draws)
+        return Imputation(mean.numpy(), sd.numpy(), drawn.numpy(), missing.numpy())
+    site = _site(task)
     drawn = _draws(task, site, latent_draws, globals, draws)
     if (slots := _slots(task, site)) is not None:
         mean, sd = _of_slots(task, site, slots, latent_draws, globals, (probabilities or {}).get(slots))
@@ -182,7 +187,7 @@ def _points(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Weights [n] and values of the local latents, each with the data dimension in its place."""
     n = rows.stop - rows.start
-    if not task.structure.is_exact:
+    if not task.structure.is_exact or task.structure.conjugate:
         count = len(next(iter(latent_draws.values())))
         for s in range(count):
             yield torch.full((n,), 1.0 / count, dtype=task.x.dtype), _at(task, latent_draws, s, rows)
@@ -207,6 +212,10 @@ def _distribution(
 def _conditional(fn: dist.TorchDistribution, x: Tensor, missing: Tensor, site: str) -> tuple[Tensor, Tensor]:
     """Mean and variance [n, …] of the missing entries given the seen ones, at one value of the latents."""
     base = base_of(fn)
+    if isinstance(base, Noisy):
+        center, variance = _conditional(base.gaussian(), x, missing, site)
+        noise = base.noise.unsqueeze(-1)
+        return torch.where(noise, base.mean, center), torch.where(noise, base.variance, variance)
     if isinstance(base, dist.MultivariateNormal) and base is fn:
         center, covariance = _normal(fn, x, missing)
         return center, covariance.diagonal(dim1=-2, dim2=-1)
@@ -269,6 +278,8 @@ def _draws_of_slots(
 
 
 def _sample(fn: dist.TorchDistribution, x: Tensor, missing: Tensor) -> Tensor:
+    if isinstance(fn, Noisy):
+        return torch.where(fn.noise.unsqueeze(-1), fn.sample(), _sample(fn.gaussian(), x, missing))
     if not isinstance(fn, dist.MultivariateNormal):
         return _like(fn.sample(), x)
     mean, covariance = _normal(fn, x, missing)
@@ -276,3 +287,132 @@ def _sample(fn: dist.TorchDistribution, x: Tensor, missing: Tensor) -> Tensor:
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
     drawn: Tensor = mean + (root @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
     return drawn
+
+
+# ---------------------------------------------------------------------------------------------- sites of some columns
+
+
+def _in_parts(task: Task) -> bool:
+    """Whether several sites observe a table's columns, or one observes categories, which have no mean."""
+    observed = task.structure.observed
+    table = task.x.dim() == 2 and all(s.scope == "local" and len(s.event_shape) <= 1 for s in observed)
+    return table and (len(observed) > 1 or observed[0].family == "Categorical")
+
+
+@dataclass
+class Parts:
+    """The columns of a table x [N, D] that each observed site has; categories may be numbered otherwise than in x.
+
+    Which they are is seen where one entry of a row after the other is missing. What the numbers of a site are in x, the
+    program says itself: it returns the table that it makes of its sites' values.
+    """
+
+    task: Task
+    columns: dict[str, Tensor] = field(default_factory=dict)  # site → which column each of its entries is [E]
+
+    def __post_init__(self) -> None:
+        x = self.task.x
+        D, seen = x.shape[1], ~x.isnan()
+        typical = x.nan_to_num(0.0)[seen.double().argmax(0), torch.arange(D)]
+        one_missing = torch.where(torch.eye(D, dtype=torch.bool), torch.nan, typical)
+        name = self.task.program.name
+        for site, value in self._seen(one_missing).items():
+            gone = value.isnan()  # [D, E]
+            if not bool((gone.sum(0) == 1).all()):
+                raise UsageError(
+                    f"imputing needs sites whose entries are columns of x each, and '{site}' of '{name}' mixes them."
+                )
+            self.columns[site] = gone.double().argmax(0)
+        everything = torch.cat(list(self.columns.values()))
+        if len(everything.unique()) < len(everything):
+            raise UsageError(f"imputing needs columns that one site observes each, and '{name}' observes one twice.")
+        for site, value in self._seen(x).items():
+            same = torch.equal(value.nan_to_num(0.0), x[:, self.columns[site]].nan_to_num(0.0))
+            if not same and not self._categories(site):
+                raise UsageError(
+                    f"imputing needs sites that observe x itself, and '{site}' of '{name}' changes its numbers."
+                )
+
+    def _categories(self, site: str) -> bool:
+        return next(s.family for s in self.task.structure.observed if s.name == site) == "Categorical"
+
+    def _seen(self, x: Tensor) -> dict[str, Tensor]:
+        """Site → what it observes of the rows x [n, E], NaN where that is missing."""
+        with torch.random.fork_rng(devices=[]):
+            trace = self.task.program.trace(x, raw=True)
+        names = [s.name for s in self.task.structure.observed]
+        return {name: node_of(trace, name)["value"].reshape(len(x), -1).to(x.dtype) for name in names}
+
+    def _at(self, rows: slice, latents: Mapping[str, Tensor]) -> dict[str, dist.TorchDistribution]:
+        """Site → its distribution of these rows."""
+        trace = self.task.program.trace(self.task.x[rows].nan_to_num(0.0), latents=latents, raw=True)
+        return {name: node_of(trace, name)["fn"].expand((rows.stop - rows.start,)) for name in self.columns}
+
+    def _table(self, values: Mapping[str, Tensor], latents: Mapping[str, Tensor], rows: slice) -> Tensor:
+        """The rows of x [n, D] that the sites' values [n, E] make: where the program has other numbers, by its own word."""
+        x = self.task.x[rows].clone()
+        for site, value in values.items():
+            x[:, self.columns[site]] = value
+        if not any(map(self._categories, values)):
+            return x
+        shapes = {s.name: s.event_shape for s in self.task.structure.observed}
+        given = {site: value.reshape(len(x), *shapes[site]) for site, value in values.items()}
+        trace = self.task.program.trace(None, size=len(x), latents={**latents, **given})
+        returned = trace.nodes["_RETURN"]["value"]
+        if not isinstance(returned, Tensor) or returned.shape != x.shape:
+            raise UsageError(
+                f"imputing categories needs a program that returns x, and '{self.task.program.name}' does not: return the "
+                "table that its sites' values make."
+            )
+        return returned.to(x.dtype)
+
+    def imputed(
+        self, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], draws: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation [N, D] of what is missing, and joint draws [draws, N, D] of all."""
+        x, size = self.task.x, _block(self.task)
+        means, deviations, drawn = [], [], []
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            mean, deviation = self._moments(rows, latent_draws, globals)
+            means.append(mean)
+            deviations.append(deviation)
+            drawn.append(torch.stack([self._drawn(rows, latent_draws, globals, s) for s in range(draws)]))
+        missing, mean, sd = x.isnan(), torch.cat(means), torch.cat(deviations)
+        return (
+            torch.where(missing, mean, x),
+            torch.where(missing, sd, 0.0),
+            torch.where(missing, torch.cat(drawn, 1), x),
+        )
+
+    def _moments(
+        self, rows: slice, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        seen = self._seen(self.task.x[rows])
+        first: dict[str, Tensor] = {}
+        second: dict[str, Tensor] = {}
+        latents: dict[str, Tensor] = {}
+        for weight, latents in _points(self.task, rows, latent_draws, globals):
+            for site, fn in self._at(rows, {**latents, **globals}).items():
+                if self._categories(site):
+                    probs = cast(dist.Categorical, base_of(fn)).probs
+                    probs = probs.reshape(len(weight), -1, probs.shape[-1])
+                    first[site] = first.get(site, 0.0) + weight[:, None, None] * probs  # [n, E, C]
+                    continue
+                center, variance = _conditional(fn, seen[site], seen[site].isnan(), site)
+                first[site] = first.get(site, 0.0) + weight[:, None] * center
+                second[site] = second.get(site, 0.0) + weight[:, None] * (variance + center.square())
+        best = {s: v.argmax(-1).to(self.task.x.dtype) if self._categories(s) else v for s, v in first.items()}
+        deviation = torch.full_like(self.task.x[rows], torch.nan)
+        for site, square in second.items():
+            deviation[:, self.columns[site]] = (square - first[site].square()).clamp(min=0).sqrt()
+        return self._table(best, {**latents, **globals}, rows), deviation
+
+    def _drawn(self, rows: slice, latent_draws: dict[str, np.ndarray], globals: dict[str, Tensor], s: int) -> Tensor:
+        count = len(next(iter(latent_draws.values()))) if latent_draws else 1
+        latents = {**_at(self.task, latent_draws, s % count, rows), **globals}
+        seen, values = self._seen(self.task.x[rows]), {}
+        for site, fn in self._at(rows, latents).items():
+            gone = seen[site].isnan()
+            values[site] = torch.where(gone, _sample(fn, seen[site], gone), seen[site])
+        return self._table(values, latents, rows)

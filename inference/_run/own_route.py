@@ -24,7 +24,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import pyro
 import pyro.distributions as dist
@@ -37,6 +37,7 @@ from inference._exact.elimination import Elimination
 from inference._method.task import Task
 from zoo._program.latents import support_values
 from zoo._program.trace import Node, is_local, node_of, nodes_of, per_datum, sample_nodes
+from zoo._reading.conjugate import FAMILIES, Parts
 
 ROWS = 32  # that are checked, first and last among them
 NUMBERS = 2**25  # in all that is evaluated
@@ -69,7 +70,7 @@ def rows_of(task: Task) -> Tensor:
 def log_evidence(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
     """log p(x_i | θ, globals) [rows], nats; `point`: the globals' values.
 
-    Raises `Disagreement` where the log joint is not quadratic in the continuous latents.
+    Raises `Disagreement` where the log joint is not quadratic in the continuous latents, or not of their conjugate families.
     """
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(0)
@@ -134,7 +135,9 @@ def _by_ratio(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
     impossible = joint.isneginf() & density.isneginf()
     ratio = (joint - density).masked_fill(impossible, 0.0)
     found = ratio[0]
-    size = torch.stack([joint.abs(), density.abs(), found.abs().expand_as(joint), torch.ones_like(joint)]).nan_to_num(0.0)
+    size = torch.stack([joint.abs(), density.abs(), found.abs().expand_as(joint), torch.ones_like(joint)]).nan_to_num(
+        0.0
+    )
     size = torch.where(size.isfinite(), size, torch.ones_like(size)).amax(0)
     away = ((ratio - found).abs() / size).masked_fill(impossible, 0.0).nan_to_num(torch.inf)
     if bool((away > tolerance(joint.dtype)).any()):
@@ -228,28 +231,86 @@ class _Batch:
             values = {s: self.placed(v, shapes[s], events[s]) for s, v in zip(sites, z.split(sizes, 1), strict=True)}
             return self._summed(self.trace({**discrete, **values}))
 
-        begin = torch.zeros_like(torch.cat(parts, 1))
-        mean, factor, blurred = _square(joint, begin)
         prior = [torch.cat(parts, 1)]
         for _ in range(DRAWS - 1):
             again = nodes_of(self.trace(discrete))
             prior.append(torch.cat([self.flat(again[s]["value"], again[s]) for s in sites], 1))
-        found = joint(mean) - _log_normal(mean, mean, factor)
+        if self.task.structure.conjugate:
+            places = {s: slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i, s in enumerate(sites)}
+            family = {s.name: FAMILIES[s.family] for s in self.task.structure.continuous_locals}
+            own: _Implied = _Natural(
+                Parts(places, {s: nodes[s]["fn"].event_shape for s in sites}, family), joint, prior[0]
+            )
+        else:
+            own = _Gaussian(joint, prior[0])
+        found = joint(own.middle) - own.log_density(own.middle)
         for k in range(2 * DRAWS):
-            white = torch.randn_like(mean).unsqueeze(-1) * (1 + k % 3)
-            own = mean + torch.linalg.solve_triangular(factor.mT, white, upper=True).squeeze(-1)
-            z = own if k < DRAWS else prior[k - DRAWS]
-            value, q = joint(z), _log_normal(z, mean, factor)
+            z = own.draw(k) if k < DRAWS else prior[k - DRAWS]
+            value, q = joint(z), own.log_density(z)
             size = torch.stack([value.abs(), q.abs(), found.abs(), torch.ones_like(q)]).amax(0)
             away = (value - q - found).abs().nan_to_num(torch.inf) / size
-            if bool((away.masked_fill(blurred, 0.0) > tolerance(value.dtype)).any()):
-                row = int(self.rows[int(away.masked_fill(blurred, 0.0).argmax())])
+            if bool((away.masked_fill(own.blurred, 0.0) > tolerance(value.dtype)).any()):
+                row = int(self.rows[int(away.masked_fill(own.blurred, 0.0).argmax())])
                 raise Disagreement(
-                    f"log p(x) of '{self.task.program.name}' was treated as exact, but its log joint is not quadratic in "
+                    f"log p(x) of '{self.task.program.name}' was treated as exact, but its log joint is not {own.kind} in "
                     f"{', '.join(repr(s) for s in sites)} at row {row} (counting from 0): the value would be wrong. Nothing is "
                     "reported. Use a method that does not need that: importance or ais."
                 )
-        return found.masked_fill(blurred, torch.nan)
+        return found.masked_fill(own.blurred, torch.nan)
+
+
+class _Implied(Protocol):
+    """The posterior that a claim implies: its density must be the log joint's, up to a constant, at every z."""
+
+    kind: str
+    middle: Tensor
+    blurred: Tensor  # [m] where it cannot be worked out in these digits
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log q(z) [m]."""
+
+    def draw(self, k: int) -> Tensor:
+        """A draw [m, L], the wider the larger k modulo 3."""
+
+
+class _Gaussian:
+    kind = "quadratic"
+
+    def __init__(self, joint: Callable[[Tensor], Tensor], like: Tensor) -> None:
+        self.middle, self._factor, self.blurred = _square(joint, torch.zeros_like(like))
+
+    def log_density(self, z: Tensor) -> Tensor:
+        return _log_normal(z, self.middle, self._factor)
+
+    def draw(self, k: int) -> Tensor:
+        white = torch.randn_like(self.middle).unsqueeze(-1) * (1 + k % 3)
+        away: Tensor = torch.linalg.solve_triangular(self._factor.mT, white, upper=True).squeeze(-1)
+        return self.middle + away
+
+
+class _Natural:
+    kind = "that of its conjugate family"
+
+    def __init__(self, parts: Parts, joint: Callable[[Tensor], Tensor], like: Tensor) -> None:
+        self._parts = parts
+        points = parts.first(like)
+        for _ in range(3):
+            c = parts.coefficients(joint, *points)[1]
+            points = parts.near(c)
+        self._c, self.middle = c, points[0]
+        proper = [parts.families[k].proper(v).all(-1) for k, v in c.items()]
+        if not bool(torch.stack(proper).all()):
+            raise Disagreement(
+                "log p(x) was treated as exact, but its log joint is not that of a conjugate family: no member has its "
+                "derivatives. Nothing is reported. Use a method that does not need that: importance or ais."
+            )
+        self.blurred = torch.zeros(len(like), dtype=torch.bool)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        return self._parts.log_density(self._c, z)
+
+    def draw(self, k: int) -> Tensor:
+        return self._parts.joined({n: self._parts.families[n].distribution(c).sample() for n, c in self._c.items()})
 
 
 def _square(joint: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,10 +38,10 @@ class Predicted:
 
 
 @torch.no_grad()
-def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
+def predict(task: Task, fit: Fit, simulated: bool = True) -> tuple[Fit, Predicted]:
     """The pointwise log-likelihood where θ or the global latents have draws, and posterior predictive data.
 
-    What cannot be computed is named in the warnings or notes of the returned fit.
+    What cannot be computed is named in the warnings or notes of the returned fit. Without `simulated` no data are simulated.
     """
     at = _Draws(task, fit)
     data = _Data(task)
@@ -58,6 +58,8 @@ def predict(task: Task, fit: Fit) -> tuple[Fit, Predicted]:
             return fit.with_notes([warning]), found
     if not at.count:
         return fit, found
+    if not simulated:
+        return fit.with_notes([], {"posterior_predictive": "left out: not asked for"}), found
     if task.x.numel() > DRAW_NUMBERS:
         left_out = f"left out: the data are over {DRAW_NUMBERS:,} numbers"
         return fit.with_notes([], {"posterior_predictive": left_out}), found

@@ -29,6 +29,7 @@ DEVICES = ("auto", "cpu", "cuda")
 MOST_DRAWS = 1_000_000  # of an imputation
 LARGEST_SEED = 4_000_000_000
 FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
+MOST_COPIED = 2**22  # numbers, of rows copied by their weights for a model to be built on
 LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
 
 
@@ -47,6 +48,7 @@ class Prepared:
     intensities: torch.Tensor | None = None  # of which x is one binarisation, where training is to draw its own
     like: torch.Tensor | None = None  # the data that the model is built on, where x is other data than those of its θ
     source: dict[str, str] | None = None  # the fingerprint of the program's text
+    weights: torch.Tensor | None = None  # [n] how many times each row counts; None: once each
 
     def program(self, seed: int = 0) -> Program:
         """A program of its own for each run, so that no two share a parameter; `seed` for what it draws in building."""
@@ -100,7 +102,10 @@ def prepare(
     found = find(model, int(seed))
     target, name = found.target, found.name
     mine = _split(options, option_schema(target), modules, methods, name)
+    if preparation.get("covariates"):
+        _check_takes_covariates(target, name)
     loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
+    mine |= _counted_covariates(loaded, mine)
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)), None
     if x.dtype == torch.float64 and not mapped.is_private(loaded.x):
         x = x.clone()  # the caller's own array stays his; in memory that torch aligned, else the last bits may differ
@@ -110,7 +115,10 @@ def prepare(
         loaded = replace(loaded, x=x.numpy())
     if x.dtype == torch.float32 and blockwise.any_above(x, FLOAT32_SQUARES):
         raise UsageError("the data hold numbers above 1e18, whose squares float32 cannot hold; take dtype=float64.")
+    weights = None if loaded.weights is None else _weights(loaded.weights, len(x))
     built_on = None if like is None else torch.as_tensor(like, dtype=x.dtype)
+    if built_on is None and weights is not None:
+        built_on = counted(x, weights)
     program = build(target, name, x, mine, like=built_on)
     with in_words(name, "reading the program"):
         structure = describe(program, x, limit)
@@ -121,7 +129,52 @@ def prepare(
     if large and not blockwise.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     text = source.fingerprint(target)
-    return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text)
+    weights = None if weights is None else weights.to(x.dtype)
+    return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text, weights)
+
+
+def _weights(given: np.ndarray, n: int) -> torch.Tensor:
+    """The rows' weights [n], float64. Raises `UsageError` unless they are finite, none below 0 and some above."""
+    weights = np.array(given, dtype=np.float64)
+    if weights.shape != (n,):
+        raise UsageError(f"Expected a weight for each of {n} rows, got shape {weights.shape}.")
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise UsageError(f"Expected weights of 0 or more, got {weights[row]:g} at row {row} (counting from 0).")
+    if not weights.any():
+        raise UsageError("Expected a weight above 0 for at least one row, got 0 for all.")
+    return torch.as_tensor(weights)
+
+
+def counted(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The data that a model is built on, whose priors may be taken from them: each row as often as its weight says.
+
+    Where weights are no whole numbers, or the copies would be too many, each row with a weight above 0 once.
+    """
+    times = weights.round().long()
+    few = float(weights.sum()) * x[:1].numel() <= MOST_COPIED
+    if not (few and torch.equal(times.to(weights), weights)):
+        times = (weights > 0).long()
+    return x.repeat_interleave(times, 0)
+
+
+def _check_takes_covariates(target: Callable[..., object], name: str) -> None:
+    """Raise `UsageError` for a model without covariates."""
+    if "covariates" in option_schema(target):
+        return
+    able = [m for m in _registry.models() if "covariates" in option_schema(resolve(m)[0])]
+    hint = f" Models that do: {', '.join(able)}." if able else ""
+    raise UsageError(f"the model '{name}' takes no covariates: it has no such option.{hint}")
+
+
+def _counted_covariates(loaded: datasets.Dataset, options: Mapping[str, object]) -> dict[str, object]:
+    """The model's option `covariates`, their number, where columns were named as such."""
+    if not (named := loaded.options.get("covariates")):
+        return {}
+    if str(options.get("covariates", len(named))) != str(len(named)):
+        raise UsageError(f"Expected covariates={len(named)}, the number of columns named, got {options['covariates']}.")
+    return {"covariates": len(named)}
 
 
 def check_draws(draws: object) -> None:
@@ -172,8 +225,8 @@ def _split(
     everything = {key for known in owners for key in known}
     for key, value in options.items():
         if key not in everything:
-            what = f"option of model '{name}'" + (f" or method {', '.join(map(repr, methods))}" if methods else "")
-            raise unknown(what, key, everything)
+            what = [f"the model '{name}'", *(f"the method '{m}'" for m in methods)]
+            raise unknown(f"option of {', '.join(what[:-1])}{' or ' * (len(what) > 1)}{what[-1]}", key, everything)
         for known in owners:
             if key in known:
                 _options.convert(known, {key: value}, "option")
@@ -191,6 +244,11 @@ def method_module(name: str) -> ModuleType:
 def serving(structure: Structure, learn: bool = True) -> dict[str, str | None]:
     """For each method: None when it can serve the program, or why not; `learn`: θ is to be learned where there is any."""
     return {name: refusal(name, structure, learn) for name in _registry.methods()}
+
+
+def takes_weights(method: str) -> bool:
+    """Whether a method counts rows by their weights: its module says so, `WEIGHTS = True`."""
+    return bool(getattr(method_module(method), "WEIGHTS", False))
 
 
 def refusal(method: str, structure: Structure, learn: bool = True) -> str | None:

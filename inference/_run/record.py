@@ -17,6 +17,7 @@ from inference._run.predictive import Predicted
 from inference._run.request import Request
 from zoo._data.datasets import Dataset
 
+ROW_WEIGHTS = "row_weights"  # their name in a run's file: a parameter may well be called weights
 SMALL = 1000  # numbers of a parameter that JSON holds
 
 
@@ -68,6 +69,11 @@ class Record:
     def n(self) -> int:
         """Number of rows."""
         return len(self.dataset.x)
+
+    @property
+    def count(self) -> float:
+        """How many rows the data stand for: Σ w, their number where each counts once. The n of BIC."""
+        return self.n if self.dataset.weights is None else float(np.sum(self.dataset.weights))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -215,8 +221,9 @@ class Record:
             "status": "ok",
             "reason": None,
             "n": self.n,
-            "log_evidence": None if self.claimed is None else self.claimed.to_json(self.n),
-            "verified_log_evidence": None if self.verified is None else self.verified.to_json(self.n),
+            **({} if self.dataset.weights is None else {"count": self.count}),
+            "log_evidence": None if self.claimed is None else self.claimed.to_json(self.count),
+            "verified_log_evidence": None if self.verified is None else self.verified.to_json(self.count),
             "khat": _khat(self.khat),
             "converged": self.converged,
             "seconds": round(self.seconds, 4),
@@ -251,21 +258,41 @@ class Record:
         return getattr(self.guide, "recipe", None)
 
     def __repr__(self) -> str:
+        """Six lines: what was fitted to what, how, the evidence, the check of it, the verdict, the cost."""
         shape = " × ".join(map(str, self.x.shape))
-        lines = [
-            f"{type(self).__name__} of {_with(self.model, self.options.get('model'))} on {self.data} ({shape}) by "
-        ]
-        lines[0] += f"{_with(self.method, self.options.get('method'))}, seed {self.seed}"
-        lines.append("log p(x): no claim" if self.claimed is None else f"log p(x) = {self.claimed}")
-        lines[1] += "" if self.verified is None else f"; verified: {self.verified}"
         verdict = {True: "converged", False: "did not converge", None: str(self.notes.get("ended", ""))}[self.converged]
         parts = [verdict if self.learned else "θ kept"]
         if self.khat is not None:
             parts.append(f"k-hat above 0.7 for {float(np.mean(~(self.khat <= 0.7))):.1%} of the rows")
-        if self.warnings:
-            parts.append(f"{len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}")
-        parts += [f"{self.seconds:.2f} s"] + ([] if self.run is None else [f"in '{self.run}'"])
-        return "\n  ".join([*lines, "; ".join(filter(None, parts))])
+        parts.append(f"{len(self.warnings) or 'no'} warning{'s' * (len(self.warnings) != 1)}")
+        lines = [
+            f"{type(self).__name__} of {_with(self.model, self.options.get('model'))} on {self.data} ({shape})",
+            f"by {_with(self.method, self.options.get('method'))}, seed {self.seed}",
+            "log p(x): no claim" if self.claimed is None else f"log p(x) = {self.claimed}",
+            "verified: no" if self.verified is None else f"verified: {self.verified}",
+            "; ".join(filter(None, parts)),
+            f"{self.seconds:.2f} s; " + ("not saved" if self.run is None else f"in '{self.run}'"),
+        ]
+        return "\n  ".join(lines)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A method's refusal, in the shape of a result."""
+
+    model: str
+    data: str
+    method: str
+    seed: int
+    n: int | None
+    reason: str
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of a run's JSON, null where a refusal has no value."""
+        nothing = dict.fromkeys(
+            ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
+        )
+        return {**vars(self), "status": "refused", **nothing}
 
 
 def _with(name: str, options: object) -> str:

@@ -13,10 +13,10 @@ import guides
 from inference._method.task import Task
 from inference._numerics.coordinates import bijection
 from inference._run import folder
-from inference._run.prepare import Prepared, find, method_module, prepare
+from inference._run.prepare import Prepared, counted, find, method_module, prepare
 from zoo import _options, _registry
 from zoo._data import datasets
-from zoo._data.columns import match
+from zoo._data.roles import Roles
 from zoo._errors import UsageError
 from zoo._program import source
 
@@ -24,12 +24,12 @@ from zoo._program import source
 def other_data(stored: folder.Stored, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
-    Raises `UsageError` where columns are missing or unknown, or rows have another shape.
+    Its labels, names of rows, weights and categories are found by name too, where they are there; columns that it did not have
+    are told, and not used. Raises `UsageError` where columns are missing, or rows have another shape.
     """
-    loaded = datasets.load(data, seed=seed, **preparation)
-    known = tuple(stored.json["columns"])
-    if known and loaded.columns:
-        loaded = datasets.take_columns(loaded, match(known, loaded.columns), known)
+    roles = Roles.stored(stored.json["columns"], stored.json["options"].get("data", {}))
+    given = {"na": roles.na or None, **preparation}
+    loaded = datasets.load(data, seed=seed, like=roles, **given)
     if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
         columns = len(own) == len(rows) == 1
         wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
@@ -66,7 +66,7 @@ def reopen(
     how = {
         "limit": chosen["limit"],
         "dtype": chosen.get("dtype", "float64"),
-        "like": None if other is None else stored.x,
+        "like": None if other is None else _built_on(stored),
     }
     prepared = prepare(found, other or _own_data(stored), given, methods or [], **how)
     if changed := {k: v for k, v in prepared.options.items() if k in others}:
@@ -83,13 +83,21 @@ def _own_data(stored: folder.Stored) -> datasets.Dataset:
         columns=tuple(stored.json["columns"]),
         image_shape=None if image_shape is None else tuple(image_shape),
         labels=stored.labels(),
+        row_names=stored.row_names(),
+        weights=stored.weights(),
         warnings=(),
     )
 
 
+def _built_on(stored: folder.Stored) -> np.ndarray:
+    """The data that the run's model was built on."""
+    weights = stored.weights()
+    return stored.x if weights is None else counted(torch.as_tensor(stored.x), torch.as_tensor(weights)).numpy()
+
+
 def task_of(prepared: Prepared, stored: folder.Stored) -> Task:
     """A task that holds the θ, globals and guide of a saved run, and keeps its θ."""
-    task = Task(prepared.program(), prepared.structure, prepared.x, limit=prepared.limit)
+    task = Task(prepared.program(), prepared.structure, prepared.x, weights=prepared.weights, limit=prepared.limit)
     restore(task, stored)
     return task
 

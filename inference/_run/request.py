@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zoo._data import catalogue
+from zoo._data.options import COLUMN, COLUMNS, ENTRIES, PREPARATIONS
 
-PREPARATIONS = ("rows", "standardize", "binarize", "missing")
 DRAWN = ("rows", "binarize", "missing")  # preparations that a seed may decide
 LIMIT = 10_000  # zoo._program.structure's ENUMERATION_LIMIT, which costs torch to look up; a test holds them equal
 NAMED = ("model", "data", "method")  # what has to be given again when it has no name
@@ -30,8 +30,8 @@ class Request:
     """A model, data and a method, with all that was said of them, as it was given.
 
     - `model`: a name in the zoo, `"file.py:callable"`, or the callable; `data`: a name, a file, or an array [n, …].
-    - `options`: the model's and the method's; `preparation`: of the data (rows, standardize, binarize, missing, and its own
-      `seed` where that is another than the method's).
+    - `options`: the model's and the method's; `preparation`: of the data (columns, labels, …, rows, standardize,
+      binarize, missing, and its own `seed` where that is another than the method's).
     - `of`: the run whose θ is kept (`zoo infer`); its own data are meant where `data` is None.
     """
 
@@ -56,7 +56,7 @@ class Request:
             "limit": self.limit,
             "dtype": self.dtype,
             "device": self.device,
-            "preparation": {**dict.fromkeys(PREPARATIONS), "standardize": False, **self.preparation},
+            "preparation": {**dict.fromkeys(ENTRIES), "standardize": False, **self.preparation},
             "options": self.options,
         }
         document |= {} if self.of is None else {"of": self.of}
@@ -77,6 +77,7 @@ class Request:
             chosen = _mapping(document["options"])
             data = _mapping(chosen.get("data", {}))
             given = {k: data[k] for k in (*PREPARATIONS, "seed") if k in data}
+            given |= {"categories": list(_mapping(data["categories"]))} if "categories" in data else {}
             options = {**_mapping(chosen.get("model", {})), **_mapping(chosen.get("method", {}))}
             limit, dtype, device = chosen.get("limit", LIMIT), chosen.get("dtype", "auto"), chosen.get("device", "auto")
             if str(document["data"]).partition(":")[0] not in catalogue.names() or document.get("learned") is False:
@@ -112,6 +113,7 @@ class Request:
             return None
         words = ["zoo", "run", str(model)] if self.of is None else ["zoo", "infer", self.of]
         words += [] if own_data else ["--data", str(data)]
+        words += _of_columns(self.preparation)
         for key in DRAWN:
             if self.preparation.get(key) is not None:
                 words += [f"--{key}", str(self.preparation[key])]
@@ -124,6 +126,25 @@ class Request:
             words += ["--dtype", self.dtype] if self.dtype != "auto" else []
         words += ["--device", self.device] if self.device != "auto" else []
         return shlex.join([*words, "--seed", str(self.seed)])
+
+
+def _of_columns(preparation: Mapping[str, object]) -> list[str]:
+    """The words that say what columns are for. A name with a comma in it stands alone."""
+    words = []
+    for key in COLUMNS:
+        names = preparation.get(key)
+        listed = [names] if isinstance(names, str) else list(names) if isinstance(names, list | tuple) else []
+        alone = [str(n) for n in listed if "," in str(n)]
+        together = ",".join(str(n) for n in listed if "," not in str(n))
+        for each in ([together] if together else []) + alone:
+            words += [f"--{key}", each]
+    for key in COLUMN:
+        if preparation.get(key) is not None:
+            words += [f"--{key.replace('_', '-')}", str(preparation[key])]
+    marks = preparation.get("na")
+    for mark in marks if isinstance(marks, list | tuple) else [] if marks is None else [marks]:
+        words += ["--na", str(mark)]
+    return words
 
 
 def written(value: object) -> str:

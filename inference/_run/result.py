@@ -141,7 +141,7 @@ class Run(Record):
         names = [s.name for s in own.structure.global_latents]
         point = {n: torch.as_tensor(self.parameters[n]) for n in names}
         task = Task(own.program, own.structure, own.x, learn=False, guide=self.fit.guide, globals=point)
-        return replace(task, limit=own.limit, quiet=own.quiet)
+        return replace(task, weights=own.weights, limit=own.limit, quiet=own.quiet)
 
     def _made_anew(self) -> tuple[Prepared, Callable[[], Task]]:
         """Of a stored run: its program on its data, and how to put it at θ."""
@@ -314,12 +314,14 @@ def opened(stored: Stored) -> Run:
             name=json["data"],
             columns=tuple(json["columns"]),
             labels=stored.labels(),
+            weights=stored.weights(),
             options=json["options"].get("data", {}),
             image_shape=None if image_shape is None else (image_shape[0], image_shape[1]),
             center=None if center is None else np.asarray(center),
             scale=None if scale is None else np.asarray(scale),
             truth=None,
             warnings=(),
+            row_names=stored.row_names(),
         ),
         model=json["model"],
         options=json["options"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,31 @@ from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
-from inference._run.prepare import Prepared, check_seed, device_of, method_module, plain, prepare, refusal, serving
+from inference._run.prepare import (
+    Prepared,
+    check_seed,
+    device_of,
+    method_module,
+    plain,
+    prepare,
+    refusal,
+    serving,
+    takes_weights,
+)
+from inference._run.record import Refused
 from inference._run.reopen import other_data, reopen, restore
-from inference._run.request import PREPARATIONS, Request
+from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
-from zoo import _atomic, _options
+from zoo import _atomic, _options, _registry
+from zoo._data.options import given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
 __all__ = ["compare", "infer", "prepare", "run", "run_prepared", "serving"]
 
+Names = str | Sequence[str] | None  # of columns: text in which commas part them, or a list
+Marks = float | str | Sequence[float | str] | None  # of missing values
 DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 CPU = torch.device("cpu")
 SMALL_NUMBERS = 1_000_000  # data × assignments
@@ -47,6 +61,14 @@ def run(
     *,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    columns: Names = None,
+    drop: Names = None,
+    labels: str | None = None,
+    rows_by: str | None = None,
+    na: Marks = None,
+    weights: str | None = None,
+    covariates: Names | int = None,
+    categories: Names = None,
     rows: int | None = None,
     standardize: bool = False,
     binarize: str | float | None = None,
@@ -68,6 +90,10 @@ def run(
 
     - `model`: a name in the zoo, `"file.py:callable"`, or the callable; `data`: a name, a file, or an array [n, …].
     - `options`: the model's and the method's, as after `--set`; `rows`, `standardize`, `binarize`, `missing` prepare data.
+    - `columns`: those that are fitted, in this order; `drop`: those that are not. `labels`, `rows_by` and `weights` name a
+      column of class labels (never fitted), of names of the rows, and of how many times each row counts. `covariates` name the
+      columns that are conditioned on, `categories` those whose values become 0, 1, …; `na`: numbers and words that stand for a
+      missing value.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -80,7 +106,10 @@ def run(
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     _options.flags(standardize=standardize)
-    request = _request(model, data, method, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
+    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
+    how |= {"covariates": covariates, "categories": categories}
+    how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
+    request = _request(model, data, method, options, seed, limit, dtype, device, how)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
@@ -93,11 +122,14 @@ def _request(
     limit: int,
     dtype: str,
     device: str,
-    preparation: tuple[object, object, object, object],
+    preparation: Mapping[str, object],
 ) -> Request:
-    """The request of the keywords that `run` and `compare` take; the preparations in the order of `PREPARATIONS`."""
-    given = {k: plain(v) for k, v in zip(PREPARATIONS, preparation, strict=True) if v is not None and v is not False}
-    return Request(model, data, method, plain(options), given, plain(seed), plain(limit), dtype, device)
+    """The request of the keywords that `run` and `compare` take. A number of covariates is an option of the model."""
+    if isinstance(count := plain(preparation["covariates"]), int):
+        options, preparation = {**options, "covariates": count}, {**preparation, "covariates": None}
+    return Request(
+        model, data, method, plain(options), given(plain(preparation)), plain(seed), plain(limit), dtype, device
+    )
 
 
 @entrance
@@ -161,6 +193,14 @@ def compare(
     *,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    columns: Names = None,
+    drop: Names = None,
+    labels: str | None = None,
+    rows_by: str | None = None,
+    na: Marks = None,
+    weights: str | None = None,
+    covariates: Names | int = None,
+    categories: Names = None,
     rows: int | None = None,
     standardize: bool = False,
     binarize: str | float | None = None,
@@ -180,7 +220,10 @@ def compare(
         ['exact', 'exact']
     """
     _options.flags(standardize=standardize)
-    request = _request(model, data, None, options, seed, limit, dtype, device, (rows, standardize, binarize, missing))
+    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
+    how |= {"covariates": covariates, "categories": categories}
+    how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
+    request = _request(model, data, None, options, seed, limit, dtype, device, how)
     return compare_request(request, methods, out=out, quiet=quiet)
 
 
@@ -219,25 +262,6 @@ def compare_request(
     return results
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A method's refusal, in the shape of a result."""
-
-    model: str
-    data: str
-    method: str
-    seed: int
-    n: int | None
-    reason: str
-
-    def to_json(self) -> dict[str, object]:
-        """The fields of a run's JSON, null where a refusal has no value."""
-        nothing = dict.fromkeys(
-            ("log_evidence", "verified_log_evidence", "khat", "seconds", "peak_memory_mb", "run", "parameters")
-        )
-        return {**vars(self), "status": "refused", **nothing}
-
-
 @entrance
 def infer(
     run: str | os.PathLike[str] | Run,
@@ -246,6 +270,12 @@ def infer(
     data: object = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    columns: Names = None,
+    drop: Names = None,
+    labels: str | None = None,
+    rows_by: str | None = None,
+    na: Marks = None,
+    weights: str | None = None,
     rows: int | None = None,
     binarize: str | float | None = None,
     missing: str | None = None,
@@ -263,14 +293,17 @@ def infer(
         >>> infer("fitted", "em", data="faithful", rows=50, seed=1).claimed.kind  # log p of 50 rows at that θ
         'exact'
 
-    - `data`: other data than the run's own, prepared by `rows`, `binarize` and `missing`, and put in the units of the run.
+    - `data`: other data than the run's own, prepared by `columns`, `drop`, `labels`, `rows_by`, `na`, `weights`, `rows`,
+      `binarize` and `missing`, and put in the units of the run. Of a table the run's columns are found by name, and so are its
+      labels, names and weights, where there are any; others are not used.
     - `model`: the run's program, named again if it is in a Python file; or `trust` allows the file that the folder names to be
       executed. `changed_program`: also where the text of that file has changed.
 
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
-    given = {k: plain(v) for k, v in (("rows", rows), ("binarize", binarize), ("missing", missing)) if v is not None}
-    request = Request(model, data, method, plain(options), given, plain(seed), device=device, of=_folder_of(run))
+    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
+    preparation = given(plain({**how, "rows": rows, "binarize": binarize, "missing": missing}))
+    request = Request(model, data, method, plain(options), preparation, plain(seed), device=device, of=_folder_of(run))
     return infer_request(request, out=out, trust=trust, changed_program=changed_program, quiet=quiet)
 
 
@@ -291,7 +324,7 @@ def infer_request(
     stored = _store.load(request.of, request.model, trust, changed_program)
     if request.data is None and request.preparation:
         raise UsageError(
-            "the run's own data are already prepared; give rows, binarize and missing only with other data."
+            f"the run's own data are prepared already; give {', '.join(request.preparation)} only with other data."
         )
     other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
     where = device_of(request.device)
@@ -323,19 +356,18 @@ def run_prepared(
     checkpoints: _checkpoint.Checkpoints | None = None,
     device: torch.device = CPU,
     verified: bool = True,
+    simulated: bool = True,
     request: Request | None = None,
 ) -> Run:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept.
 
     Without `verified` the claim is not checked, and the run holds nothing that its method did not find: for timing.
+    Without `simulated` it holds no data simulated at its draws.
     `request`: what was asked for, where the program and the data came by their names.
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    if (reason := refusal(method, prepared.structure, learn)) is not None:
-        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
-        hint = f" Methods that can: {', '.join(able)}." if able else ""
-        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+    _check_serves(prepared, method, learn)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
@@ -349,14 +381,14 @@ def run_prepared(
     if verified:
         with seeded(seed), _threads(prepared), in_words(prepared.name, "the check of its evidence"):
             fit, evidence = verify(task, fit)
-            fit, predicted = predict(task, fit)
+            fit, predicted = predict(task, fit, simulated)
     if request is None:
         request = Request(prepared.model, prepared.data, method, options, {}, seed, prepared.limit, device=device.type)
     if stored is not None and request.of is None:
         request = replace(request, of=str(stored.folder))
     taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
     taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
-    told = [*prepared.data.warnings, *fit.warnings]
+    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
     if task.device.type != device.type:
         told.append(
             f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
@@ -381,6 +413,19 @@ def run_prepared(
     return found
 
 
+def _check_serves(prepared: Prepared, method: str, learn: bool) -> None:
+    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
+    if (reason := refusal(method, prepared.structure, learn)) is not None:
+        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
+        hint = f" Methods that can: {', '.join(able)}." if able else ""
+        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+    if prepared.weights is not None and not takes_weights(method):
+        able = [name for name in _registry.methods() if takes_weights(name)]
+        raise Refusal(
+            f"{method} counts every row once, and these rows have weights. Methods that take weights: {', '.join(able)}."
+        )
+
+
 def _task(
     prepared: Prepared,
     seed: int,
@@ -393,6 +438,7 @@ def _task(
         prepared.program(seed),
         prepared.structure,
         prepared.x,
+        weights=prepared.weights,
         seed=seed,
         draws=draws,
         quiet=quiet,

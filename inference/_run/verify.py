@@ -71,7 +71,7 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
             return _integrate_globals(task, fit.global_gaussian, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         given = "" if fit.claimed is None else fit.claimed.given
-        exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given)
+        exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given, weights=task.times)
         return exact.plus(task.outside(point))
     if task.structure.global_latents:
         return None
@@ -139,7 +139,7 @@ def _density(task: Task) -> Evidence:
     for node in sample_nodes(trace):
         if is_local(node):
             total = total + per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting).reshape(-1)
-    return Evidence.from_per_datum(total.numpy(), "exact")
+    return Evidence.from_per_datum(total.numpy(), "exact", weights=task.times)
 
 
 # --------------------------------------------------------------------------------------------------------- estimates
@@ -191,7 +191,7 @@ def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
     remedy = f"It comes from {', '.join([*names, 'the prior'])}, {samples} draws a row."
     if (warning := found.warning("the verified evidence", remedy)) is not None:
         said.warnings.append(warning)
-    return found.evidence()
+    return found.evidence(task.times)
 
 
 def _estimated(

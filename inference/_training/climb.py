@@ -271,7 +271,7 @@ def stationary(task: Task, guide: nn.Module, objective: Objective) -> bool | Non
     found = []
     for _ in range(GROUPS):
         value: Any = sum(objective(slice(None), task.x) for _ in range(IN_A_GROUP))
-        gradients = torch.autograd.grad(value * (len(task.x) / IN_A_GROUP), free, allow_unused=True)
+        gradients = torch.autograd.grad(value * (task.count / IN_A_GROUP), free, allow_unused=True)
         found.append([torch.zeros_like(p) if g is None else g for p, g in zip(free, gradients, strict=True)])
     gain = 0.0
     for i, (_, scale) in enumerate(pairs):

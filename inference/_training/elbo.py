@@ -2,7 +2,7 @@
 
 - continuous latents: reparametrised draws (Kingma & Welling 2014), the divergence from the prior in closed form where
   there is one; `particles` > 1 gives the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016);
-- discrete latents that can be enumerated: summed out under the guide (`enumerated`, Pyro's TraceEnum_ELBO);
+- discrete latents that can be enumerated: summed out under the guide (`enumerated`, Pyro's TraceEnum_ELBO, or `listed`);
 - other discrete latents, and vectors of many bits: draws, with the leave-one-out baselines of VIMCO (Mnih & Rezende 2016);
 - no latents: log p(x) itself.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -23,7 +24,9 @@ from torch.distributions import kl_divergence
 
 from guides import at
 from inference._method.task import Task
+from inference._numerics.weighted import weighed
 from inference._sampling import weights
+from zoo._program.latents import joint_values
 from zoo._program.structure import Structure
 from zoo._program.trace import (
     DATA_PLATE,
@@ -50,10 +53,10 @@ def objective(task: Task, guide: torch.nn.Module | None, particles: int) -> Obje
     """(rows, x[rows]) ↦ the bound, nats per row, for a batch that stands for all the data: a scalar to climb."""
     structure = task.structure
     if not structure.local_latents and not structure.global_latents:
-        return lambda rows, x: _log_likelihood(task, x)
+        return lambda rows, x: _log_likelihood(task, rows, x)
     assert guide is not None  # there are latents to draw
     if structure.discrete_locals and particles == 1 and sums_out(structure, task.limit):
-        return enumerated(task, guide)
+        return enumerated(task, guide) if task.weights is None else listed(task, guide)
     bound = Bound(task, guide, particles)
     return lambda rows, x: bound.surrogate(rows, x)
 
@@ -67,11 +70,11 @@ def sums_out(structure: Structure, limit: int) -> bool:
     return math.prod(sizes.values()) <= limit and all(sizes[name] <= SUMMED_BITS for name in bits)
 
 
-def _log_likelihood(task: Task, x: Tensor) -> Tensor:
+def _log_likelihood(task: Task, rows: Index, x: Tensor) -> Tensor:
     """log p(x), nats per row; what is observed outside the data plate counts once for all the data."""
     trace = task.program.trace(x)
-    mean = local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x)).mean()
-    return mean + global_log_prob(trace) / len(task.x) if has_global_sites(task.structure) else mean
+    mean = weighed(local_log_prob(trace, task.structure.data_dim, len(x)).reshape(len(x)), task.relative, rows).mean()
+    return mean + global_log_prob(trace) / task.count if has_global_sites(task.structure) else mean
 
 
 def has_global_sites(structure: Structure) -> bool:
@@ -92,6 +95,59 @@ def enumerated(task: Task, guide: torch.nn.Module) -> Objective:
             return torch.as_tensor(-loss(task.program, q, x) / N)
 
     return of
+
+
+def listed(task: Task, guide: torch.nn.Module) -> Objective:
+    """`enumerated` for rows with weights, for which Pyro's has no place."""
+    tables = joint_tables(task)
+
+    def of(rows: Index, x: Tensor) -> Tensor:
+        gain, outside = summed(task, guide, tables, rows, x)
+        return weighed(gain.sum(0), task.relative, rows).mean() + outside / task.count
+
+    return of
+
+
+def joint_tables(task: Task) -> dict[str, Tensor]:
+    """Discrete local site → its value under every joint assignment, as the program takes it."""
+    structure = task.structure
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        trace = task.program.trace(task.x[:2])
+    nodes = {n["name"]: n for n in sample_nodes(trace)}
+    return joint_values(nodes, [s.name for s in structure.discrete_locals], structure.axes)
+
+
+def summed(
+    task: Task,
+    guide: torch.nn.Module,
+    tables: dict[str, Tensor],
+    rows: Index,
+    x: Tensor,
+    weighted: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What each joint value adds to each row's bound [A, n], and the bound of what is global; nats.
+
+    All other latents are drawn once. `weighted`: [1, n], the discrete latents summed exactly, whatever the guide says.
+    """
+    structure = task.structure
+    with task.program.settings():
+        q = pyro.poutine.trace(pyro.poutine.condition(at(guide, rows), data=tables)).get_trace(x)
+    drawn = {n["name"]: n["value"] for n in sample_nodes(q) if n["name"] not in tables}
+    p = task.program.trace(x, latents={**tables, **drawn})
+
+    def each(node: Node) -> Tensor:
+        value = per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting)
+        return value.reshape(-1, value.shape[-1])
+
+    log_q: Any = sum(each(n) for n in sample_nodes(q) if n["name"] in tables)  # [A, n]
+    rest: Any = sum(each(n) for n in sample_nodes(q) if is_local(n) and n["name"] not in tables)
+    log_p: Any = sum(each(n) for n in sample_nodes(p) if is_local(n))
+    outside = global_log_prob(p) - global_log_prob(q)
+    if weighted:
+        return (log_p - rest).logsumexp(0, keepdim=True), outside
+    weight = log_q.exp()
+    gain = torch.where(weight > 0, log_p - rest - log_q, torch.zeros_like(weight))
+    return weight * gain, outside
 
 
 class _ScaleLocal(Messenger):
@@ -138,14 +194,18 @@ class Bound:
         q, p = self._traces(rows, x)
         local = self._terms(q, p, len(x))  # [K, n] log p(x, z) − log q(z), or with divergences in closed form
         value = weights.log_mean(local)[0] if self.weighted else local
-        share = self._globals(q, p) / len(self.task.x) if self.has_globals else 0.0
+        share = self._globals(q, p) / self.task.count if self.has_globals else 0.0
         if not self.score:
-            return value.mean() + share
+            return self._mean(value, rows) + share
         value = value if self.weighted else value.mean(0)
         log_q = sum(self._log_prob(node_of(q, name), len(x)) for name in self.score)
         signal = _vimco(local.detach()) if self.weighted else _leave_one_out(local.detach())
         learn = (signal * log_q).sum(0)
-        return (value + learn - learn.detach()).mean() + share
+        return self._mean(value + learn - learn.detach(), rows) + share
+
+    def _mean(self, value: Tensor, rows: Index) -> Tensor:
+        """The mean of the rows' values [n] or [K, n], weighted where rows are."""
+        return value.mean() if self.task.weights is None else weighed(value.mT, self.task.relative, rows).mean()
 
     def _traces(self, rows: Index, x: Tensor) -> tuple[Trace, Trace]:
         guide = at(self.guide, rows)

@@ -9,7 +9,6 @@ shapes that it has for one draw, so that it may index a global latent by a local
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -18,11 +17,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
-from guides import at
 from inference._method.task import Task
+from inference._numerics.weighted import weighed
 from inference._training import elbo
-from zoo._program.latents import joint_values
-from zoo._program.trace import Node, global_log_prob, is_local, log_prob, per_datum, sample_nodes
+from zoo._program.trace import Node
 
 NUMBERS = 2**22  # in the largest temporary of an evaluation
 Noise = dict[str, Tensor]  # site → its standard normal numbers [draws, …]
@@ -78,16 +76,15 @@ class FixedDraws:
 
     def __init__(self, task: Task, guide: torch.nn.Module, particles: int = 1) -> None:
         self.task, self.guide, self.weighted = task, guide, particles > 1
-        self.N = len(task.x)
         structure = task.structure
         if structure.discrete_locals:
             if not elbo.sums_out(structure, task.limit):
                 raise NotImplementedError("the discrete latents are drawn")
-            self.tables = self._joint_values()
+            self.tables = elbo.joint_tables(task)
             self.one: Callable[[], Tensor] = self._summed
         else:
             bound = elbo.Bound(task, guide, particles)
-            self.one = lambda: bound.surrogate(slice(None), task.x) * self.N
+            self.one = lambda: bound.surrogate(slice(None), task.x) * task.count
         self.width = task.x.numel() * self._assignments() * particles  # numbers in one draw
         with torch.no_grad(), pyro.validation_enabled(False):
             probe = Given()
@@ -95,14 +92,6 @@ class FixedDraws:
                 self.one()
             self.shapes = probe.shapes
             self._check()
-
-    def _joint_values(self) -> dict[str, Tensor]:
-        structure = self.task.structure
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            trace = self.task.program.trace(self.task.x[:2])
-        nodes = {n["name"]: n for n in sample_nodes(trace)}
-        names = [s.name for s in structure.discrete_locals]
-        return joint_values(nodes, names, structure.axes)
 
     def _assignments(self) -> int:
         return len(next(iter(self.tables.values()))) if self.task.structure.discrete_locals else 1
@@ -158,23 +147,6 @@ class FixedDraws:
     def _summed(self) -> Tensor:
         """The bound for one draw of the globals, the discrete local latents summed out under the guide (or, where weighted,
         summed exactly)."""
-        task, structure = self.task, self.task.structure
-        guide = pyro.poutine.condition(at(self.guide, slice(None)), data=self.tables)
-        with task.program.settings():
-            q = pyro.poutine.trace(guide).get_trace(task.x)
-        drawn = {n["name"]: n["value"] for n in sample_nodes(q) if n["name"] not in self.tables}
-        p = task.program.trace(task.x, latents={**self.tables, **drawn})
-
-        def each(node: Node) -> Tensor:
-            value = per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting)
-            return value.reshape(-1, value.shape[-1])
-
-        log_q: Any = sum(each(n) for n in sample_nodes(q) if n["name"] in self.tables)  # [A, N]
-        rest: Any = sum(each(n) for n in sample_nodes(q) if is_local(n) and n["name"] not in self.tables)
-        log_p: Any = sum(each(n) for n in sample_nodes(p) if is_local(n))
-        outside = global_log_prob(p) - global_log_prob(q)
-        if self.weighted:
-            return (log_p - rest).logsumexp(0).sum() + outside
-        weight = log_q.exp()
-        gain = torch.where(weight > 0, log_p - rest - log_q, torch.zeros_like(weight))
-        return (weight * gain).sum() + outside
+        task, rows = self.task, slice(None)
+        gain, outside = elbo.summed(task, self.guide, self.tables, rows, task.x, self.weighted)
+        return (gain if task.weights is None else weighed(gain.sum(0), task.weights, rows)).sum() + outside

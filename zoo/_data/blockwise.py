@@ -33,8 +33,18 @@ def any_above(x: Tensor, limit: float) -> bool:
     return any(bool((rows.abs() > limit).any()) for rows in blocks(x))
 
 
-def mean(x: Tensor, of: Callable[[Tensor], Tensor] = lambda rows: rows, rows_only: bool = True) -> Tensor:
-    """The mean of `of` at the seen entries of x [n, …]: one for each column, or (not `rows_only`) one in all; NaN for none."""
+def mean(
+    x: Tensor,
+    of: Callable[[Tensor], Tensor] = lambda rows: rows,
+    rows_only: bool = True,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The mean of `of` at the seen entries of x [n, …]: one for each column, or (not `rows_only`) one in all; NaN for none.
+
+    `weights` [n]: how many times each row counts; None: once each.
+    """
+    if weights is not None:
+        return _weighted_mean(x, of, rows_only, weights)
     parts = blocks(x)
     if len(parts) == 1:
         return of(x).nanmean(0) if rows_only else of(x).nanmean()
@@ -47,12 +57,40 @@ def mean(x: Tensor, of: Callable[[Tensor], Tensor] = lambda rows: rows, rows_onl
     return total / count
 
 
-def center(x: Tensor) -> Tensor:
+def _weighted_mean(x: Tensor, of: Callable[[Tensor], Tensor], rows_only: bool, weights: Tensor) -> Tensor:
+    parts = blocks(x)
+    shape = x.shape[1:] if rows_only else ()
+    total, counted = x.new_zeros(shape), x.new_zeros(shape)
+    for part, mine in zip(parts, weights.split(len(parts[0])), strict=True):
+        value = of(part)
+        times = mine.to(value).reshape(-1, *(1,) * (value.dim() - 1)).expand_as(value).masked_fill(value.isnan(), 0.0)
+        value = torch.where(times > 0, times * value, torch.zeros_like(value))
+        total += value.sum(0) if rows_only else value.sum()
+        counted += times.sum(0) if rows_only else times.sum()
+    return total / counted
+
+
+def center(x: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean of each column of x [n, …], 0 where nothing is seen."""
-    return mean(x).nan_to_num(0.0)
+    return mean(x, weights=weights).nan_to_num(0.0)
 
 
-def spread(x: Tensor, about: Tensor, rows_only: bool = True) -> Tensor:
+def spread(x: Tensor, about: Tensor, rows_only: bool = True, weights: Tensor | None = None) -> Tensor:
     """The standard deviation of each column (or of all entries) about `about`; 1 where nothing varies."""
-    found = mean(x, lambda rows: (rows - about).square(), rows_only).sqrt()
+    found = mean(x, lambda rows: (rows - about).square(), rows_only, weights).sqrt()
     return torch.where(found > 0, found, torch.ones_like(found))  # NaN > 0 is false: an unobserved column
+
+
+def bounds(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest seen value of each column of x [n, D]; ∞ and −∞ where nothing is seen."""
+    low, high = x.new_full(x.shape[1:], torch.inf), x.new_full(x.shape[1:], -torch.inf)
+    for rows in blocks(x):
+        low = torch.minimum(low, rows.nan_to_num(torch.inf).amin(0))
+        high = torch.maximum(high, rows.nan_to_num(-torch.inf).amax(0))
+    return low, high
+
+
+def constant_columns(x: Tensor) -> list[int]:
+    """The columns of x [n, …] in which no two seen values differ, by number in the flat order of a row."""
+    low, high = bounds(x.flatten(1))
+    return (low >= high).nonzero()[:, 0].tolist()

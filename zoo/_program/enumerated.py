@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 

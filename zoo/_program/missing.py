@@ -30,8 +30,9 @@ from torch.distributions import constraints
 from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.masked_normal import MarginalNormal
+from zoo._program.noise import Noisy
 from zoo._program.slots import Slots, complete, flattened, most_missing, slots
-from zoo._program.trace import Node, Shape, is_deterministic, is_latent, is_local
+from zoo._program.trace import Node, Shape, is_deterministic, is_discrete, is_latent, is_local
 
 if TYPE_CHECKING:
     from pyro.poutine.runtime import InferDict
@@ -80,6 +81,7 @@ class Unobserved(Messenger):
     """Takes NaN entries out of each observed site: leaves them out of its density, or completes them by a latent site.
 
     `raw`: observed sites keep their NaN; the latent sites are drawn all the same, so that a program always has the same.
+    What a discrete site cannot take, a number that stands for a missing entry of x, gives way to one that it can.
     """
 
     def __init__(self, gaps: Gaps | None = None, raw: bool = False) -> None:
@@ -92,6 +94,8 @@ class Unobserved(Messenger):
             return
         if is_deterministic(msg):
             return
+        if self.raw:
+            msg["value"] = value = _in_support(msg["fn"], value)
         most = self.gaps.slots.get(msg["name"], 0)
         if not most and not holds_nan(value):
             return
@@ -182,7 +186,7 @@ def completed_as(msg: Node, parent: bool = False) -> Kind | None:
     base, independent = _unwrap(fn)
     if not base.event_shape or msg["value"].dim() <= len(fn.event_shape):
         return None
-    if isinstance(base, dist.MultivariateNormal | MarginalNormal) and not independent:
+    if isinstance(base, dist.MultivariateNormal | MarginalNormal | Noisy) and not independent:
         return None
     return _kind(fn.support)
 
@@ -222,6 +226,8 @@ def marginal(
         observed = ~missing
         masked = base.mask(observed)
         return (masked.to_event(independent) if independent else masked), filled
+    if isinstance(base, Noisy) and not independent:
+        return base.observing(~missing), filled
     if partly.any():
         if isinstance(base, dist.MultivariateNormal) and not independent:
             return MarginalNormal(fn, ~missing), filled
@@ -230,6 +236,20 @@ def marginal(
             f"{int(partly.nonzero()[0, 0])} partly missing. Use another family, or fill in the row."
         )
     return fn.mask(~row_missing), filled
+
+
+def _in_support(fn: dist.TorchDistribution, value: Tensor) -> Tensor:
+    """The value of a discrete site with a harmless number in the place of any that it cannot take; NaN stays.
+
+    What stands for a missing entry of x where a program is read may be none of the codes that it knows.
+    """
+    base, _ = _unwrap(fn)
+    if base.event_shape or not is_discrete(base):
+        return value
+    outside = ~torch.as_tensor(cast(constraints.Constraint, base.support).check(value)) & ~value.isnan()
+    if outside.shape != value.shape or not bool(outside.any()):
+        return value
+    return torch.where(outside, torch.full_like(value, _harmless(base)), value)
 
 
 def _unwrap(fn: dist.TorchDistribution) -> tuple[dist.TorchDistribution, int]:

@@ -123,6 +123,11 @@ class Program(nn.Module):
                 self._run(rows, handler=counting)
         return Gaps.of(x, counting)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the model decided from the data it was built on, in sentences: its attribute `notes`."""
+        return tuple(map(str, getattr(self.module, "notes", ())))
+
     # ---------------------------------------------------------------------------------------------- parameters
 
     @property

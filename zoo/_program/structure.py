@@ -25,6 +25,7 @@ class Exactness(enum.StrEnum):
     LINEAR_GAUSSIAN = "linear-gaussian"
     CONDITIONALLY_LINEAR_GAUSSIAN = "conditionally linear-gaussian"
     ELIMINABLE = "enumerable by elimination"
+    CONJUGATE = "conjugate"  # given each joint value of the discrete latents, where there are any
     NO = "no"
 
 
@@ -101,7 +102,9 @@ class Structure:
     warnings: tuple[str, ...] = field(default=())
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
-    largest_table: int | None = None  # entries a row of the largest table, where the discrete latents are summed out in turn
+    largest_table: int | None = (
+        None  # entries a row of the largest table, where the discrete latents are summed out in turn
+    )
 
     @property
     def is_exact(self) -> bool:
@@ -138,6 +141,11 @@ class Structure:
     def cards(self) -> dict[str, int]:
         """Discrete local latent → how many values it can take."""
         return {s.name: s.cardinality or 1 for s in self.discrete_locals}
+
+    @property
+    def conjugate(self) -> bool:
+        """Whether exact, and the posterior of every continuous local latent is of its prior's family."""
+        return self.exact == Exactness.CONJUGATE
 
     @property
     def by_row(self) -> bool:

@@ -418,6 +418,18 @@ def _index(op: Operation) -> list[Shadow]:
     return [Shadow(mask, torch.where(varies, torch.full_like(degree, OTHER), degree))]
 
 
+def _masked_put(op: Operation) -> list[Shadow]:
+    """x[mask] = number, with a mask entry by entry: each entry depends on itself and its mask."""
+    source, indices = op.of(op.args[0]), op.args[1]
+    if len(indices) != 1 or indices[0].dtype != torch.bool or indices[0].shape != source.mask.shape:
+        return unknown(op)
+    if op.args[2].numel() != 1 or op.argument("accumulate"):
+        return unknown(op)
+    chosen, (bits, high) = op.of(indices[0]), op.of(op.args[2]).union()
+    varies = torch.where((chosen.degree > 0) | (high > 0), torch.full_like(source.degree, OTHER), source.degree)
+    return [Shadow(source.mask | chosen.mask | bits, curved(varies))]
+
+
 def _embedding(op: Operation) -> list[Shadow]:
     weight, index = op.of(op.args[0]), op.of(op.args[1])
     bits, high = weight.union()
@@ -437,6 +449,7 @@ RULES: list[tuple[Collection[str], Rule]] = [
     (SCATTERS, _scatters),
     (MOVES, _moves),
     ({"index"}, _index),
+    ({"index_put"}, _masked_put),
     ({"embedding"}, _embedding),
     (BY_FIRST_DIMENSION, _by_first),
 ]

@@ -30,7 +30,7 @@ ROW_BITS = (1 << ROWS) - 1
 
 HERE = Path(__file__).parent
 MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
-MINE = ("reader.py", "sites.py", "operations.py")
+MINE = ("reader.py", "sites.py", "operations.py", "powers.py")
 HANDLERS = ("missing.py", "slots.py")  # which put a value in the place of what is missing
 LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 
@@ -187,18 +187,21 @@ class Reader(TorchDispatchMode):
 
     def _follow(self, op: Operation, ins: list[Tensor], before: list[Shadow], more: int) -> None:
         """Put the shadows of the results beside them; `more`: bits that all of them carry besides."""
+        for o, s in zip(op.outs, self.shadows(op, more), strict=True):
+            self._note(o, ins, before, s, op.name)
+            self._write(o, Shadow(s.mask | more if more else s.mask, s.degree))
+
+    def shadows(self, op: Operation, more: int) -> list[Shadow]:
+        """The shadows of the results of an operation."""
         rule: Rule = _in_place if op.func._schema.is_mutable else operations.apply
         if op.name == "where" and _called_from(*HANDLERS):  # the handler chooses between what is seen and what is not
             rule = _chosen
         elif more & RANDOM:
             rule = operations.unknown
         try:
-            shadows = rule(op)
+            return rule(op)
         except (RuntimeError, IndexError, TypeError, ValueError):  # a form of the operation that its rule does not know
-            shadows = operations.unknown(op)
-        for o, s in zip(op.outs, shadows, strict=True):
-            self._note(o, ins, before, s, op.name)
-            self._write(o, Shadow(s.mask | more if more else s.mask, s.degree))
+            return operations.unknown(op)
 
     def _known(self, t: Tensor) -> bool:
         """Whether there is a shadow beside a tensor."""

@@ -49,7 +49,9 @@ class SiteReading:
     place: bool  # whether it depends on where in the batch its row stands
     random: bool  # whether it depends on random numbers that are no site
     missing: bool  # whether it depends on an entry of x that is missing
-    parents: frozenset[str]  # the other sites it depends on; of a program of many sites perhaps more, see `Reading.blurred`
+    parents: frozenset[
+        str
+    ]  # the other sites it depends on; of a program of many sites perhaps more: see `Reading.again`
     reads_data: bool  # whether it depends on data other than what it observes itself
     support_from: frozenset[str]  # what its support depends on: names of sites, "the data"
 
@@ -62,7 +64,7 @@ class Reading:
     choices: tuple[str, ...]  # where a value that depends on data, draws or θ became a Python value
     detached: str = ""  # where a continuous latent was detached
     covariates: bool = True  # whether the program does anything with x besides observing views of it
-    again: Codes | None = None  # the sites' bits for a second reading, where the parents of some site are more than it has
+    again: Codes | None = None  # bits for a second reading, where sites may have more parents here than in truth
 
     def parents_of_others(self) -> frozenset[str]:
         """The sites that other sites are computed from."""

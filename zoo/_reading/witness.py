@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo._program.axes import Axes
-from zoo._program.elimination import size
+from zoo._program.elimination import size as table_size
 from zoo._program.enumerated import Enumerated, WrongGraph
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
@@ -187,7 +187,7 @@ class Witness:
         """
         structure = Structure("", 0, tuple(sites), (), Exactness.NO, "")
         cards, scopes = structure.cards, structure.scopes
-        entries = sum(size(cards, scope) for scope in scopes.values())
+        entries = sum(table_size(cards, scope) for scope in scopes.values())
         x = self.x[: max(2, min(len(self.x), TABLE_NUMBERS // max(1, entries)))]
         n = len(x)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
