@@ -16,9 +16,10 @@ from helpers import structure_of, task_of, tensor
 from scipy.special import logsumexp
 
 from inference import em
-from inference._exact.elimination import Elimination
+from inference._exact._sums.elimination import Elimination
 from inference._run import own_route
-from zoo._program.elimination import best_order, many_at_once
+from zoo._program import repeats
+from zoo._reading.elimination import best_order, many_at_once
 from zoo._reading.witness import Witness
 
 FAMILIES = ("normal", "poisson", "categorical")
@@ -602,13 +603,9 @@ def test_orders_and_their_largest_tables():
     star = {f"x{t}": ("z0", f"z{t}") for t in range(1, 100)}
     assert best_order(cards, star, 10**4).largest == 9
     grid = {f"{i},{j}": 2 for i in range(6) for j in range(30)}
-    pairs = {(a, b): (a, b) for a in grid for b in grid if _next(a, b)}
-    assert best_order(grid, {str(k): v for k, v in pairs.items()}, 10**4).largest <= 2**8
-
-
-def _next(a, b):
-    one, other = (np.array(s.split(","), int) for s in (a, b))
-    return tuple(other - one) in ((0, 1), (1, 0))
+    across = {f"{i},{j} right": (f"{i},{j}", f"{i},{j + 1}") for i in range(6) for j in range(29)}
+    down = {f"{i},{j} down": (f"{i},{j}", f"{i + 1},{j}") for i in range(5) for j in range(30)}
+    assert best_order(grid, across | down, 10**4).largest <= 2**9
 
 
 def test_small_programs_are_listed_as_before():
@@ -622,3 +619,16 @@ def test_ten_thousand_steps():
     task, x = chain(10_000, 2, 2)
     nearly(task.engine.per_datum(), chains.forward_backward(x, theta_of(task))[0])
     assert np.isfinite(task.engine.e_step().log_joint)
+
+
+def test_describe_says_it_in_two_lines():
+    task, _ = chain(226 // 16, 2, 3)
+    found = [(line.name, line.count, line.on) for line in repeats.lines(task.structure.to_json()["sites"])]
+    assert found == [("z0 … z13", 14, "each on the one before"), ("x0 … x13", 14, "each on its z")]
+    two = repeats.lines(structure_of(second_order(9, 3)[0], X9).to_json()["sites"])
+    assert two[0].on == "each on the one before and the one 2 before"
+    mixture = repeats.lines(structure_of(user.two_sites, X).to_json()["sites"])
+    assert [line.count for line in mixture] == [1] * len(mixture)
+
+
+X9 = np.random.default_rng(5).normal(size=(5, 9))

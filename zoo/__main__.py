@@ -141,9 +141,12 @@ def describe(
         print_json({**prepared.structure.to_json(), "methods": methods, "options": options})
         return
     from zoo import _show
+    from zoo._program import repeats
 
     _show.warnings([*prepared.data.warnings, *prepared.structure.warnings])
-    _show.structure(prepared.structure.to_json(), serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
+    found = prepared.structure.to_json()
+    lines, data_shown = repeats.lines(found["sites"]), f"{prepared.data.name}, {_shape(prepared.x.shape)}"
+    _show.structure(found, lines, serving, data_shown)
     _show.options(prepared.name, options)
 
 

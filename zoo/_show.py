@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
-from zoo._program.repeats import lines
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -61,8 +60,8 @@ def _as_set(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def structure(found: Document, serving: Mapping[str, str | None], data: str) -> None:
-    """The sites, whether the program is exact, and which methods can serve it."""
+def structure(found: Document, lines: Iterable[Any], serving: Mapping[str, str | None], data: str) -> None:
+    """The sites, as the `lines` of `zoo._program.repeats`, whether the program is exact, and which methods can serve it."""
     out = console()
     table = _table(
         "site",
@@ -76,7 +75,7 @@ def structure(found: Document, serving: Mapping[str, str | None], data: str) -> 
     )
     for p in found["parameters"]:
         table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]), "")
-    for line in lines(found["sites"]):
+    for line in lines:
         s = line.site
         role = "observed" if s["role"] == "observed" else f"{s['scope']} latent"
         family = s["family"] if line.count == 1 else f"{line.count:,} {s['family']}"

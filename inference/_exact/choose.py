@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from inference._exact._sums.elimination import Elimination
 from inference._exact.compressed import Compressed, worth_it
 from inference._exact.conjugate_engine import ConjugateEngine
-from inference._exact.elimination import Elimination
 from inference._exact.engine import AnyEngine
 from inference._exact.enumeration import Enumeration
 from inference._exact.latent_program import LatentProgram

@@ -33,7 +33,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from inference._exact.elimination import Elimination
+from inference._exact._sums.elimination import Elimination
 from inference._method.task import Task
 from zoo._program.latents import support_values
 from zoo._program.trace import Node, is_local, node_of, nodes_of, per_datum, sample_nodes

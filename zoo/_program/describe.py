@@ -19,8 +19,6 @@ from zoo._data import blockwise
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
 from zoo._program.contract import check_contract, check_growth, check_support, plain
-from zoo._program.elimination import best_order
-from zoo._program.elimination import size as table_size
 from zoo._program.latents import cardinality
 from zoo._program.program import Program
 from zoo._program.source import blame
@@ -40,6 +38,8 @@ from zoo._program.trace import (
 )
 from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
+from zoo._reading.elimination import best_order
+from zoo._reading.elimination import size as table_size
 from zoo._reading.pairs import conjugate
 from zoo._reading.sites import Reading, read
 

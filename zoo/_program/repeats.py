@@ -26,8 +26,8 @@ class Line:
     on: str  # what it depends on, in words
 
 
-def lines(sites: Sequence[Document]) -> list[Line]:
-    """The sites in order, each family of at least four at the place of its first."""
+def lines(sites: Any) -> list[Line]:
+    """The sites (of a structure's JSON) in order, each family of at least four at the place of its first."""
     families: dict[object, list[Document]] = {}
     for s in sites:
         prefix, number = split(s["name"])

@@ -120,20 +120,10 @@ def apply(op: Operation) -> list[Shadow]:
 
 def tensors(tree: object) -> list[Tensor]:
     """All tensors among arguments."""
-    found: list[Tensor] = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: object, found: list[Tensor]) -> None:
     if isinstance(tree, Tensor):
-        found.append(tree)
-    elif isinstance(tree, list | tuple):
-        for branch in tree:
-            _collect(branch, found)
-    elif isinstance(tree, Mapping):
-        for branch in tree.values():
-            _collect(branch, found)
+        return [tree]
+    branches = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
+    return [t for branch in branches for t in tensors(branch)]
 
 
 def unknown(op: Operation) -> list[Shadow]:

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from zoo._program.axes import Axes
-from zoo._program.elimination import size as table_size
-from zoo._program.enumerated import Enumerated, WrongGraph
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Exactness, Site, Structure
@@ -32,6 +30,8 @@ from zoo._program.trace import (
     sample_nodes,
     whole_shape,
 )
+from zoo._reading.elimination import size as table_size
+from zoo._reading.enumerated import Enumerated, WrongGraph
 
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them

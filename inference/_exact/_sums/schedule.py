@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
 # of a step: how many come before it, the sizes of its tables, and for each table where its latents stand and whether by row
 _Like = tuple[int, tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
 

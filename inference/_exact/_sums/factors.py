@@ -14,17 +14,17 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from inference._exact.alike import Group, Kind, groups, parameters
+from inference._exact._sums.alike import Group, Kind, groups, parameters
+from inference._exact._sums.schedule import Schedule
 from inference._exact.densities import View
 from inference._exact.engine import Values
 from inference._exact.reading import probe as few_rows
-from inference._exact.schedule import Schedule
 from inference._families._family import Family, Params
 from inference._families._registry import family_of
-from zoo._program.enumerated import Enumerated
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, node_of, sample_nodes
+from zoo._reading.enumerated import Enumerated
 
 ROWS = 4096  # that are traced at once
 Sums = dict[str, list[dict[str, Tensor] | None]]  # group → for each kind, its sums so far

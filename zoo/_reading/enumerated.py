@@ -13,10 +13,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from zoo._program.axes import Axes
-from zoo._program.elimination import colours
 from zoo._program.latents import support_values
 from zoo._program.program import Program
 from zoo._program.trace import Node, is_local, per_datum, sample_nodes
+from zoo._reading.elimination import colours
 
 Tables = dict[str, Tensor]
 

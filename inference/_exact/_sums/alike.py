@@ -17,9 +17,9 @@ from torch import Tensor
 from inference._exact import copies
 from inference._families._family import Params
 from inference._families._registry import base_of, family_of
-from zoo._program.enumerated import Enumerated
 from zoo._program.program import Program
 from zoo._program.trace import Node, is_plain, node_of
+from zoo._reading.enumerated import Enumerated
 
 LEAST_PLACES = 3  # values of θ at which sites must agree to be alike
 

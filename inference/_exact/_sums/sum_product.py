@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from inference._exact.schedule import Schedule, Step
+from inference._exact._sums.schedule import Schedule, Step
 
 LOST = 1e-280  # a sum below may be of terms that are too small to be told from 0
 

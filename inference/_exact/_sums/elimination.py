@@ -14,20 +14,21 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from inference._exact import mstep, sum_product
+from inference._exact import mstep
+from inference._exact._sums import sum_product
+from inference._exact._sums.factors import Factors, Tables
+from inference._exact._sums.schedule import Schedule, schedule
 from inference._exact.densities import View
 from inference._exact.engine import Engine, Plan, Points, Rows, Statistics, Values
-from inference._exact.factors import Factors, Tables
 from inference._exact.numeric import climb_numerically
-from inference._exact.schedule import Schedule, schedule
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
 from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count, weighed
 from zoo._errors import UsageError
-from zoo._program.elimination import best_order, many_at_once
 from zoo._program.program import Program
 from zoo._program.structure import Structure
+from zoo._reading.elimination import best_order, many_at_once
 
 CHUNK_NUMBERS = 2**23  # in the tables of some rows; some six times as many are held at once
 CHUNK_ROWS = 4096
