@@ -622,11 +622,11 @@ def test_ten_thousand_steps():
 
 
 def test_describe_says_it_in_two_lines():
-    task, _ = chain(226 // 16, 2, 3)
+    task, _ = chain(14, 2, 3)
     found = [(line.name, line.count, line.on) for line in repeats.lines(task.structure.to_json()["sites"])]
     assert found == [("z0 … z13", 14, "each on the one before"), ("x0 … x13", 14, "each on its z")]
     two = repeats.lines(structure_of(second_order(9, 3)[0], X9).to_json()["sites"])
-    assert two[0].on == "each on the one before and the one 2 before"
+    assert two[0].on == "each on the one 2 before and the one before"
     mixture = repeats.lines(structure_of(user.two_sites, X).to_json()["sites"])
     assert [line.count for line in mixture] == [1] * len(mixture)
 

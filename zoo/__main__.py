@@ -35,7 +35,12 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an opti
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
+Limit = Annotated[
+    int,
+    typer.Option(
+        "--limit", min=1, help="The most joint values of discrete latents to list; of more, the largest table."
+    ),
+]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
 ]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.progress import Step
+from inference._method.row_posteriors import MOST_NUMBERS
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import definite
@@ -25,6 +26,7 @@ from inference._numerics.coordinates import Coordinates
 from zoo._errors import Refusal
 
 SMALLEST_EIGENVALUE = 1e-9  # of a Hessian with ones on its diagonal
+LEFT_OUT = "left out: draws of the local latents, which would take too much memory"
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
 
@@ -180,7 +182,8 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
     point = {n: v for n, v in values.items() if n in globals}
     posterior = task.engine.responsibilities(None, point)
     means, deviations = task.engine.summary(point)
-    local = _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
+    wide = task.structure.eliminable and task.draws * len(task.x) * len(task.structure.discrete_locals) > MOST_NUMBERS
+    local = {} if wide else _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
     errors = _standard_errors(coordinates, peak.flat, factor)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     return Fit(
@@ -194,7 +197,7 @@ def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str,
         trace={"log_joint" if globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
         warnings=warnings,
-        notes=_notes(task, coordinates, peak, raised),
+        notes=_notes(task, coordinates, peak, raised) | ({"posterior": LEFT_OUT} if wide else {}),
         global_gaussian=_global_gaussian(coordinates, peak, hessian, globals),
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from inference._method.task import Task
 
 MOST_NUMBERS = 2**25  # 256 MB in float64
+MOST_SITES = 2000  # each of which is an array of its own
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,6 +38,8 @@ class RowPosteriors:
                 left_out=f"left out: the posteriors of {len(task.x):,} rows are {numbers:,} numbers, over the limit of "
                 f"{MOST_NUMBERS:,}"
             )
+        if structure.eliminable and (sites := len(structure.discrete_locals)) > MOST_SITES:
+            return cls(left_out=f"left out: the posteriors of {sites:,} sites, over the limit of {MOST_SITES:,}")
         posterior = exact.responsibilities(None, globals) if states else None
         means, deviations = exact.summary(globals)
         draws, left_out = task.draws, ""

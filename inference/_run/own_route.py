@@ -61,6 +61,9 @@ def rows_of(task: Task) -> Tensor:
     structure, x = task.structure, task.x
     L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
     each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
+    if structure.eliminable:
+        cards = structure.cards
+        each = DRAWS * sum(math.prod(cards[n] for n in scope) for scope in structure.scopes.values())
     count = max(2, min(ROWS, len(x), NUMBERS // max(1, each)))
     rows: Tensor = torch.linspace(0, len(x) - 1, min(count, len(x))).long().clamp(max=len(x) - 1).unique()
     return rows

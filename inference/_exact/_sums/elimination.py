@@ -32,6 +32,7 @@ from zoo._reading.elimination import best_order, many_at_once
 
 CHUNK_NUMBERS = 2**23  # in the tables of some rows; some six times as many are held at once
 CHUNK_ROWS = 4096
+WIDER = 8  # times the numbers of the first order, that another may take
 MOST = 2**62
 ALONE = "\0"  # before the name of a latent: a factor of it alone
 DRAWN = 2**22  # numbers that a step of drawing may make
@@ -68,7 +69,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         cards = dict(reversed(self.cards.items())) if backwards else self.cards
         orders = [best_order(cards, self.scopes, MOST)]
         quick = many_at_once(self.cards, self.scopes, max(orders[0].largest, max(self.cards.values()) ** 3))
-        orders += [] if quick is None else [quick]
+        orders += [quick] if quick is not None and quick.total <= WIDER * orders[0].total else []
         self._schedules = [schedule(o.latents, self.cards, self.scopes, by_row) for o in orders]
         self._marginal: Schedule | None = None
 
