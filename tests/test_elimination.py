@@ -632,3 +632,29 @@ def test_describe_says_it_in_two_lines():
 
 
 X9 = np.random.default_rng(5).normal(size=(5, 9))
+
+
+@pytest.mark.parametrize("sites", [30, 90])
+def test_parents_are_read_exactly_of_many_sites_too(sites):
+    """A net at random: each latent on up to three earlier sites anywhere, latents or observed ones."""
+    rng = np.random.default_rng(sites)
+    truth = {}
+    for k in range(sites):
+        among = [f"z{j}" for j in range(k)] + [f"x{j}" for j in range(0, k, 2)]
+        truth[f"z{k}"] = (
+            set(rng.choice(among, min(len(among), int(rng.integers(1, 4))), replace=False)) if among else set()
+        )
+        if k % 2 == 0:
+            truth[f"x{k}"] = {f"z{k}"}
+
+    def program(x=None, size=None):
+        with user.rows(x, size):
+            value = {}
+            for k in range(sites):
+                logit = 0.1 + sum(0.3 * value[name] for name in sorted(truth[f"z{k}"]))
+                value[f"z{k}"] = pyro.sample(f"z{k}", dist.Bernoulli(logits=torch.as_tensor(logit)))
+                if k % 2 == 0:
+                    value[f"x{k}"] = pyro.sample(f"x{k}", dist.Normal(value[f"z{k}"], 1.0), obs=x[:, k // 2])
+
+    x = np.random.default_rng(0).normal(size=(8, sites // 2))
+    assert {s.name: set(s.parents) for s in structure_of(program, x).sites} == truth

@@ -37,9 +37,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Limit = Annotated[
     int,
-    typer.Option(
-        "--limit", min=1, help="The most joint values of discrete latents to list; of more, the largest table."
-    ),
+    typer.Option("--limit", min=1, help="The most joint values of discrete latents, or entries of a table."),
 ]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
