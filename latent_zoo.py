@@ -5,9 +5,9 @@
     'exact'
 
 `run` fits a model to data, `compare` fits it by several methods, `infer` takes another method to the θ of a saved run, and
-`load` reads a saved run back. `Estimator` is any model as a
-scikit-learn estimator. The packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other
-distributions use such names too; where one of theirs stands in the place of ours, the first use of this module says so.
+`load` reads a saved run back. `select` chooses among models, and `Estimator` is any model as a scikit-learn estimator. The
+packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other distributions use such names too; where
+one of theirs stands in the place of ours, the first use of this module says so.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks._select.select import select
     from inference import Estimator, Evidence, Fit, Run, compare, infer, load, run
 
-__all__ = ["Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
+__all__ = ["Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run", "select"]
+WHERE = {"select": "benchmarks._select.select"}  # all else is in `inference`
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
 MARK = '__distribution__ = "latent-zoo"'  # a line of each package's __init__.py
@@ -37,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'latent_zoo' has no attribute '{name}'")
     if (obstacle := foreign()) is not None:
         raise ImportError(obstacle)
-    return getattr(importlib.import_module("inference"), name)
+    return getattr(importlib.import_module(WHERE.get(name, "inference")), name)
 
 
 def __dir__() -> list[str]:

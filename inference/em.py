@@ -1,7 +1,9 @@
 """Expectation-maximisation, exact by enumeration, with a closed-form M-step wherever the program allows one.
 
 Dempster, Laird & Rubin 1977. With global latents it climbs log p(x, globals; θ): maximum a posteriori (MAP-EM). What it
-claims is exact: log p(x; θ̂), given the globals at their mode where there are any.
+claims is exact: log p(x; θ̂), given the globals at their mode where there are any. Global latents that are jointly normal with
+the data, or conjugate to them, are integrated out instead (`_training/integrated.py`): it climbs log p(x; θ) itself, and claims
+that.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
 from inference._method.task import Task
+from inference._training import integrated
 from inference._training.ascent import Leap, Spot, Surface
 from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
@@ -76,6 +79,8 @@ def fit(
     - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the
       log-likelihood never falls for it.
     """
+    if task.structure.integrable and task.x.dtype == torch.float64:
+        return integrated.fit(task, max_iter, tol)
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
         same = partial(
             fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
@@ -380,6 +385,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
     notes: dict[str, object] = {"iterations": climb.iterations}
     notes |= {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
+    notes |= {"collapsed": [component(task, a) for a in sorted(reached)]} if (reached := climb.floor.reached) else {}
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
     if climb.starts:

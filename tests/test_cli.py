@@ -91,7 +91,7 @@ def test_unknown_names_come_with_near_matches(says, arguments):
         ("max_iter must be more than zero, got -5", "max_iter=-5"),
         ("max_iter must be a whole number, got '1e-3'", "max_iter=1e-3"),
         ("restarts must be more than zero, got 0", "restarts=0"),
-        ("covariance must be one of full, tied, diagonal, spherical, got 'none'", "covariance=none"),
+        ("covariance must be one of full, tied, diagonal, spherical, EII", "covariance=none"),
         ("--set expects key=value, got 'components'", "components"),
         ("'seed' cannot be set with --set; use the option --seed", "seed=3"),
     ],

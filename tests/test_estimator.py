@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,11 @@ def test_parameters_are_options_too() -> None:
         "standardize": False,
         "components": 3,
     }
-    assert repr(one) == "Estimator(components=3, random_state=1)"
+    assert repr(one) == "Estimator(components=3, model='gmm', random_state=1)"
     other = clone(one).set_params(components=2, covariance="tied", restarts=2, method="em")
     assert other.get_params()["components"] == 2 and one.get_params()["components"] == 3
     assert Estimator("gmm", options={"components": 3}).get_params() == Estimator("gmm", components=3).get_params()
-    with pytest.raises(UsageError, match=r"unknown parameter of .* 'component'; did you mean components"):
+    with pytest.raises(UsageError, match=r"unknown parameter 'component' of Estimator\(.*did you mean components"):
         one.set_params(component=2)
     with pytest.raises(UsageError, match="unknown option"):
         Estimator("gmm", component=2).fit(rows())
@@ -287,7 +288,7 @@ def test_a_program_of_ones_own(tmp_path: Path) -> None:
     assert clone(found).set_params(components=1).fit_predict(x).tolist() == [0] * 100
     again = pickle.loads(pickle.dumps(found))
     np.testing.assert_allclose(again.predict_proba(x), found.predict_proba(x), atol=1e-12)
-    with pytest.raises(UsageError, match=r"Poisson.* \(n_samples=100, n_features=3\)|negative|support"):
+    with pytest.raises(UsageError, match=r"support|negative|Poisson"):
         found.fit(-x)
 
 
@@ -304,3 +305,13 @@ def test_latents_that_are_not_exact() -> None:
     assert found.transform(x[:7]).shape[0] == 7 and not hasattr(found, "predict")
     again = pickle.loads(pickle.dumps(found))
     np.testing.assert_allclose(again.score_samples(x[:7]), told.per_datum, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_page_runs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "scikit_learn.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"frame": pd.DataFrame(rows("wine", 60)[:, :3], columns=["alcohol", "acid", "ash"])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            exec(block, names)

@@ -12,7 +12,9 @@ from helpers import structure_of, task_of
 from scipy import stats
 from typer.testing import CliRunner
 
-from inference import run
+from inference import infer, run
+from inference._pictures import categories
+from inference._pictures._views.scene import scene_of
 from zoo.__main__ import app
 from zoo._errors import UsageError
 
@@ -156,8 +158,6 @@ def test_what_cannot_be_fitted_is_said(x, options, sentence):
 def test_new_rows_with_a_code_never_seen_are_refused_and_those_with_holes_are_not(tmp_path):
     x = np.column_stack([np.tile([1.0, 2.0, 5.0], 20), np.repeat([3.0, 4.0], 30)])
     run("latent_classes", x, "em", classes=2, restarts=1, out=tmp_path / "fit")
-    from inference import infer
-
     with pytest.raises(UsageError, match=r"row 1 \(counting from 0\) holds \[-1.0\], made of \[4.0, 3.0\] in x"):
         infer(tmp_path / "fit", "em", data=np.array([[1.0, 3.0], [4.0, 3.0]]))
     fit = infer(tmp_path / "fit", "em", data=np.array([[np.nan, 3.0]]))
@@ -181,6 +181,18 @@ def test_columns_of_one_value_are_served_where_they_can_be():
     x = np.column_stack([np.zeros(40), np.full(40, np.nan), np.repeat([0.0, 1.0], 20), np.zeros(40)])
     fit = run("latent_classes", x, "em", classes=2, types="auto,auto,auto,poisson")
     assert fit.verified.value == pytest.approx(40 * np.log(0.5), abs=1e-3)
+
+
+def test_the_picture_of_categories_shows_their_probabilities():
+    fit = run("latent_classes", mixed(), "em", classes=2, restarts=1)
+    found = categories.subject(scene_of(fit))
+    assert list(found.shares) == [0, 1, 4]  # neither counts nor measurements
+    assert found.values[0].tolist() == [1, 2, 7]
+    theta, order = fit.parameters, found.components
+    assert found.shares[0] == pytest.approx(theta["probs_3"][order, 0])
+    assert found.shares[4] == pytest.approx(theta["probs_2"][order, 0])
+    assert found.shares[1][:, 1] == pytest.approx(theta["probs"][order, 0])
+    assert len(fit.plot("categories").axes[0].patches) == 2 * (3 + 2 + 2)
 
 
 def test_svi_and_importance_serve_it():

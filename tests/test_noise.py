@@ -8,7 +8,7 @@ from helpers import hide, task_of
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, uniform
 
-from inference import run
+from inference import infer, run
 from zoo._errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -54,8 +54,6 @@ def test_the_density_is_scipys(covariance, holes):
 
 def test_beyond_the_box_there_is_no_noise(tmp_path):
     fitted = run("gmm", X, "em", components=2, noise="uniform", out=tmp_path / "fit")
-    from inference import infer
-
     new = np.array([[16.0, 0.0], [np.nan, 0.0], [16.0, np.nan], [1.0, 1.0], [np.nan, np.nan]])
     found = infer(tmp_path / "fit", "em", data=new)
     by_hand = joint_by_hand(new, *theta_of(fitted.at_theta()))

@@ -23,11 +23,11 @@ from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 
 from inference import infer, run
+from inference._loadings.affine import columns_of
 from inference._pictures import _draw
 from inference._pictures._draw import plot
 from inference._pictures._views.decoder import Decoder
 from inference._pictures._views.images import grey_range, montage
-from inference._pictures._views.oracle import columns_of
 from inference._pictures._views.scene import Scene, scene_of
 from inference._pictures._views.style import FAINT, UNSEEN, component_colors
 from inference._pictures.decoder_grid import GRID

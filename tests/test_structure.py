@@ -85,18 +85,20 @@ def test_the_data_plate_may_stand_left_of_another():
 
 def test_continuous_and_global_latents():
     found = structure_of(user.counts, np.ones((5, 1)))
-    assert found.exact == "no" and "'intensity' (Gamma)" in found.reason
+    assert found.exact == "conjugate" and "'intensity' (Gamma)" in found.reason
     found = structure_of(user.coin, np.ones((5, 1)))
     assert [(s.name, s.scope) for s in found.sites] == [("p", "global"), ("x", "local")]
-    assert found.exact == "enumerable"
+    assert found.exact == "enumerable" and found.integrable == "conjugate"
 
 
 def test_every_model_of_the_zoo_is_described():
     from zoo import _registry
 
     x = datasets.load("digits", rows=50, binarize=8).x  # every model takes 0 and 1
+    holes = hide(x, 0.1)
+    holes[:, -1] = x[:, -1]  # a covariate, of a model that has one
     for name in _registry.models():
-        found = structure_of(name, hide(x, 0.1))
+        found = structure_of(name, holes)
         assert found.observed and (found.local_latents or found.global_latents), name
         assert found.reason, name
 

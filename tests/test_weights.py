@@ -97,6 +97,20 @@ class RowNoise(PyroModule):
             )
 
 
+class Rates(PyroModule):
+    """A Gamma rate for each row under its counts: a conjugate latent."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.shape = PyroParam(torch.tensor(1.0), constraints.positive)
+        self.rate = PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, x=None, size=None):
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Gamma(self.shape, self.rate))
+            return pyro.sample("x", dist.Poisson(z[..., None] * torch.ones(2)).to_event(1), obs=x)
+
+
 EXACT = {
     "gmm": ("gmm", faithful, {"components": 2}),
     "gmm with holes": ("gmm", lambda: with_holes(faithful()), {"components": 2}),
@@ -105,6 +119,7 @@ EXACT = {
     "factor analysis": ("factor_analysis", factors, {"latents": 1}),
     "factor analysis with holes": ("factor_analysis", lambda: with_holes(factors()), {"latents": 1}),
     "no sufficient statistics": (HeavyTails, faithful, {}),
+    "conjugate latents": (Rates, lambda: np.random.default_rng(0).negative_binomial(3, 0.4, (30, 2)).astype(float), {}),
     "noise of each row": (RowNoise, lambda: factors(d=2), {}),
 }
 
@@ -270,3 +285,50 @@ def test_a_method_that_forgets_the_weights_is_caught(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(em, "fit", lambda task: fit(replace(task, weights=None)))
     with pytest.raises(UsageError, match="whose weighted sum is"):
         run("gmm", weighted(faithful(), counts(60)), "em")
+
+
+@pytest.mark.parametrize("fraction", [False, True])
+def test_a_column_of_weights(tmp_path: Any, fraction: bool) -> None:
+    """From a file: standardised by the weighted mean and deviation, and fitted to the weighted rows."""
+    x, w = datasets.load("faithful", rows=60).x, counts(60)
+    times = w / 2 if fraction else w
+    file = tmp_path / "data.csv"
+    lines = [f"{a},{b},{c}" for (a, b), c in zip(x, times, strict=True)]
+    file.write_text("\n".join(["eruptions,waiting,times", *lines]))
+    found = run("gmm", file, weights="times", standardize=True, components=2)
+    many = np.repeat(x, w.astype(int), 0)
+    np.testing.assert_allclose(found.center, many.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.scale, many.std(0), rtol=1e-12)
+    other = run("gmm", many, standardize=True, components=2)
+    assert found.verified.value == pytest.approx(other.verified.value / (2 if fraction else 1), rel=1e-8)
+
+
+def test_priors_from_the_data_are_told_of() -> None:
+    """Whole weights: the model's priors are those of the repeated rows. Others: of each row once, and a warning."""
+    x, w = faithful(30), counts(30)
+    whole, half = (prepare("gmm", weighted(x, v), {"priors": True}, ["laplace"]) for v in (w, w / 2))
+    other = prepare("gmm", np.repeat(x, w.astype(int), 0), {"priors": True}, ["laplace"])
+    torch.testing.assert_close(whole.program().module.center, other.program().module.center)
+    assert not any("each row once" in s for s in whole.data.warnings)
+    assert any("each row once" in s for s in half.data.warnings)
+
+
+class SharedMean(PyroModule):
+    """A global latent that is jointly normal with the data: integrated out."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.noise = PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, x=None, size=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Normal(mean, self.noise).expand([2]).to_event(1), obs=x)
+
+
+def test_global_latents_that_are_integrated_out() -> None:
+    one, other, _ = both(SharedMean, faithful(20), "em")
+    assert one.claimed.kind == "exact"
+    assert one.claimed.value == pytest.approx(other.claimed.value, rel=1e-9)
+    assert one.verified.value == pytest.approx(other.verified.value, rel=1e-9)
+    assert float(one.parameters["mean"]) == pytest.approx(float(other.parameters["mean"]), rel=1e-6)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo import _options, _registry
-from zoo._command import PlotCommand, no_clash, plainly, preparing, print_json, show_version
+from zoo import _command, _options, _registry
+from zoo._command import PlotCommand, no_clash, plainly, preparing, print_json, selecting, show_version
+from zoo._commands import loadings as _loadings
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -36,22 +37,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machin
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Limit = Annotated[
-    int,
-    typer.Option("--limit", min=1, help="The most joint values of discrete latents, or entries of a table."),
-]
-Dtype = Annotated[
-    str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
-]
-Named = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="The run's program, if it is in a Python file: path/to/file.py:callable.", show_default=False
-    ),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Execute the Python files that the run names.")]
-Changed = Annotated[bool, typer.Option("--changed-program", help="Use the program although it changed since the run.")]
-Device = Annotated[
-    str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
+    int, typer.Option("--limit", min=1, help="The most joint values of discrete latents, or table entries.")
 ]
 Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
 NOTHING: Preparation = {}
@@ -148,8 +134,8 @@ def describe(
 
     _show.warnings([*prepared.data.warnings, *prepared.structure.warnings])
     found = prepared.structure.to_json()
-    lines, data_shown = repeats.lines(found["sites"]), f"{prepared.data.name}, {_shape(prepared.x.shape)}"
-    _show.structure(found, lines, serving, data_shown)
+    data_shown = f"{prepared.data.name}, {_shape(prepared.x.shape)}"
+    _show.structure(found, repeats.lines(found["sites"]), serving, data_shown)
     _show.options(prepared.name, options)
 
 
@@ -172,15 +158,15 @@ def run(
     settings: Set = None,
     preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: _command.Dtype = "auto",
+    device: _command.Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Resume this run, which was stopped.", show_default=False),
     ] = None,
-    trust: Trust = False,
+    trust: _command.Trust = False,
     checkpoint: Annotated[float, typer.Option("--checkpoint", min=0, help="Seconds between checkpoints.")] = 30.0,
     json: Json = False,
 ) -> None:
@@ -222,7 +208,7 @@ def _shown(call: Callable[[], Record], names: tuple[str, str], asked: Request, j
 
 @app.command()
 @plainly
-@preparing("standardize", "covariates", "categories")
+@preparing("standardize", "covariates", "categories", "covariance_of")
 def infer(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     method: Annotated[str, typer.Option("--method", help="An inference method.", show_default=False)],
@@ -231,12 +217,12 @@ def infer(
     ] = None,
     settings: Set = None,
     preparation: Preparation = NOTHING,
-    device: Device = "auto",
+    device: _command.Device = "auto",
     seed: Seed = 0,
     out: Out = None,
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
+    model: _command.Named = None,
+    trust: _command.Trust = False,
+    changed_program: _command.Changed = False,
     json: Json = False,
 ) -> None:
     """Run another method with the θ of a run, on the same data or on other data. θ is kept."""
@@ -269,8 +255,8 @@ def compare(
     settings: Set = None,
     preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: _command.Dtype = "auto",
+    device: _command.Device = "auto",
     seed: Seed = 0,
     out: Out = None,
     json: Json = False,
@@ -310,9 +296,9 @@ def plot(
         Path | None, typer.Option("--out", help="The folder to write (default: RUN/plots).", show_default=False)
     ] = None,
     format: Annotated[str, typer.Option("--format", help="png, pdf or svg.")] = "png",
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
+    model: _command.Named = None,
+    trust: _command.Trust = False,
+    changed_program: _command.Changed = False,
     json: Json = False,
 ) -> None:
     """Draw the pictures of a run: all of the following that apply to it."""
@@ -343,9 +329,9 @@ def impute(
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder to write (default: RUN/imputed).", show_default=False)
     ] = None,
-    model: Named = None,
-    trust: Trust = False,
-    changed_program: Changed = False,
+    model: _command.Named = None,
+    trust: _command.Trust = False,
+    changed_program: _command.Changed = False,
     json: Json = False,
 ) -> None:
     """Impute the missing entries of a run's data: mean, standard deviation, joint draws."""
@@ -356,6 +342,9 @@ def impute(
         print_json({"run": str(folder), "files": paths})
     else:
         print("\n".join(paths))
+
+
+_loadings.add(app)
 
 
 @app.command()
@@ -397,6 +386,26 @@ def bench(
         raise KeyboardInterrupt(kept) from None
     if status:
         sys.exit(status)
+
+
+@app.command()
+@plainly
+@preparing()
+@selecting()
+def select(
+    model: Model,
+    data: Data,
+    settings: Set = None,
+    selection: Preparation = NOTHING,
+    preparation: Preparation = NOTHING,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="The results' folder; to resume, the same.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose options over a grid (--set components=1:8 --set covariance=full,tied): a table, a picture, the best."""
+    from benchmarks._select import command
+
+    command.main(model, data, _options.parse(settings or []), out=out, json=json, seed=seed, **selection, **preparation)
 
 
 @app.command()

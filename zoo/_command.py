@@ -32,6 +32,20 @@ def _option(kind: Any, name: str, help: str) -> Any:
     return Annotated[kind, typer.Option(name, help=help, show_default=False)]
 
 
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
+]
+Named = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="The run's program, if it is in a Python file: path/to/file.py:callable.", show_default=False
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Execute the Python files that the run names.")]
+Changed = Annotated[bool, typer.Option("--changed-program", help="Use the program although it changed since the run.")]
+Device = Annotated[
+    str, typer.Option("--device", help="Where networks are trained: cpu, cuda, or auto (a GPU if there is one).")
+]
 PREPARING = {  # the options that prepare data, as `inference.run` has them
     "columns": (_option(Some, "--columns", "Fit these columns, in this order: a,b,c."), None),
     "drop": (_option(Some, "--drop", "Leave these columns out: id,name."), None),
@@ -56,26 +70,50 @@ PREPARING = {  # the options that prepare data, as `inference.run` has them
         _option(str | None, "--missing", "Hide entries: top, bottom, left, right, random:P, or a mask.npy."),
         None,
     ),
+    "covariance_of": (
+        _option(int | None, "--covariance-of", "The data are a covariance or correlation matrix of this many rows."),
+        None,
+    ),
 }
 
 
-def preparing(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose argument `preparation` becomes the options of `PREPARING`, but for those left out.
+SELECTING = {  # the options that a selection has besides
+    "by": (Annotated[str, typer.Option("--by", help="bic, icl, aic, heldout, evidence or parallel.")], "bic"),
+    "method": (_option(str | None, "--method", "An inference method (default: em; laplace with priors)."), None),
+    "folds": (_option(int | None, "--folds", "Hold rows out, in so many parts (by heldout: 5)."), None),
+    "restarts": (_option(int | None, "--restarts", "How many starts each fit has (default: by its kind)."), None),
+    "bootstrap": (_option(int | None, "--bootstrap", "Test each K against the next by so many simulated data."), None),
+    "jobs": (_option(int | None, "--jobs", "Cells at once (default: one a processor)."), None),
+}
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def preparing(*left_out: str) -> Decorator:
+    """A command whose argument `preparation` becomes the options of `PREPARING`, but for those left out."""
+    return _taking("preparation", {k: v for k, v in PREPARING.items() if k not in left_out})
+
+
+def selecting() -> Decorator:
+    """A command whose argument `selection` becomes the options of `SELECTING`."""
+    return _taking("selection", SELECTING)
+
+
+def _taking(argument: str, options: dict[str, tuple[Any, Any]]) -> Decorator:
+    """A command one of whose arguments becomes these options.
 
     It gets a dictionary of those that were given. Typer reads a command's options off its signature, so they are put there.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
-        options = {k: v for k, v in PREPARING.items() if k not in left_out}
         more = [Parameter(k, Parameter.KEYWORD_ONLY, default=d, annotation=a) for k, (a, d) in options.items()]
         kept = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.parameters.values()]
-        at = next(i for i, p in enumerate(kept) if p.name == "preparation")
+        at = next(i for i, p in enumerate(kept) if p.name == argument)
 
         @functools.wraps(command)
         def wrapped(**given: object) -> None:
-            preparation = {k: given.pop(k) for k in options}
-            command(**given, preparation={k: v for k, v in preparation.items() if v is not None and v is not False})
+            taken = {k: given.pop(k) for k in options}
+            command(**given, **{argument: {k: v for k, v in taken.items() if v is not None and v is not False}})
 
         parameters = [*kept[:at], *more, *kept[at + 1 :]]
         wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]

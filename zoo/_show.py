@@ -92,7 +92,7 @@ def structure(found: Document, lines: Iterable[Any], serving: Mapping[str, str |
 def verdict(result: Document, shape: str) -> None:
     """One run: its evidence as claimed and verified, how it ended, and its folder. `result`: `Run.to_document()`."""
     out = console()
-    n = result["n"]
+    n = result.get("count", result["n"])  # rows, each as often as its weight says
     head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{escape(result['method'])}[/]"
     out.print(f"{head}, seed {result['seed']}", soft_wrap=True)
     claimed, verified = result["log_evidence"], result["verified_log_evidence"]

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -61,15 +61,38 @@ def bench(
         phases = [([c for c in cells if c not in wanted], "")]
         phases += [([c for c in wanted if (c.needs is None) is first], redo) for first in (True, False)]
         todo = [([c for c in phase if not results.done(c, how)], how) for phase, how in phases]
-        with Progress([work.key(c) for phase, _ in todo for c in phase], jobs, quiet) as progress:
-            for phase, how in todo:
-                for outcome in _finish(phase, results, how, parallel):
-                    progress.step(outcome)
-                    if outcome.status == work.UNWRITTEN:
-                        results.sweep()
-                        raise NotWritten(str(outcome.reason), results.collected())
-        results.sweep()
+        _carry_out(todo, results, parallel, jobs, quiet)
     return results.collected()
+
+
+def finish(
+    cells: Sequence[Cell], results: Results, jobs: int | None = None, backend: str = "loky", quiet: bool = False
+) -> None:
+    """Run those of the cells that have no result yet, or failed; their results are in the folder afterwards.
+
+    `jobs`: at once, as many as there are processors when None, and no more than there are cells to run.
+    """
+    import joblib
+
+    todo = [c for c in cells if not results.done(c, "failed")]
+    if todo:
+        jobs = min(jobs or joblib.cpu_count(), len(todo))
+        with _backend(backend, jobs) as parallel:
+            _carry_out([(todo, "failed")], results, parallel, jobs, quiet)
+
+
+def _carry_out(
+    phases: list[tuple[list[Cell], str]], results: Results, parallel: Parallel, jobs: int, quiet: bool
+) -> None:
+    """Run the cells of one phase after the other. Raises `NotWritten` where a result does not fit on the disk."""
+    with Progress([work.key(c) for phase, _ in phases for c in phase], jobs, quiet) as progress:
+        for phase, how in phases:
+            for outcome in _finish(phase, results, how, parallel):
+                progress.step(outcome)
+                if outcome.status == work.UNWRITTEN:
+                    results.sweep()
+                    raise NotWritten(str(outcome.reason), results.collected())
+    results.sweep()
 
 
 def _chosen(suite: Suite, only: list[str] | None) -> list[Cell]:

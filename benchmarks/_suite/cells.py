@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Cell:
     - `base`: the folder that those paths are relative to.
     - `seconds`, `memory_mb`: budgets, which are no part of the identity; None for no limit.
     - `needs`: the id of the cell whose θ this one takes; `keeps`: its run folder stays, for others to take θ from.
+    - `act`: what does the work, of a cell whose `kind` is none of a suite's: the cell, the results and a folder → its result.
     """
 
     content: dict[str, Any]
@@ -29,6 +30,7 @@ class Cell:
     memory_mb: float | None = None
     needs: str | None = None
     keeps: bool = False
+    act: Callable[[Any, Any, Path], dict[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:

@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar, cast
@@ -46,7 +46,7 @@ class Results:
 
     # ---- the suite ---------------------------------------------------------------------------------------------------
 
-    def begin(self, name: str, spec: str, about: str, cells: list[Cell] | tuple[Cell, ...]) -> None:
+    def begin(self, name: str, spec: str, about: str, cells: Sequence[Cell]) -> None:
         """Make the folder, sweep out what dead processes left, and write down what the cells are."""
         new = not self.folder.exists()
         try:

@@ -118,7 +118,8 @@ def _plainly(cell: Cell, results: _folder.Results, place: Path) -> dict[str, Any
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
-            work = functools.partial(DO[cell.content["kind"]], cell, results, place)
+            act = cell.act or DO[cell.content["kind"]]
+            work = functools.partial(act, cell, results, place)
             result = limits.within(cell.seconds, cell.memory_mb, work)
         except Refusal as error:
             status, reason = "refused", str(error)

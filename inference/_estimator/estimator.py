@@ -1,12 +1,4 @@
-"""`Estimator`: any model, by any method, as a scikit-learn estimator.
-
->>> import numpy as np
->>> from inference import Estimator
->>> x = np.random.default_rng(0).normal(size=(100, 2)) + [[0.0, 5.0]] * np.arange(100)[:, None].repeat(2, 1) % 2
->>> mixture = Estimator("gmm", components=2).fit(x)
->>> mixture.predict(x).shape, mixture.predict_proba(x).shape
-((100,), (100, 2))
-"""
+"""`Estimator`: any model, by any method, as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -64,7 +56,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
 
         >>> import numpy as np
         >>> from inference import Estimator
-        >>> x = np.concatenate([np.random.default_rng(0).normal(m, 1, size=(50, 2)) for m in (0, 6)])
+        >>> x = np.concatenate([np.random.default_rng(0).normal(m, 1, size=(50, 2)) for m in (0, 6)])[:90]
         >>> found = Estimator("gmm", components=2).fit(x)
         >>> found.predict(x)[[0, -1]].tolist(), round(found.score(x), 1)
         ([0, 1], -3.5)
@@ -83,7 +75,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
 
     def __init__(
         self,
-        model: object = "gmm",
+        model: object = None,
         *,
         method: str = "em",
         random_state: Any = None,
@@ -147,6 +139,8 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         `sample_weight` [n]: how many times each row counts: a whole number fits as that many copies of the row would.
         """
         x = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+        if self.model is None:
+            raise UsageError("Expected a model, got none: give a name, 'file.py:callable' or a callable.")
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, x, dtype=np.float64)
         options = self._options()
         how = {k: options.pop(k) for k in OF_THE_RUN if k in options}
@@ -157,7 +151,9 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         try:
             self._fitted = _fit(request)
         except UsageError as error:
-            raise type(error)(f"{error} (n_samples={x.shape[0]}, n_features={x.shape[1]})") from error
+            if x.shape[1] > 1:
+                raise
+            raise type(error)(f"{error} (n_features=1)") from error
         category = ConvergenceWarning if self.run_.converged is False else UserWarning
         for sentence in self.run_.warnings:
             warnings.warn(sentence, category, stacklevel=2)

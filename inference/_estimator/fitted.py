@@ -107,7 +107,7 @@ class Fitted:
     def evidence(self, x: np.ndarray, weights: np.ndarray | None = None) -> Evidence:
         """log p(x) in the data's own units, with its kind; given the point values of the global latents."""
         task = self.task(x)
-        given = f"the posterior mode of {', '.join(task.globals)}" if task.globals else ""
+        given = f"the point values of {', '.join(task.globals)}" if task.globals else ""
         with seeded(task.seed), in_words(self.run.model, "scoring"):
             if task.structure.is_exact:
                 told = Evidence.from_per_datum(task.engine.per_datum(None, task.globals).numpy(), "exact", given=given)

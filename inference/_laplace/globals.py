@@ -10,22 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference._method.fit import Evidence, Fit, GlobalGaussian
-from inference._method.progress import Step
 from inference._method.row_posteriors import MOST_NUMBERS
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
+from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak, climb, value_and_hessian
 from zoo._errors import Refusal
 
-SMALLEST_EIGENVALUE = 1e-9  # of a Hessian with ones on its diagonal
 LEFT_OUT = "left out: draws of the local latents, which would take too much memory"
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
@@ -49,11 +48,11 @@ def fit(task: Task, max_iter: int, tol: float, start: Start) -> Fit:
     flat = coordinates.flatten(free).to(task.x.dtype)
     with task.progress("laplace", max_iter) as step, _unbounded_is_a_refusal():
         if not coordinates.d:  # nothing to climb, and no Gaussian to put on it
-            peak = _Peak(flat, float(density(flat).detach()), flat.new_zeros(0, 0), converged=True, trace=[])
+            peak = Peak(flat, float(density(flat).detach()), flat.new_zeros(0, 0), converged=True, trace=[])
         elif task.learn or globals:
-            peak = _climb(density, flat, max_iter, tol, step)
+            peak = climb(density, flat, max_iter, tol, step)
         else:
-            peak = _Peak(flat, *_value_and_hessian(density, flat), converged=True, trace=[])
+            peak = Peak(flat, *value_and_hessian(density, flat), converged=True, trace=[])
     values = {n: v.detach() for n, v in coordinates.unflatten(peak.flat).items()}
     if task.learn:
         task.program.assign({n: v for n, v in values.items() if n in theta})
@@ -87,73 +86,6 @@ def _unbounded_is_a_refusal() -> Iterator[None]:
         ) from error
 
 
-@dataclass
-class _Peak:
-    flat: Tensor
-    value: float
-    hessian: Tensor  # of −density
-    converged: bool
-    trace: list[float]
-
-
-def _climb(density: Callable[[Tensor], Tensor], flat: Tensor, max_iter: int, tol: float, step: Step) -> _Peak:
-    # coordinates come in units of their own: walk in steps of about one standard deviation of each
-    begin, unit = flat, _value_and_hessian(density, flat)[1].diagonal().abs().clamp(min=1e-30).rsqrt()
-    unit = torch.where(unit < 1e14, unit, torch.ones_like(unit))
-    walk = torch.zeros_like(flat).requires_grad_()
-    trace: list[float] = []
-    optimiser = torch.optim.LBFGS([walk], max_iter=max_iter, line_search_fn="strong_wolfe", tolerance_change=1e-12)
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = -density(begin + unit * walk)
-        value.backward()
-        trace.append(-float(value.detach()))
-        step(note=f"{trace[-1]:.4f}")
-        return value
-
-    optimiser.step(loss)
-    flat = begin + unit * walk.detach()
-    if not bool(flat.isfinite().all()):
-        raise ArithmeticError("laplace: the climb to the mode diverged to infinity; try another seed, or priors.")
-    value, hessian = _value_and_hessian(density, flat)
-    for _ in range(20):
-        gradient = _gradient(density, flat)
-        move = torch.linalg.solve(definite.raised(hessian, SMALLEST_EIGENVALUE)[0], gradient)
-        decrement = float(gradient @ move)  # twice the nats that the step would gain
-        if decrement < 2 * tol:
-            return _Peak(flat, value, hessian, True, trace)
-        better = _line_search(density, flat, move, value)
-        if better is None:
-            break
-        flat = better
-        value, hessian = _value_and_hessian(density, flat)
-        trace.append(value)
-    return _Peak(flat, value, hessian, False, trace)
-
-
-def _line_search(density: Callable[[Tensor], Tensor], flat: Tensor, move: Tensor, value: float) -> Tensor | None:
-    for halvings in range(12):
-        candidate = flat + 0.5**halvings * move
-        with torch.no_grad():
-            if float(density(candidate)) > value:
-                return candidate
-    return None
-
-
-def _gradient(density: Callable[[Tensor], Tensor], flat: Tensor) -> Tensor:
-    flat = flat.clone().requires_grad_()
-    return torch.autograd.grad(density(flat), flat)[0]
-
-
-def _value_and_hessian(density: Callable[[Tensor], Tensor], flat: Tensor) -> tuple[float, Tensor]:
-    with torch.no_grad():
-        value = float(density(flat))
-    hessian = torch.autograd.functional.hessian(lambda f: -density(f), flat)
-    assert isinstance(hessian, Tensor)
-    return value, (hessian + hessian.mT) / 2
-
-
 def _spread(hessian: Tensor) -> Tensor:
     """A factor F with F Fᵀ the inverse Hessian on the directions that the data identify; none along the others."""
     if not len(hessian):
@@ -164,7 +96,7 @@ def _spread(hessian: Tensor) -> Tensor:
     return vectors * root / size.unsqueeze(1)
 
 
-def _result(task: Task, coordinates: Coordinates, peak: _Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:
+def _result(task: Task, coordinates: Coordinates, peak: Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:
     hessian, low = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
     raised = int(low)
     factor = _spread(peak.hessian)
@@ -217,7 +149,7 @@ def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> d
     return {n: torch.cat(v).numpy() for n, v in drawn.items()}
 
 
-def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> dict[str, object]:
+def _notes(task: Task, coordinates: Coordinates, peak: Peak, raised: int) -> dict[str, object]:
     notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
     if task.structure.continuous_locals:
         names = ", ".join(f"'{s.name}'" for s in task.structure.continuous_locals)
@@ -228,7 +160,7 @@ def _notes(task: Task, coordinates: Coordinates, peak: _Peak, raised: int) -> di
     return notes
 
 
-def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
+def _evidence(task: Task, coordinates: Coordinates, peak: Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
     if not point:
         exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact", weights=task.times)
         # what is observed outside the data plate belongs to no row
@@ -237,12 +169,12 @@ def _evidence(task: Task, coordinates: Coordinates, peak: _Peak, hessian: Tensor
     _, index = coordinates.part(set(point))
     log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()
     value = peak.value + 0.5 * len(index) * math.log(2 * math.pi) - 0.5 * float(log_det)
+    if task.structure.integrable == "normal" and not task.engine.delicate:  # the Gaussian is the posterior itself
+        return Evidence(value, 0.0, "exact")
     return Evidence(value, None, "estimate")
 
 
-def _global_gaussian(
-    coordinates: Coordinates, peak: _Peak, hessian: Tensor, globals: set[str]
-) -> GlobalGaussian | None:
+def _global_gaussian(coordinates: Coordinates, peak: Peak, hessian: Tensor, globals: set[str]) -> GlobalGaussian | None:
     if not globals:
         return None
     layout, index = coordinates.part(globals)

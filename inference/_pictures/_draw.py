@@ -21,6 +21,7 @@ from zoo import _atomic, _registry
 from zoo._errors import UsageError
 
 Format = Literal["png", "pdf", "svg"]
+WITHOUT_ROWS = ("loadings", "trace")  # pictures of a run whose rows are made from a covariance matrix
 
 
 class Picture(Protocol):
@@ -91,7 +92,8 @@ def write(run: Run, out: str | os.PathLike[str] | None = None, format: Format = 
 
 def subjects(scene: Scene) -> dict[str, object]:
     """Name → what it draws, for each picture that the run has something to show in."""
-    found = {name: picture.subject(scene) for name, picture in pictures().items()}
+    able = {n: p for n, p in pictures().items() if scene.has_rows or n in WITHOUT_ROWS}
+    found = {name: picture.subject(scene) for name, picture in able.items()}
     out = {name: subject for name, subject in found.items() if subject is not None}
     if not out:
         why = (

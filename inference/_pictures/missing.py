@@ -150,6 +150,8 @@ def _imputed_columns(figure: Figure | SubFigure, run: Scene, rows: np.ndarray, f
     note = (
         "imputed: posterior mean ± standard deviation given what was observed of the same row, in the data's own units"
     )
+    if np.isnan(found.sd).any():
+        note += "; of categories the most probable"
     figure.supxlabel(note, fontsize=8, color=QUIET)
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyro
 import torch
+from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact.reading import is_same
+from inference._loadings.affine import columns_of
 from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
 from inference._numerics.slices import slices
@@ -68,10 +71,27 @@ def predict(task: Task, fit: Fit, simulated: bool = True) -> tuple[Fit, Predicte
     try:
         drawn = [data.simulation(at, d) for d in range(count)]
     except UsageError as error:
-        return fit.with_notes(
-            [f"no posterior predictive data: model(None, size=n) does not simulate ({error})."]
-        ), found
+        why = str(error) if data.given is not None else f"model(None, size=n) does not simulate ({error})"
+        return fit.with_notes([f"no posterior predictive data: {why.rstrip('.')}."]), found
     return fit, replace(found, simulated={name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
+
+
+class Given(pyro.poutine.messenger.Messenger):
+    """Draws what the program observes, given its covariates: the columns of x [n, D] that it does not observe."""
+
+    def __init__(self, observed: set[str], covariates: np.ndarray) -> None:
+        super().__init__()
+        self._observed, self._covariates = observed, covariates
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Rows of covariates, all else missing: of a program that computes with it too, the draws would be no numbers."""
+        out = torch.full_like(x, torch.nan)
+        out[:, self._covariates] = x[:, self._covariates]
+        return out
+
+    def _pyro_sample(self, msg: Message[..., object]) -> None:
+        if msg["name"] in self._observed:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
 class _Draws:
@@ -94,13 +114,16 @@ class _Draws:
     def globals(self, d: int) -> dict[str, Tensor]:
         return {k: self._draws[k][d] if k in self._draws else self._point[k] for k in self._globals}
 
-    def simulate(self, d: int, rows: slice) -> Trace:
-        """The program's trace of that many rows, at draw d."""
-        latents = self.globals(d) | self.locals(d, rows)
-        with blame(self._task.program.name):
-            return self._task.program.trace(
-                None, size=rows.stop - rows.start, parameters=self.theta(d), latents=latents
-            )
+    def simulate(self, d: int, rows: slice, given: Given | None) -> Trace:
+        """The program's trace of that many rows, at draw d; under the covariates of those rows, where x has any."""
+        latents, program = self.globals(d) | self.locals(d, rows), self._task.program
+        with blame(program.name):
+            if given is None:
+                return program.trace(None, size=rows.stop - rows.start, parameters=self.theta(d), latents=latents)
+            with given:
+                return program.trace(
+                    given.alone(self._task.x[rows]), parameters=self.theta(d), latents=latents, raw=True
+                )
 
     def locals(self, d: int, rows: slice) -> dict[str, Tensor]:
         structure = self._task.structure
@@ -121,6 +144,15 @@ class _Data:
         value = node_of(trace, observed[0].name)["value"]
         self.shared = self.one_site and isinstance(value, Tensor) and is_same(value, x)  # without a copy
         self.returned = _same(node_of(trace, "_RETURN")["value"], x)
+        self.given = self._covariates(x, sites)
+
+    def _covariates(self, x: Tensor, sites: dict[str, Tensor]) -> Given | None:
+        """How to draw data given the columns that no site observes; None where all of x is observed."""
+        if x.dim() != 2 or self.one_site:
+            return None
+        seen = [columns_of(v.reshape(len(x), -1), x) for v in sites.values() if v.shape[:1] == x.shape[:1]]
+        left = np.setdiff1d(np.arange(x.shape[1]), np.concatenate([[-1], *seen]))
+        return Given(set(sites), left) if len(left) and len(left) < x.shape[1] else None
 
     def observed(self) -> dict[str, np.ndarray]:
         """Each observed site's own part of the data, NaN where unobserved; none for a single site that is `x` itself."""
@@ -134,7 +166,7 @@ class _Data:
 
     def simulation(self, at: _Draws, d: int) -> dict[str, np.ndarray]:
         """A data set at draw d, some rows at a time: what `_simulated` gives, of all rows."""
-        parts = [self._simulated(at.simulate(d, rows), rows) for rows in slices(len(self._task.x), ROWS)]
+        parts = [self._simulated(at.simulate(d, rows, self.given), rows) for rows in slices(len(self._task.x), ROWS)]
         outside = {s.name for s in self._task.structure.observed if s.scope != "local"}  # the same for all rows
         return {
             name: value if len(parts) == 1 or name in outside else np.concatenate([part[name] for part in parts])
@@ -155,6 +187,8 @@ class _Data:
         out = {} if self.one_site and WHOLE in sites else {_name(k): v for k, v in sites.items()}
         if isinstance(whole, Tensor) and whole.numel() == x.numel() and len(whole) == n:
             out[WHOLE] = whole.detach().to(x.dtype).reshape(x.shape)
+        if self.given is not None and any(bool(v.isnan().any()) for v in out.values()):
+            raise UsageError("what it observes is computed from other entries of x besides the covariates")
         return {k: v.numpy() for k, v in out.items()}
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from inference._loadings.covariance import check_needs_no_rows
 from inference._method.task import keeps_theta
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from zoo import _options, _registry
 from zoo._data import blockwise, datasets, mapped
-from zoo._errors import UsageError, unknown
+from zoo._errors import Refusal, UsageError, unknown
 from zoo._program import source
 from zoo._program.describe import describe
 from zoo._program.load import build, option_schema, resolve
@@ -30,6 +31,10 @@ MOST_DRAWS = 1_000_000  # of an imputation
 LARGEST_SEED = 4_000_000_000
 FLOAT32_SQUARES = 1e18  # the largest number that float32 can square, and add up
 MOST_COPIED = 2**22  # numbers, of rows copied by their weights for a model to be built on
+ONCE_EACH = (
+    "the model was built on each row once, because its weights are no whole numbers or too large: priors that it takes from "
+    "the data are not weighted."
+)
 LARGE_NUMBERS = 1_000_000  # of data, from which what is not exact, or a network, runs in float32 unless told otherwise
 
 
@@ -122,6 +127,8 @@ def prepare(
     program = build(target, name, x, mine, like=built_on)
     with in_words(name, "reading the program"):
         structure = describe(program, x, limit)
+    if not loaded.has_rows:
+        check_needs_no_rows(program, structure, x)
     network = program.has_networks and not any(
         s.role == "latent" for s in structure.sites
     )  # exact, and trained all the same
@@ -129,7 +136,10 @@ def prepare(
     if large and not blockwise.any_above(x, FLOAT32_SQUARES):
         x, intensities = x.float(), None if intensities is None else intensities.float()
     text = source.fingerprint(target)
-    weights = None if weights is None else weights.to(x.dtype)
+    if weights is not None and built_on is not None:
+        if structure.global_latents and like is None and len(built_on) != float(weights.sum()):
+            loaded = replace(loaded, warnings=(*loaded.warnings, ONCE_EACH))
+        weights, built_on = weights.to(x.dtype), built_on.to(x.dtype)
     return Prepared(found.model, target, name, loaded, x, mine, structure, limit, intensities, built_on, text, weights)
 
 
@@ -260,3 +270,16 @@ def refusal(method: str, structure: Structure, learn: bool = True) -> str | None
     if reason is None and learn and structure.learnable and not getattr(module, "LEARNS", True):
         return keeps_theta(method, structure.program)
     return reason
+
+
+def check_serves(prepared: Prepared, method: str, learn: bool) -> None:
+    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
+    if (reason := refusal(method, prepared.structure, learn)) is not None:
+        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
+        hint = f" Methods that can: {', '.join(able)}." if able else ""
+        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+    if prepared.weights is not None and not takes_weights(method):
+        able = [name for name in _registry.methods() if takes_weights(name)]
+        raise Refusal(
+            f"{method} counts every row once, and these rows have weights. Methods that take weights: {', '.join(able)}."
+        )

@@ -21,23 +21,23 @@ from zoo._errors import UsageError
 from zoo._program import source
 
 
-def other_data(stored: folder.Stored, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
+def other_data(own: datasets.Dataset, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
-    Its labels, names of rows, weights and categories are found by name too, where they are there; columns that it did not have
-    are told, and not used. Raises `UsageError` where columns are missing, or rows have another shape.
+    `own`: the run's data. Its labels, names of rows, weights and categories are found by name too, where they are there;
+    columns that it did not have are told, and not used. Raises `UsageError` where columns are missing, or rows have another
+    shape.
     """
-    roles = Roles.stored(stored.json["columns"], stored.json["options"].get("data", {}))
+    roles = Roles.stored(list(own.columns), own.options)
     given = {"na": roles.na or None, **preparation}
     loaded = datasets.load(data, seed=seed, like=roles, **given)
-    if (rows := loaded.x.shape[1:]) != (own := stored.x.shape[1:]):
-        columns = len(own) == len(rows) == 1
-        wanted = f"{own[0]} columns, got {rows[0]}" if columns else f"rows of shape {own}, got {rows}"
-        raise UsageError(f"Expected {wanted}: those of the run are {stored.json['data']}'s.")
-    if stored.json["center"] is None:
+    if (rows := loaded.x.shape[1:]) != (known := own.x.shape[1:]):
+        columns = len(known) == len(rows) == 1
+        wanted = f"{known[0]} columns, got {rows[0]}" if columns else f"rows of shape {known}, got {rows}"
+        raise UsageError(f"Expected {wanted}: those of the run are {own.name}'s.")
+    if own.center is None or own.scale is None:
         return loaded
-    center, scale = np.asarray(stored.json["center"]), np.asarray(stored.json["scale"])
-    return replace(loaded, x=(loaded.x - center) / scale, center=center, scale=scale)
+    return replace(loaded, x=(loaded.x - own.center) / own.scale, center=own.center, scale=own.scale)
 
 
 def reopen(

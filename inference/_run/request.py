@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zoo._data import catalogue
-from zoo._data.options import COLUMN, COLUMNS, ENTRIES, PREPARATIONS
+from zoo._data.options import COLUMN, COLUMNS, ENTRIES, MADE, PREPARATIONS
 
 DRAWN = ("rows", "binarize", "missing")  # preparations that a seed may decide
 LIMIT = 10_000  # zoo._program.structure's ENUMERATION_LIMIT, which costs torch to look up; a test holds them equal
@@ -118,6 +118,8 @@ class Request:
             if self.preparation.get(key) is not None:
                 words += [f"--{key}", str(self.preparation[key])]
         words += ["--standardize"] if self.preparation.get("standardize") else []
+        if self.preparation.get(MADE) is not None:
+            words += ["--covariance-of", str(self.preparation[MADE])]
         words += ["--method", "em" if self.method is None else self.method]
         for key, value in self.options.items():
             words += ["--set", f"{key}={written(value)}"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 
+from inference._loadings.table import Loadings
 from inference._method.fit import Arrays, Evidence, Fit, Kind
 from inference._method.task import Task
 from inference._run import folder as _store
@@ -24,6 +25,7 @@ from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.folder import Stored
 from inference._run.impute import Imputation, impute
+from inference._run.loadings import loadings_of
 from inference._run.netcdf import write_netcdf
 from inference._run.predictive import Predicted
 from inference._run.prepare import Prepared, check_draws, check_seed
@@ -78,8 +80,28 @@ class Run(Record):
         """
         return _imputed(self, draws, self.seed if seed is None else seed)
 
+    def loadings(
+        self, rotation: str | None = "varimax", *, standardized: bool = True, kaiser: bool | None = None
+    ) -> Loadings:
+        """The loadings of a linear-Gaussian program, rotated; with communalities, explained variance and `scores`.
+
+            >>> from latent_zoo import run
+            >>> found = run("factor_analysis", "wine", standardize=True, latents=2).loadings("varimax")
+            >>> found.loadings.shape, found.scores().shape
+            ((13, 2), (178, 2))
+
+        - `rotation`: `varimax`, `quartimax`, `oblimin`, `promax`; None: principal axes; `own`: the program's own latents;
+        - `standardized`: of columns of variance 1, else in the data's own units;
+        - `kaiser`: give each column the same weight in rotating; None: as R, for varimax and promax alone.
+
+        Raises `UsageError` for a program that has no loadings.
+        """
+        return loadings_of(self, self.at_theta, rotation, standardized, kaiser)
+
     def loo(self, **options: object) -> ELPDData:
         """PSIS-LOO by `arviz_stats.loo`, which takes the `options`. Raises `UsageError` where θ has no draws."""
+        if not self.dataset.has_rows:
+            raise UsageError("leave-one-out needs rows, and the run's data are a covariance matrix.")
         return leave_one_out(self, self.idata, **options)
 
     @overload

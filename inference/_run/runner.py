@@ -23,23 +23,13 @@ from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
-from inference._run.prepare import (
-    Prepared,
-    check_seed,
-    device_of,
-    method_module,
-    plain,
-    prepare,
-    refusal,
-    serving,
-    takes_weights,
-)
+from inference._run.prepare import Prepared, check_seed, check_serves, device_of, method_module, plain, prepare, serving
 from inference._run.record import Refused
 from inference._run.reopen import other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
-from zoo import _atomic, _options, _registry
+from zoo import _atomic, _options
 from zoo._data.options import given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
@@ -73,6 +63,7 @@ def run(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -94,6 +85,7 @@ def run(
       column of class labels (never fitted), of names of the rows, and of how many times each row counts. `covariates` name the
       columns that are conditioned on, `categories` those whose values become 0, 1, …; `na`: numbers and words that stand for a
       missing value.
+    - `covariance_of`: `data` is the covariance (divisor n) or correlation matrix of this many rows, for Gaussian programs.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -107,7 +99,7 @@ def run(
     """
     _options.flags(standardize=standardize)
     how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories}
+    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
     how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
     request = _request(model, data, method, options, seed, limit, dtype, device, how)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
@@ -205,6 +197,7 @@ def compare(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -221,7 +214,7 @@ def compare(
     """
     _options.flags(standardize=standardize)
     how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories}
+    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
     how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
     request = _request(model, data, None, options, seed, limit, dtype, device, how)
     return compare_request(request, methods, out=out, quiet=quiet)
@@ -326,7 +319,8 @@ def infer_request(
         raise UsageError(
             f"the run's own data are prepared already; give {', '.join(request.preparation)} only with other data."
         )
-    other = None if request.data is None else other_data(stored, request.data, request.seed, request.preparation)
+    own = _result.opened(stored).dataset
+    other = None if request.data is None else other_data(own, request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)
@@ -367,7 +361,7 @@ def run_prepared(
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    _check_serves(prepared, method, learn)
+    check_serves(prepared, method, learn)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
@@ -411,19 +405,6 @@ def run_prepared(
     if folder is not None:
         _result.save(found, folder)
     return found
-
-
-def _check_serves(prepared: Prepared, method: str, learn: bool) -> None:
-    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
-    if (reason := refusal(method, prepared.structure, learn)) is not None:
-        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
-        hint = f" Methods that can: {', '.join(able)}." if able else ""
-        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
-    if prepared.weights is not None and not takes_weights(method):
-        able = [name for name in _registry.methods() if takes_weights(name)]
-        raise Refusal(
-            f"{method} counts every row once, and these rows have weights. Methods that take weights: {', '.join(able)}."
-        )
 
 
 def _task(

@@ -9,14 +9,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo._data import mapped
+from zoo._data import covariance, mapped
 from zoo._data.catalogue import PARTS, SETS, SHA256, URLS
 from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_standard_input
 from zoo._data.notation import Marks, as_float
@@ -49,6 +50,11 @@ class Dataset:
     row_names: tuple[str, ...] | None = None  # of the rows, where a column names them
     weights: np.ndarray | None = None  # [n] how many times each row counts, where it is not once
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether the rows are data. Else they are made from a covariance matrix, and no single row means anything."""
+        return "covariance_of" not in self.options
+
 
 def load(
     spec: object,
@@ -57,6 +63,7 @@ def load(
     standardize: bool = False,
     binarize: str | float | None = None,
     missing: str | None = None,
+    covariance_of: int | None = None,
     seed: int = 0,
     like: Roles | None = None,
     **roles: object,
@@ -74,11 +81,16 @@ def load(
     standardize: subtract each column's mean, divide by its population standard deviation.
     missing: hide half of each image (``top``, ``bottom``, ``left`` or ``right``), entries at ``random:P``, or those that a
         mask says, a .npy file: 1 is missing, in the shape of the data, of one row, or of one image.
+    covariance_of: ``spec`` is the matrix of covariances (with divisor n) or correlations of this many rows, n. Rows of
+        mean 0 with exactly that covariance are made in their place: ``Dataset.has_rows`` is False.
     seed: rows, binarize and missing each have a stream of their own from it.
 
     Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
     """
     how, share = _check_options(rows, standardize, binarize, missing, seed)
+    if covariance_of is not None:
+        of_rows = {"rows": rows, "binarize": binarize, "missing": missing, **roles}
+        return _from_covariance(spec, covariance_of, of_rows, standardize)
     chosen = Roles.of(roles, like)
     found, name = _read(spec)
     raw = check_finite(_chosen(found, chosen, isinstance(spec, str | os.PathLike)))
@@ -93,6 +105,25 @@ def load(
         used["na"] = list(chosen.na)
     options = {"source": raw.source} | raw.used | {option: value for option, value in used.items() if value is not None}
     return _prepare(raw, name, options, how, share)
+
+
+def _from_covariance(spec: object, number: object, given: Mapping[str, object], standardize: bool) -> Dataset:
+    """Rows made from a covariance matrix, prepared; `given`: other preparations, of which some need rows."""
+    n, asked = covariance.check_number(number), {k: v for k, v in given.items() if v is not None}
+    if clash := [name for name in asked if name not in ("columns", "drop")]:
+        raise UsageError(f"{clash[0]} and covariance_of cannot be combined: of a covariance matrix there are no rows.")
+    try:
+        read = load(covariance.in_order(spec))
+    except UsageError:
+        if (matrix := covariance.with_row_names(spec)) is None:
+            raise
+    else:
+        names = read.columns or tuple(f"x{d}" for d in range(read.x.shape[1]))
+        matrix = covariance.Matrix(read.x, names, f"'{read.name}'", read.name, read.options["source"])
+        matrix = matrix if read.row_names is None else matrix.with_rows(read.row_names)
+    made = load(covariance.rows_of(matrix, n), standardize=standardize, **asked)  # type: ignore[arg-type]  # columns, drop
+    options = {**made.options, "source": matrix.source, "covariance_of": n}
+    return replace(made, name=matrix.name, options=options, warnings=(covariance.MADE, *made.warnings))
 
 
 KINDS = {
@@ -310,17 +341,25 @@ def _binarize(raw: Raw, x: np.ndarray, how: str | float, seed: int) -> np.ndarra
 
 
 def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x - center) / scale, center and scale; a column that does not vary is only centred."""
-    count, low, high, total = 0, np.inf, -np.inf, 0.0
-    for rows in _blocks(x):
-        seen = ~np.isnan(rows)
-        count, total = count + seen.sum(axis=0), total + np.where(seen, rows, 0.0).sum(axis=0)
+    """(x - center) / scale, center and scale; a column that does not vary is only centred.
+
+    A row of weight w counts as w rows.
+    """
+    low, high = np.inf, -np.inf
+    count, total = np.zeros(x.shape[1:]), np.zeros(x.shape[1:])
+    for rows, times in _weighed_blocks(x, raw.weights):
+        seen = ~np.isnan(rows) & (times > 0)
+        count = count + (seen * times).sum(axis=0)
+        total = total + np.where(seen, rows * times, 0.0).sum(axis=0)
         low = np.minimum(low, np.where(seen, rows, np.inf).min(axis=0))
         high = np.maximum(high, np.where(seen, rows, -np.inf).max(axis=0))
-    some, count = count > 0, np.maximum(count, 1)
+    some, count = count > 0, np.where(count > 0, count, 1.0)
     constant = low == high  # compared by value: rounding in the mean may leave a tiny deviation
     center = np.where(constant, low, total / count)
-    squares = sum((np.where(np.isnan(rows), 0.0, rows - center) ** 2).sum(axis=0) for rows in _blocks(x))
+    squares = sum(
+        (np.where(np.isnan(rows), 0.0, rows - center) ** 2 * times).sum(axis=0)
+        for rows, times in _weighed_blocks(x, raw.weights)
+    )
     scale = np.sqrt(squares / count)
     flat = constant | (scale == 0)  # deviations under 1e-162 square to 0
     if (flat & some).any():
@@ -330,6 +369,15 @@ def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     out = x - center
     out /= scale
     return out, center, scale
+
+
+def _weighed_blocks(x: np.ndarray, weights: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some rows at a time, and how many times each counts [n, 1, …]."""
+    at = 0
+    for rows in _blocks(x):
+        times = np.ones(1) if weights is None else weights[at : at + len(rows)]
+        yield rows, times.reshape(-1, *(1,) * (x.ndim - 1))
+        at += len(rows)
 
 
 def _blocks(x: np.ndarray) -> list[np.ndarray]:

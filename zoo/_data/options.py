@@ -11,7 +11,8 @@ COLUMNS = ("columns", "drop", "covariates", "categories")  # name some columns
 COLUMN = ("labels", "rows_by", "weights")  # name one
 ROLES = (*COLUMNS, *COLUMN, "na")  # what is to become of columns and cells
 ENTRIES = ("rows", "standardize", "binarize", "missing")  # what is to become of rows and entries
-PREPARATIONS = (*ROLES, *ENTRIES)
+MADE = "covariance_of"  # the number of rows behind a covariance matrix, for which rows are made
+PREPARATIONS = (*ROLES, *ENTRIES, MADE)
 
 
 def names(option: str, value: object) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def _rows_at_once(x: Tensor, matrices: bool) -> int:
 
 
 def _check_rows(program: Program, x: Tensor, start: int) -> None:
-    with blame(program.name), pyro.poutine.block(), pyro.validation_enabled(False):
+    with blame(program.name, x), pyro.poutine.block(), pyro.validation_enabled(False):
         trace = program.trace(x)
     latents = any(is_latent(node) for node in sample_nodes(trace))
     for node in sample_nodes(trace):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -40,8 +41,9 @@ from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
 from zoo._reading.elimination import best_order
 from zoo._reading.elimination import size as table_size
-from zoo._reading.pairs import conjugate
+from zoo._reading.pairs import conjugate, globals_not_conjugate
 from zoo._reading.sites import Reading, read
+from zoo._reading.whole import not_jointly_normal
 
 PROBE_ROWS = 20
 READ_ROWS = (7, 5)  # rows of two readings: in one alone, a constant of as many entries may look like one entry a row
@@ -78,7 +80,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     probe = _probe_rows(x, bool(program.completes))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with blame(program.name):
+        with blame(program.name, probe):
             trace = program.trace(probe)
         nodes = sample_nodes(trace)
         data_dim = check_contract(program, nodes, len(probe))
@@ -111,9 +113,34 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
                 exact, reason, assignments = Exactness.NO, said, 1
             elif continuous:
                 exact, reason, change = _quadratic(run, assignments, readings[0])
+    integrable, reason = _globals(run, sites, exact, reason)
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
     facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside, table)
-    return Structure(program.name, len(x), sites, _parameters(program), *facts)
+    return Structure(program.name, len(x), sites, _parameters(program), *facts, integrable)
+
+
+def _globals(
+    run: _Traced, sites: tuple[Site, ...], exact: Exactness, reason: str
+) -> tuple[Literal["", "normal", "conjugate"], str]:
+    """Whether the global latents of an exact program can be integrated out; and the reason with what becomes of them."""
+    names = [s.name for s in sites if s.role == "latent" and s.scope == "global"]
+    if exact == Exactness.NO or not names:
+        return "", reason
+    shown = ", ".join(f"'{n}'" for n in names[:MOST_NAMED]) + ", …" * (len(names) > MOST_NAMED)
+    if exact == Exactness.ELIMINABLE:
+        return "", f"{reason}; this is given the global latents {shown}, which are not integrated out"
+    with blame(run.program.name):
+        obstacle = globals_not_conjugate(run.program, run.probe, run.nodes, run.axes)
+        if obstacle == "":
+            return (
+                "conjugate",
+                f"{reason}; the global latents {shown} are conjugate to the data, and are integrated out",
+            )
+        if obstacle is None:
+            obstacle = not_jointly_normal(run.program, run.probe, run.nodes, run.axes)
+    if obstacle:
+        return "", f"{reason}; this is given the global latents {shown}, which are not integrated out: {obstacle}"
+    return "normal", f"{reason}; the global latents {shown} are jointly normal with the data, and are integrated out"
 
 
 def _parameters(program: Program) -> tuple[Parameter, ...]:

@@ -64,7 +64,7 @@ def build(
                 model = cls(given, **chosen) if _takes_data(target) else cls(**chosen)
             elif chosen:
                 model = functools.partial(target, **chosen)
-        with blame(name):
+        with blame(name, x):
             return read(model, x, name, scalar)
 
     return column_or_scalars(of, x) if x.dim() == 2 and x.shape[1] == 1 else of(False)

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from zoo._errors import UsageError
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
@@ -139,8 +141,11 @@ def _digest(text: bytes) -> str:
 
 
 @contextlib.contextmanager
-def blame(name: str) -> Iterator[None]:
-    """Turn an error of the user's program into a `UsageError` that says where it was raised."""
+def blame(name: str, x: Tensor | None = None) -> Iterator[None]:
+    """Turn an error of the user's program into a `UsageError` that says where it was raised.
+
+    `x`: the data that it is run on, whose missing entries may be the cause.
+    """
     try:
         yield
     except UsageError:
@@ -151,4 +156,7 @@ def blame(name: str) -> Iterator[None]:
         mine = [f for f in frames if not any(part in f.filename for part in libraries)]
         where = f" at {Path(mine[-1].filename).name}:{mine[-1].lineno}" if mine else ""
         first = str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else ""
-        raise UsageError(f"the program '{name}' raised {type(error).__name__}{where}: {first}") from error
+        said = f"the program '{name}' raised {type(error).__name__}{where}: {first}"
+        if x is not None and bool(x.isnan().any()):
+            said += ". Does it compute with an entry of x that is missing? Only what a site observes may be missing."
+        raise UsageError(said) from error

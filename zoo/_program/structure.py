@@ -105,6 +105,7 @@ class Structure:
     largest_table: int | None = (
         None  # entries a row of the largest table, where the discrete latents are summed out in turn
     )
+    integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
 
     @property
     def is_exact(self) -> bool:
@@ -200,6 +201,7 @@ class Structure:
             "parameters": [p.to_json() for p in self.parameters],
             "warnings": list(self.warnings),
             "obstacle": self.obstacle or None,
+            "integrable": self.integrable or None,
         }
 
 

@@ -24,6 +24,7 @@ from zoo._program.trace import (
     local_log_prob,
     node_of,
     sample_nodes,
+    whole_shape,
 )
 from zoo._reading.conjugate import FAMILIES, Parts
 from zoo._reading.operations import OTHER
@@ -105,6 +106,27 @@ def _wrong(node: Node, powers: SitePowers, latent: str, family: str, families: M
             what = "is not a constant times it" if OTHER in codes else "takes it in another way"
             return f"the {parameter} of site '{name}' ({own}) depends on '{latent}' ({family}), and {what}"
     return ""
+
+
+def globals_not_conjugate(program: Program, probe: Tensor, nodes: list[Node], axes: Axes) -> str | None:
+    """What keeps the global latents from being conjugate to all that depends on them; "" where nothing does, None where they
+    have no family of `FAMILIES`."""
+    by_name, latent = {n["name"]: n for n in nodes}, [n for n in nodes if is_latent(n)]
+    families = {n["name"]: family_name(n["fn"]) for n in latent if not is_local(n)}
+    if any(f not in FAMILIES for f in families.values()):
+        return None
+    if local := [n["name"] for n in latent if is_local(n)]:
+        return f"there is the local latent '{local[0]}' besides"
+    return _not_proved(program, probe, by_name, families, axes)
+
+
+def parts_of_globals(nodes: Mapping[str, Node]) -> Parts:
+    """Where the global latents stand in one flat vector, each in its own order."""
+    places, events, end = dict[str, slice](), dict[str, tuple[int, ...]](), 0
+    for name, node in nodes.items():
+        size = math.prod(whole_shape(node["fn"]))
+        places[name], events[name], end = slice(end, end + size), tuple(node["fn"].event_shape), end + size
+    return Parts(places, events, {name: FAMILIES[family_name(node["fn"])] for name, node in nodes.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------- measured

@@ -51,16 +51,16 @@ def read_powers(
         reader = _Powers(len(x), size=latents[name].shape[-1] if events else 0)
         z = latents[name]
         whole = str(before["fn"].support).startswith("Simplex")
-        reader.put(z, rows_along(z, data_dim - events) | torch.tensor(1 << FIRST_SITE), WHOLE if whole else ITSELF)
+        rows = rows_along(z, data_dim - events) if is_local(before) else torch.tensor(0)
+        reader.put(z, rows | torch.tensor(1 << FIRST_SITE), WHOLE if whole else ITSELF)
         with reader.reading():
             trace = program.trace(x, parameters=values, latents=latents, raw=True)
-        local = [n for n in sample_nodes(trace) if is_local(n)]
-        taken = {
-            n["name"]: _parameters(reader, n["fn"]) for n in local
-        }  # before a density adds others worked out from them
+        nodes = sample_nodes(trace)
+        # before a density adds others that are worked out from them
+        taken = {n["name"]: _parameters(reader, n["fn"]) for n in nodes}
         with reader.reading():
-            densities = [(n, n["fn"].log_prob(n["value"])) for n in local]
-        found = {}
+            densities = [(n, n["fn"].log_prob(n["value"])) for n in nodes]
+        found = dict[str, SitePowers]()
         for node, log_prob in densities:
             site, parameters = node["name"], taken[node["name"]]
             computed = site != name and bool(_of(reader, node["value"])[0])

@@ -17,8 +17,8 @@ from torch.distributions import Distribution
 
 from guides import at
 from inference._families._registry import base_of
+from inference._loadings.affine import columns_of
 from inference._method.task import Task
-from inference._pictures._views.oracle import columns_of
 from inference._pictures._views.style import plain
 from inference._sampling.weights import guide_draws
 from zoo._errors import UsageError

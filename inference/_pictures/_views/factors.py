@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from inference._exact.choose import normal_engine
-from inference._exact.gaussian import Gaussian
 from inference._exact.linear import LinearGaussian
 from inference._exact.quadratic import Quadratic
+from inference._loadings.affine import Affine, read
 from inference._method.task import Task
-from inference._pictures._views.oracle import columns_of, drawn_rows
+from inference._pictures._views.oracle import drawn_rows
 from zoo._program.source import blame
 
 
@@ -77,49 +77,33 @@ class Factors:
         self.A, self.L = self.exact.A, self.exact.L
         # nothing of how the sites see z depends on which entries are observed
         complete = self._engine(task.x[self.rows].nan_to_num(0.0))
-        self.columns = np.zeros(0, dtype=int)
-        if isinstance(complete, LinearGaussian):
-            self._read(complete)
+        self.affine: Affine | None = read(complete, self.globals) if isinstance(complete, LinearGaussian) else None
+        self.columns = np.zeros(0, dtype=int) if self.affine is None else self.affine.columns  # of x
 
     def _engine(self, x: Tensor) -> LinearGaussian | Quadratic:
         with blame(self.task.program.name), torch.no_grad():
             return normal_engine(self.task.program, self.task.structure, x)
 
-    @torch.no_grad()
-    def _read(self, exact: LinearGaussian) -> None:
-        """Put the observed sites' B, b and Ψ together, with the column of x that each of their entries is."""
-        seen = [g for g in exact.sites(None, self.globals).gaussians if g.place is None]
-        x = exact.x.reshape(exact.N, -1)
-        places = [columns_of(exact.data.values[g.name], x) for g in seen]
-        entries = np.concatenate(places) if places else np.zeros(0, dtype=int)
-        self._kept = np.flatnonzero(entries >= 0)
-        if not len(self._kept):
-            return
-        self.columns = entries[self._kept]  # of x, that the sites observe
-        self._coefficients = torch.cat([g.coefficients for g in seen], 1).numpy()[:, self._kept]
-        self._offset = torch.cat([g.offset for g in seen], 1).numpy()[:, self._kept]
-        self._noise = [_covariance(g) for g in seen]
-        self._prior = _prior(exact, self.globals)
+    @property
+    def _affine(self) -> Affine:
+        assert self.affine is not None  # a scene holds no others
+        return self.affine
 
     def loadings(self, a: int) -> Loadings:
         """Those under the joint value `a` of the discrete latents."""
-        root, center = (v[a] for v in self._prior)
-        coefficients, offset = self._coefficients[a], self._offset[a]
-        if all(block.ndim == 2 for block in self._noise):
-            noise = variance = np.concatenate([block[a] for block in self._noise])[self._kept]
-        else:
-            blocks = [torch.as_tensor(b[a] if b.ndim == 3 else np.diag(b[a])) for b in self._noise]
-            noise = torch.block_diag(*blocks).numpy()[np.ix_(self._kept, self._kept)]
-            variance = np.diag(noise)
-        rotation = principal_rotation(coefficients @ root, noise)
+        found = self._affine
+        root, center = found.root[a], found.center[a]
+        coefficients = found.in_latents[a] @ root
+        rotation = principal_rotation(coefficients, found.noise[a])
         to_factors = rotation.T @ np.linalg.inv(root)
-        return Loadings(coefficients @ root @ rotation, offset + coefficients @ center, variance, center, to_factors)
+        offset = found.at_zero[a] + found.in_latents[a] @ center
+        return Loadings(coefficients @ rotation, offset, found.variances[a], center, to_factors)
 
     @cached_property
     def _posterior(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """p(a) [A]; E[B z + b | x] [drawn, D]; and of the heaviest a, z's mean [drawn, L] and covariance [drawn, L, L]."""
         weights, signals, means, covariances = [], [], [], []
-        exact, B, b = self.exact, torch.as_tensor(self._coefficients), torch.as_tensor(self._offset)
+        exact, B, b = self.exact, torch.as_tensor(self._affine.in_latents), torch.as_tensor(self._affine.at_zero)
         with torch.no_grad(), blame(self.task.program.name):
             for rows, posterior in exact.posteriors(None, self.globals):
                 n = rows.stop - rows.start
@@ -146,18 +130,3 @@ class Factors:
         only, mean, covariance = self.loadings(0), *self._posterior[2:]
         turn = only.to_factors
         return (mean - only.center) @ turn.T, turn @ covariance @ turn.T
-
-
-def _covariance(g: Gaussian) -> np.ndarray:
-    """A site's noise: variances [A, E], or covariances [A, E, E]."""
-    return (g.scale.square() if g.diagonal else g.scale @ g.scale.mT).numpy()
-
-
-def _prior(exact: LinearGaussian, globals: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """z = S u + m a priori, u standard normal: S [A, L, L] and m [A, L]. The latents may depend on each other."""
-    sites = [g for g in exact.sites(None, globals).gaussians if g.place is not None]
-    away = torch.cat([g.selected(exact.L) - g.coefficients for g in sites], 1)  # of z, what is each site's own
-    scales = [torch.diag_embed(g.scale) if g.diagonal else g.scale for g in sites]
-    root = torch.stack([torch.block_diag(*(s[a] for s in scales)) for a in range(exact.A)])
-    offset = torch.cat([g.offset for g in sites], 1).unsqueeze(-1)
-    return torch.linalg.solve(away, root).numpy(), torch.linalg.solve(away, offset).squeeze(-1).numpy()

@@ -20,6 +20,7 @@ from inference._exact.densities import View
 from inference._exact.enumeration import Enumeration
 from inference._families._family import Family
 from inference._families._gaussian import Gaussian
+from inference._loadings.affine import columns_of
 from inference._method.task import Task
 from inference._pictures._views.style import percent, plain
 from zoo._errors import UsageError
@@ -201,25 +202,6 @@ class Oracle:
             for r, m in zip(self.responsibilities.T, self.means[:, list(columns)], strict=True)
         ]
         return np.sqrt(np.array(squares) / np.maximum(self.responsibilities.T @ seen, 1e-300))
-
-
-def columns_of(value: torch.Tensor, x: torch.Tensor) -> np.ndarray:
-    """For each entry of a site's value [rows, E], the column of x [rows, D] that it is, or −1; of equal columns, the next."""
-    if value.shape == x.shape and torch.equal(value.nan_to_num(0.0), x.nan_to_num(0.0)):
-        return np.arange(x.shape[1])
-    places: dict[bytes, list[int]] = {}
-    for d, column in enumerate(_exactly(x, x.dtype)):
-        places.setdefault(column, []).append(d)
-    out = []
-    for column in _exactly(value, x.dtype):
-        same = places.get(column, [-1])
-        out.append(same.pop(0) if len(same) > 1 else same[0])
-    return np.array(out, dtype=int)
-
-
-def _exactly(values: torch.Tensor, dtype: torch.dtype) -> list[bytes]:
-    """Each column's numbers, 0 for NaN and for −0."""
-    return [column.tobytes() for column in (values.to(dtype).nan_to_num(0.0) + 0.0).numpy().T]
 
 
 def _mean_of(fn: Distribution, assignments: int) -> np.ndarray | None:

@@ -38,6 +38,11 @@ class Scene:
     obstacle: str = ""  # why there is no task
 
     @property
+    def has_rows(self) -> bool:
+        """Whether the rows are data, and not made from a covariance matrix."""
+        return "covariance_of" not in self.json["options"].get("data", {})
+
+    @property
     def is_table(self) -> bool:
         return self.x.ndim == 2
 

@@ -1,0 +1,1 @@
+"""Loadings of linear-Gaussian programs: read off the program, rotated, as tables; scores of rows."""
