@@ -36,9 +36,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an opti
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-Limit = Annotated[
-    int, typer.Option("--limit", min=1, help="The most joint values of discrete latents, or table entries.")
-]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values or table entries of latents.")]
 Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
 NOTHING: Preparation = {}
 ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
@@ -130,12 +128,9 @@ def describe(
         print_json({**prepared.structure.to_json(), "methods": methods, "options": options})
         return
     from zoo import _show
-    from zoo._program import repeats
 
     _show.warnings([*prepared.data.warnings, *prepared.structure.warnings])
-    found = prepared.structure.to_json()
-    data_shown = f"{prepared.data.name}, {_shape(prepared.x.shape)}"
-    _show.structure(found, repeats.lines(found["sites"]), serving, data_shown)
+    _show.structure(prepared.structure, serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
     _show.options(prepared.name, options)
 
 

@@ -60,8 +60,9 @@ def _as_set(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def structure(found: Document, lines: Iterable[Any], serving: Mapping[str, str | None], data: str) -> None:
-    """The sites, as the `lines` of `zoo._program.repeats`, whether the program is exact, and which methods can serve it."""
+def structure(of: Any, serving: Mapping[str, str | None], data: str) -> None:
+    """The sites of a `Structure`, whether the program is exact, and which methods can serve it."""
+    found, lines = of.to_json(), of.lines
     out = console()
     table = _table(
         "site",

@@ -26,7 +26,7 @@ class Line:
     on: str  # what it depends on, in words
 
 
-def lines(sites: Any) -> list[Line]:
+def lines(sites: Sequence[Document]) -> list[Line]:
     """The sites (of a structure's JSON) in order, each family of at least four at the place of its first."""
     families: dict[object, list[Document]] = {}
     for s in sites:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from zoo._program.axes import Axes
+from zoo._program.repeats import Line, lines
 
 if TYPE_CHECKING:
     from torch.distributions.constraints import Constraint
@@ -185,6 +186,11 @@ class Structure:
     @property
     def continuous_locals(self) -> tuple[Site, ...]:
         return tuple(s for s in self.local_latents if not s.discrete)
+
+    @property
+    def lines(self) -> list[Line]:
+        """The sites as a person reads them, those that repeat a pattern as one."""
+        return lines([s.to_json() for s in self.sites])
 
     def to_json(self) -> dict[str, Json]:
         """The structure as plain JSON types."""
