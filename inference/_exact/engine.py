@@ -161,6 +161,10 @@ class Engine(ABC, Generic[S, P]):
         """How many numbers the posterior of a row's discrete latents takes."""
         return self.A if self.structure.discrete_locals else 0
 
+    def values_of(self, latent: str) -> Tensor:
+        """The values of a discrete latent that is one number, from the smallest up."""
+        return self.assignments[latent].reshape(-1).unique()
+
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
         """Site → p(z = k | x_i) [N, K], for discrete sites with one value a row."""
         out = {}

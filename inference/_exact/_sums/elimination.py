@@ -127,6 +127,9 @@ class Elimination(Engine[TableStatistics, Plan]):
     def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
         return self.x.new_ones(self.N, 1)  # of the one joint value; see `marginals`
 
+    def values_of(self, latent: str) -> Tensor:
+        return self.factors.every.support[latent].reshape(-1).sort().values
+
     @torch.no_grad()
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
         probe, plan = self.factors.probe(None, globals), self._of_marginals()
