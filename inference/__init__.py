@@ -11,7 +11,9 @@ A file directly here is a method. All else is in rooms, each of which imports on
     _method/    what a method is given (`Task`) and returns (`Fit`)
     _training/  objectives and training loops
     _laplace/   Laplace's approximation over local and over global latents
+    _answers/   what a fit says of rows and parameters, as tables
     _run/       a run: request, checks, seeds, verification, files
+    _new_rows/  new rows at the θ of a run
     _pictures/  pictures, one a file
     _estimator/ models as scikit-learn's estimators
 

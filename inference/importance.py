@@ -93,13 +93,7 @@ def fit(
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
-    if proposal == "laplace":
-        _check_laplace(task)
-    if proposal == "sequential" and (reason := _particles.refusal(task.program, task.structure, task.x)) is not None:
-        raise Refusal(reason)
-    if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
-        raise Refusal(f"{reason}, or take proposal=prior")
-    weights.check(task.program, task.structure, task.x)
+    _check(task, proposal, guide)
     if task.learn:
         begin(task, start, task.seed)
     batch, lr, hidden = usual(task, batch, lr, hidden)
@@ -107,9 +101,8 @@ def fit(
     q = task.guide if proposal == "guide" else None
     if not ready:
         q = guides.make(guide, task.structure, task.x, hidden=hidden, covariance=guide_covariance)
-    modules: dict[str, torch.nn.Module] = ({"program": task.program} if task.learn else {}) | (
-        {} if q is None else {"guide": q}
-    )
+    learning = {"program": task.program if task.learn else None, "guide": q}
+    modules: dict[str, torch.nn.Module] = {name: m for name, m in learning.items() if m is not None}
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
     groups = _particles.share(samples, filters) if proposal == "sequential" else None
@@ -130,6 +123,17 @@ def fit(
         q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
         return _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+
+
+def _check(task: Task, proposal: Proposal, guide: str) -> None:
+    """Raise `Refusal` where the proposal cannot serve the program."""
+    if proposal == "laplace":
+        _check_laplace(task)
+    if proposal == "sequential" and (reason := _particles.refusal(task.program, task.structure, task.x)) is not None:
+        raise Refusal(reason)
+    if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
+        raise Refusal(f"{reason}, or take proposal=prior")
+    weights.check(task.program, task.structure, task.x)
 
 
 def _check_laplace(task: Task) -> None:

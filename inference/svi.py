@@ -47,6 +47,7 @@ FEW_GLOBAL = 2**21  # the same without local latents
 EPOCHS, STEPS = 1000, 5000
 Optimizer = Literal["auto", "adam", "lbfgs"]
 ADAM = Used(optimizer=("auto", "adam"))
+POSTERIOR_IS_GUIDE = True  # new rows are answered by the guide as it is
 
 
 def refusal(structure: Structure) -> str | None:

@@ -178,7 +178,7 @@ def test_a_leap_to_the_border_is_taken_back(model, noise, hole):
     assert np.isfinite(fit.claimed.value) and never_falls(fit.trace["log_likelihood"])
     assert any("collapsed" in w for w in fit.warnings) == (noise == 0)
     if hole:
-        assert fit.impute(1).mean[4, 0] == pytest.approx(true, abs=1e-2)
+        assert fit.impute(draws=1).mean[4, 0] == pytest.approx(true, abs=1e-2)
     elif model == "factor_analysis":  # two columns and one factor: any covariance can be had
         assert fit.claimed.value == pytest.approx(truth, abs=1e-3)
 
@@ -320,4 +320,4 @@ def test_priors_that_do_not_keep_the_mode_inside_are_said_to():
     fit = run("gmm", x, "em", components=1, priors=True)
     assert fit.converged is False and fit.notes["iterations"] < 300
     assert any("no posterior mode" in w for w in fit.warnings)
-    assert fit.impute(1).mean[4, 0] == pytest.approx(11.0, abs=1e-2)
+    assert fit.impute(draws=1).mean[4, 0] == pytest.approx(11.0, abs=1e-2)

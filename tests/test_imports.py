@@ -71,6 +71,7 @@ START_FAST = {
     "latent_zoo.py",
     "inference/__init__.py",
     f"{COMMANDS}loadings.py",
+    f"{COMMANDS}rows.py",
 }  # may import the project itself late
 OF_ONE_SYSTEM = {"fcntl", "resource"}  # modules of the standard library that are not everywhere
 
@@ -89,8 +90,9 @@ FLOORS = (
     ("inference/_laplace/", "inference/svi.py", "inference/importance.py"),
     ("inference/",),
     ("inference/_loadings/",),
+    ("inference/_answers/",),
     ("inference/_run/",),
-    ("inference/_pictures/", "inference/_estimator/"),
+    ("inference/_new_rows/", "inference/_pictures/", "inference/_estimator/"),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, COMMANDS, "latent_zoo.py"),
 )

@@ -336,7 +336,7 @@ def test_imputation_against_the_conditional_gaussian(model, options):
 def test_imputation_comes_in_the_datas_own_units():
     x = hide(1000 + 50 * X, 0.2)
     own, standard = run("gmm", x, "em", components=1), run("gmm", x, "em", components=1, standardize=True)
-    np.testing.assert_allclose(own.impute(2).mean, standard.impute(2).mean, rtol=1e-4)
+    np.testing.assert_allclose(own.impute(draws=2).mean, standard.impute(draws=2).mean, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("model", "latents"), [("ppca", 5), ("ppca", 9), ("factor_analysis", 5)])

@@ -219,14 +219,14 @@ def test_a_large_run_folder_holds_the_data_once_and_is_read_back(monkeypatch, tm
     import torch
 
     import inference
-    from inference._run import netcdf, result
+    from inference._run import netcdf, saving
 
     def program(x=None, size=None):
         loc = pyro.param("loc", torch.zeros(4))
         with pyro.plate("data", size if x is None else len(x)):
             return pyro.sample("y", pyro.distributions.Normal(loc, 1.0).to_event(1), obs=x)
 
-    monkeypatch.setattr(result, "MOST_BYTES", 1000)
+    monkeypatch.setattr(saving, "MOST_BYTES", 1000)
     monkeypatch.setattr(netcdf, "IN_MEMORY", 2000)
     x = np.random.default_rng(8).normal(size=(500, 4))
     fit = run(program, x, out=tmp_path / "run")

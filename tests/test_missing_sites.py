@@ -18,8 +18,8 @@ from scipy import optimize, special, stats
 from torch.distributions import constraints
 
 from inference import em, importance
+from inference._answers.impute import impute
 from inference._exact import densities, enumeration
-from inference._run.impute import impute
 from inference._sampling import weights as _weights
 from zoo._errors import UsageError
 from zoo._program.describe import describe

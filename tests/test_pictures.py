@@ -9,12 +9,17 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from drawing import picture_of
 from matplotlib import image as reader
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Ellipse
+from pyro.nn import PyroModule, PyroParam
+from torch.distributions import constraints
 
 from inference import infer, run
 from inference._pictures import _draw
@@ -501,3 +506,33 @@ def test_one_picture_by_its_name(faithful: Path) -> None:
     assert len(_draw.figure(stored, "trace").axes) == 2
     with pytest.raises(UsageError, match=r"Expected a picture of this run \(clusters, trace\), got 'khat'"):
         _draw.figure(stored, "khat")
+
+
+class Coins(PyroModule):
+    def __init__(self, x):
+        super().__init__()
+        self.weights = PyroParam(torch.ones(2) / 2, constraints.simplex)
+        self.probs = PyroParam(torch.tensor([[0.3], [0.7]]).repeat(1, x.shape[1]), constraints.unit_interval)
+
+    def forward(self, x=None, size=None):
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Categorical(self.weights))
+            return pyro.sample("x", dist.Bernoulli(self.probs[z]).to_event(1), obs=x)
+
+
+def test_pictures_of_zeros_and_ones_have_axes_of_their_own(here):
+    """Bars at 0 and 1 whose heights are shares; names in lines, inside the figure; imputed probabilities without whiskers."""
+    x = np.where(np.random.default_rng(0).random((60, 2)) < [0.2, 0.7], 1.0, 0.0)
+    names = ["tired in the morning after sleeping", "well"]
+    one = run(Coins, pd.DataFrame(x[:, :1], columns=names[:1]), "em")
+    axes = one.plot("clusters").axes[0]
+    assert axes.get_ylim()[1] < 1.2 and axes.get_xticks().tolist() == [0, 1]
+    assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
+    hidden = np.where(np.random.default_rng(1).random(x.shape) < 0.2, np.nan, x)
+    figure = run(Coins, pd.DataFrame(hidden, columns=names), "em").plot("missing")
+    figure.canvas.draw()
+    panels = [a for a in figure.axes if a.get_title(loc="left")]
+    assert len(panels) == 2 and all(a.get_ylim() == (-0.08, 1.08) for a in panels)
+    shown = [label for a in figure.axes for label in (*a.get_xticklabels(), a.title)]
+    boxes = [label.get_window_extent() for label in shown if label.get_text()]
+    assert all(box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 for box in boxes)

@@ -279,7 +279,7 @@ def test_a_run_reads_back_as_it_was_made(method, here):
 def test_a_run_that_was_read_back_imputes_is_judged_and_saved_again(here):
     made = run("gmm", hide(FAITHFUL, 0.1), "laplace", out="run", covariance="spherical")
     read = load("run")
-    one, other = made.impute(5, 3), read.impute(5, 3)
+    one, other = made.impute(draws=5, seed=3), read.impute(draws=5, seed=3)
     np.testing.assert_array_equal(one.mean, other.mean)
     np.testing.assert_array_equal(one.draws, other.draws)
     assert read.loo().elpd == made.loo().elpd
@@ -288,7 +288,7 @@ def test_a_run_that_was_read_back_imputes_is_judged_and_saved_again(here):
     assert infer("copy", "em").claimed.value == infer("run", "em").claimed.value
     assert read.idata.identical(load("copy").idata)
     with pytest.raises(UsageError, match="from 1 to 1,000,000 for draws"):
-        read.impute(0)
+        read.impute(draws=0)
 
 
 def test_names_with_a_slash_come_back(here):

@@ -430,7 +430,14 @@ def test_predictive_draws_of_latents_in_an_inner_plate_belong_to_their_datum():
 
 def test_a_run_folder_holds_what_it_should(here):
     fit = run("gmm", "faithful", "em", out="one run φ/first")
-    assert sorted(p.name for p in Path("one run φ/first").iterdir()) == ["fit.nc", "run.json", "state.safetensors"]
+    assert sorted(p.name for p in Path("one run φ/first").iterdir()) == [
+        "README.txt",
+        "fit.nc",
+        "parameters.csv",
+        "rows.csv",
+        "run.json",
+        "state.safetensors",
+    ]
     assert [p.name for p in Path("one run φ").iterdir()] == ["first"]  # no temporary folder is left
     stored = folder.load("one run φ/first")
     np.testing.assert_array_equal(stored.x, FAITHFUL)

@@ -84,7 +84,7 @@ def test_every_method_serves_scalars(method, options):
         assert np.all(np.abs(fit.claimed.per_datum - exact) < 5 * fit.claimed.se_per_datum + 1e-2)
     found = fit.verified
     assert np.all(np.abs(found.per_datum - exact) < 5 * found.se_per_datum + 1e-6)
-    assert np.isfinite(fit.impute(5).mean).all()
+    assert np.isfinite(fit.impute(draws=5).mean).all()
 
 
 def test_gibbs_serves_scalars(here):

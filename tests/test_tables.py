@@ -18,7 +18,7 @@ import xarray as xr
 from inference import infer, load, run
 from inference._run.prepare import prepare
 from inference._run.request import Request
-from zoo._data import datasets
+from zoo._data import datasets, text
 from zoo._errors import UsageError
 
 nan = np.nan
@@ -67,8 +67,8 @@ def packed(name: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", ["m.csv", "m.tsv", "m.txt", "m.csv.gz", "m.tsv.xz", "m.csv.bz2", "m.zip", "m.csv.zip"])
 def test_text_files_packed_or_not(tmp_path, name):
-    text = MESSY.to_csv(index=False, sep="\t" if ".tsv" in name else ",")
-    (tmp_path / name).write_bytes(packed(name, text.encode()))
+    content = MESSY.to_csv(index=False, sep="\t" if ".tsv" in name else ",")
+    (tmp_path / name).write_bytes(packed(name, content.encode()))
     d = datasets.load(tmp_path / name, **ROLES)
     is_messy(d)
     assert d.name == "m"
@@ -79,6 +79,58 @@ def test_a_packed_array(tmp_path):
     np.save(buffer, X)
     (tmp_path / "m.npy.gz").write_bytes(gzip.compress(buffer.getvalue()))
     np.testing.assert_array_equal(datasets.load(tmp_path / "m.npy.gz").x, X)
+
+
+PLAIN_OR_NOT = (
+    "a,b\n1,2\n3,4.5e-1\n",
+    "a,b\r\n1,NA\r\n?,4\r\n-, 5\r\n",
+    "id,b\n001,2\n002,3\n",
+    "s,b\nNone,2\nx,3\n",
+    "s,b\ntrue,2\nfalse,3\n",
+    "a,b\n1_000,2\n3,4\n5,6\n",
+    "a,b\n1,2\n3,dog\n4,5\n",
+    "a,b\n1,2\n\n3,4\n",
+    "a,b\n1,2\n3\n",
+    "a,b\n1,inf\n2,3\n",
+    "a,b\n1,1e400\n2,3\n",
+    "a,b\n0x10,1\n2,3\n",
+    "a,b\n1 ,2\n 3,4 \n",
+    "a;b\n1,5;2\n3;4\n",
+    "a\tb\n1\t2\n",
+    "a,a\n1,2\n3,4\n",
+    "a,b,\n1,2,\n",
+    ",a,b\n0,5,6\n1,7,8\n",
+    "2020,2021\n1.5,2.5\n",
+    "a,b\n9007199254740993,1\n18446744073709551616,2\n",
+    "a,b\nnan,1\n#N/A,<NA>\n3,4\n",
+    "a,b\n+1,-2\n1.,.5\n",
+    "a,b\n,\n1,2\n",
+    "a,b\n1 234,2\n3,4\n",
+    "a,b\n1e5,1E-3\n1d5,2\n3,3\n",
+    "d,b\n2020-01-01,1\n2021-01-01,2\n",
+    "\ufeffa b,b\n1,2\n",
+    "a,b\n5,true\n6,7\n8,9\n",
+)
+
+
+@pytest.mark.parametrize("roles", [{}, {"labels": "s"}, {"rows_by": "id"}])
+def test_large_files_are_read_as_small_ones(tmp_path, monkeypatch, roles):
+    """By pandas, where they are plain: the same numbers, to the last bit, the same names, warnings and errors."""
+    x = RNG.normal(size=(50, 4)) * 10.0 ** RNG.integers(-300, 140, (50, 4))
+    table = "p,q,r,s\n" + "\n".join(",".join(repr(float(v)) for v in row) for row in x)
+    for content in (*PLAIN_OR_NOT, table):
+        (tmp_path / "t.csv").write_text(content, newline="")
+        found = []
+        for large in (10**9, 0):
+            monkeypatch.setattr(text, "LARGE", large)
+            try:
+                d = datasets.load(tmp_path / "t.csv", **roles)
+                found.append(
+                    (d.x.tobytes(), d.columns, d.row_names, None if d.labels is None else d.labels.tolist(), d.warnings)
+                )
+            except UsageError as error:
+                found.append(str(error))
+        assert found[0] == found[1], content
 
 
 @pytest.mark.parametrize("kind", ["csv", "gz", "npy"])
@@ -147,15 +199,15 @@ def test_a_sheet_is_read_as_a_text_file_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "written",
     [
         "mpg cyl\nMazda 21 6\nDatsun 22 4\n",
         '"","mpg","cyl"\n"Mazda",21,6\n"Datsun",22,4\n',
         "  mpg   cyl\nMazda 21 6\nDatsun 22   4\n",
     ],
 )
-def test_tables_that_r_wrote_keep_the_names_of_their_rows(tmp_path, text):
-    (tmp_path / "cars.txt").write_text(text)
+def test_tables_that_r_wrote_keep_the_names_of_their_rows(tmp_path, written):
+    (tmp_path / "cars.txt").write_text(written)
     d = datasets.load(tmp_path / "cars.txt")
     assert (d.x.tolist(), d.columns, d.row_names) == ([[21, 6], [22, 4]], ("mpg", "cyl"), ("Mazda", "Datsun"))
     assert "has no name; it names the rows, and is not fitted." in d.warnings[0]

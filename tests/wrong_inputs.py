@@ -76,7 +76,11 @@ WRONG = {
     "SUITE": (*ODD, "bad.toml", "nothing.toml", "cut.toml", "folder.toml"),
     "DIR": (*ODD[2:], "folder", "damaged.json", "nothing"),
 }  # fmt: skip
-PREPARED = ("--rows", "--binarize", "--missing", "--limit", "--seed", "--set")
+ROLES = ("--columns", "--drop", "--labels", "--rows-by", "--na", "--weights", "--covariates", "--categories")
+WRONG |= dict.fromkeys(ROLES, ("", " ", ",", "nope", "eruptions,eruptions,nope", "\x1b[2J", "a" * 300)) | {
+    "--na": ("", " ")
+}
+PREPARED = (*ROLES, "--rows", "--binarize", "--missing", "--limit", "--seed", "--set")
 TAKES = {
     ("describe", "gmm", "--data", "faithful"): ("MODEL", "--data", *PREPARED),
     ("run", "gmm", "--data", "faithful"): (

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo import _command, _options, _registry
-from zoo._command import PlotCommand, no_clash, plainly, preparing, print_json, selecting, show_version
+from zoo._command import Json, PlotCommand, Seed, no_clash, plainly, preparing, print_json, selecting, show_version
 from zoo._commands import loadings as _loadings
+from zoo._commands import rows as _rows
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ Data = Annotated[
     typer.Option("--data", help="A data set's name, a file (CSV, Parquet, Excel, NumPy, …), or -.", show_default=False),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values or table entries of latents.")]
 Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
 NOTHING: Preparation = {}
@@ -315,28 +314,7 @@ def plot(
         print("\n".join(paths))
 
 
-@app.command()
-@plainly
-def impute(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
-    draws: Annotated[int, typer.Option("--draws", min=1, help="How many joint draws to write.")] = 20,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The folder to write (default: RUN/imputed).", show_default=False)
-    ] = None,
-    model: _command.Named = None,
-    trust: _command.Trust = False,
-    changed_program: _command.Changed = False,
-    json: Json = False,
-) -> None:
-    """Impute the missing entries of a run's data: mean, standard deviation, joint draws."""
-    from inference._run import result
-
-    paths = [str(p) for p in result.impute_run(folder, draws, seed, out, model, trust, changed_program)]
-    if json:
-        print_json({"run": str(folder), "files": paths})
-    else:
-        print("\n".join(paths))
+_rows.add(app)
 
 
 _loadings.add(app)
@@ -434,6 +412,7 @@ def _report(fit: Record, json: bool) -> None:
     from zoo import _show
 
     _show.warnings(fit.warnings)
+    _show.parameters(fit.parameters, fit.columns, fit.column_axes(), fit.center is not None, fit.run)
     _show.verdict(fit.to_document(), _shape(fit.x.shape))
 
 

@@ -32,6 +32,8 @@ def _option(kind: Any, name: str, help: str) -> Any:
     return Annotated[kind, typer.Option(name, help=help, show_default=False)]
 
 
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: the same numbers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float64 or float32; auto: float32 for large data that are not exact.")
 ]

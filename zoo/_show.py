@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import markup
 from rich.console import Console
 from rich.table import Table
 
 from zoo._command import visible
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Document = Mapping[str, Any]  # the JSON of a run, as `--json` prints it
 
@@ -93,14 +96,14 @@ def structure(of: Any, serving: Mapping[str, str | None], data: str) -> None:
 def verdict(result: Document, shape: str) -> None:
     """One run: its evidence as claimed and verified, how it ended, and its folder. `result`: `Run.to_document()`."""
     out = console()
-    n = result.get("count", result["n"])  # rows, each as often as its weight says
     head = f"[bold]{escape(result['model'])}[/] on {escape(result['data'])} ({shape}) by [bold]{escape(result['method'])}[/]"
     out.print(f"{head}, seed {result['seed']}", soft_wrap=True)
     claimed, verified = result["log_evidence"], result["verified_log_evidence"]
     if claimed is None:
         out.print(f"log p(x): {result['method']} claims none", soft_wrap=True)
     else:
-        each = f"({claimed['value'] / n:.4f} per row)"
+        mean = claimed["per_datum_mean"]  # of weighted rows over the sum of their weights
+        each = "" if mean is None else f"({mean:.4f} per row)"
         out.print(f"log p(x) = {evidence(claimed)} nats, {_kind(claimed)} {each}", soft_wrap=True)
     if verified is not None:
         out.print(f"verified: {evidence(verified)} nats, {_kind(verified)}", soft_wrap=True)
@@ -110,6 +113,61 @@ def verdict(result: Document, shape: str) -> None:
     if said := _starts(result["notes"].get("starts") or {}):
         out.print(said, soft_wrap=True)
     out.print("; ".join([*_ended(result), _cost(result)]), soft_wrap=True)
+
+
+MOST_LINES, MOST_COLUMNS = 24, 8  # of the parameters that a run shows
+MOST_NAMES = 12
+
+
+def parameters(
+    values: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    axes: Mapping[str, tuple[int, ...]],
+    standardized: bool,
+    folder: str | None,
+) -> None:
+    """The parameters that fit on a screen: a few numbers on a line, of more a table. `axes`: those that belong to `columns`."""
+    out, left, hidden = console(), MOST_LINES, list[str]()
+    for name, value in sorted(values.items(), key=lambda item: item[1].ndim):
+        own, lines = axes.get(name, ()), 1 if value.ndim < 2 else len(value) + 4
+        if value.ndim > 2 or value.size == 0 or value.shape[-1:] > (MOST_COLUMNS,) or lines > left:
+            hidden.append(name)
+            continue
+        left -= lines
+        labels = [columns if k in own else [str(i) for i in range(size)] for k, size in enumerate(value.shape)]
+        if value.ndim < 2:
+            each = [f"{v:.4g}" for v in value.ravel()]
+            names = labels[0] if own else [""] * len(each)
+            said = "  ".join(f"{escape(n)} {v}".strip() for n, v in zip(names, each, strict=True))
+            out.print(f"[bold]{escape(name)}[/]  {said}", soft_wrap=True)
+            continue
+        table = _table("", *map(escape, labels[1]), title=escape(name))
+        for label, row in zip(labels[0], value, strict=True):
+            table.add_row(escape(label), *(f"{v:.4g}" for v in row))
+        out.print(table)
+    if values and standardized:
+        out.print("in the units of the standardized data")
+    if hidden:
+        more = f"; all are in {escape(folder)}/parameters.csv" if folder else ""
+        names = ", ".join(hidden[:MOST_NAMES]) + ", …" * (len(hidden) > MOST_NAMES)
+        out.print(f"not shown: {escape(names)}{more}", soft_wrap=True)
+
+
+def written(found: Document) -> None:
+    """A file of rows, and what it holds: `Written.to_json()`."""
+    out, told = console(), found.get("log_p")
+    warnings(found["warnings"])
+    if told is not None:
+        each = "" if told["per_datum_mean"] is None else f" ({told['per_datum_mean']:.4f} per row)"
+        out.print(f"log p(x) = {evidence(told)} nats, {_kind(told)}{each}", soft_wrap=True)
+    if "posterior" in found:
+        out.print(f"posterior: {escape(found['posterior'])}", soft_wrap=True)
+    if found["standardized"]:
+        out.print("log p(x) and latents are of the standardized data")
+    columns = found["columns"]
+    names = ", ".join(columns[:MOST_NAMES]) + ", …" * (len(columns) > MOST_NAMES)
+    out.print(f"{found['rows']:,} rows: {escape(names)}", soft_wrap=True)
+    out.print(f"[bold]{escape(found['file'])}[/]", soft_wrap=True)
 
 
 def _ended(result: Document) -> list[str]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks._suite.documents import KHat
 from inference import Run
+from inference._answers.impute import Imputation
 from inference._pictures._views.style import FAINT, INK, UNSEEN, taller_figure
-from inference._run.impute import Imputation
 
 
 class Row(TypedDict):

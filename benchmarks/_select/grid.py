@@ -52,6 +52,10 @@ def values(name: str, value: object, parameter: inspect.Parameter) -> list[objec
     """The values of one option, in order and without repeats."""
     kinds = _kinds(parameter.annotation)
     parts = _split(name, value, kinds) if isinstance(value, str) else _listed(value, kinds)
+    if len(parts) > MOST_CELLS:
+        raise UsageError(
+            f"{name} has {len(parts):,} values, and at most {MOST_CELLS:,} cells are possible; take fewer."
+        )
     out: list[object] = []
     for part in parts:
         found = _options.convert({name: parameter}, {name: part}, "option")[name]

@@ -258,7 +258,7 @@ def _impute(cell: Cell, results: _folder.Results, work: Path) -> dict[str, Any]:
     model = cells.resolved(content["model"], cell.base)
     prepared = runner.prepare(model, data, content["model_options"], [], seed=seed)
     fit = _run(cell, prepared, work / "fit")
-    filled = fit.impute(draws, seed)
+    filled = fit.impute(draws=draws, seed=seed)
     if fit.center is not None:  # `impute` answers in the data's own units
         filled = replace(
             filled, mean=(filled.mean - fit.center) / fit.scale, draws=(filled.draws - fit.center) / fit.scale

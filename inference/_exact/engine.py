@@ -163,7 +163,8 @@ class Engine(ABC, Generic[S, P]):
 
     def values_of(self, latent: str) -> Tensor:
         """The values of a discrete latent that is one number, from the smallest up."""
-        return self.assignments[latent].reshape(-1).unique()
+        values: Tensor = self.assignments[latent].reshape(-1).unique()
+        return values
 
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
         """Site → p(z = k | x_i) [N, K], for discrete sites with one value a row."""

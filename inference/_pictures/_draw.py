@@ -77,6 +77,8 @@ def write(run: Run, out: str | os.PathLike[str] | None = None, format: Format = 
         raise UsageError("the run is not saved: name a folder for its pictures (out=…), or save it first.")
     if not 10 <= dpi <= 2400:
         raise UsageError(f"Expected a number from 10 to 2400 for dpi, got {dpi:g}.")
+    if out is None and run.folder is not None and not run.folder.is_dir():
+        raise UsageError(f"the folder of the run, '{run.folder}', is not there any more: name another one (out=…).")
     scene = scene_of(run)
     folder = _atomic.place(out or scene.folder / "plots")
     if out is None and folder.is_symlink():

@@ -12,7 +12,7 @@ from inference._pictures._views.labels import label_curves, label_means
 from inference._pictures._views.mixture import bars, clustered, ellipses, left_out, legend, limits, scatter, ticks
 from inference._pictures._views.oracle import Oracle
 from inference._pictures._views.scene import Scene
-from inference._pictures._views.style import FAINT, INK, QUIET, blend, component_colors, new_figure, styled
+from inference._pictures._views.style import FAINT, INK, QUIET, Look, blend, component_colors, new_figure, styled
 
 MOST_SCREENED = 200  # columns among which the best pair is sought
 
@@ -51,9 +51,13 @@ def _histogram(run: Scene, oracle: Oracle) -> Figure:
     known = ~np.isnan(oracle.x[:, column])
     ticks(axes, oracle.x[known, column], blend(oracle.responsibilities[known], palette), 0, 0.03)
     limits(axes, oracle, [column])
+    if whole:  # room for whole bars
+        axes.set_xlim(np.nanmin(oracle.x[:, column]) - 0.6, np.nanmax(oracle.x[:, column]) + 0.6)
     axes.set(xlabel=run.name(column), ylabel="probability" if whole else "density")
-    key = [Line2D([], [], color=INK, linewidth=1.2, label="p(x)"), Patch(color=FAINT, label="data")]
-    axes.legend(handles=key, loc="center left", frameon=False, fontsize=8, labelcolor=QUIET, handlelength=1.2)
+    points: Look = {"marker": "o", "linestyle": ""} if oracle.is_binary(column) else {}
+    key = [Line2D([], [], color=INK, linewidth=1.2, label="p(x)", **points), Patch(color=FAINT, label="data")]
+    look: Look = {"frameon": False, "fontsize": 8, "labelcolor": QUIET, "handlelength": 1.2}
+    figure.legend(handles=key, loc="outside lower right", ncols=2, **look)
     if oracle.A > 1:
         label_curves(axes, oracle, column, palette)
     return figure

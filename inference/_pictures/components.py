@@ -19,10 +19,9 @@ from inference._pictures._views.style import (
     color_bar,
     new_figure,
     percent,
-    plain,
+    side_by_side,
     styled,
     three_digits,
-    turned,
 )
 
 
@@ -80,7 +79,8 @@ def _profiles(run: Scene, oracle: Oracle) -> Figure:
     scale: Look = (
         {"cmap": "Blues", "vmin": 0, "vmax": 1} if binary else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
     )
-    width = float(np.clip(2.2 + 0.62 * len(columns), 6.4, 9.6))
+    each = 1.2 if len(columns) <= 6 and max(len(run.name(c)) for c in columns) > 12 else 0.62  # inches
+    width = float(np.clip(2.2 + each * len(columns), 6.4, 9.6))
     figure = new_figure(
         width, 1.9 + 0.34 * len(shown) + (0.5 if len(columns) <= 40 else 0), run.title(left_out(oracle))
     )
@@ -89,8 +89,8 @@ def _profiles(run: Scene, oracle: Oracle) -> Figure:
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_yticks(range(len(shown)), [oracle.caption(a) for a in shown])
     if len(columns) <= 40:
-        names = [plain(run.name(c), 24) for c in columns]
-        axes.set_xticks(range(len(columns)), names, **turned(len(columns)))
+        names, look = side_by_side([run.name(c) for c in columns], width - 2.4)
+        axes.set_xticks(range(len(columns)), names, **look)
     else:
         axes.set_xlabel(f"{len(columns)} columns, in their order")
     if field.size <= 150 and width / len(columns) > 0.45:
@@ -100,5 +100,7 @@ def _profiles(run: Scene, oracle: Oracle) -> Figure:
                 j, i, three_digits(means[i, j]), ha="center", va="center", fontsize=8, color="white" if dark else INK
             )
     bar = color_bar(figure, image, axes, pad=0.015, extend="neither" if binary else "both")
-    bar.set_label("mean" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK)
+    bar.set_label(
+        "probability of 1" if binary else "mean, in standard deviations\nfrom the column's", fontsize=8, color=INK
+    )
     return figure

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
+from inference._answers.impute import Imputation, impute
 from inference._pictures._views.images import draw_image_rows, few_images
 from inference._pictures._views.scene import Scene
 from inference._pictures._views.style import (
@@ -18,13 +19,13 @@ from inference._pictures._views.style import (
     Look,
     color_bar,
     counted,
+    is_binary,
     new_figure,
     percent,
-    plain,
+    side_by_side,
     styled,
-    turned,
+    wrapped,
 )
-from inference._run.impute import Imputation, impute
 from zoo._errors import UsageError
 
 MOST_IMPUTED = 400  # rows that are imputed for a picture
@@ -77,8 +78,9 @@ def _pattern(figure: Figure | SubFigure, axes: Axes, run: Scene, missing: np.nda
     if D <= 30:
         for d in range(D - 1):
             axes.axvline(d + 0.5, color="white", linewidth=1.5)
-        names = [f"{plain(run.name(d), 40 if D <= 6 else 16)}\n{percent(missing[:, d].mean())}" for d in range(D)]
-        axes.set_xticks(range(D), names, **turned(D))
+        shares = [percent(missing[:, d].mean()) for d in range(D)]
+        names, look = side_by_side([run.name(d) for d in range(D)], 7.0, shares)
+        axes.set_xticks(range(D), names, **look)
     else:
         axes.set_xlabel(f"{D} columns, in their order")
     handles = [Patch(color=two(i), label=w) for i, w in enumerate(("observed", "unobserved"))]
@@ -135,7 +137,7 @@ def _imputed_columns(figure: Figure | SubFigure, run: Scene, rows: np.ndarray, f
     center, scale = (np.asarray(run.json.get(k) or v) for k, v in (("center", 0.0), ("scale", 1.0)))
     whole = run.x * scale + center
     for axes, d in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
-        styled(axes).set_title(plain(run.name(d), 18), loc="left", fontsize=9, color=INK)
+        styled(axes).set_title(wrapped(run.name(d), 8.4 / len(columns) - 0.4), loc="left", fontsize=9, color=INK)
         values = whole[~np.isnan(whole[:, d]), d]
         values = random.choice(values, min(len(values), 400), replace=False)
         look: Look = {"color": QUIET, "s": 6, "alpha": 0.5, "linewidths": 0, "zorder": 1}
@@ -144,12 +146,18 @@ def _imputed_columns(figure: Figure | SubFigure, run: Scene, rows: np.ndarray, f
         gone = gone[np.linspace(0, len(gone) - 1, min(len(gone), 20)).round().astype(int)]
         gone = gone[np.argsort(found.mean[gone, d], kind="stable")]
         bars: Look = {"fmt": ".", "color": OKABE_ITO[1], "markersize": 4, "linewidth": 0.8, "alpha": 0.9}
-        axes.errorbar(np.linspace(0.7, 1.6, len(gone)), found.mean[gone, d], yerr=found.sd[gone, d], **bars)
+        binary = is_binary(values)  # the mean says all
+        spread = None if binary else found.sd[gone, d]
+        axes.errorbar(np.linspace(0.7, 1.6, len(gone)), found.mean[gone, d], yerr=spread, **bars)
+        if binary:
+            axes.set(ylim=(-0.08, 1.08), yticks=[0, 0.5, 1])
         axes.set_xticks([0, 1.15], ["observed", "imputed"], fontsize=8)
         axes.set_xlim(-0.45, 1.75)
     note = (
         "imputed: posterior mean ± standard deviation given what was observed of the same row, in the data's own units"
     )
+    if any(is_binary(whole[:, d]) for d in columns):
+        note += "; of 0 and 1: the probability of 1"
     if np.isnan(found.sd).any():
         note += "; of categories the most probable"
     figure.supxlabel(note, fontsize=8, color=QUIET)

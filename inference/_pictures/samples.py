@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from inference._pictures._views.decoder import Decoder
 from inference._pictures._views.images import grey_range, montage, show
@@ -23,12 +22,14 @@ from inference._pictures._views.style import (
     Look,
     color_bar,
     counted,
+    is_binary,
     new_figure,
+    number_axis,
     percent,
-    plain,
+    side_by_side,
     styled,
     taller_figure,
-    turned,
+    wrapped,
 )
 
 ACROSS = 6  # images in a row of a block
@@ -131,8 +132,8 @@ def _pairs(run: Scene, names: list[str], observed: np.ndarray, simulated: np.nda
     both = {"observed": _apart(observed, observed), "simulated": _apart(simulated, observed)}
     for i, j in np.ndindex(count, count):
         axes = styled(grid[i, j])
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        number_axis(axes.xaxis, observed[:, j])
+        number_axis(axes.yaxis, observed[:, i])
         if j > i:
             axes.set_axis_off()
             continue
@@ -146,8 +147,8 @@ def _pairs(run: Scene, names: list[str], observed: np.ndarray, simulated: np.nda
                 look: Look = {"s": float(np.clip(1800 / len(values), 2, 12)), "linewidths": 0, "color": COLORS[name]}
                 axes.scatter(values[:, j], values[:, i], alpha=0.5, rasterized=True, **look)
             axes.set_ylim(*limits[i])
-        axes.set_xlabel(names[j] if i == count - 1 else "")
-        axes.set_ylabel(names[i] if j == 0 and i > 0 else "")
+        axes.set_xlabel(wrapped(names[j], 0.8 * size) if i == count - 1 else "")
+        axes.set_ylabel(wrapped(names[i], 0.8 * size) if j == 0 and i > 0 else "")
         axes.tick_params(labelbottom=i == count - 1, labelleft=j == 0 and i > 0)
     dot: Look = {"marker": "o", "linestyle": "", "markersize": 5}
     handles = [Line2D([], [], color=c, label=k, **dot) for k, c in COLORS.items()]
@@ -170,6 +171,8 @@ def _apart(values: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 def _histograms(axes: Axes, observed: np.ndarray, simulated: np.ndarray, limits: tuple[float, float]) -> None:
     bins = np.linspace(*limits, int(np.clip(1.5 * len(observed) ** 0.5, 12, 40)) + 1).tolist()
+    if is_binary(observed):
+        bins = [-0.25, 0.25, 0.75, 1.25]
     for name, values in (("observed", observed), ("simulated", simulated)):
         kept = values[~np.isnan(values)]
         weights = np.full(len(kept), 1 / max(1, len(kept)))
@@ -198,7 +201,8 @@ def _heat(run: Scene, names: list[str], observed: np.ndarray, simulated: np.ndar
         axes.set_yticks([])
         axes.spines[["left", "bottom"]].set_visible(False)
         if D <= 40:
-            axes.set_xticks(range(D), [plain(name, 16) for name in names], **turned(D))
+            labels, how = side_by_side(names, 2.6)
+            axes.set_xticks(range(D), labels, **how)
             axes.tick_params(axis="x", labelsize=7 if D > 12 else 8)
         else:
             axes.set_xlabel(f"{D} columns, in their order")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -194,7 +193,7 @@ def _attrs(run: Record) -> Attributes:
         "seconds": float(run.seconds),
         "peak_memory_mb": float(run.peak_memory_mb),
         "inference_library": "latent-zoo",
-        "created_at": datetime.now(UTC).isoformat(),
+        "created_at": run.created,
     }
     if run.converged is not None:
         out["converged"] = bool(run.converged)

@@ -1,7 +1,8 @@
-"""A run folder: `run.json`, `fit.nc`, `state.safetensors`. Written whole or not at all, and read back as it was written.
+"""A run folder: `run.json`, `fit.nc`, `state.safetensors`, and tables for people. Written whole or not at all.
 
 All of it is made in memory, goes into a temporary folder beside the final one, is flushed to the disk, and is renamed into
-place. `run.json` holds the SHA-256 of the other files, of the program's text, and of itself: what is damaged is refused.
+place. `run.json` holds the SHA-256 of the other files, of the program's text, and of itself: what is damaged is refused. The
+tables (`parameters.csv`, `rows.csv`, `README.txt`) are never read back, so a user may change them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from zoo._program import source as _source
 if TYPE_CHECKING:
     import xarray as xr
 
-    from inference._run.impute import Imputation
+    from inference._answers.impute import Imputation
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
 FILES = ("fit.nc", "state.safetensors")
@@ -57,6 +58,11 @@ class Stored:
             return self.model
         self.permit(self.json["model"], "program", "give it again (--model FILE.py:CALLABLE, in Python model=…)")
         return self.json["model"]
+
+    def may_execute(self) -> bool:
+        """Whether the program can be loaded without executing a file that the user has not named."""
+        spec = self.json["model"]
+        return self.model is not None or spec in _registry.models() or self.trust
 
     def permit(self, spec: str, what: str, remedy: str) -> None:
         """Raise `UsageError` unless the file that `spec` names may be executed."""
@@ -124,15 +130,17 @@ def check_out(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def write(folder: Path, fill: Callable[[Path], None], describe: Callable[[str], dict[str, object]]) -> Path:
+def write(folder: Path, fill: Callable[[Path], tuple[str, ...]], describe: Callable[[str], dict[str, object]]) -> Path:
     """Write a run to `folder`; returns its path. If another run took that name meanwhile, a number is added to it.
 
-    `fill(work)` puts `FILES` into the folder `work`; `describe(path)` is what `run.json` says of the run in the folder of that
-    name.
+    `fill(work)` puts `FILES` and tables into the folder `work` and returns the names of the tables; `describe(path)` is what
+    `run.json` says of the run in the folder of that name.
     """
     with _atomic.workspace(folder) as work:
-        fill(work)
-        digests = {name: _digest(work / name) for name in FILES}
+        tables = fill(work)
+        for name in tables:
+            _atomic.flush(work / name)
+        digests = {name: _digest(work / name) for name in (*FILES, *tables)}
         final = free(folder)
         while True:
             document = {"format": FORMAT, **describe(str(final)), "files": digests}

@@ -94,6 +94,25 @@ class Given(pyro.poutine.messenger.Messenger):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
+@torch.no_grad()
+def simulate(task: Task, n: int) -> np.ndarray:
+    """n new rows [n, …] from the program at its θ and the task's globals, in the units of the task's data.
+
+    Raises `UsageError` where the program does not simulate, or its rows are not known from what it returns.
+    """
+    at, data = _Draws(task, Fit({k: v.numpy() for k, v in task.globals.items()}, None)), _Data(task)
+    parts = []
+    for rows in slices(n, ROWS):
+        found = data.rows(at.simulate(0, rows, None), rows.stop - rows.start)
+        if found is None:
+            raise UsageError(
+                f"'{task.program.name}' returns no rows of x when it simulates: let it return x, [n, …] in the order of the "
+                "columns of the data."
+            )
+        parts.append(found.numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, *task.x.shape[1:]))
+
+
 class _Draws:
     """A fit's draws, as a program takes them; what has no draws stays at its point value."""
 
@@ -175,21 +194,26 @@ class _Data:
 
     def _simulated(self, trace: Trace, rows: slice) -> dict[str, np.ndarray]:
         """Each observed site of a simulation of some rows [n, …] under its own name, and all of a row together as `x`."""
-        n, x = rows.stop - rows.start, self._task.x[rows]
-        sites = _values(self._task, trace, n)
-        whole = (
-            next(iter(sites.values()))
-            if self.one_site
-            else node_of(trace, "_RETURN")["value"]
-            if self.returned
-            else None
-        )
+        n = rows.stop - rows.start
+        sites, whole = _values(self._task, trace, n), self.rows(trace, n)
         out = {} if self.one_site and WHOLE in sites else {_name(k): v for k, v in sites.items()}
-        if isinstance(whole, Tensor) and whole.numel() == x.numel() and len(whole) == n:
-            out[WHOLE] = whole.detach().to(x.dtype).reshape(x.shape)
+        if whole is not None:
+            out[WHOLE] = whole
         if self.given is not None and any(bool(v.isnan().any()) for v in out.values()):
             raise UsageError("what it observes is computed from other entries of x besides the covariates")
         return {k: v.numpy() for k, v in out.items()}
+
+    def rows(self, trace: Trace, n: int) -> Tensor | None:
+        """All of each row of a simulation, [n, …] as in x; None where it is not known."""
+        whole = None
+        if self.one_site:
+            whole = next(iter(_values(self._task, trace, n).values()))
+        elif self.returned:
+            whole = node_of(trace, "_RETURN")["value"]
+        row = self._task.x.shape[1:]
+        if not isinstance(whole, Tensor) or len(whole) != n or whole.numel() != n * row.numel():
+            return None
+        return whole.detach().to(self._task.x.dtype).reshape(n, *row)
 
 
 def _same(value: object, x: Tensor) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from inference._answers.parameters import Axes, Known, Parameters
 from inference._method.fit import Arrays, Evidence, Fit, GlobalGaussian, finite
 from inference._run.cost import Cost
 from inference._run.predictive import Predicted
@@ -42,6 +44,7 @@ class Record:
     learned: bool = True  # whether θ is this run's own, rather than another's
     source: dict[str, str] | None = None  # the fingerprint of the program's text
     run: str | None = None  # the run folder, once saved
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat())  # when it was made
 
     # ---- of the request and the data
 
@@ -103,9 +106,18 @@ class Record:
     # ---- of the fit
 
     @property
-    def parameters(self) -> Arrays:
-        """θ̂, and the point value of each global latent, constrained."""
-        return self.fit.parameters
+    def parameters(self) -> Parameters:
+        """θ̂, and the point value of each global latent, constrained; `.to_frame()` makes a table of them."""
+        return Parameters(self.fit.parameters, self.known_of_parameters)
+
+    def known_of_parameters(self) -> Known:
+        """What is known of the parameters beside their values."""
+        drawn = {k: v for k, v in self.draws.items() if k not in self.local_sites}
+        return Known(self.columns, self.column_axes(), self.standard_errors, drawn)
+
+    def column_axes(self) -> Axes:
+        """Parameter → its axes that belong to the columns of the data."""
+        return {}
 
     @property
     def claimed(self) -> Evidence | None:
@@ -247,6 +259,8 @@ class Record:
             "center": None if self.center is None else np.asarray(self.center).tolist(),
             "scale": None if self.scale is None else np.asarray(self.scale).tolist(),
             "image_shape": self.image_shape,
+            "column_axes": self.column_axes(),
+            "created": self.created,
             "learned": self.learned,
             "guide": guide,
             "program": self.source,

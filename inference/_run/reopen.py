@@ -21,23 +21,40 @@ from zoo._errors import UsageError
 from zoo._program import source
 
 
-def other_data(own: datasets.Dataset, data: object, seed: int, preparation: Mapping[str, Any]) -> datasets.Dataset:
+def other_data(
+    own: datasets.Dataset, data: object, seed: int, preparation: Mapping[str, Any], partial: bool = False
+) -> datasets.Dataset:
     """Other data for the θ of a run: its columns, found by name and in its order, in the units it standardised to.
 
-    `own`: the run's data. Its labels, names of rows, weights and categories are found by name too, where they are there;
-    columns that it did not have are told, and not used. Raises `UsageError` where columns are missing, or rows have another
-    shape.
+    Its labels, names of rows, weights and categories are found by name too, where they are there; columns that it did not have
+    are told, and not used. `own`: the run's data; `partial`: columns that the other data lack are unobserved. Raises
+    `UsageError` where columns are missing, or rows have another shape.
     """
-    roles = Roles.stored(list(own.columns), own.options)
+    roles = Roles.stored(own.columns, own.options)
     given = {"na": roles.na or None, **preparation}
-    loaded = datasets.load(data, seed=seed, like=roles, **given)
-    if (rows := loaded.x.shape[1:]) != (known := own.x.shape[1:]):
-        columns = len(known) == len(rows) == 1
-        wanted = f"{known[0]} columns, got {rows[0]}" if columns else f"rows of shape {known}, got {rows}"
-        raise UsageError(f"Expected {wanted}: those of the run are {own.name}'s.")
+    try:
+        loaded = datasets.load(data, seed=seed, like=roles, **given)
+    except UsageError:
+        if not partial or not own.columns or roles.levels:
+            raise
+        loaded = datasets.load(data, seed=seed, **given)
+        if not set(loaded.columns) < set(own.columns):
+            raise
+        loaded = _with_all(loaded, own.columns)
+    if (rows := loaded.x.shape[1:]) != (wanted := own.x.shape[1:]):
+        columns = len(wanted) == len(rows) == 1
+        said = f"{wanted[0]} columns, got {rows[0]}" if columns else f"rows of shape {wanted}, got {rows}"
+        raise UsageError(f"Expected {said}: those of the run are {own.name}'s.")
     if own.center is None or own.scale is None:
         return loaded
     return replace(loaded, x=(loaded.x - own.center) / own.scale, center=own.center, scale=own.scale)
+
+
+def _with_all(data: datasets.Dataset, known: tuple[str, ...]) -> datasets.Dataset:
+    """A table with the columns that it lacks, unobserved."""
+    x = np.full((len(data.x), len(known)), np.nan)
+    x[:, [known.index(name) for name in data.columns]] = data.x
+    return replace(data, x=x, columns=known, truth=None)
 
 
 def reopen(
@@ -74,19 +91,28 @@ def reopen(
     return prepared
 
 
-def _own_data(stored: folder.Stored) -> datasets.Dataset:
-    image_shape = stored.json.get("image_shape")
-    return replace(
-        datasets.load(stored.x),
-        name=stored.json["data"],
-        options=stored.json["options"]["data"],
-        columns=tuple(stored.json["columns"]),
-        image_shape=None if image_shape is None else tuple(image_shape),
+def data_of(stored: folder.Stored) -> datasets.Dataset:
+    """The data of a saved run, as its method saw them."""
+    json, x = stored.json, stored.x
+    image_shape, center, scale = json.get("image_shape"), json.get("center"), json.get("scale")
+    return datasets.Dataset(
+        x=x,
+        name=json["data"],
+        columns=tuple(json["columns"]),
         labels=stored.labels(),
-        row_names=stored.row_names(),
+        options=json["options"].get("data", {}),
+        image_shape=None if image_shape is None else (image_shape[0], image_shape[1]),
+        center=None if center is None else np.asarray(center),
+        scale=None if scale is None else np.asarray(scale),
+        truth=None,
         weights=stored.weights(),
         warnings=(),
+        row_names=stored.row_names(),
     )
+
+
+def _own_data(stored: folder.Stored) -> datasets.Dataset:
+    return replace(data_of(stored), x=datasets.load(stored.x).x)
 
 
 def _built_on(stored: folder.Stored) -> np.ndarray:
@@ -102,7 +128,22 @@ def task_of(prepared: Prepared, stored: folder.Stored) -> Task:
     return task
 
 
+def task_at(run_task: Task, guide: torch.nn.Module | None, prepared: Prepared, point: dict[str, torch.Tensor]) -> Task:
+    """The same for a run that is at hand: other data, and the program, globals and guide of its own task.
+
+    The guide serves other data if it has no q of its own for each row, and the latents are the same.
+    """
+    task = Task(prepared.program(), prepared.structure, prepared.x, learn=False, quiet=True, limit=prepared.limit)
+    task.program.load_state_dict(run_task.program.state_dict())
+    task.globals = point
+    own, other = ([(s.name, s.event_shape, s.inner_dims) for s in t.structure.local_latents] for t in (run_task, task))
+    if guide is not None and not getattr(guide, "by_row", False) and own == other:
+        task.guide = guide
+    return task
+
+
 def restore(task: Task, stored: folder.Stored) -> None:
+    """Put the θ, globals and guide of a saved run into a task. Raises `UsageError` where they are another program's."""
     task.learn = False
     if misfits := _misfits(task.program, stored, "program."):
         raise UsageError(

@@ -14,34 +14,36 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 
+from inference._answers.impute import Imputation, impute
+from inference._answers.names import columns_of, names_of
+from inference._answers.parameters import Axes, column_axes
 from inference._loadings.table import Loadings
 from inference._method.fit import Arrays, Evidence, Fit, Kind
 from inference._method.task import Task
 from inference._run import folder as _store
+from inference._run import saving
 from inference._run.cost import Cost
 from inference._run.datatree import loo as leave_one_out
 from inference._run.datatree import to_datatree
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.folder import Stored
-from inference._run.impute import Imputation, impute
 from inference._run.loadings import loadings_of
 from inference._run.netcdf import write_netcdf
 from inference._run.predictive import Predicted
 from inference._run.prepare import Prepared, check_draws, check_seed
 from inference._run.record import Record
-from inference._run.reopen import reopen, task_of
+from inference._run.reopen import data_of, reopen, task_of
 from inference._run.request import Request
-from zoo._data.datasets import Dataset
 from zoo._errors import NotWritten, UsageError
 from zoo._program.program import Program
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from inference._run.datatree import ELPDData
 
-MOST_BYTES = 64 << 20  # of what a file holds for each row, beside the data
 Format = Literal["png", "pdf", "svg"]
 
 
@@ -62,6 +64,8 @@ class Run(Record):
 
     live: Task | None = None
     stored: Stored | None = None
+    prepared: Prepared | None = None  # what a live run was made from
+    axes: Axes | None = None  # `column_axes`, once found
 
     # ---- what a user asks of it
 
@@ -72,13 +76,87 @@ class Run(Record):
             return self.stored.tree
         return to_datatree(self)
 
-    def impute(self, draws: int = 20, seed: int | None = None) -> Imputation:
+    def predict(self, data: object = None, **preparation: object) -> pd.DataFrame:
+        """What is known of each row, by its name: log p(x_i) in nats, the most probable states of discrete latents with all
+        probabilities, means and standard deviations of continuous ones, k-hat. It is what `rows.csv` holds.
+
+            >>> from latent_zoo import run
+            >>> found = run("gmm", data="faithful")
+            >>> found.predict([[2.0, 55.0], [4.5, float("nan")]]).round(3)[["z", "P(z=0)", "P(z=1)"]]
+                 z  P(z=0)  P(z=1)
+            row
+            0    1     0.0     1.0
+            1    0     1.0     0.0
+
+        - `data`: new rows, a table (matched by the names of its columns), a file or an array; the run's own rows when None.
+        - `preparation`: of new rows, as for `infer`.
+
+        The column of log p(x_i) says what it is: `log_p` (exact), `log_p_lower_bound`, `log_p_estimate`. Of standardized data
+        it is the density of the standardized rows.
+        """
+        found: pd.DataFrame = _answers().predict(self, data, preparation)
+        return found
+
+    def transform(self, data: object = None, **preparation: object) -> pd.DataFrame:
+        """The latents of each row: probabilities of discrete ones (`P(z=0)`, …), posterior means of others (`z[0]`, …).
+
+        >>> from latent_zoo import run
+        >>> run("ppca", data="wine", standardize=True, latents=2).transform().shape
+        (178, 2)
+        """
+        found: pd.DataFrame = _answers().transform(self, data, preparation)
+        return found
+
+    def score(self, data: object = None, **preparation: object) -> Evidence:
+        """log p(x) of new rows at this run's θ, with its kind, in total and of each row; of its own rows as verified.
+
+            >>> from latent_zoo import run
+            >>> found = run("gmm", data="faithful").score([[2.0, 55.0], [4.5, 80.0]])
+            >>> found.kind, found.per_datum.round(3)
+            ('exact', array([-3.27 , -3.257]))
+
+        Raises `UsageError` where the run's method says nothing of log p(x).
+        """
+        found: Evidence = _answers().score(self, data, preparation)
+        return found
+
+    def sample(self, n: int | None = None, given: object = None, seed: int | None = None) -> pd.DataFrame:
+        """n new rows from the program at this run's θ (100 when None), in the data's own names and units.
+
+            >>> from latent_zoo import run
+            >>> found = run("gmm", data="faithful")
+            >>> found.sample(3).columns.tolist()
+            ['eruptions', 'waiting']
+            >>> found.sample(2, given={"waiting": [55.0]}).shape  # two draws of the eruption after a wait of 55 minutes
+            (2, 2)
+
+        - `given`: rows of which some entries are known: n joint draws (1 when None) of the others, given those. Columns that
+          are left out are unknown. The index holds the number of the draw and the row.
+        - `seed`: the run's own when None.
+        """
+        found: pd.DataFrame = _answers().sample(self, n, given, self.seed if seed is None else seed)
+        return found
+
+    def impute(
+        self, data: object = None, *, draws: int = 20, seed: int | None = None, **preparation: object
+    ) -> Imputation:
         """Mean, standard deviation and joint draws of the unobserved entries, in the data's own units.
 
-        Given the globals at their point values, where there are any. `seed`: the run's own when None. Raises `UsageError`
-        when nothing is missing.
+            >>> from latent_zoo import run
+            >>> found = run("gmm", data="faithful").impute([[4.5, float("nan")]])
+            >>> found.to_frame().round(1)
+                 eruptions  waiting
+            row
+            0          4.5     81.1
+
+        Given the globals at their point values, where there are any. `data`: new rows; the run's own when None. `seed`: the
+        run's own when None. Raises `UsageError` when nothing is missing.
         """
-        return _imputed(self, draws, self.seed if seed is None else seed)
+        seed = self.seed if seed is None else seed
+        if data is None:
+            return _imputed(self, draws, seed)
+        found: Imputation = _answers().impute(self, data, preparation, draws, seed)
+        return found
 
     def loadings(
         self, rotation: str | None = "varimax", *, standardized: bool = True, kaiser: bool | None = None
@@ -155,6 +233,15 @@ class Run(Record):
         """The recipe from which the guide can be built again; None without a guide."""
         return super().guide_recipe() if self.stored is None else self.stored.json.get("guide")
 
+    def column_axes(self) -> Axes:
+        """Parameter → its axes that belong to the columns of the data: found by differentiation, once."""
+        if self.stored is not None:
+            known = self.stored.json.get("column_axes") or {}
+            return {k: tuple(v) for k, v in known.items()}
+        if self.axes is None:
+            self.axes = {} if self.live is None or not self.columns else _axes(self.at_theta())
+        return self.axes
+
     def at_theta(self) -> Task:
         """A task at this run's θ, globals and guide, that learns nothing: for pictures and other uses of a finished run."""
         if self.stored is not None:
@@ -171,6 +258,11 @@ class Run(Record):
         assert stored is not None
         prepared = reopen(stored)
         return prepared, lambda: task_of(prepared, stored)
+
+
+def _answers() -> Any:
+    """What answers for new rows: by name, as methods are, since it stands on runs."""
+    return importlib.import_module("inference._new_rows.answers")
 
 
 # ----------------------------------------------------------------------------------------------------------- imputing
@@ -190,28 +282,13 @@ def _imputed(run: Run, draws: int, seed: int) -> Imputation:
         task = task_at()
         globals = {s.name: torch.as_tensor(run.parameters[s.name]) for s in task.structure.global_latents}
         local = {s.name: run.draws[s.name] for s in task.structure.local_latents if s.name in run.draws}
-        return impute(task, local, globals, draws, run.probabilities).in_units(run.center, run.scale)
+        found = impute(task, local, globals, draws, run.probabilities).in_units(run.center, run.scale)
+        return replace(found, columns=columns_of(run.dataset), names=names_of(run.dataset))
 
 
-def impute_run(
-    folder: str | os.PathLike[str],
-    draws: int,
-    seed: int,
-    out: str | os.PathLike[str] | None = None,
-    model: object = None,
-    trust: bool = False,
-    changed_program: bool = False,
-) -> list[Path]:
-    """Impute a saved run and write it to `out` (the run's folder `imputed`), in the file format of its data.
-
-    `model`, `trust` and `changed_program`: as in `infer`.
-    """
-    check_seed(seed)
-    run = load(folder, model, trust, changed_program)
-    assert run.stored is not None
-    place = _store.check_out(out or run.stored.folder / "imputed")
-    found = run.impute(draws, seed)
-    return _store.save_imputation(found, place, list(run.columns), str(run.dataset.options.get("source", "")))
+@entrance
+def _axes(task: Task) -> Axes:
+    return column_axes(task, task.globals)
 
 
 # ------------------------------------------------------------------------------------------------------------- saving
@@ -230,14 +307,17 @@ def save(run: Run, folder: Path) -> Path:
     before = run.run
     try:
         if run.stored is None:
-            tree, state = _bounded(run).idata, _store.state_of(run.program, run.fit.guide)
+            kept = saving.bounded(run, run.program.completes, run.task.structure.is_exact)
+            tree, state = to_datatree(kept), _store.state_of(run.program, run.fit.guide)
         else:
             tree, state = run.stored.tree, run.stored.state
-        content = _store.state_as_bytes(state)
+        content, parameters = _store.state_as_bytes(state), run.parameters
+        rows = saving.known_rows(run, run.at_theta() if run.stored is None else None)
 
-        def fill(work: Path) -> None:
+        def fill(work: Path) -> tuple[str, ...]:
             write_netcdf(tree, work / "fit.nc")
             _store.put(work / "state.safetensors", content)
+            return saving.write_tables(run, work, rows, parameters)
 
         return _store.write(folder, fill, describe)
     except BaseException as error:
@@ -245,60 +325,6 @@ def save(run: Run, folder: Path) -> Path:
         if isinstance(error, NotWritten):
             error.result = run
         raise
-
-
-def _bounded(run: Run) -> Run:
-    """The run as its file shall hold it: beside the data themselves no more than `MOST_BYTES` of what each row has."""
-    slots = run.program.completes  # what imputing needs stays
-    kept = {k: v for k, v in run.probabilities.items() if any(s in k for s in slots)}
-    out, left = _thinned(run)
-    steps: list[tuple[str, Callable[[Run], Run]]] = [
-        ("posterior predictive data", lambda r: replace(r, predicted=replace(r.predicted, simulated={}))),
-        ("posterior means", lambda r: replace(r, fit=replace(r.fit, means={}, deviations={}))),
-        ("each row's posterior probabilities", lambda r: replace(r, fit=replace(r.fit, probabilities=kept))),
-        ("pointwise log-likelihoods", lambda r: replace(r, predicted=replace(r.predicted, log_likelihood=None))),
-    ]
-    for what, without in steps:
-        fewer = without(out)
-        if _size(out) > MOST_BYTES and _size(fewer) < _size(out):
-            out, left = fewer, [*left, what]
-    if (factor := _size(out) / MOST_BYTES) > 1:
-        draws = {k: v[: max(1, int(len(v) / factor))] for k, v in out.draws.items()}
-        out, left = replace(out, fit=replace(out.fit, draws=draws)), [*left, "all but a few draws"]
-    if left:
-        sentence = f"the run folder leaves out {', '.join(left)}: over {MOST_BYTES >> 20} MB."
-        if sentence not in run.warnings:
-            run.fit = run.fit.with_notes([sentence])
-        out.fit = replace(out.fit, warnings=run.warnings)
-    return out
-
-
-def _thinned(run: Run) -> tuple[Run, list[str]]:
-    """The run without each row's evidence, and without x under a second name, where that is too much; and what is left out."""
-    out, left = run, list[str]()
-    told = [e for e in (run.claimed, run.verified) if e is not None]
-    each = [a for e in told for a in (e.per_datum, e.se_per_datum) if a is not None]
-    if sum(a.nbytes for a in each) > MOST_BYTES:
-        claimed, verified = (e and replace(e, per_datum=None, se_per_datum=None) for e in (run.claimed, run.verified))
-        out, left = replace(out, fit=replace(out.fit, claimed=claimed), verified=verified), ["each row's evidence"]
-    twice = [k for k, v in run.observed.items() if _is_view(v, run.x)]
-    if run.x.nbytes > MOST_BYTES and twice:
-        observed = {k: v for k, v in run.observed.items() if k not in twice}
-        out = replace(out, predicted=replace(out.predicted, observed=observed))
-        left.append(f"{', '.join(map(repr, twice))} of observed_data, equal to x")
-    return out, left
-
-
-def _is_view(value: np.ndarray, x: np.ndarray) -> bool:
-    """Whether `value` is all of x, in the same place of the memory."""
-    one, other = value.__array_interface__, x.__array_interface__
-    return bool(value.shape == x.shape and value.strides == x.strides and one["data"] == other["data"])
-
-
-def _size(run: Run) -> int:
-    fit = run.fit
-    arrays = [*run.predictive.values(), run.log_likelihood, *fit.probabilities.values(), *fit.draws.values()]
-    return sum(a.nbytes for a in (*arrays, *fit.means.values(), *fit.deviations.values()) if a is not None)
 
 
 # ------------------------------------------------------------------------------------------------------- reading back
@@ -325,26 +351,12 @@ def load(
 def opened(stored: Stored) -> Run:
     """The run that a folder holds."""
     json, groups = stored.json, _Groups(stored)
-    image_shape, scale, center = json.get("image_shape"), json.get("scale"), json.get("center")
     return Run(
         request=Request.from_json(json),
         fit=_fit(stored, groups),
         verified=groups.evidence("verified_log_evidence"),
         cost=Cost(json.get("seconds") or 0.0, json.get("peak_memory_mb") or 0.0, json.get("versions") or {}),
-        dataset=Dataset(
-            x=stored.x,
-            name=json["data"],
-            columns=tuple(json["columns"]),
-            labels=stored.labels(),
-            weights=stored.weights(),
-            options=json["options"].get("data", {}),
-            image_shape=None if image_shape is None else (image_shape[0], image_shape[1]),
-            center=None if center is None else np.asarray(center),
-            scale=None if scale is None else np.asarray(scale),
-            truth=None,
-            warnings=(),
-            row_names=stored.row_names(),
-        ),
+        dataset=data_of(stored),
         model=json["model"],
         options=json["options"],
         predicted=Predicted(
@@ -356,6 +368,7 @@ def opened(stored: Stored) -> Run:
         learned=json.get("learned", True),
         source=json.get("program"),
         run=str(stored.folder),
+        created=str(json.get("created") or stored.tree.attrs.get("created_at", "")),
         stored=stored,
     )
 

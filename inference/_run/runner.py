@@ -13,24 +13,24 @@ from typing import Any
 
 import torch
 
+from inference._method.check import checked
 from inference._method.task import Task
 from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
-from inference._run.check import checked
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
 from inference._run.prepare import Prepared, check_seed, check_serves, device_of, method_module, plain, prepare, serving
 from inference._run.record import Refused
-from inference._run.reopen import other_data, reopen, restore
+from inference._run.reopen import data_of, other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
 from zoo import _atomic, _options
-from zoo._data.options import given
+from zoo._data.options import PREPARATIONS, given
 from zoo._errors import NotWritten, Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
@@ -97,11 +97,9 @@ def run(
 
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
+    preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize)
-    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
-    how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    request = _request(model, data, method, options, seed, limit, dtype, device, how)
+    request = _request(model, data, method, options, seed, limit, dtype, device, preparation)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
@@ -212,11 +210,9 @@ def compare(
         >>> [one.claimed.kind for one in compare("gmm", "faithful", ["em", "laplace"])]
         ['exact', 'exact']
     """
+    preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize)
-    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    how |= {"covariates": covariates, "categories": categories, "covariance_of": covariance_of}
-    how |= {"rows": rows, "standardize": standardize, "binarize": binarize, "missing": missing}
-    request = _request(model, data, None, options, seed, limit, dtype, device, how)
+    request = _request(model, data, None, options, seed, limit, dtype, device, preparation)
     return compare_request(request, methods, out=out, quiet=quiet)
 
 
@@ -294,8 +290,7 @@ def infer(
 
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
-    how = {"columns": columns, "drop": drop, "labels": labels, "rows_by": rows_by, "na": na, "weights": weights}
-    preparation = given(plain({**how, "rows": rows, "binarize": binarize, "missing": missing}))
+    preparation = given(plain({k: v for k, v in locals().items() if k in PREPARATIONS}))
     request = Request(model, data, method, plain(options), preparation, plain(seed), device=device, of=_folder_of(run))
     return infer_request(request, out=out, trust=trust, changed_program=changed_program, quiet=quiet)
 
@@ -319,8 +314,9 @@ def infer_request(
         raise UsageError(
             f"the run's own data are prepared already; give {', '.join(request.preparation)} only with other data."
         )
-    own = _result.opened(stored).dataset
-    other = None if request.data is None else other_data(own, request.data, request.seed, request.preparation)
+    other = None
+    if request.data is not None:
+        other = other_data(data_of(stored), request.data, request.seed, request.preparation)
     where = device_of(request.device)
     prepared = reopen(stored, [method], request.options, other, request.seed)
     request = replace(request, model=stored.json["model"] if request.model is None else request.model)
@@ -401,6 +397,7 @@ def run_prepared(
         learned=task.learn,
         source=prepared.source,
         live=task,
+        prepared=prepared,
     )
     if folder is not None:
         _result.save(found, folder)

@@ -92,6 +92,15 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
         task, point = task.doubled(), {n: v.double() for n, v in point.items()}
     each = max(1, task.x[0].numel() * task.structure.assignments)
     found: Tensor = task.engine.per_datum(None, point, own=len(task.x) * each <= OWN_NUMBERS)
+    confirm(task, found, point)
+    return found
+
+
+def confirm(task: Task, found: Tensor, point: dict[str, Tensor]) -> None:
+    """Hold exact values log p(x_i | θ, globals) [N] against the program run by itself on a sample of the rows.
+
+    Raises `Disagreement` where they differ, or the program does not run on some rows alone.
+    """
     rows = own_route.rows_of(task)
     seen = _seen(task, rows, point)
     if seen is None or not _alike(found[rows], seen):
@@ -104,7 +113,6 @@ def _exactly(task: Task, point: dict[str, Tensor]) -> Tensor:
         )
     if not _alike(found[rows], seen):
         raise _differ(task, rows, found[rows], seen, "by the exact engine", "by the program alone")
-    return found
 
 
 def _seen(task: Task, rows: Tensor, point: dict[str, Tensor]) -> Tensor | None:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo._command import plainly, print_json
-from zoo._commands.options import Changed, Json, Named, Trust
+from zoo._command import Changed, Json, Named, Trust, plainly, print_json
 
 
 def add(app: typer.Typer) -> None:

@@ -29,10 +29,11 @@ class Table:
     warnings: list[str] = field(default_factory=list)
     has_names: bool = True  # whether the names are its own
     raw: Raw | None = None  # the array that it is a view of
+    written: Sequence[Cells] | None = None  # the columns as text, where `cells` holds numbers that were read from it
 
     @property
     def height(self) -> int:
-        return len(self.cells[0]) if self.cells else 0
+        return len(self.lines) if self.lines is not None else len(self.cells[0]) if self.cells else 0
 
     def place(self, row: int) -> str:
         """Where a row is in the source."""
@@ -40,7 +41,7 @@ class Table:
 
     def text(self, j: int) -> np.ndarray:
         """The cells of a column as text [n], "" where there is none; whole numbers without a point."""
-        return np.array([as_text(c) for c in self.cells[j]], dtype=np.str_)
+        return np.array([as_text(c) for c in (self.written or self.cells)[j]], dtype=np.str_)
 
 
 def as_text(cell: object) -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from zoo._data import looks
-from zoo._data.notation import is_missing, number, without_commas
+from zoo._data.notation import MISSING, is_missing, number, without_commas
 from zoo._data.raw import shown
 from zoo._data.table import Table, as_text
 from zoo._errors import UsageError
 
 Text = list[tuple[int, list[str]]]  # each record's first line in the file, and its cells
+LARGE = 2**20  # letters
 _YEARS = (1500, 2200)
 
 
@@ -27,11 +31,67 @@ def from_text(content: bytes, what: str, source: str, blanks: bool = False) -> T
         line = content.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{what}, line {line}: the text is not UTF-8; save the file as UTF-8.") from None
     delimiter = _delimiter(text)
+    if len(text) > LARGE and (table := _by_pandas(text, delimiter, what, source)) is not None:
+        return table
     if blanks and not _agreement(text, delimiter) and _agreement(text, " ", squeezed=True):
         text, delimiter = _squeezed(text), " "
     records = _records(text, delimiter, what)
     told = without_commas(records, delimiter, what) if delimiter != "," or '"' in text else []
     return from_records([(line, list[object](cells)) for line, cells in records], what, source, told)
+
+
+def _by_pandas(text: str, delimiter: str, what: str, source: str) -> Table | None:
+    """A large plain table, read by pandas, twenty times as fast; None for any other.
+
+    Plain: no quotes, no commas in numbers, a header of words with a name for each column, and as many cells in every line. A
+    column that pandas does not take for numbers is given as its text; so is every column that is to be text.
+    """
+    lines = text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    header = [cell.strip() for cell in lines[0].split(delimiter)]
+    odd = '"' in text or "\r" in text.replace("\r\n", "\n") or (delimiter != "," and "," in text)
+    words = all(number(name) is None for name in header)
+    if (
+        odd
+        or not words
+        or header[0] == "rownames"
+        or len(header) < 2
+        or len({line.count(delimiter) for line in lines}) != 1
+    ):
+        return None
+    import pandas as pd
+
+    how: dict[str, Any] = {"sep": delimiter, "header": 0, "skip_blank_lines": False, "names": range(len(header))}
+    how |= {"keep_default_na": False, "engine": "c", "quoting": csv.QUOTE_NONE, "low_memory": False}
+    how |= {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}  # else the last bits are not Python's
+    marks = sorted({f(mark) for mark in MISSING for f in (str.lower, str.upper, str.title)})
+    try:
+        frame = pd.read_csv(io.StringIO(text), na_values=marks, skipinitialspace=True, **how)
+    except (ValueError, OverflowError):  # for the careful reading to say what is wrong
+        return None
+    written = [_Written(text, {**how, "usecols": [j], "dtype": str, "na_filter": False}) for j in range(len(header))]
+    numeric = [frame.dtypes.iloc[j].kind in "iuf" for j in range(len(header))]
+    cells = [frame[j].to_numpy(np.float64) if numeric[j] else written[j] for j in range(len(header))]
+    names = tuple(" ".join(name.split()) for name in header)
+    return Table(what, source, names, cells, np.arange(2, len(frame) + 2), written=written)
+
+
+class _Written(Sequence[object]):
+    """A column as it is written, read where it is asked for."""
+
+    def __init__(self, text: str, how: dict[str, Any]) -> None:
+        self.text, self.how = text, how
+
+    @cached_property
+    def cells(self) -> list[str]:
+        import pandas as pd
+
+        return list(pd.read_csv(io.StringIO(self.text), **self.how).iloc[:, 0])
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.cells[at]
 
 
 def from_records(records: list[tuple[int, list[object]]], what: str, source: str, told: list[str]) -> Table:

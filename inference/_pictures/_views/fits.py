@@ -7,7 +7,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from inference._pictures._views.scene import Scene
-from inference._pictures._views.style import INK, OKABE_ITO, Look, bold, counted, plain, styled, taller_figure
+from inference._pictures._views.style import (
+    INK,
+    OKABE_ITO,
+    Look,
+    bold,
+    counted,
+    is_binary,
+    styled,
+    taller_figure,
+    wrapped,
+)
 
 MOST_PANELS = 16  # columns in one picture
 
@@ -42,14 +52,25 @@ def fits(scene: Scene, x: np.ndarray, made: np.ndarray, columns: np.ndarray, tit
     look: Look = {"s": float(np.clip(1500 / n, 1.5, 12)), "linewidths": 0, "rasterized": n > 1000}
     look["alpha"] = float(np.clip((400 / n) ** 0.5, 0.1, 0.7))
     for axes, k in zip(grid, shown, strict=False):
-        styled(axes).set_title(plain(scene.name(columns[k]), 24), loc="left", fontsize=9, color=INK)
+        styled(axes).set_title(wrapped(scene.name(columns[k]), 1.5, 2), loc="left", fontsize=9, color=INK)
         axes.scatter(made[:, k], x[:, k], color=OKABE_ITO[0], **look)
         low, high = np.nanmin([made[:, k], x[:, k]]), np.nanmax([made[:, k], x[:, k]])
         axes.plot([low, high], [low, high], color=OKABE_ITO[1], linewidth=0.9, zorder=0)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_locator(MaxNLocator(3))
+        binary = is_binary(x[:, k])
+        if binary:
+            axes.set(xlim=(-0.05, 1.05), ylim=(-0.08, 1.08), xticks=[0, 0.5, 1], yticks=[0, 1])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
         text = "does not vary" if np.isnan(r2[k]) else f"R² = {r2[k]:.2f}".replace("-", "−")
-        axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", **bold(np.full(3, 0.2)) | {"fontsize": 8})
+        axes.text(
+            0.03,
+            0.75 if binary else 0.97,
+            text,
+            transform=axes.transAxes,
+            va="top",
+            **bold(np.full(3, 0.2)) | {"fontsize": 8},
+        )
     figure.supxlabel("reconstructed", fontsize=10, color=INK)
     figure.supylabel("observed", fontsize=10, color=INK)
     return figure

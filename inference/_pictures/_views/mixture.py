@@ -15,7 +15,7 @@ from inference._pictures._views.density import density_of
 from inference._pictures._views.labels import MOST_LABELS
 from inference._pictures._views.oracle import Oracle
 from inference._pictures._views.scene import Scene
-from inference._pictures._views.style import FAINT, INK, QUIET, Look, blend, counted
+from inference._pictures._views.style import FAINT, INK, QUIET, Look, blend, counted, number_axis
 
 MOST_COMPONENTS = 40  # ellipses, curves or profile rows in one picture
 FEW_COLUMNS = 5  # of which every pair is drawn
@@ -115,24 +115,27 @@ def bars(axes: Axes, oracle: Oracle, column: int, palette: np.ndarray) -> bool:
     values = values[~np.isnan(values)]
     density = density_of(oracle, [column], 400)
     whole = oracle.is_whole(column)
-    axes.hist(
-        values, _edges(values, whole).tolist(), density=True, color=FAINT, edgecolor="white", linewidth=0.5, zorder=0
-    )
+    look: Look = {"color": FAINT, "edgecolor": "white", "linewidth": 0.5, "zorder": 0}
+    axes.hist(values, _edges(values, whole).tolist(), density=True, rwidth=0.8 if np.ptp(values) < 3 else None, **look)
     if density is not None:
-        marker = "." if whole else None
+        line: Look = {"marker": "." if whole else None}
+        line |= {"marker": "o", "linestyle": ""} if len(density.axes[0]) == 2 else {}  # nothing lies between 0 and 1
         for a in oracle.order[:MOST_COMPONENTS] if oracle.A > 1 else []:
             height = np.exp(density.joint[:, a])
-            axes.plot(density.axes[0], height, color=palette[a], linewidth=1.4, marker=marker, zorder=2)
-            axes.fill_between(density.axes[0], height, color=palette[a], alpha=0.12, linewidth=0, zorder=1)
-        axes.plot(density.axes[0], np.exp(density.log_density), color=INK, linewidth=1.2, marker=marker, zorder=3)
+            axes.plot(density.axes[0], height, color=palette[a], linewidth=1.4, zorder=2, **line)
+            if "linestyle" not in line:
+                axes.fill_between(density.axes[0], height, color=palette[a], alpha=0.12, linewidth=0, zorder=1)
+        axes.plot(density.axes[0], np.exp(density.log_density), color=INK, linewidth=1.2, zorder=3, **line)
     axes.set_ylim(bottom=0)
+    if whole:
+        number_axis(axes.xaxis, values, 9)
     return whole
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
     """Edges of about √n bars, of up to 60 for counts; of whole numbers, each bar holds as many as the next."""
     bars = 60 if whole else int(np.clip(math.sqrt(len(values)), 8, 60))
-    if np.ptp(values) < 2 or (values != np.round(values)).any():
+    if (not whole and np.ptp(values) < 2) or (values != np.round(values)).any():
         return np.histogram_bin_edges(values, bars)
     width = max(1, round(np.ptp(values) / bars))
     return np.arange(values.min() - 0.5, values.max() + width, width)

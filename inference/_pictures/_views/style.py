@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colors, patheffects
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 Look = dict[str, Any]  # keywords of a matplotlib artist
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+LETTER = 0.08  # inches: the width of a letter of a label
 INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
 UNSEEN = "#F3DFC8"  # a pixel that was not observed
 
@@ -71,9 +75,38 @@ def color_bar(
     return bar
 
 
+def side_by_side(names: Sequence[str], inches: float, more: Sequence[str] = ()) -> tuple[list[str], Look]:
+    """Labels of columns over so many inches, and how to write them: a few in lines, many aslant. `more`: a last line each."""
+    ends = [f"\n{line}" for line in more] or [""] * len(names)
+    if len(names) <= 6:
+        return [wrapped(n, inches / len(names) - 0.1) + end for n, end in zip(names, ends, strict=True)], {}
+    return [plain(n, 24) + end for n, end in zip(names, ends, strict=True)], turned(len(names))
+
+
 def turned(labels: int) -> Look:
     """How to write so many labels side by side."""
     return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if labels > 6 else {}
+
+
+def wrapped(text: object, inches: float, lines: int = 3) -> str:
+    """A user's own words in lines of so many inches."""
+    most = max(6, int(inches / LETTER))
+    return textwrap.fill(plain(text, most * lines), most)
+
+
+def number_axis(axis: Axis, values: np.ndarray, most: int = 4) -> None:
+    """Ticks for values: at 0 and 1 where they are nothing else, at whole numbers where they are such."""
+    seen = values[~np.isnan(values)]
+    whole = bool((seen % 1 == 0).all())
+    if is_binary(values):
+        axis.set_ticks([0, 1])
+    else:
+        axis.set_major_locator(MaxNLocator(most, integer=whole))
+
+
+def is_binary(values: np.ndarray) -> bool:
+    """Whether all observed values are 0 or 1."""
+    return bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
 
 
 def bold(color: np.ndarray) -> Look:

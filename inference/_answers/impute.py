@@ -10,20 +10,25 @@ is what is asked for, and is put into their places. Nothing here knows a model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from inference._answers.table import Table
 from inference._families._registry import base_of
 from inference._method.task import Task
+from zoo._data.columns import default_names
 from zoo._errors import UsageError
 from zoo._program.noise import Noisy
 from zoo._program.slots import complete
 from zoo._program.trace import node_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLOCK_NUMBERS = 2**22
 UNSEEN_DRAWS = 200  # of rows with nothing observed, where their mean needs draws
@@ -37,12 +42,34 @@ class Imputation:
     sd: np.ndarray  # [N, …] its posterior standard deviation; NaN for categories
     draws: np.ndarray  # [draws, N, …] joint draws
     missing: np.ndarray  # [N, …] true where an entry was not observed
+    columns: tuple[str, ...] = ()  # names of the numbers in a row
+    names: np.ndarray | None = None  # [N] of the rows
+
+    def to_frame(self, what: Literal["mean", "sd"] = "mean") -> pd.DataFrame:
+        """The completed rows (or the standard deviations of what was missing) as a table."""
+        import pandas as pd
+
+        values = {"mean": self.mean, "sd": self.sd}[what]
+        flat = values.reshape(len(values), -1)
+        columns = self.columns if len(self.columns) == flat.shape[1] else default_names(flat.shape[1])
+        return pd.DataFrame(flat, columns=list(columns), index=pd.Index(self._rows(), name="row"))
+
+    def drawn(self) -> Table:
+        """The joint draws as a table, one under the other: `draw`, `row`, then the columns of the data."""
+        S, n = self.draws.shape[:2]
+        flat = self.draws.reshape(S * n, -1)
+        columns = self.columns if len(self.columns) == flat.shape[1] else default_names(flat.shape[1])
+        first = {"draw": np.repeat(np.arange(S), n), "row": np.tile(self._rows(), S)}
+        return Table(first | {name: flat[:, j] for j, name in enumerate(columns)})
+
+    def _rows(self) -> np.ndarray:
+        return np.arange(len(self.mean)) if self.names is None else self.names
 
     def in_units(self, center: np.ndarray | None, scale: np.ndarray | None) -> Imputation:
         """The same in the units of the data before they were standardised."""
         if center is None or scale is None:
             return self
-        return Imputation(self.mean * scale + center, self.sd * scale, self.draws * scale + center, self.missing)
+        return replace(self, mean=self.mean * scale + center, sd=self.sd * scale, draws=self.draws * scale + center)
 
 
 @torch.no_grad()
