@@ -35,7 +35,7 @@ Data = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value: an option of the model or the method.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write, a new one.", show_default=False)]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values of discrete latents to enumerate.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="The most joint values or table entries of latents.")]
 Preparation = Mapping[str, Any]  # `preparing` puts its options in its place
 NOTHING: Preparation = {}
 ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes seconds; a test holds them equal
@@ -129,7 +129,7 @@ def describe(
     from zoo import _show
 
     _show.warnings([*prepared.data.warnings, *prepared.structure.warnings])
-    _show.structure(prepared.structure.to_json(), serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
+    _show.structure(prepared.structure, serving, f"{prepared.data.name}, {_shape(prepared.x.shape)}")
     _show.options(prepared.name, options)
 
 

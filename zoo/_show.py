@@ -63,20 +63,28 @@ def _as_set(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def structure(found: Document, serving: Mapping[str, str | None], data: str) -> None:
-    """The sites, whether the program is exact, and which methods can serve it."""
+def structure(of: Any, serving: Mapping[str, str | None], data: str) -> None:
+    """The sites of a `Structure`, whether the program is exact, and which methods can serve it."""
+    found, lines = of.to_json(), of.lines
     out = console()
     table = _table(
-        "site", "role", "family", "event shape", "plates", "support", title=escape(f"{found['model']} on {data}")
+        "site",
+        "role",
+        "family",
+        "event shape",
+        "plates",
+        "support",
+        "depends on",
+        title=escape(f"{found['model']} on {data}"),
     )
     for p in found["parameters"]:
-        table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]))
-    for s in found["sites"]:
+        table.add_row(escape(p["name"]), "parameter", "", _shape(p["shape"]), "", escape(p["constraint"]), "")
+    for line in lines:
+        s = line.site
         role = "observed" if s["role"] == "observed" else f"{s['scope']} latent"
-        plates = escape(", ".join(s["plates"]))
-        table.add_row(
-            escape(s["name"]), role, escape(s["family"]), _shape(s["event_shape"]), plates, escape(s["support"])
-        )
+        family = s["family"] if line.count == 1 else f"{line.count:,} {s['family']}"
+        texts = (line.name, role, family, _shape(s["event_shape"]), ", ".join(s["plates"]), s["support"], line.on)
+        table.add_row(*map(escape, texts))
     out.print(table)
     out.print(f"exact: [bold]{found['exact']}[/], because {escape(found['reason'])}.", soft_wrap=True)
     table = _table("method", "", "why")

@@ -228,7 +228,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         fitted = self._done()
         names = []
         for site in labelled(fitted.structure):
-            values = fitted.run.task.engine.assignments[site.name].reshape(-1).unique().tolist()
+            values = fitted.run.task.engine.values_of(site.name).tolist()
             names += [f"{site.name}={value:g}" for value in values]
         for site in located(fitted.structure):
             size = int(np.prod(site.event_shape, dtype=int)) * site.inner

@@ -139,8 +139,8 @@ class Fitted:
                 means = fit.means or {s.name: fit.draws[s.name].mean(0) for s in located(task.structure)}
                 return Posterior({}, {}, {n: _flat(v) for n, v in means.items()})
             engine, sites = task.engine, labelled(task.structure)
-            found = engine.marginals(engine.responsibilities(None, task.globals)) if sites else {}
-            values = {s.name: engine.assignments[s.name].reshape(-1).unique().numpy() for s in sites}
+            found = engine.marginals(engine.responsibilities(None, task.globals), task.globals) if sites else {}
+            values = {s.name: engine.values_of(s.name).numpy() for s in sites}
             probabilities = {s.name: found[s.name].numpy() for s in sites}
             summary = engine.summary(task.globals)[0] if located(task.structure) else {}
             return Posterior(probabilities, values, {s.name: _flat(summary[s.name]) for s in located(task.structure)})

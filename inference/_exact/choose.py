@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from inference._exact._sums.elimination import Elimination
 from inference._exact.compressed import Compressed, worth_it
 from inference._exact.conjugate_engine import ConjugateEngine
 from inference._exact.engine import AnyEngine
@@ -25,6 +26,8 @@ def engine_for(program: Program, structure: Structure, x: Tensor, weights: Tenso
         return None
     if structure.enumerable:
         return Enumeration(program, structure, x, weights)
+    if structure.eliminable:
+        return Elimination(program, structure, x, weights)
     if structure.conjugate:
         return ConjugateEngine(program, structure, x, weights)
     engine = normal_engine(program, structure, x, weights)

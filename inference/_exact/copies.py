@@ -74,7 +74,7 @@ def find(program: Program, look: Look) -> dict[str, Copy | None]:
     found: dict[str, Copy | None] = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        for number, values in enumerate(_places(program)):
+        for number, values in enumerate(places(program)):
             leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
             try:
                 parts, rest = look(leaves)
@@ -97,7 +97,7 @@ def find(program: Program, look: Look) -> dict[str, Copy | None]:
     return {theta: found.get(theta) if len(where) == 1 else None for theta, where in uses.items() if where}
 
 
-def _places(program: Program) -> Iterator[dict[str, Tensor]]:
+def places(program: Program) -> Iterator[dict[str, Tensor]]:
     """The program's θ, and points away from it on either side of zero."""
     yield program.values()
     for sign in (1.0, -1.0, -1.0):

@@ -1,8 +1,10 @@
 """What an exact engine is: posterior, evidence and M-step of one program on one data set (`Engine`).
 
-Three kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`);
-normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`, and `Compressed` where a few
-points stand for the data); any other log joint that is quadratic in its latents goes by autograd (`Quadratic`).
+Five kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
+where they are too many summed out one by one (`Elimination`); conjugate latents go by the natural parameters of their
+posterior (`ConjugateEngine`); normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`,
+and `Compressed` where a few points stand for the data); any other log joint that is quadratic in its latents goes by autograd
+(`Quadratic`).
 """
 
 from __future__ import annotations
@@ -154,7 +156,17 @@ class Engine(ABC, Generic[S, P]):
             parts.append(f"{name}={shown[0] if len(shown) == 1 else shown}")
         return ", ".join(parts)
 
-    def marginals(self, responsibilities: Tensor) -> dict[str, Tensor]:
+    @property
+    def states(self) -> int:
+        """How many numbers the posterior of a row's discrete latents takes."""
+        return self.A if self.structure.discrete_locals else 0
+
+    def values_of(self, latent: str) -> Tensor:
+        """The values of a discrete latent that is one number, from the smallest up."""
+        values: Tensor = self.assignments[latent].reshape(-1).unique()
+        return values
+
+    def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
         """Site → p(z = k | x_i) [N, K], for discrete sites with one value a row."""
         out = {}
         for site in self.structure.discrete_locals:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +17,39 @@ from torch.distributions.constraints import Constraint
 
 from inference._exact import copies
 from inference._exact.copies import Given, parts_of
-from inference._exact.densities import Densities, SiteStatistics
+from inference._exact.densities import Densities, SiteStatistics, View
 from inference._exact.engine import Plan, Rows, Values
 from inference._exact.numeric import climb_numerically
-from inference._families._family import Floor, Pool
+from inference._families._family import Family, Floor, Pool
 from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count, weighed
+from zoo._program.program import Program
 
 
-def plan(exact: Densities, globals: Values) -> Plan:
+class Sites(Protocol):
+    """A program's sites as an M-step sees them: parameters of those with a family, densities of all others."""
+
+    program: Program
+    families: dict[str, Family]
+    N: int
+
+    def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
+        """The sites at these values, and the log prior of the globals."""
+
+    def general_log_prob(
+        self, rows: slice, sites: set[str], parameters: Values | None = None, globals: Values | None = None
+    ) -> Tensor:
+        """The densities of sites without a family."""
+
+
+class Seen(Protocol):
+    """What an E-step saw of the sites."""
+
+    views: list[View]
+    sites: dict[str, dict[str, Tensor]]
+
+
+def plan(exact: Sites, globals: Values) -> Plan:
     """Find, by differentiation, which parameters have a closed-form update."""
 
     def look(leaves: Values) -> tuple[list[Given], list[Tensor]]:
@@ -37,13 +62,13 @@ def plan(exact: Densities, globals: Values) -> Plan:
 
     found = copies.find(exact.program, look)
     params = {v.name: v.params or {} for v in exact.views(None, globals)[0]}
-    values, closed = exact.program.values(), {}
+    values, best = exact.program.values(), {}
     for theta, copy in found.items():
         if copy is not None:
             pool = Pool(theta, values[theta].detach(), copy.index)
             if exact.families[copy.site].closed(copy.parameter, pool, params[copy.site]):
-                closed[theta] = copy
-    return Plan(closed, tuple(n for n in found if n not in closed))
+                best[theta] = copy
+    return Plan(best, tuple(n for n in found if n not in best))
 
 
 def m_step(
@@ -61,7 +86,7 @@ def m_step(
     `responsibilities` [N, A] are needed only where a site has no sufficient statistics.
     """
     with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-        _closed(exact, plan, stats, floor)
+        closed(exact, plan, stats, floor)
 
     def objective(parameters: Values, point: Values) -> Tensor:
         return expected(exact, stats, parameters, point, responsibilities)
@@ -71,7 +96,8 @@ def m_step(
     )
 
 
-def _closed(exact: Densities, plan: Plan, stats: SiteStatistics, floor: Floor) -> None:
+def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor) -> None:
+    """Put the parameters that have a closed form at their best value."""
     # locations first: a scale is taken about the new location
     order = sorted(plan.copies.items(), key=lambda item: item[1].parameter != exact.families[item[1].site].location)
     if not order:
@@ -85,13 +111,13 @@ def _closed(exact: Densities, plan: Plan, stats: SiteStatistics, floor: Floor) -
     exact.program.assign(new)
 
 
-def broken(exact: Densities, plan: Plan, stats: SiteStatistics) -> list[str]:
+def broken(exact: Sites, plan: Plan, stats: Seen) -> list[str]:
     """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
     params, values = {v.name: v.params or {} for v in stats.views}, exact.program.values()
     return [n for n, copy in plan.copies.items() if not copy.holds(params[copy.site][copy.parameter], values[n])]
 
 
-def smallest(exact: Densities, stats: SiteStatistics) -> float:
+def smallest(exact: Sites, stats: Seen) -> float:
     """The smallest variance of an observed site, as a share of its data's own; ∞ where there is none."""
     found = [exact.families[v.name].smallest(v.params) for v in stats.views if v.params is not None and not v.latent]
     return min((float(f.amin()) for f in found if f is not None), default=math.inf)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.row_posteriors import MOST_NUMBERS
 from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import definite
@@ -24,6 +25,7 @@ from inference._numerics.coordinates import Coordinates
 from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak, climb, value_and_hessian
 from zoo._errors import Refusal
 
+LEFT_OUT = "left out: draws of the local latents, which would take too much memory"
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
 
@@ -112,7 +114,8 @@ def _result(task: Task, coordinates: Coordinates, peak: Peak, values: dict[str, 
     point = {n: v for n, v in values.items() if n in globals}
     posterior = task.engine.responsibilities(None, point)
     means, deviations = task.engine.summary(point)
-    local = _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
+    wide = task.structure.eliminable and task.draws * len(task.x) * len(task.structure.discrete_locals) > MOST_NUMBERS
+    local = {} if wide else _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
     errors = _standard_errors(coordinates, peak.flat, factor)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     return Fit(
@@ -121,12 +124,12 @@ def _result(task: Task, coordinates: Coordinates, peak: Peak, values: dict[str, 
         draws={**{n: v.detach().numpy() for n, v in draws.items()}, **local},
         means={n: v.numpy() for n, v in means.items()},
         deviations={n: v.numpy() for n, v in deviations.items()},
-        probabilities={n: v.numpy() for n, v in task.engine.marginals(posterior).items()},
+        probabilities={n: v.numpy() for n, v in task.engine.marginals(posterior, point).items()},
         standard_errors={n: v.numpy() for n, v in errors.items()},
         trace={"log_joint" if globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
         warnings=warnings,
-        notes=_notes(task, coordinates, peak, raised),
+        notes=_notes(task, coordinates, peak, raised) | ({"posterior": LEFT_OUT} if wide else {}),
         global_gaussian=_global_gaussian(coordinates, peak, hessian, globals),
     )
 

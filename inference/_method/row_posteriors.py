@@ -11,6 +11,7 @@ from torch import Tensor
 from inference._method.task import Task
 
 MOST_NUMBERS = 2**25  # 256 MB in float64
+MOST_SITES = 2000  # each of which is an array of its own
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,7 +30,7 @@ class RowPosteriors:
     def of(cls, task: Task, globals: dict[str, Tensor]) -> RowPosteriors:
         """Those of the exact engine at the program's θ and these globals."""
         exact, structure = task.engine, task.structure
-        states = structure.assignments if structure.discrete_locals else 0
+        states = exact.states
         latents = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
         numbers = len(task.x) * (states + 2 * latents)
         if numbers > MOST_NUMBERS:
@@ -37,13 +38,22 @@ class RowPosteriors:
                 left_out=f"left out: the posteriors of {len(task.x):,} rows are {numbers:,} numbers, over the limit of "
                 f"{MOST_NUMBERS:,}"
             )
+        if structure.eliminable and (sites := len(structure.discrete_locals)) > MOST_SITES:
+            return cls(left_out=f"left out: the posteriors of {sites:,} sites, over the limit of {MOST_SITES:,}")
         posterior = exact.responsibilities(None, globals) if states else None
         means, deviations = exact.summary(globals)
+        draws, left_out = task.draws, ""
+        if structure.eliminable:
+            numbers = len(task.x) * len(structure.discrete_locals)
+            draws = min(draws, MOST_NUMBERS // numbers)
+            if draws < task.draws:
+                left_out = f"{draws} joint draws in place of {task.draws}: each holds {numbers:,} values"
         return cls(
-            draws=_arrays(exact.draw(posterior, task.draws, globals)),
+            draws=_arrays(exact.draw(posterior, draws, globals)) if draws else {},
             means=_arrays(means),
             deviations=_arrays(deviations),
-            probabilities={} if posterior is None else _arrays(exact.marginals(posterior)),
+            probabilities={} if posterior is None else _arrays(exact.marginals(posterior, globals)),
+            left_out=left_out,
         )
 
 

@@ -9,6 +9,13 @@ taken to be quadratic: gradient and Hessian at one point give the Gaussian N(m, 
 
 has to be the same number for every z. It is evaluated at draws from that Gaussian and from the prior: if it varies, the log
 joint is not quadratic, and the claim is false.
+
+Discrete latents that are too many to list are checked in the same way (`_by_ratio`): with q(z) the distribution that summing
+them out one by one gives, in another order than the engine's and a product of conditional distributions, so that it sums to 1,
+
+    log p(x) = log p(x, z) − log q(z)
+
+has to be the same number at every z: at draws from q, at those with a few latents changed, and at any z.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference._exact._sums.elimination import Elimination
 from inference._method.task import Task
 from zoo._program.latents import support_values
 from zoo._program.trace import Node, is_local, node_of, nodes_of, per_datum, sample_nodes
@@ -53,6 +61,9 @@ def rows_of(task: Task) -> Tensor:
     structure, x = task.structure, task.x
     L = sum(s.inner * math.prod(s.event_shape) for s in structure.continuous_locals)
     each = structure.assignments * (x[:1].numel() + L) * (1 + L + (2 * DRAWS if L else 0))
+    if structure.eliminable:
+        cards = structure.cards
+        each = DRAWS * sum(math.prod(cards[n] for n in scope) for scope in structure.scopes.values())
     count = max(2, min(ROWS, len(x), NUMBERS // max(1, each)))
     rows: Tensor = torch.linspace(0, len(x) - 1, min(count, len(x))).long().clamp(max=len(x) - 1).unique()
     return rows
@@ -66,6 +77,8 @@ def log_evidence(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tenso
     """
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(0)
+        if task.structure.eliminable:
+            return _by_ratio(task, rows, point)
         row, known = _assignments(task, rows, point)
         order = torch.randperm(len(row))
         each = task.x.new_empty(len(row))
@@ -86,6 +99,8 @@ def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
     For programs that read a row's number. In each of A runs every row is under another joint value than its neighbours, and
     after all runs it has been under each: where rows depend on each other, the sums are other ones than those of the claim.
     """
+    if task.structure.eliminable:
+        return None
     N, L = len(task.x), sum(s.inner * math.prod(s.event_shape) for s in task.structure.continuous_locals)
     each = task.structure.assignments * (task.x[:1].numel() + L * L) * (1 + L + (2 * DRAWS if L else 0))
     if N * each > 4 * NUMBERS or task.structure.assignments > MOST_RUNS:
@@ -108,6 +123,45 @@ def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
             batch = _Batch(task, everything, known, point)
             each_run.append(batch.integrated() if L else batch.log_joint({}))
     return torch.stack(each_run).logsumexp(0)
+
+
+def _by_ratio(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
+    """log p(x_i) [rows] of a program whose latents are summed out one by one, from log p(x_i, z) at some z.
+
+    Every row has other z than its neighbours, and the rows are in random order. Raises `Disagreement` where log p(x_i, z)
+    and log q(z | x_i) do not go together.
+    """
+    rows = rows[torch.randperm(len(rows))]
+    engine = Elimination(task.program, task.structure, task.x[rows], backwards=True)
+    states, density = engine.trials(DRAWS, point)
+    joint = torch.stack([_joint_at(engine, {k: v[d] for k, v in states.items()}, point) for d in range(len(density))])
+    impossible = joint.isneginf() & density.isneginf()
+    ratio = (joint - density).masked_fill(impossible, 0.0)
+    found = ratio[0]
+    size = torch.stack([joint.abs(), density.abs(), found.abs().expand_as(joint), torch.ones_like(joint)]).nan_to_num(
+        0.0
+    )
+    size = torch.where(size.isfinite(), size, torch.ones_like(size)).amax(0)
+    away = ((ratio - found).abs() / size).masked_fill(impossible, 0.0).nan_to_num(torch.inf)
+    if bool((away > tolerance(joint.dtype)).any()):
+        row = int(rows[int(away.amax(0).argmax())])
+        raise Disagreement(
+            f"log p(x) of '{task.program.name}' was treated as exact, but summing its latents out one by one gives another "
+            f"posterior than its log joint at row {row} (counting from 0): the value would be wrong. Nothing is reported. Use "
+            "a method that does not need that: importance or ais."
+        )
+    return found[rows.argsort()]
+
+
+def _joint_at(engine: Elimination, states: Mapping[str, Tensor], point: Mapping[str, Tensor]) -> Tensor:
+    """log p(x_i, z) [n] at the numbers of the latents' values, in a plain run."""
+    x, axes = engine.x, engine.structure.axes
+    trace = engine.program.trace(x, latents={**point, **engine.factors.every.at(states)})
+    total = x.new_zeros(len(x))
+    for node in sample_nodes(trace):
+        if is_local(node):
+            total = total + per_datum(node, node["fn"].log_prob(node["value"]), axes.data_dim, axes.depth).reshape(-1)
+    return total
 
 
 @dataclass

@@ -232,6 +232,8 @@ def _values(task: Task, trace: Trace, n: int) -> dict[str, Tensor]:
     """Observed site → its value in a trace of n rows, [n, inner plates, event]; as it is outside the plate `data`."""
     structure, out = task.structure, {}
     for site in structure.observed:
+        if site.name not in trace.nodes:
+            raise UsageError(f"there is no site '{site.name}' without data")
         value = torch.as_tensor(node_of(trace, site.name)["value"]).detach()
         if site.scope == "local":
             try:

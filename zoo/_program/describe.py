@@ -8,6 +8,7 @@ from it alone whether they can serve a program. Exactness is proved from the ope
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,13 +39,16 @@ from zoo._program.trace import (
 )
 from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
+from zoo._reading.elimination import best_order
+from zoo._reading.elimination import size as table_size
 from zoo._reading.pairs import conjugate, globals_not_conjugate
 from zoo._reading.sites import Reading, read
 from zoo._reading.whole import not_jointly_normal
 
 PROBE_ROWS = 20
-MOST_NAMED = 5  # sites in a sentence
 READ_ROWS = (7, 5)  # rows of two readings: in one alone, a constant of as many entries may look like one entry a row
+MOST_NAMED = 6  # sites in a sentence
+MANY_SITES = 46  # of which a reading takes seconds
 COVERING_ROWS = 2000  # among which rows with holes are looked for
 
 
@@ -94,11 +98,14 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             obstacle = _obstacle(sites, nodes, readings)
             witness = _witness.Witness(program, x, run.axes)
             obstacle = obstacle or witness.complaint()
-    sites, unproved = _listed(sites, readings[0]), obstacle or _unproved(sites, readings)
-    exact, reason, assignments = _exactness(sites, unproved, limit)
+    sites, unproved = _read_off(sites, readings), obstacle or _unproved(sites, readings)
+    exact, reason, assignments, table = _exactness(sites, unproved, limit)
     change = None
     with blame(program.name):
-        if exact != Exactness.NO and (names := [s for s in sites if s.role == "latent" and s.scope == "local"]):
+        if exact == Exactness.ELIMINABLE:
+            if said := witness.tables(sites):
+                exact, reason, table = Exactness.NO, said, None
+        elif exact != Exactness.NO and (names := [s for s in sites if s.role == "latent" and s.scope == "local"]):
             discrete, continuous = [s.name for s in names if s.discrete], [s.name for s in names if not s.discrete]
             if not any(s.completes for s in names) and (
                 said := witness.side_by_side(discrete, continuous, assignments)
@@ -108,7 +115,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
                 exact, reason, change = _quadratic(run, assignments, readings[0])
     integrable, reason = _globals(run, sites, exact, reason)
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
-    facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside)
+    facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside, table)
     return Structure(program.name, len(x), sites, _parameters(program), *facts, integrable)
 
 
@@ -120,6 +127,8 @@ def _globals(
     if exact == Exactness.NO or not names:
         return "", reason
     shown = ", ".join(f"'{n}'" for n in names[:MOST_NAMED]) + ", …" * (len(names) > MOST_NAMED)
+    if exact == Exactness.ELIMINABLE:
+        return "", f"{reason}; this is given the global latents {shown}, which are not integrated out"
     with blame(run.program.name):
         obstacle = globals_not_conjugate(run.program, run.probe, run.nodes, run.axes)
         if obstacle == "":
@@ -143,16 +152,20 @@ def _parameters(program: Program) -> tuple[Parameter, ...]:
 
 
 def _readings(run: _Traced) -> list[Reading]:
-    """The program read twice, on batches of two sizes."""
+    """The program read twice, on batches of two sizes; once where it has many sites and nothing is left open."""
     rows, completing = run.probe.nan_to_num(0.0), {n["name"] for n in run.nodes if completes(n)}
-    out = []
+    out = list[Reading]()
     for size in READ_ROWS:
         some = rows[: min(size, len(rows) if size == READ_ROWS[0] else max(1, len(rows) - 1))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(size)
             drawn = sample_nodes(run.program.trace(some, raw=True))
         latents = {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n) and n["name"] not in completing}
-        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous))
+        again = out[0].again if out else None
+        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again))
+        settled = out[0].again is None and not any(s.place for s in out[0].sites.values())
+        if settled and len(run.nodes) > MANY_SITES:
+            break
     return out
 
 
@@ -216,13 +229,20 @@ def _unproved(sites: tuple[Site, ...], readings: list[Reading]) -> str:
     return ""
 
 
-def _listed(sites: tuple[Site, ...], reading: Reading) -> tuple[Site, ...]:
-    """The sites, where a support that changes with something else cannot be listed once for all."""
-    out = []
+def _read_off(sites: tuple[Site, ...], readings: list[Reading]) -> tuple[Site, ...]:
+    """The sites with what was read of them; a support that changes with something else cannot be listed once for all."""
+    place, out = {s.name: i for i, s in enumerate(sites)}, []
     for s in sites:
-        seen = reading.sites.get(s.name)
-        moving = sorted(seen.support_from) if seen is not None and s.discrete and s.role == "latent" else []
-        out.append(replace(s, cardinality=None, moving=tuple(moving)) if moving else s)
+        seen = readings[0].sites.get(s.name)
+        if seen is None:
+            out.append(s)
+            continue
+        parents = frozenset.intersection(*(r.sites[s.name].parents for r in readings if s.name in r.sites))
+        ordered = tuple(sorted(parents & place.keys(), key=lambda n: place[n]))
+        moving = sorted(seen.support_from) if s.discrete and s.role == "latent" else []
+        count = None if moving else s.cardinality
+        data = any(r.sites[s.name].reads_data for r in readings if s.name in r.sites)
+        out.append(replace(s, cardinality=count, moving=tuple(moving), parents=ordered, reads_data=data))
     return tuple(out)
 
 
@@ -316,37 +336,73 @@ def _site(node: Node) -> Site:
     )
 
 
-def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exactness, str, int]:
+def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exactness, str, int, int | None]:
+    """What is exact, why, the joint values that are listed, and the largest table where latents are summed out one by one."""
     latent = [s for s in sites if s.role == "latent"]
     local = [s for s in latent if s.scope == "local"]
-    if dependent:
-        return Exactness.NO, dependent, 1
+    if said := dependent or _unlistable(latent, local):
+        return Exactness.NO, said, 1, None
+    discrete = [s for s in local if s.discrete]
+    count = math.prod((s.cardinality or 1) ** s.inner for s in discrete)
+    if count > limit:
+        if len(discrete) == len(local):
+            return _by_elimination(sites, count, limit)
+        return Exactness.NO, _too_many(discrete, count, limit), 1, None
+    if not local:
+        return Exactness.ENUMERABLE, "it has no local latents, so the density itself is exact", 1, None
+    names = " × ".join(f"'{s.name}'" for s in discrete)
+    return Exactness.ENUMERABLE, f"all {count} joint values of {names} can be enumerated", count, None
+
+
+def _unlistable(latent: list[Site], local: list[Site]) -> str:
+    """Why the values of a discrete latent cannot be listed; "" where all can."""
     for s in latent:
         if s.scope == "global" and s.discrete:
-            return Exactness.NO, f"the global latent '{s.name}' is discrete", 1
+            return f"the global latent '{s.name}' is discrete"
     for s in local:
         if s.discrete and s.moving:
             what = ", ".join(f"'{m}'" if " " not in m else m for m in s.moving)
             return (
-                Exactness.NO,
-                (
-                    f"the support of '{s.name}' ({s.family}) changes with {what}: write it as a Categorical over all "
-                    "values, with probability 0 for the impossible ones"
-                ),
-                1,
+                f"the support of '{s.name}' ({s.family}) changes with {what}: write it as a Categorical over all "
+                "values, with probability 0 for the impossible ones"
             )
         if s.discrete and s.cardinality is None:
-            return Exactness.NO, f"the support of '{s.name}' ({s.family}) cannot be enumerated", 1
-    discrete = [s for s in local if s.discrete]
-    count = math.prod((s.cardinality or 1) ** s.inner for s in discrete)
-    if count > limit:
-        names = ", ".join(f"'{s.name}'" for s in discrete)
-        many = f"have {written(count)} joint values, more than the limit of {limit:,}"
-        return Exactness.NO, f"the discrete latents {names} {many}", 1
-    if not local:
-        return Exactness.ENUMERABLE, "it has no local latents, so the density itself is exact", 1
-    names = " × ".join(f"'{s.name}'" for s in discrete)
-    return Exactness.ENUMERABLE, f"all {count} joint values of {names} can be enumerated", count
+            return f"the support of '{s.name}' ({s.family}) cannot be enumerated"
+    return ""
+
+
+def _too_many(discrete: list[Site], count: int, limit: int) -> str:
+    return f"the discrete latents {some(discrete)} have {written(count)} joint values, more than the limit of {limit:,}"
+
+
+def some(sites: Sequence[Site]) -> str:
+    """The names of some sites, of many the first and the last."""
+    names = [f"'{s.name}'" for s in sites]
+    return ", ".join(names) if len(names) <= MOST_NAMED else f"{names[0]}, {names[1]} … {names[-1]}"
+
+
+def _by_elimination(sites: tuple[Site, ...], count: int, limit: int) -> tuple[Exactness, str, int, int | None]:
+    """Whether the discrete local latents, too many to be listed together, can be summed out one by one."""
+    structure = Structure("", 0, sites, (), Exactness.NO, "")
+    discrete, cards, scopes = list(structure.discrete_locals), structure.cards, structure.scopes
+    many = _too_many(discrete, count, limit)
+    for s in discrete:
+        if s.completes:
+            return Exactness.NO, many, 1, None
+        if s.inner > 1:
+            why = f"{many}, and '{s.name}' stands in a plate inside 'data': write that plate as a `for` loop"
+            return Exactness.NO, why, 1, None
+    widest = max(scopes, key=lambda name: table_size(cards, scopes[name]))
+    if (largest := table_size(cards, scopes[widest])) > limit:
+        of = some([s for s in discrete if s.name in scopes[widest]])
+        why = f"the density of '{widest}' depends on {of} together, a table of {written(largest)} entries a row"
+        return Exactness.NO, f"{why}, more than the limit of {limit:,}", 1, None
+    order = best_order(cards, scopes, limit)
+    if order.largest > limit:
+        why = f"summing the discrete latents out one by one takes a table of {written(order.largest)} entries a row"
+        return Exactness.NO, f"{why} (at '{order.at}'), more than the limit of {limit:,}", 1, None
+    why = f"{some(discrete)} can be summed out one by one: the largest table has {order.largest:,} entries a row"
+    return Exactness.ELIMINABLE, why, 1, order.largest
 
 
 def _innermost(fn: TorchDistribution) -> type:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from zoo._program.axes import Axes
+from zoo._program.repeats import Line, lines
 
 if TYPE_CHECKING:
     from torch.distributions.constraints import Constraint
@@ -24,6 +25,7 @@ class Exactness(enum.StrEnum):
     ENUMERABLE = "enumerable"
     LINEAR_GAUSSIAN = "linear-gaussian"
     CONDITIONALLY_LINEAR_GAUSSIAN = "conditionally linear-gaussian"
+    ELIMINABLE = "enumerable by elimination"
     CONJUGATE = "conjugate"  # given each joint value of the discrete latents, where there are any
     NO = "no"
 
@@ -45,6 +47,8 @@ class Site:
     inner_dims: tuple[tuple[int, int], ...] = ()  # the batch dimension and size of each of those plates
     completes: str | None = None  # the observed site whose missing entries are this latent's slots
     moving: tuple[str, ...] = ()  # what the support of a discrete latent depends on
+    parents: tuple[str, ...] = ()  # the sites that its log-density depends on, besides itself
+    reads_data: bool = True  # whether its log-density depends on data, besides what it observes itself
     constraint: Constraint | None = field(default=None, repr=False, compare=False)  # the support itself
 
     def to_json(self) -> dict[str, Json]:
@@ -62,6 +66,7 @@ class Site:
             "cardinality": written(count) if count is not None and count > LARGEST_NUMBER else count,
             "inner": self.inner,
             "completes": self.completes,
+            "parents": list(self.parents),
         }
 
 
@@ -98,6 +103,9 @@ class Structure:
     warnings: tuple[str, ...] = field(default=())
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
+    largest_table: int | None = (
+        None  # entries a row of the largest table, where the discrete latents are summed out in turn
+    )
     integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
 
     @property
@@ -116,6 +124,27 @@ class Structure:
         return self.exact in (Exactness.LINEAR_GAUSSIAN, Exactness.CONDITIONALLY_LINEAR_GAUSSIAN)
 
     @property
+    def eliminable(self) -> bool:
+        """Whether exact because its discrete local latents, too many to list together, can be summed out one by one."""
+        return self.exact == Exactness.ELIMINABLE
+
+    @property
+    def scopes(self) -> dict[str, tuple[str, ...]]:
+        """Local site → the discrete local latents that its log-density depends on, in the order of the sites."""
+        place = {s.name: i for i, s in enumerate(self.sites)}
+        discrete = {s.name for s in self.discrete_locals}
+        return {
+            s.name: tuple(sorted({*s.parents, s.name} & discrete, key=lambda n: place[n]))
+            for s in self.sites
+            if s.scope == "local"
+        }
+
+    @property
+    def cards(self) -> dict[str, int]:
+        """Discrete local latent → how many values it can take."""
+        return {s.name: s.cardinality or 1 for s in self.discrete_locals}
+
+    @property
     def conjugate(self) -> bool:
         """Whether exact, and the posterior of every continuous local latent is of its prior's family."""
         return self.exact == Exactness.CONJUGATE
@@ -126,7 +155,7 @@ class Structure:
 
         It cannot where rows may depend on each other, or where the joint values cannot be listed. `reason` says which.
         """
-        return self.is_exact or self.curvature_change is not None
+        return (self.is_exact and not self.eliminable) or self.curvature_change is not None
 
     @property
     def learnable(self) -> bool:
@@ -158,6 +187,11 @@ class Structure:
     def continuous_locals(self) -> tuple[Site, ...]:
         return tuple(s for s in self.local_latents if not s.discrete)
 
+    @property
+    def lines(self) -> list[Line]:
+        """The sites as a person reads them, those that repeat a pattern as one."""
+        return lines([s.to_json() for s in self.sites])
+
     def to_json(self) -> dict[str, Json]:
         """The structure as plain JSON types."""
         change = self.curvature_change
@@ -167,6 +201,7 @@ class Structure:
             "exact": self.exact.value,
             "reason": self.reason,
             "assignments": self.assignments,
+            "largest_table": self.largest_table,
             "curvature_change": None if change is None or math.isinf(change) else change,  # JSON knows no infinity
             "sites": [s.to_json() for s in self.sites],
             "parameters": [p.to_json() for p in self.parameters],

@@ -120,9 +120,10 @@ def apply(op: Operation) -> list[Shadow]:
 
 def tensors(tree: object) -> list[Tensor]:
     """All tensors among arguments."""
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, tree)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    branches = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
+    return [t for branch in branches for t in tensors(branch)]
 
 
 def unknown(op: Operation) -> list[Shadow]:

@@ -7,6 +7,7 @@ own. What leaves torch for Python, where it cannot be followed, is noted with it
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -24,7 +25,7 @@ from zoo._reading.operations import OTHER, UNKNOWN, Operation, Rule, Shadow, ten
 
 ROWS = 10  # bits 0 … 9 of a mask: the rows
 DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
-FIRST_SITE, SITES = 16, 46  # sites beyond so many share their bits
+FIRST_SITE = 16  # of the bits that stand for sites, see `codes`
 ROW_BITS = (1 << ROWS) - 1
 
 HERE = Path(__file__).parent
@@ -41,10 +42,15 @@ _BUILDERS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}  #
 
 def rows_along(value: Tensor, dim: int) -> Tensor:
     """A bit for each row, along the rows' dimension of `value`."""
-    shape = [1] * value.dim()
-    shape[dim] = value.shape[dim]
-    bits = torch.tensor([1 << i for i in range(value.shape[dim])], dtype=torch.int64)
-    return bits.reshape(shape).expand(value.shape)
+    return _rows_along(value.shape, dim)
+
+
+@functools.cache
+def _rows_along(whole: torch.Size, dim: int) -> Tensor:
+    shape = [1] * len(whole)
+    shape[dim] = whole[dim]
+    bits = torch.tensor([1 << i for i in range(whole[dim])], dtype=torch.int64)
+    return bits.reshape(shape).expand(whole)
 
 
 class Reader(TorchDispatchMode):
@@ -151,8 +157,10 @@ class Reader(TorchDispatchMode):
     def _operation(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
         name = func.overloadpacket.__name__
         ins = tensors((args, kwargs))
-        before = [self.of(t) for t in ins]  # a write in place comes after
-        busy = any(bool(s.mask.any()) for s in before)
+        busy, before = any(map(self._known, ins)), list[Shadow]()
+        if busy:
+            before = [self.of(t) for t in ins]  # a write in place comes after
+            busy = any(bool(s.mask.any()) for s in before)
         if busy and name == "detach" and any(bool((s.degree > 0).any()) for s in before):
             self.detached = self.detached or _line(innermost=True)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -166,6 +174,7 @@ class Reader(TorchDispatchMode):
         old = {_address(t) for t in ins if t.numel()}
         fresh = [o for o in outs if _address(o) not in old or func._schema.is_mutable]
         if fresh:
+            before = before or [self.of(t) for t in ins]
             known = {id(t): s for t, s in zip(ins, before, strict=True)}
 
             def of(t: Tensor) -> Shadow:
@@ -193,6 +202,10 @@ class Reader(TorchDispatchMode):
             return rule(op)
         except (RuntimeError, IndexError, TypeError, ValueError):  # a form of the operation that its rule does not know
             return operations.unknown(op)
+
+    def _known(self, t: Tensor) -> bool:
+        """Whether there is a shadow beside a tensor."""
+        return (t.layout != torch.strided) or (t.numel() > 0 and _address(t) in self._beside)
 
     def _writes(self, func: OpOverload, ins: list[Tensor]) -> bool:
         """Whether constants are written where something else stood."""

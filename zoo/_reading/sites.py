@@ -9,7 +9,7 @@ holds of the operations holds at all values, unless the program chooses what to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +21,7 @@ from torch.distributions import constraints
 
 from zoo._program.program import Program
 from zoo._program.trace import Node, is_deterministic, is_latent, is_local, sample_nodes
+from zoo._reading.codes import BITS, Codes, Colours
 from zoo._reading.operations import MISSING, OTHER, UNKNOWN
 from zoo._reading.reader import (
     DATA,
@@ -29,7 +30,6 @@ from zoo._reading.reader import (
     PLACE,
     RANDOM,
     ROW_BITS,
-    SITES,
     THETA,
     Reader,
     rows_along,
@@ -49,7 +49,10 @@ class SiteReading:
     place: bool  # whether it depends on where in the batch its row stands
     random: bool  # whether it depends on random numbers that are no site
     missing: bool  # whether it depends on an entry of x that is missing
-    parents: frozenset[str]  # the other sites it depends on
+    parents: frozenset[
+        str
+    ]  # the other sites it depends on; of a program of many sites perhaps more: see `Reading.again`
+    reads_data: bool  # whether it depends on data other than what it observes itself
     support_from: frozenset[str]  # what its support depends on: names of sites, "the data"
 
 
@@ -61,6 +64,7 @@ class Reading:
     choices: tuple[str, ...]  # where a value that depends on data, draws or θ became a Python value
     detached: str = ""  # where a continuous latent was detached
     covariates: bool = True  # whether the program does anything with x besides observing views of it
+    again: Codes | None = None  # bits for a second reading, where sites may have more parents here than in truth
 
     def parents_of_others(self) -> frozenset[str]:
         """The sites that other sites are computed from."""
@@ -74,22 +78,24 @@ def read(
     data_dim: int,
     continuous: frozenset[str] = frozenset(),
     raw: bool = True,
+    codes: Codes | None = None,
 ) -> Reading:
     """Run `program` on x [n, …], n ≤ 10, with its latent sites at `latents`, and follow what it does.
 
     `data_dim`: the batch dimension of the rows. `continuous`: the local latents that degrees are counted in. Where x has
     missing entries, pass `raw=False`, and read nothing off the result but degrees and what depends on those entries.
+    `codes`: of a first reading (its `again`), to tell the parents of each site exactly.
     """
     reader = Reader(len(x))
-    names = list(latents)
     x, latents = x.clone(), {k: v.clone() for k, v in latents.items()}
     values = {k: v.detach().clone() for k, v in program.values().items()}
     with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
         reader.put(x, DATA | rows_along(x, 0) | x.isnan() * MISSING, 0)
         for value in values.values():
             reader.put(value, THETA, 0)
-        sites = _Sites(reader, names, x)
-        dims = _data_dimensions(program, x, latents, data_dim)
+        nodes = {n["name"]: n for n in sample_nodes(program.trace(x, latents=latents, raw=True))}
+        sites = _Sites(reader, codes or Codes(list(latents), [n for n in nodes if n not in latents]), latents, x)
+        dims = {name: _data_dimension(nodes.get(name), data_dim) for name in latents}
         for name, value in latents.items():
             bits, dim = sites.bit(name), dims[name]
             more = rows_along(value, dim) if dim is not None else torch.tensor(GLOBAL)
@@ -97,63 +103,69 @@ def read(
         with reader.reading(), sites:
             trace = program.trace(x, parameters=values, latents=latents, raw=raw)
             densities = [_counted(node) for node in sample_nodes(trace)]
-            with (
-                reader.unwatched()
-            ):  # a copy that depends on nothing: what its density depends on comes from the parameters
+            with reader.unwatched():  # a copy depends on nothing: what its density depends on comes from the parameters
                 copies: list[Node] = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
             given = [_counted(node)[0] for node in copies]
+        parents: dict[str, int] = {}
+        for node, g in zip(copies, given, strict=True):
+            parents[node["name"]] = sites.within.get(node["name"], 0) | reader.of(g).union()[0]
         found = {
-            n["name"]: _site(reader, sites, n, *d, data_dim)
+            n["name"]: _site(reader, sites, n, parents[n["name"]], *d, data_dim)
             for n, d in zip(sample_nodes(trace), densities, strict=True)
         }
         covariates = sites.computed or any(reader.of(g).union()[0] & DATA for g in given)
-    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached, covariates)
+    again = None
+    if codes is None and not all(sites.codes.exact(_of_sites(bits)) for bits in parents.values()):
+        again = Colours(sites.codes, {name: site.parents for name, site in found.items()})
+    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached, covariates, again)
 
 
 def observed_parents(program: Program, x: Tensor) -> frozenset[str]:
     """The observed sites of a program on data x [n, …] that other sites are computed from."""
-    found = read(program, x[: min(len(x), 3)].nan_to_num(0.0), {}, -1)
+    rows = x[: min(len(x), 3)].nan_to_num(0.0)
+    found = read(program, rows, {}, -1)
+    if found.again is not None:
+        found = read(program, rows, {}, -1, codes=found.again)
     return found.parents_of_others()
 
 
-def _data_dimensions(
-    program: Program, x: Tensor, latents: Mapping[str, Tensor], data_dim: int
-) -> dict[str, int | None]:
-    """Latent site → the dimension of its value that the rows lie along; None for a global one."""
-    nodes = {n["name"]: n for n in sample_nodes(program.trace(x, latents=latents, raw=True))}
-    out: dict[str, int | None] = {}
-    for name in latents:
-        node = nodes.get(name)
-        local = node is not None and is_local(node)
-        out[name] = data_dim - len(node["fn"].event_shape) if local and node is not None else None
-    return out
+def _data_dimension(node: Node | None, data_dim: int) -> int | None:
+    """The dimension of a latent site's value that the rows lie along; None for a global one."""
+    return data_dim - len(node["fn"].event_shape) if node is not None and is_local(node) else None
+
+
+def _of_sites(bits: int) -> int:
+    """The bits of a mask that stand for sites."""
+    return bits >> FIRST_SITE & ((1 << BITS) - 1)
 
 
 class _Sites(Messenger):
     """Gives each observed value a name of its own, so that what is computed from it can be told from what x is used for."""
 
-    def __init__(self, reader: Reader, latents: list[str], x: Tensor) -> None:
+    def __init__(self, reader: Reader, codes: Codes, latents: Collection[str], x: Tensor) -> None:
         super().__init__()
-        self.reader, self.names, self.x = reader, list(latents), x
+        self.reader, self.codes, self.x = reader, codes, x
+        self.seen = set(latents)
+        self.within: dict[str, int] = {}  # observed site → what the value it observes depends on
         self.computed = False  # whether an observed value is anything but a view of x
 
     def bit(self, name: str) -> int:
-        if name not in self.names:
-            self.names.append(name)
-        return 1 << (FIRST_SITE + self.names.index(name) % SITES)
+        return self.codes.bits(name) << FIRST_SITE
 
-    def of(self, bits: int) -> frozenset[str]:
-        """The names of the sites in a mask."""
-        return frozenset(n for n in self.names if bits & self.bit(n))
+    def of(self, bits: int, site: str = "") -> frozenset[str]:
+        """The names of the sites in the mask of a site's density."""
+        return self.codes.sites(_of_sites(bits), site)
 
     def _pyro_post_sample(self, msg: Node) -> None:
         value = msg["value"]
         if is_latent(msg) or not isinstance(value, Tensor) or type(msg["fn"]).__name__ == "_Subsample":
             return
-        if msg["name"] in self.names or is_deterministic(msg):
+        if msg["name"] in self.seen or is_deterministic(msg):
             return
+        self.seen.add(msg["name"])
         own = value.clone()  # the next sites see this one
         with self.reader.unwatched():
+            self.within[msg["name"]] = self.reader.of(value).union()[0]
             # x[:, 0] and x.mT lie in x's own memory, x + 1 and x[:, [0, 1]] do not: those were computed
             self.computed |= value.untyped_storage().data_ptr() != self.x.untyped_storage().data_ptr()
             self.reader.rename(own, DATA, self.bit(msg["name"]))
@@ -171,7 +183,13 @@ def _counted(node: Node) -> tuple[Tensor, constraints.Constraint]:
 
 
 def _site(
-    reader: Reader, sites: _Sites, node: Node, log_prob: Tensor, support: constraints.Constraint, data_dim: int
+    reader: Reader,
+    sites: _Sites,
+    node: Node,
+    parents: int,
+    log_prob: Tensor,
+    support: constraints.Constraint,
+    data_dim: int,
 ) -> SiteReading:
     shadow = reader.of(log_prob)
     bits, degree = shadow.union()
@@ -191,7 +209,8 @@ def _site(
         place=bool(bits & PLACE),
         random=bool(bits & RANDOM),
         missing=bool(bits & MISSING),
-        parents=sites.of(bits) - {node["name"]},
+        parents=sites.of(parents, node["name"]) - {node["name"]},
+        reads_data=bool(parents & (DATA | MISSING)),
         support_from=_support_from(reader, sites, support),
     )
 

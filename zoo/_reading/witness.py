@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyro
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
 from zoo._program.program import Program
+from zoo._program.structure import Exactness, Site, Structure
 from zoo._program.trace import (
     Node,
     completes,
@@ -29,11 +30,15 @@ from zoo._program.trace import (
     sample_nodes,
     whole_shape,
 )
+from zoo._reading.elimination import size as table_size
+from zoo._reading.enumerated import Enumerated, WrongGraph
 
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
 HALVES = 10
+FEWER_HALVES, MANY_SITES = 3, 46  # of a program that takes long to run
 AGAIN = 4  # of them at one draw of the latents
+TABLE_NUMBERS = 2**22  # of the tables that are compared
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
 
 Values = dict[str, Tensor]
@@ -65,7 +70,7 @@ class Witness:
                 )
             if n == 1:
                 return ""
-            for k in range(HALVES):
+            for k in range(HALVES if len(nodes) <= MANY_SITES else FEWER_HALVES):
                 if k and not k % AGAIN:
                     latents, nodes = self._drawn(self.x)
                     once = self._densities(self.x, latents)
@@ -96,7 +101,7 @@ class Witness:
 
     def _batches(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
         n = len(self.x)
-        for size in sorted({1, 2, (n + 1) // 2, n - 1}):
+        for size in sorted({1, 2, (n + 1) // 2, n - 1} if len(nodes) <= MANY_SITES else {1, n - 1}):
             if not 0 < size < n:
                 continue
             some = torch.randperm(n, generator=self.generator)[:size]
@@ -172,6 +177,42 @@ class Witness:
                     if not self._same(alone, {k: v[a] for k, v in together.items()}, slice(None), slice(None)):
                         return SIDE
             except RuntimeError:
+                return SIDE
+        return ""
+
+    def tables(self, sites: Sequence[Site]) -> str:
+        """What does not hold of the tables that densities are read off as, in one sentence; "" where all does.
+
+        At random values of all latents, others in each row, a site's density must be the entry of its table.
+        """
+        structure = Structure("", 0, tuple(sites), (), Exactness.NO, "")
+        cards, scopes = structure.cards, structure.scopes
+        entries = sum(table_size(cards, scope) for scope in scopes.values())
+        x = self.x[: max(2, min(len(self.x), TABLE_NUMBERS // max(1, entries)))]
+        n = len(x)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(2)
+            _, nodes = self._drawn(x)
+            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
+            every = Enumerated(self.program, self.axes, cards, scopes, nodes)
+            try:
+                tables = every.tables(every.trace(x, self.theta, fixed), scopes.keys())
+                for _ in range(AGAIN if len(nodes) <= MANY_SITES else 2):
+                    states = {k: torch.randint(card, (n,), generator=self.generator) for k, card in cards.items()}
+                    own = {k: v.expand(whole_shape(nodes[k]["fn"])) for k, v in every.at(states).items()}
+                    alone = self.program.trace(x, parameters=self.theta, latents={**fixed, **own})
+                    for node in sample_nodes(alone):
+                        name = node["name"]
+                        if not is_local(node):
+                            continue
+                        table = tables[name].expand(n, *tables[name].shape[1:])
+                        entry = table[(torch.arange(n), *(states[k] for k in scopes[name]))]
+                        value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
+                        if not self._same({name: entry}, {name: value.expand(n)}, slice(None), slice(None)):
+                            return f"at site '{name}' {SIDE}"
+            except WrongGraph as error:
+                return f"{error}: {SIDE}"
+            except (RuntimeError, IndexError):
                 return SIDE
         return ""
 

@@ -1,0 +1,1 @@
+"""Discrete latents that are summed out one by one: orders, tables, sums, and the engine made of them."""
