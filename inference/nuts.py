@@ -71,10 +71,13 @@ def fit(
     max_depth: Annotated[int, Limits(least=1, most=20)] = 10,
     marginalise: bool = True,
 ) -> Fit:
-    """`chains` chains of `samples` draws each, after `warmup` transitions that find step and metric and are not kept.
+    """Several chains side by side, each warmed up by itself.
 
     Each chain begins at the best of a few draws from the prior and from around zero; every second chain at their mirror images.
 
+    - `chains`: how many of them.
+    - `samples`: draws that each chain keeps.
+    - `warmup`: transitions of each chain that find step and metric, and are not kept.
     - `target_accept`: the acceptance rate that the step is tuned to: nearer 1, shorter steps and fewer divergences.
     - `mass`: `dense` also learns how the latents go together, for a few of them that are strongly correlated.
     - `max_depth`: a trajectory has at most 2^max_depth steps.

@@ -7,6 +7,8 @@ import os
 # before NumPy, scikit-learn and torch start threads that wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -29,3 +31,17 @@ def here(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+FULL = {
+    line
+    for line in (Path(__file__).with_name("full.txt")).read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in FULL:
+            item.add_marker(pytest.mark.full)

@@ -414,8 +414,13 @@ def test_a_program_without_latents_is_fitted_by_maximum_likelihood():
 def test_a_posterior_that_is_not_exact_is_refused():
     from zoo._errors import Refusal
 
+    def program(x=None, size=None):
+        with pyro.plate("data", len(x) if x is not None else size):
+            z = pyro.sample("intensity", dist.Gamma(2.0, 1.0))
+            return pyro.sample("x", dist.Poisson(z + 1), obs=None if x is None else x[:, 0])
+
     with pytest.raises(Refusal, match=r"'intensity' \(Gamma\).*Methods that can: .*svi"):
-        run(user.counts, np.ones((10, 1)), "em")
+        run(program, np.ones((10, 1)), "em")
 
 
 # ---- the ten lines of the issue --------------------------------------------------------------------------------------

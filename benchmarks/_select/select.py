@@ -1,10 +1,4 @@
-"""`latent_zoo.select` and `zoo select`: fit a program over a grid of its options, and choose.
-
->>> from latent_zoo import select
->>> found = select("gmm", "faithful", {"components": range(1, 4)}, restarts=1)
->>> found.best[0].options
-{'components': 2}
-"""
+"""`latent_zoo.select` and `zoo select`: fit a program over a grid of its options, and choose."""
 
 from __future__ import annotations
 
@@ -74,6 +68,11 @@ def select(
     **keywords: object,
 ) -> Selection:
     """Fit `model` to `data` for every combination of the `grid`'s options, and choose `by` a criterion.
+
+        >>> from latent_zoo import select
+        >>> found = select("gmm", "faithful", {"components": range(1, 4)}, restarts=1, jobs=1)
+        >>> found.best[0].options
+        {'components': 2}
 
     - `grid`: option of the model or the method → its values: `range(1, 9)`, a list, or text such as `"1:8"`.
     - `by`: `bic`, `icl`, `aic` (the smaller the better), `heldout` (log p of rows left out, in `folds` parts), `evidence` (of

@@ -58,8 +58,8 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         >>> from inference import Estimator
         >>> x = np.concatenate([np.random.default_rng(0).normal(m, 1, size=(50, 2)) for m in (0, 6)])[:90]
         >>> found = Estimator("gmm", components=2).fit(x)
-        >>> found.predict(x)[[0, -1]].tolist(), round(found.score(x), 1)
-        ([0, 1], -3.5)
+        >>> found.predict(x)[[0, -1]].tolist(), round(found.score(x))
+        ([0, 1], -3)
         >>> Estimator("ppca", latents=1).fit(x).set_output(transform="pandas").transform(x).columns.tolist()
         ['z']
 

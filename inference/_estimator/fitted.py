@@ -195,6 +195,7 @@ class Fitted:
         kept = replace(
             run,
             live=None,
+            prepared=None,
             request=replace(run.request, model=None, data=None),
             fit=replace(run.fit, guide=None, global_gaussian=None),
         )
