@@ -321,7 +321,7 @@ class _State:
         if self.last is not None and not self.stats.need_responsibilities:
             theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
             earlier = self.surface.of(theta, self.last.stats, before, self.last.globals)
-        climb.left = self.surface.remaining(spot, earlier)
+        climb.left = self.surface.remaining(spot, earlier, numeric=bool(self.how.numeric or self.globals))
         if climb.left <= ENOUGH and self.options.accelerate and self.exact.smallest(self.stats) < STIFF:
             climb.left = self._newton(spot)
         self.waits += 1

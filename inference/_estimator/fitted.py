@@ -195,6 +195,7 @@ class Fitted:
         kept = replace(
             run,
             live=None,
+            prepared=None,
             request=replace(run.request, model=None, data=None),
             fit=replace(run.fit, guide=None, global_gaussian=None),
         )
@@ -236,7 +237,7 @@ class Frozen:
         task.guide = guide
         asked = replace(self.run.request, model=self.model, data=self.run.dataset)
         fit = replace(self.run.fit, guide=guide)
-        return Fitted(replace(self.run, live=task, request=asked, fit=fit), made)
+        return Fitted(replace(self.run, live=task, prepared=made, request=asked, fit=fit), made)
 
 
 def dataset(x: np.ndarray, columns: tuple[str, ...], weights: np.ndarray | None, standardize: bool) -> Dataset:
