@@ -14,8 +14,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from inference._exact import numeric
 from inference import run
+from inference._exact import numeric
 
 N = 200
 

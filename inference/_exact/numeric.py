@@ -13,7 +13,9 @@ from inference._numerics import lbfgs
 from inference._numerics.coordinates import Coordinates
 from zoo._program.program import Program
 
-ORDINARY = 1e2  # a parameter or slope beyond this, or below its inverse, is in units that L-BFGS's first steps do not fit
+ORDINARY = (
+    1e2  # a parameter or slope beyond this, or below its inverse, is in units that L-BFGS's first steps do not fit
+)
 MOST_BENDS = 60  # coordinates up to which each has a unit of its own, else each tensor
 
 

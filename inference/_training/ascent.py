@@ -124,7 +124,7 @@ class Surface:
         return ahead
 
     def _bends(self, now: Spot) -> Tensor | None:
-        """The curvature [d] of the expected complete log joint, one for each tensor, along the gradient; None where it has none.
+        """The expected complete log joint's curvature [d], one for each tensor, along the gradient; None where it has none.
 
         A tensor's own size says nothing of its unit where it is 0; this does, in whatever units the data are.
         """
