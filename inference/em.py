@@ -212,6 +212,7 @@ class _State:
     def _spot(self) -> Spot:
         if self.surface is None:
             self.surface = Surface(self.task, self.globals, self.floor, self._least())
+        self.surface.numeric = bool(self.how.numeric or self.globals)
         return self.surface.here(self.stats, self.record.objective[-1], self.globals)
 
     # ------------------------------------------------------------------------------------------------- one iteration
@@ -321,7 +322,10 @@ class _State:
         if self.last is not None and not self.stats.need_responsibilities:
             theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
             earlier = self.surface.of(theta, self.last.stats, before, self.last.globals)
-        climb.left = self.surface.remaining(spot, earlier, numeric=bool(self.how.numeric or self.globals))
+        climb.left = self.surface.remaining(spot, earlier)
+        if climb.left > ENOUGH and self.surface.numeric and self.options.accelerate:
+            self._newton(spot)
+            climb.left = self.surface.remaining(self._spot(), None)
         if climb.left <= ENOUGH and self.options.accelerate and self.exact.smallest(self.stats) < STIFF:
             climb.left = self._newton(spot)
         self.waits += 1

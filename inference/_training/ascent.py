@@ -43,6 +43,7 @@ class Surface:
         """`least`: the smallest share of the data's variance that a variance may come to; 0 for `floor`'s own."""
         self.task, self.exact, self.floor = task, task.engine, floor
         self.least = 0.999 * (least or floor.least(task.x.dtype))
+        self.numeric = False  # whether parameters without a closed form may stand still for their units' sake
         self.names = list(globals)
         values = {**self.task.theta(), **globals}
         self.supports = {**task.program.constraints, **task.global_supports}
@@ -103,11 +104,8 @@ class Surface:
     # ------------------------------------------------------------------------------------------------- is it flat?
 
     @torch.no_grad()
-    def remaining(self, now: Spot, before: Spot | None, numeric: bool = False) -> float:
-        """How many nats Newton's rule promises along EM's last move, the slow direction, and along the gradient.
-
-        `numeric`: parameters without a closed form may stand still for their units' sake, not for being at their top.
-        """
+    def remaining(self, now: Spot, before: Spot | None) -> float:
+        """How many nats Newton's rule promises along EM's last move, the slow direction, and along the gradient."""
         mask, ahead = self.free(), 0.0
         if not self.layout.d:
             return 0.0
@@ -117,11 +115,13 @@ class Surface:
             if abs(slope) > 1e-13 * (1 + abs(now.value)):
                 ahead = slope**2 / (2 * bend) if bend > 0 else max(slope, 0.0)
         ahead = max(ahead, self.look(now, mask)[0])
-        if numeric and (bends := self._bends(now)) is not None:
-            ahead = max(ahead, self.look(now, mask, bends.rsqrt())[0])
-        if numeric:
-            ahead = max(ahead, self.newton(now, flattest=FLATTEST)[0])
+        if self.numeric:
+            ahead = max(ahead, self._look_in_units(now, mask)[0], self.newton(now, flattest=FLATTEST)[0])
         return ahead
+
+    def _look_in_units(self, now: Spot, mask: Tensor) -> tuple[float, Tensor]:
+        bends = self._bends(now)
+        return (0.0, torch.zeros_like(mask)) if bends is None else self.look(now, mask, bends.rsqrt())
 
     def _bends(self, now: Spot) -> Tensor | None:
         """The expected complete log joint's curvature [d], one for each tensor, along the gradient; None where it has none.
@@ -228,6 +228,8 @@ class Surface:
             step = scale * way
             if 0.5 * rise < enough or not rise > 0:
                 gain, step = self.look(spot, (scale > 0).to(scale))
+                if gain < enough and self.numeric:
+                    gain, step = self._look_in_units(spot, (scale > 0).to(scale))
                 if gain < enough:
                     break
                 rise = float(step @ spot.gradient)
