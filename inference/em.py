@@ -212,6 +212,7 @@ class _State:
     def _spot(self) -> Spot:
         if self.surface is None:
             self.surface = Surface(self.task, self.globals, self.floor, self._least())
+        self.surface.numeric = bool(self.how.numeric or self.globals)
         return self.surface.here(self.stats, self.record.objective[-1], self.globals)
 
     # ------------------------------------------------------------------------------------------------- one iteration
@@ -309,8 +310,7 @@ class _State:
         if len(climb.objective) < 2:
             return False
         before, now = climb.objective[-2:]
-        change = abs(now - before)
-        if change > tol * abs(before):
+        if abs(now - before) > tol * abs(before):
             return False
         if wrong := self.exact.broken(self.how, self.stats):
             self._make_numeric(wrong)
@@ -322,6 +322,9 @@ class _State:
             theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
             earlier = self.surface.of(theta, self.last.stats, before, self.last.globals)
         climb.left = self.surface.remaining(spot, earlier)
+        if climb.left > ENOUGH and self.surface.numeric and self.options.accelerate:
+            self._newton(spot)
+            climb.left = self.surface.remaining(self._spot(), None)
         if climb.left <= ENOUGH and self.options.accelerate and self.exact.smallest(self.stats) < STIFF:
             climb.left = self._newton(spot)
         self.waits += 1
@@ -388,10 +391,8 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     notes |= {"collapsed": [component(task, a) for a in sorted(reached)]} if (reached := climb.floor.reached) else {}
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
-    if climb.starts:
-        notes["starts"] = dict(climb.starts)
-    if held.left_out:
-        notes["posterior"] = held.left_out
+    notes |= {"starts": dict(climb.starts)} if climb.starts else {}
+    notes |= {"posterior": held.left_out} if held.left_out else {}
     per_datum = exact.per_datum(None, globals).numpy()
     claimed = Evidence.from_per_datum(per_datum, "exact", given=given, weights=task.times).plus(task.outside(globals))
     if len(per_datum) > MOST_SUMMED:  # the verified evidence holds the value of each row: one such array is enough

@@ -42,6 +42,7 @@ STRICT = 1e-12  # the largest relative difference where the order of operations 
 LEFT_OUT = {"seconds", "peak_memory_mb", "versions", "reason"}  # and all text but that of
 WORDS = {"kind", "status", "exact"}
 INTERRUPTED = 130  # the exit status after Ctrl-C
+TABLES = ("parameters.csv", "rows.csv", "README.txt")
 SHORT = 6  # numbers of an array that are kept one by one
 SMALLEST = 1e-9  # scalars nearer to zero than this are rounding errors: they are compared on this scale
 
@@ -363,6 +364,8 @@ def _arrays(folder: Path, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(folder.rglob("*")):
         at = f"{path}/{file.relative_to(folder)}"
+        if file.name in TABLES:  # the same numbers in words
+            continue
         if file.suffix == ".nc":
             found |= _netcdf(file, at)
         elif file.suffix == ".npy" and (x := np.load(file)).dtype.kind in "fiub":

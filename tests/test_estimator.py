@@ -207,6 +207,9 @@ def test_sample_weights_count_rows(standardize: bool) -> None:
     assert one.evidence(x, w).value == pytest.approx(one.run_.verified.value - stretch * w.sum())
     with pytest.raises(ValueError, match="weights of 0 or more"):
         estimator.fit(x, sample_weight=-np.ones(60))
+    for ask in (one.evidence, lambda x, w: one.score(x, sample_weight=w)):
+        with pytest.raises(ValueError, match="weights of 0 or more, got -1 at row 3"):
+            ask(x, np.where(np.arange(60) == 3, -1.0, 1.0))
 
 
 # ---------------------------------------------------------------------------------------------------- data frames
@@ -286,8 +289,11 @@ def test_a_program_of_ones_own(tmp_path: Path) -> None:
     assert found.get_feature_names_out().tolist() == ["group=0", "group=1"]
     assert (found.predict(x) == (np.arange(100) < 40)).mean() > 0.95
     assert clone(found).set_params(components=1).fit_predict(x).tolist() == [0] * 100
-    again = pickle.loads(pickle.dumps(found))
+    kept = pickle.dumps(found)
+    assert b"_zoo_user" not in kept  # the module that the file was executed as: another process has none
+    again = pickle.loads(kept)
     np.testing.assert_allclose(again.predict_proba(x), found.predict_proba(x), atol=1e-12)
+    pickle.dumps(found)  # although the file was executed anew
     with pytest.raises(UsageError, match=r"support|negative|Poisson"):
         found.fit(-x)
 

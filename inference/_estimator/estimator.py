@@ -141,7 +141,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         x = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
         if self.model is None:
             raise UsageError("Expected a model, got none: give a name, 'file.py:callable' or a callable.")
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, x, dtype=np.float64)
+        weights = _weights(sample_weight, x)
         options = self._options()
         how = {k: options.pop(k) for k in OF_THE_RUN if k in options}
         named = getattr(self, "feature_names_in_", None)
@@ -260,13 +260,13 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
     def score(self, X: Any, y: object = None, sample_weight: Any = None) -> float:
         """The mean of log p(x_i), weighted where rows have weights: higher is better, as `GaussianMixture.score`."""
         rows = self.score_samples(X)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, rows[:, None])
+        weights = _weights(sample_weight, rows[:, None])
         return float(np.average(rows, weights=weights))
 
     def evidence(self, X: Any, sample_weight: Any = None) -> Evidence:
         """log p(x) of the rows of X with its kind (exact, lower bound, estimate) and each row's own part of it."""
         rows = self._rows(X)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, rows, dtype=np.float64)
+        weights = _weights(sample_weight, rows)
         return self._done().evidence(rows, weights)
 
     def sample(self, n_samples: int = 1) -> np.ndarray:
@@ -283,6 +283,17 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
         if isinstance(state.get("_fitted"), Fitted):
             state["_fitted"] = state["_fitted"].frozen()
         return state
+
+
+def _weights(given: Any, rows: np.ndarray) -> np.ndarray | None:
+    """The weights of rows [n]. Raises `UsageError` for one below 0."""
+    if given is None:
+        return None
+    weights: np.ndarray = _check_sample_weight(given, rows, dtype=np.float64)
+    if (weights < 0).any():
+        row = int((weights < 0).argmax())
+        raise UsageError(f"Expected weights of 0 or more, got {weights[row]:g} at row {row} (counting from 0).")
+    return weights
 
 
 def _fit(request: Request) -> Fitted:

@@ -237,7 +237,7 @@ class Frozen:
         task.guide = guide
         asked = replace(self.run.request, model=self.model, data=self.run.dataset)
         fit = replace(self.run.fit, guide=guide)
-        return Fitted(replace(self.run, live=task, request=asked, fit=fit), made)
+        return Fitted(replace(self.run, live=task, prepared=made, request=asked, fit=fit), made)
 
 
 def dataset(x: np.ndarray, columns: tuple[str, ...], weights: np.ndarray | None, standardize: bool) -> Dataset:

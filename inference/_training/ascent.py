@@ -21,6 +21,7 @@ from inference._numerics.coordinates import Coordinates
 from inference._numerics.lbfgs import Memory
 
 HALVINGS = 15
+FLATTEST = 1e-8  # a share of the stiffest curvature: a direction that bends less is taken for the program's own freedom
 NEWTON = 60  # coordinates up to which a Hessian is formed
 NEWTON_NUMBERS = 1_000_000  # of rows × joint values × coordinates
 
@@ -42,6 +43,7 @@ class Surface:
         """`least`: the smallest share of the data's variance that a variance may come to; 0 for `floor`'s own."""
         self.task, self.exact, self.floor = task, task.engine, floor
         self.least = 0.999 * (least or floor.least(task.x.dtype))
+        self.numeric = False  # whether parameters without a closed form may stand still for their units' sake
         self.names = list(globals)
         values = {**self.task.theta(), **globals}
         self.supports = {**task.program.constraints, **task.global_supports}
@@ -112,15 +114,46 @@ class Surface:
             slope, bend = float(now.gradient @ move), float((before.gradient - now.gradient) @ move)
             if abs(slope) > 1e-13 * (1 + abs(now.value)):
                 ahead = slope**2 / (2 * bend) if bend > 0 else max(slope, 0.0)
-        return max(ahead, self.look(now, mask)[0])
+        ahead = max(ahead, self.look(now, mask)[0])
+        if self.numeric:
+            ahead = max(ahead, self._look_in_units(now, mask)[0], self.newton(now, flattest=FLATTEST)[0])
+        return ahead
 
-    def look(self, now: Spot, mask: Tensor) -> tuple[float, Tensor]:
+    def _look_in_units(self, now: Spot, mask: Tensor) -> tuple[float, Tensor]:
+        bends = self._bends(now)
+        return (0.0, torch.zeros_like(mask)) if bends is None else self.look(now, mask, bends.rsqrt())
+
+    def _bends(self, now: Spot) -> Tensor | None:
+        """The expected complete log joint's curvature [d], one for each tensor, along the gradient; None where it has none.
+
+        A tensor's own size says nothing of its unit where it is 0; this does, in whatever units the data are.
+        """
+        globals = self.split(self.layout.unflatten(now.u))[1]
+        weights = self.exact.responsibilities(None, globals) if now.stats.need_responsibilities else None
+        out = torch.ones_like(now.u)
+        try:
+            with torch.enable_grad():
+                free = now.u.clone().requires_grad_()
+                expected = self.exact.expected(now.stats, *self.split(self.layout.unflatten(free)), weights)
+                (slope,) = torch.autograd.grad(expected, free, create_graph=True)
+                for place in self._places():
+                    way = slope[place].detach()
+                    if float(size := way.square().sum()) > 0:
+                        (along,) = torch.autograd.grad(slope[place] @ way, free, retain_graph=True)
+                        out[place] = -(along[place] @ way) / size
+        except (ArithmeticError, ValueError, RuntimeError):
+            return None
+        return out if bool((out.isfinite() & (out > 0)).all()) else None
+
+    def look(self, now: Spot, mask: Tensor, sizes: Tensor | None = None) -> tuple[float, Tensor]:
         """What Newton's rule promises along the gradient, nats, and the step there [d], from the slope a little way on.
 
         It sees what EM's own steps hide: a direction in which the latents know almost everything, and the data little.
+        `sizes` [d] of the coordinates, else those of `_sizes`.
         """
-        way = mask * self._sizes(now).square() * now.gradient
-        longest = float((way / self._sizes(now)).abs().max()) if len(way) else 0.0
+        sizes = self._sizes(now) if sizes is None else sizes
+        way = mask * sizes.square() * now.gradient
+        longest = float((way / sizes).abs().max()) if len(way) else 0.0
         if not 0 < longest < torch.inf:
             return 0.0, torch.zeros_like(way)
         ahead = self.spot(now.u + 1e-4 / longest * way)
@@ -133,7 +166,7 @@ class Surface:
             return slope / longest, way / longest
         return slope**2 / (2 * bend), slope / bend * way
 
-    def newton(self, spot: Spot) -> tuple[float, Tensor]:
+    def newton(self, spot: Spot, flattest: float = 1e-13) -> tuple[float, Tensor]:
         """What Newton's rule promises in all directions at once, nats, and its step [d]; nothing where that costs too much.
 
         Of a nearly singular posterior the latents know a direction 10⁹ times better than the data do: neither EM's steps nor
@@ -160,7 +193,7 @@ class Surface:
         except torch.linalg.LinAlgError:  # a Hessian that is not finite, where nothing can be promised
             return none
         along = vectors.mT @ (unit * slope)
-        known = values > 1e-13 * len(values)  # the others are the program's own freedom, a rotation of its latents
+        known = values > flattest * len(values)  # the others are the program's own freedom, a rotation of its latents
         if not bool(values.isfinite().all()) or not known.any():
             return none
         step = torch.where(known, along / values.clamp(min=1e-300), torch.zeros_like(along))
@@ -195,6 +228,8 @@ class Surface:
             step = scale * way
             if 0.5 * rise < enough or not rise > 0:
                 gain, step = self.look(spot, (scale > 0).to(scale))
+                if gain < enough and self.numeric:
+                    gain, step = self._look_in_units(spot, (scale > 0).to(scale))
                 if gain < enough:
                     break
                 rise = float(step @ spot.gradient)
