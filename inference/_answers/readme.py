@@ -118,18 +118,32 @@ def _explained(about: About) -> list[str]:
     return out
 
 
+def _own_units(said: Mapping[str, Any]) -> list[str]:
+    """What holds for programs that scale the data themselves, or that read some columns and do not model them."""
+    if said["model"] != "mixture_of_experts":
+        return [f"  If the program itself scales the data, its parameters are in its units (zoo help {said['model']})."] * (
+            ":" in said["model"]
+        )
+    return [
+        "  But mixture_of_experts scales the data itself: `gate`, and gaussian `slopes`, `offsets` and `scales`, are of columns",
+        "  less their means, divided by their standard deviations. Covariates have no density: no log(scale) of theirs counts.",
+    ]
+
+
 def _units(said: Mapping[str, Any]) -> list[str]:
     center, scale = said["center"], said["scale"]
     if center is None:
         return [
             "UNITS",
             "  Parameters, latents and log p(x) are in the units of the data as they were given to the method.",
+            *_own_units(said),
         ]
     out = [
         "UNITS",
         "  The data were standardized: parameters, latents and log p(x) are of (x - centre) / scale. For log p(x_i) in the",
         "  data's own units subtract the sum of log(scale) over the columns that are observed in the row. `sample` and",
         "  `impute` give the data's own units.",
+        *_own_units(said),
     ]
     names = said["columns"]
     if names and len(names) <= MOST_UNITS and len(names) == len(center):
