@@ -306,7 +306,9 @@ def plot(
         paths = [str(p) for p in found]
     said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
     if len(letters := [s for s in said if s.startswith("Glyph ")]) > 0:
-        said = [s for s in said if s not in letters] + ["the pictures' font lacks letters of some names: they show as boxes."]
+        said = [s for s in said if s not in letters] + [
+            "the pictures' font lacks letters of some names: they show as boxes."
+        ]
     if said:
         from zoo import _show
 

@@ -43,10 +43,6 @@ IMPUTING_DRAWS = 200  # of the latents of a row that is imputed
 DRAWN_NUMBERS = 2**25
 INHERITED = ("binarize",)  # preparations of a run's data that its new rows need too
 COUNTED_ONCE = "the weights that the run counted its rows by were not used: here each row counts once."
-OF_A_MATRIX = (
-    "the run's data are a covariance matrix: its θ serves rows in the units of that matrix (of correlations: divided by their "
-    "standard deviations), with their means subtracted."
-)
 
 
 @dataclass(frozen=True)
@@ -191,7 +187,7 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
     inherited = {k: v for k in INHERITED if (v := run.dataset.options.get(k)) is not None and k not in preparation}
     if inherited and not _is_binary(other.x):
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
-    told = [OF_A_MATRIX] * (not run.dataset.has_rows) + [COUNTED_ONCE] * (other.weights is not None)
+    told = (COUNTED_ONCE,) if other.weights is not None else ()
     other = replace(other, weights=None, warnings=(*other.warnings, *told))
     if run.stored is not None:
         prepared = reopen(run.stored, [], {}, other, run.seed)

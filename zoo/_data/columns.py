@@ -60,4 +60,6 @@ def _count(names: list[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" if "," in name else name for name in names[:MOST_SHOWN]) + ", …" * (len(names) > MOST_SHOWN)
+    return ", ".join(f"'{name}'" if "," in name else name for name in names[:MOST_SHOWN]) + ", …" * (
+        len(names) > MOST_SHOWN
+    )

@@ -118,7 +118,9 @@ def _from_pandas(frame: Any, what: str, source: str) -> Table:
     numbered = labels == list(range(len(labels)))  # pandas numbers columns that have no names
     names = tuple(_name(label) for label in labels)
     if all(isinstance(label, int | np.integer) for label in labels) and sorted(labels) == list(range(len(labels))):
-        names = tuple(f"x{label}" for label in labels)  # in another order too, so that they are matched by their numbers
+        names = tuple(
+            f"x{label}" for label in labels
+        )  # in another order too, so that they are matched by their numbers
     cells = [_column(frame.iloc[:, j], name, what) for j, name in enumerate(names)]
     own = type(frame.index).__name__ == "RangeIndex" and frame.index.start == 0 and frame.index.step == 1
     rows = None if own else np.array([_name(label) for label in frame.index], dtype=np.str_)
