@@ -125,8 +125,9 @@ def _own_units(said: Mapping[str, Any]) -> list[str]:
             f"  If the program itself scales the data, its parameters are in its units (zoo help {said['model']})."
         ] * (":" in said["model"])
     return [
-        "  But mixture_of_experts scales the data itself: `gate`, and gaussian `slopes`, `offsets` and `scales`, are of columns",
-        "  less their means, divided by their standard deviations. Covariates have no density: no log(scale) of theirs counts.",
+        "  But mixture_of_experts scales the data itself: `gate`, and gaussian `slopes`, `offsets` and `scales`, are of",
+        "  columns less their means, divided by their standard deviations. Covariates have no density: their log(scale)",
+        "  does not count.",
     ]
 
 
