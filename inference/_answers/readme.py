@@ -120,14 +120,9 @@ def _explained(about: About) -> list[str]:
 
 def _own_units(said: Mapping[str, Any]) -> list[str]:
     """What holds for programs that scale the data themselves, or that read some columns and do not model them."""
-    if said["model"] != "mixture_of_experts":
-        return [
-            f"  If the program itself scales the data, its parameters are in its units (zoo help {said['model']})."
-        ] * (":" in said["model"])
     return [
-        "  But mixture_of_experts scales the data itself: `gate`, and gaussian `slopes`, `offsets` and `scales`, are of",
-        "  columns less their means, divided by their standard deviations. Covariates have no density: their log(scale)",
-        "  does not count.",
+        f"  If the program scales the data itself (`zoo help {said['model'].partition(':')[0]}` says so), its parameters are in",
+        "  units of its own. Covariates have no density: their log(scale) does not count.",
     ]
 
 
