@@ -121,8 +121,8 @@ def _explained(about: About) -> list[str]:
 def _own_units(said: Mapping[str, Any]) -> list[str]:
     """What holds for programs that scale the data themselves, or that read some columns and do not model them."""
     return [
-        f"  If the program scales the data itself (`zoo help {said['model'].partition(':')[0]}` says so), its parameters are in",
-        "  units of its own. Covariates have no density: their log(scale) does not count.",
+        f"  If the program scales the data itself (`zoo help {said['model'].partition(':')[0]}` says so), its parameters are",
+        "  in units of its own. Covariates have no density: their log(scale) does not count.",
     ]
 
 
