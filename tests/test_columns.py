@@ -176,7 +176,7 @@ def test_other_data_of_a_wrong_shape_are_refused_in_words(here):
     run("factor_analysis", pd.DataFrame(X, columns=NAMES), "em", latents=1, out="run")
     for data, says in [
         (X[:, :3], r"^Expected 4 columns \(a, b, c, d\), got 3\.$"),
-        (pd.DataFrame(X[:, :3], columns=["a", "b", "e"]), r"Missing: c, d; unknown: e\.$"),
+        (pd.DataFrame(X[:, :3], columns=["a", "b", "e"]), r"Missing: c, d; unknown: e\. Add what is missing"),
         (np.zeros((5, 2, 2)), r"^Expected rows of shape \(4,\), got \(2, 2\): those of the run are table's\.$"),
     ]:
         with pytest.raises(UsageError, match=says):

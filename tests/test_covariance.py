@@ -217,3 +217,11 @@ def test_the_command(tmp_path, monkeypatch):
     words = ["run", "factor_analysis", "--data", "r.csv", "--covariance-of", "178", "--set", "latents=2", "--json"]
     document = json.loads(CliRunner().invoke(app, words).stdout)
     assert document["n"] == 178 and document["options"]["data"]["covariance_of"] == 178
+
+
+def test_new_rows_for_a_covariance_matrix_are_told_which_units_they_need(tmp_path):
+    from inference import infer
+
+    run("factor_analysis", np.eye(3) + 0.5, covariance_of=50, latents=1).save(tmp_path / "run")
+    told = infer(tmp_path / "run", "em", data=np.ones((2, 3))).warnings
+    assert any("in the units of that matrix" in said for said in told)

@@ -263,3 +263,40 @@ def test_files_in_the_run_folder_have_new_names(here):
     assert Path("r/predicted.csv").read_text() == Path("r/rows.csv").read_text()
     shown = CliRunner().invoke(app, ["run", "gmm", "--data", "faithful", "--rows", "20", "--set", "max_iter=2"]).stdout
     assert "weights" in shown and "eruptions" in shown and "parameters.csv" in shown
+
+
+def test_columns_numbered_in_another_order_are_matched_by_their_numbers():
+    frame = pd.DataFrame(np.random.default_rng(0).normal([0.0, 5.0, -9.0], 1.0, (30, 3)))
+    fit = run("ppca", frame, latents=1)
+    there, swapped = fit.predict(frame), fit.predict(frame.iloc[:, ::-1])
+    np.testing.assert_allclose(swapped, there)
+
+
+def test_a_missing_column_is_named_as_it_is_written():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["Height, cm", "Mass"])
+    with pytest.raises(
+        UsageError, match=r"Missing: 'Height, cm'; unknown: Odd\. Add what is missing, with empty cells"
+    ):
+        run("ppca", frame, latents=1).predict(frame.rename(columns={"Height, cm": "Odd"}))
+
+
+def test_laplace_on_other_data_has_no_standard_errors_of_theta_that_is_no_mode_there(tmp_path):
+    from inference import infer
+
+    x = np.random.default_rng(0).normal(0.0, 1.0, (60, 3))
+    run("ppca", x, latents=1).save(tmp_path / "run")
+    same, other = infer(tmp_path / "run", "laplace"), infer(tmp_path / "run", "laplace", data=x[:7] + 1.0)
+    assert same.standard_errors and not other.standard_errors
+    assert "noise" not in other.draws
+    assert any("not the mode" in said for said in other.warnings)
+
+
+def test_samples_give_categories_in_words_and_standardize_leaves_their_codes():
+    words = np.array(["blue", "red", "sea, green"])
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame({"colour": words[draw.integers(0, 3, 60)], "size": draw.normal(50.0, 9.0, 60)})
+    fit = run("latent_classes", frame, classes=1, categories="colour", standardize=True)
+    assert set(np.unique(fit.x[:, 0])) == {0.0, 1.0, 2.0}
+    sample = fit.sample(50)
+    assert set(sample["colour"]) <= set(words) and 40 < sample["size"].mean() < 60
+    assert len(fit.predict(sample)) == 50

@@ -304,7 +304,12 @@ def plot(
         warnings.simplefilter("always", UserWarning)
         found = _draw.plot(folder, out, format, model=model, trust=trust, changed_program=changed_program)  # type: ignore[arg-type]
         paths = [str(p) for p in found]
-    if said := [str(w.message) for w in caught if issubclass(w.category, UserWarning)]:
+    said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    if len(letters := [s for s in said if s.startswith("Glyph ")]) > 0:
+        said = [s for s in said if s not in letters] + [
+            "the pictures' font lacks letters of some names: they show as boxes."
+        ]
+    if said:
         from zoo import _show
 
         _show.warnings(said)

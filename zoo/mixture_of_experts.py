@@ -8,6 +8,8 @@ Generative story (Jacobs et al. 1991; Bandeen-Roche et al. 1997 with `experts="c
 
 F is N(·, σ_k²), Bernoulli (by its logit), Poisson (by the logarithm of its rate), or Categorical. `gate="constant"` gives all
 rows the same weights; `experts="constant"` leaves B out, so that the covariates say nothing more about y once z is known.
+Parameters are in the model's own units: of covariates, and of gaussian y with a regression, less their means and divided by
+their standard deviations.
 """
 
 from __future__ import annotations

@@ -116,7 +116,10 @@ def of_ratios(ratios: Sequence[Ratio]) -> Iterator[str]:
         pair = f"{r.option}={written(r.null)} against {written(r.alternative)}"
         failed = f"; {r.failed} had no ratio" if r.failed else ""
         yield f"{pair}: likelihood ratio {r.statistic:.3f}, p = {r.p:.3g} ({r.replicates} simulated data sets{failed})."
-    if ratios and ratios[-1].p > LEVEL:
+    few = [r for r in ratios if r.replicates - r.failed < FEWEST]
+    if few:
+        yield f"Fewer than {FEWEST} simulated data sets cannot reject at the level {LEVEL:g}: nothing follows from these p."
+    elif ratios and ratios[-1].p > LEVEL:
         last = ratios[-1]
         yield f"At the level {LEVEL:g} the likelihood ratio keeps {last.option}={written(last.null)}."
     elif ratios:

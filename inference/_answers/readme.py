@@ -118,18 +118,28 @@ def _explained(about: About) -> list[str]:
     return out
 
 
+def _own_units(said: Mapping[str, Any]) -> list[str]:
+    """What holds for programs that scale the data themselves, or that read some columns and do not model them."""
+    return [
+        f"  If the program scales the data itself (`zoo help {said['model'].partition(':')[0]}` says so), its parameters are",
+        "  in units of its own. Covariates have no density: their log(scale) does not count.",
+    ]
+
+
 def _units(said: Mapping[str, Any]) -> list[str]:
     center, scale = said["center"], said["scale"]
     if center is None:
         return [
             "UNITS",
             "  Parameters, latents and log p(x) are in the units of the data as they were given to the method.",
+            *_own_units(said),
         ]
     out = [
         "UNITS",
         "  The data were standardized: parameters, latents and log p(x) are of (x - centre) / scale. For log p(x_i) in the",
         "  data's own units subtract the sum of log(scale) over the columns that are observed in the row. `sample` and",
         "  `impute` give the data's own units.",
+        *_own_units(said),
     ]
     names = said["columns"]
     if names and len(names) <= MOST_UNITS and len(names) == len(center):

@@ -26,6 +26,7 @@ from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak, climb, value_and
 from zoo._errors import Refusal
 
 LEFT_OUT = "left out: draws of the local latents, which would take too much memory"
+MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 
 
@@ -56,7 +57,23 @@ def fit(task: Task, max_iter: int, tol: float, start: Start) -> Fit:
     values = {n: v.detach() for n, v in coordinates.unflatten(peak.flat).items()}
     if task.learn:
         task.program.assign({n: v for n, v in values.items() if n in theta})
-    return _result(task, coordinates, peak, values, set(globals))
+    fit = _result(task, coordinates, peak, values, set(globals))
+    return fit if task.learn or globals or not coordinates.d else _at_kept_theta(fit, density, peak)
+
+
+def _at_kept_theta(fit: Fit, density: Callable[[Tensor], Tensor], peak: Peak) -> Fit:
+    """Without standard errors and draws of θ where θ is not the mode on these data."""
+    (slope,) = torch.autograd.grad(density(flat := peak.flat.detach().clone().requires_grad_()), flat)
+    below = float((_spread(peak.hessian).mT @ slope).square().sum() / 2)  # the Newton decrement, in nats
+    if below <= MOST_BELOW:
+        return fit
+    said = [w for w in fit.warnings if not w.startswith("the Hessian at the mode")]
+    kept = {n: v for n, v in fit.draws.items() if n not in fit.standard_errors}
+    told = (
+        f"θ is kept, and is not the mode of log p(x; θ) on these data (about {below:.2g} nats below it): it has no standard "
+        "errors here. Those of the data it was learned on: zoo infer RUN --method laplace, without other data."
+    )
+    return replace(fit, standard_errors={}, draws=kept, warnings=[*said, told])
 
 
 def _density(

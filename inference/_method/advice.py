@@ -19,7 +19,7 @@ def remedy(task: Task, many: bool = False) -> str:
     """What to do where a variance goes to 0."""
     if same := blockwise.constant_columns(task.x):
         shown = ", ".join(map(str, same[:MOST_NAMED])) + " and others" * (len(same) > MOST_NAMED)
-        return f"Leave out what is constant: column{'s' * (len(same) > 1)} {shown} (counting from 0)"
+        return f"Leave out what is constant or never observed: column{'s' * (len(same) > 1)} {shown} (counting from 0)"
     return "Ask for fewer components or priors" if many else "Leave out columns that are functions of others"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +129,21 @@ def sampled(run: Run, n: int | None, given: object, seed: int, preparation: Prep
     if size * run.x[:1].size > MOST_SAMPLED:
         raise UsageError(f"Expected a sample of at most {MOST_SAMPLED:,} numbers, got {size * run.x[:1].size:,}.")
     if given is None:
-        return Table(_by_column(_simulated(run, int(size), seed), columns_of(run.dataset)))
+        return _in_words(Table(_by_column(_simulated(run, int(size), seed), columns_of(run.dataset))), run)
     asked = new_rows(run, given, preparation, partial=True)
     if not np.isnan(asked.data.x).any():
         raise UsageError("nothing is missing in the rows that are given: there is nothing to sample.")
-    return asked.impute(int(size), seed).drawn()
+    return _in_words(asked.impute(int(size), seed).drawn(), run)
+
+
+def _in_words(table: Table, run: Run) -> Table:
+    """With the names of categories in place of their codes, in columns that hold nothing but codes."""
+    columns = dict(table.columns)
+    for name, levels in run.dataset.options.get("categories", {}).items():
+        codes = columns.get(name)
+        if codes is not None and np.isin(codes, np.arange(len(levels))).all():
+            columns[name] = np.array(levels, dtype=object)[codes.astype(int)]
+    return replace(table, columns=columns)
 
 
 @entrance

@@ -42,6 +42,7 @@ BLOCK_NUMBERS = 2**21  # in a block of rows, with their posteriors
 IMPUTING_DRAWS = 200  # of the latents of a row that is imputed
 DRAWN_NUMBERS = 2**25
 INHERITED = ("binarize",)  # preparations of a run's data that its new rows need too
+COUNTED_ONCE = "the weights that the run counted its rows by were not used: here each row counts once."
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
     inherited = {k: v for k in INHERITED if (v := run.dataset.options.get(k)) is not None and k not in preparation}
     if inherited and not _is_binary(other.x):
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
-    other = replace(other, weights=None)  # each new row counts once
+    told = (COUNTED_ONCE,) if other.weights is not None else ()
+    other = replace(other, weights=None, warnings=(*other.warnings, *told))
     if run.stored is not None:
         prepared = reopen(run.stored, [], {}, other, run.seed)
         task = replace(task_of(prepared, run.stored), quiet=True)

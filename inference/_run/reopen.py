@@ -20,6 +20,11 @@ from zoo._data.roles import Roles
 from zoo._errors import UsageError
 from zoo._program import source
 
+OF_A_MATRIX = (
+    "the run's data are a covariance matrix: its θ serves rows in the units of that matrix (of correlations: divided by their "
+    "standard deviations), with their means subtracted."
+)
+
 
 def other_data(
     own: datasets.Dataset, data: object, seed: int, preparation: Mapping[str, Any], partial: bool = False
@@ -45,6 +50,8 @@ def other_data(
         columns = len(wanted) == len(rows) == 1
         said = f"{wanted[0]} columns, got {rows[0]}" if columns else f"rows of shape {wanted}, got {rows}"
         raise UsageError(f"Expected {said}: those of the run are {own.name}'s.")
+    if not own.has_rows:
+        loaded = replace(loaded, warnings=(*loaded.warnings, OF_A_MATRIX))
     if own.center is None or own.scale is None:
         return loaded
     return replace(loaded, x=(loaded.x - own.center) / own.scale, center=own.center, scale=own.scale)

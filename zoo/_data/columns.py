@@ -46,7 +46,9 @@ def match(known: Sequence[str], given: Sequence[str]) -> list[int]:
     found = [f"missing: {_listed(missing)}"] * bool(missing) + [f"unknown: {_listed(extra)}"] * bool(missing and extra)
     if not found:  # all names are there, some of them more than once
         found = [f"twice: {_repeated([n for n in given if n in known] if len(given) > len(known) else known)}"]
-    raise UsageError(f"Expected the columns {_listed(known)}. {'; '.join(found).capitalize()}.")
+    told = "; ".join(found)
+    advice = " Add what is missing, with empty cells where nothing was observed." if missing else ""
+    raise UsageError(f"Expected the columns {_listed(known)}. {told[0].upper()}{told[1:]}.{advice}")
 
 
 def _repeated(names: list[str]) -> str:
@@ -58,4 +60,6 @@ def _count(names: list[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_SHOWN]) + ", …" * (len(names) > MOST_SHOWN)
+    return ", ".join(f"'{name}'" if "," in name else name for name in names[:MOST_SHOWN]) + ", …" * (
+        len(names) > MOST_SHOWN
+    )

@@ -301,7 +301,7 @@ def _prepare(raw: Raw, name: str, options: dict[str, Any], how: How, share: floa
     if how is not None:
         x = _binarize(raw, x, how, seed)
     if "standardize" in options:
-        x, center, scale = _standardize(raw, x)
+        x, center, scale = _standardize(raw, x, [name in options.get("categories", ()) for name in raw.columns])
     if "missing" in options:
         truth, x = x.copy(), _hide(raw, x, options["missing"], share, seed)
     # The columns of a hidden half need no warning.
@@ -340,8 +340,8 @@ def _binarize(raw: Raw, x: np.ndarray, how: str | float, seed: int) -> np.ndarra
     return np.where(np.isnan(x), np.nan, x > how)
 
 
-def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x - center) / scale, center and scale; a column that does not vary is only centred.
+def _standardize(raw: Raw, x: np.ndarray, codes: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x - center) / scale, center and scale; a column that does not vary is only centred, and the codes of categories stay.
 
     A row of weight w counts as w rows.
     """
@@ -362,6 +362,8 @@ def _standardize(raw: Raw, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     )
     scale = np.sqrt(squares / count)
     flat = constant | (scale == 0)  # deviations under 1e-162 square to 0
+    if any(codes):
+        center, scale, flat = np.where(codes, 0.0, center), np.where(codes, 1.0, scale), flat & ~np.array(codes)
     if (flat & some).any():
         which = raw.some_columns(flat & some)
         raw.warnings.append(f"{which} constant in {raw.what}: standardize only subtracts the value.")

@@ -116,7 +116,11 @@ def _from_pandas(frame: Any, what: str, source: str) -> Table:
         frame = frame.to_frame(name="x0" if frame.name is None else frame.name)
     labels = list(frame.columns)
     numbered = labels == list(range(len(labels)))  # pandas numbers columns that have no names
-    names = default_names(len(labels)) if numbered else tuple(_name(label) for label in labels)
+    names = tuple(_name(label) for label in labels)
+    if all(isinstance(label, int | np.integer) for label in labels) and sorted(labels) == list(range(len(labels))):
+        names = tuple(
+            f"x{label}" for label in labels
+        )  # in another order too, so that they are matched by their numbers
     cells = [_column(frame.iloc[:, j], name, what) for j, name in enumerate(names)]
     own = type(frame.index).__name__ == "RangeIndex" and frame.index.start == 0 and frame.index.step == 1
     rows = None if own else np.array([_name(label) for label in frame.index], dtype=np.str_)
