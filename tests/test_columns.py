@@ -134,9 +134,9 @@ def test_reordered_columns_are_put_in_order(order):
         (("x0", "x1", "x2", "x3"), ("x0", "x1", "x2"), "Expected 4 columns, got 3."),
         (("x0", "x1"), "abc", "Expected 2 columns, got 3 (a, b, c)."),
         ("a", ("x0", "x1"), "Expected 1 column (a), got 2."),
-        ("abcd", "abc", "Expected the columns a, b, c, d. Missing: d."),
+        ("abcd", "abc", "Expected the columns a, b, c, d. Missing: d (add"),
         ("ab", "aabc", "Expected the columns a, b. Twice: a."),
-        ("abc", "axc", "Expected the columns a, b, c. Missing: b; unknown: x."),
+        ("abc", "axc", "Expected the columns a, b, c. Missing: b; unknown: x (add"),
         ("ab", "aab", "Expected the columns a, b. Twice: a."),
         ("aab", "aba", "the column name 'a' is used twice"),
     ],
@@ -176,7 +176,7 @@ def test_other_data_of_a_wrong_shape_are_refused_in_words(here):
     run("factor_analysis", pd.DataFrame(X, columns=NAMES), "em", latents=1, out="run")
     for data, says in [
         (X[:, :3], r"^Expected 4 columns \(a, b, c, d\), got 3\.$"),
-        (pd.DataFrame(X[:, :3], columns=["a", "b", "e"]), r"Missing: c, d; unknown: e\. Add what is missing"),
+        (pd.DataFrame(X[:, :3], columns=["a", "b", "e"]), r"Missing: c, d; unknown: e \(add what is missing"),
         (np.zeros((5, 2, 2)), r"^Expected rows of shape \(4,\), got \(2, 2\): those of the run are table's\.$"),
     ]:
         with pytest.raises(UsageError, match=says):

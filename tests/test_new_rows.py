@@ -275,7 +275,7 @@ def test_columns_numbered_in_another_order_are_matched_by_their_numbers():
 def test_a_missing_column_is_named_as_it_is_written():
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["Height, cm", "Mass"])
     with pytest.raises(
-        UsageError, match=r"Missing: 'Height, cm'; unknown: Odd\. Add what is missing, with empty cells"
+        UsageError, match=r"Missing: 'Height, cm'; unknown: Odd \(add what is missing, with empty cells"
     ):
         run("ppca", frame, latents=1).predict(frame.rename(columns={"Height, cm": "Odd"}))
 

@@ -288,7 +288,7 @@ def test_a_theta_that_is_kept_has_no_leave_one_out_on_other_data(here):
     run("gmm", FAITHFUL[::3], "em", covariance="spherical", out="first")
     fit = infer("first", "laplace", data=FAITHFUL[:40])
     assert "log_likelihood" not in fit.idata.children
-    with pytest.raises(UsageError, match=r"loo needs draws around a mode, and this fit keeps the θ of another run"):
+    with pytest.raises(UsageError, match=r"loo needs draws of θ, and this fit has a single point"):
         fit.loo()
 
 

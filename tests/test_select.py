@@ -12,7 +12,7 @@ from helpers import task_of
 from sklearn.mixture import GaussianMixture
 from typer.testing import CliRunner
 
-from benchmarks._select import grid, labellings, parallel
+from benchmarks._select import ard, grid, labellings, parallel
 from benchmarks._select.criteria import Entry, Value, best, error_of_difference
 from benchmarks._select.free import free_parameters
 from benchmarks._select.select import select
@@ -302,6 +302,27 @@ def test_parallel_analysis_finds_the_factors_that_are_there():
     assert chosen.best[0].options == {"latents": 3}
     with pytest.raises(UsageError, match="columns that vary"):
         parallel.checked(np.ones((5, 2)))
+
+
+def test_relevance_is_bishops_example():
+    """Bishop 1999: 300 points in 10 dimensions, of standard deviation 1 along 3 of them and 0.5 along the others."""
+    rng = np.random.default_rng(0)
+    turned = np.linalg.qr(rng.normal(size=(10, 10)))[0]
+    x = (rng.normal(size=(300, 10)) * np.repeat([1.0, 0.5], [3, 7])) @ turned.T
+    found = ard.relevance(x)
+    assert found.factors == 3
+    values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
+    assert found.noise == pytest.approx(values[3:].mean(), rel=0.05)
+    assert np.all(np.array(found.variances[:3]) < values[:3] - values[3:].mean())  # shrunk
+    np.testing.assert_allclose(found.variances[:3], values[:3] - values[3:].mean(), rtol=0.2)
+    chosen = select("ppca", x, {"latents": "2:4"}, by="ard", restarts=1, jobs=1)
+    assert chosen.best[0].options == {"latents": 3} and "keeps 3 factors" in chosen.sentences[0]
+    with pytest.raises(UsageError, match="without holes"):
+        ard.checked(np.where(rng.random(x.shape) < 0.1, np.nan, x))
+
+
+def test_noise_alone_keeps_no_factor():
+    assert ard.relevance(np.random.default_rng(1).normal(size=(400, 6))).factors == 0
 
 
 def test_the_bootstrap_rejects_one_component_for_two(tmp_path):

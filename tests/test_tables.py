@@ -471,7 +471,7 @@ def test_new_data_meet_a_run_by_name(fitted):
     assert found.dataset.weights.tolist() == MESSY["w"].head(4).tolist()
     assert found.warnings[0] == "the columns 'extra', 'other' of the table are none of the run's, and were not used."
     with pytest.raises(
-        UsageError, match=r"^Expected the columns h, age\. Missing: h; unknown: extra, other\. Add what"
+        UsageError, match=r"^Expected the columns h, age\. Missing: h; unknown: extra, other \(add what"
     ):
         infer("run", "em", data=new.drop(columns="h"))
     assert infer("run", "em", data=X[:3]).n == 3  # without names, by position

@@ -80,7 +80,7 @@ PREPARING = {  # the options that prepare data, as `inference.run` has them
 
 
 SELECTING = {  # the options that a selection has besides
-    "by": (Annotated[str, typer.Option("--by", help="bic, icl, aic, heldout, evidence or parallel.")], "bic"),
+    "by": (Annotated[str, typer.Option("--by", help="bic, icl, aic, heldout, evidence, parallel or ard.")], "bic"),
     "method": (_option(str | None, "--method", "An inference method (default: em; laplace with priors)."), None),
     "folds": (_option(int | None, "--folds", "Hold rows out, in so many parts (by heldout: 5)."), None),
     "restarts": (_option(int | None, "--restarts", "How many starts each fit has (default: by its kind)."), None),

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from benchmarks._select import bootstrap, fits, grid, parallel
+from benchmarks._select import ard, bootstrap, fits, grid, parallel
 from benchmarks._select.criteria import LARGER, SMALLER, Entry, best, entry
 from benchmarks._select.selection import Selection
 from benchmarks._select.trial import Trial, checksum, name_of
@@ -26,7 +26,8 @@ from zoo._errors import UsageError, unknown
 from zoo._program import source
 from zoo._program.load import option_schema
 
-CRITERIA = (*SMALLER, *LARGER, "parallel")
+COUNTED = ("parallel", "ard")  # what counts factors in the data themselves
+CRITERIA = (*SMALLER, *LARGER, *COUNTED)
 FOLDS = 5
 PATIENCE = 5.0  # seconds of cells done in this process before others are started
 MOST_REPLICATES = 100_000
@@ -76,7 +77,8 @@ def select(
 
     - `grid`: option of the model or the method → its values: `range(1, 9)`, a list, or text such as `"1:8"`.
     - `by`: `bic`, `icl`, `aic` (the smaller the better), `heldout` (log p of rows left out, in `folds` parts), `evidence` (of
-      a program whose parameters have priors), or `parallel` (the number of factors, by parallel analysis).
+      a program whose parameters have priors), or the number of factors by `parallel` analysis or by `ard`,
+      automatic relevance determination.
     - `method`: em when None, laplace where parameters have priors. `restarts`: the most starts of each fit.
     - `bootstrap`: test each K against the next by so many simulated data sets (McLachlan 1987).
     - `jobs`: cells at once. When None, cells run in this process for a few seconds, then one a processor.
@@ -136,14 +138,14 @@ def _asked(
         raise UsageError(
             "bootstrap tests K against the next K: give an option with several whole numbers, as components=1:5."
         )
-    if loaded.weights is not None and (replicates is not None or by == "parallel"):
-        raise UsageError("bootstrap and parallel analysis count every row once; drop the weights.")
+    if loaded.weights is not None and (replicates is not None or by in COUNTED):
+        raise UsageError(f"{'bootstrap' if replicates is not None else by} counts every row once; drop the weights.")
     own = set(schemas[0]), {k for known in schemas[1:] for k in known}
     asked = _Asked(
         found, data, loaded, preparation, whole, by, method or "auto", own, folds, restarts, replicates, seed
     )
-    if by == "parallel":
-        parallel.checked(loaded.x)
+    if by in COUNTED:
+        {"parallel": parallel, "ard": ard}[by].checked(loaded.x)
     return asked
 
 
@@ -206,8 +208,12 @@ def _selected(asked: _Asked, folder: Path, jobs: int | None, quiet: bool, keep: 
     ]
     _nothing_at_all(entries)
     horn = parallel.analysis(asked.dataset.x, asked.seed) if asked.by == "parallel" else None
+    relevant = ard.relevance(asked.dataset.x) if asked.by == "ard" else None
+    counted = horn or relevant
     winners = (
-        best(entries, asked.by) if horn is None else [e for e in entries if e.result.get("factors") == horn.factors]
+        best(entries, asked.by)
+        if counted is None
+        else [e for e in entries if e.result.get("factors") == counted.factors]
     )
     found = Selection(
         model=name_of(asked.found),
@@ -219,6 +225,7 @@ def _selected(asked: _Asked, folder: Path, jobs: int | None, quiet: bool, keep: 
         winners=winners,
         requests={e.name: _request(asked, e) for e in entries},
         parallel=horn,
+        relevance=relevant,
     )
     if asked.replicates is not None and winners:
         found.ratios = _ratios(asked, winners[0], entries, cells, results, jobs, quiet)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._select import picture, sentences
+from benchmarks._select.ard import Relevance
 from benchmarks._select.bootstrap import Ratio
 from benchmarks._select.criteria import LARGER, SMALLER, SPOKEN, Entry, best, error_of_difference
 from benchmarks._select.parallel import Parallel
@@ -56,7 +57,8 @@ class Selection:
 
     - `table`: a pandas DataFrame, a row for each cell; `best`: the cells that share the best place by the criterion `by`.
     - `sentences`: who wins, where the criteria disagree, what is to be doubted.
-    - `ratios`: the likelihood-ratio tests, `parallel`: the parallel analysis, where they were asked for.
+    - `ratios`: the likelihood-ratio tests, `parallel`: the parallel analysis, `relevance`: what automatic
+      relevance determination keeps, where they were asked for.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Selection:
     requests: dict[str, Request]  # name of an entry → its request
     ratios: list[Ratio] = field(default_factory=list)
     parallel: Parallel | None = None
+    relevance: Relevance | None = None
     folder: Path | None = None
 
     @property
@@ -86,6 +89,8 @@ class Selection:
         out = sentences.of(self.entries, self.by, self.winners, self.grid)
         if self.parallel is not None:
             out.insert(0, sentences.of_parallel(self.parallel, self.winners))
+        if self.relevance is not None:
+            out.insert(0, sentences.of_relevance(self.relevance, self.winners))
         return [*out, *sentences.of_ratios(self.ratios)]
 
     @property
@@ -143,6 +148,7 @@ class Selection:
             "cells": cells,
             "likelihood_ratios": [r.to_json() for r in self.ratios],
             "parallel": None if self.parallel is None else self.parallel.to_json(),
+            "ard": None if self.relevance is None else self.relevance.to_json(),
             "folder": None if self.folder is None else str(self.folder),
         }
         return json.loads(json.dumps(document, default=_plain).replace("NaN", "null").replace("Infinity", "null"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks._select.ard import Relevance
 from benchmarks._select.bootstrap import LEVEL, Ratio
 from benchmarks._select.criteria import LARGER, SMALLER, SPOKEN, Entry, best, better_but_barred
 from benchmarks._select.parallel import Parallel
@@ -109,6 +110,15 @@ def of_parallel(found: Parallel, winners: Sequence[Entry]) -> str:
     said = f"Parallel analysis keeps {k} factor{'s' * (k != 1)}: the first {k} eigenvalues are above those of noise"
     if k == 0:
         said = "Parallel analysis keeps no factor: no eigenvalue is above those of noise"
+    return f"{said}." if winners else f"{said}. No cell of the grid has as many."
+
+
+def of_relevance(found: Relevance, winners: Sequence[Entry]) -> str:
+    """What automatic relevance determination says."""
+    k = found.factors
+    said = (
+        f"Automatic relevance determination keeps {k} factor{'s' * (k != 1)}, and shrinks the other loadings to nothing"
+    )
     return f"{said}." if winners else f"{said}. No cell of the grid has as many."
 
 

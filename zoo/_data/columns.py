@@ -47,8 +47,8 @@ def match(known: Sequence[str], given: Sequence[str]) -> list[int]:
     if not found:  # all names are there, some of them more than once
         found = [f"twice: {_repeated([n for n in given if n in known] if len(given) > len(known) else known)}"]
     told = "; ".join(found)
-    advice = " Add what is missing, with empty cells where nothing was observed." if missing else ""
-    raise UsageError(f"Expected the columns {_listed(known)}. {told[0].upper()}{told[1:]}.{advice}")
+    advice = " (add what is missing, with empty cells where nothing was observed)" if missing else ""
+    raise UsageError(f"Expected the columns {_listed(known)}. {told[0].upper()}{told[1:]}{advice}.")
 
 
 def _repeated(names: list[str]) -> str:
