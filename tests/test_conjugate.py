@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -319,3 +321,22 @@ def test_imputing_by_draws():
     assert found.missing.sum() == 4
     np.testing.assert_allclose(found.mean[3], 2 * np.array([1.0, 2.0, 0.5]), rtol=0.3)
     assert found.mean[0, 1] == pytest.approx(2 * (2 + np.nansum(x[0])) / 2.5, rel=0.2)
+
+
+@pytest.mark.parametrize("how", ["poutine.mask", "poutine.scale", "mask"])
+def test_a_mask_that_the_latent_decides_is_refused(how):
+    """However far out it begins to matter: at the points that are measured, nothing is to be seen of it."""
+
+    def site(z):
+        fn = dist.Poisson(z if how == "mask" else torch.full_like(z, 2.0))
+        return fn.mask(z < 1e8) if how == "mask" else fn
+
+    def model(x=None, size=None):
+        with pyro.plate("data", len(x) if x is not None else size):
+            z = gamma()()
+            wide = pyro.poutine.mask(mask=z < 1e8) if how == "poutine.mask" else pyro.poutine.scale(scale=1 + (z > 1e8))
+            with contextlib.nullcontext() if how == "mask" else wide:
+                return pyro.sample("x", site(z), obs=None if x is None else x[:, 0])
+
+    structure = structure_of(model, COUNTS[:, :1])
+    assert not structure.is_exact and "mask" in structure.reason

@@ -660,3 +660,19 @@ def test_parents_are_read_exactly_of_many_sites_too(sites):
 
     x = np.random.default_rng(0).normal(size=(8, sites // 2))
     assert {s.name: set(s.parents) for s in structure_of(program, x).sites} == truth
+
+
+def test_vectors_of_bits_alone_have_no_marginals_of_one_number():
+    def program(x=None, size=None):
+        w = pyro.param("w", torch.tensor([0.3, -1.0, 0.7]))
+        with user.rows(x, size):
+            h, out = torch.zeros_like(w), []
+            for t in range(3):
+                h = pyro.sample(f"h{t}", dist.Bernoulli(logits=w + h).to_event(1))
+                out.append(pyro.sample(f"x{t}", dist.Normal(h.sum(-1), 1.0), obs=None if x is None else x[:, t]))
+            return torch.stack(out, -1)
+
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    task = task_of(program, x, limit=100)
+    assert task.structure.eliminable and task.engine.marginals(task.engine.responsibilities()) == {}
+    assert em.fit(task, max_iter=2, start="program").claimed.kind == "exact"

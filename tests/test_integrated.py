@@ -14,6 +14,7 @@ from scipy.special import betaln, comb, gammaln
 from torch.distributions import constraints
 
 from latent_zoo import infer, run
+from zoo._errors import Refusal
 
 F64 = torch.float64
 RNG = np.random.default_rng(0)
@@ -199,3 +200,26 @@ def test_what_cannot_be_integrated_out_is_said(program):
     assert "given the global latents 'a', which are not integrated out" in structure.reason
     fit = run(program, SCORES, "em")
     assert fit.claimed.given == "the posterior mode of a"
+
+
+def test_a_flat_prior_has_no_evidence():
+    def model(x=None, size=None):
+        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=F64), 1.0).mask(False))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(b, 1.0), obs=x[:, 1])
+
+    structure = structure_of(model, SCORES)
+    assert not structure.integrable and "'b' has a mask" in structure.reason
+
+
+@pytest.mark.parametrize("method", ["em", "laplace"])
+def test_a_variance_of_almost_nothing_is_refused_in_a_sentence(method):
+    def model(x=None, size=None):
+        m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=F64), 10.0))
+        with pyro.plate("groups", 4):
+            a = pyro.sample("a", dist.Normal(m, 1e-8))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(a[..., x[:, 0].long()], 1.0), obs=x[:, 1])
+
+    with pytest.raises(Refusal, match="nearly singular"):
+        run(model, SCORES, method)

@@ -19,6 +19,7 @@ from torch import Tensor
 from inference._exact.engine import Values
 from inference._method.fit import Arrays, Evidence, Fit, Kind
 from inference._method.task import Task
+from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
 from inference._numerics.peak import Peak, climb
 from zoo._errors import Refusal
@@ -28,6 +29,7 @@ from zoo._reading.pairs import parts_of_globals
 
 MOST_GLOBALS = 1000  # numbers: the Hessian is taken column by column
 MOST_PARAMETERS = 300
+LOST = 1e-4  # nats that rounding may take from log p(x)
 LOOKS = 3  # at two points each, as for conjugate local latents
 LOG_2PI = math.log(2 * math.pi)
 
@@ -157,7 +159,14 @@ class JointlyNormal(Integrated):
         return self.log_joint(mean, parameters) + 0.5 * len(mean) * LOG_2PI - 0.5 * log_det
 
     def posterior(self) -> Normal:
-        return Normal(*self._solve(None, keep=False))
+        mean, precision = self._solve(None, keep=False)
+        values = definite.eigen(definite.unit_diagonal(precision)[0])[0]
+        if not bool(precision.isfinite().all()) or float(values[0]) * LOST < torch.finfo(values.dtype).eps:
+            raise Refusal(
+                "the posterior of the global latents is too nearly singular for its determinant to be computed: a variance is "
+                "almost 0, or two of them can hardly be told apart. Leave that latent out, or give it more variance."
+            )
+        return Normal(mean, precision)
 
 
 class Natural(Posterior):

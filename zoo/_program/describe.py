@@ -33,6 +33,7 @@ from zoo._program.trace import (
     is_discrete,
     is_latent,
     is_local,
+    is_masked,
     plates,
     sample_nodes,
     support_of,
@@ -182,19 +183,10 @@ def _check_holes(run: _Traced) -> None:
                 )
 
 
-def _is_masked(node: Node) -> bool:
-    """Whether a mask, the program's or the distribution's own, takes away a part of a site's density."""
-    fn, masks = node["fn"], [node["mask"]]
-    while hasattr(fn, "base_dist"):
-        masks.append(getattr(fn, "_mask", None))
-        fn = fn.base_dist
-    return any(m is not None and not bool(torch.as_tensor(m).all()) for m in masks)
-
-
 def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading]) -> str:
     """Why no method can serve the program, in one sentence; "" where there is no such reason."""
     for node in nodes:
-        if is_latent(node) and is_local(node) and not completes(node) and _is_masked(node):
+        if is_latent(node) and is_local(node) and not completes(node) and is_masked(node):
             return (
                 f"the latent '{node['name']}' is masked (obs_mask or poutine.mask), so its density is not a "
                 "distribution: leave out the mask; an entry of x that is NaN counts as not observed"

@@ -96,6 +96,15 @@ def is_plain(node: Node) -> bool:
     return node["mask"] is None and is_one(node["scale"])
 
 
+def is_masked(node: Node) -> bool:
+    """Whether a mask, the program's or the distribution's own, takes away a part of a site's density."""
+    fn, masks = node["fn"], [node["mask"]]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return any(m is not None and not bool(torch.as_tensor(m).all()) for m in masks)
+
+
 def is_one(scale: object) -> bool:
     """Whether a site's scale is the number one."""
     return isinstance(scale, float | int) and scale == 1

@@ -20,6 +20,7 @@ from zoo._program.trace import (
     is_discrete,
     is_latent,
     is_local,
+    is_masked,
     is_plain,
     local_log_prob,
     node_of,
@@ -88,7 +89,7 @@ def _wrong(node: Node, powers: SitePowers, latent: str, family: str, families: M
     name, own = node["name"], family_name(node["fn"])
     if not powers.touched:
         return ""
-    if not is_plain(node):
+    if not is_plain(node) or (name == latent and is_masked(node)):
         return f"site '{name}' has a mask or a scale"
     if name == latent:
         return f"its own parameters depend on it at site '{name}'" if powers.parameters else ""

@@ -64,16 +64,20 @@ def read_powers(
         for node, log_prob in densities:
             site, parameters = node["name"], taken[node["name"]]
             computed = site != name and bool(_of(reader, node["value"])[0])
-            touched = computed or bool(_of(reader, log_prob)[0]) or bool(parameters and site != name)
+            weighed = bool(_of(reader, node["mask"])[0] or _of(reader, node["scale"])[0])
+            touched = computed or weighed or bool(_of(reader, log_prob)[0]) or bool(parameters and site != name)
             found[site] = SitePowers(touched, parameters, computed)
         return found
 
 
 def _parameters(reader: Reader, fn: object) -> dict[str, frozenset[int]]:
     """A distribution's tensors that come from z: their names, and what their entries are."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
     out = dict[str, frozenset[int]]()
+    while hasattr(fn, "base_dist"):
+        mask = getattr(fn, "_mask", None)
+        if _of(reader, mask)[0]:
+            out["mask"] = _of(reader, mask)[1]
+        fn = fn.base_dist
     for name, value in vars(fn).items():
         if isinstance(value, torch.distributions.Distribution):  # a multinomial's categorical
             out |= _parameters(reader, value)
@@ -84,8 +88,10 @@ def _parameters(reader: Reader, fn: object) -> dict[str, frozenset[int]]:
     return out
 
 
-def _of(reader: Reader, value: Tensor) -> tuple[int, frozenset[int]]:
-    """Whether entries of a tensor come from z, and what they are."""
+def _of(reader: Reader, value: object) -> tuple[int, frozenset[int]]:
+    """Whether entries of a tensor come from z, and what they are; of anything else, that none do."""
+    if not isinstance(value, Tensor):
+        return 0, frozenset()
     shadow = reader.of(value)
     bits, _ = shadow.union()
     return bits & (1 << FIRST_SITE), frozenset(shadow.degree.unique().tolist()) if bits else frozenset()

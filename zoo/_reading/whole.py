@@ -20,6 +20,7 @@ from zoo._program.trace import (
     global_log_prob,
     is_discrete,
     is_latent,
+    is_masked,
     is_plain,
     is_real,
     local_log_prob,
@@ -45,7 +46,7 @@ def not_jointly_normal(program: Program, probe: Tensor, nodes: Sequence[Node], a
             return f"the latent '{name}' is discrete"
         if not is_real(support_of(node["fn"])):
             return f"the latent '{name}' ({family}) does not range over all real numbers"
-        if not is_plain(node):
+        if not is_plain(node) or is_masked(node):
             return f"the latent '{name}' has a mask or a scale"
     if program.completes:
         return "missing entries are latents of the program"

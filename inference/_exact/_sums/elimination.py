@@ -134,6 +134,8 @@ class Elimination(Engine[TableStatistics, Plan]):
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
         probe, plan = self.factors.probe(None, globals), self._of_marginals()
         names = [s.name for s in self.structure.discrete_locals if not s.event_shape]
+        if not names:
+            return {}
         out = {name: self.x.new_empty(self.N, self.cards[name]) for name in names}
         for rows in self.chunks():
             n = rows.stop - rows.start
