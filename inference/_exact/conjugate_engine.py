@@ -11,32 +11,24 @@ posterior is Gamma(6, 4).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
-from inference._exact.engine import MOST_SUMMED, Engine, Plan, Points, Rows, Statistics, Values
-from inference._exact.latent_program import LatentProgram
-from inference._exact.numeric import climb_numerically
-from inference._families._family import Floor
+from inference._exact.by_rows import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, ByDensity
+from inference._exact.engine import MOST_SUMMED, Points, Rows, Statistics, Values
 from inference._numerics.slices import fitting, slices
-from inference._numerics.weighted import count, weighed
+from inference._numerics.weighted import weighed
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._program.trace import global_log_prob, local_log_prob
+from zoo._program.trace import global_log_prob
 from zoo._reading.conjugate import Parts
 
-CHUNK_NUMBERS = 2**20
-CHUNK_ROWS = 8192
-LEAST_ROWS = 16
-LOOKS = (
-    3  # at two points each: the first where nothing is known, the others amid the posterior that the one before found
-)
+# at two points each: the first where nothing is known, the others amid the posterior that the one before found
+LOOKS = 3
 
 
 @dataclass
@@ -59,14 +51,11 @@ class NaturalPosteriors(Statistics):
     posterior: list[tuple[NaturalPosterior, Tensor]]
 
 
-class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
+class ConjugateEngine(ByDensity[NaturalPosteriors]):
     """The exact posterior of conjugate local latents, under each joint value of the discrete ones."""
-
-    size = math.inf
 
     def __init__(self, program: Program, structure: Structure, x: Tensor, weights: Tensor | None = None) -> None:
         super().__init__(program, structure, x, weights)
-        self.families = {}
         self.parts = Parts.of(self.layout, {s.name: s.family for s in structure.continuous_locals})
 
     def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
@@ -77,12 +66,6 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         """Slices of rows whose temporaries stay small."""
         per_row = 8 * self.A * (self.x[0].numel() + self.L)
         return slices(self.N, fitting(CHUNK_NUMBERS, per_row, LEAST_ROWS, CHUNK_ROWS))
-
-    def log_joint(self, x: Tensor, z: Tensor, parameters: Values | None, globals: Values | None) -> Tensor:
-        """log p(x_i, a, z) [A, n] at z [A, n, L]."""
-        trace = self.trace(x, z, parameters, globals)
-        value = local_log_prob(trace, self.structure.data_dim, len(x))
-        return value.reshape(-1, len(x)).expand(len(z), len(x))
 
     def posterior(
         self, rows: slice, parameters: Values | None = None, globals: Values | None = None
@@ -106,30 +89,6 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         """The same of a chunk of rows at a time."""
         for rows in self.chunks():
             yield rows, self.posterior(rows, parameters, globals)
-
-    # ------------------------------------------------------------------------------------- evidence and posterior
-
-    def log_evidence(
-        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
-        for rows, posterior in self.posteriors(parameters, globals):
-            total = total + weighed(posterior.log_evidence.logsumexp(1), self.weights, rows).sum()
-        return torch.as_tensor(total), self.log_prior(parameters, globals)
-
-    @torch.no_grad()
-    def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
-        out = self.x.new_empty(self.N)
-        for rows, posterior in self.posteriors(parameters, globals):
-            out[rows] = posterior.log_evidence.logsumexp(1)
-        return out
-
-    @torch.no_grad()
-    def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
-        out = self.x.new_empty(self.N, self.A)
-        for rows, posterior in self.posteriors(parameters, globals):
-            out[rows] = posterior.weights
-        return out
 
     @torch.no_grad()
     def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
@@ -183,26 +142,6 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
         nothing = self.x.new_zeros(0)
         return NaturalPosteriors(nothing, nothing, self.log_prior(None, globals).detach(), {}, [])
 
-    def plan(self, globals: Values) -> Plan:
-        return Plan({}, tuple(self.program.values()))
-
-    def m_step(
-        self,
-        plan: Plan,
-        stats: NaturalPosteriors,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
-
-        return climb_numerically(
-            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
-        )
-
     def expected(
         self, stats: NaturalPosteriors, parameters: Values, globals: Values, responsibilities: Rows | None = None
     ) -> Tensor:
@@ -216,9 +155,3 @@ class ConjugateEngine(LatentProgram, Engine[NaturalPosteriors, Plan]):
             steps = {k: self.parts.families[k].expected(v) - at[k] for k, v in posterior.coefficients.items()}
             total = total + (weights.mT * (value + self.parts.sum_of(c, steps))).sum()
         return total
-
-    def broken(self, plan: Plan, stats: NaturalPosteriors) -> list[str]:
-        return []
-
-    def smallest(self, stats: NaturalPosteriors) -> float:
-        return math.inf

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from inference._exact import linear_mstep
+from inference._exact.by_rows import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS
 from inference._exact.engine import MOST_SUMMED, Rows, Values
 from inference._exact.gaussian import CONDITION, Gaussian, condition, least_squares
 from inference._exact.linear_model import LinearModel, Sites
 from inference._exact.linear_mstep import LinearPlan
 from inference._exact.moments import Moments, Posterior
-from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, LOG_2PI, NormalEngine
+from inference._exact.normal_engine import LOG_2PI, NormalEngine
 from inference._exact.quadratic import Quadratic
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices

@@ -9,18 +9,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from inference._exact.engine import Engine, P, Points, S, Values
-from inference._exact.latent_program import LatentProgram
+from inference._exact.by_rows import ByRows
+from inference._exact.engine import P, Points, S, Values
 from inference._exact.moments import Posterior
-from inference._numerics.weighted import weighed
 
-CHUNK_NUMBERS = 2**20  # numbers in the temporaries of a chunk
-CHUNK_ROWS = 8192
-LEAST_ROWS = 16
 LOG_2PI = math.log(2 * math.pi)
 
 
-class NormalEngine(LatentProgram, Engine[S, P]):
+class NormalEngine(ByRows[S, P]):
     """Given each assignment a, the continuous latents z of a row are normal: q(a, z | x_i) is a `Posterior`."""
 
     @abstractmethod
@@ -32,28 +28,6 @@ class NormalEngine(LatentProgram, Engine[S, P]):
     @abstractmethod
     def posterior(self, rows: slice, parameters: Values | None = None, globals: Values | None = None) -> Posterior:
         """q(a, z | x) of `rows`. Differentiable."""
-
-    def log_evidence(
-        self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
-        for rows, posterior in self.posteriors(parameters, globals):
-            total = total + weighed(posterior.log_evidence.logsumexp(1), self.weights, rows).sum()
-        return torch.as_tensor(total), self.log_prior(parameters, globals)
-
-    @torch.no_grad()
-    def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
-        out = self.x.new_empty(self.N)
-        for rows, posterior in self.posteriors(parameters, globals):
-            out[rows] = posterior.log_evidence.logsumexp(1)
-        return out
-
-    @torch.no_grad()
-    def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
-        out = self.x.new_empty(self.N, self.A)
-        for rows, posterior in self.posteriors(parameters, globals):
-            out[rows] = posterior.weights
-        return out
 
     @torch.no_grad()
     def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:

@@ -6,33 +6,28 @@ N(P⁻¹ g, P⁻¹) under each assignment, and log p(x) = log p(x, m) + (L/2) lo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
+from inference._exact.by_rows import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, ByDensity
 from inference._exact.engine import MOST_SUMMED, Plan, Rows, Values
 from inference._exact.gaussian import solid
 from inference._exact.moments import Posterior, Posteriors
-from inference._exact.normal_engine import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, LOG_2PI, NormalEngine
-from inference._exact.numeric import climb_numerically
-from inference._families._family import Floor
+from inference._exact.normal_engine import LOG_2PI, NormalEngine
 from inference._numerics.slices import fitting, slices
-from inference._numerics.weighted import count, weighed
+from inference._numerics.weighted import weighed
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._program.trace import global_log_prob, local_log_prob
+from zoo._program.trace import global_log_prob
 
 # rows, parameters, globals ↦ posterior mean [n, A, L], root S of the covariance [n, A, L, L], ½ log det P [n, A]
 SquareRoots = Callable[[slice, Values | None, Values | None], tuple[Tensor, Tensor, Tensor]]
 
 
-class Quadratic(NormalEngine[Posteriors, Plan]):
+class Quadratic(ByDensity[Posteriors], NormalEngine[Posteriors, Plan]):
     """`square_roots`: where the sites can be read, what gives the posterior also where P is nearly singular."""
-
-    size = math.inf
 
     def __init__(
         self,
@@ -43,7 +38,6 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
         square_roots: SquareRoots | None = None,
     ) -> None:
         super().__init__(program, structure, x, weights)
-        self.families = {}
         self._square_roots = square_roots
 
     def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
@@ -109,12 +103,6 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
         at_mean = self.log_joint(x, mean.movedim(0, 1).contiguous(), parameters, globals).mT
         return Posterior(at_mean + 0.5 * self.L * LOG_2PI - half, mean, root @ root.mT, root)
 
-    def log_joint(self, x: Tensor, z: Tensor, parameters: Values | None, globals: Values | None) -> Tensor:
-        """log p(x_i, a, z) [A·T, n] at z [A·T, n, L]."""
-        trace = self.trace(x, z, parameters, globals)
-        value = local_log_prob(trace, self.structure.data_dim, len(x))
-        return value.reshape(-1, len(x)).expand(len(z), len(x))
-
     # ----------------------------------------------------------------------------------------------------- M-step
 
     @torch.no_grad()
@@ -137,26 +125,6 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
         nothing = self.x.new_zeros(0)
         return Posteriors(nothing, nothing, self.log_prior(None, globals).detach(), {}, [])
 
-    def plan(self, globals: Values) -> Plan:
-        return Plan({}, tuple(self.program.values()))
-
-    def m_step(
-        self,
-        plan: Plan,
-        stats: Posteriors,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
-
-        return climb_numerically(
-            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
-        )
-
     def expected(
         self, stats: Posteriors, parameters: Values, globals: Values, responsibilities: Rows | None = None
     ) -> Tensor:
@@ -171,9 +139,3 @@ class Quadratic(NormalEngine[Posteriors, Plan]):
             mean = value.reshape(self.A, 2 * L, n).mean(1)  # [A, n]
             total = total + (weighed(posterior.weights, self.weights, rows).mT * mean).sum()
         return total
-
-    def broken(self, plan: Plan, stats: Posteriors) -> list[str]:
-        return []
-
-    def smallest(self, stats: Posteriors) -> float:
-        return math.inf
