@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import pyro.distributions as dist
@@ -23,7 +23,7 @@ from inference._numerics.coordinates import bijection
 from inference._numerics.weighted import count
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
-from zoo._program.trace import node_of, outside_log_prob
+from zoo._program.trace import node_of, outside_log_prob, support_of
 
 
 class Checkpoints(Protocol):
@@ -155,7 +155,7 @@ class Task:
     @cached_property
     def global_supports(self) -> dict[str, Constraint]:
         """Global latent site → its support."""
-        return {n: cast(Constraint, fn.support) for n, fn in self._global_priors().items()}
+        return {n: support_of(fn) for n, fn in self._global_priors().items()}
 
     def global_start(self) -> dict[str, Tensor]:
         """A point value for each global latent: the one given, else its prior mean, else the middle of its support."""
@@ -200,13 +200,13 @@ def _center(fn: dist.TorchDistribution) -> Tensor:
     """The mean of `fn` where it has one inside its support, else the image of 0 under the support's bijection."""
     try:
         mean = fn.mean
-        if bool(mean.isfinite().all()) and bool(torch.as_tensor(cast(Constraint, fn.support).check(mean)).all()):
+        if bool(mean.isfinite().all()) and bool(torch.as_tensor(support_of(fn).check(mean)).all()):
             return mean.detach().clone()
     except NotImplementedError:
         pass
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         example = fn.sample()
-    transform = bijection(cast(Constraint, fn.support))
+    transform = bijection(support_of(fn))
     middle: Tensor = transform(torch.zeros_like(transform.inv(example)))
     return middle

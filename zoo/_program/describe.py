@@ -42,6 +42,7 @@ from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
 from zoo._reading.elimination import best_order
 from zoo._reading.elimination import size as table_size
+from zoo._reading.own_values import comes_back
 from zoo._reading.pairs import conjugate, globals_not_conjugate
 from zoo._reading.sites import Reading, read
 from zoo._reading.whole import not_jointly_normal
@@ -99,6 +100,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             obstacle = _obstacle(sites, nodes, readings)
             witness = _witness.Witness(program, x, run.axes)
             obstacle = obstacle or witness.complaint()
+            if not obstacle and readings[0].covariates:
+                obstacle = comes_back(program, probe[: READ_ROWS[0]].nan_to_num(0.0), readings[0])
     sites, unproved = _read_off(sites, readings), obstacle or _unproved(sites, readings)
     exact, reason, assignments, table = _exactness(sites, unproved, limit)
     change = None
