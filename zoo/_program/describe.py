@@ -204,6 +204,11 @@ def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading
     for name, site in readings[0].sites.items():
         if any(s.completes and s.name == name for s in sites):
             continue
+        if site.reads_data and any(s.name == name and s.role == "latent" and s.scope == "global" for s in sites):
+            return (
+                f"the prior of the global latent '{name}' depends on x, of which methods see some rows at a time: compute "
+                "what it needs once, where the program is made"
+            )
         if site.random:
             return f"site '{name}' depends on random numbers that no pyro.sample draws: make them a latent"
         if site.joined and not site.unknown:

@@ -1,8 +1,9 @@
 """Whether what a site observes comes back to it: then what the program multiplies is no density of the data.
 
 A `Normal(0.5 * x[:, 0], 1)` that observes `x[:, 0]`, or a prior around `x.mean()`, does not integrate to 1 over x. One column
-of x at a time gets the first row's value in all rows, with all latents as they were. Where a site observes that column, its density at
-the first value must be what it was; and no way may lead from a column through other columns and latents back to it.
+of x at a time gets the first row's value in half of the rows, with all latents as they were. Where a site observes that column,
+its density at the first value must be what it was; and no way may lead from a column through other columns and latents back to
+it.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def _nodes(program: Program, rows: Tensor, drawn: Mapping[str, Tensor]) -> dict[
 
 
 def _alike(rows: Tensor, column: int) -> Tensor:
-    """The rows, with the first one's value in one column of each: also what sums over rows is another number then."""
+    """The rows, with the first one's value in one column of half of them: sums over rows are other numbers then."""
     out = rows.clone()
     flat = out.view(len(rows), -1)
-    flat[:, column] = flat[0, column].clone()
+    flat[1 : len(rows) // 2 + 1, column] = flat[0, column].clone()
     return out
 
 
