@@ -21,6 +21,7 @@ N, D = 5, 3
 RNG = np.random.default_rng(0)
 DATA = RNG.normal(size=(40, D))
 WEIGHTS = torch.as_tensor(RNG.normal(size=(D, D)))
+BESIDE = np.column_stack([DATA[:, 0], DATA])  # with a covariate in front
 TRIL = torch.linalg.cholesky(torch.as_tensor(np.cov(RNG.normal(size=(20, D)).T)))
 CHOICE = torch.tensor([2, 0, 1, 1, 0])
 
@@ -179,14 +180,17 @@ def rows(x, size):
     return pyro.plate("data", size if x is None else len(x))
 
 
-def program(loc, prior=None, **how):
-    """z ~ prior, x | z ~ N(loc(z, x, i), 1) for the rows i."""
+def program(loc, prior=None, covariate=False, **how):
+    """z ~ prior, x | z ~ N(loc(z, x, i), 1) for the rows i; `covariate`: of all columns of x but the first."""
 
     def model(x=None, size=None):
         with rows(x, size) as i:
             z = pyro.sample("z", prior or dist.Normal(torch.zeros(()), 1.0))
             here = torch.zeros(size, D) if x is None else x
-            return pyro.sample("x", dist.Normal(loc(z, here, i), 1.0, **how).expand([*z.shape, D]).to_event(1), obs=x)
+            seen = x[:, 1:] if covariate else x
+            return pyro.sample(
+                "x", dist.Normal(loc(z, here, i), 1.0, **how).expand([*z.shape, D]).to_event(1), obs=seen
+            )
 
     return model
 
@@ -281,7 +285,7 @@ def test_random_numbers_outside_sites_are_refused():
     ],
 )
 def test_what_is_not_affine_is_named_with_its_line(loc, why):
-    found = structure_of(program(loc), DATA)
+    found = structure_of(program(loc, covariate=True), BESIDE)
     assert found.exact == "no" and not found.obstacle and why in found.reason
 
 
@@ -293,7 +297,7 @@ def test_ordinary_ways_to_write_an_affine_map_are_proved():
         lambda z, x, i: torch.where(x[:, :1] > 0, z.unsqueeze(-1), 2 * z.unsqueeze(-1)),
         lambda z, x, i: torch.einsum("...n,d->...nd", z, WEIGHTS[0]),
     ):
-        assert structure_of(program(loc), DATA).exact == "linear-gaussian"
+        assert structure_of(program(loc, covariate=True), BESIDE).exact == "linear-gaussian"
 
 
 def test_a_saturated_logistic_is_no_normal_density():
