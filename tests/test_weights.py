@@ -91,10 +91,9 @@ class RowNoise(PyroModule):
     def forward(self, x=None, size=None):
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            known = torch.ones(1) if x is None else 1.0 + x[:, :1].abs()
-            return pyro.sample(
-                "x", dist.Normal(self.loading * z[..., None] * torch.ones(2), self.noise * known).to_event(1), obs=x
-            )
+            known = torch.ones(1) if x is None else 1.0 + x[:, :1].abs()  # the first column is a covariate
+            loc, seen = self.loading * z[..., None] * torch.ones(2), None if x is None else x[:, 1:]
+            return pyro.sample("x", dist.Normal(loc, self.noise * known).to_event(1), obs=seen)
 
 
 class Rates(PyroModule):
@@ -120,7 +119,7 @@ EXACT = {
     "factor analysis with holes": ("factor_analysis", lambda: with_holes(factors()), {"latents": 1}),
     "no sufficient statistics": (HeavyTails, faithful, {}),
     "conjugate latents": (Rates, lambda: np.random.default_rng(0).negative_binomial(3, 0.4, (30, 2)).astype(float), {}),
-    "noise of each row": (RowNoise, lambda: factors(d=2), {}),
+    "noise of each row": (RowNoise, lambda: factors(d=3), {}),
 }
 
 
