@@ -15,6 +15,7 @@ from inference._numerics.coordinates import bijection
 from inference._run import folder as _store
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
+from inference._run.predictive import simulate
 from inference._run.prepare import Prepared, find, method_module, prepare
 from inference._run.result import Run
 from zoo._data import blockwise, datasets
@@ -155,16 +156,8 @@ class Fitted:
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> np.ndarray:
         """n rows simulated from the program [n, …], in the data's own units; given the point of the global latents."""
-        task = self.run.task
         with seeded(seed), in_words(self.run.model, "simulating"):
-            trace = task.program.trace(None, size=n, latents=self.point())
-            value = node_of(trace, "_RETURN")["value"]
-            if not isinstance(value, Tensor) and len(task.structure.observed) == 1:
-                value = node_of(trace, task.structure.observed[0].name)["value"]
-        shape = (n, *self.prepared.x.shape[1:])
-        if not isinstance(value, Tensor) or value.numel() != int(np.prod(shape)):
-            raise UsageError(f"'{self.run.model}' returns no simulated rows of shape {shape}: let it return its x.")
-        return self._in_units(value.detach().reshape(shape).double().numpy())
+            return self._in_units(simulate(self.run.at_theta(), n).astype(float))
 
     @entrance
     @torch.no_grad()
