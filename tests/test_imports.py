@@ -93,6 +93,7 @@ FLOORS = (
     ("inference/_answers/",),
     ("inference/_run/",),
     ("inference/_new_rows/", "inference/_pictures/", "inference/_estimator/"),
+    ("inference/_compare/",),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, COMMANDS, "latent_zoo.py"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,8 @@ from zoo._commands import rows as _rows
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
-    from inference._run.record import Record, Refused
+    from inference._compare.comparison import Comparison
+    from inference._run.record import Record
     from inference._run.request import Request
 
 app = typer.Typer(
@@ -256,6 +257,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Run several methods side by side: claimed and verified evidence, k-hat, time, memory."""
+    from inference._compare.comparison import compare_request
     from inference._run import runner
     from inference._run.request import Request
 
@@ -265,21 +267,22 @@ def compare(
     names = [m.strip() for m in methods.split(",") if m.strip()]
     folder = out or runner.free_folder(model, data, "compare")
     try:
-        results = runner.compare_request(asked, names, out=folder, quiet=False)
+        results = compare_request(asked, names, out=folder, quiet=False)
     except NotWritten as error:
         _compared(error.result, json)
         raise
+    results.save(folder)
     _compared(results, json)
 
 
-def _compared(results: Sequence[Record | Refused], json: bool) -> None:
-    documents = [r.to_json() for r in results]
+def _compared(found: Comparison, json: bool) -> None:
+    document = found.to_json()
     if json:
-        print_json({"runs": documents})
+        print_json(document)
         return
     from zoo import _show
 
-    _show.comparison(documents)
+    _show.comparison(document)
 
 
 @app.command(cls=PlotCommand)
