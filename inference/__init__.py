@@ -17,6 +17,7 @@ A file directly here is a method. All else is in rooms, each of which imports on
     _new_rows/  new rows at the θ of a run
     _pictures/  pictures, one a file
     _estimator/ models as scikit-learn's estimators
+    _compare/   methods side by side, held against a reference
 
 Four values, each made from the one before: a `Request` (`_run/request`: what is asked for), `Prepared` (`_run/prepare`: the
 program and its data, checked), a `Fit` (`_method/fit`: what a method found), a `Run` (`_run/result`: all of it, with the

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
 from inference._compare import picture
 from inference._compare.judge import GOOD_ENOUGH, Judgement, is_exact, judge
 from inference._compare.reference import way_of
@@ -30,6 +28,7 @@ from zoo._program.structure import ENUMERATION_LIMIT
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 ALIKE = 2.0  # times as long is as good: then what is exact is taken, and else the first
