@@ -88,7 +88,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         data_dim = check_contract(program, nodes, len(probe))
         sites = tuple(_site(node) for node in nodes)
         with blame(program.name):
-            check_growth(program, probe, nodes)
+            if not all(map(is_local, nodes)):
+                check_growth(program, probe, nodes)
         depth = max((-p.dim for node in nodes for p in plates(node)), default=1)
         matrices = any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes)
         check_support(program, x, matrices)
@@ -166,7 +167,7 @@ def _readings(run: _Traced) -> list[Reading]:
             drawn = sample_nodes(run.program.trace(some, raw=True))
         latents = {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n) and n["name"] not in completing}
         again = out[0].again if out else None
-        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again))
+        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again, drawn=drawn))
         settled = out[0].again is None and not any(s.place for s in out[0].sites.values())
         if settled and len(run.nodes) > MANY_SITES:
             break
@@ -200,11 +201,13 @@ def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading
                 f"{reading.choices[0]} (`if`, `int()`, `.item()`, NumPy), and what the program does next may change with it: "
                 "keep it a tensor, with torch.where for a choice"
             )
+    completing = {s.name for s in sites if s.completes}
+    hyper = {s.name for s in sites if s.role == "latent" and s.scope == "global"}
     places = frozenset.intersection(*(frozenset(k for k, s in r.sites.items() if s.place) for r in readings))
     for name, site in readings[0].sites.items():
-        if any(s.completes and s.name == name for s in sites):
+        if name in completing:
             continue
-        if site.reads_data and any(s.name == name and s.role == "latent" and s.scope == "global" for s in sites):
+        if site.reads_data and name in hyper:
             return (
                 f"the prior of the global latent '{name}' depends on x, of which methods see some rows at a time: compute "
                 "what it needs once, where the program is made"

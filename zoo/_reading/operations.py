@@ -12,7 +12,7 @@ A sum keeps the degree of its terms, and a product adds the degrees of its facto
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,15 +65,21 @@ class Shadow:
 
     mask: Tensor
     degree: Tensor
+    flat: bool = False  # whether all degrees are known to be 0
+    _union: tuple[int, int] | None = field(default=None, repr=False)
 
     def union(self) -> tuple[int, int]:
         """All bits, and the highest degree."""
-        if not self.mask.numel():
-            return 0, 0
-        return int(np.bitwise_or.reduce(self.mask.numpy(), axis=None)), int(self.degree.max())
+        if self._union is None:
+            bits = high = 0
+            if self.mask.numel():
+                bits = int(np.bitwise_or.reduce(self.mask.numpy(), axis=None))
+                high = 0 if self.flat else int(self.degree.numpy().max())
+            self._union = bits, high
+        return self._union
 
 
-@dataclass(frozen=True)
+@dataclass
 class Operation:
     """An operation that a program ran: what went into it, what came out, and how to ask for the shadow of an argument."""
 
@@ -96,9 +102,12 @@ class Operation:
         return default
 
 
+NOTHING, NO_DEGREE = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int8)
+
+
 def constant(like: Tensor) -> Shadow:
     """The shadow of numbers that depend on nothing."""
-    return Shadow(torch.zeros(like.shape, dtype=torch.int64), torch.zeros(like.shape, dtype=torch.int8))
+    return Shadow(NOTHING.expand(like.shape), NO_DEGREE.expand(like.shape), True, (0, 0))
 
 
 def apply(op: Operation) -> list[Shadow]:
@@ -110,9 +119,8 @@ def apply(op: Operation) -> list[Shadow]:
         return [Shadow(source.mask & ~MISSING, curved(source.degree))]
     if op.name.startswith("native_layer_norm"):
         return _normalised(op)
-    for names, rule in RULES:
-        if op.name in names:
-            return rule(op)
+    if op.name in RULE_OF:
+        return RULE_OF[op.name](op)
     if torch.Tag.pointwise in op.func.tags or op.name in ENTRYWISE:
         return entrywise(op)
     return unknown(op)
@@ -175,9 +183,11 @@ def entrywise(op: Operation) -> list[Shadow]:
         return unknown(op)  # a loss that is summed over all of it
     if op.name == "bucketize":
         parts = parts[:1]
-    mask = torch.zeros(out.shape, dtype=torch.int64)
-    for p in parts:
+    mask = parts[0].mask if parts else NOTHING
+    for p in parts[1:]:
         mask = mask | p.mask
+    if all(p.union()[1] == 0 for p in parts):  # no latent comes in, so none comes out
+        return [Shadow(mask.expand(o.shape), NO_DEGREE.expand(o.shape), True) for o in op.outs]
     degree = _degree(op, [p.degree for p in parts])
     return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in op.outs]
 
@@ -233,6 +243,16 @@ def narrower(dtype: torch.dtype | None, before: torch.dtype) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ along dimensions
+
+
+def along(shadow: Shadow, dims: Sequence[int]) -> Shadow:
+    """The sum along those dimensions."""
+    if not dims:
+        return shadow
+    mask = _or(shadow.mask, dims, keep=False)
+    if shadow.flat:
+        return Shadow(mask, NO_DEGREE.expand(mask.shape), True)
+    return Shadow(mask, _most(shadow.degree, dims, keep=False))
 
 
 def _along(op: Operation) -> list[Shadow]:
@@ -395,7 +415,7 @@ def _index(op: Operation) -> list[Shadow]:
     mask, degree = op.func(source.mask, indices), op.func(source.degree, indices)
     if any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):  # a fixed pattern
         return [Shadow(mask, degree)]
-    shape = torch.broadcast_shapes(*(indices[i].shape for i in used))
+    shape = np.broadcast_shapes(*(indices[i].shape for i in used))
     extra = Shadow(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int8))
     for i in used:
         each = op.of(indices[i])
@@ -443,3 +463,4 @@ RULES: list[tuple[Collection[str], Rule]] = [
     ({"embedding"}, _embedding),
     (BY_FIRST_DIMENSION, _by_first),
 ]
+RULE_OF = {name: rule for names, rule in RULES for name in names}

@@ -107,6 +107,9 @@ class _Powers(Reader):
     def shadows(self, op: Operation, more: int) -> list[Shadow]:
         out, found = [], super().shadows(op, more)
         for o, s in zip(op.outs, found, strict=True):
+            if s.union()[1] == 0:
+                out.append(s)
+                continue
             kept = self._power(op, o)
             code = torch.full_like(s.degree, OTHER) if kept is None else kept.expand(s.degree.shape)
             out.append(Shadow(s.mask, torch.where(s.degree > 0, code, s.degree)))
@@ -162,11 +165,10 @@ class _Powers(Reader):
 
 def _moved(op: Operation) -> Tensor | None:
     """Entries are what they were, unless an index comes from z; a part of a simplex is no simplex."""
-    for rule_names, rule in operations.RULES:
-        if op.name in rule_names:
-            degree = rule(op)[0].degree
-            return _mapped(degree, {k: v for k, v in _KEPT.items() if k != WHOLE})
-    return None
+    if op.name not in operations.RULE_OF:
+        return None
+    degree = operations.RULE_OF[op.name](op)[0].degree
+    return _mapped(degree, {k: v for k, v in _KEPT.items() if k != WHOLE})
 
 
 def _mapped(codes: Tensor | None, table: Mapping[int, int]) -> Tensor:
