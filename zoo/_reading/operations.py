@@ -130,8 +130,13 @@ def tensors(tree: object) -> list[Tensor]:
     """All tensors among arguments."""
     if isinstance(tree, Tensor):
         return [tree]
-    branches = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
-    return [t for branch in branches for t in tensors(branch)]
+    out = list[Tensor]()
+    for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+        if isinstance(branch, Tensor):
+            out.append(branch)
+        elif isinstance(branch, list | tuple | dict):
+            out += tensors(branch)
+    return out
 
 
 def unknown(op: Operation) -> list[Shadow]:

@@ -38,6 +38,7 @@ LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 _LEAVES = {"tolist", "numpy", "__array__", "__deepcopy__", "__reduce_ex__", "__dlpack__", "untyped_storage", "storage",
            "data_ptr", "set_", "apply_", "map_"}  # fmt: skip
 _BUILDERS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}  # from lists of tensors
+_LOOKED_AT = _LEAVES | _BUILDERS | {"__get__"}
 
 
 def rows_along(value: Tensor, dim: int) -> Tensor:
@@ -168,11 +169,15 @@ class Reader(TorchDispatchMode):
             self._mine = False
 
     def _operation(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-        name, mutable, seeded = _facts(func)
+        name, mutable, seeded, view = _facts(func)
         ins = tensors((args, kwargs))
         known, before = any(map(self._known, ins)), list[Shadow]()
         if not known and not seeded:
             return func(*args, **kwargs)
+        if view:
+            result = func(*args, **kwargs)
+            if all(t.layout == torch.strided and _address(t) == _address(ins[0]) for t in tensors(result)):
+                return result  # in the same memory, beside which the shadow lies
         busy = False
         if known:
             before = [self.of(t) for t in ins]  # a write in place comes after
@@ -313,9 +318,12 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if self.reader.busy:
             return func(*args, **kwargs)
-        with self.reader.unwatched():
-            self._look(func, name, args, kwargs)
-        self.reader.checked = name == "one_hot" and _classes(*args, **kwargs) > 0
+        if name in _LOOKED_AT:
+            with self.reader.unwatched():
+                self._look(func, name, args, kwargs)
+        if name != "one_hot":
+            return func(*args, **kwargs)
+        self.reader.checked = _classes(*args, **kwargs) > 0
         try:
             return func(*args, **kwargs)
         finally:
@@ -391,9 +399,15 @@ def _in_rows(shadow: Shadow, n: int) -> bool:
 
 
 @functools.cache
-def _facts(func: OpOverload) -> tuple[str, bool, bool]:
-    """An operation's name, whether it writes into its arguments, and whether it draws random numbers."""
-    return func.overloadpacket.__name__, func._schema.is_mutable, torch.Tag.nondeterministic_seeded in func.tags
+def _facts(func: OpOverload) -> tuple[str, bool, bool, bool]:
+    """An operation's name; whether it writes into its arguments, draws random numbers, or only looks otherwise at memory."""
+    name = func.overloadpacket.__name__
+    return (
+        name,
+        func._schema.is_mutable,
+        torch.Tag.nondeterministic_seeded in func.tags,
+        func.is_view and name != "detach",
+    )
 
 
 def _named(name: str) -> str:

@@ -9,6 +9,7 @@ holds of the operations holds at all values, unless the program chooses what to 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo._program.missing import complete_data
 from zoo._program.program import Program
 from zoo._program.trace import Node, is_deterministic, is_latent, is_local, sample_nodes
 from zoo._reading.codes import BITS, Codes, Colours
@@ -103,7 +105,8 @@ def read(
             bits, dim = sites.bit(name), dims[name]
             more = rows_along(value, dim) if dim is not None else torch.tensor(GLOBAL)
             reader.put(value, more | bits, 1 if name in continuous else 0)
-        with reader.reading(), sites:
+        whole = complete_data() if not bool(x.isnan().any()) else contextlib.nullcontext()
+        with whole, reader.reading(), sites:
             trace = program.trace(x, parameters=values, latents=latents, raw=raw)
         each = densities(reader, visited := sample_nodes(trace))
         parents = {n["name"]: sites.within.get(n["name"], 0) | d.given for n, d in zip(visited, each, strict=True)}

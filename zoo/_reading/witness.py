@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
+from zoo._program.missing import complete_data
 from zoo._program.program import Program
 from zoo._program.structure import Exactness, Site, Structure
 from zoo._program.trace import (
@@ -61,7 +62,7 @@ class Witness:
     def complaint(self) -> str:
         """What does not hold, in one sentence; "" where all does."""
         n = len(self.x)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(0)
             latents, nodes = self._drawn(self.x)
             once = self._densities(self.x, latents)
@@ -214,7 +215,7 @@ class Witness:
         entries = sum(table_size(cards, scope) for scope in scopes.values())
         x = self.x[: max(2, min(len(self.x), TABLE_NUMBERS // max(1, entries)))]
         n = len(x)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(2)
             _, nodes = self._drawn(x)
             fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
