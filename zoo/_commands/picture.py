@@ -25,6 +25,7 @@ FORMATS = ("svg", "png", "pdf")
 ACROSS, DOWN, RADIUS = 1.25, 1.35, 0.36  # inches
 SMALL = {"parameter": 0.14, "more": 0.2}  # the radius of what is no circle
 MARGIN = 0.22  # of a box
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 SWEEPS = 12
 CROWD = 10  # children of a parameter, from which on its arrows are faint
 ROWS = 3  # of the data, on which parameters are looked up
@@ -84,7 +85,7 @@ def laid_out(graph: Graph) -> Places:
 
 
 def _layers(graph: Graph) -> dict[str, int]:
-    """Parents above children; a parameter just above the first of them, or below where that is the last layer."""
+    """Parents above children; parameters above all, or below where they belong to the last layer."""
     by_name = {v.name: v for v in graph.vertices}
 
     def counts(parent: str, child: str) -> bool:
@@ -103,11 +104,13 @@ def _layers(graph: Graph) -> dict[str, int]:
     for series in {by_name[n].series for n in layer} - {""}:  # one that others lead to only in places
         deepest = max(layer[n] for n in layer if by_name[n].series == series)
         layer |= {n: deepest for n in layer if by_name[n].series == series}
+    shared = [layer[v.name] for v in graph.vertices if v.name in layer and "data" not in v.plates]
+    layer = {n: k + (max(shared) + 1 if shared and "data" in by_name[n].plates else 0) for n, k in layer.items()}
     last = max(layer.values(), default=0)
     for v in graph.vertices:
         if v.kind == "parameter":
             below = [layer[c] for p, c in graph.edges if p == v.name]
-            layer[v.name] = last + 1 if below and min(below) == last and last > 0 else min(below, default=0) - 1
+            layer[v.name] = last + 1 if below and min(below) == last and last > 0 else -1
     used = sorted(set(layer.values()))
     return {name: used.index(k) for name, k in layer.items()}
 
@@ -200,7 +203,17 @@ def _boxes(axes: Axes, graph: Graph, places: Places) -> None:
             FancyBboxPatch((x, y), wide, high, "round,pad=0,rounding_size=0.12", fill=False, ec=QUIET, lw=1.0)
         )
         label = f"{plates[-1]}: {graph.sizes.get(plates[-1], 0):,}"
-        axes.text(x + wide - 0.08, y + high - 0.06, label, fontsize=8, color=QUIET, ha="right", va="bottom")
+        axes.text(
+            x + wide - 0.08,
+            y + high - 0.06,
+            label,
+            fontsize=8,
+            color=QUIET,
+            ha="right",
+            va="bottom",
+            bbox=CLEAR,
+            zorder=3,
+        )
 
 
 def _node(axes: Axes, v: Vertex, x: float, y: float, shrink: float) -> None:

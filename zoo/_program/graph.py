@@ -54,7 +54,7 @@ def graph(structure: Structure, depends: Mapping[str, frozenset[str]] | None = N
     groups: dict[tuple[str, frozenset[str]], list[str]] = {}
     for name, sites in (depends or {}).items():
         children = frozenset(place[s] for s in sites)
-        groups.setdefault((name.rpartition(".")[0], children), []).append(name)
+        groups.setdefault((name.partition(".")[0] if "." in name else "", children), []).append(name)
     for (module, children), names in groups.items():
         one = bool(module) and len(names) >= NETWORK
         for name in [f"{module} ({len(names)} tensors)"] if one else names:

@@ -1,10 +1,10 @@
 """Which bits of a mask stand for which site, where a program may have more sites than a mask has bits for them.
 
-Up to 46 sites have a bit each. Of more, each has a code of four bits or more, one in each of as many
-blocks: site 75 of 100 latents is "3 in the first block, 1 in the second, 1 in the third, 0 in the fourth". Bits of several
-sites together may be read as more sites than were there, and never as fewer, so what they say is always safe. `Codes.exact` says whether it is all that was there;
-where it is not, a second reading with `Colours` settles it: there, sites that could be mistaken for each other have bits of
-their own.
+Up to 46 sites have a bit each. Of more, each has a code of four bits or more, one in each of as many blocks: site 75 of 100
+latents is "3 in the first block, 1 in the second, 1 in the third, 0 in the fourth". Bits of several sites together may be read
+as more sites than were there, and never as fewer, so what they say is always safe. `Codes.exact` says whether it is all that
+was there; where it is not, a second reading with `Colours` settles it: there, sites that could be mistaken for each other have
+bits of their own.
 """
 
 from __future__ import annotations
