@@ -124,9 +124,9 @@ class Reader(TorchDispatchMode):
             bits, degree = Shadow(found.mask, found.degree, found.flat).union()
             mask = torch.full(t.shape, bits | UNKNOWN if bits else 0, dtype=torch.int64)
             return Shadow(mask, torch.full(t.shape, OTHER if degree else 0, dtype=torch.int8))
-        size, *place = t.size(), t.stride(), t.storage_offset()
-        degree = operations.NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, *place)
-        return Shadow(found.mask.as_strided(size, *place), degree, found.flat)
+        size, stride, offset = t.size(), t.stride(), t.storage_offset()
+        degree = operations.NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, stride, offset)
+        return Shadow(found.mask.as_strided(size, stride, offset), degree, found.flat)
 
     def _write(self, t: Tensor, shadow: Shadow) -> None:
         if not t.numel():
@@ -183,7 +183,7 @@ class Reader(TorchDispatchMode):
             before = [self.of(t) for t in ins]  # a write in place comes after
             busy = any(s.union()[0] for s in before)
         if busy and name == "detach" and any(s.union()[1] > 0 for s in before):
-            self.detached = self.detached or _line(innermost=True)
+            self.detached = self.detached or line(innermost=True)
         place = self._place(name, func, ins, before) if busy and not seeded else 0
         result = func(*args, **kwargs)
         if not busy and not seeded and not self._writes(mutable, ins):
@@ -280,7 +280,7 @@ class Reader(TorchDispatchMode):
         bits = 0
         for t in ins:
             bits |= self.of(t).union()[0]
-        place = _line()
+        place = line()
         if not bits or not place or self.checked:
             return
         on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
@@ -335,7 +335,7 @@ class _Watch(TorchFunctionMode):
             return
         is_data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
         if is_data and any(bool((self.reader.of(t).degree > 0).any()) for t in tensors(args)):
-            self.reader.detached = self.reader.detached or _line(innermost=True)
+            self.reader.detached = self.reader.detached or line(innermost=True)
 
 
 def _classes(of: object, num_classes: int = -1) -> int:
@@ -411,11 +411,11 @@ def _facts(func: OpOverload) -> tuple[str, bool, bool, bool]:
 
 
 def _named(name: str) -> str:
-    place = _line()
+    place = line()
     return f"`{name}` at {place}" if place else ""
 
 
-def _line(innermost: bool = False) -> str:
+def line(innermost: bool = False) -> str:
     """Where in the user's program we are, "file.py:12"; "" inside the library's own handlers and checks.
 
     `innermost`: only where the user's own line called torch, rather than a library it called.

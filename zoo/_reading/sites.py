@@ -34,6 +34,7 @@ from zoo._reading.reader import (
     ROW_BITS,
     THETA,
     Reader,
+    line,
     rows_along,
 )
 
@@ -128,6 +129,26 @@ def observed_parents(program: Program, x: Tensor) -> frozenset[str]:
     if found.again is not None:
         found = read(program, rows, {}, -1, codes=found.again)
     return found.parents_of_others()
+
+
+class _At(Messenger):
+    """Notes where the program comes to a site."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.line = name, ""
+
+    def _pyro_sample(self, msg: Node) -> None:
+        if msg["name"] == self.name:
+            self.line = line()
+
+
+def line_of(program: Program, x: Tensor, name: str) -> str:
+    """The line of a site's `pyro.sample`, "file.py:12"; "" where that is not known."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), _At(name) as at:
+        torch.manual_seed(0)
+        program.trace(x, raw=True)
+    return at.line if at.line != "the program" else ""
 
 
 def _data_dimension(node: Node | None, data_dim: int) -> int | None:
