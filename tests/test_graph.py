@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import tensor
+from tests.helpers import in_full, tensor
 from zoo._commands import picture
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
@@ -73,7 +73,7 @@ def parents_of(dag):
     return {f"s{i}": {f"s{p}" for p in parents} for i, (_, parents) in enumerate(dag)}
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(dags())
 def test_parents_are_those_of_the_dag_that_made_the_program(dag):
     assert parents_found(dag) == parents_of(dag)
@@ -142,7 +142,7 @@ def test_a_tree_stays_whole_with_parents_above_and_between_their_children():
         assert left < places[f"z{i}"][0] < right
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+@pytest.mark.parametrize("suffix", ["svg", *in_full("png", "pdf")])
 def test_the_picture_is_written(tmp_path, suffix):
     path = tmp_path / f"out.{suffix}"
     picture.check(path)
@@ -160,9 +160,8 @@ def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path):
 def test_graphviz_says_where_sites_stand_where_it_is_installed(tmp_path, monkeypatch):
     _, found = drawn_of(program_of([("discrete", []), ("seen", [0])])[0], 1)
     dot = tmp_path / "dot"
-    dot.write_text(
-        "#!/bin/sh\ncat > /dev/null\necho 'graph 1 5 5'\necho 'node 0 1.5 4.0 x'\necho 'node 1 2.5 2.0 x'\necho stop\n"
-    )
+    plain = "graph 1 5 5\nnode 0 1.5 4.0 x\nnode 1 2.5 2.0 x\nstop"
+    dot.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{plain}'\n")
     dot.chmod(dot.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert picture.laid_out(found) == {"s0": (0.0, 0.0), "s1": (1.0, 2.0)}
@@ -210,7 +209,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("model", REFUSED, ids=lambda model: model.__name__)
+@pytest.mark.parametrize(
+    "model", [sees_all, clamped, *in_full(switching, data_dependent)], ids=lambda model: model.__name__
+)
 def test_a_refusal_names_the_site_and_the_line(model):
     said, text = REFUSED[model]
     found = describe(load(model, x := torch.randn(6, 50, dtype=torch.float64)), x)
@@ -271,7 +272,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("said", [*WRONG, ""])
+@pytest.mark.parametrize("said", [JOINED, "", *in_full("two runs", PLACE)])
 def test_many_sites_are_looked_at_all_at_once(said):
     x = torch.randn(9, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     program = load(long(WRONG.get(said, lambda loc, t, n: loc)), x)
