@@ -117,9 +117,9 @@ def describe(
     from inference._run import explain, runner
 
     if graph is not None:
-        from zoo._commands import picture
+        from inference._pictures import _graph
 
-        picture.check(graph)
+        _graph.check(graph)
     prepared = runner.prepare(
         model,
         data,
@@ -131,7 +131,7 @@ def describe(
     )
     serving, options = runner.serving(prepared.structure), explain.options_of(prepared.target)
     if graph is not None:
-        picture.describe(prepared, graph)
+        _graph.describe(prepared, graph)
     if json:
         methods = {m: why or "yes" for m, why in serving.items()}
         print_json({**prepared.structure.to_json(), "methods": methods, "options": options})

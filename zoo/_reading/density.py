@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from zoo._program.trace import Node, is_plain
-from zoo._reading.operations import NO_DEGREE, OTHER, Shadow, along
+from zoo._reading.operations import OTHER, along
 from zoo._reading.reader import PLACE, Reader
+from zoo._reading.shadow import NO_DEGREE, Shadow
 
 ENTRYWISE = {  # families, and those of their parameters that a density reads; a Categorical's have a dimension of their own
     dist.Normal: ("loc", "scale"),

@@ -11,15 +11,14 @@ A sum keeps the degree of its terms, and a product adds the degrees of its facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
+
+from zoo._reading.shadow import NO_DEGREE, NOTHING, Operation, Shadow, constant
 
 OTHER = 3  # no polynomial of degree 2 or less, or none that could be proved
 MISSING = 1 << 62  # of a mask: an entry of the data that is missing
@@ -59,57 +58,6 @@ BY_FIRST_DIMENSION = {"convolution", "mkldnn_convolution", "max_pool2d_with_indi
                       "pixel_shuffle", "im2col", "col2im"}  # fmt: skip
 
 
-@dataclass
-class Shadow:
-    """Beside a tensor, entry by entry: what it depends on (int64 bits), and its degree in the continuous latents (int8)."""
-
-    mask: Tensor
-    degree: Tensor
-    flat: bool = False  # whether all degrees are known to be 0
-    _union: tuple[int, int] | None = field(default=None, repr=False)
-
-    def union(self) -> tuple[int, int]:
-        """All bits, and the highest degree."""
-        if self._union is None:
-            bits = high = 0
-            if self.mask.numel():
-                bits = int(np.bitwise_or.reduce(self.mask.numpy(), axis=None))
-                high = 0 if self.flat else int(self.degree.numpy().max())
-            self._union = bits, high
-        return self._union
-
-
-@dataclass
-class Operation:
-    """An operation that a program ran: what went into it, what came out, and how to ask for the shadow of an argument."""
-
-    name: str  # without the underscore of an operation in place
-    func: OpOverload
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    outs: list[Tensor]
-    of: Callable[[Tensor], Shadow]
-
-    def tensors(self, first: int = 0) -> list[Tensor]:
-        """All tensors among the arguments, but for so many first ones."""
-        return tensors((self.args[first:], self.kwargs))
-
-    def argument(self, wanted: str, default: object = None) -> Any:
-        """The value of the argument called `wanted`."""
-        for i, a in enumerate(self.func._schema.arguments):
-            if a.name == wanted:
-                return self.args[i] if i < len(self.args) else self.kwargs.get(wanted, a.default_value)
-        return default
-
-
-NOTHING, NO_DEGREE = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int8)
-
-
-def constant(like: Tensor) -> Shadow:
-    """The shadow of numbers that depend on nothing."""
-    return Shadow(NOTHING.expand(like.shape), NO_DEGREE.expand(like.shape), True, (0, 0))
-
-
 def apply(op: Operation) -> list[Shadow]:
     """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
     if op.name in CONSTANTS:
@@ -124,19 +72,6 @@ def apply(op: Operation) -> list[Shadow]:
     if torch.Tag.pointwise in op.func.tags or op.name in ENTRYWISE:
         return entrywise(op)
     return unknown(op)
-
-
-def tensors(tree: object) -> list[Tensor]:
-    """All tensors among arguments."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    out = list[Tensor]()
-    for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
-        if isinstance(branch, Tensor):
-            out.append(branch)
-        elif isinstance(branch, list | tuple | dict):
-            out += tensors(branch)
-    return out
 
 
 def unknown(op: Operation) -> list[Shadow]:

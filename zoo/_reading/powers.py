@@ -17,8 +17,9 @@ from torch import Tensor
 from zoo._program.program import Program
 from zoo._program.trace import is_local, node_of, sample_nodes
 from zoo._reading import operations
-from zoo._reading.operations import OTHER, Operation, Shadow
+from zoo._reading.operations import OTHER
 from zoo._reading.reader import FIRST_SITE, Reader, rows_along
+from zoo._reading.shadow import Operation, Shadow
 
 ITSELF, TIMES, TIMES_ROOT, TIMES_INVERSE, TIMES_INVERSE_ROOT, ONE_MINUS, WHOLE, SUM = 1, 2, 4, 5, 6, 7, 8, 9  # 3: OTHER
 _INVERSES = {ITSELF: TIMES_INVERSE, TIMES: TIMES_INVERSE, TIMES_ROOT: TIMES_INVERSE_ROOT, TIMES_INVERSE: TIMES,

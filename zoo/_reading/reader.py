@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo._reading import operations
-from zoo._reading.operations import OTHER, UNKNOWN, Operation, Rule, Shadow, tensors
+from zoo._reading.operations import OTHER, UNKNOWN, Rule
+from zoo._reading.shadow import NO_DEGREE, Operation, Shadow, constant, tensors
 
 ROWS = 10  # bits 0 … 9 of a mask: the rows
 DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
@@ -30,7 +31,7 @@ ROW_BITS = (1 << ROWS) - 1
 
 HERE = Path(__file__).parent
 MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
-MINE = ("reader.py", "density.py", "sites.py", "operations.py", "powers.py")
+MINE = ("shadow.py", "reader.py", "density.py", "sites.py", "operations.py", "powers.py")
 HANDLERS = ("missing.py", "slots.py")  # which put a value in the place of what is missing
 LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 
@@ -119,14 +120,14 @@ class Reader(TorchDispatchMode):
             return Shadow(torch.full(t.shape, bits), torch.full(t.shape, degree, dtype=torch.int8))
         found = self._beside.get(_address(t)) if t.numel() else None
         if found is None:
-            return operations.constant(t)
+            return constant(t)
         if found.bytes // t.itemsize != found.count:  # seen as another type, such as a complex number's parts
             bits, degree = Shadow(found.mask, found.degree, found.flat).union()
             mask = torch.full(t.shape, bits | UNKNOWN if bits else 0, dtype=torch.int64)
             return Shadow(mask, torch.full(t.shape, OTHER if degree else 0, dtype=torch.int8))
         size, stride, offset = t.size(), t.stride(), t.storage_offset()
-        degree = operations.NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, stride, offset)
-        return Shadow(found.mask.as_strided(size, stride, offset), degree, found.flat)
+        degrees = NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, stride, offset)
+        return Shadow(found.mask.as_strided(size, stride, offset), degrees, found.flat)
 
     def _write(self, t: Tensor, shadow: Shadow) -> None:
         if not t.numel():
@@ -203,7 +204,7 @@ class Reader(TorchDispatchMode):
                 return seen[id(t)] if id(t) in seen else self.of(t)
 
             plain = name[:-1] if mutable and name.endswith("_") and not name.endswith("__") else name
-            op = operations.Operation(plain, func, args, kwargs, fresh, of)
+            op = Operation(plain, func, args, kwargs, fresh, of)
             self._follow(op, ins, before, RANDOM if seeded else place)
         return result
 
@@ -369,7 +370,7 @@ def _in_place(op: Operation) -> list[Shadow]:
         if op.name == "fill" and len(op.args) > 1 and isinstance(op.args[1], Tensor):
             bits, degree = op.of(op.args[1]).union()
             return [Shadow(torch.full(o.shape, bits), torch.full(o.shape, degree, dtype=torch.int8)) for o in op.outs]
-        return [operations.constant(o) for o in op.outs]
+        return [constant(o) for o in op.outs]
     if op.name == "copy":
         source = op.of(op.args[1])
         narrow = operations.narrower(op.args[0].dtype, op.args[1].dtype)
