@@ -103,16 +103,24 @@ def describe(
     preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     seed: Seed = 0,
+    graph: Annotated[
+        Path | None,
+        typer.Option("--graph", help="Draw what depends on what: an .svg, .png or .pdf.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a program's options; on data, its structure, and which methods can serve it, or why not."""
-    if data is None and (settings or preparation):
+    if data is None and (settings or preparation or graph):
         raise UsageError("zoo describe with options needs --data; without it, it lists the model's options.")
     if data is None:
         _explain(model, json)
         return
     from inference._run import explain, runner
 
+    if graph is not None:
+        from inference._pictures import _graph
+
+        _graph.check(graph)
     prepared = runner.prepare(
         model,
         data,
@@ -123,6 +131,8 @@ def describe(
         **preparation,
     )
     serving, options = runner.serving(prepared.structure), explain.options_of(prepared.target)
+    if graph is not None:
+        _graph.describe(prepared, graph)
     if json:
         methods = {m: why or "yes" for m, why in serving.items()}
         print_json({**prepared.structure.to_json(), "methods": methods, "options": options})
