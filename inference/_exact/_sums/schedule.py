@@ -51,6 +51,7 @@ class Schedule:
     rest: tuple[int, ...]
     factors: tuple[str, ...]
     dims: Mapping[str, tuple[int, ...]]  # factor → where in its scope the latent of each dimension of its table stands
+    runs: Mapping[int, int]  # where a stretch of steps along a chain begins among the steps → where it ends
 
     def seconds(self, rows: int) -> float:
         """A guess at how long one pass over so many rows takes: operations have a start and then a speed."""
@@ -103,4 +104,22 @@ def schedule(
             )
         )
     turned = {f: tuple(sorted(range(len(s)), key=lambda k: -place[s[k]])) for f, s in scopes.items()}
-    return Schedule(tuple(order), tuple(steps), tuple(rest), factors, turned)
+    return Schedule(tuple(order), tuple(steps), tuple(rest), factors, turned, _runs(steps, len(factors)))
+
+
+def _runs(steps: Sequence[Step], factors: int) -> dict[int, int]:
+    """Stretches of steps each of which goes on from the message of the one before, with a matrix of the same shape."""
+    out, begin = dict[int, int](), 0
+    for i in range(1, len(steps) + 1):
+        if i == len(steps) or not _goes_on(steps[i - 1], steps[i], factors):
+            if i - begin > 1:
+                out[begin] = i
+            begin = i
+    return out
+
+
+def _goes_on(before: Step, step: Step, factors: int) -> bool:
+    square = len(step.sizes) == 2 and step.sizes[0] == step.sizes[1] and before.sizes == step.sizes
+    if not (square and before.is_product and step.is_product and len(step.latents) == len(before.latents) == 1):
+        return False
+    return (factors + before.latents[0],) in step.inputs
