@@ -72,9 +72,9 @@ class Elimination(Engine[TableStatistics, Plan]):
         self._schedules = [schedule(o.latents, self.cards, self.scopes, by_row) for o in orders]
         self._marginal: Schedule | None = None
 
-    def schedule(self, rows: int) -> Schedule:
+    def schedule(self, rows: int, along_chains: bool = True) -> Schedule:
         """The order in which to sum so many rows."""
-        return min(self._schedules, key=lambda s: s.seconds(rows))
+        return min(self._schedules, key=lambda s: s.seconds(rows, along_chains))
 
     @property
     def size(self) -> float:
@@ -113,9 +113,9 @@ class Elimination(Engine[TableStatistics, Plan]):
     ) -> Tensor:
         """log p(x_i) [rows]."""
         n = rows.stop - rows.start
-        plan = self.schedule(n)
-        tables = self.factors.tables(rows, look, parameters, globals, own)
         once = not torch.is_grad_enabled()  # some differentiate it twice
+        plan = self.schedule(n, once)
+        tables = self.factors.tables(rows, look, parameters, globals, own)
         return sum_product.summed(plan, self.factors.placed(tables, plan), along_chains=once).log_evidence.expand(n)
 
     @torch.no_grad()
