@@ -1,4 +1,4 @@
-"""A chain summed out at once (`_sums/chain.py`) against recursions with logarithms: hard zeros, extremes, rows that cannot be."""
+"""A chain summed out at once (`_sums/chain.py`) against logarithms: hard zeros, extremes, rows that cannot be."""
 
 from __future__ import annotations
 
