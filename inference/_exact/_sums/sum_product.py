@@ -124,7 +124,8 @@ def _run(plan: Schedule, begin: int, tables: list[Tensor]) -> int:
     before = -1
     for step in steps:
         slots = list(zip(step.inputs, step.places, step.by_row, strict=True))
-        own.append(_sum([tables[t] for (t,), _, by_row in slots if by_row and t != before]))
+        mine = [tables[t] for (t,), _, by_row in slots if by_row and t != before]
+        own.append(_sum(mine) if mine else torch.zeros_like(own[0]))
         fixed = [(numbers, places) for numbers, places, by_row in slots if not by_row]
         keys.append(tuple(id(tables[t]) for (t,), _ in fixed))
         if keys[-1] not in shared:
