@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -749,6 +750,21 @@ def test_a_peer_in_a_suite():
     (cell,) = document["cells"]
     assert cell["status"] == "ok" and cell["result"]["ratios"]["scikit-learn"]["median"] > 0
     assert cell["result"]["iterations"] == 3 and "versions" not in cell["result"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("program", ["normal", "categorical", "poisson", "em", "gaussian"])
+def test_chains_agree_with_their_peers(program):
+    """To 1e-9, or there is no ratio; where a peer is not installed, it is named."""
+    options = f'program = "{program}", n = 3, steps = 10, k = 4, rounds = 1'
+    (cell,) = bench(f'[[benchmark]]\nnames = [{{ name = "peers/chains", {options} }}]\n')["cells"]
+    result, peer = cell["result"], "statsmodels" if program == "gaussian" else "hmmlearn"
+    assert cell["status"] == "ok" and result["log_likelihood"]["zoo"] < 0
+    if find_spec(peer) is None:
+        assert result["skipped"] == [f"{peer} is not installed"] and not result["ratios"]
+    else:
+        assert not result["skipped"] and all(r["median"] > 0 for r in result["ratios"].values())
+        assert set(result["ratios"]) == ({peer} if program == "gaussian" else {f"{peer}, scaling", f"{peer}, log"})
 
 
 def test_options_of_measuring_functions():

@@ -72,9 +72,9 @@ class Elimination(Engine[TableStatistics, Plan]):
         self._schedules = [schedule(o.latents, self.cards, self.scopes, by_row) for o in orders]
         self._marginal: Schedule | None = None
 
-    def schedule(self, rows: int) -> Schedule:
+    def schedule(self, rows: int, along_chains: bool = True) -> Schedule:
         """The order in which to sum so many rows."""
-        return min(self._schedules, key=lambda s: s.seconds(rows))
+        return min(self._schedules, key=lambda s: s.seconds(rows, along_chains))
 
     @property
     def size(self) -> float:
@@ -113,10 +113,10 @@ class Elimination(Engine[TableStatistics, Plan]):
     ) -> Tensor:
         """log p(x_i) [rows]."""
         n = rows.stop - rows.start
-        plan = self.schedule(n)
+        once = not torch.is_grad_enabled()  # some differentiate it twice
+        plan = self.schedule(n, once)
         tables = self.factors.tables(rows, look, parameters, globals, own)
-        found = sum_product.summed(plan, self.factors.placed(tables, plan)).log_evidence
-        return found.expand(n)
+        return sum_product.summed(plan, self.factors.placed(tables, plan), along_chains=once).log_evidence.expand(n)
 
     @torch.no_grad()
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
@@ -142,7 +142,7 @@ class Elimination(Engine[TableStatistics, Plan]):
             with torch.enable_grad():
                 own = {name: self.x.new_zeros(n, card, requires_grad=True) for name, card in self.cards.items()}
                 found = sum_product.summed(
-                    plan, {**tables, **{ALONE + name: t for name, t in own.items()}}
+                    plan, {**tables, **{ALONE + name: t for name, t in own.items()}}, along_chains=True
                 ).log_evidence
                 gradients = torch.autograd.grad(found.sum(), [own[name] for name in names])
             for name, gradient in zip(names, gradients, strict=True):
@@ -248,7 +248,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         the weights of their rows."""
         with torch.enable_grad():
             leaves = tables.leaves()
-            found = sum_product.summed(plan, self.factors.placed(leaves, plan)).log_evidence
+            found = sum_product.summed(plan, self.factors.placed(leaves, plan), along_chains=True).log_evidence
             found = weighed(found.expand(rows.stop - rows.start), self.weights, rows)
             per_datum[rows] = found.detach()
             return leaves.gradients(found.sum())

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
+from inference._exact._sums import chain
 from inference._exact._sums.schedule import Schedule, Step
 
 LOST = 1e-280  # a sum below may be of terms that are too small to be told from 0
@@ -58,15 +59,24 @@ class Summed:
     tables: list[Tensor]
 
 
-def summed(plan: Schedule, factors: Mapping[str, Tensor], over: Callable[[Tensor], Tensor] = log_sum_exp) -> Summed:
+def summed(
+    plan: Schedule,
+    factors: Mapping[str, Tensor],
+    over: Callable[[Tensor], Tensor] = log_sum_exp,
+    along_chains: bool = False,
+) -> Summed:
     """Sum out all latents; `over` does so along the last dimension of a table.
 
-    `factors`: site → table, its dimensions as `Schedule.dims` says.
+    `factors`: site → table, its dimensions as `Schedule.dims` says. `along_chains`: quickly, without the messages inside
+    a chain, and to be differentiated once at most.
     """
     tables: list[Tensor] = [factors[f] for f in plan.factors]
     tables += [tables[0]] * len(plan.order)
     first, matrices = len(plan.factors), dict[object, tuple[Tensor, Tensor]]()
-    for step in plan.steps:
+    done = 0
+    for i, step in enumerate(plan.steps):
+        if i < done or (along_chains and (done := _run(plan, i, tables)) > i):
+            continue
         found = _product(step, tables, matrices) if step.is_product and over is log_sum_exp else None
         found = over(joined(step, tables)) if found is None else found
         for v, message in zip(step.latents, found.unbind(0), strict=True):
@@ -103,6 +113,33 @@ def _product(step: Step, tables: Sequence[Tensor], matrices: dict[object, tuple[
     if not (float(low) > LOST and float(high) < 1 / LOST):
         return None
     return (found.log() + (top + scale)).reshape(*found.shape[:2], *step.sizes[:-1])
+
+
+def _run(plan: Schedule, begin: int, tables: list[Tensor]) -> int:
+    """Carry out the stretch of a chain that begins at a step, if one does; returns the step that comes next."""
+    end, first = plan.runs.get(begin, begin), len(plan.factors)
+    steps = plan.steps[begin:end]
+    own, shared = list[Tensor](), dict[tuple[int, ...], Tensor]()
+    keys = list[tuple[int, ...]]()
+    before = -1
+    for step in steps:
+        slots = list(zip(step.inputs, step.places, step.by_row, strict=True))
+        mine = [tables[t] for (t,), _, by_row in slots if by_row and t != before]
+        own.append(_sum(mine) if mine else torch.zeros_like(own[0]))
+        fixed = [(numbers, places) for numbers, places, by_row in slots if not by_row]
+        keys.append(tuple(id(tables[t]) for (t,), _ in fixed))
+        if keys[-1] not in shared:
+            of_all = replace(step, inputs=tuple(n for n, _ in fixed), places=tuple(p for _, p in fixed))
+            shared[keys[-1]] = joined(of_all, tables).reshape(step.sizes)
+        before = first + step.latents[0]
+    if not steps:
+        return begin
+    matrices = next(iter(shared.values())).unsqueeze(0) if len(shared) == 1 else torch.stack([shared[k] for k in keys])
+    try:
+        tables[before] = chain.message(torch.stack(own), matrices)
+    except chain.Lost:
+        return begin
+    return end
 
 
 def _stacked(numbers: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
