@@ -25,6 +25,7 @@ from inference._method.estimates import Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
 from inference._method.start import Start, begin
+from inference._method.summed import completed, summed
 from inference._method.task import Task
 from inference._sampling import particles as _particles
 from inference._sampling import weights
@@ -93,6 +94,9 @@ def fit(
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
+    whole = task
+    if proposal != "sequential":  # a particle filter draws all latents as they come
+        task = summed(task, guide if proposal == "guide" else None)
     _check(task, proposal, guide)
     if task.learn:
         begin(task, start, task.seed)
@@ -122,7 +126,8 @@ def fit(
     if proposal == "laplace":
         q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
-        return _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+        fit = _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+    return completed(whole, task, fit)
 
 
 def _check(task: Task, proposal: Proposal, guide: str) -> None:

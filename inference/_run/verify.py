@@ -25,6 +25,7 @@ from inference._density import guide, local
 from inference._density import modes as _all_modes
 from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
 from inference._run.own_route import Disagreement, tolerance
@@ -81,7 +82,7 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
         return exact.plus(task.outside(point))
     if task.structure.global_latents:
         return None
-    found = _by_importance(task, fit, said) if task.structure.local_latents else _density(task)
+    found = _by_importance(_summed(task, fit), fit, said) if task.structure.local_latents else _density(task)
     return found.plus(task.outside({}))
 
 
@@ -226,6 +227,11 @@ def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
     if (warning := found.warning("the verified evidence", remedy)) is not None:
         said.warnings.append(warning)
     return found.evidence(task.times)
+
+
+def _summed(task: Task, fit: Fit) -> Task:
+    """The task without the discrete latents that can be summed out, unless the fit's guide draws them."""
+    return summed(replace(task, guide=fit.guide))
 
 
 def _estimated(

@@ -12,6 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from zoo._reading.elimination import best_order, many_at_once
+
+WIDER = 8  # times the numbers of the first order, that another may take
+MOST = 2**62
+
 # of a step: how many come before it, the sizes of its tables, and for each table where its latents stand and whether by row
 _Like = tuple[int, tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
 
@@ -104,3 +109,16 @@ def schedule(
         )
     turned = {f: tuple(sorted(range(len(s)), key=lambda k: -place[s[k]])) for f, s in scopes.items()}
     return Schedule(tuple(order), tuple(steps), tuple(rest), factors, turned)
+
+
+def schedules(
+    cards: Mapping[str, int], scopes: Mapping[str, Sequence[str]], by_row: Mapping[str, bool], backwards: bool = False
+) -> list[Schedule]:
+    """The schedule of least numbers, and where there is one, another of more numbers in fewer steps.
+
+    `backwards`: the first in another order, which begins at the other end of a chain.
+    """
+    orders = [best_order(dict(reversed(cards.items())) if backwards else cards, scopes, MOST)]
+    quick = many_at_once(cards, scopes, max(orders[0].largest, max(cards.values()) ** 3))
+    orders += [quick] if quick is not None and quick.total <= WIDER * orders[0].total else []
+    return [schedule(o.latents, cards, scopes, by_row) for o in orders]
