@@ -16,18 +16,19 @@ from inference import ais, importance, laplace, nuts, svi
 from inference._density.local import LocalDensity
 from inference._density.newton import derivatives
 from inference._method.summed import summed
+from inference._new_rows.asked import new_rows
 from inference._run.verify import verify
 from inference._sampling import weights
 from latent_zoo import run
 
-T = 16  # 65,536 joint values
+T, LIMIT = 8, 64  # 256 joint values, more than are to be listed
 RNG = np.random.default_rng(0)
 X = RNG.poisson(np.exp(RNG.normal(size=(6, 1)) * 0.3 + np.array([0.2, 1.6])[RNG.integers(0, 2, (6, T))])) * 1.0
 SPREAD = 0.3
 
 
-def task(learn=False, model=None, x=X, **options):
-    made = task_of(programs.count_hmm(T, spread=SPREAD) if model is None else model, x, **options)
+def task(learn=False, model=None, x=X, limit=LIMIT):
+    made = task_of(programs.count_hmm(T, spread=SPREAD) if model is None else model, x, limit=limit)
     made.learn = learn
     return made
 
@@ -42,10 +43,7 @@ def test_what_is_summed_and_who_can_serve_it():
 
 
 def test_the_density_and_its_derivatives_are_those_of_the_listed_sum():
-    listed, found = (
-        task(x=X[:, :8], model=programs.count_hmm(8, spread=SPREAD)),
-        task(x=X[:, :8], model=programs.count_hmm(8, spread=SPREAD), limit=8),
-    )
+    listed, found = task(limit=1000), task()
     own = summed(found)
     z = torch.linspace(-1, 1, 6, dtype=torch.float64).unsqueeze(1)
     density = LocalDensity(own.program, own.structure, own.x)
@@ -71,7 +69,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", ["modes", "prior", *in_full("guide", "laplace")])
+@pytest.mark.parametrize("name", ["modes", *in_full("prior", "guide", "laplace")])
 def test_methods_at_the_truth(name):
     total, mean, one = programs.count_truth(X, spread=SPREAD)
     method, options = METHODS[name]
@@ -94,13 +92,14 @@ def test_methods_at_the_truth(name):
     assert abs(found.value - total.sum()) < 4 * found.se + 0.1
 
 
+@pytest.mark.full
 def test_svi_bounds_the_evidence_and_learns():
     torch.manual_seed(0)
     mine = task(learn=True)
-    fit = svi.fit(mine, epochs=150, lr=0.02)
+    fit = svi.fit(mine, epochs=300)
     total, _, one = programs.count_truth(X, fit.parameters["level"], SPREAD)
     assert (
-        fit.claimed.kind == "lower bound" and total.sum() - 1.0 < fit.claimed.value < total.sum() + 4 * fit.claimed.se
+        fit.claimed.kind == "lower bound" and total.sum() - 2.0 < fit.claimed.value < total.sum() + 4 * fit.claimed.se
     )
     assert total.sum() > programs.count_truth(X, spread=SPREAD)[0].sum()  # θ has climbed
     assert abs(fit.probabilities["s0"][:, 1] - one).max() < 0.1
@@ -116,12 +115,11 @@ def test_nuts_and_ais_see_the_same_posterior():
     assert abs(told.claimed.value - total[:2].sum()) < 4 * told.claimed.se + 0.05
 
 
+@pytest.mark.full
 def test_a_run_and_its_new_rows():
-    made = run(programs.count_hmm(T, spread=SPREAD), X, "svi", epochs=30, quiet=True)
+    made = run(programs.count_hmm(T, spread=SPREAD), X, "svi", epochs=100, limit=LIMIT)
     total = programs.count_truth(X, made.fit.parameters["level"], SPREAD)[0].sum()
     assert abs(made.verified.value - total) < 4 * made.verified.se + 0.1
-    from inference._new_rows.asked import new_rows
-
     kept = []
     new_rows(made, X[:3], {}).each(lambda rows, names: kept.append(rows))
     one = programs.count_truth(X[:3], made.fit.parameters["level"], SPREAD)[2]
@@ -160,27 +158,30 @@ def many_truth(x):
     return np.log(alpha.sum(1))
 
 
+@pytest.mark.full
 def test_a_chain_with_a_latent_for_each_step():
-    x = X[:3, :14]
+    x = X[:3]
     torch.manual_seed(0)
-    fit = importance.fit(task(x=x, model=many_states(14)), proposal="laplace", samples=4000)
+    fit = importance.fit(task(x=x, model=many_states(T)), proposal="laplace", samples=4000)
     truth = many_truth(x)
-    away = fit.claimed.per_datum - truth
-    assert fit.claimed.kind == "estimate" or (away < 4 * fit.claimed.se).all()
-    assert abs(away).max() < 0.5
+    away = fit.claimed.value - truth.sum()
+    assert away < 4 * fit.claimed.se and (fit.claimed.kind == "lower bound" or away > -4 * fit.claimed.se)
+    assert abs(away) < 1.0
 
 
+@pytest.mark.full
 def test_priors_of_globals_beside_a_chain():
     """A chain of states with a prior on a level: nuts and svi sum the chain given the level."""
 
     def program(x=None, size=None):
         level = pyro.sample("level", dist.Normal(0.0, 3.0))
+        start, moves = tensor(programs.START), tensor(programs.MOVES)
         with user.rows(x, size):
             s, out = None, []
             for t in range(T):
                 s = pyro.sample(
                     f"s{t}",
-                    dist.Categorical(tensor(programs.START if s is None else programs.MOVES)[() if s is None else s]),
+                    dist.Categorical(start if s is None else moves[s]),
                 )
                 out.append(pyro.sample(f"x{t}", dist.Normal(level + 2.0 * s, 1.0), obs=None if x is None else x[:, t]))
             return torch.stack(out, -1)

@@ -118,7 +118,7 @@ def schedules(
 
     `backwards`: the first in another order, which begins at the other end of a chain.
     """
-    orders = [best_order(dict(reversed(cards.items())) if backwards else cards, scopes, MOST)]
+    orders = [best_order(dict(reversed(list(cards.items()))) if backwards else cards, scopes, MOST)]
     quick = many_at_once(cards, scopes, max(orders[0].largest, max(cards.values()) ** 3))
     orders += [quick] if quick is not None and quick.total <= WIDER * orders[0].total else []
     return [schedule(o.latents, cards, scopes, by_row) for o in orders]

@@ -23,7 +23,7 @@ from inference._sampling.weights import unmasked
 from zoo._program.axes import Axes
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._program.trace import Node, altered, is_local, log_prob, per_datum, sample_nodes
+from zoo._program.trace import Node, altered, is_local, log_prob, nodes_of, per_datum, sample_nodes
 from zoo._reading.enumerated import Enumerated
 
 LOWEST = -1e30  # what stands for log 0 in a sum, whose gradient then is no NaN
@@ -81,11 +81,11 @@ class SummedOut(Program):
     ) -> Trace:
         trace = self._side_by_side(x, parameters, latents)
         nodes = [n for n in sample_nodes(trace) if is_local(n) and n["name"] in self.scopes]
-        whole = self._sum(self._tables(nodes, len(x)))
-        drawn = self._sum(self._tables(nodes, len(x), latent=True)) if apart else torch.zeros_like(whole)
+        whole = self._sum(self._tables(nodes, len(x)), len(x))
+        drawn = self._sum(self._tables(nodes, len(x), latent=True), len(x)) if apart else torch.zeros_like(whole)
         densities = {"observed": whole - drawn, "latent": drawn}
         out = Trace()
-        for name, node in trace.nodes.items():
+        for name, node in nodes_of(trace).items():
             if name not in self.scopes:
                 out.add_node(name, **node)
                 continue
@@ -117,18 +117,17 @@ class SummedOut(Program):
             rows = (1, 1) if site in self.rowless else (draws, n)
             value = value[..., :1, :1] if site in self.rowless else value.expand(*value.shape[:-2], *rows)
             out[site] = self.every.in_order(site, value.flatten(-2))
-        self._draws = draws
         return out
 
-    def _sum(self, tables: Arrays) -> Tensor:
+    def _sum(self, tables: Arrays, n: int) -> Tensor:
         """The total in the shape of the program's batch, with the draws in front."""
-        rows = max(len(t) for t in tables.values())
+        rows = max(n, *(len(t) for t in tables.values()))
         plan = min(self._schedules, key=lambda s: s.seconds(rows))
         total = sum_product.summed(plan, _placed(tables, plan), _log_sum_exp).log_evidence
         total = torch.where(total < 0.5 * LOWEST, -torch.inf, total)
         shape = [1] * self.axes.depth
-        shape[self.axes.data_dim] = rows // self._draws
-        return total.reshape(*((self._draws,) if self._draws > 1 else ()), *shape)
+        shape[self.axes.data_dim] = n
+        return total.expand(rows).reshape(*((rows // n,) if rows > n else ()), *shape)
 
     # ------------------------------------------------------------------------------------------------------- draws
 
@@ -141,7 +140,7 @@ class SummedOut(Program):
         draws, n = len(next(iter(drawn.values()))), len(x)
         whole = any(s.name in drawn for s in structure.global_latents)  # then each draw has its own
         plan = self._planned({**self.scopes, **{ALONE + name: (name,) for name in self.cards}})[0]
-        width = sum(t for s in plan.steps for t in [s.numbers(1)])
+        width = sum(s.numbers(1) for s in plan.steps)
         out = {name: v.new_empty(draws, n, *v.shape[1:]) for name, v in self.every.support.items()}
         sums = {name: x.new_zeros(n, card) for name, card in self.cards.items()}
         for some in slices(draws, 1 if whole else fitting(COMPLETED, n * width)):
