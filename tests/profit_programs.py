@@ -101,3 +101,51 @@ def kalman(x, decay, noise, seen):
     solved = np.linalg.solve(whole, x.T).T
     log_det = np.linalg.slogdet(whole)[1]
     return -0.5 * (np.einsum("nt,nt->n", x, solved) + log_det + T * np.log(2 * np.pi)), solved @ prior
+
+
+def gaussian_chain(T, decay=0.9, noise=0.5, seen=0.4, late=False):
+    """z_t = decay z_{t-1} + noise ε, x_t = z_t + seen η; `late`: all z come before the first x."""
+
+    def program(x=None, size=None):
+        with user.rows(x, size):
+            z, out = [], []
+            for t in range(T):
+                z.append(pyro.sample(f"z{t}", dist.Normal(decay * (z[-1] if z else 0.0), noise)))
+                if not late:
+                    out.append(pyro.sample(f"x{t}", dist.Normal(z[t], seen), obs=None if x is None else x[:, t]))
+            for t in range(T if late else 0):
+                out.append(pyro.sample(f"x{t}", dist.Normal(z[t], seen), obs=None if x is None else x[:, t]))
+            return torch.stack(out, -1)
+
+    return program
+
+
+def volatility(T, decay=0.95, noise=0.25):
+    """Stochastic volatility: h_t = decay h_{t-1} + noise ε, x_t ~ N(0, exp(h_t))."""
+
+    def program(x=None, size=None):
+        with user.rows(x, size):
+            h, out = None, []
+            for t in range(T):
+                h = pyro.sample(f"h{t}", dist.Normal(0.0, 0.5) if h is None else dist.Normal(decay * h, noise))
+                out.append(pyro.sample(f"x{t}", dist.Normal(0.0, (h / 2).exp()), obs=None if x is None else x[:, t]))
+            return torch.stack(out, -1)
+
+    return program
+
+
+def volatility_truth(x, decay=0.95, noise=0.25):
+    """log p(x_i) [N] by the forward algorithm on a fine grid of h; NaN is unobserved."""
+    h = np.linspace(-6, 6, 1201)
+    step = h[1] - h[0]
+    move = norm.pdf(h, decay * h[:, None], noise) * step
+    out = []
+    for row in x:
+        alpha, total = norm.pdf(h, 0, 0.5) * step, 0.0
+        for t, value in enumerate(row):
+            alpha = alpha if t == 0 else alpha @ move
+            alpha = alpha if np.isnan(value) else alpha * norm.pdf(value, 0, np.exp(h / 2))
+            total += np.log(alpha.sum())
+            alpha = alpha / alpha.sum()
+        out.append(total)
+    return np.array(out)

@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.distributions import transforms
 from torch.distributions.constraints import Constraint, independent
 
+from inference._density import sparse
+from inference._exact._sums.summed_out import SummedOut
 from inference._numerics.coordinates import bijection
 from inference._numerics.slices import fitting, slices
 from inference._sampling.weights import unmasked
@@ -84,6 +86,7 @@ class LocalDensity:
 
     - `A`, `L`, `n`: how many joint values of the discrete local latents, numbers in z, and data;
     - `sites`: where each continuous site stands in z;
+    - `pattern`: which entries of its Hessian in z may differ from 0, where that saves work;
     - `assignments`: discrete site → its value under each assignment [A, inner plates, event];
     - `rows(index)`: the same density for some of the data, in any order, repeats allowed.
 
@@ -108,6 +111,8 @@ class LocalDensity:
         self.L = sum(p.part.stop - p.part.start for p in self.sites)
         self.assignments = {s.name: self._by_datum(self._tables[s.name], s) for s in structure.discrete_locals}
         self._tiled: tuple[int, Tensor] | None = None
+        # latents that were summed out have joined the others
+        self.pattern = None if isinstance(program, SummedOut) else sparse.pattern(structure, self.sites)
 
     def _place(self, site: Site, node: Node) -> Place:
         transform = onto(node["fn"].support)

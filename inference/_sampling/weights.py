@@ -43,6 +43,7 @@ class Draws:
     log_p: Tensor  # log p(x, z); differentiable in the program's parameters
     log_guide: Tensor | None  # log q(z | x) of the guide; differentiable in its parameters
     log_proposal: Tensor  # log-density of what the draws came from, held fixed
+    origin: Tensor | None = None  # of particles [filters, particles, n]: which of the first ones each descends from
 
     @property
     def log_weights(self) -> Tensor:
