@@ -125,8 +125,9 @@ def fit(
     if proposal == "laplace":
         q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
-        fit = _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
-    return completed(whole, task, fit)
+        return completed(
+            whole, task, _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+        )
 
 
 def _prepared(task: Task, proposal: Proposal, guide: str) -> Task:
