@@ -104,8 +104,8 @@ def fit(
     q = task.guide if proposal == "guide" else None
     if not ready:
         q = guides.make(guide, task.structure, task.x, hidden=hidden, covariance=guide_covariance)
-    modules: dict[str, torch.nn.Module] = {"program": task.program} if task.learn else {}
-    modules |= {} if q is None else {"guide": q}
+    both = {"program": task.program if task.learn else None, "guide": q}
+    modules = {name: m for name, m in both.items() if m is not None}
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
     groups = _sequential.share(samples, filters) if proposal == "sequential" else None
@@ -122,12 +122,10 @@ def fit(
                 step=step,
                 culprit=lambda rows, x: elbo.culprit(task, q, rows, x),
             )
-    if proposal == "laplace":
-        q = _at_the_modes(task)
+    q = _at_the_modes(task) if proposal == "laplace" else q
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
-        return completed(
-            whole, task, _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
-        )
+        fit = _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+    return completed(whole, task, fit)
 
 
 def _prepared(task: Task, proposal: Proposal, guide: str) -> Task:

@@ -149,3 +149,22 @@ def volatility_truth(x, decay=0.95, noise=0.25):
             alpha = alpha / alpha.sum()
         out.append(total)
     return np.array(out)
+
+
+def two_chains(T, coupled=False):
+    """Two chains of states that the same observations see; `coupled`: the second one's moves depend on the first."""
+
+    def program(x=None, size=None):
+        moves = torch.tensor([[[0.8, 0.2], [0.3, 0.7]], [[0.5, 0.5], [0.1, 0.9]]])
+        with user.rows(x, size):
+            a = b = torch.tensor(0)
+            out = []
+            for t in range(T):
+                a = pyro.sample(f"a{t}", dist.Categorical(moves[0, a]))
+                b = pyro.sample(f"b{t}", dist.Categorical(moves[a if coupled else 1, b]))
+                out.append(
+                    pyro.sample(f"x{t}", dist.Normal(1.0 * a + 0.7 * b, 1.0), obs=None if x is None else x[:, t])
+                )
+            return torch.stack(out, -1)
+
+    return program

@@ -113,7 +113,9 @@ def test_an_observation_of_everything_leaves_nothing_to_filter():
             return pyro.sample("x", dist.Normal(torch.stack([a, b], -1), 1.0).to_event(1), obs=x)
 
     task = task_of(program, RNG.normal(size=(5, 2)))
-    assert "depends on the last latent, 'b'" in sequential.refusal(task.program, task.structure, task.x)
+    assert "are 'a', 'b', of which every observed site needs the last" in sequential.refusal(
+        task.program, task.structure, task.x
+    )
 
 
 def test_a_wrong_graph_is_noticed():

@@ -20,6 +20,7 @@ from torch import Tensor
 from inference._sampling import particles
 from inference._sampling.particles import FILTERS, share, systematic, uneven
 from inference._sampling.weights import Draws, draws_plate, log_joint, unmasked
+from zoo._program.describe import some
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import Node, altered, is_deterministic, is_local, is_plain, log_prob, per_datum
@@ -33,15 +34,17 @@ EAGER = (
 
 def refusal(program: Program, structure: Structure, x: Tensor) -> str | None:
     """Why no particle filter can walk through the program's data, or None."""
-    if any(s.completes is not None for s in structure.local_latents) or not structure.local_latents:
+    latents = structure.local_latents
+    if any(s.completes is not None for s in latents) or not latents:
         return particles.refusal(program, structure, x)
-    place = {s.name: i for i, s in enumerate(structure.local_latents)}
-    last = [max((place[p] for p in s.parents if p in place), default=-1) for s in structure.observed]
-    if structure.obstacle or min(last) == len(place) - 1:
+    place = {s.name: i for i, s in enumerate(latents)}
+    seen = [s for s in structure.observed if s.scope == "local"]
+    last = [max((place[p] for p in s.parents if p in place), default=-1) for s in seen]
+    if structure.obstacle or min(last, default=len(place)) >= len(place) - 1:
         return (
-            "proposal=sequential weighs the particles before all latents are drawn, and every observed site of "
-            f"'{structure.program}' depends on the last latent, '{structure.local_latents[-1].name}': observe a chain step by "
-            "step, or take another proposal"
+            "proposal=sequential draws the latents of a chain that is observed step by step, or the missing entries of one "
+            f"autoregressive site, and the latents of '{structure.program}' are {some(latents)}, of which every observed site "
+            "needs the last: take another proposal"
         )
     return None
 

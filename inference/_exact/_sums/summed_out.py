@@ -7,7 +7,8 @@ draws s given them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
@@ -48,18 +49,21 @@ class Held(dist.TorchDistribution):
 
 
 class SummedOut(Program):
-    """`program` with the discrete local latents of `structure` summed out. It shares the parameters.
+    """`program` with the discrete local latents of `structure` summed out, or those of `block`. It shares the parameters.
 
     `joint_trace` is its density, `trace` the program itself, to draw from.
     """
 
-    def __init__(self, program: Program, structure: Structure, x: Tensor) -> None:
+    def __init__(self, program: Program, structure: Structure, x: Tensor, block: Collection[str] | None = None) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(program.__dict__)
-        self.axes, self.cards, self.scopes = structure.axes, structure.cards, structure.scopes
-        self.continuous = {s.name for s in structure.continuous_locals}
-        given = {s.name for s in structure.observed} | {s.name for s in structure.sites if s.name in self.continuous}
-        self.rowless = {s.name for s in structure.discrete_locals if not s.reads_data and not given & set(s.parents)}
+        self.axes = structure.axes
+        self.cards = {k: v for k, v in structure.cards.items() if block is None or k in block}
+        self.scopes = {k: tuple(n for n in v if n in self.cards) for k, v in structure.scopes.items()}
+        self.others = {s.name for s in structure.local_latents if s.name not in self.cards}
+        given = {s.name for s in structure.observed} | self.others
+        mine = (s for s in structure.discrete_locals if s.name in self.cards and not s.reads_data)
+        self.rowless = {s.name for s in mine if not given & set(s.parents)}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             nodes = {n["name"]: n for n in sample_nodes(program.trace(few_rows(x), raw=True))}
         lifted = Axes(self.axes.depth + 1, self.axes.data_dim)  # a place is left for a plate of draws
@@ -89,7 +93,7 @@ class SummedOut(Program):
             if name not in self.scopes:
                 out.add_node(name, **node)
                 continue
-            kind = "observed" if name not in self.cards and name not in self.continuous else "latent"
+            kind = "observed" if name not in self.cards and name not in self.others else "latent"
             if name in self.cards or (kind == "observed" and kind not in densities):
                 continue
             held = Held(densities.pop(kind, torch.zeros_like(whole)), tuple(node["fn"].event_shape))
@@ -108,7 +112,7 @@ class SummedOut(Program):
         for node in nodes:
             own = altered(node, unmasked(node["fn"])) if latent else node
             value = per_datum(own, log_prob(own), self.axes.data_dim, self.axes.depth)
-            if latent and node["name"] not in self.cards and node["name"] not in self.continuous:
+            if latent and node["name"] not in self.cards and node["name"] not in self.others:
                 value = torch.zeros_like(value)
             found[node["name"]] = value.unsqueeze(0) if value.dim() == 1 else value
         draws = max(v.shape[-2] for v in found.values())
@@ -139,7 +143,7 @@ class SummedOut(Program):
         """
         draws, n = len(next(iter(drawn.values()))), len(x)
         whole = any(s.name in drawn for s in structure.global_latents)  # then each draw has its own
-        plan = self._planned({**self.scopes, **{ALONE + name: (name,) for name in self.cards}})[0]
+        plan = self.with_marginals()
         width = sum(s.numbers(1) for s in plan.steps)
         out = {name: v.new_empty(draws, n, *v.shape[1:]) for name, v in self.every.support.items()}
         sums = {name: x.new_zeros(n, card) for name, card in self.cards.items()}
@@ -162,16 +166,42 @@ class SummedOut(Program):
         latents = {k: self.axes.as_program(v.flatten(0, 1), sites[k]) for k, v in local.items()}
         latents |= {k: v[0] for k, v in drawn.items() if k not in local}
         many = x.repeat(draws, *(1,) * (x.dim() - 1))
-        nodes = sample_nodes(self._side_by_side(many, None, latents))
-        tables = self._tables([k for k in nodes if is_local(k) and k["name"] in self.scopes], draws * n)
+        found = self.given(many, latents, plan)
+        for name, probabilities in found.probabilities.items():
+            sums[name][rows] += probabilities.reshape(draws, n, -1).sum(0)
+        return {name: state.reshape(draws, n) for name, state in found.states.items()}
+
+    def with_marginals(self) -> Schedule:
+        """A schedule with a table of zeros for each latent besides: its gradient is the latent's posterior."""
+        return self._planned({**self.scopes, **{ALONE + name: (name,) for name in self.cards}})[0]
+
+    @torch.no_grad()
+    def given(self, x: Tensor, latents: Mapping[str, Tensor], plan: Schedule) -> Given:
+        """What was summed out given values of all other latents, in the shapes of the program; rows R are draws · n."""
+        nodes = [
+            k for k in sample_nodes(self._side_by_side(x, None, latents)) if is_local(k) and k["name"] in self.scopes
+        ]
+        tables = self._tables(nodes, len(x))
+        R = max(len(x), *(len(t) for t in tables.values()))
         with torch.enable_grad():
-            own = {k: x.new_zeros(draws * n, card, requires_grad=True) for k, card in self.cards.items()}
+            own = {k: x.new_zeros(R, card, requires_grad=True) for k, card in self.cards.items()}
             found = sum_product.summed(plan, _placed(tables, plan) | {ALONE + k: t for k, t in own.items()})
             gradients = torch.autograd.grad(found.log_evidence.sum(), list(own.values()))
-        for name, gradient in zip(own, gradients, strict=True):
-            sums[name][rows] += gradient.reshape(draws, n, -1).sum(0)
-        states, _ = sum_product.drawn(plan, found, 1, draws * n)
-        return {name: s[0].reshape(draws, n) for name, s in zip(plan.order, states, strict=True)}
+        states, density = sum_product.drawn(plan, found, 1, R)
+        return Given(
+            {name: s[0] for name, s in zip(plan.order, states, strict=True)},
+            found.log_evidence.detach() + density[0],
+            dict(zip(own, gradients, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """A draw of some latents given all others, for R rows."""
+
+    states: Arrays  # latent → the number of its value [R]
+    log_p: Tensor  # log p(x, z) with them [R]
+    probabilities: Arrays  # latent → its posterior given the others [R, values], in the order of its support
 
 
 def _some(structure: Structure, drawn: Mapping[str, Tensor], draws: slice, rows: slice) -> Arrays:
