@@ -45,7 +45,7 @@ def completed(task: Task, own: Task, fit: Fit) -> Fit:
 
 
 @torch.no_grad()
-def drawn_by(task: Task, guide: torch.nn.Module, rows: slice, draws: int) -> tuple[Values, Values]:
+def drawn_by(task: Task, guide: torch.nn.Module, rows: slice | torch.Tensor, draws: int) -> tuple[Values, Values]:
     """Site → draws of the local latents of some rows [draws, n, …] by a guide, what it does not draw given the rest; and the
     probabilities [n, values] of that."""
     own, x = summed(replace(task, guide=guide)), task.x[rows]
