@@ -24,6 +24,7 @@ from inference._density.local import LocalDensity
 from inference._method.estimates import LEAST_DRAWS, Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
+from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
@@ -42,6 +43,7 @@ TAIL = 25  # chains below which no Pareto tail can be fitted
 
 def refusal(structure: Structure) -> str | None:
     """Why annealed importance sampling cannot serve the program, or None."""
+    structure = structure.summed
     if structure.outside:
         return f"ais looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
     if not structure.continuous_locals:
@@ -72,6 +74,7 @@ def fit(
     """
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("ais", task.program.name))
+    whole, task = task, summed(task)
     density = LocalDensity(task.program, task.structure, task.x)
     parts = list(density.chunks(chains * density.A, COPIES))
     pilot = max(PILOT_LEAST, round(PILOT_SHARE * temperatures))
@@ -81,7 +84,7 @@ def fit(
             here = density.rows(rows)
             steps = _pilot(here, min(PILOT_CHAINS, chains), pilot, leapfrog, step)
             found.append(_Chunk(here, _anneal(here, chains, temperatures, leapfrog, steps, step), task.draws))
-    return _result(task, density, found, temperatures, chains)
+    return completed(whole, task, _result(task, density, found, temperatures, chains))
 
 
 def schedule(temperatures: int) -> Tensor:

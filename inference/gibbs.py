@@ -1,16 +1,17 @@
 """Gibbs sampling of the discrete local latents: long chains, for posterior means; it claims no evidence.
 
 Geman & Geman 1984. Each chain goes through the entries of its row's latents in random order and draws each from its full
-conditional p(z_j | all else), which is log p(x, z) at every value of the entry. All chains of all data go side by side, one
-pass of the program an entry. Posterior means are averages of these conditionals rather than of what was drawn from them,
-which vary more (Gelfand & Smith 1990). Whether the chains agree is told by R-hat and the bulk effective sample size of
-log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
+conditional p(z_j | all else), which is log p(x, z) at every value of the entry. Latents whose priors depend on each other, such
+as the states of a chain, are drawn together where the graph allows it: summed out one by one, and drawn backwards. All chains
+of all data go side by side, one pass of the program an entry. Posterior means are averages of these conditionals rather than of
+what was drawn from them, which vary more (Gelfand & Smith 1990). Whether the chains agree is told by R-hat and the bulk
+effective sample size of log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,6 +20,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from inference._exact._sums.schedule import Schedule
+from inference._exact._sums.summed_out import Given, SummedOut
 from inference._method.fit import Fit
 from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
@@ -29,6 +32,8 @@ from zoo._options import Limits
 from zoo._program.latents import Layout
 from zoo._program.structure import Site, Structure
 from zoo._program.trace import Node, nodes_of
+from zoo._reading.elimination import best_order, neighbours, size
+from zoo._reading.enumerated import WrongGraph
 
 LEARNS = False  # θ stays as it is
 FAMILIES = ("Bernoulli", "Categorical")
@@ -106,6 +111,36 @@ class _Entry:
     rows: slice | Tensor  # in which it stands for something
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Latents that are drawn together, given all others."""
+
+    program: SummedOut
+    plan: Schedule
+    order: dict[str, Tensor]  # of the values of each from the smallest up
+
+
+def blocks(structure: Structure, limit: int) -> list[list[str]]:
+    """Latents whose priors depend on each other, each with what can be drawn together: all of them, or none."""
+    plain = {s.name for s in structure.discrete_locals if not (s.completes or s.inner > 1 or s.event_shape or s.moving)}
+    cards = {k: v for k, v in structure.cards.items() if k in plain}
+    priors = {k: [n for n in v if n in plain] for k, v in structure.scopes.items()}
+    near = neighbours(cards, {k: v for k, v in priors.items() if k in plain})
+    out, left = [], list(cards)
+    while left:
+        block, todo = {left[0]}, [left[0]]
+        while todo:
+            todo += (new := near[todo.pop()] - block)
+            block |= new
+        left = [n for n in left if n not in block]
+        mine = {k: v for k, v in cards.items() if k in block}
+        scopes = {k: [n for n in v if n in block] for k, v in priors.items()}
+        widest = max(size(mine, v) for v in scopes.values())
+        if len(block) > 1 and max(widest, best_order(mine, scopes, limit).largest) <= limit:
+            out.append(list(mine))
+    return out
+
+
 class _Chains:
     """C chains for each of n data: where they are, log p(x, z) there, and the full conditionals summed up on the way."""
 
@@ -122,8 +157,12 @@ class _Chains:
         counts = _cardinalities(task.structure, nodes)
         self.meant = torch.cat([self._meant(s, nodes) for s in self.sites], -1)  # [n, L]
         self.sums = [x.new_zeros(*f.shape, K) for f, K in zip(flat, counts, strict=True)]  # each [C, n, entries, K]
-        self.entries = []
+        self.blocks = list(self._blocks(task))
+        self.entries: list[_Entry | _Block] = [*self.blocks]
+        together = {name for block in self.blocks for name in block.program.cards}
         for i, f in enumerate(flat):
+            if names[i] in together:
+                continue
             first = self.layout.places[names[i]].start
             for at in range(f.shape[-1]):
                 meant = self.meant[:, first + at]
@@ -151,7 +190,11 @@ class _Chains:
     def sweep(self, keep: bool) -> None:
         """Draw every entry again, in random order; `keep`: add up the full conditionals too."""
         for number in torch.randperm(len(self.entries)).tolist():
-            self._draw(self.entries[number], keep)
+            entry = self.entries[number]
+            if isinstance(entry, _Block):
+                self._draw_together(entry, keep)
+            else:
+                self._draw(entry, keep)
 
     def _draw(self, entry: _Entry, keep: bool) -> None:
         K, rows = entry.values, entry.rows
@@ -171,6 +214,46 @@ class _Chains:
             for v in range(K):
                 self.sums[entry.site][:, rows, entry.at, v] += share.masked_fill(values != v, 0.0).sum(0)
 
+    def _blocks(self, task: Task) -> Iterator[_Block]:
+        """Latents that can be drawn together, tried at where the chains are."""
+        for names in blocks(self.structure, task.limit):
+            try:
+                program = SummedOut(task.program, self.structure, self.x, names)
+                block = _Block(program, program.with_marginals(), {n: self._sorted(program, n) for n in program.cards})
+                found = self._given(block)
+                again = weights.log_joint(self.program, self.structure, self.x, self.values(self._moved(block, found)))
+            except (WrongGraph, RuntimeError, IndexError):
+                continue
+            if torch.allclose(found.log_p.reshape(again.shape), again, rtol=1e-6, atol=1e-4):
+                yield block
+
+    @staticmethod
+    def _sorted(program: SummedOut, name: str) -> Tensor:
+        return program.every.support[name].reshape(-1).argsort()
+
+    def _given(self, block: _Block) -> Given:
+        others = {k: v for k, v in self.values(self.z).items() if k not in block.program.cards}
+        with weights.draws_plate(self.structure, len(self.z)):
+            return block.program.given(self.x, others, block.plan)
+
+    def _moved(self, block: _Block, found: Given) -> Tensor:
+        """z with the latents of a block where they were drawn."""
+        z = self.z.clone()
+        for name, state in found.states.items():
+            value = block.program.every.support[name].reshape(-1)[state].to(z.dtype)
+            z[..., self.layout.places[name].start] = value.reshape(z.shape[:2])
+        return z
+
+    def _draw_together(self, block: _Block, keep: bool) -> None:
+        found = self._given(block)
+        self.z, self.log_p = (
+            self._moved(block, found),
+            _settled(found.log_p.expand(self.log_p.numel())).reshape(self.log_p.shape),
+        )
+        for name, share in found.probabilities.items() if keep else ():
+            site = next(i for i, s in enumerate(self.sites) if s.name == name)
+            self.sums[site][:, :, 0] += share[:, block.order[name]].reshape(*self.log_p.shape, -1)
+
     def state(self, chain: int) -> Tensor:
         """Where one chain of each row is [n, L], with fair coins in the slots left over."""
         return torch.where(self.meant, self.z[chain], torch.full_like(self.z[chain], 0.5).bernoulli())
@@ -188,6 +271,7 @@ class _Walked:
     log_p: Tensor  # [C, sweeps, n]
     draws: dict[str, Tensor]  # site → [draws, n, inner plates, event]
     probabilities: dict[str, Tensor]  # site → [n, inner plates, event, values]
+    together: list[list[str]]  # the latents that were drawn together
     errors: Tensor  # the standard error of each of them that stands for something, by how far the chains differ
 
 
@@ -211,7 +295,8 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
         found[site.name] = share.mean(0).reshape(n, *(size for _, size in site.inner_dims), *site.event_shape, -1)
         errors.append((share.std(0) / C**0.5)[chains.meant[:, chains.layout.places[site.name]]].flatten())
     drawn = {s.name: chains.structure.axes.by_datum(values[s.name], s) for s in chains.sites}
-    return _Walked(log_p, drawn, found, torch.cat(errors))
+    together = [list(block.program.cards) for block in chains.blocks]
+    return _Walked(log_p, drawn, found, together, torch.cat(errors))
 
 
 # ---------------------------------------------------------------------------------------------------------- result
@@ -243,6 +328,7 @@ def _result(task: Task, found: list[_Walked], notes: dict[str, object]) -> Fit:
         ess=ess,
         warnings=warnings,
         notes=notes
+        | ({"drawn_together": found[0].together} if found[0].together else {})
         | {
             "rhat": {"max": float(rhat.max()), f"frac_above_{MIXED}": float(bad.mean())},
             "standard_error": {"max": float(errors.max()), "rms": float(errors.square().mean().sqrt())},

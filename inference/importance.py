@@ -1,10 +1,11 @@
 """Importance sampling: log p(x) of each row from weighted draws, with standard error, k-hat and effective sample size.
 
-Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each row's mode) and
-`sequential` (a particle filter through the missing entries of an autoregressive distribution). θ is learned by the
-importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of reweighted
-wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted, and
-otherwise a lower bound (`estimates`; Vehtari et al. 2024).
+Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each row's mode) and `sequential`
+(a particle filter along the local latents of a chain, or through the missing entries of an autoregressive distribution). θ is
+learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of
+reweighted wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted,
+and otherwise a lower bound (`estimates`; Vehtari et al. 2024). Discrete latents that can be summed out along the graph given
+the continuous ones are, except under `sequential`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from inference._method.estimates import Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
 from inference._method.start import Start, begin
+from inference._method.summed import completed, summed
 from inference._method.task import Task
-from inference._sampling import particles as _particles
+from inference._sampling import sequential as _sequential
 from inference._sampling import weights
 from inference._training import elbo
 from inference._training.loop import History, Plan, Schedule, train, usual
@@ -36,6 +38,7 @@ from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 
 Proposal = Literal["guide", "prior", "laplace", "sequential"]
+LEAST_LINES = 100  # particles of a row whose lines are left
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 
@@ -60,7 +63,7 @@ def fit(
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
-    filters: Annotated[int, Limits(least=2), Used(proposal="sequential")] = _particles.FILTERS,
+    filters: Annotated[int, Limits(least=2), Used(proposal="sequential")] = _sequential.FILTERS,
     insomnia: Annotated[float, Limits(least=0, most=1)] = 1.0,
     epochs: Annotated[int, Limits(least=0)] | None = None,
     batch: Count | None = None,
@@ -76,7 +79,7 @@ def fit(
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
     - `proposal`: what draws: the `guide`; the `prior` (naive Monte Carlo); `laplace`, a Gaussian at each row's mode; or
-      `sequential`, a particle filter.
+      `sequential`, a particle filter along a chain of latents, or through missing entries.
     - `samples`: draws per row for the estimate of log p(x).
     - `particles`: draws per row of the bound by which θ and the guide are learned.
     - `epochs`: at most. When None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
@@ -93,7 +96,7 @@ def fit(
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
-    _check(task, proposal, guide)
+    whole, task = task, _prepared(task, proposal, guide)
     if task.learn:
         begin(task, start, task.seed)
     batch, lr, hidden = usual(task, batch, lr, hidden)
@@ -101,11 +104,11 @@ def fit(
     q = task.guide if proposal == "guide" else None
     if not ready:
         q = guides.make(guide, task.structure, task.x, hidden=hidden, covariance=guide_covariance)
-    learning = {"program": task.program if task.learn else None, "guide": q}
-    modules: dict[str, torch.nn.Module] = {name: m for name, m in learning.items() if m is not None}
+    both = {"program": task.program if task.learn else None, "guide": q}
+    modules = {name: m for name, m in both.items() if m is not None}
     if epochs is None:
         epochs = 0 if ready and not task.learn else 500
-    groups = _particles.share(samples, filters) if proposal == "sequential" else None
+    groups = _sequential.share(samples, filters) if proposal == "sequential" else None
     history = NO_HISTORY
     if epochs:
         phases = Phases(task, q, particles, defensive, insomnia, groups and 1)
@@ -119,17 +122,27 @@ def fit(
                 step=step,
                 culprit=lambda rows, x: elbo.culprit(task, q, rows, x),
             )
-    if proposal == "laplace":
-        q = _at_the_modes(task)
+    q = _at_the_modes(task) if proposal == "laplace" else q
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
-        return _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+        fit = _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+    return completed(whole, task, fit)
+
+
+def _prepared(task: Task, proposal: Proposal, guide: str) -> Task:
+    """The task without the discrete latents that can be summed out; a particle filter draws all latents as they come.
+
+    Raises `Refusal` where the proposal cannot serve the program.
+    """
+    own = task if proposal == "sequential" else summed(task, guide if proposal == "guide" else None)
+    _check(own, proposal, guide)
+    return own
 
 
 def _check(task: Task, proposal: Proposal, guide: str) -> None:
     """Raise `Refusal` where the proposal cannot serve the program."""
     if proposal == "laplace":
         _check_laplace(task)
-    if proposal == "sequential" and (reason := _particles.refusal(task.program, task.structure, task.x)) is not None:
+    if proposal == "sequential" and (reason := _sequential.refusal(task.program, task.structure, task.x)) is not None:
         raise Refusal(reason)
     if proposal == "guide" and task.guide is None and (reason := guides.refusal(guide, task.structure)) is not None:
         raise Refusal(f"{reason}, or take proposal=prior")
@@ -170,7 +183,7 @@ class _Estimator:
         """Weighted draws for some rows."""
         x = task.x[rows]
         if self.filters is not None:
-            return _particles.draw(task.program, task.structure, x, self.samples, self.filters)
+            return _sequential.draw(task.program, task.structure, x, self.samples, self.filters)
         q = None if guide is None else at(guide, rows)
         return weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
@@ -180,10 +193,13 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
     # made before the work: small results left between large temporaries would cut the memory that those need into pieces
     parts: list[Estimates] = []
     kept: dict[str, Tensor] = {}
+    lines = torch.full((N,), how.samples)  # distinct particles that the draws of the first latent come from
     bits = {s.name: torch.empty(N, *s.event_shape) for s in structure.local_latents if s.completes and s.discrete}
     for rows in weights.chunks(task.x, how.samples):
         drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
+        if drawn.origin is not None:
+            lines[rows] = _lines(drawn.origin)
         parts.append(
             Estimates.of(log_w, how.filters, weights.lone_states(drawn.values, log_w, structure, task.x[rows]))
         )
@@ -207,12 +223,29 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
         ess=found.ess.numpy(),
         trace=history.trace("bound_per_datum"),
         converged=False if bool(found.doubtful.any()) else history.converged,
-        warnings=_warnings(found, how, history),
+        warnings=_warnings(found, how, history) + _degenerate(lines),
         notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
         | history.notes
-        | ({} if how.filters is None else {"filters": how.filters}),
+        | ({} if how.filters is None else {"filters": how.filters, "fewest_lines": int(lines.min())}),
         guide=guide,
     )
+
+
+def _lines(origin: Tensor) -> Tensor:
+    """How many of the first particles have descendants [n], from origin [filters, particles, n]."""
+    return (origin.sort(1).values.diff(dim=1) != 0).sum((0, 1)) + len(origin)
+
+
+def _degenerate(lines: Tensor) -> list[str]:
+    """What becomes of draws of early latents where few particles' lines are left."""
+    few = int((lines < LEAST_LINES).sum())
+    if not few:
+        return []
+    return [
+        f"the posterior draws of the first latents of {few} of {len(lines)} rows descend from fewer than {LEAST_LINES} "
+        f"particles (the fewest {int(lines.min())}), so their spread is too small; log p(x) is not affected. Take more samples "
+        "or filters."
+    ]
 
 
 def _shares(log_w: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from inference._laplace import globals as _laplace_globals
 from inference._laplace import locals as _laplace_locals
 from inference._method.fit import Fit
 from inference._method.start import Start
+from inference._method.summed import completed, summed
 from inference._method.task import Task
 from zoo._options import Count, Limits, Positive
 from zoo._program.structure import Structure
@@ -26,7 +27,7 @@ def refusal(structure: Structure) -> str | None:
     """Why Laplace's approximation cannot serve the program, or None."""
     if structure.is_exact:
         return None
-    reason = local.refusal(structure)
+    reason = local.refusal(structure.summed)
     return None if reason is None else f"laplace puts a Gaussian on each row's own continuous latents, and {reason}"
 
 
@@ -61,4 +62,5 @@ def fit(
     if task.structure.is_exact:
         return _laplace_globals.fit(task, max_iter, tol, start)
     options = _laplace_locals.Options(max_iter, tol, tries, samples, epochs, batch, lr)
-    return _laplace_locals.fit(task, start, options)
+    own = summed(task)
+    return completed(task, own, _laplace_locals.fit(own, start, options))

@@ -23,6 +23,7 @@ from inference._mcmc.diagnose import diagnose
 from inference._mcmc.posterior import Posterior
 from inference._mcmc.recorded import Gradient
 from inference._method.fit import Arrays, Fit, GlobalGaussian
+from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from inference._numerics.coordinates import Coordinates
 from inference._sampling import weights
@@ -39,6 +40,7 @@ NUMBERS = 2**27  # in all draws
 
 def refusal(structure: Structure) -> str | None:
     """Why NUTS cannot serve the program, or None."""
+    structure = structure.summed
     for site in structure.global_latents:
         if site.discrete:
             return f"nuts moves along gradients, and the global latent '{site.name}' is discrete"
@@ -87,6 +89,7 @@ def fit(
     """
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("nuts", task.program.name))
+    whole, task = task, summed(task)
     weights.check(task.program, task.structure, task.x)
     own = task.doubled()
     structure = own.structure
@@ -104,9 +107,9 @@ def fit(
             f"nuts recorded the density of '{task.program.name}', which is another one where the chains ended: the program "
             "changes from run to run, or decides by its latents' values. Write such choices as torch.where."
         )
-    found = _Found(task, own, posterior, drawn, max_depth, gradient.recorded is not None)
+    found = _Found(whole, own, posterior, drawn, max_depth, gradient.recorded is not None)
     notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
-    return found.fit(notes | {"evaluations": gradient.evaluations})
+    return completed(whole, task, found.fit(notes | {"evaluations": gradient.evaluations}))
 
 
 def _starts(posterior: Posterior, chains: int, seed: int) -> Tensor:

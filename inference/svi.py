@@ -25,6 +25,7 @@ from inference._exact.enumeration import Enumeration
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.progress import Step
 from inference._method.start import Start, begin
+from inference._method.summed import completed, summed
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates, bijection
 from inference._sampling import weights
@@ -52,6 +53,7 @@ POSTERIOR_IS_GUIDE = True  # new rows are answered by the guide as it is
 
 def refusal(structure: Structure) -> str | None:
     """Why SVI cannot serve the program, or None."""
+    structure = structure.summed
     for site in structure.global_latents:
         if site.discrete:
             return f"svi has no guide for the discrete global latent '{site.name}'"
@@ -94,6 +96,7 @@ def fit(
     - `clip`: the largest norm of a step's gradient (nats per row).
     - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
     """
+    whole, task = task, summed(task, guide)
     adams = batch is not None or lr is not None or schedule != "plateau" or held_out > 0
     batch, lr, hidden = usual(task, batch, lr, hidden)
     latents = bool(task.structure.local_latents or task.structure.global_latents)
@@ -120,7 +123,7 @@ def fit(
             found.climb(plan.epochs, step)
         else:
             found.train(plan, few, step)
-        return found.fit()
+        return completed(whole, task, found.fit())
 
 
 def _fixed_draws(task: Task, guide: torch.nn.Module | None, particles: int, optimizer: Optimizer) -> FixedDraws | None:

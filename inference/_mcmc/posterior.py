@@ -150,7 +150,7 @@ class Posterior:
         free = Free({p.site.name: flat[p.part].reshape(p.shape) for p in self.places})
         latents = {**self.tables, **({} if z is None else self.layout.unflatten(z))}
         with pyro.validation_enabled(False), free:
-            return self.task.program.trace(self.x, latents=latents), free
+            return self.task.program.joint_trace(self.x, latents=latents), free
 
     # -------------------------------------------------------------------------------------------------------- values
 

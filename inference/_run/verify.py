@@ -25,10 +25,11 @@ from inference._density import guide, local
 from inference._density import modes as _all_modes
 from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
 from inference._run.own_route import Disagreement, tolerance
-from inference._sampling import particles, weights
+from inference._sampling import sequential, weights
 from inference._sampling.khat import of_globals
 from inference._training.integrated import Integrated
 from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
@@ -42,6 +43,7 @@ LEAST_SAMPLES = 50
 DEFENSIVE = 0.1
 CLIMB = 60  # evaluations that a climb takes, and those for each latent number
 CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
+SITES = 100_000  # that a particle filter may pass, at about 0.2 ms
 FAR = 4.0  # standard errors
 
 
@@ -201,14 +203,9 @@ def _integrated(task: Task) -> Evidence:
     return Evidence(float(values[0]), 0.0, "exact")
 
 
-def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
-    samples = weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
-    found: Estimates | None = None
-    if particles.refusal(task.program, task.structure, task.x) is None:
-        filters = particles.share(samples)
-        found = _estimated(
-            task, samples, lambda rows, x: particles.draw(task.program, task.structure, x, samples, filters), filters
-        )
+def _by_importance(whole: Task, fit: Fit, said: _Said) -> Evidence:
+    samples = weights.affordable(whole.x, LOCAL_SAMPLES, LEAST_SAMPLES)
+    found, task = _filtered(whole, samples), _summed(whole, fit)
     modes = _modes(task, fit)
     proposals = [q for q in (fit.guide, modes) if q is not None]
     if proposals or found is None:
@@ -226,6 +223,27 @@ def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
     if (warning := found.warning("the verified evidence", remedy)) is not None:
         said.warnings.append(warning)
     return found.evidence(task.times)
+
+
+def _filtered(task: Task, samples: int) -> Estimates | None:
+    """By a particle filter; None where there is none, or it would take too long."""
+    if sequential.refusal(task.program, task.structure, task.x) is not None:
+        return None
+    runs = len(list(weights.chunks(task.x, samples))) * len(task.structure.local_latents)
+    if runs * len(task.structure.sites) > SITES:
+        return None
+    filters = sequential.share(samples)
+    try:
+        return _estimated(
+            task, samples, lambda rows, x: sequential.draw(task.program, task.structure, x, samples, filters), filters
+        )
+    except (ArithmeticError, RuntimeError):  # the program takes no draws side by side: the other proposals serve
+        return None
+
+
+def _summed(task: Task, fit: Fit) -> Task:
+    """The task without the discrete latents that can be summed out, unless the fit's guide draws them."""
+    return summed(replace(task, guide=fit.guide))
 
 
 def _estimated(

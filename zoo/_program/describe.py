@@ -32,6 +32,7 @@ from zoo._program.trace import (
     drawn_in_full,
     family_name,
     is_discrete,
+    is_fixed,
     is_latent,
     is_local,
     is_masked,
@@ -108,9 +109,11 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     exact, reason, assignments, table = _exactness(sites, unproved, limit)
     change = None
     with blame(program.name):
-        if exact == Exactness.ELIMINABLE:
+        if table is not None:
             if said := witness.tables(sites):
                 exact, reason, table = Exactness.NO, said, None
+            elif exact == Exactness.NO:
+                reason += _statement(run, reason)
         elif exact == Exactness.NO and not unproved:
             reason += _statement(run, reason)
         elif exact != Exactness.NO and (names := [s for s in sites if s.role == "latent" and s.scope == "local"]):
@@ -361,7 +364,7 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
     if count > limit:
         if len(discrete) == len(local):
             return _by_elimination(sites, count, limit)
-        return Exactness.NO, _too_many(discrete, count, limit) + _beside(discrete, local), 1, None
+        return _given_the_others(sites, count, limit)
     if not local:
         return Exactness.ENUMERABLE, "it has no local latents, so the density itself is exact", 1, None
     names = " × ".join(f"'{s.name}'" for s in discrete)
@@ -427,6 +430,23 @@ def _by_elimination(sites: tuple[Site, ...], count: int, limit: int) -> tuple[Ex
         return Exactness.NO, f"{why} (at '{order.at}'), more than the limit of {limit:,}", 1, None
     why = f"{some(discrete)} can be summed out one by one: the largest table has {order.largest:,} entries a row"
     return Exactness.ELIMINABLE, why, 1, order.largest
+
+
+def _given_the_others(sites: tuple[Site, ...], count: int, limit: int) -> tuple[Exactness, str, int, int | None]:
+    """Whether the discrete local latents can be summed out one by one given the continuous ones; the program is not exact."""
+    table, many = _by_elimination(sites, count, limit)[3], _too_many([s for s in sites if _is_choice(s)], count, limit)
+    for s in sites:
+        if s.role == "latent" and s.scope == "local" and not s.discrete and not is_fixed(s.constraint):
+            table = None  # its values could not be given before the discrete ones
+    many += _beside([s for s in sites if _is_choice(s)], [s for s in sites if s.role == "latent" and s.scope == "local"])
+    if table is None:
+        return Exactness.NO, many, 1, None
+    why = f"given the continuous latents, they can be summed out one by one: the largest table has {table:,} entries a row"
+    return Exactness.NO, f"{many}; {why}", 1, table
+
+
+def _is_choice(site: Site) -> bool:
+    return site.role == "latent" and site.scope == "local" and site.discrete
 
 
 def _innermost(fn: TorchDistribution) -> type:

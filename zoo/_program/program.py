@@ -197,6 +197,20 @@ class Program(nn.Module):
         tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
+    def joint_trace(
+        self,
+        x: Tensor,
+        *,
+        parameters: Mapping[str, Tensor] | None = None,
+        latents: Mapping[str, Tensor] | None = None,
+        apart: bool = False,
+    ) -> pyro.poutine.Trace:
+        """`trace` where all latents have values, for their density.
+
+        `apart`: the density that the latents are drawn from is at their own sites, also where some of them are summed out.
+        """
+        return self.trace(x, parameters=parameters, latents=latents)
+
     def forward(self, x: Tensor | None = None, size: int | None = None) -> object:
         """The Pyro callable, for Pyro's own inference: NaN entries are handled, parameters are this module's."""
         with self._values_in_place({}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from zoo._program.axes import Axes
@@ -104,7 +104,7 @@ class Structure:
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
     largest_table: int | None = (
-        None  # entries a row of the largest table, where the discrete latents are summed out in turn
+        None  # entries a row of the largest table, where the discrete latents are summed out one by one, given all others
     )
     integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
 
@@ -127,6 +127,20 @@ class Structure:
     def eliminable(self) -> bool:
         """Whether exact because its discrete local latents, too many to list together, can be summed out one by one."""
         return self.exact == Exactness.ELIMINABLE
+
+    @property
+    def summed(self) -> Structure:
+        """What is left to a method that sums the discrete local latents out one by one, given all other latents.
+
+        Itself where they need no such sum, or there are no other latents.
+        """
+        gone = {s.name for s in self.discrete_locals}
+        if self.largest_table is None or all(s.discrete for s in self.sites if s.role == "latent"):
+            return self
+        left = [replace(s, parents=tuple(p for p in s.parents if p not in gone)) for s in self.sites]
+        sites = tuple(s for s in left if s.name not in gone)
+        change = math.inf if any(s.role == "latent" and s.scope == "local" for s in sites) else None
+        return replace(self, sites=sites, exact=Exactness.NO, largest_table=None, curvature_change=change)
 
     @property
     def scopes(self) -> dict[str, tuple[str, ...]]:

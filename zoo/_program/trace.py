@@ -221,6 +221,13 @@ def is_real(support: Constraint | None) -> bool:
     return support is real
 
 
+def is_fixed(support: object) -> bool:
+    """Whether a support has no bounds that could be other ones for another row, latent or θ."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return not any(isinstance(v, Tensor) for v in vars(support).values()) and not hasattr(support, "cseq")
+
+
 def family_name(fn: dist.TorchDistribution) -> str:
     """The family of a distribution, without what is wrapped around it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Slots", "Completed"):

@@ -218,7 +218,7 @@ class Witness:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(2)
             _, nodes = self._drawn(x)
-            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
+            fixed = {k: v["value"] for k, v in nodes.items() if is_latent(v) and k not in cards}
             every = Enumerated(self.program, self.axes, cards, scopes, nodes)
             try:
                 tables = every.tables(every.trace(x, self.theta, fixed), scopes.keys())

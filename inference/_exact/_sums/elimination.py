@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from inference._exact import mstep
 from inference._exact._sums import sum_product
 from inference._exact._sums.factors import Factors, Look, Tables
-from inference._exact._sums.schedule import Schedule, schedule
+from inference._exact._sums.schedule import Schedule, schedule, schedules
 from inference._exact.densities import View
 from inference._exact.engine import Engine, Plan, Points, Rows, Statistics, Values
 from inference._exact.numeric import climb_numerically
@@ -27,12 +27,9 @@ from inference._numerics.weighted import count, weighed
 from zoo._errors import UsageError
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._reading.elimination import best_order, many_at_once
 
 CHUNK_NUMBERS = 2**23  # in the tables of some rows; some six times as many are held at once
 CHUNK_ROWS = 4096
-WIDER = 8  # times the numbers of the first order, that another may take
-MOST = 2**62
 ALONE = "\0"  # before the name of a latent: a factor of it alone
 DRAWN = 2**22  # numbers that a step of drawing may make
 
@@ -65,11 +62,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         self.families = self.factors.families
         self.cards, self.scopes = structure.cards, structure.scopes
         by_row = {site: site not in self.factors.rowless for site in self.scopes}
-        cards = dict(reversed(self.cards.items())) if backwards else self.cards
-        orders = [best_order(cards, self.scopes, MOST)]
-        quick = many_at_once(self.cards, self.scopes, max(orders[0].largest, max(self.cards.values()) ** 3))
-        orders += [quick] if quick is not None and quick.total <= WIDER * orders[0].total else []
-        self._schedules = [schedule(o.latents, self.cards, self.scopes, by_row) for o in orders]
+        self._schedules = schedules(self.cards, self.scopes, by_row, backwards)
         self._marginal: Schedule | None = None
 
     def schedule(self, rows: int, along_chains: bool = True) -> Schedule:
