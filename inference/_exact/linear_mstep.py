@@ -50,7 +50,7 @@ def plan(model: LinearModel, globals: Values) -> LinearPlan:
 
     def look(at: Values) -> tuple[list[Given], list[Tensor]]:
         sites = model.sites(at, globals)
-        return _parts(model, sites), [sites.log_prior]
+        return _parts(model, sites), [sites.log_prior, *sites.rest]
 
     found, sites = copies.find(model.program, look), model.sites(None, globals)
     values, gaussians = model.program.values(), {g.name: g for g in sites.gaussians}
@@ -135,7 +135,7 @@ def m_step(
             _closed(model, plan, moments, floor)
 
     def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(model, moments, parameters, point)
+        return model.expected(moments, parameters, point)
 
     return climb_numerically(
         model.program, plan.numeric, globals, supports, objective, count(model.weights, model.N), iterations
@@ -193,7 +193,7 @@ def _center(model: LinearModel, g: Gaussian) -> Tensor:
 
 def _moments_of(g: Gaussian, moments: Moments) -> dict[str, Tensor]:
     """xz [A, E, L+1], xx [A, E(, E)], zz [A, 1 or E, L+1, L+1] of a site; a latent site's x is a part of z."""
-    if g.place is None:
+    if g.name in moments.sites:
         stats = moments.sites[g.name]
         return {**stats, "zz": stats.get("zz", moments.zz.unsqueeze(1))}
     xz = moments.zz[:, g.place]
@@ -264,6 +264,8 @@ def _all_at_once(g: Gaussian, zz: Tensor, target: Tensor, index: Tensor, free: T
 def _residual(g: Gaussian, beta: Tensor, stats: dict[str, Tensor]) -> Tensor:
     """Σ w E[(x − B z − b)²] [A, E], or the matrix [A, E, E]."""
     xz, xx, zz = stats["xz"], stats["xx"], stats["zz"]
+    if "at" in stats:  # moments about the fit of the E-step: nothing cancels near it
+        beta, xz, xx = beta - stats["at"], stats["uz"], stats["uu"]
     if g.diagonal:
         return xx - 2 * (beta * xz).sum(-1) + (beta * (zz @ beta.unsqueeze(-1)).squeeze(-1)).sum(-1)
     cross = xz @ beta.mT
@@ -321,7 +323,7 @@ def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tens
     """
     out: dict[str, Tensor] = {}
     for g in reversed(list(gaussians.values())):
-        if g.place is None:
+        if g.name in model.data.spreads:
             out[g.name] = model.data.spreads[g.name]
             continue
         moved = torch.zeros_like(g.offset[0])
@@ -340,7 +342,7 @@ def expected(model: LinearModel, moments: Moments, parameters: Values, globals: 
     for g in sites.gaussians:
         stats, center = _moments_of(g, moments), _center(model, g)
         beta = torch.cat([g.coefficients, (g.offset - center).unsqueeze(-1)], -1)
-        if g.place is not None:  # its value is a part of z itself: the residual is (E − B) z − b
+        if g.place is not None and g.name not in moments.sites:  # its value is a part of z itself: the residual is (E − B) z − b
             beta = beta - torch.cat([g.selected(model.L), torch.zeros(len(center), 1, dtype=beta.dtype)], 1)
             stats = {**stats, "xz": torch.zeros_like(stats["xz"]), "xx": torch.zeros_like(stats["xx"])}
         residual, count = _residual(g, beta, stats), stats["zz"][:, :, -1, -1]

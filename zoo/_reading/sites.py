@@ -107,10 +107,13 @@ def read(
                 copies: list[Node] = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
             given = [_counted(node)[0] for node in copies]
         parents: dict[str, int] = {}
+        reads: dict[str, bool] = {}
         for node, g in zip(copies, given, strict=True):
-            parents[node["name"]] = sites.within.get(node["name"], 0) | reader.of(g).union()[0]
+            bits = reader.of(g).union()[0]
+            reads[node["name"]] = bool(bits & (DATA | MISSING))
+            parents[node["name"]] = sites.within.get(node["name"], 0) | bits
         found = {
-            n["name"]: _site(reader, sites, n, parents[n["name"]], *d, data_dim)
+            n["name"]: _site(reader, sites, n, parents[n["name"]], reads[n["name"]], *d, data_dim)
             for n, d in zip(sample_nodes(trace), densities, strict=True)
         }
         covariates = sites.computed or any(reader.of(g).union()[0] & DATA for g in given)
@@ -187,6 +190,7 @@ def _site(
     sites: _Sites,
     node: Node,
     parents: int,
+    reads_data: bool,
     log_prob: Tensor,
     support: constraints.Constraint,
     data_dim: int,
@@ -210,7 +214,7 @@ def _site(
         random=bool(bits & RANDOM),
         missing=bool(bits & MISSING),
         parents=sites.of(parents, node["name"]) - {node["name"]},
-        reads_data=bool(parents & (DATA | MISSING)),
+        reads_data=reads_data,
         support_from=_support_from(reader, sites, support),
     )
 
