@@ -346,22 +346,21 @@ class Chains(ByRows[ChainMoments, LinearPlan]):
                     yield posterior.weights[:, a] / (2 * self.L), {**discrete, **values}
 
     @torch.no_grad()
-    def trials(self, draws: int, globals: Values | None = None) -> tuple[Tensor, Tensor]:
-        """z [2 · draws, A, N, L], posterior draws and then such far wider, and log p(z | x, a) + log p(x, a) − log p(x, a).
+    def trials(self, draws: int, others: Tensor, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+        """z [D, A, N, L] and log p(z | x, a) [D, A, N]: at posterior draws, at as many ten times as far away, and at `others`.
 
-        The densities [2 · draws, A, N] are products of conditional ones.
+        `others` [·, N, L]. The densities are products of conditional ones.
         """
-        rows = slice(0, self.N)
+        rows, D = slice(0, self.N), 2 * draws + len(others)
         posterior = self._posterior(rows, self._of_rows(rows, self.at(None, globals), None, globals))
-        mean = posterior.mean
-        near = solve.solutions(posterior.solved, self.L, draws=2 * draws)
-        middle = mean.repeat_interleave(2 * draws, -1)
-        wide = torch.ones(2 * draws, dtype=mean.dtype)
+        near = solve.solutions(posterior.solved, self.L, draws=2 * draws).reshape(self.L, self.A, self.N, 2 * draws)
+        middle = posterior.mean.reshape(self.L, self.A, self.N, 1)
+        wide = torch.ones(2 * draws, dtype=middle.dtype)
         wide[draws:] = 10.0
-        z = middle + (near - middle) * wide.repeat(mean.shape[-1])
-        density = solve.log_density(posterior.solved, z)
-        z = z.reshape(self.L, self.A, self.N, 2 * draws).permute(3, 1, 2, 0)
-        return z, density.reshape(self.A, self.N, 2 * draws).permute(2, 0, 1)
+        plain = others.permute(2, 1, 0).unsqueeze(1).expand(self.L, self.A, self.N, -1)
+        z = torch.cat([middle + (near - middle) * wide, plain], -1)
+        density = solve.log_density(posterior.solved, z.reshape(*posterior.mean.shape[:3], -1))
+        return z.permute(3, 1, 2, 0), density.reshape(self.A, self.N, D).permute(2, 0, 1)
 
     # ----------------------------------------------------------------------------------------------------- M-step
 
