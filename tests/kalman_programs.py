@@ -84,8 +84,10 @@ def tracking(T, joint=False, first=3.0):
         q = pyro.param("q", torch.tensor([0.3, 0.3, 0.2, 0.2]), constraint=POSITIVE)
         r = pyro.param("r", torch.tensor([0.5, 0.7]), constraint=POSITIVE)
         A = torch.eye(4) + 0.5 * torch.diag(torch.ones(2), 2)
-        normal = (lambda m, s: dist.MultivariateNormal(m, scale_tril=s.diag())) if joint else (
-            lambda m, s: dist.Normal(m, s).to_event(1)
+        normal = (
+            (lambda m, s: dist.MultivariateNormal(m, scale_tril=s.diag()))
+            if joint
+            else (lambda m, s: dist.Normal(m, s).to_event(1))
         )
         with user.rows(x, size):
             z, out = None, []

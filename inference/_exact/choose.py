@@ -18,7 +18,6 @@ from inference._exact.quadratic import Quadratic
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 
-
 LEAST_NUMBERS = 32  # of z, from which on elimination along the graph may pay
 SAVING = 8  # times fewer products than a dense solution
 

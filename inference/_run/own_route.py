@@ -15,10 +15,10 @@ them out one by one gives, in another order than the engine's and a product of c
 
     log p(x) = log p(x, z) − log q(z)
 
-has to be the same number at every z: at draws from q, at those with a few latents changed, and at any z. Chains and trees of
-normal latents likewise (`_by_normals`): there q(z) is a product of conditional normals, and z are draws from q, from ten times
-as wide a q, and from the prior. What is shared with the engine is the reading of the sites and the code that eliminates; what is
-not is the order, and log p(x, z), which the program alone gives.
+has to be the same number at every z: at draws from q, at those with a few latents changed, and at any z. Chains and trees
+of normal latents likewise (`_by_normals`): there q(z) is a product of conditional normals, and z are draws from q, from ten
+times as wide a q, and from the prior. What is shared with the engine is the reading of the sites and the code that eliminates;
+what is not is the order, and log p(x, z), which the program alone gives.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class SiteReading:
         str
     ]  # the other sites it depends on; of a program of many sites perhaps more: see `Reading.again`
     reads_data: bool  # whether it depends on data other than what it observes itself
+    moved: bool  # whether what it observes is computed from other sites
     support_from: frozenset[str]  # what its support depends on: names of sites, "the data"
 
 
@@ -215,6 +216,7 @@ def _site(
         missing=bool(bits & MISSING),
         parents=sites.of(parents, node["name"]) - {node["name"]},
         reads_data=reads_data,
+        moved=bool(_of_sites(sites.within.get(node["name"], 0))),
         support_from=_support_from(reader, sites, support),
     )
 

@@ -24,7 +24,9 @@ class Class:
     """K kinds of sites of one family and size."""
 
     name: str
-    parts: tuple[tuple[int, Tensor, Group], ...]  # group, [S] the kind of each site, the first site of each kind as a group
+    parts: tuple[
+        tuple[int, Tensor, Group], ...
+    ]  # group, [S] the kind of each site, the first site of each kind as a group
     K: int
     p: int  # the most numbers of parents
 
@@ -96,7 +98,8 @@ def _parts(firsts: Sequence[Seen]) -> tuple[list[Tensor], list[Tensor], list[Ten
 def site_sums(g: Group, J: Tensor, u: Tensor, z: Tensor, C: Tensor, weights: Tensor) -> Sums:
     """Of each site [S, A, …]: Σ w E[u z̃ᵀ], E[u²] (or u uᵀ), E[z̃ z̃ᵀ], u = r − J z its residual and z̃ = [its parents, 1].
 
-    u [S, A, R, E, M] and z [S, A, R, p, M] at the posterior mean; C [S, A, R, c, c] the covariance; weights [S, A, R, M, E or 1].
+    u [S, A, R, E, M] and z [S, A, R, p, M] at the posterior mean; C [S, A, R, c, c] the covariance; weights [S, A, R, M, E
+    or 1].
     """
     ones = z.new_ones(*z.shape[:3], 1, z.shape[-1])
     extended = torch.cat([z, ones.expand(*z.shape[:3], 1, z.shape[-1])], -2)

@@ -88,7 +88,7 @@ def best_plan(
 
     `places`: where each latent's numbers stand in z; `scopes`: group of factors → the latents of each.
     """
-    names = reversed(places) if backwards else iter(places)
+    names = list(places)[:: -1 if backwards else 1]
     sizes = {n: 2 ** (places[n].stop - places[n].start) for n in names}  # so that a product counts numbers
     flat = {f"{g}.{s}": tuple(scope) for g, group in enumerate(scopes) for s, scope in enumerate(group)}
     first = best_order(sizes, flat, MOST)

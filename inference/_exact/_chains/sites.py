@@ -20,7 +20,7 @@ from inference._exact.reading import ROWS, local_nodes
 from inference._families import _gaussian as families
 from inference._families._family import Family
 from inference._families._registry import base_of, family_of
-from zoo._program.structure import Site, Structure
+from zoo._program.structure import Site
 from zoo._program.trace import Node, is_plain, node_of
 from zoo._reading.codes import coloured
 
@@ -75,7 +75,10 @@ def graph(latent: LatentProgram) -> Graph | None:
     if structure.max_plate_nesting != 1 or latent.program.completes or not latent.L:
         return None
     with torch.no_grad():
-        nodes = {n["name"]: n for n in local_nodes(latent.trace(latent._probe, torch.zeros(latent.A, 1, latent.L).to(latent.x), raw=True))}
+        nodes = {
+            n["name"]: n
+            for n in local_nodes(latent.trace(latent._probe, torch.zeros(latent.A, 1, latent.L).to(latent.x), raw=True))
+        }
     continuous, observed = set(latent.layout.places), {s.name for s in structure.observed}
     sites = [s for s in structure.sites if s.scope == "local"]
     parents = {s.name: [p for p in s.parents if p in continuous] for s in sites}
@@ -84,7 +87,7 @@ def graph(latent: LatentProgram) -> Graph | None:
     for s in sites:
         node, family = nodes[s.name], family_of(nodes[s.name]["fn"])
         by_row = s.reads_data or bool(observed & set(s.parents))
-        if family is None or not is_plain(node):
+        if family is None or not is_plain(node) or s.moved:
             return None
         if not issubclass(family, families.Gaussian):
             if parents[s.name] or by_row or s.name in continuous:
@@ -102,14 +105,17 @@ def graph(latent: LatentProgram) -> Graph | None:
 
 
 def _width(latent: LatentProgram, name: str) -> int:
-    return latent.layout.places[name].stop - latent.layout.places[name].start
+    place = latent.layout.places[name]
+    return int(place.stop - place.start)
 
 
 def _points(latent: LatentProgram, groups: object) -> tuple[Tensor, dict[str, int]]:
     """The points [P, L], the first of them 0, and for each latent the point at which its first number is 1."""
     places = latent.layout.places
     colours = coloured(list(places), list(groups))  # type: ignore[call-overload]
-    sizes = [max((_width(latent, n) for n in places if colours[n] == c), default=0) for c in range(1 + max(colours.values()))]
+    sizes = [
+        max((_width(latent, n) for n in places if colours[n] == c), default=0) for c in range(1 + max(colours.values()))
+    ]
     starts = {n: 1 + sum(sizes[:c]) for n, c in colours.items()}
     points = torch.zeros(1 + sum(sizes), latent.L, dtype=latent.x.dtype)
     for name, place in places.items():

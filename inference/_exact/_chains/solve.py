@@ -1,13 +1,13 @@
 """Elimination of normal latents by the steps of a plan, for all rows at once: roots, means, covariances, draws.
 
-All sites together say that Σ ‖J_f z − r_f‖² / 2 is minus the log joint, with J_f and r_f in units of the noise. A step joins the
-tables of its latents' fronts, and leaves p(z_own | z_rest, x) as
+All sites together say that Σ ‖J_f z − r_f‖² / 2 is minus the log joint, with J_f and r_f in units of the noise. A step joins
+the tables of its latents' fronts, and leaves p(z_own | z_rest, x) as
 
     R z_own + W z_rest = y + ε,    ε ~ N(0, I),    R upper triangular,
 
 and a message to the rest. Tables are [S, A, R, columns, columns + M]: of S factors, under A joint values of the discrete
-latents, for R groups of rows with M right-hand sides each. R = 1 and M = n where all rows have the same J, else R = n and M = 1.
-They hold JᵀJ and Jᵀr (`by_products`), or J and r themselves, which keeps twice the digits and takes longer.
+latents, for R groups of rows with M right-hand sides each. R = 1 and M = n where all rows have the same J, else R = n and
+M = 1. They hold JᵀJ and Jᵀr (`by_products`), or J and r themselves, which keeps twice the digits and takes longer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _joined(slot: Slot, tables: Sequence[Tensor], front: Front, by_products: boo
     """The tables of a slot, one for each front, over all of the front's numbers."""
     c = front.own.shape[1] + front.rest.shape[1]
     parts = [_placed(tables[p.source], p, c, by_products) for p in slot.pieces]
-    if not by_products and len({p.shape[-2] for p in parts}) > 1:  # messages of unlike steps: rows of zeros change nothing
+    if (
+        not by_products and len({p.shape[-2] for p in parts}) > 1
+    ):  # messages of unlike steps: rows of zeros change nothing
         most = max(p.shape[-2] for p in parts)
         parts = [torch.nn.functional.pad(p, (0, 0, 0, most - p.shape[-2])) for p in parts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -129,7 +131,9 @@ def root_column(found: Solved, L: int, column: int) -> Tensor:
     z = first.new_zeros(L, *first.shape[1:3], 1)
     for front, root, right in zip(*map(reversed, (found.plan.fronts, found.roots, found.rights)), strict=True):
         k = front.rest.shape[1]
-        target = (front.own == column).to(z.dtype)[:, None, None, :, None] - right[..., :k] @ z[front.rest].movedim(1, -2)
+        target = (front.own == column).to(z.dtype)[:, None, None, :, None] - right[..., :k] @ z[front.rest].movedim(
+            1, -2
+        )
         z[front.own] = torch.linalg.solve_triangular(root, target, upper=True).movedim(-2, 1)
     return z
 
