@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -72,8 +73,10 @@ class Chains(ByElimination):
 
     def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites:
         """Each class of sites as one."""
-        trace, P = self._trace(self._probe, parameters, globals), len(self._probe)
-        gaussians = []
+        return self._sites(self._trace(self._probe, parameters, globals))
+
+    def _sites(self, trace: Trace) -> Sites:
+        gaussians, P = [], len(self._probe)
         for c in self.classes:
             firsts = self._seen(trace, [first for _, _, first in c.parts], P)
             gaussians.append(alike.as_site(c, firsts, self.graph.groups))
@@ -83,9 +86,9 @@ class Chains(ByElimination):
 
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> ChainMoments:
-        found, per_datum = self.look(globals), []
-        found.counts = self.x.new_zeros(self.A)
-        at, sums = self.at(None, globals), dict[int, alike.Sums]()
+        trace = self._trace(self._probe, None, globals)  # the program runs once
+        found, at, per_datum = self._nothing(self._sites(trace)), self._at(trace), []
+        found.counts, sums = self.x.new_zeros(self.A), dict[int, alike.Sums]()
         if not alike.hold(self.classes, at.seen):
             raise UsageError(
                 f"sites of '{self.program.name}' that share their parameters at most θ do not at this one: em cannot sum "
@@ -140,7 +143,10 @@ class Chains(ByElimination):
                 found.add(name, self.families[name].statistics(self._others[name][rows], weights, params))
 
     def look(self, globals: Values | None = None) -> ChainMoments:
-        sites, nothing = self.sites(None, globals), self.x.new_zeros(0)
+        return self._nothing(self.sites(None, globals))
+
+    def _nothing(self, sites: Sites) -> ChainMoments:
+        nothing = self.x.new_zeros(0)
         return ChainMoments(nothing, nothing, sites.log_prior.detach(), {}, sites, nothing)
 
     def plan(self, globals: Values) -> LinearPlan:

@@ -120,7 +120,9 @@ class ByElimination(ByRows[ChainMoments, LinearPlan]):
 
     def at(self, parameters: Values | None = None, globals: Values | None = None) -> At:
         """The program at these values; groups whose parameters differ by row as they are in the first rows."""
-        trace = self._trace(self._probe, parameters, globals)
+        return self._at(self._trace(self._probe, parameters, globals))
+
+    def _at(self, trace: Trace) -> At:
         return At(self._seen(trace, self.graph.groups, len(self._probe)), self._params(trace), global_log_prob(trace))
 
     def _seen(self, trace: Trace, groups: Sequence[Group], rows: int) -> list[Seen]:
@@ -149,17 +151,20 @@ class ByElimination(ByRows[ChainMoments, LinearPlan]):
         """Whether the sites as they were read have the program's own density, at points near and far: a second witness."""
         rows = slice(0, min(self.N, 3))
         x, n = self.x[rows], rows.stop
-        at = self._of_rows(rows, self.at(), None, None)
-        whites = self._whitened(rows, at, n)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            one, other = (
-                torch.stack([self.layout.flatten(nodes_of(self.program.trace(x)), n) for _ in range(self.A)])
-                for _ in range(2)
-            )
+            drawn = [nodes_of(self.program.trace(x)) for _ in range(2)]
+        globals = {s.name: drawn[0][s.name]["value"] for s in self.structure.global_latents}
+        one, other = (self.layout.flatten(nodes, n).expand(self.A, n, self.L) for nodes in drawn)
+        at = self._of_rows(rows, self.at(None, globals), None, globals)
+        whites = self._whitened(rows, at, n)
         for size in (0.0, 1.5, 100.0):
             z = one + size * (other - one)  # [A, n, L]
-            own = local_log_prob(self.trace(x, z), self.structure.data_dim, n).reshape(-1, n).expand(self.A, n)
+            own = (
+                local_log_prob(self.trace(x, z, None, globals), self.structure.data_dim, n)
+                .reshape(-1, n)
+                .expand(self.A, n)
+            )
             point = z.permute(2, 0, 1).unsqueeze(-1)
             mine = sum(
                 (self._density(g, w, point) for g, w in zip(self.graph.groups, whites, strict=True)), start=0 * own
