@@ -17,7 +17,7 @@ from torch import Tensor
 from inference._exact._sums.schedule import Schedule, schedule
 from zoo._reading.elimination import best_order, many_at_once
 
-STEP_SECONDS = 2e-4  # a guess at what a step costs besides its arithmetic
+STEP_SECONDS = 3e-4  # a guess at what a step costs besides its arithmetic
 NUMBER_SECONDS = 2e-9
 MOST = 2 ** (2**20)
 
@@ -76,15 +76,20 @@ class Elimination:
         """How many products a row takes."""
         return sum(len(f.own) * (f.own.shape[1] + f.rest.shape[1]) ** 3 for f in self.fronts)
 
-    def seconds(self, rows: int) -> float:
-        """A guess at how long one pass over so many rows takes."""
-        return len(self.fronts) * STEP_SECONDS + rows * self.products() * NUMBER_SECONDS
+    def seconds(self, rows: int, matrices: int) -> float:
+        """A guess at how long one pass over so many rows takes, that have so many precisions."""
+        arithmetic = matrices * self.products() + rows * self.numbers()
+        return len(self.fronts) * STEP_SECONDS + arithmetic * NUMBER_SECONDS
 
 
 def best_plan(
-    places: Mapping[str, slice], scopes: Sequence[Sequence[Sequence[str]]], rows: int, backwards: bool = False
+    places: Mapping[str, slice],
+    scopes: Sequence[Sequence[Sequence[str]]],
+    rows: int,
+    matrices: int,
+    backwards: bool = False,
 ) -> Elimination:
-    """The order that takes least time for so many rows. `backwards`: another one, from the other end of a chain.
+    """The order that takes least time for so many rows, that have so many precisions. `backwards`: another one, from the other end of a chain.
 
     `places`: where each latent's numbers stand in z; `scopes`: group of factors → the latents of each.
     """
@@ -96,7 +101,7 @@ def best_plan(
     quick = None if backwards else many_at_once(sizes, flat, max(first.largest, max(sizes.values()) ** 3))
     if quick is not None:
         plans.append(_plan(quick.latents, places, scopes, flat))
-    return min(plans, key=lambda p: p.seconds(rows))
+    return min(plans, key=lambda p: p.seconds(rows, matrices))
 
 
 def _plan(

@@ -101,7 +101,8 @@ class ByElimination(ByRows[ChainMoments, LinearPlan]):
             for name in self.families.keys() - self.assignments.keys():
                 self.families[name].weigh(self._others[name], weights)
         scopes = [g.scopes for g in graph.groups]
-        self.steps = best_plan(self.layout.places, scopes, min(self.N, CHUNK_ROWS), backwards)
+        some = slice(0, min(self.N, CHUNK_ROWS))
+        self.steps = best_plan(self.layout.places, scopes, some.stop, self._splits(some), backwards)
 
     @property
     def size(self) -> float:
