@@ -89,9 +89,10 @@ def best_plan(
     matrices: int,
     backwards: bool = False,
 ) -> Elimination:
-    """The order that takes least time for so many rows, that have so many precisions. `backwards`: another one, from the other end of a chain.
+    """The order that takes least time for so many rows, that have so many precisions.
 
-    `places`: where each latent's numbers stand in z; `scopes`: group of factors → the latents of each.
+    `places`: where each latent's numbers stand in z; `scopes`: group of factors → the latents of each; `backwards`: another
+    order, from the other end of a chain.
     """
     names = list(places)[:: -1 if backwards else 1]
     sizes = {n: 2 ** (places[n].stop - places[n].start) for n in names}  # so that a product counts numbers
