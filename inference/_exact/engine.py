@@ -1,10 +1,10 @@
 """What an exact engine is: posterior, evidence and M-step of one program on one data set (`Engine`).
 
-Five kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
+Six kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
 where they are too many summed out one by one (`Elimination`); conjugate latents go by the natural parameters of their
 posterior (`ConjugateEngine`); normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`,
-and `Compressed` where a few points stand for the data); any other log joint that is quadratic in its latents goes by autograd
-(`Quadratic`).
+and `Compressed` where a few points stand for the data); many normal latents of which each meets few others are eliminated along
+their graph (`Chains`); any other log joint that is quadratic in its latents goes by autograd (`Quadratic`).
 """
 
 from __future__ import annotations

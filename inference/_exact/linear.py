@@ -283,7 +283,10 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         responsibilities: Rows | None = None,
         iterations: int = 10,
     ) -> dict[str, Tensor]:
-        return linear_mstep.m_step(self, plan, stats, globals, supports, floor, iterations)
+        def objective(parameters: Values, point: Values) -> Tensor:
+            return self.expected(stats, parameters, point)
+
+        return linear_mstep.m_step(self, plan, stats, globals, supports, floor, iterations, objective)
 
     def expected(
         self, stats: Moments, parameters: Values, globals: Values, responsibilities: Rows | None = None

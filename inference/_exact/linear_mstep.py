@@ -8,8 +8,9 @@ Everything else is numeric, through the moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,15 +20,43 @@ from inference._exact import copies
 from inference._exact.copies import Copy, Given, parts_of
 from inference._exact.engine import Plan, Values
 from inference._exact.gaussian import Gaussian
-from inference._exact.linear_model import LinearModel, Sites
+from inference._exact.linear_model import SiteData, Sites
 from inference._exact.moments import Moments
 from inference._exact.numeric import climb_numerically
-from inference._families._family import Floor, Pool, tiny
+from inference._families._family import Family, Floor, Pool, tiny
 from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count
+from zoo._program.program import Program
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
 REGRESSED = ("coefficients", "offset")  # the parts of a normal site that are found by regression: B and b
+
+
+class Model(Protocol):
+    """A program with normal sites, each of which is what several of a long chain share, or one of its own."""
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def weights(self) -> Tensor | None: ...
+
+    @property
+    def N(self) -> int: ...
+
+    @property
+    def L(self) -> int: ...
+
+    @property
+    def assignments(self) -> dict[str, Tensor]: ...
+
+    @property
+    def families(self) -> dict[str, Family]: ...
+
+    @property
+    def data(self) -> SiteData: ...
+
+    def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites: ...
 
 
 @dataclass(frozen=True)
@@ -45,12 +74,12 @@ class LinearPlan(Plan):
         return next(((n, c) for n, c in self.copies.items() if (c.site, c.parameter) == (g.name, g.form)), None)
 
 
-def plan(model: LinearModel, globals: Values) -> LinearPlan:
+def plan(model: Model, globals: Values) -> LinearPlan:
     """Find, by differentiation, which parameters have a closed-form update."""
 
     def look(at: Values) -> tuple[list[Given], list[Tensor]]:
         sites = model.sites(at, globals)
-        return _parts(model, sites), [sites.log_prior]
+        return _parts(model, sites), [sites.log_prior, *sites.rest]
 
     found, sites = copies.find(model.program, look), model.sites(None, globals)
     values, gaussians = model.program.values(), {g.name: g for g in sites.gaussians}
@@ -81,7 +110,7 @@ def _ordered(parts: Mapping[str, Copy]) -> list[tuple[str, Copy]]:
     return sorted(parts.items(), key=lambda item: order.index(item[1].parameter))
 
 
-def _parts(model: LinearModel, sites: Sites) -> list[Given]:
+def _parts(model: Model, sites: Sites) -> list[Given]:
     """The parameters of all sites; of a normal one B, b and its scale."""
     out = []
     for g in sites.gaussians:
@@ -121,28 +150,26 @@ def _unknowns(g: Gaussian, parts: Iterable[tuple[str, Copy]], values: Values) ->
 
 
 def m_step(
-    model: LinearModel,
+    model: Model,
     plan: LinearPlan,
     moments: Moments,
     globals: dict[str, Tensor],
     supports: Mapping[str, Constraint],
     floor: Floor,
     iterations: int,
+    expected: Callable[[Values, Values], Tensor],
 ) -> dict[str, Tensor]:
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
     if plan.copies:
         with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
             _closed(model, plan, moments, floor)
 
-    def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(model, moments, parameters, point)
-
     return climb_numerically(
-        model.program, plan.numeric, globals, supports, objective, count(model.weights, model.N), iterations
+        model.program, plan.numeric, globals, supports, expected, count(model.weights, model.N), iterations
     )
 
 
-def smallest(model: LinearModel, moments: Moments) -> float:
+def smallest(model: Model, moments: Moments) -> float:
     """The smallest variance of an observed site, as a share of its data's own."""
     found = [torch.inf]
     for g in moments.seen.gaussians:
@@ -155,14 +182,14 @@ def smallest(model: LinearModel, moments: Moments) -> float:
     return min(found)
 
 
-def broken(model: LinearModel, plan: LinearPlan, moments: Moments) -> list[str]:
+def broken(model: Model, plan: LinearPlan, moments: Moments) -> list[str]:
     """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
     parts = {(part.site, part.name): part.value for part in _parts(model, moments.seen)}
     values = model.program.values()
     return [n for n, copy in plan.copies.items() if not copy.holds(parts[copy.site, copy.parameter], values[n])]
 
 
-def _closed(model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor) -> None:
+def _closed(model: Model, plan: LinearPlan, moments: Moments, floor: Floor) -> None:
     values, new = {n: v.detach() for n, v in model.program.values().items()}, {}
     for theta, copy in plan.copies.items():
         if copy.site in moments.seen.others:
@@ -186,14 +213,14 @@ def _closed(model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor
     model.program.assign(new)
 
 
-def _center(model: LinearModel, g: Gaussian) -> Tensor:
+def _center(model: Model, g: Gaussian) -> Tensor:
     """What a site's moments are taken about [E]: its data's means, or 0 for a latent site."""
     return model.data.centers.get(g.name, torch.zeros_like(g.offset[0]))
 
 
 def _moments_of(g: Gaussian, moments: Moments) -> dict[str, Tensor]:
     """xz [A, E, L+1], xx [A, E(, E)], zz [A, 1 or E, L+1, L+1] of a site; a latent site's x is a part of z."""
-    if g.place is None:
+    if g.name in moments.sites:
         stats = moments.sites[g.name]
         return {**stats, "zz": stats.get("zz", moments.zz.unsqueeze(1))}
     xz = moments.zz[:, g.place]
@@ -264,6 +291,8 @@ def _all_at_once(g: Gaussian, zz: Tensor, target: Tensor, index: Tensor, free: T
 def _residual(g: Gaussian, beta: Tensor, stats: dict[str, Tensor]) -> Tensor:
     """Σ w E[(x − B z − b)²] [A, E], or the matrix [A, E, E]."""
     xz, xx, zz = stats["xz"], stats["xx"], stats["zz"]
+    if "at" in stats:  # moments about the fit of the E-step: nothing cancels near it
+        beta, xz, xx = beta - stats["at"], stats["uz"], stats["uu"]
     if g.diagonal:
         return xx - 2 * (beta * xz).sum(-1) + (beta * (zz @ beta.unsqueeze(-1)).squeeze(-1)).sum(-1)
     cross = xz @ beta.mT
@@ -313,7 +342,7 @@ def _note(g: Gaussian, floor: Floor, assignments: list[int]) -> None:
         floor.latent.add(g.name)
 
 
-def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
+def _units(model: Model, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
     """Normal site → what its standard deviations are measured in [E].
 
     For an observed site those of its data; for a latent one the size that moves some site below it by as much as that
@@ -321,7 +350,7 @@ def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tens
     """
     out: dict[str, Tensor] = {}
     for g in reversed(list(gaussians.values())):
-        if g.place is None:
+        if g.name in model.data.spreads:
             out[g.name] = model.data.spreads[g.name]
             continue
         moved = torch.zeros_like(g.offset[0])
@@ -333,14 +362,16 @@ def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tens
     return out
 
 
-def expected(model: LinearModel, moments: Moments, parameters: Values, globals: Values) -> Tensor:
+def expected(model: Model, moments: Moments, parameters: Values, globals: Values) -> Tensor:
     """E_q[log p(x, z, globals)] up to a constant, nats, from the moments; differentiable in parameters and globals."""
     sites = model.sites(parameters, globals)
     total = sites.log_prior
     for g in sites.gaussians:
         stats, center = _moments_of(g, moments), _center(model, g)
         beta = torch.cat([g.coefficients, (g.offset - center).unsqueeze(-1)], -1)
-        if g.place is not None:  # its value is a part of z itself: the residual is (E − B) z − b
+        if (
+            g.place is not None and g.name not in moments.sites
+        ):  # its value is a part of z itself: the residual is (E − B) z − b
             beta = beta - torch.cat([g.selected(model.L), torch.zeros(len(center), 1, dtype=beta.dtype)], 1)
             stats = {**stats, "xz": torch.zeros_like(stats["xz"]), "xx": torch.zeros_like(stats["xx"])}
         residual, count = _residual(g, beta, stats), stats["zz"][:, :, -1, -1]

@@ -259,7 +259,9 @@ def _read_off(sites: tuple[Site, ...], readings: list[Reading]) -> tuple[Site, .
         moving = sorted(seen.support_from) if s.discrete and s.role == "latent" else []
         count = None if moving else s.cardinality
         data = any(r.sites[s.name].reads_data for r in readings if s.name in r.sites)
-        out.append(replace(s, cardinality=count, moving=tuple(moving), parents=ordered, reads_data=data))
+        out.append(
+            replace(s, cardinality=count, moving=tuple(moving), parents=ordered, reads_data=data, moved=seen.moved)
+        )
     return tuple(out)
 
 

@@ -149,13 +149,13 @@ class Program(nn.Module):
         return {n: transform_to(self.constraints[n])(p) for n, p in self._unconstrained.items()}
 
     @torch.no_grad()
-    def elsewhere(self) -> dict[str, Tensor]:
+    def elsewhere(self, step: float = 0.3) -> dict[str, Tensor]:
         """Name → a value near the parameter's own, for checks: at the starting values, effects may be zero by chance."""
         generator = torch.Generator().manual_seed(5)
         out = {}
         for name, p in self._unconstrained.items():
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-            out[name] = transform_to(self.constraints[name])(p + 0.3 * noise)
+            out[name] = transform_to(self.constraints[name])(p + step * noise)
         return out
 
     @torch.no_grad()

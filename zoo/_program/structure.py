@@ -49,6 +49,7 @@ class Site:
     moving: tuple[str, ...] = ()  # what the support of a discrete latent depends on
     parents: tuple[str, ...] = ()  # the sites that its log-density depends on, besides itself
     reads_data: bool = True  # whether its log-density depends on data, besides what it observes itself
+    moved: bool = False  # whether what it observes is computed from other sites
     constraint: Constraint | None = field(default=None, repr=False, compare=False)  # the support itself
 
     def to_json(self) -> dict[str, Json]:
