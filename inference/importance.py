@@ -21,6 +21,7 @@ import guides
 from guides import at
 from inference._density import guide as _mode_guide
 from inference._density import local, modes
+from inference._globals import importance as _globals
 from inference._method.estimates import Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
@@ -35,19 +36,18 @@ from zoo._errors import Refusal
 from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 
-Proposal = Literal["guide", "prior", "laplace", "sequential"]
+Proposal = Literal["auto", "guide", "prior", "laplace", "sequential"]
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 
 def refusal(structure: Structure) -> str | None:
     """Why importance sampling cannot serve the program, or None."""
+    if structure.global_latents:
+        return _globals.refusal(structure)
     if structure.outside:
         return (
             f"importance looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
         )
-    if structure.global_latents:
-        names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
-        return f"importance weighs each row separately, and the global latents {names} belong to all of them"
     if not structure.local_latents:
         return "importance needs a latent to draw, and the program has none"
     return None
@@ -56,7 +56,7 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    proposal: Proposal = "guide",
+    proposal: Proposal = "auto",
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
@@ -68,9 +68,9 @@ def fit(
     tol: Positive = 1e-3,
     schedule: Schedule = "plateau",
     patience: Count = 10,
-    guide: Annotated[str, Used(proposal="guide")] = "amortized",
-    hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS), Used(proposal="guide")] = None,
-    guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal="guide")] = "diagonal",
+    guide: Annotated[str, Used(proposal=("auto", "guide"))] = "amortized",
+    hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS), Used(proposal=("auto", "guide"))] = None,
+    guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal=("auto", "guide"))] = "diagonal",
     start: Start = "auto",
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
@@ -93,6 +93,9 @@ def fit(
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
+    if task.structure.global_latents:
+        return _globals.fit(task, proposal, samples)
+    proposal = "guide" if proposal == "auto" else proposal
     _check(task, proposal, guide)
     if task.learn:
         begin(task, start, task.seed)

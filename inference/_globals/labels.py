@@ -1,0 +1,166 @@
+"""Labels that may be exchanged: the components of a mixture with exchangeable priors have K! modes, all alike.
+
+A group of labels is a number K and axes of latents with K entries: exchanging two entries along all of these axes at once, and
+moving all of them round by one, leaves the density of the values as it is, at every point looked at. These two generate all K!
+relabellings. Discrete latents are summed out, so that they need no relabelling of their own.
+
+With p the same under every relabelling g, draws of a proposal q may be weighed by p / q̄ with q̄(v) = Σ_g q(g v) / |G|: their mean
+is ∫ p, all modes counted, wherever q lies (Frühwirth-Schnatter 2004 permutes the draws at random to the same end).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference._globals.target import Target, Values
+
+MOST = 720  # relabellings that are counted one by one
+MOST_AXES = 6  # of the same length, whose subsets are all looked at
+POINTS = 4
+NEAR = 1e-7
+Axis = tuple[str, int]  # site and axis of its values, from the right
+
+
+@dataclass(frozen=True)
+class Group:
+    """K labels and the axes that they number."""
+
+    size: int
+    axes: tuple[Axis, ...]
+
+    def relabelled(self, values: Values, order: Sequence[int]) -> Values:
+        """Label k becomes that which was order[k]."""
+        index, out = torch.tensor(order), dict(values)
+        for name, axis in self.axes:
+            out[name] = out[name].index_select(axis, index)
+        return out
+
+
+class Labels:
+    """The relabellings that leave the density of a target as it is."""
+
+    def __init__(self, target: Target, points: Tensor) -> None:
+        self.target = target
+        self.groups = _groups(target, points)
+        self.count = math.prod(math.factorial(g.size) for g in self.groups)
+
+    @property
+    def counted(self) -> bool:
+        """Whether all relabellings can be gone through."""
+        return self.count <= MOST
+
+    @property
+    def log_count(self) -> float:
+        """log |G|, nats."""
+        return sum(math.lgamma(g.size + 1) for g in self.groups)
+
+    def all(self, values: Values) -> Iterator[Values]:
+        """The values under each relabelling, as they are first."""
+        orders = [list(itertools.permutations(range(g.size))) for g in self.groups]
+        for chosen in itertools.product(*orders):
+            out = values
+            for group, order in zip(self.groups, chosen, strict=True):
+                out = group.relabelled(out, order)
+            yield out
+
+    def hold(self, flat: Tensor) -> bool:
+        """Whether the density stays as it is at the points flat [B, d] too."""
+        return all(_invariant(self.target, flat, group) for group in self.groups)
+
+    def spread(self, log_q: Callable[[Tensor], Tensor], flat: Tensor, alone: bool = False) -> Tensor:
+        """log q̄ [B] of points flat [B, d], from the log-density of a proposal on such points; `alone`: on their globals."""
+        if self.count == 1 or not self.counted:
+            return log_q(flat)
+        values, log_det = self.target.values(flat, alone)
+        found = []
+        for others in self.all(values):
+            again = self.target.flat_of(others)
+            good = again.isfinite().all(1)
+            again = torch.where(good.unsqueeze(1), again, 0.0)
+            density = log_q(again) - self.target.values(again, alone)[1]
+            found.append(density.masked_fill(~good, -torch.inf))
+        return torch.stack(found).logsumexp(0) - math.log(self.count) + log_det
+
+    def alike(self, flat: Tensor) -> Tensor:
+        """The points flat [B, d], each in that labelling in which it is nearest to the others (Stephens 2000, normal loss).
+
+        The first pivot is the first of the points.
+        """
+        if self.count == 1 or not self.counted:
+            return flat
+        values, _ = self.target.values(flat)
+        names = sorted({name for g in self.groups for name, _ in g.axes})
+        every = torch.stack([torch.cat([v[n].flatten(1) for n in names], 1) for v in self.all(values)])  # [G, B, m]
+        size = every.flatten(0, 1).std(0).clamp(min=1e-12)
+        pivot, before = every[0, 0], None
+        for _ in range(20):
+            chosen = ((every - pivot) / size).square().sum(-1).argmin(0)
+            if before is not None and bool((chosen == before).all()):
+                break
+            mine = every[chosen, torch.arange(len(flat))]
+            pivot, before = mine.mean(0), chosen
+            size = mine.std(0).clamp(min=1e-12)
+        out = flat.clone()
+        for k, others in enumerate(self.all(values)):
+            if k and bool((mask := chosen == k).any()):
+                out[mask] = self.target.flat_of({n: v[mask] for n, v in others.items()})
+        return out
+
+    def notes(self) -> dict[str, object]:
+        """For the notes of a fit."""
+        if not self.groups:
+            return {}
+        return {
+            "exchangeable": [{"labels": g.size, "axes": [f"{n}, axis {a}" for n, a in g.axes]} for g in self.groups],
+            "relabellings": self.count,
+        }
+
+
+def _groups(target: Target, points: Tensor) -> tuple[Group, ...]:
+    """The smallest groups, from few axes to many; axes of a group that was found are not looked at again."""
+    sizes: dict[int, list[Axis]] = {}
+    values, _ = target.values(points[:1])
+    for place in target.posterior.places:
+        shape = values[place.site.name].shape[1:]
+        rows = target.structure.axes.row_dim(len(place.site.event_shape)) if place.site.scope == "local" else None
+        for axis in range(-len(shape), 0):
+            if axis != rows and shape[axis] > 1:
+                sizes.setdefault(shape[axis], []).append((place.site.name, axis))
+    found: list[Group] = []
+    for K, axes in sizes.items():
+        free = list(axes)
+        counts = range(1, len(free) + 1) if len(free) <= MOST_AXES else (1, len(free))
+        for count in counts:
+            for some in itertools.combinations(axes, count):
+                group = Group(K, some)
+                if all(a in free for a in some) and _invariant(target, points, group):
+                    found.append(group)
+                    free = [a for a in free if a not in some]
+    return tuple(found)
+
+
+def _invariant(target: Target, points: Tensor, group: Group) -> bool:
+    """Whether two relabellings that generate all leave the density of the values as it is."""
+    values, log_det = target.values(points)
+    before = target.log_density(points) - log_det
+    good = before.isfinite()
+    if not bool(good.any()):
+        return False
+    for order in ([1, 0, *range(2, group.size)], [*range(1, group.size), 0]):
+        relabelled = group.relabelled(values, order)
+        again = target.flat_of(relabelled)
+        if not bool(again[good].isfinite().all()):
+            return False
+        kept, after_det = target.values(again)
+        if not all(torch.allclose(kept[n], relabelled[n], rtol=1e-6, atol=1e-9) for n in kept):
+            return False
+        away = (target.log_density(again) - after_det - before)[good].abs()
+        if bool((away > NEAR * (1 + before[good].abs())).any()):
+            return False
+    return True
