@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inference._density import local
 from inference._density.local import LocalDensity
+from inference._globals import annealed as _globals
 from inference._method.estimates import LEAST_DRAWS, Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
@@ -42,6 +43,8 @@ TAIL = 25  # chains below which no Pareto tail can be fitted
 
 def refusal(structure: Structure) -> str | None:
     """Why annealed importance sampling cannot serve the program, or None."""
+    if structure.global_latents:
+        return _globals.refusal(structure)
     if structure.outside:
         return f"ais looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
     if not structure.continuous_locals:
@@ -72,6 +75,8 @@ def fit(
     """
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("ais", task.program.name))
+    if task.structure.global_latents:
+        return _globals.fit(task, temperatures, chains, leapfrog)
     density = LocalDensity(task.program, task.structure, task.x)
     parts = list(density.chunks(chains * density.A, COPIES))
     pilot = max(PILOT_LEAST, round(PILOT_SHARE * temperatures))

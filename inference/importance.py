@@ -70,7 +70,9 @@ def fit(
     patience: Count = 10,
     guide: Annotated[str, Used(proposal=("auto", "guide"))] = "amortized",
     hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS), Used(proposal=("auto", "guide"))] = None,
-    guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal=("auto", "guide"))] = "diagonal",
+    guide_covariance: Annotated[
+        guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal=("auto", "guide"))
+    ] = "diagonal",
     start: Start = "auto",
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.

@@ -23,14 +23,13 @@ from inference._method.estimates import Estimates
 from inference._numerics import peak
 from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT
-from inference._sampling.weights import log_mean
 
 ROUNDS = 12
 ROUND = 1000  # draws of one
 STARTS = 4  # of climbs to a mode
 PRIOR = 64  # draws from the prior that the first mixture has a component for
 ENOUGH = 0.2  # effective draws, as a share of all, at which no round more is needed
-SAME = 1e-3  # nats and coordinates within which two climbs ended at one mode
+SAME = 0.01  # coordinates within which two climbs ended at one mode
 MOST_HESSIAN = 400  # coordinates
 
 
@@ -64,10 +63,7 @@ class Adaptive:
 
     def _first(self, starts: Tensor, drawn: Tensor | None) -> tuple[Mixture, int]:
         centers, covariances = [], []
-        if drawn is not None:
-            found = [student.moments(self.labels.alike(drawn))]
-        else:
-            found = _modes(self.target, starts)
+        found = _modes(self.target, starts) if drawn is None else [student.moments(self.labels.alike(drawn))]
         for mean, covariance in found:
             centers.append(mean[self.places])
             covariances.append(covariance[self.places][:, self.places])
@@ -96,7 +92,7 @@ class Adaptive:
                 best, most = self.mixture, score
             if khat <= LIMIT and ess >= ENOUGH * count:
                 return k + 1
-            kept = [*kept, (self.mixture, self.labels.alike(flat)[:, self.places], log_p)][-3:]
+            kept = [*kept, (self.mixture, flat[:, self.places], log_p)][-3:]
             self.mixture = self._followed(kept)
         self.mixture = best
         return ROUNDS
@@ -146,7 +142,6 @@ def _prior(target: Target) -> Tensor:
 def _modes(target: Target, starts: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Each mode that climbs from the starts end at, with the inverse Hessian there."""
     found: list[tuple[Tensor, Tensor]] = []
-    values: list[float] = []
     if target.d > MOST_HESSIAN:
         return []
 
@@ -160,9 +155,8 @@ def _modes(target: Target, starts: Tensor) -> list[tuple[Tensor, Tensor]]:
             continue  # no finite density on the way: the other starts, and the prior, serve
         if not np.isfinite(top.value) or not bool(top.hessian.isfinite().all()):
             continue
-        if any(abs(top.value - v) < SAME and torch.allclose(top.flat, m, atol=0.01) for v, (m, _) in zip(values, found, strict=True)):
+        if any(torch.allclose(top.flat, mode, atol=SAME) for mode, _ in found):
             continue
-        values.append(top.value)
         found.append((top.flat, _inverse(top.hessian)))
     return found
 
@@ -173,10 +167,7 @@ def _inverse(hessian: Tensor) -> Tensor:
     return (vectors / values.abs().clamp(min=0.01)) @ vectors.mT
 
 
-def relabelled_error(weighed: Weighed) -> bool:
-    """Whether the density is the same under the relabellings at draws of the posterior too."""
+def mislabelled(weighed: Weighed) -> bool:
+    """Whether the density is not the same under the relabellings at draws of the posterior."""
     top = weighed.flat[weighed.log_weights.topk(min(10, len(weighed.flat))).indices]
     return not weighed.labels.hold(top)
-
-
-__all__ = ["Adaptive", "Weighed", "log_mean", "relabelled_error"]

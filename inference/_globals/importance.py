@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from inference._globals import target as _target
-from inference._globals.adaptive import Adaptive, relabelled_error
+from inference._globals.adaptive import Adaptive, mislabelled
 from inference._globals.result import fit_of
 from inference._globals.starts import starts
 from inference._globals.target import Target
@@ -28,7 +28,7 @@ def refusal(structure: Structure) -> str | None:
 
 
 def fit(task: Task, proposal: str, samples: int) -> Fit:
-    """Adaptive importance sampling at the program's θ; the proposals begin at the modes, or at the `guide` of an earlier fit."""
+    """Adaptive importance sampling at the program's θ, from proposals at the modes or at the `guide` of an earlier fit."""
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("importance, for a program with global latents,", task.program.name))
     if proposal not in ("auto", "guide", "laplace"):
@@ -45,7 +45,7 @@ def fit(task: Task, proposal: str, samples: int) -> Fit:
     adaptive = Adaptive(target, starts(target), drawn)
     with task.progress("importance") as step:
         found = adaptive.run(samples, step)
-    if relabelled_error(found):
+    if mislabelled(found):
         raise Refusal(
             f"the labels of '{task.program.name}' can be exchanged at some points and not at others: order its components"
         )

@@ -4,8 +4,8 @@ A group of labels is a number K and axes of latents with K entries: exchanging t
 moving all of them round by one, leaves the density of the values as it is, at every point looked at. These two generate all K!
 relabellings. Discrete latents are summed out, so that they need no relabelling of their own.
 
-With p the same under every relabelling g, draws of a proposal q may be weighed by p / q̄ with q̄(v) = Σ_g q(g v) / |G|: their mean
-is ∫ p, all modes counted, wherever q lies (Frühwirth-Schnatter 2004 permutes the draws at random to the same end).
+With p the same under every relabelling g, draws of a proposal q may be weighed by p / q̄ with q̄(v) = Σ_g q(g v) / |G|: their
+mean is ∫ p, all modes counted, wherever q lies (Frühwirth-Schnatter 2004 permutes the draws at random to the same end).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ MOST = 720  # relabellings that are counted one by one
 MOST_AXES = 6  # of the same length, whose subsets are all looked at
 POINTS = 4
 NEAR = 1e-7
+PIVOTS = 8
+TIGHT = 1e-12
 Axis = tuple[str, int]  # site and axis of its values, from the right
 
 
@@ -87,25 +89,20 @@ class Labels:
             found.append(density.masked_fill(~good, -torch.inf))
         return torch.stack(found).logsumexp(0) - math.log(self.count) + log_det
 
-    def alike(self, flat: Tensor) -> Tensor:
+    def alike(self, flat: Tensor, weights: Tensor | None = None) -> Tensor:
         """The points flat [B, d], each in that labelling in which it is nearest to the others (Stephens 2000, normal loss).
 
-        The first pivot is the first of the points.
+        `weights` [B]: how much each counts, in all 1. Of several first pivots the one serves that ends in the tightest
+        labelling.
         """
         if self.count == 1 or not self.counted:
             return flat
         values, _ = self.target.values(flat)
         names = sorted({name for g in self.groups for name, _ in g.axes})
         every = torch.stack([torch.cat([v[n].flatten(1) for n in names], 1) for v in self.all(values)])  # [G, B, m]
-        size = every.flatten(0, 1).std(0).clamp(min=1e-12)
-        pivot, before = every[0, 0], None
-        for _ in range(20):
-            chosen = ((every - pivot) / size).square().sum(-1).argmin(0)
-            if before is not None and bool((chosen == before).all()):
-                break
-            mine = every[chosen, torch.arange(len(flat))]
-            pivot, before = mine.mean(0), chosen
-            size = mine.std(0).clamp(min=1e-12)
+        counts = torch.full((len(flat),), 1 / len(flat), dtype=flat.dtype) if weights is None else weights
+        pivots = torch.searchsorted(counts.cumsum(0), (torch.arange(PIVOTS, dtype=counts.dtype) + 0.5) / PIVOTS)
+        chosen = min((_nearest(every, counts, every[0, p]) for p in pivots.clamp(max=len(flat) - 1)), key=_loss)[0]
         out = flat.clone()
         for k, others in enumerate(self.all(values)):
             if k and bool((mask := chosen == k).any()):
@@ -120,6 +117,30 @@ class Labels:
             "exchangeable": [{"labels": g.size, "axes": [f"{n}, axis {a}" for n, a in g.axes]} for g in self.groups],
             "relabellings": self.count,
         }
+
+
+def _nearest(every: Tensor, weights: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of its relabellings [G, B, m] each draw is nearest to the mean in [B], and the deviations then [m]."""
+    before = None
+    size = _spread(every.flatten(0, 1), weights.repeat(len(every)) / len(every))[1]
+    for _ in range(30):
+        chosen = ((every - pivot) / size).square().sum(-1).argmin(0)
+        if before is not None and bool((chosen == before).all()):
+            break
+        mine = every[chosen, torch.arange(every.shape[1])]
+        (pivot, size), before = _spread(mine, weights), chosen
+    return chosen, size
+
+
+def _spread(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and deviation [m] of values [B, m]."""
+    mean = weights @ values
+    return mean, (weights @ (values - mean).square()).sqrt().clamp(min=TIGHT)
+
+
+def _loss(found: tuple[Tensor, Tensor]) -> float:
+    """The entropy of the draws as independent normals, up to a constant."""
+    return float(found[1].log().sum())
 
 
 def _groups(target: Target, points: Tensor) -> tuple[Group, ...]:

@@ -1,4 +1,4 @@
-"""A fit from weighted draws of all latents: posterior moments, resampled draws, what was summed out drawn given each of them."""
+"""A fit from weighted draws of all latents: posterior moments, resampled draws, and what was summed out given each."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ def fit_of(
     told: Estimates,
     remedy: str,
     notes: Mapping[str, object],
+    every_label: bool = False,
 ) -> Fit:
-    """`flat` [S, d]: draws with log-weights [S]; `told`: what these say of log p(x); `remedy`: what to do where that is not much."""
-    flat = labels.alike(flat)
+    """`flat` [S, d]: draws with log-weights [S]; `told`: what these say of log p(x).
+
+    `remedy`: what to do where that is not much. `every_label`: whether the draws come from all labellings by themselves.
+    """
     share = smoothed(log_weights.numpy())
+    flat = labels.alike(flat, torch.from_numpy(share))
     values = {n: v.numpy() for n, v in target.posterior.values(flat).items()}
     means = {n: np.einsum("s,s...->...", share, v) for n, v in values.items()}
     deviations = {n: np.einsum("s,s...->...", share, (v - means[n]) ** 2) ** 0.5 for n, v in values.items()}
@@ -42,7 +46,7 @@ def fit_of(
     globals = {s.name for s in task.structure.global_latents}
     theta = {n: v.detach().cpu().numpy() for n, v in task.program.values().items()}
     points = points_of(target.posterior, values, means)
-    evidence, warnings = claim(told, labels, remedy)
+    evidence, warnings = claim(told, labels, remedy, every_label)
     return Fit(
         parameters={**theta, **{n: v for n, v in points.items() if n in globals}},
         claimed=evidence,
@@ -64,7 +68,7 @@ def said(told: Estimates) -> dict[str, object]:
     return {"khat": khat if np.isfinite(khat) else None, "effective_draws": float(told.ess[0])}
 
 
-def claim(told: Estimates, labels: Labels, remedy: str) -> tuple[Evidence, list[str]]:
+def claim(told: Estimates, labels: Labels, remedy: str, every_label: bool) -> tuple[Evidence, list[str]]:
     """The evidence of weights that belong to all rows together, and what speaks against it."""
     found, warnings = told.evidence(), []
     if bool(told.doubtful[0]):
@@ -73,7 +77,7 @@ def claim(told: Estimates, labels: Labels, remedy: str) -> tuple[Evidence, list[
             f"{float(told.khat[0]):.2f}, {float(told.ess[0]):.0f} effective draws). {remedy}"
         )
     evidence = Evidence(found.value, found.se, found.kind)
-    if not labels.counted:
+    if not (labels.counted or every_label):
         evidence = Evidence(float(told.log_mean[0]), found.se, "lower bound")
         warnings.append(
             f"the evidence claimed is a lower bound: the labels can be exchanged in exp({labels.log_count:.1f}) ways, which "

@@ -49,8 +49,8 @@ class Rows:
         z = mean + away / (squares / FREEDOM).sqrt().unsqueeze(-1)
         distance = noise.squeeze(-1).square().sum(-1) * FREEDOM / squares
         v, L = FREEDOM, self.L
-        log_q = math.lgamma((v + L) / 2) - math.lgamma(v / 2) - 0.5 * L * math.log(v * math.pi)
-        log_q = log_q + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * (v + L) * torch.log1p(distance / v)
+        constant = math.lgamma((v + L) / 2) - math.lgamma(v / 2) - 0.5 * L * math.log(v * math.pi)
+        log_q = constant + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * (v + L) * torch.log1p(distance / v)
         flat = self._points(globals.repeat(DRAWS, 1), z.flatten(0, 1))
         with torch.no_grad():
             local, outside = self._terms(flat)

@@ -1,4 +1,4 @@
-"""The density that global latents are weighed by, the points of it as values of the program, and where each row's latents stand."""
+"""The density that global latents are weighed by, its points as values of the program, and where each row's latents stand."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ def refusal(structure: Structure) -> str | None:
 class Target:
     """log p(x, u; θ) of a task, u [B, d] the global latents and those local ones that are not summed or integrated out."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, integrate: bool = True) -> None:
+        """`integrate`: whether normal local latents that are exact given the globals are integrated out."""
         self.task = task.doubled()
         self.structure, self.program, self.x = self.task.structure, self.task.program, self.task.x
-        self.posterior = Posterior(self.task, self.structure.linear_gaussian)
+        self.posterior = Posterior(self.task, integrate and self.structure.linear_gaussian)
         self.d = self.posterior.d
         self.generator = torch.Generator().manual_seed(task.seed)
         self.posterior.check(torch.rand(2, self.d, generator=self.generator, dtype=torch.float64) - 0.5)
@@ -80,7 +81,9 @@ class Target:
 
     @staticmethod
     def _places(places: list[Place]) -> Tensor:
-        return torch.cat([torch.arange(p.part.start, p.part.stop) for p in places] or [torch.zeros(0, dtype=torch.long)])
+        return torch.cat(
+            [torch.arange(p.part.start, p.part.stop) for p in places] or [torch.zeros(0, dtype=torch.long)]
+        )
 
     # ---------------------------------------------------------------------------------------------------------- values
 

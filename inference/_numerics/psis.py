@@ -206,3 +206,11 @@ def agreement(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bulk = np.nan_to_num(array_stats.ess(values, method="bulk"), nan=0.0)
         tail = np.nan_to_num(array_stats.ess(values, method="tail", prob=(0.05, 0.95)), nan=0.0)
     return rhat, bulk, tail
+
+
+def ess_of_means(values: np.ndarray) -> float:
+    """The effective number of draws behind the mean of values along chains [chains, draws]; 0 where there is none."""
+    from arviz_stats.base import array_stats
+
+    with np.errstate(all="ignore"):
+        return float(np.nan_to_num(array_stats.ess(values[None], method="mean")[0], nan=0.0))
