@@ -9,7 +9,7 @@ otherwise a lower bound (`estimates`; Vehtari et al. 2024).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -202,7 +202,9 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
             if site.name in bits:
                 bits[site.name][rows] = torch.einsum("sn,snm->nm", share, values)
         step(log_w.shape[1])
-    found = _settled(task, Estimates.joined(parts))
+    found = Estimates.joined(parts)
+    if task.structure.is_exact and bool(found.alone.any()):
+        found = found.beside(task.engine.per_datum())
     return Fit(
         parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
         claimed=found.evidence(),
@@ -224,14 +226,6 @@ def _shares(log_w: Tensor) -> Tensor:
     """The weights of each row as shares [samples, n]; equal ones where a row's draws all have none."""
     lost = ~log_w.amax(0).isfinite()
     return log_w.masked_fill(lost, 0.0).softmax(0) if bool(lost.any()) else log_w.softmax(0)
-
-
-def _settled(task: Task, found: Estimates) -> Estimates:
-    """Where there is an exact value, a state that no draw visited counts only where the estimate lacks it."""
-    if not task.structure.is_exact or not bool(found.alone.any()):
-        return found
-    lacks = task.engine.per_datum().double() - found.log_mean
-    return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))
 
 
 def _warnings(found: Estimates, how: _Estimator, history: History) -> list[str]:

@@ -1,7 +1,7 @@
 """Annealed importance sampling of global latents, jointly with what of the rows is not exact given them (Neal 2001).
 
-The path is p(u) [p(x, u) / p(u)]^β, from the prior to the posterior of all coordinates u. A pilot walks it as a population, each
-temperature so near the last that the weights stay even (Jasra et al. 2011), and learns step sizes and scales. The chains
+The path is p(u) [p(x, u) / p(u)]^β, from the prior to the posterior of all coordinates u. A pilot walks it as a population,
+each temperature so near the last that the weights stay even (Jasra et al. 2011), and learns step sizes and scales. The chains
 that are weighed go by these, fixed in advance, each by itself: so their weights are independent, and unbiased for p(x).
 """
 

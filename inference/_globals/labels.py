@@ -14,11 +14,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from inference._globals.target import Target, Values
+from inference._globals.target import Values
 
 MOST = 720  # relabellings that are counted one by one
 MOST_AXES = 6  # of the same length, whose subsets are all looked at
@@ -27,6 +28,18 @@ NEAR = 1e-7
 PIVOTS = 8
 TIGHT = 1e-12
 Axis = tuple[str, int]  # site and axis of its values, from the right
+
+
+class Points(Protocol):
+    """Unconstrained points [B, d] of latents, their density and the values that they stand for; as `Target` has them."""
+
+    def log_density(self, flat: Tensor) -> Tensor: ...
+
+    def values(self, flat: Tensor, alone: bool = False) -> tuple[Values, Tensor]: ...
+
+    def flat_of(self, values: Values) -> Tensor: ...
+
+    def axes(self) -> list[tuple[str, int, int]]: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Group:
 class Labels:
     """The relabellings that leave the density of a target as it is."""
 
-    def __init__(self, target: Target, points: Tensor) -> None:
+    def __init__(self, target: Points, points: Tensor) -> None:
         self.target = target
         self.groups = _groups(target, points)
         self.count = math.prod(math.factorial(g.size) for g in self.groups)
@@ -143,30 +156,31 @@ def _loss(found: tuple[Tensor, Tensor]) -> float:
     return float(found[1].log().sum())
 
 
-def _groups(target: Target, points: Tensor) -> tuple[Group, ...]:
+def _groups(target: Points, points: Tensor) -> tuple[Group, ...]:
     """The smallest groups, from few axes to many; axes of a group that was found are not looked at again."""
     sizes: dict[int, list[Axis]] = {}
-    values, _ = target.values(points[:1])
-    for place in target.posterior.places:
-        shape = values[place.site.name].shape[1:]
-        rows = target.structure.axes.row_dim(len(place.site.event_shape)) if place.site.scope == "local" else None
-        for axis in range(-len(shape), 0):
-            if axis != rows and shape[axis] > 1:
-                sizes.setdefault(shape[axis], []).append((place.site.name, axis))
+    for name, axis, size in target.axes():
+        if size > 1:
+            sizes.setdefault(size, []).append((name, axis))
     found: list[Group] = []
     for K, axes in sizes.items():
-        free = list(axes)
-        counts = range(1, len(free) + 1) if len(free) <= MOST_AXES else (1, len(free))
-        for count in counts:
-            for some in itertools.combinations(axes, count):
+        first = {name: min(a for n, a in axes if n == name) for name, _ in axes}  # where components are mostly numbered
+        for among in (list(first.items()), axes):
+            free = [a for a in among if not any(a in g.axes for g in found)]
+            for some in _subsets(free):
                 group = Group(K, some)
-                if all(a in free for a in some) and _invariant(target, points, group):
+                if not any(a in g.axes for g in found for a in some) and _invariant(target, points, group):
                     found.append(group)
-                    free = [a for a in free if a not in some]
     return tuple(found)
 
 
-def _invariant(target: Target, points: Tensor, group: Group) -> bool:
+def _subsets(axes: list[Axis]) -> Iterator[tuple[Axis, ...]]:
+    """The subsets to look at, the smallest first: of many axes one by one, and all."""
+    for count in range(1, len(axes) + 1) if len(axes) <= MOST_AXES else (1, len(axes)):
+        yield from itertools.combinations(axes, count)
+
+
+def _invariant(target: Points, points: Tensor, group: Group) -> bool:
     """Whether two relabellings that generate all leave the density of the values as it is."""
     values, log_det = target.values(points)
     before = target.log_density(points) - log_det

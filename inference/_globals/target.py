@@ -132,6 +132,15 @@ class Target:
             parts = [self.posterior.each(of, *(g[some] for g in given)) for some in chunks]
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
+    def axes(self) -> list[tuple[str, int, int]]:
+        """Every axis of the values that may number labels: site, axis from the right, size; not the rows' own."""
+        found, out = self.values(torch.zeros(1, self.d, dtype=torch.float64))[0], []
+        for place in self.posterior.places:
+            name, shape = place.site.name, found[place.site.name].shape[1:]
+            rows = self.structure.axes.row_dim(len(place.site.event_shape)) if place.site.scope == "local" else None
+            out += [(name, axis, shape[axis]) for axis in range(-len(shape), 0) if axis != rows]
+        return out
+
     # ----------------------------------------------------------------------------------------------------------- prior
 
     def log_prior(self, flat: Tensor) -> Tensor:
