@@ -6,8 +6,8 @@ p(a, z) is what the program draws; a scale or mask on the latents anneals with t
 of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo (Neal 2011) with a step size for
 each row that makes the chains accept 65 % of the time. θ stays as it is.
 
-Global latents are annealed jointly with what is not exact given them (`_globals.annealed`). Discrete latents, where there are no
-others, move by Gibbs sweeps: bits in any number.
+Global latents are annealed jointly with what is not exact given them (`_globals.annealed`). Discrete latents, where there are
+no others, move by Gibbs sweeps: bits in any number.
 
 Step sizes that follow the chains they move would bias the weights. They are found beforehand, temperature by temperature, by
 chains of a run of their own, so that those which are weighed go by transitions fixed in advance, each leaving its f_β as it is.

@@ -5,6 +5,8 @@ Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a G
 importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of reweighted
 wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted, and
 otherwise a lower bound (`estimates`; Vehtari et al. 2024).
+
+Global latents are drawn jointly with what is not exact given them (`_globals`), and θ then stays as it is.
 """
 
 from __future__ import annotations
@@ -78,8 +80,9 @@ def fit(
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
     - `proposal`: what draws: the `guide`; the `prior` (naive Monte Carlo); `laplace`, a Gaussian at each row's mode; or
-      `sequential`, a particle filter.
-    - `samples`: draws per row for the estimate of log p(x).
+      `sequential`, a particle filter. `auto`: the guide. With global latents a mixture of Student t's that adapts, from the
+      modes (`laplace`) or from the `guide` of an earlier run; `auto`: from the latter where there is one.
+    - `samples`: draws per row for the estimate of log p(x); with global latents draws of all latents.
     - `particles`: draws per row of the bound by which θ and the guide are learned.
     - `epochs`: at most. When None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
@@ -114,20 +117,25 @@ def fit(
     history = NO_HISTORY
     if epochs:
         phases = Phases(task, q, particles, defensive, insomnia, groups and 1)
-        phases.check()
-        with task.progress("importance", epochs) as step, pyro.validation_enabled(False):
-            history = train(
-                task,
-                modules,
-                phases.objective,
-                Plan(epochs, batch, lr, tol, schedule, patience),
-                step=step,
-                culprit=lambda rows, x: elbo.culprit(task, q, rows, x),
-            )
+        history = _learned(task, phases, modules, Plan(epochs, batch, lr, tol, schedule, patience))
     if proposal == "laplace":
         q = _at_the_modes(task)
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
         return _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
+
+
+def _learned(task: Task, phases: Phases, modules: dict[str, torch.nn.Module], plan: Plan) -> History:
+    """Train the modules, and say how that went."""
+    phases.check()
+    with task.progress("importance", plan.epochs) as step, pyro.validation_enabled(False):
+        return train(
+            task,
+            modules,
+            phases.objective,
+            plan,
+            step=step,
+            culprit=lambda rows, x: elbo.culprit(task, phases.guide, rows, x),
+        )
 
 
 def _check(task: Task, proposal: Proposal, guide: str) -> None:

@@ -28,6 +28,7 @@ ROUNDS = 12
 ROUND = 1000  # draws of one
 STARTS = 4  # of climbs to a mode
 PRIOR = 64  # draws from the prior that the first mixture has a component for
+DEFENSIVE = 0.05  # the share of draws that are as wide as the prior, so that a far mode is seen
 ENOUGH = 0.2  # effective draws, as a share of all, at which no round more is needed
 SAME = 0.01  # coordinates within which two climbs ended at one mode
 MOST_HESSIAN = 400  # coordinates
@@ -69,6 +70,7 @@ class Adaptive:
             covariances.append(covariance[self.places][:, self.places])
         modes = len(centers)
         mean, covariance = student.moments(_prior(self.target)[:, self.places])
+        self.prior = Mixture.of(mean.unsqueeze(0), covariance.unsqueeze(0))
         return Mixture.of(torch.stack([*centers, mean]), torch.stack([*covariances, covariance])), modes
 
     def run(self, samples: int, step: Callable[..., object]) -> Weighed:
@@ -104,7 +106,7 @@ class Adaptive:
         log_weights = log_p - densities
         if not bool(log_weights.isfinite().any()):
             return self.mixture
-        return self.mixture.follow(flat, _tempered(log_weights, 10.0 * flat.shape[1]))
+        return self.mixture.follow(flat, _tempered(log_weights, 10.0 * flat.shape[1])).beside(self.prior, DEFENSIVE)
 
     def _draw(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points [S, d], their log-densities, those of the proposal."""

@@ -16,8 +16,8 @@ TRIES = 10
 
 def starts(target: Target) -> Tensor:
     """Points of finite density [4, d], each the best of several; every second one among mirror images."""
-    found: list[Tensor] = []
     prior = _prior(target)
+    found = _given(target)
     for k in range(TRIES * STARTS):
         near = AROUND * (2 * torch.rand(CANDIDATES, target.d, generator=target.generator, dtype=torch.float64) - 1)
         mine = torch.cat([prior[k % STARTS :: STARTS], near])
@@ -32,6 +32,16 @@ def starts(target: Target) -> Tensor:
         f"the density of '{target.program.name}' is zero or not finite wherever it was looked at: check its priors against "
         "the data, or the data for entries that it cannot have made"
     )
+
+
+def _given(target: Target) -> list[Tensor]:
+    """The point of an earlier run, where the task holds one."""
+    known = {n: v.double() for n, v in target.task.globals.items()}
+    if len(known) < len(target.structure.global_latents):
+        return []
+    values, _ = target.values(torch.zeros(1, target.d, dtype=torch.float64))
+    flat = target.flat_of(values | {n: v.unsqueeze(0) for n, v in known.items()})
+    return list(flat[target.log_density(flat).isfinite()])
 
 
 def _prior(target: Target) -> Tensor:

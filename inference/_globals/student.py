@@ -49,6 +49,15 @@ class Mixture:
         away = (self.factors[which] @ noise).squeeze(-1) / chi(count, self.freedom, generator).unsqueeze(1)
         return self.centers[which] + away
 
+    def beside(self, other: Mixture, share: float) -> Mixture:
+        """This and another, which gets a share of the draws."""
+        return Mixture(
+            torch.cat([(1 - share) * self.shares, share * other.shares]),
+            torch.cat([self.centers, other.centers]),
+            torch.cat([self.factors, other.factors]),
+            self.freedom,
+        )
+
     def follow(self, flat: Tensor, weights: Tensor, steps: int = 5) -> Mixture:
         """The mixture moved by EM to draws flat [B, d] with weights [B] that sum to 1."""
         new, d = self, flat.shape[1]

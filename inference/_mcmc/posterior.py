@@ -199,8 +199,8 @@ class Posterior:
         alone, again = (self.log_density(flat).detach() for _ in range(2))
         if not torch.allclose(again, alone, rtol=1e-9, atol=1e-9, equal_nan=True):
             raise Refusal(
-                f"nuts needs a density, and '{self.task.program.name}' gives another number each time that it is run at the "
-                "same latents"
+                f"'{self.task.program.name}' has no density to walk on: it gives another number each time that it is run at "
+                "the same latents"
             )
         self.side_by_side = True
         try:
