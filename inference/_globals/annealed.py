@@ -158,6 +158,10 @@ def _next(given: Tensor, beta: float) -> float:
 def fit(task: Task, temperatures: int, chains: int, leapfrog: int) -> Fit:
     """Weighted chains over at least so many temperatures."""
     target = Target(task)
+    if not target.posterior.side_by_side:
+        raise Refusal(
+            f"ais evaluates many draws at once, and '{task.program.name}' takes one at a time. Methods for that: nuts, importance"
+        )
     path = _Path(target, chains, leapfrog)
     with task.progress("ais") as step:
         stages = path.pilot(step)
