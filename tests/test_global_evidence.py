@@ -1,4 +1,4 @@
-"""log p(x) with the global latents integrated out, by three routes, against closed forms and quadrature; and labels exchanged."""
+"""log p(x) with the global latents integrated out, against closed forms and quadrature; and labels that can be exchanged."""
 
 from __future__ import annotations
 
@@ -114,6 +114,7 @@ def test_both_modes_of_two_roots_are_found():
     assert fit.notes["modes"] == 2 and 0.3 < (fit.draws["a"] > 0).mean() < 0.7
 
 
+@pytest.mark.full
 def test_row_latents_that_are_not_exact_are_proposed_given_the_globals():
     fit = importance.fit(task_of(programs.logistic, BITS))
     near(fit.claimed, of_logistic(BITS))

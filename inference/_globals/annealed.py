@@ -160,7 +160,8 @@ def fit(task: Task, temperatures: int, chains: int, leapfrog: int) -> Fit:
     target = Target(task)
     if not target.posterior.side_by_side:
         raise Refusal(
-            f"ais evaluates many draws at once, and '{task.program.name}' takes one at a time. Methods for that: nuts, importance"
+            f"ais evaluates many draws at once, and '{task.program.name}' takes one at a time. Methods for that: nuts, "
+            "importance"
         )
     path = _Path(target, chains, leapfrog)
     with task.progress("ais") as step:
