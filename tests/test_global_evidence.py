@@ -144,7 +144,7 @@ def test_it_says_what_it_cannot_serve():
         importance.fit(task_of(programs.coins, COINS), proposal="guide")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_weights_without_a_mean_make_a_lower_bound():
     fit = importance.fit(task_of(programs.improper, np.ones((4, 1))), samples=300)
     assert fit.claimed.kind == "lower bound" and fit.converged is False
@@ -179,7 +179,7 @@ def test_a_bridge_between_two_known_densities():
     assert bridging._bridged(*far).evidence is None
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_bridges_of_chains():
     fit = nuts.fit(task_of(programs.coins, COINS), warmup=300, samples=1000)
     near(fit.claimed, of_coins())
@@ -201,7 +201,7 @@ def test_a_beta_binomial_by_annealing():
     near(fit.claimed, of_coins())
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_annealing_of_row_latents_and_globals():
     near(ais.fit(task_of(programs.logistic, BITS)).claimed, of_logistic(BITS), 0.3)
     near(ais.fit(task_of(programs.schools, EIGHT)).claimed, of_schools())
@@ -213,7 +213,7 @@ def test_thirty_binary_causes_by_annealing():
     task = task_of(program, np.random.default_rng(2).normal(size=(4, 15)))
     exact = task.engine.per_datum()
     fit = ais.fit(task, temperatures=100)
-    assert fit.claimed.kind == "estimate" and task.structure.assignments > 10**9
+    assert fit.claimed.kind == "estimate" and len(task.structure.discrete_locals) == 30
     near(fit.claimed, float(exact.sum()), 0.3)
     assert (abs(fit.claimed.per_datum - exact.numpy()) < 4 * fit.claimed.se_per_datum).all()
     share = task.engine.marginals(task.engine.responsibilities())
