@@ -605,7 +605,7 @@ def test_what_is_refused_makes_no_folder(here):
     with pytest.raises(UsageError):
         run("gmm", "faithfool", "em", out="a/b/run")
     with pytest.raises(Refusal):
-        run("gmm", "faithful", "importance", priors=True, out="a/b/run")
+        run("gmm", "faithful", "gibbs", priors=True, out="a/b/run")
     assert list(here.iterdir()) == []
 
 
