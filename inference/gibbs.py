@@ -11,7 +11,7 @@ effective sample size of log p(x, z) along them (Vehtari et al. 2021). θ stays 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from inference._exact._sums.schedule import Schedule
 from inference._exact._sums.summed_out import Given, SummedOut
+from inference._mcmc import entries
+from inference._mcmc.entries import Entries, Entry, Keep, cardinalities, settled
 from inference._method.fit import Fit
 from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
@@ -29,14 +31,12 @@ from inference._numerics.psis import mixing
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
-from zoo._program.latents import Layout
-from zoo._program.structure import Site, Structure
-from zoo._program.trace import Node, nodes_of
+from zoo._program.structure import Structure
+from zoo._program.trace import nodes_of
 from zoo._reading.elimination import best_order, neighbours, size
 from zoo._reading.enumerated import WrongGraph
 
 LEARNS = False  # θ stays as it is
-FAMILIES = ("Bernoulli", "Categorical")
 MIXED = 1.01  # R-hat above which chains do not agree
 
 
@@ -49,10 +49,8 @@ def refusal(structure: Structure) -> str | None:
         return f"gibbs draws the latents of each row separately, and the global latents {names} belong to all of them"
     if not structure.local_latents:
         return "gibbs needs a latent to draw, and the program has none"
-    for site in structure.local_latents:
-        if site.family not in FAMILIES:
-            return f"gibbs draws Bernoulli and Categorical latents, and '{site.name}' is a {site.family}"
-    return None
+    reason = entries.refusal(structure)
+    return None if reason is None else f"gibbs {reason}"
 
 
 def fit(
@@ -77,7 +75,7 @@ def fit(
     weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):
-        most = max(_cardinalities(task.structure, nodes_of(task.program.trace(task.x[:2]))))
+        most = max(cardinalities(task.structure, nodes_of(task.program.trace(task.x[:2]))))
         parts = list(weights.chunks(task.x, chains * max(1, most - 1)))
         with task.progress("gibbs", len(parts) * (warmup + sweeps)) as step:
             for rows in parts:
@@ -86,29 +84,7 @@ def fit(
     return _result(task, found, {"sweeps": sweeps, "warmup": warmup, "chains": chains})
 
 
-def _cardinalities(structure: Structure, nodes: Mapping[str, Node]) -> list[int]:
-    """How many values an entry of each local site can take."""
-    out = []
-    for site in structure.local_latents:
-        fn = nodes[site.name]["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
-        out.append(len(fn.enumerate_support(expand=False)))
-    return out
-
-
 # ---------------------------------------------------------------------------------------------------------- chains
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One number of a row's latents."""
-
-    place: int  # among the L of them
-    site: int
-    at: int  # among its site's
-    values: int  # that it can take: 0, 1, …
-    rows: slice | Tensor  # in which it stands for something
 
 
 @dataclass(frozen=True)
@@ -141,78 +117,33 @@ def blocks(structure: Structure, limit: int) -> list[list[str]]:
     return out
 
 
-class _Chains:
-    """C chains for each of n data: where they are, log p(x, z) there, and the full conditionals summed up on the way."""
+class _Chains(Entries):
+    """Chains, and their full conditionals summed up on the way."""
 
     def __init__(self, task: Task, x: Tensor, C: int) -> None:
-        self.program, self.structure, self.x = task.program, task.structure, x
-        self.sites = task.structure.local_latents
-        nodes = nodes_of(task.program.trace(x))
-        names = [s.name for s in self.sites]
-        self.layout = Layout(nodes, names, task.structure.axes)
-        start = weights.draw(task.program, task.structure, x, None, C)
-        flat = [self._by_datum(start.values[s.name], s).reshape(C, len(x), -1).to(x.dtype) for s in self.sites]
-        self.z = torch.cat(flat, -1)  # [C, n, L]
-        self.log_p = _settled(start.log_p)  # [C, n]
-        counts = _cardinalities(task.structure, nodes)
-        self.meant = torch.cat([self._meant(s, nodes) for s in self.sites], -1)  # [n, L]
-        self.sums = [x.new_zeros(*f.shape, K) for f, K in zip(flat, counts, strict=True)]  # each [C, n, entries, K]
+        super().__init__(task.program, task.structure, x, C)
+        sizes = [self.layout.places[s.name] for s in self.sites]
+        self.sums = [
+            x.new_zeros(C, len(x), part.stop - part.start, K) for part, K in zip(sizes, self.counts, strict=True)
+        ]  # each [C, n, entries, K]
         self.blocks = list(self._blocks(task))
-        self.entries: list[_Entry | _Block] = [*self.blocks]
         together = {name for block in self.blocks for name in block.program.cards}
-        for i, f in enumerate(flat):
-            if names[i] in together:
-                continue
-            first = self.layout.places[names[i]].start
-            for at in range(f.shape[-1]):
-                meant = self.meant[:, first + at]
-                if counts[i] > 1 and bool(meant.any()):
-                    rows = slice(None) if bool(meant.all()) else meant.nonzero()[:, 0]
-                    self.entries.append(_Entry(first + at, i, at, counts[i], rows))
+        self.entries = [e for e in self.entries if self.sites[e.site].name not in together]
 
-    def _by_datum(self, value: Tensor, site: Site) -> Tensor:
-        return self.structure.axes.by_datum(value, site)
-
-    def _meant(self, site: Site, nodes: Mapping[str, Node]) -> Tensor:
-        """Which entries of a site stand for something in each row [n, entries]: slots left over stand for nothing."""
-        if site.completes is None:
-            meant = torch.ones((), dtype=torch.bool, device=self.x.device)
-        else:
-            meant = nodes[site.completes]["fn"].real
-        meant = self.structure.axes.expand(meant, site, len(self.x), 1)
-        return self._by_datum(meant, site)[0].reshape(len(self.x), -1)
-
-    def values(self, z: Tensor) -> dict[str, Tensor]:
-        """z [T, r, L] as the program takes it: site → [T, plates with r among them, event]."""
-        whole = {s.name for s in self.sites if s.family == "Categorical"}  # what indexes
-        return {name: v.long() if name in whole else v for name, v in self.layout.unflatten(z).items()}
-
-    def sweep(self, keep: bool) -> None:
-        """Draw every entry again, in random order; `keep`: add up the full conditionals too."""
-        for number in torch.randperm(len(self.entries)).tolist():
-            entry = self.entries[number]
-            if isinstance(entry, _Block):
-                self._draw_together(entry, keep)
+    def sweep(self, beta: float = 1.0, keep: Keep | None = None) -> None:
+        """Draw every block and every other entry again, in random order; blocks only at β = 1."""
+        moves = [*self.blocks, *self.entries]
+        for number in torch.randperm(len(moves)).tolist():
+            move = moves[number]
+            if isinstance(move, _Block):
+                self._draw_together(move, keep is not None)
             else:
-                self._draw(entry, keep)
+                self._draw(move, beta, keep)
 
-    def _draw(self, entry: _Entry, keep: bool) -> None:
-        K, rows = entry.values, entry.rows
-        z = self.z[:, rows]  # [C, r, L]
-        shifts = torch.arange(K, device=z.device)[:, None, None]
-        values = (z[..., entry.place] + shifts) % K  # [K, C, r], the present one first
-        others = z.repeat(K - 1, 1, 1)
-        others[..., entry.place] = values[1:].flatten(0, 1)
-        new = weights.log_joint(self.program, self.structure, self.x[rows], self.values(others))
-        log_p = torch.cat([self.log_p[:, rows], _settled(new)]).reshape(values.shape)
-        nowhere = log_p.amax(0).isneginf()  # no value is possible, as may be where a chain begins: then any will do
-        share = log_p.masked_fill(nowhere, 0.0).softmax(0)
-        chosen = (share / torch.empty_like(share).exponential_()).argmax(0, keepdim=True)
-        self.z[:, rows, entry.place] = values.gather(0, chosen)[0]
-        self.log_p[:, rows] = log_p.gather(0, chosen)[0]
-        if keep:
-            for v in range(K):
-                self.sums[entry.site][:, rows, entry.at, v] += share.masked_fill(values != v, 0.0).sum(0)
+    def add(self, entry: Entry, values: Tensor, share: Tensor) -> None:
+        """Add up the full conditional of an entry."""
+        for v in range(entry.values):
+            self.sums[entry.site][:, entry.rows, entry.at, v] += share.masked_fill(values != v, 0.0).sum(0)
 
     def _blocks(self, task: Task) -> Iterator[_Block]:
         """Latents that can be drawn together, tried at where the chains are."""
@@ -246,22 +177,16 @@ class _Chains:
 
     def _draw_together(self, block: _Block, keep: bool) -> None:
         found = self._given(block)
-        self.z, self.log_p = (
-            self._moved(block, found),
-            _settled(found.log_p.expand(self.log_p.numel())).reshape(self.log_p.shape),
-        )
+        self.z = self._moved(block, found)
+        self.latent = settled(found.log_p.expand(self.latent.numel())).reshape(self.latent.shape)
+        self.given = torch.zeros_like(self.latent)  # only their sum counts at β = 1
         for name, share in found.probabilities.items() if keep else ():
             site = next(i for i, s in enumerate(self.sites) if s.name == name)
-            self.sums[site][:, :, 0] += share[:, block.order[name]].reshape(*self.log_p.shape, -1)
+            self.sums[site][:, :, 0] += share[:, block.order[name]].reshape(*self.latent.shape, -1)
 
     def state(self, chain: int) -> Tensor:
         """Where one chain of each row is [n, L], with fair coins in the slots left over."""
         return torch.where(self.meant, self.z[chain], torch.full_like(self.z[chain], 0.5).bernoulli())
-
-
-def _settled(log_p: Tensor) -> Tensor:
-    """What is not a number is impossible."""
-    return log_p.masked_fill(log_p.isnan(), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -281,9 +206,9 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
     due = [math.ceil((d + 1) * sweeps / draws) - 1 for d in range(draws)]  # the sweep that each draw is of
     d = 0
     for sweep in range(-warmup, sweeps):
-        chains.sweep(keep=sweep >= 0)
+        chains.sweep(keep=chains.add if sweep >= 0 else None)
         if sweep >= 0:
-            log_p[:, sweep] = chains.log_p
+            log_p[:, sweep] = chains.log_f(1.0)
         while d < draws and due[d] == sweep:
             kept[d] = chains.state(d % C)
             d += 1

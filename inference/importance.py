@@ -6,11 +6,13 @@ learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), t
 reweighted wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted,
 and otherwise a lower bound (`estimates`; Vehtari et al. 2024). Discrete latents that can be summed out along the graph given
 the continuous ones are, except under `sequential`.
+
+Global latents are drawn jointly with what is not exact given them (`_globals`), and θ then stays as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ import guides
 from guides import at
 from inference._density import guide as _mode_guide
 from inference._density import local, modes
+from inference._globals import importance as _globals
 from inference._method.estimates import Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
@@ -37,20 +40,19 @@ from zoo._errors import Refusal
 from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 
-Proposal = Literal["guide", "prior", "laplace", "sequential"]
+Proposal = Literal["auto", "guide", "prior", "laplace", "sequential"]
 LEAST_LINES = 100  # particles of a row whose lines are left
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
 
 def refusal(structure: Structure) -> str | None:
     """Why importance sampling cannot serve the program, or None."""
+    if structure.global_latents:
+        return _globals.refusal(structure)
     if structure.outside:
         return (
             f"importance looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
         )
-    if structure.global_latents:
-        names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
-        return f"importance weighs each row separately, and the global latents {names} belong to all of them"
     if not structure.local_latents:
         return "importance needs a latent to draw, and the program has none"
     return None
@@ -59,7 +61,7 @@ def refusal(structure: Structure) -> str | None:
 def fit(
     task: Task,
     *,
-    proposal: Proposal = "guide",
+    proposal: Proposal = "auto",
     samples: Annotated[int, Limits(least=2)] = 1000,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
@@ -71,16 +73,20 @@ def fit(
     tol: Positive = 1e-3,
     schedule: Schedule = "plateau",
     patience: Count = 10,
-    guide: Annotated[str, Used(proposal="guide")] = "amortized",
-    hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS), Used(proposal="guide")] = None,
-    guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal="guide")] = "diagonal",
+    guide: Annotated[str, Used(proposal=("auto", "guide"))] = "amortized",
+    hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS), Used(proposal=("auto", "guide"))] = None,
+    guide_covariance: Annotated[
+        guides.Covariance, Used(guide=guides.GAUSSIANS), Used(proposal=("auto", "guide"))
+    ] = "diagonal",
     start: Start = "auto",
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
     - `proposal`: what draws: the `guide`; the `prior` (naive Monte Carlo); `laplace`, a Gaussian at each row's mode; or
-      `sequential`, a particle filter along a chain of latents, or through missing entries.
-    - `samples`: draws per row for the estimate of log p(x).
+      `sequential`, a particle filter along a chain of latents, or through missing entries. `auto`: the guide. With global
+      latents a mixture of Student t's that adapts, from the modes (`laplace`) or from the `guide` of an earlier run; `auto`:
+      from the latter where there is one.
+    - `samples`: draws per row for the estimate of log p(x); with global latents draws of all latents.
     - `particles`: draws per row of the bound by which θ and the guide are learned.
     - `epochs`: at most. When None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
@@ -96,6 +102,9 @@ def fit(
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
+    if task.structure.global_latents:
+        return _globals.fit(task, proposal, samples)
+    proposal = "guide" if proposal == "auto" else proposal
     whole, task = task, _prepared(task, proposal, guide)
     if task.learn:
         begin(task, start, task.seed)
@@ -112,16 +121,7 @@ def fit(
     history = NO_HISTORY
     if epochs:
         phases = Phases(task, q, particles, defensive, insomnia, groups and 1)
-        phases.check()
-        with task.progress("importance", epochs) as step, pyro.validation_enabled(False):
-            history = train(
-                task,
-                modules,
-                phases.objective,
-                Plan(epochs, batch, lr, tol, schedule, patience),
-                step=step,
-                culprit=lambda rows, x: elbo.culprit(task, q, rows, x),
-            )
+        history = _learned(task, phases, modules, Plan(epochs, batch, lr, tol, schedule, patience))
     q = _at_the_modes(task) if proposal == "laplace" else q
     with torch.no_grad(), pyro.validation_enabled(False), task.progress("importance: estimating", len(task.x)) as step:
         fit = _estimate(task, q, _Estimator(proposal, samples, defensive, groups), history, step)
@@ -136,6 +136,20 @@ def _prepared(task: Task, proposal: Proposal, guide: str) -> Task:
     own = task if proposal == "sequential" else summed(task, guide if proposal == "guide" else None)
     _check(own, proposal, guide)
     return own
+
+
+def _learned(task: Task, phases: Phases, modules: dict[str, torch.nn.Module], plan: Plan) -> History:
+    """Train the modules, and say how that went."""
+    phases.check()
+    with task.progress("importance", plan.epochs) as step, pyro.validation_enabled(False):
+        return train(
+            task,
+            modules,
+            phases.objective,
+            plan,
+            step=step,
+            culprit=lambda rows, x: elbo.culprit(task, phases.guide, rows, x),
+        )
 
 
 def _check(task: Task, proposal: Proposal, guide: str) -> None:
@@ -213,7 +227,9 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
             if site.name in bits:
                 bits[site.name][rows] = torch.einsum("sn,snm->nm", share, values)
         step(log_w.shape[1])
-    found = _settled(task, Estimates.joined(parts))
+    found = Estimates.joined(parts)
+    if task.structure.is_exact and bool(found.alone.any()):
+        found = found.beside(task.engine.per_datum())
     return Fit(
         parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
         claimed=found.evidence(),
@@ -252,14 +268,6 @@ def _shares(log_w: Tensor) -> Tensor:
     """The weights of each row as shares [samples, n]; equal ones where a row's draws all have none."""
     lost = ~log_w.amax(0).isfinite()
     return log_w.masked_fill(lost, 0.0).softmax(0) if bool(lost.any()) else log_w.softmax(0)
-
-
-def _settled(task: Task, found: Estimates) -> Estimates:
-    """Where there is an exact value, a state that no draw visited counts only where the estimate lacks it."""
-    if not task.structure.is_exact or not bool(found.alone.any()):
-        return found
-    lacks = task.engine.per_datum().double() - found.log_mean
-    return replace(found, alone=found.alone & ~(lacks.abs() <= 4 * found.se + 1e-6))
 
 
 def _warnings(found: Estimates, how: _Estimator, history: History) -> list[str]:

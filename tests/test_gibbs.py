@@ -208,9 +208,9 @@ def test_what_stands_for_nothing_costs_nothing(theta, monkeypatch):
     """A pass of the program holds the rows that miss the entry, no others."""
     from inference._sampling import weights
 
-    rows, real = [], weights.log_joint
+    rows, real = [], weights.log_terms
     monkeypatch.setattr(
-        weights, "log_joint", lambda program, structure, x, z: (rows.append(len(x)), real(program, structure, x, z))[1]
+        weights, "log_terms", lambda program, structure, x, z: (rows.append(len(x)), real(program, structure, x, z))[1]
     )
     sample(at_theta("missing_pixels", holed((4, 0, 2, 0)), theta, **NET), sweeps=4, warmup=1, chains=2)
     assert sorted(rows) == 10 * [1] + 10 * [2]

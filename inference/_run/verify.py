@@ -2,7 +2,8 @@
 
 - exact programs: the exact value by each site's own `log_prob`, and on a sample of rows by a route that shares nothing with the
   method (`own_route`). Exact values that differ beyond rounding end the run.
-- global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
+- global latents with a Gaussian q: importance sampling from it, the local latents summed exactly; labels that can be exchanged
+  are, so that all K! modes of a mixture are in the value;
 - no local latents: the program's own density, in one run;
 - otherwise: importance sampling from a mixture of the proposals available at this θ: the fit's guide, the Gaussians at
   the modes (Laplace), and the prior; and a particle filter where the program has one.
@@ -23,6 +24,8 @@ from torch import Tensor
 from guides import at
 from inference._density import guide, local
 from inference._density import modes as _all_modes
+from inference._globals.engine_points import EnginePoints
+from inference._globals.labels import POINTS, Labels
 from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.summed import summed
@@ -45,6 +48,7 @@ CLIMB = 60  # evaluations that a climb takes, and those for each latent number
 CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
 SITES = 100_000  # that a particle filter may pass, at about 0.2 ms
 FAR = 4.0  # standard errors
+APART = 0.99  # of the probability that a draw is in its own labelling
 
 
 @dataclass
@@ -53,6 +57,8 @@ class _Said:
 
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
+    labels: Labels | None = None  # that can be exchanged
+    apart: float = 0.0  # how far the modes of these are from each other, 1 where they do not overlap
 
 
 @torch.no_grad()
@@ -64,6 +70,8 @@ def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
     """
     said, claimed = _Said(), fit.claimed
     found = _verified(task, fit, said)
+    if claimed is not None and said.labels is not None:
+        claimed = _of_all_labels(claimed, said.labels, said)
     if found is not None and claimed is not None:
         claimed, found = _compared(task, claimed, found, said)
     return replace(fit, claimed=claimed).with_notes(said.warnings, said.notes), found
@@ -165,14 +173,19 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
     normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
     flat = normal.sample((GLOBAL_SAMPLES,))
-    exact, found = task.engine, []
+    points, found = EnginePoints(task, q.coordinates), []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
-            values = q.coordinates.unflatten(u)
-            evidence, prior = exact.log_evidence(None, values, every_row=True)
-            found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
+            found.append(points.of_one(u))
             step()
-    told = Estimates.of(torch.stack(found).unsqueeze(1))
+    labels = Labels(points, flat[:POINTS])
+    log_q = labels.spread(normal.log_prob, flat)
+    told = Estimates.of((torch.stack(found) - log_q).unsqueeze(1))
+    if labels.groups:
+        said.notes |= labels.notes()
+        said.labels = labels
+        # how surely a draw of q is in q's own labelling: 1 where the modes are apart
+        said.apart = float((normal.log_prob(flat) - log_q - labels.log_count).exp().mean())
     khat = float(told.khat[0])
     said.notes["khat_of_globals"] = khat
     if bool(told.doubtful[0]):
@@ -180,7 +193,29 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
             f"{of_globals(khat)} with {float(told.ess[0]):.0f} effective draws of "
             f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
         )
-    return replace(told.evidence(), per_datum=None, se_per_datum=None)
+    evidence = replace(told.evidence(), per_datum=None, se_per_datum=None)
+    if labels.counted:
+        return evidence
+    said.warnings.append(
+        f"the labels can be exchanged in exp({labels.log_count:.1f}) ways, which are too many to count: the verified evidence "
+        "is a lower bound, of one labelling at least."
+    )
+    return replace(evidence, value=float(told.log_mean[0]), kind="lower bound")
+
+
+def _of_all_labels(claimed: Evidence, labels: Labels, said: _Said) -> Evidence:
+    """A claim made of one Gaussian, times the number of modes that are like its own, where they are apart."""
+    if claimed.kind != "estimate" or claimed.se is not None or claimed.given:
+        return claimed
+    if said.apart < APART:
+        said.notes["labels_in_the_claim"] = (
+            "those that the one Gaussian covers: the modes of the others overlap with it"
+        )
+        return claimed
+    said.notes["labels_in_the_claim"] = (
+        f"all: log {labels.count:,} is added to the one labelling that the Gaussian covers"
+    )
+    return replace(claimed, value=claimed.value + labels.log_count)
 
 
 def _integrated(task: Task) -> Evidence:

@@ -124,6 +124,14 @@ def log_joint(program: Program, structure: Structure, x: Tensor, values: dict[st
     return _log_local(_joint(program, structure, x, values), structure, len(next(iter(values.values()))), len(x))
 
 
+def log_terms(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p(z) as it is drawn, and the rest of log p(x, z), each [samples, n], of local latents z as in `log_joint`."""
+    samples, n = len(next(iter(values.values()))), len(x)
+    trace = _joint(program, structure, x, values)
+    latent = _log_prior(trace, values, structure, samples, n)
+    return latent, _log_local(trace, structure, samples, n) - latent
+
+
 def _joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor], apart: bool = False) -> Trace:
     """The program's trace at draws of the local latents."""
     with draws_plate(structure, len(next(iter(values.values())))):

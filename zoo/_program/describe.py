@@ -440,7 +440,9 @@ def _given_the_others(sites: tuple[Site, ...], count: int, limit: int) -> tuple[
     for s in sites:
         if s.role == "latent" and s.scope == "local" and not s.discrete and not is_fixed(s.constraint):
             table = None  # its values could not be given before the discrete ones
-    many += _beside([s for s in sites if _is_choice(s)], [s for s in sites if s.role == "latent" and s.scope == "local"])
+    many += _beside(
+        [s for s in sites if _is_choice(s)], [s for s in sites if s.role == "latent" and s.scope == "local"]
+    )
     if table is None:
         return Exactness.NO, many, 1, None
     why = f"given the continuous latents, they can be summed out one by one: the largest table has {table:,} entries a row"
