@@ -16,7 +16,7 @@ from torch import Tensor
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
 
-NODES = (1, 21, 11)  # along each direction, for 0, 1 and 2 latents
+NODES = (1, 15, 11)  # along each direction, for 0, 1 and 2 latents
 
 
 @functools.cache

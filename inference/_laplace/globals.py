@@ -101,11 +101,9 @@ def _gaussian(search: Search, peak: Peak) -> _Outer:
 def _weigh(search: Search, peak: Peak, q: GlobalGaussian, out: _Outer) -> None:
     """k-hat of the Gaussian over the globals, the local latents as they are integrated out inside."""
     normal = torch.distributions.MultivariateNormal(q.mean.double(), scale_tril=q.scale_tril.double())
-    found = []
-    for u in out.draws[:, search.places]:
-        value = search.density(peak.flat.index_copy(0, search.places, u)) - normal.log_prob(u)
-        found.append(value.nan_to_num(-torch.inf))
-    khat, ess = (float(v[0]) for v in psis(torch.stack(found).unsqueeze(1).double().numpy()))
+    u = out.draws[:, search.places]
+    found = search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u)) - normal.log_prob(u)
+    khat, ess = (float(v[0]) for v in psis(found.nan_to_num(-torch.inf).unsqueeze(1).double().numpy()))
     out.notes["khat_of_globals"] = khat
     if not khat <= LIMIT:
         out.warnings.append(
@@ -129,12 +127,12 @@ def _on_a_grid(search: Search, peak: Peak) -> _Outer | None:
     if asked == "auto" and (G > MOST_ON_A_GRID or known or width > CHEAP or not peak.converged):
         return None
 
-    def density(u: Tensor) -> Tensor:
-        return search.density(peak.flat.index_copy(0, search.places, u))
+    def densities(u: Tensor) -> Tensor:
+        return search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u))
 
     block = peak.hessian[search.places][:, search.places]
     try:
-        found = grid.explore(density, peak.flat[search.places], block)
+        found = grid.explore(densities, peak.flat[search.places], block)
     except grid.Endless as error:
         raise Refusal(_endless(search, error)) from error
     if found is not None:

@@ -8,13 +8,13 @@ mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from inference._numerics import definite
+from inference._numerics.peak import Density
 
 STEPS = (0.5, 0.75, 1.0)  # standard deviations between points, in one, two and three dimensions
 DEEP = 10.0  # nats below the mode at which a density is negligible
@@ -60,10 +60,10 @@ class Grid:
         return self.mode + (self.points[cell] + away) @ self.factor.mT, weight.softmax(0)
 
 
-def explore(density: Callable[[Tensor], Tensor], mode: Tensor, hessian: Tensor) -> Grid | None:
-    """The grid of `density` about its mode [d], with minus its Hessian there; None where it takes too many points.
+def explore(densities: Density, mode: Tensor, hessian: Tensor) -> Grid | None:
+    """The grid of a density about its mode [d], with minus its Hessian there; None where it takes too many points.
 
-    Raises `Endless` where the density does not fall.
+    `densities`: of points [B, d] side by side. Raises `Endless` where the density does not fall.
     """
     d = len(mode)
     scaled, size = definite.unit_diagonal(hessian)
@@ -71,38 +71,37 @@ def explore(density: Callable[[Tensor], Tensor], mode: Tensor, hessian: Tensor) 
     factor = vectors / lengths.clamp(min=1e-6).sqrt() / size.unsqueeze(1)
     step = STEPS[d - 1]
     found: dict[tuple[int, ...], tuple[float, Tensor]] = {}
-    best, waiting = -torch.inf, [(0,) * d]
-    while waiting:
-        index = waiting.pop(0)
-        if index in found:
-            continue
-        flat = mode + factor @ (step * torch.tensor(index, dtype=mode.dtype))
-        value, slope = _looked(density, flat)
-        found[index] = value, factor.mT @ slope
-        best = max(best, value)
-        if value < best - DEEP:
-            continue
-        if max(map(abs, index)) >= FARTHEST:
-            raise Endless(flat, best - value)
+    best, layer = -torch.inf, [(0,) * d]
+    while layer:  # the neighbours of the last points that are near enough to the best
+        flat = mode + step * torch.tensor(layer, dtype=mode.dtype) @ factor.mT
+        values, slopes = _looked(densities, flat)
+        found |= {index: (v, g) for index, v, g in zip(layer, values.tolist(), slopes @ factor, strict=True)}
+        best = max(best, float(values.max()))
+        for index, value, u in zip(layer, values.tolist(), flat, strict=True):
+            if value >= best - DEEP and max(map(abs, index)) >= FARTHEST:
+                raise Endless(u, best - value)
         if len(found) > MOST_POINTS:
             return None
-        for k in range(d):
-            waiting += [(*index[:k], index[k] + way, *index[k + 1 :]) for way in (-1, 1)]
+        near = [index for index in layer if found[index][0] >= best - DEEP]
+        around = {(*i[:k], i[k] + way, *i[k + 1 :]) for i in near for k in range(d) for way in (-1, 1)}
+        layer = sorted(around - found.keys())
     points = step * torch.tensor(list(found), dtype=mode.dtype)
     values = torch.tensor([v for v, _ in found.values()], dtype=mode.dtype)
     slopes = torch.stack([g for _, g in found.values()])
     return Grid(mode, factor, step, points, values, slopes)
 
 
-def _looked(density: Callable[[Tensor], Tensor], flat: Tensor) -> tuple[float, Tensor]:
-    """Value and gradient; −∞ where there is no density."""
+def _looked(densities: Density, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [B] and gradients [B, d]; −∞ where there is no density."""
     flat = flat.detach().requires_grad_()
     try:
         with torch.enable_grad():
-            value = density(flat)
-            (slope,) = torch.autograd.grad(value, flat)
+            values = densities(flat)
+            (slopes,) = torch.autograd.grad(values.sum(), flat)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError):
-        return -torch.inf, torch.zeros_like(flat.detach())
-    if not (bool(value.isfinite()) and bool(slope.isfinite().all())):
-        return -torch.inf, torch.zeros_like(flat.detach())
-    return float(value.detach()), slope
+        if len(flat) == 1:
+            return flat.new_full((1,), -torch.inf), torch.zeros_like(flat)
+        parts = [_looked(densities, u) for u in flat.split(1)]
+        return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
+    good = values.isfinite() & slopes.isfinite().all(1)
+    return values.detach().masked_fill(~good, -torch.inf), torch.where(good.unsqueeze(1), slopes, 0.0)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -19,11 +20,12 @@ from inference._density import modes as _all_modes
 from inference._density import newton, quadrature
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
+from inference._density.together import Together
 from inference._method.fit import Arrays
 from inference._method.row_posteriors import MOST_NUMBERS
 from inference._method.task import Task
-from inference._numerics import peak
 from inference._numerics.psis import psis
+from inference._numerics.slices import fitting, slices
 from inference._numerics.weighted import weighed
 from inference._sampling import weights
 from inference._sampling.khat import count_above, of_rows
@@ -32,6 +34,8 @@ from zoo._errors import Refusal
 from zoo._program.trace import outside_log_prob
 
 Values = Mapping[str, Tensor]
+TOGETHER = 2**21  # numbers of several values of the globals side by side
+WIDER = 1.4  # times a Gaussian's standard deviation
 CANDIDATES = 20  # draws from each row's Gaussian, of which one is taken by its weight
 LARGEST = 2**26  # numbers in the derivatives of all rows at once
 LEFT_OUT = "left out: draws of the local latents, which would take too much memory"
@@ -51,10 +55,20 @@ class Locals:
     notes: dict[str, object] = field(default_factory=dict)
 
 
+@dataclass
+class _Sums:
+    """Draws of the local latents, and sums of their moments and of their assignments' probabilities."""
+
+    drawn: dict[str, list[Tensor]] = field(default_factory=dict)
+    first: dict[str, Tensor] = field(default_factory=dict)
+    second: dict[str, Tensor] = field(default_factory=dict)
+    chances: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
 class Inner(ABC):
     """log p(x | globals; θ) of a task, and its local latents."""
 
-    look = staticmethod(peak.value_and_hessian)  # how a Hessian is taken
+    twice = True  # whether the second derivative is known too
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -62,6 +76,14 @@ class Inner(ABC):
     @abstractmethod
     def log_evidence(self, parameters: Values | None, globals: Values) -> tuple[Tensor, Tensor]:
         """log p(x | globals; θ), and log p(globals) with what is observed outside the rows; differentiable."""
+
+    def log_evidences(self, parameters: Values, globals: Values) -> Tensor:
+        """Their sum [B] at each of B values [B, …] of θ and the globals."""
+        size = len(next(iter({**parameters, **globals}.values())))
+        found = [
+            self.log_evidence(*({n: v[i] for n, v in of.items()} for of in (parameters, globals))) for i in range(size)
+        ]
+        return torch.stack([evidence + prior for evidence, prior in found])
 
     @abstractmethod
     def locals(self, draws: Mapping[str, Tensor], point: Values) -> Locals:
@@ -105,7 +127,7 @@ class Exact(Inner):
 class Nested(Inner):
     """By a Gaussian, or quadrature, at the modes of each row."""
 
-    look = staticmethod(peak.value_and_differences)
+    twice = False
 
     def __init__(self, task: Task, max_iter: int, tol: float, tries: int, samples: int, by_nodes: bool | None) -> None:
         super().__init__(task)
@@ -118,13 +140,15 @@ class Nested(Inner):
                 f"inner=quadrature serves rows of at most {len(quadrature.NODES) - 1} continuous latents, and these have {L}: "
                 "take inner=laplace"
             )
-        width = self.density.n * self.density.A * (task.x[:1].numel() + L)
-        if width * (len(quadrature.rule(L)[0]) if self.by_nodes else (L + 1) * newton.COPIES) > LARGEST:
+        self.width = self.density.n * self.density.A * (task.x[:1].numel() + L)
+        self.width *= len(quadrature.rule(L)[0]) if self.by_nodes else (L + 1) * newton.COPIES
+        if self.width > LARGEST:
             raise Refusal(
                 f"laplace would hold the derivatives of all {self.density.n:,} rows at once, which is too much with global "
                 "latents beside them: take fewer rows, or svi"
             )
         self.means: Tensor | None = None  # where the modes were last
+        self.side_by_side: bool | None = None
 
     @torch.no_grad()
     def modes(self, globals: Values, parameters: Values | None = None) -> Modes:
@@ -144,6 +168,50 @@ class Nested(Inner):
         modes = self.modes(globals, parameters)
         return self._total(modes, globals, parameters), self._outside(parameters, globals)
 
+    def log_evidences(self, parameters: Values, globals: Values) -> Tensor:
+        """See `Inner`: side by side, where the program can be run so."""
+        if self.side_by_side is None:
+            self._try(parameters, globals)
+        if not self.side_by_side:
+            return super().log_evidences(parameters, globals)
+        size = len(next(iter({**parameters, **globals}.values())))
+        parts = []
+        for some in slices(size, fitting(TOGETHER, self.width)):
+            given = [{n: v[some] for n, v in of.items()} for of in (parameters, globals)]
+            parts.append(self._evidences(*given))
+        return torch.cat(parts)
+
+    def _try(self, parameters: Values, globals: Values) -> None:
+        """Whether values side by side give what they give one by one."""
+        two = [{n: v[:2].detach() for n, v in of.items()} for of in (parameters, globals)]
+        try:
+            with torch.no_grad():
+                together = self._evidences(*two)
+                alone = super().log_evidences(*two)
+            self.side_by_side = torch.allclose(together, alone, rtol=1e-8, atol=1e-6, equal_nan=True)
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            self.side_by_side = False
+
+    def _evidences(self, parameters: Values, globals: Values) -> Tensor:
+        together, modes = self.modes_together(globals, parameters)
+        by = quadrature if self.by_nodes else newton
+        each = by.log_evidence(Together(self.density, globals, parameters), modes).reshape(together.B, -1)
+        with pyro.validation_enabled(False):  # the locals that the program draws are not looked at
+            outside = torch.vmap(self._outside, in_dims=(0 if parameters else None, 0), randomness="same")(
+                parameters or None, globals
+            )
+        return weighed(each.mT, self.task.weights, slice(None)).sum(0) + outside
+
+    @torch.no_grad()
+    def modes_together(self, globals: Values, parameters: Values | None = None) -> tuple[Together, Modes]:
+        """Each row's given each of B values of the globals (and θ)."""
+        together = Together(self.density, _detached(globals), _detached(parameters or {}))
+        if self.means is None:
+            self.modes(*({n: v[0] for n, v in of.items()} for of in (globals, parameters or {})))
+        start = None if self.means is None else self.means.repeat(together.B, 1, 1)
+        found = newton.modes(together, start=start, tries=0, max_iter=self.max_iter, tol=self.tol)
+        return together, found
+
     def _total(self, modes: Modes, globals: Values, parameters: Values | None = None) -> Tensor:
         by = quadrature if self.by_nodes else newton
         each = by.log_evidence(self.density.given(globals, parameters), modes)
@@ -158,31 +226,47 @@ class Nested(Inner):
     @torch.no_grad()
     def locals(self, draws: Mapping[str, Tensor], point: Values) -> Locals:
         """See `Inner`. Of a few draws from each row's Gaussian one is taken by its weight."""
-        out = self._checked(point)
-        count = len(next(iter(draws.values())))
-        first, second, drawn = dict[str, Tensor](), dict[str, Tensor](), dict[str, list[Tensor]]()
-        zero, chances = torch.zeros(()), torch.zeros(())
+        out, sums, count = self._checked(point), _Sums(), len(next(iter(draws.values())))
+        if self.side_by_side is None:
+            self._try({}, draws)
+        size = fitting(TOGETHER, self.density.n * self.density.A * (self.task.x[:1].numel() + 1) * CANDIDATES)
         with self.task.progress("laplace: local latents", count) as step:
-            for i in range(count):
-                globals = {n: v[i] for n, v in draws.items()}
-                modes, there = self.modes(globals), self.density.given(globals)
-                z, chosen = modes.draw(CANDIDATES)
-                share = (there.log_joint(z, chosen) - modes.log_prob(z, chosen)).softmax(0)  # [candidates, n]
-                values = there.values(z, chosen)
-                taken = torch.multinomial(share.mT, 1)[:, 0]
-                for name, value in values.items():
-                    each = share.reshape(*share.shape, *(1,) * (value.dim() - 2))
-                    drawn.setdefault(name, []).append(value[taken, torch.arange(len(taken))])
-                    first[name] = first.get(name, zero) + (each * value).sum(0) / count
-                    second[name] = second.get(name, zero) + (each * value.square()).sum(0) / count
-                chances = chances + modes.assignment_weights / count
-                step()
+            for some in slices(count, size if self.side_by_side else 1):
+                given = {n: v[some] for n, v in draws.items()}
+                if self.side_by_side:
+                    there, modes = self.modes_together(given)
+                    self._add(sums, there, modes, some.stop - some.start)
+                else:
+                    one = {n: v[0] for n, v in given.items()}
+                    self._add(sums, self.density.given(one), self.modes(one), 1)
+                step(some.stop - some.start)
         continuous = [s.name for s in self.task.structure.continuous_locals]
-        out.draws = {n: torch.stack(v).numpy() for n, v in drawn.items()}
-        out.means = {n: first[n].numpy() for n in continuous}
-        out.deviations = {n: (second[n] - first[n].square()).clamp(min=0).sqrt().numpy() for n in continuous}
-        out.probabilities = self.density.marginals(chances)
+        out.draws = {n: torch.cat(v).numpy() for n, v in sums.drawn.items()}
+        out.means = {n: (sums.first[n] / count).numpy() for n in continuous}
+        out.deviations = {
+            n: (sums.second[n] / count - (sums.first[n] / count).square()).clamp(min=0).sqrt().numpy()
+            for n in continuous
+        }
+        out.probabilities = self.density.marginals(sums.chances / count)
         return out
+
+    def _add(self, sums: _Sums, there: LocalDensity, modes: Modes, B: int) -> None:
+        """One draw of each row's latents given each of B values of the globals, and their moments."""
+        modes = self._wider(modes)
+        z, chosen = modes.draw(CANDIDATES)  # [candidates, B·n, L]
+        share = (there.log_joint(z, chosen) - modes.log_prob(z, chosen)).softmax(0)
+        taken = torch.multinomial(share.mT, 1)[:, 0]
+        for name, value in there.values(z, chosen).items():
+            each = share.reshape(*share.shape, *(1,) * (value.dim() - 2))
+            sums.drawn.setdefault(name, []).append(value[taken, torch.arange(len(taken))].unflatten(0, (B, -1)))
+            for moments, power in ((sums.first, value), (sums.second, value.square())):
+                found = (each * power).sum(0).unflatten(0, (B, -1)).sum(0)
+                moments[name] = moments.get(name, torch.zeros_like(found)) + found
+        sums.chances = sums.chances + modes.assignment_weights.unflatten(0, (B, -1)).sum(0)
+
+    def _wider(self, modes: Modes) -> Modes:
+        """The Gaussians that draws are proposed from: wider ones, where that costs few draws."""
+        return replace(modes, scale_tril=WIDER * modes.scale_tril) if len(quadrature.NODES) > self.density.L else modes
 
     def _checked(self, point: Values) -> Locals:
         """How near the rows' Gaussians are to their posteriors, given the globals at `point`."""
@@ -198,8 +282,9 @@ class Nested(Inner):
         if self.by_nodes:
             out.notes["inner_correction"] = float(self._total(laplace, point)) - plain
         if self.samples:
-            z, chosen = modes.draw(self.samples)
-            log_w = there.log_joint(z, chosen) - modes.log_prob(z, chosen)
+            q = self._wider(modes)
+            z, chosen = q.draw(self.samples)
+            log_w = there.log_joint(z, chosen) - q.log_prob(z, chosen)
             out.khat, out.ess = psis(log_w.numpy())
             value, se = weights.log_mean(log_w)
             if not self.by_nodes:

@@ -17,7 +17,14 @@ from inference._method.start import Start, begin, is_mixture
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
-from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak, climb
+from inference._numerics.peak import (
+    SMALLEST_EIGENVALUE,
+    Density,
+    Peak,
+    climb,
+    value_and_differences,
+    value_and_hessian,
+)
 from zoo._errors import Refusal
 from zoo._program.trace import node_of
 
@@ -58,6 +65,21 @@ class Search:
         evidence, prior = self.inner.log_evidence(parameters, {n: values[n] for n in self.globals})
         return evidence + prior + self.layout.log_abs_det(flat[self.places])
 
+    def densities(self, flat: Tensor) -> Tensor:
+        """The density [B] of each of the points [B, d]."""
+        values = self.coordinates.unflatten(flat)
+        globals = {n: values[n] for n in self.globals}
+        free = {n: v for n, v in values.items() if n not in self.globals}
+        fixed = {n: v.expand(len(flat), *v.shape) for n, v in self.theta.items()} if free else {}
+        found = self.inner.log_evidences({**fixed, **free}, globals)
+        return found + self.layout.log_abs_det(flat[:, self.places])
+
+    def look(self, _: Density, flat: Tensor) -> tuple[float, Tensor]:
+        """The density and minus its Hessian at a point."""
+        if self.inner.twice:
+            return value_and_hessian(self.density, flat)
+        return value_and_differences(self.densities, flat)
+
     def values(self, flat: Tensor) -> dict[str, Tensor]:
         """Constrained, by name."""
         return {n: v.detach() for n, v in self.coordinates.unflatten(flat).items()}
@@ -69,7 +91,7 @@ class Search:
             value = float(self.density(flat).detach())
             return [Peak(flat, value, flat.new_zeros(0, 0), converged=True, trace=[])]
         if not (self.task.learn or self.globals):
-            return [Peak(self.first, *self.inner.look(self.density, self.first), converged=True, trace=[])]
+            return [Peak(self.first, *self.look(self.density, self.first), converged=True, trace=[])]
         found: list[Peak] = []
         with self.task.progress("laplace", self.options.max_iter * self.options.restarts) as step:
             for i in range(self.options.restarts):
@@ -82,7 +104,7 @@ class Search:
         return distinct(found, self.mass)
 
     def _climb(self, flat: Tensor, step: Callable[..., object]) -> Peak:
-        return climb(self.density, flat, self.options.max_iter, self.options.tol, step, self.inner.look)
+        return climb(self.density, flat, self.options.max_iter, self.options.tol, step, self.look)
 
     def _start(self, i: int) -> Tensor:
         """Of the i-th climb: the task's own, then θ that is jittered, and globals from their prior, or from around zero."""

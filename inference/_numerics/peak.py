@@ -119,15 +119,21 @@ def value_and_hessian(density: Density, flat: Tensor) -> tuple[float, Tensor]:
     return value, (hessian + hessian.mT) / 2
 
 
-def value_and_differences(density: Density, flat: Tensor) -> tuple[float, Tensor]:
-    """As `value_and_hessian`, by central differences of gradients: for a density whose gradient alone is known."""
+def value_and_differences(densities: Density, flat: Tensor) -> tuple[float, Tensor]:
+    """As `value_and_hessian`, by central differences of gradients, where the gradient alone is known.
+
+    `densities`: of points [B, d] side by side.
+    """
     with torch.no_grad():
-        value = float(density(flat))
-    size = torch.ones_like(flat)
-    for _ in range(2):  # the second time in units of standard deviations
+        value = float(densities(flat.unsqueeze(0)))
+    size, d = torch.ones_like(flat), len(flat)
+    hessian = flat.new_zeros(d, d)
+    for _ in range(2 if d else 0):  # the second time in units of standard deviations
         steps = (DIFFERENCE * size).diag()
-        columns = [(_gradient(density, flat - s) - _gradient(density, flat + s)) / (2 * s.sum()) for s in steps]
-        hessian = torch.stack(columns) if columns else flat.new_zeros(0, 0)
+        points = torch.cat([flat - steps, flat + steps]).requires_grad_()
+        with torch.enable_grad():
+            (slopes,) = torch.autograd.grad(densities(points).sum(), points)
+        hessian = (slopes[:d] - slopes[d:]) / (2 * DIFFERENCE * size.unsqueeze(1))
         size, before = hessian.diagonal().abs().clamp(min=1e-12).rsqrt(), size
         if bool((size / before).log().abs().lt(3).all()):
             break
