@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference._density import local
 from inference._laplace import grid
-from inference._laplace.inner import Exact, Inner
+from inference._laplace.inner import Exact, Inner, Nested
 from inference._laplace.search import MOST_ON_A_GRID, Options, Search
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
@@ -56,6 +57,36 @@ def fit(task: Task, inner: Inner, options: Options) -> Fit:
     return _at_kept_theta(found, search.density, peak) if kept else found
 
 
+def approximation(task: Task) -> GlobalGaussian | None:
+    """Laplace's Gaussian over the global latents, the local ones integrated out; None where there is none to be had.
+
+    θ that is learned is at its peak beside them, and the program keeps its own.
+    """
+    structure = task.structure
+    if any(site.discrete for site in structure.global_latents):
+        return None
+    try:
+        inner: Inner = Exact(task)
+        if not structure.is_exact:
+            if local.refusal(structure, given_globals=True) is not None:
+                return None
+            inner = Nested(task.doubled(), 100, 1e-9, 10, 0, None)
+        search = Search(task, inner, Options(200, 1e-6, 1, "laplace", "auto"))
+        if search.coordinates.d > MOST_PARAMETERS:
+            return None
+        return _at(search, search.peaks()[0])
+    except (Refusal, ArithmeticError, ValueError, RuntimeError):  # no mode: whoever asks begins elsewhere
+        return None
+
+
+def _at(search: Search, peak: Peak) -> GlobalGaussian:
+    """The Gaussian over the globals at a peak."""
+    hessian, _ = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
+    block = hessian[search.places][:, search.places]
+    tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(block)))
+    return _in_dtype(search.task, search.layout, peak.flat[search.places], tril)
+
+
 @dataclass
 class _Outer:
     """An approximation over the globals and θ: the unconstrained draws [S, d], and what a fit says of them."""
@@ -71,7 +102,7 @@ class _Outer:
 
 def _gaussian(search: Search, peak: Peak) -> _Outer:
     """Laplace's approximation at the peak."""
-    task, coordinates = search.task, search.coordinates
+    coordinates = search.coordinates
     hessian, low = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
     raised = int(low)
     point = {n: v for n, v in search.values(peak.flat).items() if n in search.globals}
@@ -84,9 +115,7 @@ def _gaussian(search: Search, peak: Peak) -> _Outer:
         notes={"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)},
     )
     if point:
-        block = hessian[search.places][:, search.places]
-        tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(block)))
-        out.gaussian = _in_dtype(task, search.layout, peak.flat[search.places], tril)
+        out.gaussian = _at(search, peak)
     if raised:
         out.warnings.append(
             f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
@@ -219,7 +248,7 @@ def _evidence(search: Search, peak: Peak, point: dict[str, Tensor]) -> Evidence:
     if (
         structure.is_exact and structure.integrable == "normal" and not task.engine.delicate
     ):  # the Gaussian is the posterior
-        return Evidence(search.mass(peak), 0.0, "exact")
+        return Evidence(search.mass(peak), 0.0, "exact")  # the Gaussian is the posterior itself
     return Evidence(search.mass(peak), None, "estimate")
 
 

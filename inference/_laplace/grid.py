@@ -8,6 +8,7 @@ mode.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from inference._numerics.peak import Density
 
 STEPS = (0.5, 0.75, 1.0)  # standard deviations between points, in one, two and three dimensions
 DEEP = 10.0  # nats below the mode at which a density is negligible
-FARTHEST = 150  # steps from the mode; a density that has not fallen there has no end
+FARTHEST = 60  # steps from the mode
 MOST_POINTS = 4000
 CANDIDATES = 20_000  # draws by cells, of which some are taken by their weights
 
@@ -78,8 +79,13 @@ def explore(densities: Density, mode: Tensor, hessian: Tensor) -> Grid | None:
         found |= {index: (v, g) for index, v, g in zip(layer, values.tolist(), slopes @ factor, strict=True)}
         best = max(best, float(values.max()))
         for index, value, u in zip(layer, values.tolist(), flat, strict=True):
-            if value >= best - DEEP and max(map(abs, index)) >= FARTHEST:
+            if value < best - DEEP or max(map(abs, index)) < FARTHEST:
+                continue
+            if best - value < 0.5 * d * math.log(
+                step * FARTHEST
+            ):  # a density that has an integral falls by d log r at least
                 raise Endless(u, best - value)
+            return None
         if len(found) > MOST_POINTS:
             return None
         near = [index for index in layer if found[index][0] >= best - DEEP]

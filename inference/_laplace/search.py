@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ from zoo._errors import Refusal
 from zoo._program.trace import node_of
 
 MOST_ON_A_GRID = len(grid.STEPS)
+EDGE = 8.0  # in unconstrained coordinates, as far as a climb goes that does not run away
 Globals = Literal["auto", "laplace", "grid"]
 
 
@@ -96,15 +97,72 @@ class Search:
         with self.task.progress("laplace", self.options.max_iter * self.options.restarts) as step:
             for i in range(self.options.restarts):
                 try:
-                    with _unbounded_is_a_refusal():
-                        found.append(self._climb(self._start(i), step))
+                    found.append(self._climb(self._start(i), step))
                 except Refusal:
                     if i + 1 == self.options.restarts and not found:
                         raise
         return distinct(found, self.mass)
 
     def _climb(self, flat: Tensor, step: Callable[..., object]) -> Peak:
-        return climb(self.density, flat, self.options.max_iter, self.options.tol, step, self.look)
+        best = [(-torch.inf, flat)]
+
+        def density(at: Tensor) -> Tensor:
+            value = self.density(at)
+            if float(value.detach()) > best[0][0]:
+                best[0] = float(value.detach()), at.detach().clone()
+            return value
+
+        try:
+            peak = climb(density, flat, self.options.max_iter, self.options.tol, step, self.look)
+        except (ValueError, torch.linalg.LinAlgError, ArithmeticError) as error:
+            raise Refusal(self._no_mode(flat, best[0][1], error)) from error
+        away = bool(((peak.flat - flat).abs() > EDGE).any())
+        if away and self.globals and self._farthest(flat, peak.flat)[0] in self.theta and self._rises(flat, peak.flat):
+            raise Refusal(self._no_mode(flat, peak.flat, ArithmeticError("it runs away")))
+        return peak
+
+    def _no_mode(self, begin: Tensor, best: Tensor, error: Exception) -> str:
+        """Why a climb that ended where nothing can be computed found no mode: `best` is the highest place that it saw."""
+        name, far = self._farthest(begin, best)
+        if not self._rises(begin, best):
+            first = str(error).strip().split("\n")[0].rstrip(".")
+            return (
+                f"laplace found no mode: the climb left where the density can be computed, with '{name}' at {far:.3g} "
+                f"({first}). Try restarts, another start, or nuts"
+            )
+        if self.globals and name in self.theta:
+            serves = "em integrates them out" if self.task.structure.integrable else "svi integrates over them"
+            return (
+                f"laplace found no mode: the density of θ and the global latents together grows without bound as '{name}' "
+                f"goes to its edge (it is at {far:.3g}), where a prior closes in on its latent. {serves}; else keep "
+                f"'{name}' fixed, or give it a prior"
+            )
+        return (
+            "laplace found no mode: the density grows without bound on these data (a component or a noise collapses on a "
+            "few of them). em holds such a variance at a floor; else ask for fewer components, or priors."
+        )
+
+    def _farthest(self, begin: Tensor, best: Tensor) -> tuple[str, float]:
+        """What has moved most in unconstrained coordinates, and the smallest of its numbers."""
+        place = int((best - begin).abs().nan_to_num(torch.inf).argmax())
+        for name, size in self.coordinates.sizes.items():
+            if place < size:
+                return name, float(self.values(best)[name].reshape(-1).min())
+            place -= size
+        raise IndexError(place)
+
+    @torch.no_grad()
+    def _rises(self, begin: Tensor, best: Tensor) -> bool:
+        """Whether the density goes on rising beyond the best place seen, as far as it can be computed."""
+        values = [float(self.density(best))]
+        for times in (0.25, 0.5, 1.0, 2.0):
+            try:
+                values.append(float(self.density(best + times * (best - begin))))
+            except (ValueError, torch.linalg.LinAlgError, ArithmeticError):
+                break
+        rises = [b > a + 0.1 for a, b in itertools.pairwise(values) if math.isfinite(b)]
+        edge = bool(((best - begin).abs() > EDGE).any())
+        return all(rises) and (bool(rises) or edge)
 
     def _start(self, i: int) -> Tensor:
         """Of the i-th climb: the task's own, then θ that is jittered, and globals from their prior, or from around zero."""
@@ -152,15 +210,3 @@ def distinct(found: list[Peak], mass: Callable[[Peak], float]) -> list[Peak]:
         ):
             out.append(peak)
     return out
-
-
-@contextmanager
-def _unbounded_is_a_refusal() -> Iterator[None]:
-    """A climb that ends where the program's own distributions refuse their parameters has no maximum to end at."""
-    try:
-        yield
-    except (ValueError, torch.linalg.LinAlgError, ArithmeticError) as error:
-        raise Refusal(
-            "laplace found no mode: the density grows without bound on these data (a component or a noise collapses on a "
-            "few of them). em holds such a variance at a floor; else ask for fewer components, or priors."
-        ) from error
