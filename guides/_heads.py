@@ -137,14 +137,15 @@ class Derived(PyroModule):
             stop = start + loc.numel()
             own, mean = tril[start:stop, start:stop], loc.reshape(-1)
             if start:
-                mean = mean + tril[start:stop, :start] @ torch.cat(white)
+                mean = mean + torch.cat(white, -1) @ tril[start:stop, :start].mT
             q = dist.TransformedDistribution(
                 dist.MultivariateNormal(mean, scale_tril=own),
-                [ReshapeTransform(mean.shape, loc.shape), transform],
+                [ReshapeTransform(mean.shape[-1:], loc.shape), transform],
             )
-            value = pyro.sample(name, q.to_event(len(q.batch_shape)))
-            away = (transform.inv(value).reshape(-1) - mean).unsqueeze(-1)
-            white.append(torch.linalg.solve_triangular(own, away, upper=False).squeeze(-1))
+            value = pyro.sample(name, q)
+            lead = value.shape[: value.dim() - q.event_dim]  # of draws side by side
+            away = (transform.inv(value).reshape(*lead, -1) - mean).unsqueeze(-1)
+            white.append(torch.linalg.solve_triangular(own.expand(*lead, *own.shape), away, upper=False).squeeze(-1))
             start = stop
 
     def globals_tril(self) -> Tensor | None:

@@ -26,6 +26,7 @@ from inference._numerics.coordinates import Coordinates
 from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak
 from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT, of_globals
+from inference._training.integrated import Integrated
 from zoo._errors import Refusal
 
 MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
@@ -218,10 +219,15 @@ def _result(search: Search, peak: Peak) -> Fit:
     warnings = [*outer.warnings]
     if not peak.converged:
         warnings.append("laplace did not reach the mode to the tolerance asked for; raise max_iter or tol.")
+    if search.runs_away(peak):
+        warnings.append(
+            "θ has gone to an edge of its domain beside the global latents: a prior that closes in on its latents may have no "
+            "mode. em or svi integrate the latents out."
+        )
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
-    dtype = theta_dtype = task.x.numpy().dtype
+    dtype = task.x.numpy().dtype
     return Fit(
-        parameters={**theta, **{n: v.numpy().astype(theta_dtype) for n, v in outer.point.items()}},
+        parameters={**theta, **{n: v.numpy().astype(dtype) for n, v in outer.point.items()}},
         claimed=outer.evidence,
         draws={**{n: v.numpy().astype(dtype) for n, v in draws.items()}, **local.draws},
         means=local.means,
@@ -248,6 +254,10 @@ def _evidence(search: Search, peak: Peak, point: dict[str, Tensor]) -> Evidence:
     if (
         structure.is_exact and structure.integrable == "normal" and not task.engine.delicate
     ):  # the Gaussian is the posterior
+        if (
+            task.learn and task.structure.learnable
+        ):  # θ may be where a prior closes in on g, too near for the Hessian at g
+            return Evidence(float(Integrated.of(task).evidence()), 0.0, "exact")
         return Evidence(search.mass(peak), 0.0, "exact")  # the Gaussian is the posterior itself
     return Evidence(search.mass(peak), None, "estimate")
 

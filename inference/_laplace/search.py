@@ -116,10 +116,15 @@ class Search:
             peak = climb(density, flat, self.options.max_iter, self.options.tol, step, self.look)
         except (ValueError, torch.linalg.LinAlgError, ArithmeticError) as error:
             raise Refusal(self._no_mode(flat, best[0][1], error)) from error
-        away = bool(((peak.flat - flat).abs() > EDGE).any())
-        if away and self.globals and self._farthest(flat, peak.flat)[0] in self.theta and self._rises(flat, peak.flat):
+        if self.runs_away(peak, flat) and self._rises(flat, peak.flat):
             raise Refusal(self._no_mode(flat, peak.flat, ArithmeticError("it runs away")))
         return peak
+
+    def runs_away(self, peak: Peak, begin: Tensor | None = None) -> bool:
+        """Whether θ has gone so far beside the globals that it may have no mode."""
+        begin = self.first if begin is None else begin
+        moved = (peak.flat - begin).abs().index_fill(0, self.places, 0.0)
+        return bool(self.globals) and bool((moved > EDGE).any())
 
     def _no_mode(self, begin: Tensor, best: Tensor, error: Exception) -> str:
         """Why a climb that ended where nothing can be computed found no mode: `best` is the highest place that it saw."""
