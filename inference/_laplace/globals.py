@@ -257,7 +257,7 @@ def _evidence(search: Search, peak: Peak, point: dict[str, Tensor]) -> Evidence:
         if (
             task.learn and task.structure.learnable
         ):  # θ may be where a prior closes in on g, too near for the Hessian at g
-            return Evidence(float(Integrated.of(task).evidence()), 0.0, "exact")
+            return Evidence(float(Integrated.of(task).evidence().detach()), 0.0, "exact")
         return Evidence(search.mass(peak), 0.0, "exact")  # the Gaussian is the posterior itself
     return Evidence(search.mass(peak), None, "estimate")
 
