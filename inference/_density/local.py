@@ -50,11 +50,11 @@ NUMBERS = 2**24  # that a chunk's graph may hold, roughly
 FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw rounded onto the edge of its support
 
 
-def refusal(structure: Structure) -> str | None:
-    """Why the program has no such density for each row by itself, or None."""
+def refusal(structure: Structure, given_globals: bool = False) -> str | None:
+    """Why the program has no such density for each row by itself, or None; `given_globals`: at given values of its globals."""
     if not structure.by_row:
         return structure.reason
-    if structure.global_latents:
+    if structure.global_latents and not given_globals:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)
         return f"the program has global latents, {names}, beside the local {local}"
@@ -88,7 +88,8 @@ class LocalDensity:
     - `sites`: where each continuous site stands in z;
     - `pattern`: which entries of its Hessian in z may differ from 0, where that saves work;
     - `assignments`: discrete site → its value under each assignment [A, inner plates, event];
-    - `rows(index)`: the same density for some of the data, in any order, repeats allowed.
+    - `rows(index)`: the same density for some of the data, in any order, repeats allowed;
+    - `given(globals)`: the same density at these values of the global latents (and parameters).
 
     z is [..., n, L] and an assignment [..., n] (dtype long; None where A = 1), with the same leading dimensions.
     """
@@ -113,6 +114,7 @@ class LocalDensity:
         self._tiled: tuple[int, Tensor] | None = None
         # latents that were summed out have joined the others
         self.pattern = None if isinstance(program, SummedOut) else sparse.pattern(structure, self.sites)
+        self._given: tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None] = {}, None
 
     def _place(self, site: Site, node: Node) -> Place:
         transform = onto(node["fn"].support)
@@ -136,6 +138,23 @@ class LocalDensity:
         some = copy.copy(self)
         some.x, some._tiled = self.x[index], None
         return some
+
+    def given(self, globals: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None) -> LocalDensity:
+        """The density at these values of the global latents, and of parameters in place of the program's own."""
+        there = copy.copy(self)
+        there._given = globals, parameters
+        return there
+
+    def _trace(
+        self,
+        x: Tensor,
+        discrete: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor] | None = None,
+        apart: bool = False,
+    ) -> Trace:
+        globals, others = self._given
+        latents = {**globals, **discrete}
+        return self.program.joint_trace(x, parameters=parameters or others, latents=latents, apart=apart)
 
     def chunks(self, columns: int, copies: int) -> Iterator[slice]:
         """Slices of the data small enough to look at `columns` places of each at once, `copies` of its width kept for each."""
@@ -200,7 +219,7 @@ class LocalDensity:
         discrete = {k: self._discrete(k, v[chosen]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), free:
             x = self._repeated(len(flat))
-            trace = self.program.joint_trace(x, parameters=parameters, latents=discrete, apart=apart)
+            trace = self._trace(x, discrete, parameters, apart)
         return trace, free.log_det
 
     def _discrete(self, name: str, value: Tensor) -> Tensor:
@@ -261,7 +280,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment.reshape(-1)]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False):
-            trace = self.program.trace(self._repeated(columns), latents=discrete)
+            trace = self._trace(self._repeated(columns), discrete)
         return self._read(trace).reshape(draws, self.n, self.L)
 
     @torch.no_grad()
@@ -271,7 +290,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), _Middle({p.site.name for p in self.sites}):
-            trace = self.program.trace(self.x, latents=discrete)
+            trace = self._trace(self.x, discrete)
         return self._read(trace)
 
     def _read(self, trace: Trace) -> Tensor:
