@@ -190,3 +190,11 @@ def agreement(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bulk = np.nan_to_num(array_stats.ess(values, method="bulk"), nan=0.0)
         tail = np.nan_to_num(array_stats.ess(values, method="tail", prob=(0.05, 0.95)), nan=0.0)
     return rhat, bulk, tail
+
+
+def mean_ess(values: np.ndarray) -> np.ndarray:
+    """What m numbers along chains [m, chains, draws] are worth for their means: as many independent draws [m]."""
+    from arviz_stats.base import array_stats
+
+    with np.errstate(all="ignore"):
+        return np.nan_to_num(array_stats.ess(values, method="mean"), nan=values[0].size)
