@@ -21,7 +21,7 @@ def main(
     into: str = "",
     samples: Count | None = None,
 ) -> dict[str, object]:
-    """Make the references of `names` (separated by commas), or hold those that are there `against` files, NAME.json in a folder.
+    """Make the references of `names` (separated by commas), or hold those there are `against` files NAME.json in a folder.
 
     - `whose`: what the files are of, as the record names it.
     - `into`: the folder to write (default: the package's own).

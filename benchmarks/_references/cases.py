@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._references import programs
+from zoo._program.load import option_schema, resolve
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,18 @@ def case(name: str) -> Case:
     return _of_program(name) if name in programs.DATA else Case(name, **OF_THE_ZOO[name])
 
 
-def of_run(model: str, data: str | None, options: Mapping[str, object], preparation: Mapping[str, object]) -> str | None:
-    """The name of the reference of a model on data, with just these options; None where there is none."""
+def of_run(
+    model: str, data: str | None, options: Mapping[str, object], preparation: Mapping[str, object]
+) -> str | None:
+    """The name of the reference of a model on data, with just these options of the model; None where there is none."""
     if model in programs.DATA and data is None:
         return model
-    plain = {k: str(v) for k, v in options.items()}
     for name, known in OF_THE_ZOO.items():
-        chosen = {k: str(v) for k, v in known.get("options", {}).items()}
-        if (model, data) == (known["model"], known["data"]) and dict(preparation) == known.get("preparation", {}):
-            if plain == chosen:
+        if (model, data, dict(preparation)) == (known["model"], known["data"], known.get("preparation", {})):
+            schema = option_schema(resolve(model)[0])
+            given, wanted = (
+                {k: str(of.get(k, p.default)) for k, p in schema.items()} for of in (options, known.get("options", {}))
+            )
+            if given == wanted:
                 return name
     return None

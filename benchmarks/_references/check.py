@@ -45,6 +45,7 @@ class Check:
     judged: bool  # whether the Monte Carlo errors are small enough for the rule
     left_out: list[str]  # sites of the reference that the fit has no draws of
     evidence: dict[str, object] | None  # difference to the reference's
+    converged: bool | None = None  # as the method says
 
     @property
     def verdict(self) -> Verdict:
@@ -65,7 +66,9 @@ class Check:
         """The verdict in plain words."""
         begin = f"{self.method} {self.verdict.replace('differs', 'differs from')}".replace("agrees", "agrees with")
         if self.verdict == "too few draws":
-            return f"{self.method} has too few effective draws to be judged against {self.reference}: raise its samples."
+            return (
+                f"{self.method} has too few effective draws to be judged against {self.reference}: raise its samples."
+            )
         if self.verdict == "nothing to compare":
             sites = f" of {', '.join(self.left_out)}" if self.left_out else ""
             return f"{self.method} gives no draws{sites}: there is nothing to compare with {self.reference}."
@@ -76,8 +79,10 @@ class Check:
         if worst is not None and worst.wrong > 1:
             parts.append(f"{sum(n.wrong > 1 for n in self.numbers)} of {len(self.numbers)} numbers, most {said(worst)}")
         elif worst is not None:
-            z = max(abs(n.z_mean) for n in self.numbers)
-            parts.append(f"{len(self.numbers)} means and sds, largest |z| of a mean {z:.1f}")
+            z, count = max(abs(n.z_mean) for n in self.numbers), len(self.numbers)
+            parts.append(f"{count} number{'s' * (count > 1)}, largest |z| of a mean {z:.1f}")
+        if self.converged is False:
+            parts.append(f"{self.method} itself says that it has not converged")
         if self.left_out:
             parts.append(f"not compared: {', '.join(self.left_out)}")
         if self.evidence is not None:
@@ -94,6 +99,7 @@ class Check:
             "numbers": [vars(n) for n in self.numbers],
             "left_out": self.left_out,
             "log_evidence": self.evidence,
+            "converged": self.converged,
         }
 
 
@@ -115,7 +121,7 @@ def check(reference: Reference, fit: Fit, method: str, evidences: Sequence[Evide
     left_out = [s for s in sites if not any(site_of(n) == s for n in common)]
     mine, theirs = found.of(common), reference.moments.of(common)
     numbers, judged = _numbers(mine, theirs)
-    return Check(reference.name, method, numbers, judged, left_out, _evidence(reference, evidences))
+    return Check(reference.name, method, numbers, judged, left_out, _evidence(reference, evidences), fit.converged)
 
 
 def _numbers(mine: Moments, theirs: Moments) -> tuple[list[Number], bool]:
@@ -141,8 +147,8 @@ def _known(value: float) -> float | None:
 
 
 def _evidence(reference: Reference, evidences: Sequence[Evidence | None]) -> dict[str, object] | None:
-    """The first evidence that there is, less the reference's log p(x) in nats; an estimate without an error is not judged."""
-    mine = next((e for e in evidences if e is not None), None)
+    """The first evidence that is given nothing but θ, less the reference's log p(x) in nats; an estimate without an error is not judged."""
+    mine = next((e for e in evidences if e is not None and not e.given), None)
     if mine is None or reference.log_evidence is None:
         return None
     truth, se = float(reference.log_evidence["value"]), float(reference.log_evidence["se"])
@@ -154,5 +160,7 @@ def _evidence(reference: Reference, evidences: Sequence[Evidence | None]) -> dic
     elif mine.kind == "estimate" and mine.se is None:
         agrees = None
     error = f" ± {np.hypot(mine.se or 0.0, se):.3f}" if (mine.se or se) else ""
-    said = f"log p(x) {difference:+.4f}{error} nats from the reference's ({mine.kind}{', not judged' * (agrees is None)})"
+    said = (
+        f"log p(x) {difference:+.4f}{error} nats from the reference's ({mine.kind}{', not judged' * (agrees is None)})"
+    )
     return {"difference": difference, "kind": mine.kind, "se": mine.se, "agrees": agrees, "said": said}

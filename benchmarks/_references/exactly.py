@@ -35,7 +35,9 @@ def _averaged(log_weight: np.ndarray, moments: dict[str, Pair], how: str) -> Exa
     """Moments [K, …] given each of K nodes, averaged over the nodes."""
     total = float(special.logsumexp(log_weight))
     share = np.exp(log_weight - total)
-    return Exact(total, {n: (share @ a, share @ b) for n, (a, b) in moments.items()}, how)
+    return Exact(
+        total, {n: (np.tensordot(share, a, 1), np.tensordot(share, b, 1)) for n, (a, b) in moments.items()}, how
+    )
 
 
 def _legendre(nodes: int, low: float, high: float) -> Pair:
@@ -92,6 +94,61 @@ def _intercepts(location: float, scale: float) -> Callable[[], Exact]:
     return found
 
 
+def _rats() -> Exact:
+    """Days are centred, so a rat's own intercept and slope by least squares are independent given the noise.
+
+    Either is N(line, noise²/S), and normal around the rats' mean. Quadrature over the noise, and given it over each spread.
+    """
+    x = programs.DATA["rats"]()
+    days = np.arange(-14.0, 15.0, 7.0)
+    fits = np.stack([x.mean(1), x @ days / (days @ days)])
+    left = float(((x - fits[0][:, None] - fits[1][:, None] * days) ** 2).sum())
+    noise, weight = _legendre(120, 3.0, 12.0)
+    n, size = len(x), np.array([5.0, days @ days])
+    log_w = np.log(weight) + stats.halfnorm.logpdf(noise, 0, 20)
+    log_w = log_w - left / (2 * noise**2) - 3 * n / 2 * np.log(2 * np.pi * noise**2) - n / 2 * np.log(size.prod())
+    sites: dict[str, list[Pair]] = {"mean": [], "spread": [], "line": []}
+    for k, (prior_mean, prior_sd, top) in enumerate(((250.0, 50.0, 50.0), (6.0, 3.0, 3.0))):
+        part, moments = _given_noise(fits[k], noise**2 / size[k], prior_mean, prior_sd, top)
+        log_w = log_w + part
+        for site, pair in moments.items():
+            sites[site].append(pair)
+    joined = {n: (np.stack([p[0] for p in v], -1), np.stack([p[1] for p in v], -1)) for n, v in sites.items()}
+    joined["noise"] = (noise, noise**2)
+    return _averaged(log_w, joined, "quadrature over the noise and the spreads, all else in closed form")
+
+
+def _given_noise(
+    fit: np.ndarray, variance: np.ndarray, prior_mean: float, prior_sd: float, top: float
+) -> tuple[np.ndarray, dict[str, Pair]]:
+    """Of one coefficient, given each noise: log p(fits), and the moments of mean, spread and each rat's own [noises, …]."""
+    spread, weight = _legendre(200, 0.0, top)
+    n = len(fit)
+    between = (spread**2 + variance[:, None])[..., None]  # of a fit around the mean [noises, spreads, 1]
+    precision = n / between[..., 0] + 1 / prior_sd**2
+    mean = (fit.sum() / between[..., 0] + prior_mean / prior_sd**2) / precision
+    log_p = stats.norm.logpdf(fit, mean[..., None], between**0.5).sum(-1) + stats.norm.logpdf(
+        mean, prior_mean, prior_sd
+    )
+    log_p = log_p + 0.5 * np.log(2 * np.pi / precision) + np.log(weight) + stats.halfnorm.logpdf(spread, 0, top)
+    total = special.logsumexp(log_p, axis=1)
+    share = np.exp(log_p - total[:, None])
+    pull = variance[:, None, None] / between  # of a rat's own towards the mean
+    own = pull * mean[..., None] + (1 - pull) * fit
+    own_variance = pull**2 / precision[..., None] + pull * (spread**2)[:, None]
+    every = np.broadcast_to(spread, share.shape)
+
+    def pair(value: np.ndarray, square: np.ndarray) -> Pair:
+        return np.einsum("ks,ks...->k...", share, value), np.einsum("ks,ks...->k...", share, square)
+
+    moments = {
+        "mean": pair(mean, mean**2 + 1 / precision),
+        "spread": pair(every, every**2),
+        "line": pair(own, own**2 + own_variance),
+    }
+    return total, moments
+
+
 def _beta() -> Exact:
     x = programs.DATA["beta_binomial"]()[:, 0]
     a, b = 2 + x.sum(), 3 + (10 - x).sum()
@@ -115,6 +172,7 @@ FOUND: dict[str, Callable[[], Exact]] = {
     "eight_schools_outside": _schools("eta"),
     "logistic_intercepts": _intercepts(5.0, 3.0),
     "logistic_intercepts_wide": _intercepts(1000.0, 1000.0),
+    "rats": _rats,
     "beta_binomial": _beta,
     "normal_normal": _normal,
 }

@@ -75,7 +75,8 @@ def normal_mixture(x: Given = None, size: int | None = None) -> object:
     """Two normals, the lower mean first: mu = (u_1, u_1 + exp u_2) with u ~ N((-1, 1), 1)."""
     w = pyro.sample("w", dist.Beta(2.0, 2.0))
     mu = pyro.sample(
-        "mu", dist.TransformedDistribution(dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1), [OrderedTransform()])
+        "mu",
+        dist.TransformedDistribution(dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1), [OrderedTransform()]),
     )
     sd = pyro.sample("sd", dist.LogNormal(torch.zeros(2), 0.5).to_event(1))
     with rows(x, size):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,30 @@ PUBLISHED = {  # of posteriordb: the files with E[v] and E[v²]
 }
 
 
-def log_evidence(name: str) -> Record | None:
-    """log p(x) of a program, where it is known."""
+def exact(name: str) -> Reference | None:
+    """The reference of a program whose moments and log p(x) are known to many digits."""
     found = exactly.known(name)
-    return None if found is None else {"value": found.log_evidence, "se": 0.0, "how": found.how}
+    if found is None:
+        return None
+    evidence = {"value": found.log_evidence, "se": 0.0, "how": found.how}
+    return Reference(name, _of_exact(found), evidence, {"by": found.how})
 
 
-def validated(reference: Reference) -> list[Record]:
-    """The records of all that a new reference is held against."""
+def validated(reference: Reference, walked: Moments | None = None) -> Reference:
+    """A new reference with the records of all that it is held against; `walked`: a long run of ours."""
     out = []
-    if (found := exactly.known(reference.name)) is not None:
-        out.append(against(reference, _of_exact(found), found.how))
+    if walked is not None:
+        out.append(against(reference, walked, "our nuts"))
     if reference.name in PUBLISHED:
         published = load(*(FOLDER / "posteriordb" / f for f in PUBLISHED[reference.name]))
         out.append(against(reference, published.moments, "posteriordb's published means and mean squares"))
-    return out
+    return replace(reference, validated=out)
 
 
 def _of_exact(found: exactly.Exact) -> Moments:
-    pairs = {n: np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)]) for n, (a, b) in found.moments.items()}
+    pairs = {
+        n: np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)]) for n, (a, b) in found.moments.items()
+    }
     names, both = numbered({n: v[None] for n, v in pairs.items()})  # one "chain" of two "draws"
     mean, square = both[:, 0, 0], both[:, 0, 1]
     zero = np.zeros(len(names))
@@ -53,6 +59,7 @@ def against(reference: Reference, other: Moments, whose: str) -> Record:
     mine, theirs = reference.moments.of(common), other.of(common)
 
     def largest(key: str) -> float:
+        """The largest z-score."""
         error = np.hypot(getattr(mine, f"mcse_{key}"), getattr(theirs, f"mcse_{key}"))
         return float(np.nanmax(np.abs(getattr(mine, key) - getattr(theirs, key)) / error))
 
@@ -62,6 +69,7 @@ def against(reference: Reference, other: Moments, whose: str) -> Record:
         "numbers": len(common),
         "largest_z_mean": round(largest("mean"), 2),
         "largest_z_mean_square": round(largest("mean_square"), 2),
+        "largest_z_sd": round(largest("sd"), 2),
         "sd_ratios": [round(float(np.nanmin(ratio)), 4), round(float(np.nanmax(ratio)), 4)],
     }
 
@@ -70,9 +78,7 @@ def with_file(reference: Reference, path: Path, whose: str) -> Reference:
     """The reference with the record of one more answer, in a file of posteriordb's format."""
     record = against(reference, load(path).moments, whose)
     kept = [r for r in reference.validated if r["against"] != whose]
-    return Reference(
-        reference.name, reference.moments, reference.log_evidence, reference.made, [*kept, record]
-    )
+    return replace(reference, validated=[*kept, record])
 
 
 def maximum(case: Case, x: np.ndarray) -> dict[str, Any]:
