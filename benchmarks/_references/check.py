@@ -147,7 +147,7 @@ def _known(value: float) -> float | None:
 
 
 def _evidence(reference: Reference, evidences: Sequence[Evidence | None]) -> dict[str, object] | None:
-    """The first evidence that is given nothing but θ, less the reference's log p(x) in nats; an estimate without an error is not judged."""
+    """The first evidence that is given nothing but θ, less the reference's, in nats; one without an error is not judged."""
     mine = next((e for e in evidences if e is not None and not e.given), None)
     if mine is None or reference.log_evidence is None:
         return None

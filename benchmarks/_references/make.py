@@ -23,7 +23,7 @@ from inference._run.result import Run
 from inference._run.runner import run_prepared
 from zoo._errors import UsageError
 
-LONG: dict[str, Any] = {"chains": 4, "warmup": 1000, "samples": 3000, "target_accept": 0.95}
+LONG: dict[str, Any] = {"chains": 4, "warmup": 1000, "samples": 2000, "target_accept": 0.9}
 SEED = 20_240_501
 RHAT, ESS = 1.01, 1500.0  # of a long run that makes a reference: no more, and no less
 
