@@ -36,7 +36,7 @@ def main(
         if against:
             found = validate.with_file(reference.load(folder / f"{name}.json"), Path(against) / f"{name}.json", whose)
         else:
-            found = make(cases.case(name), short)
+            found = make(cases.case(name), short, quick)
         found.write(folder / f"{name}.json")
         done[name] = {"made": found.made, "validated": found.validated, "log_evidence": found.log_evidence}
         if not json:
