@@ -45,7 +45,7 @@ def test_a_reference_is_held_against_what_is_not_its_own(name):
     for record in found.validated:
         most = stats.norm.isf(1e-4 / record["numbers"])
         assert max(record[f"largest_z_{what}"] for what in ("mean", "mean_square", "sd")) < most, record
-        assert 0.93 < record["sd_ratios"][0] <= record["sd_ratios"][1] < 1.07
+        assert 0.9 < record["sd_ratios"][0] <= record["sd_ratios"][1] < 1.1
 
 
 @pytest.mark.parametrize("name", sorted(set(cases.names()) - set(POSTERIORS)))
