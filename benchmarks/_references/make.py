@@ -1,4 +1,4 @@
-"""References made: exact moments where there are any, else a long run of our `nuts`, and what they are held against.
+"""References made: what is known without our samplers where it is, else a long run of `nuts`; and what they are held against.
 
 Of models without priors log p(x) at the best of many starts of `em`.
 """
@@ -33,17 +33,17 @@ def make(case: Case, samples: int | None = None, quick: bool = False) -> Referen
     """The reference of a case. Raises `UsageError` for chains that make none, unless it is a `quick` try."""
     if not case.posterior:
         return _of_maximum(case)
+    found = validate.independent(case.name)
     how = {**LONG, **case.how} | ({} if samples is None else {"samples": samples})
     prepared = prepare(case.walked or case.model, case.data, {}, ["nuts"], seed=SEED)
     run = run_prepared(prepared, "nuts", how, seed=SEED, verified=False, draws=how["chains"] * how["samples"])
     names, draws = numbered(chains_of(run.fit))
     told = diagnosed(draws)
     sound = told["rhat_max"] < RHAT and min(told["ess_bulk_min"], told["ess_tail_min"]) > ESS
-    if not (sound or quick or validate.exact(case.name)):
+    if not (sound or quick or found):
         raise UsageError(f"the chains of '{case.name}' make no reference: {told}. Raise its samples.")
     walked = of_draws(names, draws)
     made = _made(run, how) | told | {"divergences": run.fit.notes["divergences"]}
-    found = validate.exact(case.name)
     if found is None:
         return validate.validated(Reference(case.name, walked, None, made))
     return validate.validated(replace(found, made={**found.made, "held against": made}), walked)
