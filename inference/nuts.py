@@ -232,7 +232,7 @@ class _Found:
 
     def _kept(self, C: int, S: int) -> np.ndarray:
         """Which draws of each chain the fit holds, evenly over the chain."""
-        most = KEPT if self.task.draws >= 200 else self.task.draws  # fewer are asked for of large data
+        most = max(KEPT, self.task.draws) if self.task.draws >= 200 else self.task.draws  # fewer of large data
         each = max(1, min(S, most // C))
         return ((np.arange(each) + 1) * S) // each - 1
 

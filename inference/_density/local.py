@@ -156,6 +156,11 @@ class LocalDensity:
         latents = {**globals, **discrete}
         return self.program.joint_trace(x, parameters=parameters or others, latents=latents, apart=apart)
 
+    def _drawn(self, x: Tensor, discrete: Mapping[str, Tensor]) -> Trace:
+        """The program, which draws what has no value here."""
+        globals, parameters = self._given
+        return self.program.trace(x, parameters=parameters, latents={**globals, **discrete})
+
     def chunks(self, columns: int, copies: int) -> Iterator[slice]:
         """Slices of the data small enough to look at `columns` places of each at once, `copies` of its width kept for each."""
         return slices(self.n, fitting(NUMBERS, columns * copies * (self.x[:1].numel() + self.L)))
@@ -280,7 +285,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment.reshape(-1)]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False):
-            trace = self._trace(self._repeated(columns), discrete)
+            trace = self._drawn(self._repeated(columns), discrete)
         return self._read(trace).reshape(draws, self.n, self.L)
 
     @torch.no_grad()
@@ -290,7 +295,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), _Middle({p.site.name for p in self.sites}):
-            trace = self._trace(self.x, discrete)
+            trace = self._drawn(self.x, discrete)
         return self._read(trace)
 
     def _read(self, trace: Trace) -> Tensor:

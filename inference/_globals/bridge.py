@@ -19,7 +19,7 @@ from inference._globals import student
 from inference._globals.labels import Labels
 from inference._globals.target import Target
 from inference._method.fit import Evidence
-from inference._numerics.psis import ess_of_means
+from inference._numerics.psis import mean_ess
 
 LEAST_DRAWS = 100  # effective ones behind either average
 MOST_ERROR = 0.3  # nats, beyond which the error itself is not known well
@@ -95,7 +95,7 @@ def _relative(values: np.ndarray) -> float:
 
 def _correlated(values: np.ndarray) -> float:
     """Effective number of draws of values along chains [C, S]."""
-    return ess_of_means(values) if np.ptp(values) > 0 else float(values.size)
+    return float(mean_ess(values[None], 0.0)[0]) if np.ptp(values) > 0 else float(values.size)
 
 
 def _effective(values: np.ndarray) -> float:

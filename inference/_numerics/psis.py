@@ -208,9 +208,10 @@ def agreement(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rhat, bulk, tail
 
 
-def ess_of_means(values: np.ndarray) -> float:
-    """The effective number of draws behind the mean of values along chains [chains, draws]; 0 where there is none."""
+def mean_ess(values: np.ndarray, of_constants: float) -> np.ndarray:
+    """How many independent draws the means of m numbers along chains [m, chains, draws] are worth [m]; `of_constants` of what
+    does not vary."""
     from arviz_stats.base import array_stats
 
     with np.errstate(all="ignore"):
-        return float(np.nan_to_num(array_stats.ess(values[None], method="mean")[0], nan=0.0))
+        return np.nan_to_num(array_stats.ess(values, method="mean"), nan=of_constants)
