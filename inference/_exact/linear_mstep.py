@@ -138,7 +138,7 @@ def m_step(
         return expected(model, moments, parameters, point)
 
     return climb_numerically(
-        model.program, plan.numeric, globals, supports, objective, count(model.weights, model.N), iterations
+        model.program, plan.by_steps(globals), globals, supports, objective, count(model.weights, model.N), iterations
     )
 
 

@@ -130,7 +130,7 @@ def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
     """log p(x, globals; θ) after a few EM steps."""
     exact, how = task.engine, task.plan(globals)
     iterations = SHORT if is_mixture(task) else 2 * SHORT
-    if how.numeric or globals:
+    if how.by_steps(globals):
         iterations = 1  # which is many steps
     value = -np.inf
     for i in range(iterations + 1):
