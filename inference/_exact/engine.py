@@ -67,15 +67,18 @@ class Plan:
     copies: dict[str, Copy]
     numeric: tuple[str, ...]
     priors: Mapping[str, Distribution] = field(default_factory=dict, kw_only=True)
+    changing: tuple[str, ...] = field(default=(), kw_only=True)  # those whose priors depend on other values
+    hypers: Mapping[str, Copy] = field(default_factory=dict, kw_only=True)  # parameters of other latents' priors
 
     def by_steps(self, globals: Values) -> tuple[str, ...]:
         """The parameters and global latents that have no closed form."""
-        return tuple(dict.fromkeys([*self.numeric, *(n for n in globals if n not in self.copies)]))
+        others = [n for n in globals if n not in self.copies and n not in self.hypers]
+        return tuple(dict.fromkeys([*self.numeric, *others]))
 
     @property
     def closed(self) -> tuple[str, ...]:
         """Names of the parameters with a closed form."""
-        return tuple(self.copies)
+        return (*self.copies, *self.hypers)
 
     def without(self, names: Collection[str]) -> Self:
         """The same plan with `names` updated numerically."""

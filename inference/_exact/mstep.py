@@ -20,7 +20,7 @@ from inference._exact.copies import Given, parts_of
 from inference._exact.densities import Densities, SiteStatistics, View
 from inference._exact.engine import Plan, Rows, Values
 from inference._exact.numeric import climb_numerically
-from inference._exact.priors import fixed, of_priors, serves
+from inference._exact.reading import Priors, hypers, priors_now, serves, split
 from inference._families._family import Family, Floor, Pool
 from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count, weighed
@@ -54,34 +54,31 @@ class Seen(Protocol):
 
 def plan(exact: Sites, globals: Values) -> Plan:
     """Find, by differentiation, which parameters and global latents have a closed-form update."""
-    priors, supports = fixed(exact.program, exact.x, globals)
+    priors = Priors.asked(exact.program, exact.x, globals)
 
     def look(leaves: Values) -> tuple[list[Given], list[Tensor]]:
-        parameters, point = split(leaves, globals)
-        views, prior = exact.views(parameters, point)
+        at = split(leaves, globals)
+        views, prior = exact.views(**at)
         seen = [(v.name, v.params) for v in views if v.params is not None]
         parts = [part for name, params in seen for part in parts_of(name, exact.families[name], params)]
         general = {v.name for v in views if v.params is None}
         rows = slice(0, min(2, exact.N))
-        prior = of_priors(exact.program, exact.x, leaves, globals) if globals else prior
-        return parts, [prior, *([exact.general_log_prob(rows, general, parameters, point)] if general else [])]
+        rest = [exact.general_log_prob(rows, general, **at)] if general else []
+        if not globals:
+            return parts, [prior, *rest]
+        now = Priors.at(exact.program, exact.x, leaves, globals)
+        return [*parts, *now.parts()], [now.rest(), *rest]
 
-    found = copies.find(exact.program, look, globals, supports)
+    found = copies.find(exact.program, look, globals, priors.supports())
     params = {v.name: v.params or {} for v in exact.views(None, globals)[0]}
     values, best = {**exact.program.values(), **globals}, {}
     for theta, copy in found.items():
-        if copy is not None:
+        if copy is not None and copy.site in exact.families:
             family, pool = exact.families[copy.site], Pool(theta, values[theta].detach(), copy.index)
-            name = copy.form or copy.parameter
-            known = theta not in globals or (theta in priors and serves(family, name, priors[theta]))
+            known = theta not in globals or serves(family, copy, priors.of([theta]).get(theta))
             if known and family.closed(copy.parameter, pool, params[copy.site]):
                 best[theta] = copy
-    return Plan(best, tuple(n for n in found if n not in best and n not in globals), priors=priors)
-
-
-def split(leaves: Values, globals: Values) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values of θ and of global latents, apart."""
-    return {n: v for n, v in leaves.items() if n not in globals}, {n: leaves[n] for n in globals}
+    return Plan(best, tuple(n for n in found if n not in best and n not in globals), **priors.plan(found))
 
 
 def m_step(
@@ -117,17 +114,17 @@ def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor, globals: Values)
     # locations first: a scale is taken about the new location
     order = sorted(plan.copies.items(), key=lambda item: item[1].parameter != exact.families[item[1].site].location)
     if not order:
-        return {}
+        return hypers(exact.program, exact.x, plan, globals, floor)
     params = {v.name: dict(v.params or {}) for v in stats.views}
     values, new = {**exact.program.values(), **globals}, {}
+    priors = priors_now(exact.program, exact.x, plan, globals)
     for theta, copy in order:
-        prior = plan.priors[theta] if theta in globals else None
-        mine, pool = params[copy.site], Pool(theta, values[theta], copy.index, prior, copy.form)
+        mine, pool = params[copy.site], Pool(theta, values[theta], copy.index, priors.get(theta), copy.form)
         new[theta] = exact.families[copy.site].maximise(copy.parameter, pool, stats.sites[copy.site], mine, floor)
         mine[copy.parameter] = copy.of(new[theta], mine[copy.parameter])
-    parameters, found = split(new, {n: v for n, v in new.items() if n in globals})
-    exact.program.assign(parameters)
-    return found
+    exact.program.assign({n: v for n, v in new.items() if n not in globals})
+    found = {n: v for n, v in new.items() if n in globals}
+    return found | hypers(exact.program, exact.x, plan, {**globals, **found}, floor)
 
 
 def broken(exact: Sites, plan: Plan, stats: Seen) -> list[str]:

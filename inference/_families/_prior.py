@@ -48,7 +48,7 @@ def precision_of(pool: Pool) -> tuple[Tensor | float, Tensor | float]:
     return precision, precision * pool.hyper("loc")
 
 
-def spread(pool: Pool, squares: Tensor, n: Tensor) -> Tensor:
+def spread_mode(pool: Pool, squares: Tensor, n: Tensor) -> Tensor:
     """The most probable scale (or its variance or precision: `pool.form`), for each entry of θ.flat.
 
     `squares`: Σ w (x − μ)² of n rows, so that the log-density is −n log σ − squares / 2σ² and the log prior.
@@ -66,3 +66,15 @@ def spread(pool: Pool, squares: Tensor, n: Tensor) -> Tensor:
     root = (middle**2 + 4 * (n + 2) * last).sqrt()
     way = torch.where(middle > 0, 2 * last / (middle + root), (root - middle) / (2 * (n + 2)))
     return way.sqrt()
+
+
+def covariance_mode(pool: Pool, scatter: Tensor, n: Tensor) -> Tensor:
+    """The most probable covariance or precision matrices, given Σ w (x − μ)(x − μ)ᵀ [G, D, D] of n [G] rows."""
+    D, n, prior = scatter.shape[-1], n[:, None, None], pool.prior
+    assert isinstance(prior, InverseWishart | dist.Wishart)  # `priors` says so
+    df = prior.df.to(n).expand(pool.value.shape[:-2]).reshape(-1, 1, 1)
+    scale = prior.scale if isinstance(prior, InverseWishart) else prior.precision_matrix
+    total = (scatter + scatter.mT) / 2 + scale.to(n).expand(pool.value.shape).reshape(-1, D, D)
+    if isinstance(prior, InverseWishart):
+        return total / (n + df + D + 1)
+    return (n + df - D - 1) * torch.cholesky_inverse(torch.linalg.cholesky(total))

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, block_size, tiny
 from inference._families._gaussian import Gaussian
-from inference._families._prior import precision_of
+from inference._families._prior import covariance_mode, precision_of
 from zoo._program.inverse_wishart import InverseWishart
 
 BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
@@ -135,22 +135,12 @@ class MultivariateNormal(Gaussian):
             total = self._scatter(moments, params["loc"])
             scatter = moments.new_zeros(groups, D, D).index_add(0, blocks, total)
             if pool.prior is not None:
-                return self._most_probable(pool, scatter, n).reshape(pool.value.shape)
+                return covariance_mode(pool, scatter, n).reshape(pool.value.shape)
             covariance = scatter / n.clamp(min=tiny(n))[:, None, None]
             value = self.in_form(name, self._floored(covariance, pool.theta, blocks, known, floor))
         return torch.where(
             known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)
         ).reshape(pool.value.shape)
-
-    @staticmethod
-    def _most_probable(pool: Pool, scatter: Tensor, n: Tensor) -> Tensor:
-        """The mode of a covariance or precision, given Σ w (x − μ)(x − μ)ᵀ [G, D, D] of n [G] rows."""
-        D, n, prior = scatter.shape[-1], n[:, None, None], pool.prior
-        assert isinstance(prior, InverseWishart | dist.Wishart)  # `priors` says so
-        df = prior.df.to(n).expand(pool.value.shape[:-2]).reshape(-1, 1, 1)
-        scale = prior.scale if isinstance(prior, InverseWishart) else prior.precision_matrix
-        total = (scatter + scatter.mT) / 2 + scale.to(n).expand(pool.value.shape).reshape(-1, D, D)
-        return total / (n + df + D + 1) if isinstance(prior, InverseWishart) else (n + df - D - 1) * _inverse(total)
 
     def _locs(self, blocks: Tensor, groups: int, moments: Tensor, params: Params, pool: Pool) -> Tensor:
         """Means, precision-weighted where assignments with different covariances share one, or they have a prior."""

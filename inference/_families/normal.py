@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from inference._families._elementwise import Elementwise
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, tiny
 from inference._families._gaussian import Gaussian
-from inference._families._prior import OF_SPREADS, precision_of, spread
+from inference._families._prior import OF_SPREADS, precision_of, spread_mode
 
 SHARP = 5e-3  # of the data's spread: below it a sum of products loses more than nine digits of a squared distance
 
@@ -65,7 +65,7 @@ class Normal(Gaussian, Elementwise):
         squares = (stats["S2"] - 2 * loc * s1 + loc.square() * s0) * self.spread**2
         n0 = pool.total(s0)
         if pool.prior is not None:
-            return spread(pool, pool.total(squares), n0).reshape(pool.value.shape)
+            return spread_mode(pool, pool.total(squares), n0).reshape(pool.value.shape)
         variance = pool.total(squares) / n0.clamp(min=tiny(n0))
         unit = pool.mean((self.spread**2).expand_as(s0))
         lowest = unit * floor.lowest(pool.theta, variance / unit.clamp(min=tiny(unit)), n0 > 0)
