@@ -57,7 +57,9 @@ class Model(PyroModule):
         if priors:
             self.register_buffer("center", center)  # [D]
             self.register_buffer("spread", spread)  # [D]
-            self.register_buffer("start", loadings)  # [D, L]: at the prior's mean, 0, nothing would tell the factors apart
+            self.register_buffer(
+                "start", loadings
+            )  # [D, L]: at the prior's mean, 0, nothing would tell the factors apart
             return
         self.loadings = PyroParam(loadings, constraints.real)
         self.mean = PyroParam(center, constraints.real)

@@ -75,7 +75,9 @@ class Model(PyroModule):
         if priors:
             self.register_buffer("center", center)  # [D]
             self.register_buffer("spread", spread)  # []
-            self.register_buffer("start", loadings)  # [D, L]: at the priors' mean, 0, nothing would tell the latents apart
+            self.register_buffer(
+                "start", loadings
+            )  # [D, L]: at the priors' mean, 0, nothing would tell the latents apart
             return
         self.loadings = PyroParam(loadings, constraints.real)
         self.mean = PyroParam(center, constraints.real)

@@ -184,9 +184,7 @@ def broken(model: LinearModel, plan: LinearPlan, moments: Moments) -> list[str]:
     return [n for n, copy in plan.copies.items() if not copy.holds(parts[copy.site, copy.parameter], values[n])]
 
 
-def _closed(
-    model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor, globals: Values
-) -> dict[str, Tensor]:
+def _closed(model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor, globals: Values) -> dict[str, Tensor]:
     values, new = {n: v.detach() for n, v in {**model.program.values(), **globals}.items()}, {}
     priors = priors_now(model.program, model.x, plan, globals)
     pools = {n: Pool(n, values[n], copy.index, priors.get(n), copy.form) for n, copy in plan.copies.items()}
@@ -253,7 +251,9 @@ def _regress(
     zz = stats["zz"]
     target = stats["xz"] - (zz @ constant.unsqueeze(-1)).squeeze(-1)  # [A, E, L+1]
     if known is not None:
-        precision, product = (torch.where(free, v[index.clamp(min=0)], 0.0) * g.scale.square()[..., None] for v in known)
+        precision, product = (
+            torch.where(free, v[index.clamp(min=0)], 0.0) * g.scale.square()[..., None] for v in known
+        )
         zz, target = zz + precision.diag_embed(), target + product
     count = int(index.max()) + 1
     used = index[free]

@@ -23,7 +23,7 @@ from inference._numerics.coordinates import bijection
 from inference._numerics.weighted import count
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
-from zoo._program.trace import Node, node_of, outside_log_prob, support_of
+from zoo._program.trace import Node, family_name, node_of, outside_log_prob, support_of
 
 
 class Checkpoints(Protocol):
@@ -163,8 +163,9 @@ class Task:
         out = {}
         for name, node in self._global_nodes().items():
             own = (node["infer"] or {}).get("init")
-            value = self.globals[name] if name in self.globals else _center(node["fn"]) if own is None else own
-            out[name] = torch.as_tensor(value).detach().to(self.x.dtype)
+            flat = family_name(node["fn"]) == "ImproperUniform"
+            begin = own if own is not None else node["value"] if flat else _center(node["fn"])
+            out[name] = torch.as_tensor(self.globals.get(name, begin)).detach().to(self.x.dtype)
         return out
 
     def outside(self, globals: dict[str, Tensor]) -> float:

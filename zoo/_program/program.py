@@ -18,6 +18,7 @@ from torch.distributions import constraints, transform_to
 
 from zoo._program.missing import Counting, Gaps, Unobserved, holds_nan
 from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited, localize, settings
+from zoo._program.priors import Begin
 
 ParentsOf = Callable[["Program", Tensor], frozenset[str]]
 
@@ -230,7 +231,7 @@ class Program(nn.Module):
         visited = Visited()
         around = settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
         with contextlib.ExitStack() as stack:
-            for each in (*around, InDtype(self.dtype)):
+            for each in (*around, Begin(x is None), InDtype(self.dtype)):
                 stack.enter_context(each)
             if x is None:
                 return call(None, size=size)

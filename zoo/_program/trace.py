@@ -225,4 +225,4 @@ def family_name(fn: dist.TorchDistribution) -> str:
     """The family of a distribution, without what is wrapped around it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Slots", "Completed"):
         fn = fn.base_dist
-    return type(fn).__name__.removeprefix("Marginal")
+    return "ImproperUniform" if type(fn).__name__ == "Flat" else type(fn).__name__.removeprefix("Marginal")
