@@ -86,7 +86,10 @@ class Model(PyroModule):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` data. Returns x [n, D]."""
-        W, mean, noise = self._draw_parameters() if self.priors else (self.loadings, self.mean, self.noise)
+        if self.priors:
+            W, mean, noise = self._draw_parameters()
+        else:
+            W, mean, noise = self.loadings, self.mean, self.noise
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.L), 1.0).to_event(1))  # [n, L]
             return pyro.sample("x", dist.Normal(z @ W.mT + mean, noise).to_event(1), obs=x)  # [n, D]
@@ -100,7 +103,8 @@ class Model(PyroModule):
         W = pyro.sample("loadings", prior, infer={"init": self.start})  # [D, L]
         mean = pyro.sample("mean", dist.Normal(m, 2 * s).to_event(1))  # [D]
         if self.fixed:
-            return W, mean, self.noise
+            noise: Tensor = self.noise
+            return W, mean, noise
         return W, mean, pyro.sample("variance", dist.InverseGamma(torch.tensor(2.0), s**2)).sqrt()
 
 

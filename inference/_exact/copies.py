@@ -66,7 +66,7 @@ class Given:
     forms: tuple[str, ...] = ()  # what else of it a global latent may be a copy of
 
 
-def parts_of(site: str, family: Family, params: Params) -> list[Given]:
+def parts_of(site: str, family: Family | type[Family], params: Params) -> list[Given]:
     """The parameters of a site, as its family declares them."""
     return [
         Given(site, n, v, family.parameters[n], n in family.up_to_constant, family.forms.get(n, ()))
@@ -106,8 +106,7 @@ def find(
                     copy = _copy(part, leaves[theta], supports[theta], part.forms if theta in globals else ())
                     before = found.get(theta, copy)
                     same = copy is not None and before is not None and torch.equal(copy.index, before.index)
-                    same = same and copy.form == before.form
-                    found[theta] = copy if same else None
+                    found[theta] = copy if same and copy and before and copy.form == before.form else None
                     uses[theta].add((part.site, part.name))
             for value in rest:
                 for theta in _connected(value, leaves):
@@ -124,8 +123,11 @@ def _copy(part: Given, theta: Tensor, constraint: Constraint, forms: tuple[str, 
     return None
 
 
-def places(program: Program, globals: Values, supports: Mapping[str, Constraint]) -> Iterator[dict[str, Tensor]]:
+def places(
+    program: Program, globals: Values | None = None, supports: Mapping[str, Constraint] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """The program's θ and the globals, and points away from them on either side of zero."""
+    globals, supports = globals or {}, supports or program.constraints
     yield {**program.values(), **globals}
     ways = {n: transform_to(supports[n]) for n in program.values()} | {n: bijection(supports[n]) for n in globals}
     free = {**program.unconstrained(), **{n: ways[n].inv(v) for n, v in globals.items()}}

@@ -14,6 +14,8 @@ from torch.distributions import biject_to, constraints
 from zoo._errors import UsageError
 from zoo._program.trace import Node
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+
 
 class InverseWishart(TorchDistribution):
     """The conjugate prior of a covariance matrix (Bishop 2006, §2.3.6).
@@ -29,7 +31,7 @@ class InverseWishart(TorchDistribution):
         self.df, self.scale = df.expand(batch), scale.expand((*batch, *scale.shape[-2:]))
         super().__init__(batch, self.scale.shape[-2:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> InverseWishart:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> InverseWishart:
         """The same for a batch."""
         scale = self.scale.expand((*batch_shape, *self.event_shape))
         return InverseWishart(self.df.expand(batch_shape), scale, validate_args=False)
@@ -40,9 +42,9 @@ class InverseWishart(TorchDistribution):
         over = (self.df - self.event_shape[-1] - 1).clamp(min=0)
         return self.scale / over[..., None, None]
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """C (A Aᵀ)⁻¹ Cᵀ for Ψ = C Cᵀ and A Aᵀ ~ W(I, ν) by Bartlett's decomposition."""
-        shape, D = self._extended_shape(sample_shape), self.event_shape[-1]
+        shape, D = self._extended_shape(torch.Size(sample_shape)), self.event_shape[-1]
         freedom = self.df.unsqueeze(-1) - torch.arange(D).to(self.df)
         diagonal = torch.distributions.Chi2(freedom.expand(shape[:-1])).rsample().sqrt()
         bartlett = torch.randn(shape).to(self.scale).tril(-1) + diagonal.diag_embed()
@@ -93,22 +95,20 @@ class Flat(ImproperUniform):
         super().__init__(fn.support, fn.batch_shape, fn.event_shape)
         self.name, self.init, self.simulated = name, init, simulated
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> Flat:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> Flat:
         """The same for a batch."""
         fn = ImproperUniform(self.support, torch.Size(batch_shape), self.event_shape)
         return Flat(fn, self.name, self.init, self.simulated)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """The value to begin at."""
         if self.simulated:
             raise UsageError(
                 f"The prior of '{self.name}' is improper (ImproperUniform): no new data can be drawn from it. Fit the program "
                 "first, or give it a proper prior."
             )
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         if self.init is not None:
             return torch.as_tensor(self.init, dtype=torch.get_default_dtype()).expand(shape)
         way = biject_to(self.support)
         return way(torch.zeros(way.inverse_shape(shape)))
-
-    rsample = sample
