@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 
 from inference import em
 from inference._exact._sums.elimination import Elimination
+from inference._exact._sums.replayed import Replayed
 from inference._run import own_route
 from zoo._reading.elimination import best_order, many_at_once
 from zoo._reading.witness import Witness
@@ -82,6 +83,52 @@ def test_em_is_baum_welch(family, holes):
     found = em.fit(task, max_iter=50, tol=0, accelerate=False, start="program")
     assert set(found.notes["closed_form"]) == set(theta) and not found.notes["numeric"]
     nearly(found.trace["log_likelihood"], truth, 1e-8)
+
+
+def test_a_program_is_replayed_and_not_run_where_only_theta_changes():
+    task, x = chain(10, 3, 8, holes=0.1)
+    fresh = task_of(chains.hmm(10, 3), x)
+    found = em.fit(task, max_iter=12, tol=0, accelerate=False, start="program")
+    assert task.engine.factors._replayed.graph is not None
+    fresh.program.assign({n: tensor(v) for n, v in found.parameters.items()})
+    nearly(task.engine.per_datum(), fresh.engine.per_datum().numpy(), 1e-12)
+    replayed, by_program = task.engine.e_step(), fresh.engine.e_step()
+    for site, sums in by_program.sites.items():
+        for name, value in sums.items():
+            np.testing.assert_allclose(replayed.sites[site][name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["by a value", "beside torch", "counted"])
+def test_what_cannot_be_replayed_is_run(kind):
+    calls = []
+
+    def function(values):
+        a = values["a"]
+        calls.append(1)
+        if kind == "by a value":
+            return {"b": a.exp() if float(a.sum()) > 0 else -a}
+        if kind == "beside torch":
+            return {"b": torch.as_tensor(a.numpy() ** 2)}
+        return {"b": a * len(calls)}
+
+    replayed = Replayed(function, lambda values: {"a": values["a"] + 1})
+    for k in range(10):
+        a = torch.full((2,), 2.0 - k, dtype=torch.float64)
+        found = replayed({"a": a})["b"]
+        if kind == "counted":
+            assert torch.equal(found, a * len(calls))
+        else:
+            assert torch.equal(found, (a.exp() if 2 - k > 0 else -a) if kind == "by a value" else a**2)
+    assert replayed.graph is None
+
+
+def test_a_record_that_is_no_longer_right_is_dropped():
+    state = {"factor": 1.0}
+    replayed = Replayed(lambda values: {"b": values["a"] * state["factor"]}, lambda values: {"a": values["a"] + 1})
+    for k in range(32):
+        state["factor"] = 1.0 if k < 20 else 3.0
+        found = replayed({"a": torch.ones(2, dtype=torch.float64)})["b"]
+    assert replayed.graph is None and float(found[0]) == 3.0
 
 
 def test_a_row_of_weight_three_counts_as_three():

@@ -213,6 +213,11 @@ class Program(nn.Module):
             self._hidden = None
 
     @property
+    def is_hiding(self) -> bool:
+        """Whether entries of x are hidden now."""
+        return self._hidden is not None
+
+    @property
     def completes(self) -> tuple[str, ...]:
         """The observed sites that a latent site completes: those whose missing entries cannot be left out."""
         return tuple(self._gaps.slots)

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from inference._exact import mstep
 from inference._exact._sums import sum_product
-from inference._exact._sums.factors import Factors, Tables
+from inference._exact._sums.factors import Factors, Look, Tables
 from inference._exact._sums.schedule import Schedule, schedule
 from inference._exact.densities import View
 from inference._exact.engine import Engine, Plan, Points, Rows, Statistics, Values
@@ -93,36 +92,36 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
         """The groups of sites, and the sites without a family, at these values; and the log prior of the globals (nats)."""
-        probe = self.factors.probe(parameters, globals)
-        return self.factors.views(probe), self.factors.log_prior(probe)
+        look = self.factors.look(parameters, globals)
+        return self.factors.views(look), look.log_prior
 
     def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
-        return self.factors.log_prior(self.factors.probe(parameters, globals))
+        return self.factors.look(parameters, globals).log_prior
 
     def log_evidence(
         self, parameters: Values | None = None, globals: Values | None = None, every_row: bool = False
     ) -> tuple[Tensor, Tensor]:
-        probe = self.factors.probe(parameters, globals)
+        look = self.factors.look(parameters, globals)
         total: Tensor | float = 0.0
         for rows in self.chunks():
-            found = self._summed(rows, probe, parameters, globals)
+            found = self._summed(rows, look, parameters, globals)
             total = total + weighed(found, self.weights, rows).sum()
-        return torch.as_tensor(total), self.factors.log_prior(probe)
+        return torch.as_tensor(total), look.log_prior
 
     def _summed(
-        self, rows: slice, probe: Trace, parameters: Values | None, globals: Values | None, own: bool = False
+        self, rows: slice, look: Look, parameters: Values | None, globals: Values | None, own: bool = False
     ) -> Tensor:
         """log p(x_i) [rows]."""
         n = rows.stop - rows.start
         plan = self.schedule(n)
-        tables = self.factors.tables(rows, probe, parameters, globals, own)
+        tables = self.factors.tables(rows, look, parameters, globals, own)
         found = sum_product.summed(plan, self.factors.placed(tables, plan)).log_evidence
         return found.expand(n)
 
     @torch.no_grad()
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
-        probe = self.factors.probe(parameters, globals)
-        return torch.cat([self._summed(r, probe, parameters, globals, own) for r in self.chunks()])
+        look = self.factors.look(parameters, globals, own)
+        return torch.cat([self._summed(r, look, parameters, globals, own) for r in self.chunks()])
 
     def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
         return self.x.new_ones(self.N, 1)  # of the one joint value; see `marginals`
@@ -132,14 +131,14 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     @torch.no_grad()
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
-        probe, plan = self.factors.probe(None, globals), self._of_marginals()
+        look, plan = self.factors.look(None, globals), self._of_marginals()
         names = [s.name for s in self.structure.discrete_locals if not s.event_shape]
         if not names:
             return {}
         out = {name: self.x.new_empty(self.N, self.cards[name]) for name in names}
         for rows in self.chunks():
             n = rows.stop - rows.start
-            tables = self.factors.placed(self.factors.tables(rows, probe, None, globals), self._schedules[0])
+            tables = self.factors.placed(self.factors.tables(rows, look, None, globals), self._schedules[0])
             with torch.enable_grad():
                 own = {name: self.x.new_zeros(n, card, requires_grad=True) for name, card in self.cards.items()}
                 found = sum_product.summed(
@@ -161,19 +160,19 @@ class Elimination(Engine[TableStatistics, Plan]):
     @torch.no_grad()
     def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
         out = {n: v.new_empty(draws, self.N, *v.shape[1:]) for n, v in self.factors.every.support.items()}
-        probe = self.factors.probe(None, globals)
+        look = self.factors.look(None, globals)
         plan = self._schedules[0]
         width = max(1, draws * max((max(s.sizes) * len(s.latents) for s in plan.steps), default=1))
         for rows in slices(self.N, fitting(DRAWN, max(width, plan.numbers()), 1, CHUNK_ROWS)):
-            states, _ = self.drawn(rows, draws, probe, globals)
+            states, _ = self.drawn(rows, draws, look, globals)
             for name, state in zip(plan.order, states, strict=True):
                 out[name][:, rows] = self.factors.every.support[name][state]
         return out
 
-    def drawn(self, rows: slice, draws: int, probe: Trace, globals: Values | None = None) -> tuple[Tensor, Tensor]:
+    def drawn(self, rows: slice, draws: int, look: Look, globals: Values | None = None) -> tuple[Tensor, Tensor]:
         """Joint draws, as numbers of the values of each latent in the order [latents, draws, rows], and log p(z | x)."""
         plan = self._schedules[0]
-        found = sum_product.summed(plan, self.factors.placed(self.factors.tables(rows, probe, None, globals), plan))
+        found = sum_product.summed(plan, self.factors.placed(self.factors.tables(rows, look, None, globals), plan))
         return sum_product.drawn(plan, found, draws, rows.stop - rows.start)
 
     @torch.no_grad()
@@ -184,7 +183,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         out by each site's own `log_prob`.
         """
         plan, rows = self._schedules[0], slice(0, self.N)
-        tables = self.factors.tables(rows, self.factors.probe(None, globals), None, globals, own=True)
+        tables = self.factors.tables(rows, self.factors.look(None, globals, own=True), None, globals, own=True)
         found = sum_product.summed(plan, self.factors.placed(tables, plan))
         own, _ = sum_product.drawn(plan, found, draws, self.N)
         cards = torch.tensor([self.cards[name] for name in plan.order]).reshape(-1, 1, 1)
@@ -197,10 +196,10 @@ class Elimination(Engine[TableStatistics, Plan]):
     @torch.no_grad()
     def most_probable(self, globals: Values | None = None) -> dict[str, Tensor]:
         """Local site → its value [N, …] in the most probable joint value of all latents."""
-        probe, plan = self.factors.probe(None, globals), self._schedules[0]
+        look, plan = self.factors.look(None, globals), self._schedules[0]
         out = {n: v.new_empty(self.N, *v.shape[1:]) for n, v in self.factors.every.support.items()}
         for rows in self.chunks():
-            tables = self.factors.placed(self.factors.tables(rows, probe, None, globals), plan)
+            tables = self.factors.placed(self.factors.tables(rows, look, None, globals), plan)
             found = sum_product.summed(plan, tables, sum_product.highest)
             states, _ = sum_product.drawn(plan, found, 0, rows.stop - rows.start)
             for name, state in zip(plan.order, states[:, 0], strict=True):
@@ -221,13 +220,13 @@ class Elimination(Engine[TableStatistics, Plan]):
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> TableStatistics:
         with one_thread():
-            probe = self.factors.probe(None, globals)
-        views = self.factors.views(probe)
+            look = self.factors.look(None, globals)
+        views = self.factors.views(look)
         sums, others = self.factors.empty(views), dict[str, list[Tensor]]()
         per_datum = self.x.new_empty(self.N)
         for rows in self.chunks():
             n = rows.stop - rows.start
-            plan, tables = self.schedule(n), self.factors.tables(rows, probe, None, globals)
+            plan, tables = self.schedule(n), self.factors.tables(rows, look, None, globals)
             weights = self._weights(plan, tables, rows, per_datum)
             self.factors.add(sums, rows, weights, views)
             for site, weight in weights.other.items():
@@ -238,7 +237,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         return TableStatistics(
             counts,
             per_datum,
-            self.factors.log_prior(probe),
+            look.log_prior,
             sites,
             views,
             {s: torch.as_tensor(w) for s, w in kept.items()},
@@ -268,7 +267,7 @@ class Elimination(Engine[TableStatistics, Plan]):
     ) -> Tensor:
         """The sum of the densities of some sites without a family, at all values of their latents; for the planning of an
         M-step, which asks what they depend on."""
-        found = self.factors.others(rows, self.factors.probe(parameters, globals), parameters, globals, sites)
+        found = self.factors.others(rows, self.factors.look(parameters, globals), parameters, globals, sites)
         return torch.stack([t[t.isfinite()].sum() for t in found.values()]).sum()
 
     def m_step(
@@ -294,15 +293,15 @@ class Elimination(Engine[TableStatistics, Plan]):
     def expected(
         self, stats: TableStatistics, parameters: Values, globals: Values, responsibilities: Rows | None = None
     ) -> Tensor:
-        probe = self.factors.probe(parameters, globals)
-        total = self.factors.log_prior(probe)
-        for view in self.factors.views(probe):
+        look = self.factors.look(parameters, globals)
+        total = look.log_prior
+        for view in self.factors.views(look):
             if view.params is not None:
                 total = total + self.families[view.name].expected(stats.sites[view.name], view.params)
         rowless, whole = self.factors.rowless, slice(0, self.N)
         for rows in self.chunks() if stats.others.keys() - rowless else [whole]:
             sites = set(stats.others) if rows.start == 0 else stats.others.keys() - rowless
-            for site, table in self.factors.others(rows, probe, parameters, globals, sites).items():
+            for site, table in self.factors.others(rows, look, parameters, globals, sites).items():
                 weight = stats.others[site] if site in rowless else stats.others[site][rows]
                 total = total + torch.where(weight == 0, torch.zeros_like(table), weight * table).sum()
         return total

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact._sums.alike import Group, Kind, groups, parameters
+from inference._exact._sums.replayed import Replayed
 from inference._exact._sums.schedule import Schedule
 from inference._exact.densities import View
 from inference._exact.engine import Values
@@ -50,6 +52,14 @@ class Tables:
 
     def _parts(self) -> tuple[dict[str, Tensor], ...]:
         return self.shared, self.by_row, self.other
+
+
+class Look(NamedTuple):
+    """What two rows show of the program at some θ: all that is the same for every row."""
+
+    params: dict[str, Params]  # kind, by its first site → the parameters of its distributions
+    tables: dict[str, Tensor]  # site, or kind, without data → its table [1, values]
+    log_prior: Tensor  # of the global latents, nats
 
 
 class Factors:
@@ -107,7 +117,7 @@ class Factors:
         else:
             return False
         with torch.no_grad():
-            family = family_of(node_of(self.probe(), g.name)["fn"])
+            family = family_of(node_of(self._run(), g.name)["fn"])
         assert family is not None
         self.families[g.name] = made = family(data)
         if self.weights is not None and not g.latent:
@@ -127,28 +137,43 @@ class Factors:
                     known = [b for b in bases if b is not None]
                     self._bases[kind.sites[0]] = torch.stack(known) if known else None
         self.lone = frozenset(self.scopes.keys() - self._kind_of.keys())
+        kinds = {k.sites[0] for g in self.groups for k in g.kinds if k.latent}
+        self._tabled = kinds | (self.lone & self.rowless)
+        self._replayed = Replayed(self._at, lambda values: {**values, **self.program.elsewhere()})
 
     # ----------------------------------------------------------------------------------------------------- one run
 
-    def probe(self, parameters: Values | None = None, globals: Values | None = None) -> Trace:
-        """The program on two rows, with the values of all latents side by side."""
+    def look(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Look:
+        """The program on two rows, with the values of all latents side by side. `own`: with the table of every site."""
+        if own or torch.is_grad_enabled() or self.program.is_hiding:
+            return self._seen(self._run(parameters, globals), self.rowless if own else self._tabled)
+        return self._replayed({**self.program.values(), **(parameters or {}), **(globals or {})})
+
+    def _run(self, parameters: Values | None = None, globals: Values | None = None) -> Trace:
         return self.every.trace(self._few, parameters, globals, raw=True)
 
-    def log_prior(self, probe: Trace) -> Tensor:
-        """log p(globals) at the values of a probe, nats."""
-        return global_log_prob(probe)
+    def _seen(self, trace: Trace, tabled: Collection[str]) -> Look:
+        params = {k.sites[0]: self._params(trace, k) for g in self.groups for k in g.kinds}
+        tables = {site: table[:1] for site, table in self.every.tables(trace, tabled).items()}
+        return Look(params, tables, torch.as_tensor(global_log_prob(trace)))
 
-    def views(self, probe: Trace) -> list[View]:
+    def _at(self, values: Values) -> Look:
+        """What is seen at values of θ and of the global latents."""
+        own = self.program.constraints.keys()
+        parameters = {n: v for n, v in values.items() if n in own}
+        return self._seen(self._run(parameters, {n: v for n, v in values.items() if n not in own}), self._tabled)
+
+    def views(self, look: Look) -> list[View]:
         """The groups with the parameters of all their kinds, and the sites without a family."""
         out = []
         for g in self.groups:
-            found = [self._params(probe, kind) for kind in g.kinds]
+            found = [look.params[kind.sites[0]] for kind in g.kinds]
             params = {name: torch.cat([p[name] for p in found]) for name in found[0]} if len(found) > 1 else found[0]
             out.append(View(g.name, g.latent, params))
         return out + [View(site, site in self.rowless, None) for site in sorted(self.lone)]
 
-    def _params(self, probe: Trace, kind: Kind) -> Params:
-        params = parameters(self.every, node_of(probe, kind.sites[0]))
+    def _params(self, trace: Trace, kind: Kind) -> Params:
+        params = parameters(self.every, node_of(trace, kind.sites[0]))
         if params is None:
             raise ArithmeticError(f"the parameters of '{kind.sites[0]}' differ from row to row at these values of θ")
         return {name: value.to(self.x.dtype) for name, value in params.items()}
@@ -156,36 +181,33 @@ class Factors:
     def tables(
         self,
         rows: slice,
-        probe: Trace,
+        look: Look,
         parameters: Values | None = None,
         globals: Values | None = None,
         own: bool = False,
     ) -> Tables:
         """All tables of some rows. `own`: each site by its own `log_prob`."""
         if own:
-            return Tables(other=self.others(rows, probe, parameters, globals, self.scopes.keys()))
-        out, n = Tables(), rows.stop - rows.start
-        shared = [kind.sites[0] for g in self.groups for kind in g.kinds if kind.latent]
-        for site, table in self.every.tables(probe, shared).items():
-            out.shared[site] = table[:1]
+            return Tables(other=self.others(rows, look, parameters, globals, self.scopes.keys()))
+        n = rows.stop - rows.start
+        out = Tables({site: table for site, table in look.tables.items() if site not in self.lone})
         for g in self.groups:
             for kind in g.kinds if not g.latent else ():
                 site = kind.sites[0]
                 value = self.values[site][:, rows]
-                found = self.families[g.name].density(self._params(probe, kind))(value.flatten(0, 1))
+                found = self.families[g.name].density(look.params[site])(value.flatten(0, 1))
                 found = found.reshape(*value.shape[:2], -1)
                 base = self._bases[site]
                 found = found if base is None else found + base[:, rows].unsqueeze(-1)
                 out.by_row[site] = found.reshape(len(value), n, *(self.every.cards[s] for s in self.every.scopes[site]))
-        out.other = self.others(rows, probe, parameters, globals, self.lone)
+        out.other = self.others(rows, look, parameters, globals, self.lone)
         return out
 
     def others(
-        self, rows: slice, probe: Trace, parameters: Values | None, globals: Values | None, sites: Collection[str]
+        self, rows: slice, look: Look, parameters: Values | None, globals: Values | None, sites: Collection[str]
     ) -> dict[str, Tensor]:
         """The tables of these sites, by their own `log_prob`."""
-        mine = [s for s in sites if s in self.rowless]
-        out = {site: table[:1] for site, table in self.every.tables(probe, mine).items()}
+        out = {site: look.tables[site] for site in sites if site in self.rowless}
         if rest := set(sites) - self.rowless:
             trace = self.every.trace(self.x[rows], parameters, globals)
             out |= self.every.tables(trace, rest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 # of a step: how many come before it, the sizes of its tables, and for each table where its latents stand and whether by row
 _Like = tuple[int, tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
@@ -27,7 +28,7 @@ class Step:
     sizes: tuple[int, ...]  # values of the step's latents, of the one to sum over last
     by_row: tuple[bool, ...]  # which of the tables that are joined differ by row
 
-    @property
+    @cached_property
     def is_product(self) -> bool:
         """Whether it is a product of a matrix that all rows share and what each row has for the latent alone."""
         alone = (len(self.sizes) - 1,)

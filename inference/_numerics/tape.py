@@ -1,0 +1,149 @@
+"""A function of tensors as a plain list of tensor operations, without the Python that called them.
+
+Every tensor operation that depends on the inputs is noted as it is carried out once; what depends on constants alone is a
+constant. Equal operations are done once, and those that no output needs are left out. What decides by a value that depends on
+the inputs, or draws random numbers from them, cannot be noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+VALUES_DECIDE = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+
+def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
+    """The operations of a function, which maps as many tensors as there are `inputs` to some others.
+
+    Raises `NotImplementedError` where an operation cannot be noted.
+
+    >>> graph = record(lambda a, b: (a * 2 + b, b.exp()), [torch.ones(3), torch.zeros(3)])
+    >>> graph(torch.zeros(3), torch.zeros(3))[1]
+    tensor([1., 1., 1.])
+    """
+    given = [value.detach().clone() for value in inputs]
+    recorder = _Recorder(given)
+    with recorder:
+        found = function(*given)
+    recorder.graph.output(tuple(recorder.argument(v) for v in found))
+    graph = GraphModule(recorder.constants, recorder.graph)
+    _simplify(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operations that depend on the inputs."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.graph, self.constants = Graph(), torch.nn.Module()
+        self.nodes: dict[int, Node] = {}  # of what depends on the inputs
+        self.known: dict[int, Node] = {}  # of constants
+        self.held: list[Tensor] = []  # so that no two tensors have had one id
+        for i, value in enumerate(inputs):
+            self.note(value, self.graph.placeholder(f"input{i}"))
+
+    def note(self, value: object, node: Node) -> None:
+        if isinstance(value, Tensor):
+            node.meta["shape"] = (tuple(value.shape), value.dtype)
+            self.nodes[id(value)] = node
+            self.held.append(value)
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        kwargs = dict(kwargs or {})
+        given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
+        if not any(id(v) in self.nodes for v in given):
+            return func(*args, **kwargs)
+        name = func._schema.name.split("::")[-1]
+        if name in VALUES_DECIDE or torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotImplementedError(f"{name} of what depends on the inputs")
+        noted, words = tree_map(self.argument, args), tree_map(self.argument, kwargs)
+        found = func(*args, **kwargs)
+        node = self.graph.call_function(func, noted, words)
+        if isinstance(found, tuple | list):
+            for i, value in enumerate(found):
+                if isinstance(value, Tensor):
+                    self.note(value, self.graph.call_function(_item, (node, i)))
+        else:
+            self.note(found, node)
+        return found
+
+    def argument(self, value: Any) -> Any:
+        """What stands for a value in the graph."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self.nodes:
+            return self.nodes[id(value)]
+        if id(value) not in self.known:
+            name = f"constant{len(self.known)}"
+            self.constants.register_buffer(name, value.detach().clone())
+            self.known[id(value)] = self.graph.get_attr(name)
+            self.held.append(value)
+        return self.known[id(value)]
+
+
+def _item(values: Any, i: int) -> Any:
+    return values[i]
+
+
+def _simplify(graph: GraphModule) -> None:
+    """Do equal operations on equal arguments once, and nothing that changes nothing."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    for node in nodes:
+        _without_writing(node)
+    if any(_writes(node) for node in nodes):
+        return  # what is written into may not be one with anything
+    seen: dict[object, Node] = {}
+    for node in nodes:
+        if _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            continue
+        key = (str(node.target), repr(node.args), repr(node.kwargs))
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+        else:
+            seen[key] = node
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _without_writing(node: Node) -> None:
+    """Make an operation that writes into a tensor which nothing else sees one that does not."""
+    of = node.args[0] if node.args else None
+    if not _writes(node) or not isinstance(of, Node) or len(of.users) > 1:
+        return
+    schema = getattr(of.target, "_schema", None)
+    if schema is None or any(r.alias_info is not None for r in schema.returns):
+        return  # a view, whose tensor others see
+    target: Any = node.target
+    name, overload = target._schema.name.split("::")[-1], target._schema.overload_name or "default"
+    other = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), overload, None)
+    if name.endswith("_") and other is not None:
+        node.target = other
+
+
+def _changes_nothing(node: Node) -> bool:
+    aten, of = torch.ops.aten, node.args[0] if node.args else None
+    if not isinstance(of, Node) or "shape" not in of.meta or of.meta["shape"] != node.meta.get("shape"):
+        return False
+    if node.target in (aten.detach.default, aten.alias.default, aten.view.default, aten.expand.default):
+        return True
+    if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
+        return isinstance(node.args[1], int | float) and node.args[1] == 1
+    if node.target in (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar):
+        return isinstance(node.args[1], int | float) and node.args[1] == 0
+    return False
