@@ -33,8 +33,7 @@ from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
 
-WEIGHTS = True  # rows may have weights
-IMPROPER = True  # a global latent may have an improper prior
+WEIGHTS = IMPROPER = True  # rows may have weights, and a global latent a prior that is no density
 PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps

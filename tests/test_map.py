@@ -144,6 +144,7 @@ def test_the_mode_of_gmm(covariance):
     check(program.module, x, found, 2)
 
 
+@pytest.mark.full
 def test_a_prior_that_is_not_conjugate_is_climbed_numerically():
     program = mixture({"mu": dist.StudentT(3.0, TWO, 1.0).to_event(1)}, lambda z, mu: dist.Normal(mu[z], 1.0))
     fit = run(program, data("normals"), "em", quiet=True).fit
@@ -163,6 +164,7 @@ def test_a_latent_that_enters_twice_has_no_closed_form():
     assert run(model, data("normals"), "em", quiet=True).fit.notes["numeric"] == ["mu"]
 
 
+@pytest.mark.full
 def test_loadings_with_priors_are_at_their_mode():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(100, 2)) @ rng.normal(size=(2, 5)) + rng.normal(size=(100, 5)) * [1, 1, 0.5, 0.5, 2] + 3
@@ -195,12 +197,18 @@ def test_relevance_chooses_the_number_of_latents():
     assert (sizes > 1e-3 * fit.parameters["variance"]).sum() == 3
 
 
+@pytest.mark.full
 def test_thirty_columns_converge():
     from sklearn.datasets import load_breast_cancer
 
     x = load_breast_cancer().data
     fit = run("gmm", x, "em", components=2, priors="conjugate", quiet=True, standardize=True).fit
     assert fit.converged and fit.notes["iterations"] < 100
+
+
+def test_conjugate_priors_beside_a_component_of_outliers():
+    fit = run("gmm", "faithful", "em", components=2, priors="conjugate", noise="uniform", max_iter=3, quiet=True).fit
+    assert fit.parameters["covariances"].shape == (2, 2, 2) and np.isfinite(fit.claimed.value)
 
 
 def test_the_inverse_wishart_is_scipys():

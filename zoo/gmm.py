@@ -20,10 +20,7 @@ global latents with weakly informative priors centred on the data's mean m and s
 
 (the inverse gamma is conjugate to a variance; the LKJ for correlations is Lewandowski et al. 2009, and separating the two
 follows Barnard et al. 2000). Dirichlet(2) and LKJ(2) keep the posterior mode off the border. `priors=conjugate` has
-
-    Σ_k ~ InverseWishart(D + 2, diag(s²))
-
-in place of v and C, with the same mean: the posterior mode then has closed steps, however many columns there are.
+Σ_k ~ InverseWishart(D + 2, diag(s²)), of the same mean, in their place: steps to the posterior mode are then closed.
 """
 
 from __future__ import annotations
@@ -52,15 +49,13 @@ class Model(PyroModule):
     - `components`: how many, K.
     - `covariance`: `full`, a matrix for each component; `tied`, one for all; `diagonal`; `spherical`, the same variance in all
       directions; or one of the fourteen names of mclust, for equal (E), varying (V) or no (I) volume, shape and orientation.
-    - `priors`: draw the parameters from weak priors, so that they have a posterior, and no component can collapse;
-      `conjugate` for inverse Wishart covariances.
+    - `priors`: draw the parameters from weak priors, or `conjugate` ones, so that they have a posterior and none collapses.
     - `noise`: `uniform` adds a component of outliers, uniform over the box of the data.
 
     Parameters (constrained shapes): `weights` [K], or [K + 1] with noise; `locs` [K, D]; `scale_tril` [K, D, D] (full),
     [D, D] (tied); `scales` [K, D] (diagonal), [D] (EEI), [K] (spherical), [1] (EII). The other shapes have `volume` λ [K], or
     [1] where it is equal; `shape` [K, D] or [D], which A is proportional to; and for D the `angles` [K, D(D−1)/2] or
-    [D(D−1)/2] of a rotation. With priors the parameters are the sites `weights`, `locs`, `variances`, `correlations`
-    (or `covariances`).
+    [D(D−1)/2] of a rotation. With priors the sites are `weights`, `locs`, `variances`, `correlations`, or `covariances`.
 
     Raises `UsageError` for more components than rows, data that are not a 2-D table, or priors for a covariance without.
     """
@@ -71,7 +66,7 @@ class Model(PyroModule):
         *,
         components: Count = 2,
         covariance: Covariance = "full",
-        priors: bool | Literal["conjugate"] = False,
+        priors: Literal["conjugate"] | bool = False,
         noise: Literal["none", "uniform"] = "none",
     ) -> None:
         super().__init__()
@@ -152,10 +147,9 @@ class Model(PyroModule):
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` data. Returns x [n, D]."""
         if self.priors:
-            weights, locs, scale = self._draw_parameters()  # Σ itself in place of scale where it is conjugate
+            weights, locs, scale = self._draw_parameters()  # or Σ in place of scale
         else:
-            weights, locs = self.weights, self.locs
-            scale = self._scale()
+            weights, locs, scale = self.weights, self.locs, self._scale()
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", dist.Categorical(weights))  # [n]
             return pyro.sample("x", self._component(z, locs, scale), obs=x)  # [n, D]
@@ -191,16 +185,15 @@ class Model(PyroModule):
             variances = pyro.sample("variances", dist.InverseGamma(2.0, rate).expand([K]).to_event(1))  # [K]
             return weights, locs, variances.sqrt()
         if self.conjugate and self.letters[2] != "I":
-            wishart = InverseWishart(torch.tensor(D + 2.0), s.square().diag())
-            wishart = wishart if self.letters == "EEE" else wishart.expand([K]).to_event(1)
-            return weights, locs, pyro.sample("covariances", wishart)  # [K, D, D] or [D, D]
+            each = [] if self.letters == "EEE" else [K]
+            wishart = InverseWishart(torch.tensor(D + 2.0), s.square().diag()).expand(each).to_event(len(each))
+            covariances = pyro.sample("covariances", wishart)  # [K, D, D] or [D, D]
+            return weights, locs, torch.linalg.cholesky(covariances) if self.noise else covariances
         shape = [D] if self.letters == "EEE" else [K, D]
         prior = dist.InverseGamma(torch.full((D,), 2.0), s.square()).expand(shape).to_event(len(shape))
         scales = pyro.sample("variances", prior).sqrt()  # [K, D] or [D]
-        if self.letters == "VVI":
-            return weights, locs, scales
-        if D == 1:
-            return weights, locs, scales.unsqueeze(-1)
+        if self.letters == "VVI" or D == 1:
+            return weights, locs, scales if self.letters == "VVI" else scales.unsqueeze(-1)
         lkj = dist.LKJCholesky(D, torch.tensor(2.0))
         lkj = lkj if self.letters == "EEE" else lkj.expand([K]).to_event(1)
         correlations = pyro.sample("correlations", lkj)  # [K, D, D] or [D, D], Cholesky factors
