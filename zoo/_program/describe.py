@@ -131,7 +131,7 @@ def _globals(
     if exact == Exactness.NO or not names:
         return "", reason
     shown = ", ".join(f"'{n}'" for n in names[:MOST_NAMED]) + ", …" * (len(names) > MOST_NAMED)
-    if flat := [s.name for s in sites if s.improper]:
+    if flat := [s.name for s in sites if s.family == "ImproperUniform"]:
         return "", f"{reason}; this is given the global latents {shown}: the prior of '{flat[0]}' is improper"
     if exact == Exactness.ELIMINABLE:
         return "", f"{reason}; this is given the global latents {shown}, which are not integrated out"
