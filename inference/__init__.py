@@ -17,6 +17,7 @@ A file directly here is a method. All else is in rooms, each of which imports on
     _new_rows/  new rows at the θ of a run
     _pictures/  pictures, one a file
     _estimator/ models as scikit-learn's estimators
+    _compare/   methods side by side, held against a reference
 
 Four values, each made from the one before: a `Request` (`_run/request`: what is asked for), `Prepared` (`_run/prepare`: the
 program and its data, checked), a `Fit` (`_method/fit`: what a method found), a `Run` (`_run/result`: all of it, with the
@@ -57,17 +58,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from inference._compare.comparison import Comparison, compare
     from inference._estimator.estimator import Estimator
     from inference._method.fit import Evidence, Fit
     from inference._run.result import Run, load
-    from inference._run.runner import compare, infer, run
+    from inference._run.runner import infer, run
 
-__all__ = ["Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
+__all__ = ["Comparison", "Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run"]
 __distribution__ = "latent-zoo"
 
 _WHERE = {"Evidence": "_method.fit", "Fit": "_method.fit", "Run": "_run.result", "load": "_run.result"}
 _WHERE |= {"Estimator": "_estimator.estimator"}
-_WHERE |= dict.fromkeys(("compare", "infer", "run"), "_run.runner")
+_WHERE |= dict.fromkeys(("Comparison", "compare"), "_compare.comparison") | dict.fromkeys(
+    ("infer", "run"), "_run.runner"
+)
 
 
 def __getattr__(name: str) -> object:

@@ -93,6 +93,7 @@ FLOORS = (
     ("inference/_answers/",),
     ("inference/_run/",),
     ("inference/_new_rows/", "inference/_pictures/", "inference/_estimator/"),
+    ("inference/_compare/",),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, COMMANDS, "latent_zoo.py"),
 )
@@ -234,7 +235,7 @@ def test_two_files_alone_import_arviz():
 
 def test_matplotlib_is_for_pictures_and_reports():
     users = [f for f in FILES if any(top(m) == "matplotlib" for m in imports(f))]
-    assert all("_pictures/" in f or f.startswith("benchmarks/") for f in users), users
+    assert all("_pictures/" in f or "_compare/" in f or f.startswith("benchmarks/") for f in users), users
 
 
 def test_the_command_imports_nothing_heavy_at_its_head():

@@ -14,7 +14,7 @@ from torch.distributions import transform_to
 
 from inference import run
 from zoo._program.load import load
-from zoo._program.priors import InverseWishart
+from zoo._program.noise import InverseWishart
 
 
 def mixture(priors, site):

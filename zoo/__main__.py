@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,8 @@ from zoo._commands import rows as _rows
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
 if TYPE_CHECKING:
-    from inference._run.record import Record, Refused
+    from inference._compare.comparison import Comparison
+    from inference._run.record import Record
     from inference._run.request import Request
 
 app = typer.Typer(
@@ -102,16 +103,24 @@ def describe(
     preparation: Preparation = NOTHING,
     limit: Limit = ENUMERATION_LIMIT,
     seed: Seed = 0,
+    graph: Annotated[
+        Path | None,
+        typer.Option("--graph", help="Draw what depends on what: an .svg, .png or .pdf.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a program's options; on data, its structure, and which methods can serve it, or why not."""
-    if data is None and (settings or preparation):
+    if data is None and (settings or preparation or graph):
         raise UsageError("zoo describe with options needs --data; without it, it lists the model's options.")
     if data is None:
         _explain(model, json)
         return
     from inference._run import explain, runner
 
+    if graph is not None:
+        from inference._pictures import _graph
+
+        _graph.check(graph)
     prepared = runner.prepare(
         model,
         data,
@@ -122,6 +131,8 @@ def describe(
         **preparation,
     )
     serving, options = runner.serving(prepared.structure), explain.options_of(prepared.target)
+    if graph is not None:
+        _graph.describe(prepared, graph)
     if json:
         methods = {m: why or "yes" for m, why in serving.items()}
         print_json({**prepared.structure.to_json(), "methods": methods, "options": options})
@@ -256,6 +267,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Run several methods side by side: claimed and verified evidence, k-hat, time, memory."""
+    from inference._compare.comparison import compare_request
     from inference._run import runner
     from inference._run.request import Request
 
@@ -265,21 +277,22 @@ def compare(
     names = [m.strip() for m in methods.split(",") if m.strip()]
     folder = out or runner.free_folder(model, data, "compare")
     try:
-        results = runner.compare_request(asked, names, out=folder, quiet=False)
+        results = compare_request(asked, names, out=folder, quiet=False)
     except NotWritten as error:
         _compared(error.result, json)
         raise
+    results.save(folder)
     _compared(results, json)
 
 
-def _compared(results: Sequence[Record | Refused], json: bool) -> None:
-    documents = [r.to_json() for r in results]
+def _compared(found: Comparison, json: bool) -> None:
+    document = found.to_json()
     if json:
-        print_json({"runs": documents})
+        print_json(document)
         return
     from zoo import _show
 
-    _show.comparison(documents)
+    _show.comparison(document)
 
 
 @app.command(cls=PlotCommand)

@@ -191,42 +191,62 @@ def _starts(starts: Mapping[str, float | None]) -> str:
     return f"start: {name}, the best after a few iterations; {behind}"
 
 
-def comparison(results: Sequence[Document]) -> None:
-    """The methods side by side."""
+def comparison(found: Document) -> None:
+    """The methods side by side: `Comparison.to_json()`."""
+    results = found["runs"]
     first = results[0]
     title = escape(f"{first['model']} on {first['data']}, n = {first['n']}: log p(x) in nats")
-    names = ("method", "claimed", "kind", "verified", "kind", "gap", "max k-hat", "converged", "seconds", "MB")
+    names = ("method", "claimed", "verified", "gap a row", "means", "sds", "labels", "k-hat", "seconds", "MB", "")
     table = _table(*names, title=title)
     for r in results:
         if r["status"] == "refused":
-            table.add_row(r["method"], "[red]refused[/]", *[""] * 8)
+            table.add_row(r["method"], "[red]refused[/]", *[""] * 9)
             continue
-        claimed, verified, khat = r["log_evidence"], r["verified_log_evidence"], r["khat"]
+        far = r["distance"] or {}
         table.add_row(
             f"[bold]{r['method']}[/]",
-            evidence(claimed) if claimed else "-",
-            claimed["kind"] if claimed else "-",
-            evidence(verified) if verified else "-",
-            verified["kind"] if verified else "-",
-            f"{claimed['value'] - verified['value']:+.3f}" if claimed and verified else "-",
-            _number(khat["max"]) if khat else "-",
-            {True: "yes", False: "no", None: "-"}[r["converged"]],
+            *(
+                f"{evidence(e)} {MARKS.get(e['kind'], e['kind'])}" if e else "-"
+                for e in (_of(r, ""), _of(r, "verified_"))
+            ),
+            "-" if r["gap_per_row"] is None else f"{r['gap_per_row']:+.3f}",
+            *("-" if far.get(k) is None else text.format(far[k]) for k, text in FAR.items()),
+            _number(r["khat"]["max"]) if r["khat"] else "-",
             f"{r['seconds']:.2f}",
             f"{r['peak_memory_mb']:.0f}",
+            {True: "[green]good[/]", False: "[red]no[/]", None: "?"}[r["good_enough"]],
         )
     out = console()
     out.print(table)
+    out.print("means, sds: errors in sds of the reference's posterior, and relative; labels: total variation.")
     for r in results:
         if r["status"] == "refused":
             out.print(f"{r['method']}: {escape(r['reason'])}", soft_wrap=True)
-        else:
-            given = (r["log_evidence"] or {}).get("given")
-            if given:
-                out.print(f"{r['method']}: log p(x) is given {escape(given)}.", soft_wrap=True)
-            warnings(f"{r['method']}: {w}" for w in r["warnings"])
+            continue
+        held = f" (against {r['reference']}, at its own θ)" if r["reference"] else ""
+        out.print(f"[bold]{r['method']}[/]: {escape(r['verdict'])}{held}", soft_wrap=True)
+        if given := (_of(r, "") or {}).get("given"):
+            out.print(f"{r['method']}: log p(x) is given {escape(given)}.", soft_wrap=True)
+        warnings(f"{r['method']}: {w}" for w in r["warnings"])
+    _recommended(found)
     runs = [r["run"] for r in results if r.get("run")]
     if runs:
         out.print(f"runs: {escape(', '.join(runs))}", soft_wrap=True)
+
+
+MARKS = {"exact": "exact", "lower bound": "bound", "estimate": "est."}
+FAR = {"mean": "{:.2g}", "sd": "{:.0%}", "labels": "{:.2g}"}
+
+
+def _of(result: Document, which: str) -> Any:
+    return result[f"{which}log_evidence"]
+
+
+def _recommended(found: Document) -> None:
+    out, told = console(), found["recommendation"]
+    head = f"take {told['method']}" if told["method"] else "no recommendation"
+    out.print(f"[bold]{escape(head)}[/]: {escape(told['why'])}", soft_wrap=True)
+    out.print(escape(found["good_enough"]), soft_wrap=True)
 
 
 def evidence(value: Document) -> str:

@@ -39,8 +39,7 @@ from zoo._errors import UsageError
 from zoo._options import Count, positive
 from zoo._program import covariances
 from zoo._program.covariances import LETTERS, WHOLE, Covariance
-from zoo._program.noise import NoisyMultivariateNormal, NoisyNormal
-from zoo._program.priors import InverseWishart
+from zoo._program.noise import InverseWishart, NoisyMultivariateNormal, NoisyNormal
 
 
 class Model(PyroModule):

@@ -22,10 +22,11 @@ from inference._exact.by_rows import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, ByDe
 from inference._exact.engine import MOST_SUMMED, Points, Rows, Statistics, Values
 from inference._numerics.slices import fitting, slices
 from inference._numerics.weighted import weighed
+from zoo._errors import UsageError
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob
-from zoo._reading.conjugate import Parts
+from zoo._reading.conjugate import NO_SLOPE, Parts
 
 # at two points each: the first where nothing is known, the others amid the posterior that the one before found
 LOOKS = 3
@@ -78,7 +79,9 @@ class ConjugateEngine(ByDensity[NaturalPosteriors]):
 
         one, other = self.parts.first(self.x.new_ones(self.A, len(x), self.L))
         for _ in range(LOOKS - 1):
-            _, c = self.parts.coefficients(joint, one, other)
+            value, c = self.parts.coefficients(joint, one, other)
+            if not all(bool(v.isfinite().all()) for v in c.values()) and bool(value.isfinite().all()):
+                raise UsageError(f"the posterior of {', '.join(map(repr, c))} is not found: {NO_SLOPE}.")
             one, other = self.parts.near({k: v.detach() for k, v in c.items()})
         value, c = self.parts.coefficients(joint, one, other, keep)
         return NaturalPosterior((value - self.parts.log_density(c, one)).mT, c, (one, other))

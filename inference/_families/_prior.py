@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from inference._families._family import Pool
-from zoo._program.priors import InverseWishart
+from zoo._program.noise import InverseWishart
 
 OF_SPREADS: dict[str, tuple[type[Distribution], ...]] = {
     "scale": (dist.HalfNormal, dist.HalfCauchy),

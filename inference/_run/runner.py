@@ -24,21 +24,19 @@ from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
 from inference._run.prepare import Prepared, check_seed, check_serves, device_of, method_module, plain, prepare, serving
-from inference._run.record import Refused
 from inference._run.reopen import data_of, other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
 from zoo import _atomic, _options
 from zoo._data.options import PREPARATIONS, given
-from zoo._errors import NotWritten, Refusal, UsageError
+from zoo._errors import UsageError
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
 
-__all__ = ["compare", "infer", "prepare", "run", "run_prepared", "serving"]
+__all__ = ["infer", "prepare", "run", "run_prepared", "serving"]
 
 Names = str | Sequence[str] | None  # of columns: text in which commas part them, or a list
 Marks = float | str | Sequence[float | str] | None  # of missing values
-DEFAULT_METHODS = ("em", "laplace", "svi", "importance")
 CPU = torch.device("cpu")
 SMALL_NUMBERS = 1_000_000  # data × assignments
 
@@ -99,11 +97,11 @@ def run(
     """
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize)
-    request = _request(model, data, method, options, seed, limit, dtype, device, preparation)
+    request = request_of(model, data, method, options, seed, limit, dtype, device, preparation)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
-def _request(
+def request_of(
     model: object,
     data: object,
     method: str | None,
@@ -144,7 +142,7 @@ def run_request(
     request = replace(request, method="em" if request.method is None else request.method)
     folder = None if out is None else _store.check_out(out)
     where = device_of(request.device)
-    prepared = _prepared(request, [_method(request)])
+    prepared = prepared_for(request, [_method(request)])
     kept = None
     if folder is not None:
         kept = _checkpoint.Checkpoints(folder, request, prepared.source, prepared.x, checkpoint, resume is not None)
@@ -169,86 +167,10 @@ def _method(request: Request) -> str:
     return request.method
 
 
-def _prepared(request: Request, methods: list[str]) -> Prepared:
+def prepared_for(request: Request, methods: list[str]) -> Prepared:
     preparation: dict[str, Any] = dict(request.preparation)
     how: dict[str, Any] = {"seed": request.seed, "limit": request.limit, "dtype": request.dtype}
     return prepare(request.model, request.data, request.options, methods, **how, **preparation)
-
-
-@entrance
-def compare(
-    model: object,
-    data: object,
-    methods: list[str] | tuple[str, ...] = DEFAULT_METHODS,
-    *,
-    seed: int = 0,
-    out: str | os.PathLike[str] | None = None,
-    columns: Names = None,
-    drop: Names = None,
-    labels: str | None = None,
-    rows_by: str | None = None,
-    na: Marks = None,
-    weights: str | None = None,
-    covariates: Names | int = None,
-    categories: Names = None,
-    rows: int | None = None,
-    standardize: bool = False,
-    binarize: str | float | None = None,
-    missing: str | None = None,
-    covariance_of: int | None = None,
-    limit: int = ENUMERATION_LIMIT,
-    dtype: str = "auto",
-    device: str = "auto",
-    quiet: bool = True,
-    **options: object,
-) -> list[Run | Refused]:
-    """`run` for each of `methods` on the same data: a `Run`, or a `Refused` with the reason, for each.
-
-    With `out`, each run goes to a folder of its method's name in it.
-
-        >>> from latent_zoo import compare
-        >>> [one.claimed.kind for one in compare("gmm", "faithful", ["em", "laplace"])]
-        ['exact', 'exact']
-    """
-    preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
-    _options.flags(standardize=standardize)
-    request = _request(model, data, None, options, seed, limit, dtype, device, preparation)
-    return compare_request(request, methods, out=out, quiet=quiet)
-
-
-@entrance
-def compare_request(
-    request: Request,
-    methods: list[str] | tuple[str, ...] = DEFAULT_METHODS,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    quiet: bool = True,
-) -> list[Run | Refused]:
-    """`compare`, for a request."""
-    if not isinstance(methods, list | tuple) or not methods:
-        raise UsageError(f"Expected a list of methods to compare, got {methods!r}.")
-    if twice := [str(m) for m in methods if methods.count(m) > 1]:
-        raise UsageError(f"Expected each method once, got {twice[0]} {len(twice)} times.")
-    _options.flags(quiet=quiet)
-    folder = None if out is None else _store.check_out(out)
-    where = device_of(request.device)
-    prepared = _prepared(request, list(methods))
-    results: list[Run | Refused] = []
-    unwritten: str | None = None
-    for method in methods:
-        place, asked = None if folder is None else folder / method, replace(request, method=method)
-        how: dict[str, Any] = {"seed": request.seed, "folder": place, "quiet": quiet, "device": where, "request": asked}
-        try:
-            results.append(run_prepared(prepared, method, request.options, **how))
-        except Refusal as refusal:
-            reason = str(refusal)
-            results.append(Refused(prepared.name, prepared.data.name, method, request.seed, len(prepared.x), reason))
-        except NotWritten as error:
-            results.append(error.result)
-            unwritten = unwritten or str(error)
-    if unwritten is not None:
-        raise NotWritten(unwritten, results)
-    return results
 
 
 @entrance

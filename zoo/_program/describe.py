@@ -8,6 +8,7 @@ from it alone whether they can serve a program. Exactness is proved from the ope
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -44,7 +45,7 @@ from zoo._reading.elimination import best_order
 from zoo._reading.elimination import size as table_size
 from zoo._reading.own_values import comes_back
 from zoo._reading.pairs import conjugate, globals_not_conjugate
-from zoo._reading.sites import Reading, read
+from zoo._reading.sites import Reading, line_of, read
 from zoo._reading.whole import not_jointly_normal
 
 PROBE_ROWS = 20
@@ -88,7 +89,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         data_dim = check_contract(program, nodes, len(probe))
         sites = tuple(_site(node) for node in nodes)
         with blame(program.name):
-            check_growth(program, probe, nodes)
+            if not all(map(is_local, nodes)):
+                check_growth(program, probe, nodes)
         depth = max((-p.dim for node in nodes for p in plates(node)), default=1)
         matrices = any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes)
         check_support(program, x, matrices)
@@ -109,6 +111,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
         if exact == Exactness.ELIMINABLE:
             if said := witness.tables(sites):
                 exact, reason, table = Exactness.NO, said, None
+        elif exact == Exactness.NO and not unproved:
+            reason += _statement(run, reason)
         elif exact != Exactness.NO and (names := [s for s in sites if s.role == "latent" and s.scope == "local"]):
             discrete, continuous = [s.name for s in names if s.discrete], [s.name for s in names if not s.discrete]
             if not any(s.completes for s in names) and (
@@ -121,6 +125,14 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
     facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside, table)
     return Structure(program.name, len(x), sites, _parameters(program), *facts, integrable)
+
+
+def _statement(run: _Traced, reason: str) -> str:
+    """Where the first site stands that a reason names, in brackets; "" where it names none."""
+    named = re.search(r"'([^']+)'", reason)
+    rows = run.probe[: READ_ROWS[0]].nan_to_num(0.0)
+    line = line_of(run.program, rows, named[1]) if named else ""
+    return f" ('{named[1]}' is at {line})" if named and line else ""
 
 
 def _globals(
@@ -168,7 +180,7 @@ def _readings(run: _Traced) -> list[Reading]:
             drawn = sample_nodes(run.program.trace(some, raw=True))
         latents = {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n) and n["name"] not in completing}
         again = out[0].again if out else None
-        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again))
+        out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again, drawn=drawn))
         settled = out[0].again is None and not any(s.place for s in out[0].sites.values())
         if settled and len(run.nodes) > MANY_SITES:
             break
@@ -202,11 +214,13 @@ def _obstacle(sites: tuple[Site, ...], nodes: list[Node], readings: list[Reading
                 f"{reading.choices[0]} (`if`, `int()`, `.item()`, NumPy), and what the program does next may change with it: "
                 "keep it a tensor, with torch.where for a choice"
             )
+    completing = {s.name for s in sites if s.completes}
+    hyper = {s.name for s in sites if s.role == "latent" and s.scope == "global"}
     places = frozenset.intersection(*(frozenset(k for k, s in r.sites.items() if s.place) for r in readings))
     for name, site in readings[0].sites.items():
-        if any(s.completes and s.name == name for s in sites):
+        if name in completing:
             continue
-        if site.reads_data and any(s.name == name and s.role == "latent" and s.scope == "global" for s in sites):
+        if site.reads_data and name in hyper:
             return (
                 f"the prior of the global latent '{name}' depends on x, of which methods see some rows at a time: compute "
                 "what it needs once, where the program is made"
@@ -350,7 +364,7 @@ def _exactness(sites: tuple[Site, ...], dependent: str, limit: int) -> tuple[Exa
     if count > limit:
         if len(discrete) == len(local):
             return _by_elimination(sites, count, limit)
-        return Exactness.NO, _too_many(discrete, count, limit), 1, None
+        return Exactness.NO, _too_many(discrete, count, limit) + _beside(discrete, local), 1, None
     if not local:
         return Exactness.ENUMERABLE, "it has no local latents, so the density itself is exact", 1, None
     names = " × ".join(f"'{s.name}'" for s in discrete)
@@ -372,6 +386,16 @@ def _unlistable(latent: list[Site], local: list[Site]) -> str:
         if s.discrete and s.cardinality is None:
             return f"the support of '{s.name}' ({s.family}) cannot be enumerated"
     return ""
+
+
+def _beside(discrete: list[Site], local: list[Site]) -> str:
+    """Which continuous latent keeps discrete ones from being summed out one by one."""
+    names = {s.name for s in discrete}
+    first = next((s for s in local if not s.discrete and names & set(s.parents)), None)
+    first = first or next(s for s in local if not s.discrete)
+    on = next((p for p in first.parents if p in names), "")
+    said = f", and depends on '{on}'" if on else ""
+    return f"; they are not summed out one by one, since the latent '{first.name}' ({first.family}) is continuous{said}"
 
 
 def _too_many(discrete: list[Site], count: int, limit: int) -> str:

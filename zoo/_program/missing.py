@@ -166,6 +166,10 @@ class Counting(Messenger):
             self.real |= kind == "real"
             count = most_missing(flattened(value, msg["fn"]), parent)
             self.most[msg["name"]] = max(count, self.most.get(msg["name"], 0))
+            if parent:  # what is computed from it has to be a number
+                msg["value"] = torch.where(
+                    value.isnan(), torch.full_like(value, _harmless(_unwrap(msg["fn"])[0])), value
+                )
 
 
 # -------------------------------------------------------------------------------------------------------- densities

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from zoo._program.missing import Counting, Gaps, Unobserved, holds_nan
+from zoo._program.noise import Begin
 from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited, localize, settings
-from zoo._program.priors import Begin
 
 ParentsOf = Callable[["Program", Tensor], frozenset[str]]
 

@@ -24,6 +24,7 @@ class Line:
     count: int
     site: Document  # the first
     on: str  # what it depends on, in words
+    members: tuple[Document, ...] = ()  # of a family, all
 
 
 def lines(sites: Sequence[Document]) -> list[Line]:
@@ -43,7 +44,7 @@ def lines(sites: Sequence[Document]) -> list[Line]:
         if len(family) == 1:
             out.append(Line(s["name"], 1, s, _named(s["parents"])))
         else:
-            out.append(Line(f"{s['name']} … {family[-1]['name']}", len(family), s, _pattern(family)))
+            out.append(Line(f"{s['name']} … {family[-1]['name']}", len(family), s, _pattern(family), tuple(family)))
     return out
 
 
@@ -69,13 +70,18 @@ def _pattern(family: Sequence[Document]) -> str:
     most = max(len(s["parents"]) for s in family)
     if not most:
         return ""
+    if regular(family) is None:
+        return f"each on up to {most} other sites" if most > 1 else "each on at most one other site"
+    own, usual = split(family[0]["name"])[0], _relative(family[-1])
+    return "each on " + " and ".join(_in_words(*parent, own) for parent in sorted(usual, key=str, reverse=True))
+
+
+def regular(family: Sequence[Document]) -> int | None:
+    """How many steps back the members of a family reach, where they all depend on the same but for the first few."""
     patterns = [_relative(s) for s in family]
     usual = patterns[-1]
-    first = max(0, *(-step for _, step in usual if step is not None), 0)  # that have all of these
-    if any(pattern != usual for pattern in patterns[first:]):
-        return f"each on up to {most} other sites" if most > 1 else "each on at most one other site"
-    own = split(family[0]["name"])[0]
-    return "each on " + " and ".join(_in_words(*parent, own) for parent in sorted(usual, key=str, reverse=True))
+    first = max((-step for _, step in usual if step is not None), default=0)  # that have all of these
+    return None if any(pattern != usual for pattern in patterns[max(0, first) :]) else max(0, first)
 
 
 def _relative(s: Document) -> frozenset[tuple[str, int | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, cast
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -56,7 +57,7 @@ def local_log_prob(trace: Trace, data_dim: int, rows: int) -> Tensor:
     depth = max((_depth(node) for node in local), default=1)
     for node in local:
         total = total + per_datum(node, log_prob(node), data_dim, depth)
-    return total.expand(torch.broadcast_shapes(total.shape, (rows,)))
+    return total.expand(np.broadcast_shapes(total.shape, (rows,)))
 
 
 def per_datum(node: Node, log_prob: Tensor, data_dim: int, depth: int = 1) -> Tensor:
@@ -182,7 +183,7 @@ def node_of(trace: Trace, name: str) -> Node:
 def drawn_in_full(node: Node) -> Tensor:
     """A site's value in the shape of its distribution, in memory of its own."""
     fn, value = node["fn"], node["value"]
-    return value.expand(torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)).clone()
+    return value.expand(np.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)).clone()
 
 
 def whole_shape(fn: dist.TorchDistribution) -> tuple[int, ...]:
@@ -196,9 +197,11 @@ def shape_fits(node: Node) -> bool:
     whole, event = whole_shape(fn), tuple(fn.event_shape)
     if tuple(value.shape[value.dim() - len(event) :]) != event:
         return False
+    if tuple(value.shape) == whole:
+        return True
     try:
-        return tuple(torch.broadcast_shapes(value.shape, whole)) == whole
-    except RuntimeError:
+        return np.broadcast_shapes(value.shape, whole) == whole
+    except ValueError:
         return False
 
 

@@ -1,19 +1,21 @@
 """Which bits of a mask stand for which site, where a program may have more sites than a mask has bits for them.
 
-Up to 46 sites have a bit each. Of more, each has a code of four bits, one in each of four blocks: site 75 of the latents is
-"3 in the first block, 1 in the second, 1 in the third, 0 in the fourth". Bits of several sites together may be read as more
-sites than were there, and never as fewer, so what they say is always safe. `Codes.exact` says whether it is all that was there;
-where it is not, a second reading with `Colours` settles it: there, sites that could be mistaken for each other have bits of
-their own.
+Up to 46 sites have a bit each. Of more, each has a code of four bits or more, one in each of as many blocks: site 75 of 100
+latents is "3 in the first block, 1 in the second, 1 in the third, 0 in the fourth". Bits of several sites together may be read
+as more sites than were there, and never as fewer, so what they say is always safe. `Codes.exact` says whether it is all that
+was there; where it is not, a second reading with `Colours` settles it: there, sites that could be mistaken for each other have
+bits of their own.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 BITS = 46  # of a mask that stand for sites
-LATENT, OBSERVED = (8, 8, 7, 7), (4, 4, 4, 4)  # blocks of bits
+LATENT_BITS, OBSERVED = 30, (4, 4, 4, 4)  # blocks of bits
+LATENT = (8, 8, 7, 7), (5,) * 6, (3,) * 10  # which have 3,136 codes, 15,625, 59,049
 
 
 class Codes:
@@ -21,6 +23,7 @@ class Codes:
 
     def __init__(self, latents: Sequence[str], observed: Sequence[str]) -> None:
         self.kinds = [list(latents), list(observed)]
+        self.blocks = next((b for b in LATENT if math.prod(b) >= len(latents)), LATENT[-1]), OBSERVED
         self.single = len(latents) + len(observed) <= BITS
         self.by_name: dict[str, int] = {}
         self.by_code: dict[int, list[str]] = {}
@@ -33,8 +36,8 @@ class Codes:
         if self.single:
             code = 1 << min(len(self.by_name), BITS - 1)
         else:
-            code, first = 0, 0 if kind == 0 else sum(LATENT)
-            for size in (LATENT, OBSERVED)[kind]:
+            code, first = 0, 0 if kind == 0 else LATENT_BITS
+            for size in self.blocks[kind]:
                 code |= 1 << (first + place % size)
                 place, first = place // size, first + size
         self.by_name[name] = code
@@ -70,7 +73,7 @@ class Codes:
     def _combined(self, bits: int) -> tuple[list[int], int]:
         """The codes that these bits may be made of, and how many sites it took at least to make them."""
         codes, least, first = list[int](), 0, 0
-        for blocks in (LATENT, OBSERVED):
+        for blocks in self.blocks:
             set_ = list[list[int]]()
             for size in blocks:
                 set_.append([1 << b for b in range(first, first + size) if bits & 1 << b])
@@ -87,7 +90,7 @@ class Colours(Codes):
         self.candidates = candidates
         super().__init__(*first.kinds)
         self.by_name, start = {}, 0
-        for names, size in zip(first.kinds, (sum(LATENT), sum(OBSERVED)), strict=True):
+        for names, size in zip(first.kinds, (LATENT_BITS, sum(OBSERVED)), strict=True):
             colours = coloured(names, candidates.values())
             self.by_name |= {n: 1 << (start + colours[n] % size) for n in names}
             start += size

@@ -212,6 +212,12 @@ FAMILIES: dict[str, Conjugate] = {
 }  # fmt: skip
 
 
+NO_SLOPE = (
+    "log p(x, z) has no derivative in some row, as where an exposure is exactly 0 and nothing was counted: such a row says "
+    "nothing, leave it out"
+)
+
+
 @dataclass(frozen=True)
 class Parts:
     """Where the values of each latent stand among the numbers z [L] of a row, their event shape, and their family."""

@@ -11,15 +11,14 @@ A sum keeps the degree of its terms, and a product adds the degrees of its facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
+
+from zoo._reading.shadow import NO_DEGREE, NOTHING, Operation, Shadow, constant
 
 OTHER = 3  # no polynomial of degree 2 or less, or none that could be proved
 MISSING = 1 << 62  # of a mask: an entry of the data that is missing
@@ -59,48 +58,6 @@ BY_FIRST_DIMENSION = {"convolution", "mkldnn_convolution", "max_pool2d_with_indi
                       "pixel_shuffle", "im2col", "col2im"}  # fmt: skip
 
 
-@dataclass
-class Shadow:
-    """Beside a tensor, entry by entry: what it depends on (int64 bits), and its degree in the continuous latents (int8)."""
-
-    mask: Tensor
-    degree: Tensor
-
-    def union(self) -> tuple[int, int]:
-        """All bits, and the highest degree."""
-        if not self.mask.numel():
-            return 0, 0
-        return int(np.bitwise_or.reduce(self.mask.numpy(), axis=None)), int(self.degree.max())
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operation that a program ran: what went into it, what came out, and how to ask for the shadow of an argument."""
-
-    name: str  # without the underscore of an operation in place
-    func: OpOverload
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    outs: list[Tensor]
-    of: Callable[[Tensor], Shadow]
-
-    def tensors(self, first: int = 0) -> list[Tensor]:
-        """All tensors among the arguments, but for so many first ones."""
-        return tensors((self.args[first:], self.kwargs))
-
-    def argument(self, wanted: str, default: object = None) -> Any:
-        """The value of the argument called `wanted`."""
-        for i, a in enumerate(self.func._schema.arguments):
-            if a.name == wanted:
-                return self.args[i] if i < len(self.args) else self.kwargs.get(wanted, a.default_value)
-        return default
-
-
-def constant(like: Tensor) -> Shadow:
-    """The shadow of numbers that depend on nothing."""
-    return Shadow(torch.zeros(like.shape, dtype=torch.int64), torch.zeros(like.shape, dtype=torch.int8))
-
-
 def apply(op: Operation) -> list[Shadow]:
     """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
     if op.name in CONSTANTS:
@@ -110,20 +67,11 @@ def apply(op: Operation) -> list[Shadow]:
         return [Shadow(source.mask & ~MISSING, curved(source.degree))]
     if op.name.startswith("native_layer_norm"):
         return _normalised(op)
-    for names, rule in RULES:
-        if op.name in names:
-            return rule(op)
+    if op.name in RULE_OF:
+        return RULE_OF[op.name](op)
     if torch.Tag.pointwise in op.func.tags or op.name in ENTRYWISE:
         return entrywise(op)
     return unknown(op)
-
-
-def tensors(tree: object) -> list[Tensor]:
-    """All tensors among arguments."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    branches = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
-    return [t for branch in branches for t in tensors(branch)]
 
 
 def unknown(op: Operation) -> list[Shadow]:
@@ -175,9 +123,11 @@ def entrywise(op: Operation) -> list[Shadow]:
         return unknown(op)  # a loss that is summed over all of it
     if op.name == "bucketize":
         parts = parts[:1]
-    mask = torch.zeros(out.shape, dtype=torch.int64)
-    for p in parts:
+    mask = parts[0].mask if parts else NOTHING
+    for p in parts[1:]:
         mask = mask | p.mask
+    if all(p.union()[1] == 0 for p in parts):  # no latent comes in, so none comes out
+        return [Shadow(mask.expand(o.shape), NO_DEGREE.expand(o.shape), True) for o in op.outs]
     degree = _degree(op, [p.degree for p in parts])
     return [Shadow(mask.expand(o.shape), degree.expand(o.shape)) for o in op.outs]
 
@@ -233,6 +183,16 @@ def narrower(dtype: torch.dtype | None, before: torch.dtype) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ along dimensions
+
+
+def along(shadow: Shadow, dims: Sequence[int]) -> Shadow:
+    """The sum along those dimensions."""
+    if not dims:
+        return shadow
+    mask = _or(shadow.mask, dims, keep=False)
+    if shadow.flat:
+        return Shadow(mask, NO_DEGREE.expand(mask.shape), True)
+    return Shadow(mask, _most(shadow.degree, dims, keep=False))
 
 
 def _along(op: Operation) -> list[Shadow]:
@@ -395,7 +355,7 @@ def _index(op: Operation) -> list[Shadow]:
     mask, degree = op.func(source.mask, indices), op.func(source.degree, indices)
     if any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):  # a fixed pattern
         return [Shadow(mask, degree)]
-    shape = torch.broadcast_shapes(*(indices[i].shape for i in used))
+    shape = np.broadcast_shapes(*(indices[i].shape for i in used))
     extra = Shadow(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int8))
     for i in used:
         each = op.of(indices[i])
@@ -443,3 +403,4 @@ RULES: list[tuple[Collection[str], Rule]] = [
     ({"embedding"}, _embedding),
     (BY_FIRST_DIMENSION, _by_first),
 ]
+RULE_OF = {name: rule for names, rule in RULES for name in names}

@@ -27,7 +27,7 @@ from zoo._program.trace import (
     sample_nodes,
     whole_shape,
 )
-from zoo._reading.conjugate import FAMILIES, Parts
+from zoo._reading.conjugate import FAMILIES, NO_SLOPE, Parts
 from zoo._reading.operations import OTHER
 from zoo._reading.powers import SitePowers, read_powers
 
@@ -52,6 +52,8 @@ def conjugate(program: Program, probe: Tensor, nodes: list[Node], axes: Axes, as
     if said := _not_proved(program, probe, by_name, families, axes):
         return Exactness.NO, f"{start}: {said}", math.inf
     away = _measured(program, probe, by_name, families, axes, assignments)
+    if math.isnan(away):
+        return Exactness.NO, f"{start}: {NO_SLOPE}", math.inf
     if not away <= TOLERANCE:
         return Exactness.NO, f"{start}: log p(x, z) is off by {away:.1e} of itself at random points", away
     each = ", ".join(f"'{n}' ({f})" for n, f in families.items())
@@ -168,6 +170,8 @@ def _measured(
         z = layout.flatten({n: node_of(drawn, n) for n in families}, len(rows)).double()
         points += [z.expand(len(some), *z.shape), _far(parts, z).expand(len(some), *z.shape)]
     value, c = parts.coefficients(log_joint, *parts.first(points[0]))
+    if bool(value.isfinite().all()) and not all(bool(v.isfinite().all()) for v in c.values()):
+        return math.nan
     here, there = parts.near(c)
     value, c = parts.coefficients(log_joint, here, there)
     if not all(bool(parts.families[k].proper(v).all()) for k, v in c.items()):

@@ -17,8 +17,9 @@ from torch import Tensor
 from zoo._program.program import Program
 from zoo._program.trace import is_local, node_of, sample_nodes
 from zoo._reading import operations
-from zoo._reading.operations import OTHER, Operation, Shadow
+from zoo._reading.operations import OTHER
 from zoo._reading.reader import FIRST_SITE, Reader, rows_along
+from zoo._reading.shadow import Operation, Shadow
 
 ITSELF, TIMES, TIMES_ROOT, TIMES_INVERSE, TIMES_INVERSE_ROOT, ONE_MINUS, WHOLE, SUM = 1, 2, 4, 5, 6, 7, 8, 9  # 3: OTHER
 _INVERSES = {ITSELF: TIMES_INVERSE, TIMES: TIMES_INVERSE, TIMES_ROOT: TIMES_INVERSE_ROOT, TIMES_INVERSE: TIMES,
@@ -107,6 +108,9 @@ class _Powers(Reader):
     def shadows(self, op: Operation, more: int) -> list[Shadow]:
         out, found = [], super().shadows(op, more)
         for o, s in zip(op.outs, found, strict=True):
+            if s.union()[1] == 0:
+                out.append(s)
+                continue
             kept = self._power(op, o)
             code = torch.full_like(s.degree, OTHER) if kept is None else kept.expand(s.degree.shape)
             out.append(Shadow(s.mask, torch.where(s.degree > 0, code, s.degree)))
@@ -162,11 +166,10 @@ class _Powers(Reader):
 
 def _moved(op: Operation) -> Tensor | None:
     """Entries are what they were, unless an index comes from z; a part of a simplex is no simplex."""
-    for rule_names, rule in operations.RULES:
-        if op.name in rule_names:
-            degree = rule(op)[0].degree
-            return _mapped(degree, {k: v for k, v in _KEPT.items() if k != WHOLE})
-    return None
+    if op.name not in operations.RULE_OF:
+        return None
+    degree = operations.RULE_OF[op.name](op)[0].degree
+    return _mapped(degree, {k: v for k, v in _KEPT.items() if k != WHOLE})
 
 
 def _mapped(codes: Tensor | None, table: Mapping[int, int]) -> Tensor:

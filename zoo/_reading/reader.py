@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo._reading import operations
-from zoo._reading.operations import OTHER, UNKNOWN, Operation, Rule, Shadow, tensors
+from zoo._reading.operations import OTHER, UNKNOWN, Rule
+from zoo._reading.shadow import NO_DEGREE, Operation, Shadow, constant, tensors
 
 ROWS = 10  # bits 0 … 9 of a mask: the rows
 DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
@@ -30,7 +31,7 @@ ROW_BITS = (1 << ROWS) - 1
 
 HERE = Path(__file__).parent
 MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
-MINE = ("reader.py", "sites.py", "operations.py", "powers.py")
+MINE = ("shadow.py", "reader.py", "density.py", "sites.py", "operations.py", "powers.py")
 HANDLERS = ("missing.py", "slots.py")  # which put a value in the place of what is missing
 LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 
@@ -38,6 +39,7 @@ LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 _LEAVES = {"tolist", "numpy", "__array__", "__deepcopy__", "__reduce_ex__", "__dlpack__", "untyped_storage", "storage",
            "data_ptr", "set_", "apply_", "map_"}  # fmt: skip
 _BUILDERS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}  # from lists of tensors
+_LOOKED_AT = _LEAVES | _BUILDERS | {"__get__"}
 
 
 def rows_along(value: Tensor, dim: int) -> Tensor:
@@ -53,6 +55,17 @@ def _rows_along(whole: torch.Size, dim: int) -> Tensor:
     return bits.reshape(shape).expand(whole)
 
 
+class _Beside:
+    """A storage (to keep it alive), and beside it the bits and the degree of each entry."""
+
+    def __init__(self, storage: UntypedStorage, itemsize: int) -> None:
+        self.storage, self.bytes = storage, storage.nbytes()
+        self.count = self.bytes // itemsize
+        self.mask = torch.zeros(self.count, dtype=torch.int64)
+        self.degree = torch.zeros(self.count, dtype=torch.int8)
+        self.flat = True  # whether all degrees are 0
+
+
 class Reader(TorchDispatchMode):
     """Keeps the shadows of all storages, and brings them up to date at every operation."""
 
@@ -63,9 +76,7 @@ class Reader(TorchDispatchMode):
         self.detached = ""
         self._mine = False  # while shadows are worked on
         self.checked = False  # while a function looks at values only to raise where they are out of range
-        self._beside: dict[
-            int, tuple[UntypedStorage, Shadow]
-        ] = {}  # address of a storage → it (to keep it alive), its shadow
+        self._beside: dict[int, _Beside] = {}  # by the address of a storage
         self._whole: dict[int, tuple[Tensor, int, int]] = {}  # the same for tensors without a storage
         self._notes: dict[int, dict[str, str]] = {}  # address → what → where it first happened
 
@@ -109,14 +120,14 @@ class Reader(TorchDispatchMode):
             return Shadow(torch.full(t.shape, bits), torch.full(t.shape, degree, dtype=torch.int8))
         found = self._beside.get(_address(t)) if t.numel() else None
         if found is None:
-            return operations.constant(t)
-        storage, shadow = found
-        if storage.nbytes() // t.itemsize != len(shadow.mask):  # seen as another type, such as a complex number's parts
-            bits, degree = shadow.union()
+            return constant(t)
+        if found.bytes // t.itemsize != found.count:  # seen as another type, such as a complex number's parts
+            bits, degree = Shadow(found.mask, found.degree, found.flat).union()
             mask = torch.full(t.shape, bits | UNKNOWN if bits else 0, dtype=torch.int64)
             return Shadow(mask, torch.full(t.shape, OTHER if degree else 0, dtype=torch.int8))
-        place = t.size(), t.stride(), t.storage_offset()
-        return Shadow(shadow.mask.as_strided(*place), shadow.degree.as_strided(*place))
+        size, stride, offset = t.size(), t.stride(), t.storage_offset()
+        degrees = NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, stride, offset)
+        return Shadow(found.mask.as_strided(size, stride, offset), degrees, found.flat)
 
     def _write(self, t: Tensor, shadow: Shadow) -> None:
         if not t.numel():
@@ -125,20 +136,20 @@ class Reader(TorchDispatchMode):
             self._whole[id(t)] = (t, *shadow.union())
             return
         address = _address(t)
-        if address not in self._beside:
-            storage = t.untyped_storage()
-            count = storage.nbytes() // t.itemsize
-            empty = Shadow(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int8))
-            self._beside[address] = (storage, empty)
-        storage, beside = self._beside[address]
-        if storage.nbytes() // t.itemsize != len(beside.mask):
+        beside = self._beside.get(address)
+        if beside is None:
+            beside = self._beside[address] = _Beside(t.untyped_storage(), t.itemsize)
+        if beside.bytes // t.itemsize != beside.count:
             bits, degree = shadow.union()
             beside.mask |= bits | UNKNOWN
             beside.degree.clamp_(min=OTHER if degree else 0)
+            beside.flat = beside.flat and not degree
             return
         place = t.size(), t.stride(), t.storage_offset()
         beside.mask.as_strided(*place).copy_(shadow.mask)
-        beside.degree.as_strided(*place).copy_(shadow.degree)
+        if not (beside.flat and shadow.union()[1] == 0):
+            beside.flat = False
+            beside.degree.as_strided(*place).copy_(shadow.degree)
 
     def first(self, t: Tensor, what: str) -> str:
         """Where it first happened on the way to t."""
@@ -151,37 +162,49 @@ class Reader(TorchDispatchMode):
     ) -> object:
         if self._mine:
             return func(*args, **(kwargs or {}))
-        with self.unwatched():
-            return self._operation(func, args, kwargs or {})
+        self._mine = True
+        try:
+            with torch._C.DisableTorchFunction():  # else the watch looks at each step of the work on shadows
+                return self._operation(func, args, kwargs or {})
+        finally:
+            self._mine = False
 
     def _operation(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-        name = func.overloadpacket.__name__
+        name, mutable, seeded, view = _facts(func)
         ins = tensors((args, kwargs))
-        busy, before = any(map(self._known, ins)), list[Shadow]()
-        if busy:
+        known, before = any(map(self._known, ins)), list[Shadow]()
+        if not known and not seeded:
+            return func(*args, **kwargs)
+        if view:
+            result = func(*args, **kwargs)
+            if all(t.layout == torch.strided and _address(t) == _address(ins[0]) for t in tensors(result)):
+                return result  # in the same memory, beside which the shadow lies
+        busy = False
+        if known:
             before = [self.of(t) for t in ins]  # a write in place comes after
-            busy = any(bool(s.mask.any()) for s in before)
-        if busy and name == "detach" and any(bool((s.degree > 0).any()) for s in before):
-            self.detached = self.detached or _line(innermost=True)
-        seeded = torch.Tag.nondeterministic_seeded in func.tags
+            busy = any(s.union()[0] for s in before)
+        if busy and name == "detach" and any(s.union()[1] > 0 for s in before):
+            self.detached = self.detached or line(innermost=True)
         place = self._place(name, func, ins, before) if busy and not seeded else 0
         result = func(*args, **kwargs)
-        if not busy and not seeded and not self._writes(func, ins):
+        if not busy and not seeded and not self._writes(mutable, ins):
             return result
         if busy and self._leaves_torch(name, func, ins):
             self.choose(ins, name)
         outs = [o for o in tensors(result) if o.numel()]
-        old = {_address(t) for t in ins if t.numel()}
-        fresh = [o for o in outs if _address(o) not in old or func._schema.is_mutable]
+        fresh = outs
+        if not mutable:
+            old = {_address(t) for t in ins if t.numel()}
+            fresh = [o for o in outs if _address(o) not in old]
         if fresh:
             before = before or [self.of(t) for t in ins]
-            known = {id(t): s for t, s in zip(ins, before, strict=True)}
+            seen = {id(t): s for t, s in zip(ins, before, strict=True)}
 
             def of(t: Tensor) -> Shadow:
-                return known[id(t)] if id(t) in known else self.of(t)
+                return seen[id(t)] if id(t) in seen else self.of(t)
 
-            plain = name[:-1] if func._schema.is_mutable and name.endswith("_") and not name.endswith("__") else name
-            op = operations.Operation(plain, func, args, kwargs, fresh, of)
+            plain = name[:-1] if mutable and name.endswith("_") and not name.endswith("__") else name
+            op = Operation(plain, func, args, kwargs, fresh, of)
             self._follow(op, ins, before, RANDOM if seeded else place)
         return result
 
@@ -189,7 +212,7 @@ class Reader(TorchDispatchMode):
         """Put the shadows of the results beside them; `more`: bits that all of them carry besides."""
         for o, s in zip(op.outs, self.shadows(op, more), strict=True):
             self._note(o, ins, before, s, op.name)
-            self._write(o, Shadow(s.mask | more if more else s.mask, s.degree))
+            self._write(o, Shadow(s.mask | more, s.degree, s.flat) if more else s)
 
     def shadows(self, op: Operation, more: int) -> list[Shadow]:
         """The shadows of the results of an operation."""
@@ -207,37 +230,39 @@ class Reader(TorchDispatchMode):
         """Whether there is a shadow beside a tensor."""
         return (t.layout != torch.strided) or (t.numel() > 0 and _address(t) in self._beside)
 
-    def _writes(self, func: OpOverload, ins: list[Tensor]) -> bool:
+    def _writes(self, mutable: bool, ins: list[Tensor]) -> bool:
         """Whether constants are written where something else stood."""
-        return func._schema.is_mutable and any(_address(t) in self._beside for t in ins if t.numel())
+        return mutable and any(_address(t) in self._beside for t in ins if t.numel())
 
     def _place(self, name: str, func: OpOverload, ins: list[Tensor], before: list[Shadow]) -> int:
         """The bit PLACE where a constant that differs from row to row meets what depends on the rows."""
         entrywise = torch.Tag.pointwise in func.tags or name.rstrip("_") in operations.ENTRYWISE
-        if not entrywise or self.n < 3:
-            return 0
+        return PLACE if entrywise and self.meets(ins, before) else 0
+
+    def meets(self, ins: Sequence[Tensor], before: Sequence[Shadow]) -> bool:
+        """Whether one of them is a constant that differs from row to row."""
+        if self.n < 3:
+            return False
         for t, s in zip(ins, before, strict=True):
-            if self.n not in t.shape or bool(s.mask.any()):
+            if self.n not in t.shape or s.union()[0]:
                 continue
             for dim, size in enumerate(t.shape):
                 if size == self.n and not bool(((t == t.narrow(dim, 0, 1)) | (t != t)).all()):
-                    return PLACE
-        return 0
+                    return True
+        return False
 
     def _note(self, out: Tensor, ins: list[Tensor], before: list[Shadow], shadow: Shadow, name: str) -> None:
         """Keep in mind where a degree was first lost, and where rows first came together."""
-        notes: dict[str, str] = dict(self._notes.get(_address(out), {}))
-        for t in ins:
-            notes = {**self._notes.get(_address(t), {}), **notes}
-        if "curved" not in notes and bool((shadow.degree == OTHER).any()):
+        notes: dict[str, str] = {}
+        for t in (out, *ins):
+            if self._notes and (known := self._notes.get(_address(t))):
+                notes = {**known, **notes}
+        bits, high = shadow.union()
+        if "curved" not in notes and high >= OTHER and bool((shadow.degree == OTHER).any()):
             notes["curved"] = _named(name)
-        if (
-            "joined" not in notes
-            and not _in_rows(shadow.mask, self.n)
-            and all(_in_rows(s.mask, self.n) for s in before)
-        ):
+        if "joined" not in notes and not _in_rows(shadow, self.n) and all(_in_rows(s, self.n) for s in before):
             notes["joined"] = _named(name)
-        if "unknown" not in notes and bool((shadow.mask & UNKNOWN).any()):
+        if "unknown" not in notes and bits & UNKNOWN:
             notes["unknown"] = _named(name)
         if notes:
             self._notes[_address(out)] = notes
@@ -256,7 +281,7 @@ class Reader(TorchDispatchMode):
         bits = 0
         for t in ins:
             bits |= self.of(t).union()[0]
-        place = _line()
+        place = line()
         if not bits or not place or self.checked:
             return
         on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
@@ -294,9 +319,12 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if self.reader.busy:
             return func(*args, **kwargs)
-        with self.reader.unwatched():
-            self._look(func, name, args, kwargs)
-        self.reader.checked = name == "one_hot" and _classes(*args, **kwargs) > 0
+        if name in _LOOKED_AT:
+            with self.reader.unwatched():
+                self._look(func, name, args, kwargs)
+        if name != "one_hot":
+            return func(*args, **kwargs)
+        self.reader.checked = _classes(*args, **kwargs) > 0
         try:
             return func(*args, **kwargs)
         finally:
@@ -308,7 +336,7 @@ class _Watch(TorchFunctionMode):
             return
         is_data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
         if is_data and any(bool((self.reader.of(t).degree > 0).any()) for t in tensors(args)):
-            self.reader.detached = self.reader.detached or _line(innermost=True)
+            self.reader.detached = self.reader.detached or line(innermost=True)
 
 
 def _classes(of: object, num_classes: int = -1) -> int:
@@ -342,7 +370,7 @@ def _in_place(op: Operation) -> list[Shadow]:
         if op.name == "fill" and len(op.args) > 1 and isinstance(op.args[1], Tensor):
             bits, degree = op.of(op.args[1]).union()
             return [Shadow(torch.full(o.shape, bits), torch.full(o.shape, degree, dtype=torch.int8)) for o in op.outs]
-        return [operations.constant(o) for o in op.outs]
+        return [constant(o) for o in op.outs]
     if op.name == "copy":
         source = op.of(op.args[1])
         narrow = operations.narrower(op.args[0].dtype, op.args[1].dtype)
@@ -359,21 +387,36 @@ def _address(t: Tensor) -> int:
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
-def _in_rows(mask: Tensor, n: int) -> bool:
+def _in_rows(shadow: Shadow, n: int) -> bool:
     """Whether entry i along some dimension depends on row i alone, or no entry on more than one row where none is so long."""
-    rows = mask & ROW_BITS
-    dims = [d for d, size in enumerate(mask.shape) if size == n]
-    if any(not bool((rows & ~rows_along(mask, d)).any()) for d in dims):
+    if not shadow.union()[0] & ROW_BITS:
         return True
-    return not dims and not bool((rows & (rows - 1)).any())
+    mask = shadow.mask
+    rows = mask.numpy() & ROW_BITS
+    dims = [d for d, size in enumerate(mask.shape) if size == n]
+    if any(not (rows & ~rows_along(mask, d).numpy()).any() for d in dims):
+        return True
+    return not dims and not (rows & (rows - 1)).any()
+
+
+@functools.cache
+def _facts(func: OpOverload) -> tuple[str, bool, bool, bool]:
+    """An operation's name; whether it writes into its arguments, draws random numbers, or only looks otherwise at memory."""
+    name = func.overloadpacket.__name__
+    return (
+        name,
+        func._schema.is_mutable,
+        torch.Tag.nondeterministic_seeded in func.tags,
+        func.is_view and name != "detach",
+    )
 
 
 def _named(name: str) -> str:
-    place = _line()
+    place = line()
     return f"`{name}` at {place}" if place else ""
 
 
-def _line(innermost: bool = False) -> str:
+def line(innermost: bool = False) -> str:
     """Where in the user's program we are, "file.py:12"; "" inside the library's own handlers and checks.
 
     `innermost`: only where the user's own line called torch, rather than a library it called.

@@ -9,9 +9,9 @@ holds of the operations holds at all values, unless the program chooses what to 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import pyro
 import torch
@@ -19,9 +19,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo._program.missing import complete_data
 from zoo._program.program import Program
 from zoo._program.trace import Node, is_deterministic, is_latent, is_local, sample_nodes
 from zoo._reading.codes import BITS, Codes, Colours
+from zoo._reading.density import Density, densities
 from zoo._reading.operations import MISSING, OTHER, UNKNOWN
 from zoo._reading.reader import (
     DATA,
@@ -32,6 +34,7 @@ from zoo._reading.reader import (
     ROW_BITS,
     THETA,
     Reader,
+    line,
     rows_along,
 )
 
@@ -79,12 +82,14 @@ def read(
     continuous: frozenset[str] = frozenset(),
     raw: bool = True,
     codes: Codes | None = None,
+    drawn: Sequence[Node] = (),
 ) -> Reading:
     """Run `program` on x [n, …], n ≤ 10, with its latent sites at `latents`, and follow what it does.
 
     `data_dim`: the batch dimension of the rows. `continuous`: the local latents that degrees are counted in. Where x has
     missing entries, pass `raw=False`, and read nothing off the result but degrees and what depends on those entries.
-    `codes`: of a first reading (its `again`), to tell the parents of each site exactly.
+    `codes`: of a first reading (its `again`), to tell the parents of each site exactly. `drawn`: the sites of a run on x, if
+    there was one.
     """
     reader = Reader(len(x))
     x, latents = x.clone(), {k: v.clone() for k, v in latents.items()}
@@ -93,27 +98,24 @@ def read(
         reader.put(x, DATA | rows_along(x, 0) | x.isnan() * MISSING, 0)
         for value in values.values():
             reader.put(value, THETA, 0)
-        nodes = {n["name"]: n for n in sample_nodes(program.trace(x, latents=latents, raw=True))}
+        drawn = drawn or sample_nodes(program.trace(x, latents=latents, raw=True))
+        nodes = {n["name"]: n for n in drawn}
         sites = _Sites(reader, codes or Codes(list(latents), [n for n in nodes if n not in latents]), latents, x)
         dims = {name: _data_dimension(nodes.get(name), data_dim) for name in latents}
         for name, value in latents.items():
             bits, dim = sites.bit(name), dims[name]
             more = rows_along(value, dim) if dim is not None else torch.tensor(GLOBAL)
             reader.put(value, more | bits, 1 if name in continuous else 0)
-        with reader.reading(), sites:
+        whole = complete_data() if not bool(x.isnan().any()) else contextlib.nullcontext()
+        with whole, reader.reading(), sites:
             trace = program.trace(x, parameters=values, latents=latents, raw=raw)
-            densities = [_counted(node) for node in sample_nodes(trace)]
-            with reader.unwatched():  # a copy depends on nothing: what its density depends on comes from the parameters
-                copies: list[Node] = [{**n, "value": torch.as_tensor(n["value"]).clone()} for n in sample_nodes(trace)]
-            given = [_counted(node)[0] for node in copies]
-        parents: dict[str, int] = {}
-        for node, g in zip(copies, given, strict=True):
-            parents[node["name"]] = sites.within.get(node["name"], 0) | reader.of(g).union()[0]
+        each = densities(reader, visited := sample_nodes(trace))
+        parents = {n["name"]: sites.within.get(n["name"], 0) | d.given for n, d in zip(visited, each, strict=True)}
         found = {
-            n["name"]: _site(reader, sites, n, parents[n["name"]], *d, data_dim)
-            for n, d in zip(sample_nodes(trace), densities, strict=True)
+            n["name"]: _site(reader, sites, n, parents[n["name"]], d, data_dim)
+            for n, d in zip(visited, each, strict=True)
         }
-        covariates = sites.computed or any(reader.of(g).union()[0] & DATA for g in given)
+        covariates = sites.computed or any(d.given & DATA for d in each)
     again = None
     if codes is None and not all(sites.codes.exact(_of_sites(bits)) for bits in parents.values()):
         again = Colours(sites.codes, {name: site.parents for name, site in found.items()})
@@ -127,6 +129,26 @@ def observed_parents(program: Program, x: Tensor) -> frozenset[str]:
     if found.again is not None:
         found = read(program, rows, {}, -1, codes=found.again)
     return found.parents_of_others()
+
+
+class _At(Messenger):
+    """Notes where the program comes to a site."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.line = name, ""
+
+    def _pyro_sample(self, msg: Node) -> None:
+        if msg["name"] == self.name:
+            self.line = line()
+
+
+def line_of(program: Program, x: Tensor, name: str) -> str:
+    """The line of a site's `pyro.sample`, "file.py:12"; "" where that is not known."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), _At(name) as at:
+        torch.manual_seed(0)
+        program.trace(x, raw=True)
+    return at.line if at.line != "the program" else ""
 
 
 def _data_dimension(node: Node | None, data_dim: int) -> int | None:
@@ -172,51 +194,45 @@ class _Sites(Messenger):
         msg["value"] = own
 
 
-def _counted(node: Node) -> tuple[Tensor, constraints.Constraint]:
-    """A site's log-density as it counts, with its mask and scale; and its support."""
-    log_prob = node["fn"].log_prob(node["value"])
-    if isinstance(node["mask"], Tensor):
-        log_prob = log_prob * node["mask"]
-    if isinstance(node["scale"], Tensor):
-        log_prob = log_prob * node["scale"]
-    return log_prob, cast(constraints.Constraint, node["fn"].support)
-
-
 def _site(
     reader: Reader,
     sites: _Sites,
     node: Node,
     parents: int,
-    log_prob: Tensor,
-    support: constraints.Constraint,
+    density: Density,
     data_dim: int,
 ) -> SiteReading:
-    shadow = reader.of(log_prob)
-    bits, degree = shadow.union()
+    mask, (bits, degree) = density.shadow.mask, density.shadow.union()
     joined = False
-    if is_local(node) and log_prob.dim() >= -data_dim and log_prob.shape[data_dim] == reader.n:
-        joined = bool((shadow.mask & ROW_BITS & ~rows_along(log_prob, data_dim)).any())
+    if is_local(node) and mask.dim() >= -data_dim and mask.shape[data_dim] == reader.n:
+        joined = bool((mask.numpy() & ROW_BITS & ~rows_along(mask, data_dim).numpy()).any())
     elif is_local(node):
         joined = reader.n > 1 and bool(bits & ROW_BITS)
-    joined_by, curved_by = reader.first(log_prob, "joined"), reader.first(log_prob, "curved")
+
+    def first(what: str) -> str:
+        return next((said for t in density.through if (said := reader.first(t, what))), "")
+
+    joined_by, curved_by = first("joined"), first("curved")
     return SiteReading(
         degree=degree,
         curved_by=curved_by if degree == OTHER else "",
         joined=joined,
         joined_by=joined_by if joined else "",
         unknown=bool(bits & UNKNOWN),
-        unknown_by=reader.first(log_prob, "unknown") if bits & UNKNOWN else "",
+        unknown_by=first("unknown") if bits & UNKNOWN else "",
         place=bool(bits & PLACE),
         random=bool(bits & RANDOM),
         missing=bool(bits & MISSING),
         parents=sites.of(parents, node["name"]) - {node["name"]},
         reads_data=bool(parents & (DATA | MISSING)),
-        support_from=_support_from(reader, sites, support),
+        support_from=_support_from(reader, sites, density.support),
     )
 
 
-def _support_from(reader: Reader, sites: _Sites, support: constraints.Constraint) -> frozenset[str]:
+def _support_from(reader: Reader, sites: _Sites, support: constraints.Constraint | None) -> frozenset[str]:
     """What the bounds of a distribution's support depend on."""
+    if support is None:
+        return frozenset()
     bits = 0
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

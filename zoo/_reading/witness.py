@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
 from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
+from zoo._program.missing import complete_data
 from zoo._program.program import Program
 from zoo._program.structure import Exactness, Site, Structure
 from zoo._program.trace import (
@@ -36,7 +38,7 @@ from zoo._reading.enumerated import Enumerated, WrongGraph
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
 HALVES = 10
-FEWER_HALVES, MANY_SITES = 3, 46  # of a program that takes long to run
+FEWER_HALVES, MANY_SITES = 3, 46  # of a program that takes long to run: all is looked at together first
 AGAIN = 4  # of them at one draw of the latents
 TABLE_NUMBERS = 2**22  # of the tables that are compared
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
@@ -60,17 +62,19 @@ class Witness:
     def complaint(self) -> str:
         """What does not hold, in one sentence; "" where all does."""
         n = len(self.x)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(0)
             latents, nodes = self._drawn(self.x)
             once = self._densities(self.x, latents)
+            if len(nodes) > MANY_SITES and n > 1 and self._all_at_once(latents, nodes, once):
+                return ""
             if not self._same(once, self._densities(self.x, latents), slice(None), slice(None)):
                 return (
                     "two runs with the same values give different densities: it keeps a state, or draws random numbers"
                 )
             if n == 1:
                 return ""
-            for k in range(HALVES if len(nodes) <= MANY_SITES else FEWER_HALVES):
+            for k in range(HALVES):
                 if k and not k % AGAIN:
                     latents, nodes = self._drawn(self.x)
                     once = self._densities(self.x, latents)
@@ -81,27 +85,48 @@ class Witness:
                 once, self._densities(self.x[order], self._rows(latents, nodes, order)), order, slice(None)
             ):
                 return PLACE
-            return self._batches(latents, nodes, once)
+            return self._batches(latents, nodes, once) or (JOINED if len(nodes) > MANY_SITES else "")
 
-    def _halves(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
+    def _all_at_once(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> bool:
+        """Whether all of it holds together, for a program that takes long to run: rows keep their densities in another order,
+        where some of the others are replaced and the rest left out; and one row by itself."""
+        n, fresh = len(self.x), self._drawn(self.x)[0]
+        for _ in range(FEWER_HALVES):
+            other = self._half()
+            x, mixed = self._mixed(latents, nodes, fresh, other)
+            order = torch.randperm(n, generator=self.generator)
+            left_out = other[order] & (torch.rand(n, generator=self.generator) < 0.5)
+            some, kept = order[~left_out], ~other[order[~left_out]]
+            if not self._same(once, self._densities(x[some], self._rows(mixed, nodes, some)), some[kept], kept):
+                return False
+        one = torch.randint(n, (1,), generator=self.generator)
+        return self._same(once, self._densities(self.x[one], self._rows(latents, nodes, one)), one, slice(None))
+
+    def _half(self) -> Tensor:
+        """A random half of the rows, true; neither none nor all."""
         n = len(self.x)
         other = torch.rand(n, generator=self.generator) < 0.5
-        if not bool(other.any()) or bool(other.all()):
-            other = torch.arange(n) < n // 2
-        fresh, _ = self._drawn(self.x)
+        return other if bool(other.any()) and not bool(other.all()) else torch.arange(n) < n // 2
+
+    def _mixed(self, latents: Values, nodes: Mapping[str, Node], fresh: Values, other: Tensor) -> tuple[Tensor, Values]:
+        """Data and latents in which those of the rows `other` are not what they were."""
+        n = len(self.x)
         x = torch.where(_along(other, self.x, 0), self.x[torch.randperm(n, generator=self.generator)], self.x)
         mixed = {}
         for name, value in latents.items():
             if name in nodes and is_local(nodes[name]):
                 value = torch.where(_along(other, value, self._dim(nodes[name])), fresh[name], value)
             mixed[name] = value
-        if self._same(once, self._densities(x, mixed), ~other, ~other):
-            return ""
-        return JOINED
+        return x, mixed
+
+    def _halves(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
+        other = self._half()
+        x, mixed = self._mixed(latents, nodes, self._drawn(self.x)[0], other)
+        return "" if self._same(once, self._densities(x, mixed), ~other, ~other) else JOINED
 
     def _batches(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> str:
         n = len(self.x)
-        for size in sorted({1, 2, (n + 1) // 2, n - 1} if len(nodes) <= MANY_SITES else {1, n - 1}):
+        for size in sorted({1, 2, (n + 1) // 2, n - 1}):
             if not 0 < size < n:
                 continue
             some = torch.randperm(n, generator=self.generator)[:size]
@@ -128,7 +153,7 @@ class Witness:
         for node in sample_nodes(trace):
             if is_local(node) and not completes(node):
                 value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
-                out[node["name"]] = value.expand(torch.broadcast_shapes(value.shape, (len(x),))).reshape(len(x))
+                out[node["name"]] = value.expand(np.broadcast_shapes(value.shape, (len(x),))).reshape(len(x))
         return out
 
     def _dim(self, node: Node) -> int:
@@ -143,13 +168,13 @@ class Witness:
 
     def _same(self, one: Values, other: Values, of_one: Tensor | slice, of_other: Tensor | slice) -> bool:
         """Whether the densities of those rows are the same, up to the rounding that another batch size may bring."""
-        for name, value in one.items():
-            if name not in other:
-                return False
-            a, b = value[of_one], other[name][of_other]
-            if not torch.isclose(a, b, rtol=self.tolerance, atol=self.tolerance, equal_nan=True).all():
-                return False
-        return len(one) == len(other)
+        if one.keys() != other.keys():
+            return False
+        if not one:
+            return True
+        a = torch.stack(list(one.values()))[:, of_one]
+        b = torch.stack([other[name] for name in one])[:, of_other]
+        return bool(torch.isclose(a, b, rtol=self.tolerance, atol=self.tolerance, equal_nan=True).all())
 
     # ----------------------------------------------------------------------------------------------- side by side
 
@@ -190,7 +215,7 @@ class Witness:
         entries = sum(table_size(cards, scope) for scope in scopes.values())
         x = self.x[: max(2, min(len(self.x), TABLE_NUMBERS // max(1, entries)))]
         n = len(x)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(2)
             _, nodes = self._drawn(x)
             fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
@@ -223,7 +248,7 @@ class Witness:
             if is_local(node) and not completes(node):
                 value = per_datum(node, log_prob(node), self.axes.data_dim, depth)
                 value = value.reshape(-1, value.shape[-1]) if value.dim() > 2 else value
-                out[node["name"]] = value.expand(torch.broadcast_shapes(value.shape, (A, len(x))))
+                out[node["name"]] = value.expand(np.broadcast_shapes(value.shape, (A, len(x))))
         return out
 
     def _plain(self, value: Tensor, node: Node, n: int) -> Tensor:

@@ -1,0 +1,97 @@
+"""How far one posterior is from another: means and standard deviations, in the reference's; labels by total variation.
+
+Draws are noisy: the mean of M independent ones is off by sd / √M, and their standard deviation by sd / √2M. What noise alone
+would explain is taken off, so that a method is not blamed for how few of its draws were kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inference._compare.moments import Moments, Posterior
+
+FLAT = 1e-300  # a standard deviation below is none
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of all latent numbers of a posterior, from those of the reference.
+
+    - `mean`: root mean square error of the posterior means, in posterior standard deviations of the reference.
+    - `sd`: root mean square of the standard deviations' relative error, log(sd / reference's sd).
+    - `worst_mean`, `worst_sd`: the largest of each, noise included; `sd_bias`: the mean of the log ratio: below 0, too narrow.
+    - `labels`: mean total variation distance between the posteriors of discrete latents, over rows.
+    - `kl`: mean KL divergence in nats between the normals with these means and standard deviations, number by number.
+    - `noise`: how large an error of the means the draws alone explain.
+
+    None where there are no such latents.
+    """
+
+    mean: float | None = None
+    sd: float | None = None
+    sd_bias: float | None = None
+    worst_mean: float | None = None
+    worst_sd: float | None = None
+    labels: float | None = None
+    kl: float | None = None
+    noise: float = 0.0
+
+    def to_json(self) -> dict[str, float | None]:
+        """As plain JSON types."""
+        return {k: None if v is None or not math.isfinite(v) else float(v) for k, v in vars(self).items()}
+
+
+def distance(found: Posterior, reference: Posterior) -> Distance | None:
+    """How far `found` is from `reference`; None where they share no latent."""
+    numbers = [(found.numbers[s], reference.numbers[s]) for s in found.numbers if s in reference.numbers]
+    numbers = [(a, b) for a, b in numbers if a.mean.shape == b.mean.shape]
+    both = [(found.labels[s], reference.labels[s]) for s in found.labels if s in reference.labels]
+    both = [(a, b) for a, b in both if a[0].shape == b[0].shape]
+    if not numbers and not both:
+        return None
+    labels = float(np.concatenate([_variation(*pair) for pair in both]).mean()) if both else None
+    return Distance(**_of_numbers(numbers), labels=labels)
+
+
+def _variation(a: tuple[np.ndarray, float], b: tuple[np.ndarray, float]) -> np.ndarray:
+    """Total variation of each row [n], less what draws of the same probabilities would have on average."""
+    (p, m), (q, k) = a, b
+    far = 0.5 * np.abs(p - q).sum(-1)
+    middle = 0.5 * (p + q)
+    spread = np.sqrt(np.clip(middle * (1 - middle), 0, None) * (1 / m + 1 / k))
+    return np.clip(far - 0.5 * math.sqrt(2 / math.pi) * spread.sum(-1), 0, None)
+
+
+def _of_numbers(pairs: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
+    if not pairs:
+        return {}
+    shift, ratio, shift_noise, ratio_noise = ([] for _ in range(4))
+    for a, b in pairs:
+        known = (b.sd > FLAT) & (a.sd > FLAT) & np.isfinite(a.mean + b.mean)
+        shift.append(((a.mean - b.mean) / np.where(known, b.sd, 1.0))[known])
+        ratio.append(np.log(np.where(known, a.sd, 1.0) / np.where(known, b.sd, 1.0))[known])
+        scale = np.exp(2 * ratio[-1]) / a.draws + 1 / b.draws
+        shift_noise.append(scale)
+        ratio_noise.append(np.full_like(scale, 0.5 / a.draws + 0.5 / b.draws))
+    d, r, dn, rn = (np.concatenate(v) for v in (shift, ratio, shift_noise, ratio_noise))
+    if not len(d):
+        return {}
+    kl = np.exp(2 * r) / 2 + np.square(d) / 2 - 0.5 - r
+    return {
+        "mean": _beyond(d, dn),
+        "sd": _beyond(r, rn),
+        "sd_bias": float(r.mean()),
+        "worst_mean": float(np.abs(d).max()),
+        "worst_sd": float(np.abs(r).max()),
+        "kl": float(max(0.0, (kl - dn / 2 - rn).mean())),
+        "noise": float(np.sqrt(dn.mean())),
+    }
+
+
+def _beyond(errors: np.ndarray, noise: np.ndarray) -> float:
+    """The root mean square of errors, less what noise of these variances explains."""
+    return math.sqrt(max(0.0, float(np.square(errors).mean() - noise.mean())))

@@ -1,0 +1,154 @@
+"""Is a method good enough for this program and data, and if not, by how much? In numbers, and in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from inference._compare.distance import Distance, distance
+from inference._compare.moments import posterior_of, supports_of
+from inference._compare.reference import References
+from inference._method.fit import Evidence, finite
+from inference._run.result import Run
+from inference._sampling.khat import LIMIT
+
+MEANS, DEVIATIONS, LABELS = 0.1, 0.1, 0.02  # posterior sds; relative; total variation
+EVIDENCE, THETA = 0.1, 0.05  # nats a row
+ROWS = 0.05  # of the rows that may have weights which cannot be trusted
+GOOD_ENOUGH = (
+    f"good enough: posterior means within {MEANS} sd and sds within {DEVIATIONS:.0%} of the reference's (root mean square), "
+    f"labels within {LABELS} (total variation), evidence within {EVIDENCE} nats a row, θ within {THETA} nats a row of the "
+    f"best, k-hat above {LIMIT} for at most {ROWS:.0%} of the rows"
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of one method's run beside the others.
+
+    - `reference`: what its posterior is held against, at its own θ; None where nothing can be.
+    - `gap`, `gap_se`: its claim less the verified log p(x) at its own θ, nats a row; below 0 for a bound. `se` is of the
+      difference.
+    - `behind`: how far the verified log p(x) is below that of the best θ, nats a row.
+    - `good`: None where there is no telling.
+    - `faults`: what it is not good enough in, in words.
+    """
+
+    run: Run
+    reference: str | None
+    distance: Distance | None
+    gap: float | None
+    gap_se: float | None
+    behind: float | None
+    missing: tuple[str, ...] = ()  # latents of which the reference has a posterior, and the run has none
+    faults: tuple[str, ...] = ()
+    good: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        return _sentence(self)
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON types."""
+        return {
+            "reference": self.reference,
+            "distance": None if self.distance is None else self.distance.to_json(),
+            "gap_per_row": finite(self.gap),
+            "gap_per_row_se": finite(self.gap_se),
+            "behind_per_row": finite(self.behind),
+            "good_enough": self.good,
+            "verdict": self.verdict,
+        }
+
+
+def judge(runs: Sequence[Run]) -> list[Judgement]:
+    """A judgement of each run; all are of the same program and data."""
+    references, found = References(), []
+    for run in runs:
+        held = references.at(run)
+        far, missing = None, tuple[str, ...]()
+        if held is not None:
+            mine = posterior_of(run.fit, supports_of(run.at_theta().structure))
+            far = distance(mine, held[1])
+            theirs = {*held[1].numbers, *held[1].labels}
+            missing = tuple(sorted(theirs - {*mine.numbers, *mine.labels}))
+        gap, se = _gap(run)
+        found.append(Judgement(run, None if held is None else held[0], far, gap, se, None, missing))
+    return [_judged(replace(j, behind=behind)) for j, behind in zip(found, _behind(runs), strict=True)]
+
+
+def _gap(run: Run) -> tuple[float | None, float | None]:
+    a, b = run.claimed, run.verified
+    if a is None or b is None or a.given != b.given:
+        return None, None
+    return (a.value - b.value) / run.count, math.hypot(a.se or 0.0, b.se or 0.0) / run.count
+
+
+def _behind(runs: Sequence[Run]) -> list[float | None]:
+    """How far each θ is behind the best, by what is known of log p(x) there and is no bound; integrated evidence alone."""
+    told = [_known(run) for run in runs]
+    best = max((e.value - 2 * (e.se or 0.0) for e in told if e is not None), default=None)
+    return [
+        None if e is None or best is None else max(0.0, best - e.value - 2 * (e.se or 0.0)) / run.count
+        for run, e in zip(runs, told, strict=True)
+    ]
+
+
+def _known(run: Run) -> Evidence | None:
+    for e in (run.verified, run.claimed):
+        if e is not None and e.kind != "lower bound" and not e.given and math.isfinite(e.value):
+            return e
+    return None
+
+
+def _judged(j: Judgement) -> Judgement:
+    faults = list[str]()
+    d = j.distance
+    if d is not None:
+        if d.mean is not None and d.mean > MEANS:
+            faults.append(f"posterior means off by {d.mean:.2g} sd")
+        if d.sd is not None and d.sd > DEVIATIONS:
+            way = "small" if (d.sd_bias or 0.0) < 0 else "large"
+            faults.append(f"posterior sds too {way}, off by {math.expm1(d.sd):.0%}")
+        if d.labels is not None and d.labels > LABELS:
+            faults.append(f"probabilities of labels off by {d.labels:.2g}")
+    if j.missing:
+        faults.append(f"no posterior of {', '.join(j.missing)}")
+    if j.gap is not None and abs(j.gap) - 2 * (j.gap_se or 0.0) > EVIDENCE:
+        faults.append(f"evidence {abs(j.gap):.2g} nats a row {'short' if j.gap < 0 else 'too high'}")
+    if j.behind is not None and j.behind > THETA:
+        faults.append(f"its θ is {j.behind:.2g} nats a row behind the best")
+    if (bad := _untrusted(j.run)) > ROWS and j.run.claimed is not None and j.run.claimed.kind != "exact":
+        faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
+    if j.run.converged is False:
+        faults.append("not converged")
+    known = d is not None or is_exact(j.run)
+    return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
+
+
+def _untrusted(run: Run) -> float:
+    khat = run.fit.khat
+    return 0.0 if khat is None or not len(khat) else float((khat > LIMIT).mean())
+
+
+def is_exact(run: Run) -> bool:
+    """Whether its evidence is exact, as claimed and as verified."""
+    return all(e is not None and e.kind == "exact" and not e.given for e in (run.claimed, run.verified))
+
+
+def _sentence(j: Judgement) -> str:
+    if j.faults:
+        return "; ".join(j.faults)
+    said = ["exact"] if is_exact(j.run) else []
+    d = j.distance
+    if d is not None and not said:
+        known = [(d.mean, "means within {:.2g} sd"), (d.sd, "sds within {:.0%}"), (d.labels, "labels within {:.2g}")]
+        floors = (0.01, 0.01, 0.001)
+        said += [text.format(max(v, low)) for (v, text), low in zip(known, floors, strict=True) if v is not None]
+    if j.gap is not None and j.run.claimed is not None and j.run.claimed.kind == "lower bound":
+        said.append(f"its bound is {abs(j.gap):.2g} nats a row short")
+    if j.good is None:
+        said.append("nothing here can check its posterior")
+    return "; ".join(said)

@@ -1,0 +1,79 @@
+"""What each method is held against: the exact posterior, or else long chains, or importance sampling that can be trusted.
+
+Methods that learn θ end at different ones, so each is held against the reference at its own θ. Where θ is the same for several
+runs the reference is found once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from inference._compare.moments import Posterior, posterior_of, supports_of
+from inference._method.fit import Fit
+from inference._method.task import Task
+from inference._run.entrance import seeded
+from inference._run.prepare import method_module
+from inference._run.result import Run
+from inference._sampling.khat import LIMIT
+from zoo._errors import Refusal
+from zoo._program.structure import Structure
+
+WAYS: Mapping[str, Mapping[str, object]] = {
+    "em": {},
+    "nuts": {},
+    "importance": {"proposal": "laplace", "samples": 2000},
+}
+SEED = 77  # other draws than those of the method that is held against it
+GOOD_ROWS = 0.99  # the share of rows whose weights must be trusted, for importance sampling to be a reference
+
+
+@dataclass
+class References:
+    """References at the θ of runs, each found once."""
+
+    tried: list[tuple[Mapping[str, np.ndarray], str, Posterior | None]] = field(default_factory=list)
+
+    def at(self, run: Run) -> tuple[str, Posterior] | None:
+        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance". None: there is none."""
+        task = run.at_theta()
+        theta = {name: np.asarray(value) for name, value in task.theta().items()}
+        for known, what, posterior in self.tried:
+            if all(np.array_equal(known[name], value) for name, value in theta.items()):
+                return None if posterior is None else (what, posterior)
+        what, posterior = _reference(run, task)
+        self.tried.append((theta, what, posterior))
+        return None if posterior is None else (what, posterior)
+
+
+def way_of(structure: Structure) -> str:
+    """The method whose posterior is the reference for a program."""
+    if structure.is_exact and (not structure.global_latents or structure.integrable):
+        return "em"
+    return "nuts" if structure.global_latents else "importance"
+
+
+def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
+    way = way_of(task.structure)
+    if way == run.method and way != "em":  # the method itself has the reference's draws
+        return way, posterior_of(run.fit, supports_of(task.structure)) if _can_be_trusted(run.fit) else None
+    module = method_module(way)
+    if module.refusal(task.structure) is not None:
+        return way, None
+    kept = replace(task, guide=None, quiet=True, draws=max(task.draws, 500), seed=SEED)
+    try:
+        with seeded(SEED):
+            fit: Fit = module.fit(kept, **WAYS[way])
+    except (Refusal, ArithmeticError):
+        return way, None
+    found = posterior_of(fit, supports_of(task.structure)) if way == "em" or _can_be_trusted(fit) else None
+    return ("the exact posterior" if way == "em" else way), found
+
+
+def _can_be_trusted(fit: Fit) -> bool:
+    """Whether draws can stand for the posterior: chains that converged, or weights of nearly all rows that are no gamble."""
+    if fit.khat is not None:
+        return float(np.mean(fit.khat <= LIMIT)) >= GOOD_ROWS
+    return fit.converged is True

@@ -1,0 +1,108 @@
+"""`compare`: what each method's posterior and evidence are held against, and which method is recommended."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import started
+
+from inference._compare.distance import distance
+from inference._compare.moments import Moments, Posterior
+from latent_zoo import compare
+
+
+def posterior(mean, sd, draws=math.inf, labels=None):
+    numbers = {"z": Moments(np.asarray(mean, float), np.asarray(sd, float), draws)}
+    return Posterior(numbers, {} if labels is None else {"k": (np.asarray(labels, float), draws)})
+
+
+def test_distances_of_normals():
+    far = distance(posterior([0.3, -0.1], [1.0, 2.0]), posterior([0.0, 0.1], [1.0, 1.0]))
+    assert far.mean == pytest.approx(math.sqrt((0.3**2 + 0.2**2) / 2))
+    assert far.sd == pytest.approx(math.log(2) / math.sqrt(2)) and far.sd_bias == pytest.approx(math.log(2) / 2)
+    kl = [0.5 * 0.3**2, 0.5 * (4 + 0.2**2 - 1) - math.log(2)]
+    assert far.kl == pytest.approx(np.mean(kl)) and far.labels is None
+
+
+def test_noise_of_draws_is_not_an_error_of_the_method():
+    rng, q, M = np.random.default_rng(0), 4000, 50
+    draws = rng.normal(size=(M, q))
+    found = posterior(draws.mean(0), draws.std(0, ddof=1), M)
+    far = distance(found, posterior(np.zeros(q), np.ones(q)))
+    assert far.mean < 0.03 and far.sd < 0.03 and far.worst_mean > 0.3
+    moved = distance(posterior(draws.mean(0) + 0.2, draws.std(0, ddof=1), M), posterior(np.zeros(q), np.ones(q)))
+    assert moved.mean == pytest.approx(0.2, abs=0.01)
+
+
+def test_labels_by_total_variation():
+    far = distance(
+        posterior([0], [1], labels=[[0.9, 0.1], [0.5, 0.5]]), posterior([0], [1], labels=[[0.6, 0.4], [0.5, 0.5]])
+    )
+    assert far.labels == pytest.approx(0.15)
+
+
+def correlated(x=None, size=None):
+    """x = z1 + z2 + noise: the posterior of z is normal, with correlation −1 / (1 + s²)."""
+    s = pyro.param("s", torch.tensor(0.5), constraint=dist.constraints.positive)
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(z.sum(-1), s), obs=x if x is None else x[..., 0])
+
+
+def test_mean_field_is_too_narrow_by_what_theory_says():
+    x = np.random.default_rng(1).normal(size=(40, 1)) * 1.5
+    found = compare(correlated, x, ["em", "svi"], guide_covariance="diagonal", epochs=300)
+    em, svi = found.judgements["em"], found.judgements["svi"]
+    s2 = float(found[1].parameters["s"]) ** 2
+    # precision I + 11ᵀ / s²: mean field has sd 1 / √(1 + 1/s²); the exact sd is √((1 + s²) / (2 + s²))
+    truth = math.log(math.sqrt(s2 / (1 + s2))) - math.log(math.sqrt((1 + s2) / (2 + s2)))
+    assert svi.distance.sd_bias == pytest.approx(truth, abs=0.08)
+    assert em.good and svi.good is False and "sds too small" in svi.verdict
+    assert found.recommendation[0] == "em" and "not good enough: svi" in found.recommendation[1]
+
+
+NARROW = """
+import pyro, pyro.distributions as dist, torch
+def guide(x=None, size=None):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, :1] * torch.ones(2) * 0.4, 0.05).to_event(1))
+"""
+
+
+def test_a_wrong_guide_is_not_recommended(tmp_path):
+    (tmp_path / "narrow.py").write_text(NARROW, encoding="utf-8")
+    x = np.random.default_rng(1).normal(size=(30, 1)) * 1.5
+    found = compare(correlated, x, ["svi"], guide=f"{tmp_path / 'narrow.py'}:guide", epochs=5)
+    assert found.judgements["svi"].good is False
+    assert found.recommendation == (None, "none of these is good enough; em is exact here")
+
+
+def test_the_command(tmp_path):
+    arguments = (
+        "gmm",
+        "--data",
+        "faithful",
+        "--rows",
+        "80",
+        "--methods",
+        "em,svi,nuts",
+        "--out",
+        str(tmp_path / "c"),
+        "--set",
+        "epochs=3",
+    )
+    done = started("compare", *arguments, "--json")
+    document = json.loads(done.stdout)
+    em, svi, nuts = document["runs"]
+    assert done.returncode == 0 and nuts["status"] == "refused"
+    assert em["reference"] == "the exact posterior" and em["good_enough"] is True and em["verdict"] == "exact"
+    assert 0 <= svi["distance"]["labels"] < 0.2 and svi["gap_per_row"] < 0
+    assert document["recommendation"]["method"] == "em" and "k-hat" in document["good_enough"]
+    assert json.loads((tmp_path / "c" / "compare.json").read_text()) == document
+    assert (tmp_path / "c" / "compare.png").read_bytes()[:4] == b"\x89PNG"
