@@ -36,6 +36,7 @@ from zoo._options import Limits
 from zoo._program.structure import Structure
 
 LEARNS = False  # θ stays as it is
+IMPROPER = True  # a latent may have an improper prior
 KEPT = 1000  # draws of all chains that the fit holds, at most
 CANDIDATES = 5  # draws from the prior, and as many from around zero, of which a chain begins at the best
 AROUND = 2.0  # zero, in unconstrained coordinates

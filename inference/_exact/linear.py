@@ -220,7 +220,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
     def _no_moments(self, globals: Values | None) -> Moments:
         sites, L = self.sites(None, globals), self.L
         counts, zz = self.x.new_zeros(self.A), self.x.new_zeros(self.A, L + 1, L + 1)
-        return Moments(counts, self.x.new_zeros(0), sites.log_prior.detach(), {}, sites, zz)
+        return Moments(counts, self.x.new_zeros(0), sites.log_prior.detach(), {}, sites, zz, globals=globals or {})
 
     @torch.no_grad()
     def moments_about(self, means: Tensor, variance: float, globals: Values | None = None) -> Moments:

@@ -125,7 +125,7 @@ class Posterior:
 
     def log_density(self, flat: Tensor) -> Tensor:
         """[B] of the points flat [B, d], nats; differentiable."""
-        return self.terms(flat).total
+        return self.terms(flat).total + 0.0 * flat.sum(-1)  # of a latent that nothing depends on the slope is 0
 
     def _joint(self, flat: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
         """log p(x_i, a, z, …) [A, n] and the density of what is outside the rows, at one point [d] and z [A, n, L]."""
@@ -167,6 +167,8 @@ class Posterior:
                 for place in self.places:
                     node = node_of(trace, place.site.name)
                     value = onto(node["fn"].support).inv(node["value"].expand(whole_shape(node["fn"])))
+                    if place.site.family == "ImproperUniform":  # which has no draws: around where it begins
+                        value = value + 4 * torch.rand(value.shape, dtype=value.dtype) - 2
                     parts.append(value.nan_to_num(0.0, FARTHEST, -FARTHEST).clamp(-FARTHEST, FARTHEST).reshape(-1))
                 out.append(torch.cat(parts))
         return torch.stack(out)

@@ -82,7 +82,7 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
         given = "" if fit.claimed is None else fit.claimed.given
         if task.structure.integrable and not given and task.x.dtype == torch.float64 and not task.engine.delicate:
             return _integrated(task)
-        if fit.global_gaussian is not None:
+        if fit.global_gaussian is not None and not task.structure.improper:
             return _integrate_globals(task, fit.global_gaussian, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         if fit.claimed is None and point:

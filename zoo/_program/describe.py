@@ -146,6 +146,8 @@ def _globals(
     if exact == Exactness.NO or not names:
         return "", reason
     shown = ", ".join(f"'{n}'" for n in names[:MOST_NAMED]) + ", …" * (len(names) > MOST_NAMED)
+    if flat := [s.name for s in sites if s.family == "ImproperUniform"]:
+        return "", f"{reason}; this is given the global latents {shown}: the prior of '{flat[0]}' is improper"
     if exact == Exactness.ELIMINABLE:
         return "", f"{reason}; this is given the global latents {shown}, which are not integrated out"
     with blame(run.program.name):
@@ -351,6 +353,7 @@ def _site(node: Node) -> Site:
         inner=math.prod(p.size for p in inner),
         inner_dims=tuple((p.dim, p.size) for p in inner),
         completes=completes(node),
+        improper=is_latent(node) and (family_name(fn) == "ImproperUniform" or (not local and is_masked(node))),
         constraint=support_of(fn),
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from zoo._program.missing import Counting, Gaps, Unobserved, holds_nan
+from zoo._program.noise import Begin
 from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited, localize, settings
 
 ParentsOf = Callable[["Program", Tensor], frozenset[str]]
@@ -249,7 +250,7 @@ class Program(nn.Module):
         visited = Visited()
         around = settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
         with contextlib.ExitStack() as stack:
-            for each in (*around, InDtype(self.dtype)):
+            for each in (*around, Begin(x is None), InDtype(self.dtype)):
                 stack.enter_context(each)
             if x is None:
                 return call(None, size=size)

@@ -50,6 +50,7 @@ class Site:
     parents: tuple[str, ...] = ()  # the sites that its log-density depends on, besides itself
     reads_data: bool = True  # whether its log-density depends on data, besides what it observes itself
     moved: bool = False  # whether what it observes is computed from other sites
+    improper: bool = False  # whether it is a latent whose prior, or a part of it, is no density
     constraint: Constraint | None = field(default=None, repr=False, compare=False)  # the support itself
 
     def to_json(self) -> dict[str, Json]:
@@ -113,6 +114,11 @@ class Structure:
     def is_exact(self) -> bool:
         """Whether the posterior of the local latents and the evidence are exact, given θ and the global latents."""
         return self.exact != Exactness.NO
+
+    @property
+    def improper(self) -> tuple[str, ...]:
+        """The latents without a proper prior: log p(x) with them integrated out is no number."""
+        return tuple(s.name for s in self.sites if s.improper)
 
     @property
     def enumerable(self) -> bool:

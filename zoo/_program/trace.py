@@ -111,12 +111,15 @@ def is_one(scale: object) -> bool:
     return isinstance(scale, float | int) and scale == 1
 
 
-def global_log_prob(trace: Trace) -> Tensor:
-    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents, and what is seen there."""
+def global_log_prob(trace: Trace | list[Node], values: bool = True) -> Tensor:
+    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents, and what is seen there.
+
+    `values`: whether their values can be differentiated, and not their distributions alone.
+    """
     total = torch.zeros(())
-    for node in sample_nodes(trace):
+    for node in trace if isinstance(trace, list) else sample_nodes(trace):
         if not is_local(node):
-            total = total + _whole(node)
+            total = total + _whole(node if values else {**node, "value": node["value"].detach()})
     return total
 
 
@@ -232,4 +235,4 @@ def family_name(fn: dist.TorchDistribution) -> str:
     """The family of a distribution, without what is wrapped around it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Slots", "Completed"):
         fn = fn.base_dist
-    return type(fn).__name__.removeprefix("Marginal")
+    return "ImproperUniform" if type(fn).__name__ == "Flat" else type(fn).__name__.removeprefix("Marginal")

@@ -87,7 +87,7 @@ class Chains(ByElimination):
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> ChainMoments:
         trace = self._trace(self._probe, None, globals)  # the program runs once
-        found, at, per_datum = self._nothing(self._sites(trace)), self._at(trace), []
+        found, at, per_datum = self._nothing(self._sites(trace), globals), self._at(trace), []
         found.counts, sums = self.x.new_zeros(self.A), dict[int, alike.Sums]()
         if not alike.hold(self.classes, at.seen):
             raise UsageError(
@@ -143,11 +143,11 @@ class Chains(ByElimination):
                 found.add(name, self.families[name].statistics(self._others[name][rows], weights, params))
 
     def look(self, globals: Values | None = None) -> ChainMoments:
-        return self._nothing(self.sites(None, globals))
+        return self._nothing(self.sites(None, globals), globals)
 
-    def _nothing(self, sites: Sites) -> ChainMoments:
+    def _nothing(self, sites: Sites, globals: Values | None) -> ChainMoments:
         nothing = self.x.new_zeros(0)
-        return ChainMoments(nothing, nothing, sites.log_prior.detach(), {}, sites, nothing)
+        return ChainMoments(nothing, nothing, sites.log_prior.detach(), {}, sites, nothing, globals=globals or {})
 
     def plan(self, globals: Values) -> LinearPlan:
         return linear_mstep.plan(self, globals)

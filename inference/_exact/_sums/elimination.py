@@ -234,6 +234,7 @@ class Elimination(Engine[TableStatistics, Plan]):
             sites,
             views,
             {s: torch.as_tensor(w) for s, w in kept.items()},
+            globals=globals or {},
         )
 
     def _weights(self, plan: Schedule, tables: Tables, rows: slice, per_datum: Tensor) -> Tables:
@@ -249,7 +250,7 @@ class Elimination(Engine[TableStatistics, Plan]):
     def look(self, globals: Values | None = None) -> TableStatistics:
         views, log_prior = self.views(None, globals)
         nothing = self.x.new_zeros(0)
-        return TableStatistics(nothing, nothing, log_prior, {}, views, {})
+        return TableStatistics(nothing, nothing, log_prior, {}, views, {}, globals=globals or {})
 
     def plan(self, globals: Values) -> Plan:
         return mstep.plan(self, globals)
@@ -273,13 +274,13 @@ class Elimination(Engine[TableStatistics, Plan]):
         iterations: int = 10,
     ) -> dict[str, Tensor]:
         with torch.no_grad(), one_thread():
-            mstep.closed(self, plan, stats, floor)
+            globals = globals | mstep.closed(self, plan, stats, floor, globals)
 
         def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
+            return self.expected(stats, parameters, {**globals, **point})
 
-        return climb_numerically(
-            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+        return globals | climb_numerically(
+            self.program, plan.by_steps(globals), globals, supports, objective, count(self.weights, self.N), iterations
         )
 
     def expected(
