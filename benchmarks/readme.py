@@ -27,9 +27,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FAITHFUL: tuple[tuple[str, Options], ...] = (
     ("em", {}),
-    ("laplace", {}),
-    ("svi", {}),
-    ("importance", {}),
     ("em", {"covariance": "tied"}),
     ("em", {"covariance": "diagonal"}),
     ("laplace", {"priors": True}),
