@@ -16,7 +16,7 @@ from torch import Tensor
 from inference._globals import student
 from inference._globals.labels import Labels
 from inference._globals.target import Target
-from inference._numerics import definite, peak
+from inference._numerics import peak
 
 PRIOR = 64  # draws of it
 STARTS = 4
@@ -54,6 +54,7 @@ class Mode:
     log_mass: float  # nats
 
 
+@torch.enable_grad()
 def search(target: Target, labels: Labels, prior: Tensor, others: Tensor) -> list[Mode]:
     """The modes, in one labelling each, where climbs from draws of the prior [S, d], around zero and `others` [C, d] end."""
     d = target.d

@@ -73,9 +73,7 @@ def said(told: Estimates) -> dict[str, object]:
     return {"khat": khat if np.isfinite(khat) else None, "effective_draws": float(told.ess[0])}
 
 
-def claim(
-    told: Estimates, labels: Labels, remedy: str, every_label: bool, beyond: float
-) -> tuple[Evidence, list[str]]:
+def claim(told: Estimates, labels: Labels, remedy: str, every_label: bool, beyond: float) -> tuple[Evidence, list[str]]:
     """The evidence of weights that belong to all rows together, and what speaks against it."""
     found, warnings = told.evidence(), []
     if bool(told.doubtful[0]):
@@ -88,7 +86,7 @@ def claim(
         evidence = Evidence(float(told.log_mean[0]), found.se, "lower bound")
         warnings.append(
             f"the evidence claimed is a lower bound, not an estimate: {beyond:.0%} of short walks from the draws end where "
-            f"weights are larger than that of any draw. A part of the posterior is missing, as the neck of a funnel is. {remedy}"
+            f"weights are larger than any draw's. A part of the posterior is missing, as the neck of a funnel is. {remedy}"
         )
     if not (labels.counted or every_label):
         evidence = Evidence(float(told.log_mean[0]), found.se, "lower bound")

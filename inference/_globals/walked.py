@@ -18,8 +18,12 @@ from inference._globals.target import Target
 from inference._numerics.psis import psis, smoothed
 from inference._sampling.khat import LIMIT
 
-WALKERS, WALKS, LEAPFROG = DRAWS, 60, 6
-ACCEPTANCE, GAIN, SHORT = 0.8, 0.3, 0.1  # of walks; of log sizes, in what acceptance is off by; the smallest share of a size
+WALKERS, WALKS, LEAPFROG = DRAWS, 50, 5
+ACCEPTANCE, GAIN, SHORT = (
+    0.8,
+    0.3,
+    0.1,
+)  # of walks; of log sizes, in what acceptance is off by; the smallest share of a size
 SPARE = 3.0  # ends that may be beyond all draws, and errors of the count that is expected
 WORK = 2**32  # numbers in all evaluations
 
