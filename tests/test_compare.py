@@ -108,6 +108,23 @@ def test_the_command(tmp_path):
     assert (tmp_path / "c" / "compare.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def schools(x=None, size=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", size if x is None else len(x)):
+        return pyro.sample("x", dist.StudentT(4.0, mu, 3.0), obs=x if x is None else x[..., 0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("methods", [["nuts", "svi"], ["svi", "nuts"]])
+def test_a_reference_is_not_held_against_itself(methods):
+    x = np.random.default_rng(2).normal(1, 3, size=(12, 1))
+    found = compare(schools, x, methods, warmup=300, samples=500, epochs=200)
+    nuts, svi = found.judgements["nuts"], found.judgements["svi"]
+    assert (nuts.reference, nuts.distance, nuts.good) == ("itself", None, True)
+    assert "the reference itself" in nuts.verdict
+    assert svi.reference == "nuts" and svi.distance is not None
+
+
 @pytest.mark.full
 def test_the_benchmark_in_small(capsys):
     from benchmarks import compare as bench

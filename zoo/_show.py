@@ -223,7 +223,7 @@ def comparison(found: Document) -> None:
         if r["status"] == "refused":
             out.print(f"{r['method']}: {escape(r['reason'])}", soft_wrap=True)
             continue
-        held = f" (against {r['reference']}, at its own θ)" if r["reference"] else ""
+        held = f" (against {r['reference']}, at its own θ)" if r["distance"] else ""
         out.print(f"[bold]{r['method']}[/]: {escape(r['verdict'])}{held}", soft_wrap=True)
         if given := (_of(r, "") or {}).get("given"):
             out.print(f"{r['method']}: log p(x) is given {escape(given)}.", soft_wrap=True)

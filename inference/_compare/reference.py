@@ -6,7 +6,7 @@ runs the reference is found once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ WAYS: Mapping[str, Mapping[str, object]] = {
     "nuts": {},
     "importance": {"proposal": "laplace", "samples": 2000},
 }
+ITSELF = "itself"  # a method that is the reference has nothing to be held against
 SEED = 77  # other draws than those of the method that is held against it
 GOOD_ROWS = 0.99  # the share of rows whose weights must be trusted, for importance sampling to be a reference
 
@@ -37,15 +38,23 @@ class References:
     tried: list[tuple[Mapping[str, np.ndarray], str, Posterior | None]] = field(default_factory=list)
 
     def at(self, run: Run) -> tuple[str, Posterior] | None:
-        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance". None: there is none."""
+        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance", or
+        `ITSELF`. None: there is none."""
         task = run.at_theta()
         theta = {name: np.asarray(value) for name, value in task.theta().items()}
-        for known, what, posterior in self.tried:
+        for known, what, posterior in self.tried:  # noqa: B007
             if all(np.array_equal(known[name], value) for name, value in theta.items()):
-                return None if posterior is None else (what, posterior)
-        what, posterior = _reference(run, task)
-        self.tried.append((theta, what, posterior))
-        return None if posterior is None else (what, posterior)
+                break
+        else:
+            what, posterior = _reference(run, task)
+            self.tried.append((theta, what, posterior))
+        return None if posterior is None else (ITSELF if what == run.method else what, posterior)
+
+    def after(self, runs: Sequence[Run]) -> dict[int, tuple[str, Posterior] | None]:
+        """The reference of each run, by its place; those that can be a reference themselves are looked at first."""
+        ways = {i: way_of(run.at_theta().structure) for i, run in enumerate(runs)}
+        order = sorted(ways, key=lambda i: ways[i] != runs[i].method)
+        return {i: self.at(runs[i]) for i in order}
 
 
 def way_of(structure: Structure) -> str:
