@@ -49,9 +49,7 @@ ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has co
 
 def refusal(structure: Structure) -> str | None:
     """Why EM cannot serve the program, or None."""
-    if not structure.is_exact:
-        return f"em needs an exact posterior, and {structure.reason}"
-    return None
+    return structure.cut or None if structure.is_exact else f"em needs an exact posterior, and {structure.reason}"
 
 
 def fit(

@@ -153,7 +153,9 @@ def _degree(op: Operation, degrees: list[Tensor]) -> Tensor:
     if name == "div" and kwargs.get("rounding_mode") is None and first:
         by = d[1] if len(d) == 2 else zero
         return torch.where(zero + by > 0, torch.full_like(zero, OTHER), zero + d[0])
-    power = args[1] if name == "pow" and len(d) == 1 and first else None  # a number: a tensor may be another one elsewhere
+    power = (
+        args[1] if name == "pow" and len(d) == 1 and first else None
+    )  # a number: a tensor may be another one elsewhere
     if name == "square" or power == 2:
         return _capped(zero + 2 * d[0])
     if power == 1:

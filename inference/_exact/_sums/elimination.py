@@ -300,7 +300,9 @@ class Elimination(Engine[TableStatistics, Plan]):
         return total
 
     def broken(self, plan: Plan, stats: TableStatistics) -> list[str]:
-        self.factors.look(None, stats.globals, sure=True)  # raises where sites that are summed together are no longer alike
+        self.factors.look(
+            None, stats.globals, sure=True
+        )  # raises where sites that are summed together are no longer alike
         return mstep.broken(self, plan, stats)
 
     def smallest(self, stats: TableStatistics) -> float:
