@@ -111,8 +111,7 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
 
     The claim is of the rounded θ, in float64.
     """
-    wide, dtype = task.doubled(), task.x.dtype
-    found = refit(wide)
+    dtype, found = task.x.dtype, refit(wide := task.doubled())
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
@@ -121,8 +120,9 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
     total = float(per_datum.sum()) if task.times is None else float(weighed(per_datum.numpy(), task.times).sum())
     claimed = replace(found.claimed, value=total, per_datum=kept).plus(task.outside(point))
     parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
-    single = {n: _single(getattr(found, n)) for n in ("draws", "means", "deviations", "probabilities")}
-    return replace(found, parameters=parameters, claimed=claimed, **single)
+    draws, means = _single(found.draws), _single(found.means)
+    found = replace(found, parameters=parameters, claimed=claimed, draws=draws, means=means)
+    return replace(found, deviations=_single(found.deviations), probabilities=_single(found.probabilities))
 
 
 def _single(arrays: Arrays) -> Arrays:
