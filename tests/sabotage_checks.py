@@ -1,0 +1,191 @@
+"""The public checks that sabotage is shown to: what each says is wrong, in words; nothing where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from benchmarks._references import command
+from inference._compare.comparison import compare
+from inference._run.own_route import Disagreement
+from inference._run.result import Run
+from inference._run.runner import run
+
+Check = Callable[[], list[str]]
+WRONG = ("nats below the verified", "nats above the verified", "is not the posterior", "move together")
+
+
+def verification(model: object, data: object, method: str, **options: object) -> Check:
+    """`zoo run`: the runner's own evaluation of what the method claims."""
+
+    def check() -> list[str]:
+        try:
+            found = run(model, data, method, **options)
+        except Disagreement as error:
+            return [str(error)]
+        return [w for w in found.warnings if any(part in w for part in WRONG)]
+
+    return check
+
+
+def reference(
+    name: str, method: str, data: str | None = None, preparation: Mapping[str, object] | None = None, **options: object
+) -> Check:
+    """`zoo check`: the method's posterior and evidence against the bundled reference."""
+
+    def check() -> list[str]:
+        found = command.checked(command.Asked(name, data, method, options, preparation or {}))[0]
+        assert found.verdict != "nothing to compare"
+        return [found.sentence()] if found.verdict == "differs" else []
+
+    return check
+
+
+def comparison(model: object, data: object, method: str, **options: object) -> Check:
+    """`zoo compare`: the method's posterior and evidence against the exact ones at its own θ."""
+
+    def check() -> list[str]:
+        (found,) = compare(model, data, [method], **options)
+        assert isinstance(found, Run)
+        judged = compare_of(found)
+        return list(judged)
+
+    return check
+
+
+def compare_of(found: Run) -> tuple[str, ...]:
+    from inference._compare.judge import judge
+
+    return judge([found])[0].faults
+
+
+# -------------------------------------------------------------------------------------------------------- programs
+
+
+def _plate(x: torch.Tensor | None, size: int | None) -> pyro.plate:
+    return pyro.plate("data", size if x is None else len(x))
+
+
+def factors(x=None, size=None):
+    """Two normal latents of unequal loadings with noise that is correlated: nothing is symmetric or diagonal."""
+    loadings = torch.tensor([[1.0, 0.5, -1.0], [0.7, 1.0, 0.5]], dtype=torch.get_default_dtype())
+    root = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.3, -0.4, 0.5]], dtype=torch.get_default_dtype())
+    with _plate(x, size):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        return pyro.sample("x", dist.MultivariateNormal(z @ loadings, scale_tril=root), obs=x)
+
+
+def mixture(x=None, size=None):
+    """Three normals."""
+    means = torch.tensor([[-1.0, 0.0], [1.0, 1.0], [0.5, -1.5]])
+    with _plate(x, size):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
+        return pyro.sample("x", dist.Normal(means[z], torch.tensor([1.0, 0.7])).to_event(1), obs=x)
+
+
+def counts(x=None, size=None):
+    """A rate for each row, gamma, and three counts."""
+    with _plate(x, size):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+        return pyro.sample("x", dist.Poisson(rate.unsqueeze(-1) * torch.ones(3)).to_event(1), obs=x)
+
+
+def answers(x=None, size=None):
+    """A chance for each row, beta, and the number of yeses of five."""
+    with _plate(x, size):
+        p = pyro.sample("p", dist.Beta(2.0, 3.0))
+        return pyro.sample("x", dist.Binomial(5, p), obs=None if x is None else x[:, 0])
+
+
+def chain(x=None, size=None):
+    """Two states over twenty steps: too many joint values to list."""
+    with _plate(x, size):
+        z = pyro.sample("z0", dist.Bernoulli(0.4))
+        for t in range(20):
+            if t:
+                z = pyro.sample(f"z{t}", dist.Bernoulli(0.2 + 0.6 * z))
+            last = pyro.sample(f"x{t}", dist.Normal(2 * z, 1.0), obs=None if x is None else x[:, t])
+        return last
+
+
+def walk(x=None, size=None):
+    """A random walk of forty steps, seen with noise: normal latents along a chain."""
+    with _plate(x, size):
+        z = pyro.sample("z0", dist.Normal(0.0, 1.0))
+        for t in range(40):
+            if t:
+                z = pyro.sample(f"z{t}", dist.Normal(0.9 * z, 0.5))
+            last = pyro.sample(f"x{t}", dist.Normal(z, 0.7), obs=None if x is None else x[:, t])
+        return last
+
+
+def one(x=None, size=None):
+    """A normal latent and one column: importance sampling from the prior does well on it."""
+    with _plate(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        return pyro.sample("x", dist.Normal(z, 1.0), obs=None if x is None else x[:, 0])
+
+
+def spread(x=None, size=None):
+    """A positive latent, not conjugate: its coordinate is its logarithm."""
+    with _plate(x, size):
+        s = pyro.sample("s", dist.LogNormal(0.5, 0.5))
+        return pyro.sample("x", dist.Normal(s.unsqueeze(-1) * torch.ones(20), 0.7).to_event(1), obs=x)
+
+
+def table(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.5, 1.3, (rows, columns))
+
+
+def holes(x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[np.random.default_rng(1).random(x.shape) < 0.3] = np.nan
+    return out
+
+
+WHOLE_COUNTS = np.random.default_rng(0).poisson(4.0, (30, 3)).astype(float)
+YES = np.random.default_rng(0).binomial(5, 0.4, (30, 1)).astype(float)
+
+CHECKS: Mapping[str, Check] = {
+    "run factors by em": verification(factors, table(40, 3), "em"),
+    "run mixture by em": verification(mixture, table(40, 2), "em"),
+    "run mixture with holes by em": verification(mixture, holes(table(40, 2)), "em"),
+    "run gmm with holes by em": verification("gmm", holes(table(80, 2)), "em", components=2, max_iter=20),
+    "run ppca with holes by em": verification("ppca", holes(table(60, 4)), "em", latents=2),
+    "run gmm by em, 3 iterations": verification("gmm", "faithful", "em", components=2, max_iter=3),
+    "run counts by em": verification(counts, WHOLE_COUNTS, "em"),
+    "run answers by em": verification(answers, YES, "em"),
+    "run chain by em": verification(chain, table(20, 20), "em"),
+    "run walk by em": verification(walk, table(20, 40), "em"),
+    "run one by importance": verification(one, table(40, 1), "importance", proposal="prior", samples=1000),
+    "run many rows by importance": verification(one, table(20_000, 1), "importance", proposal="prior", samples=200),
+    "run factors by laplace": verification(factors, table(40, 3), "laplace"),
+    "compare factors by importance": comparison(factors, table(40, 3), "importance", proposal="laplace", samples=1000),
+    "compare one by importance": comparison(one, table(200, 1), "importance", proposal="prior", samples=2000),
+    "compare factors by laplace": comparison(factors, table(40, 3), "laplace"),
+    "compare mixture by svi": comparison(
+        mixture, table(40, 2), "svi", guide="mean_field", lr=0.1, batch=40, epochs=300
+    ),
+    "compare one by svi": comparison(one, table(40, 1), "svi", guide="mean_field", lr=0.05, batch=40, epochs=400),
+    "compare spread by laplace": comparison(spread, 2 + 0.5 * table(30, 20), "laplace"),
+    "compare spread by svi": comparison(
+        spread, 2 + 0.5 * table(30, 20), "svi", guide="mean_field", lr=0.05, batch=30, epochs=400
+    ),
+    "check normal_normal by laplace": reference("normal_normal", "laplace"),
+    "run nuts": verification(
+        "benchmarks/_references/programs.py:normal_normal", np.random.default_rng(0).normal(3.0, 2.0, (12, 1)), "nuts"
+    ),
+    "check beta_binomial by nuts": reference("beta_binomial", "nuts"),
+    "check beta_binomial by laplace": reference("beta_binomial", "laplace"),
+    "check beta_binomial by svi": reference("beta_binomial", "svi"),
+    "check beta_binomial by importance": reference("beta_binomial", "importance"),
+    "check normal_normal by svi": reference("normal_normal", "svi"),
+    "check normal_normal by importance": reference("normal_normal", "importance"),
+    "check normal_normal by nuts": reference("normal_normal", "nuts"),
+    "check gmm-faithful by em": reference("gmm", "em", "faithful"),
+    "check ppca-wine by em": reference("ppca", "em", "wine", {"standardize": True}, latents=2),
+}
