@@ -10,13 +10,13 @@ import pytest
 import test_elimination
 import torch
 from helpers import task_of
+from inference._sampling.student import Mixture
 from scipy import special, stats
 
 from inference import ais, importance, infer, nuts, run
 from inference._globals import bridge as bridging
 from inference._globals.labels import Labels
 from inference._globals.starts import starts
-from inference._globals.student import Mixture
 from inference._globals.target import Target
 from zoo._errors import Refusal
 

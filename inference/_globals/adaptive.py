@@ -1,9 +1,7 @@
 """Adaptive importance sampling of global latents: a mixture of Student t's that follows its own weighted draws.
 
-Cornuet, Marin, Mira & Robert 2012 (AMIS): each round draws from the mixture, weighs all draws so far by the mixture of all
-proposals so far, and moves the components to them. Where few draws have any weight it follows weights to a power below 1,
-which have more. The rounds end where Pareto k-hat allows it. What is claimed comes from fresh draws of the last mixture alone:
-they are independent, and their mean weight is unbiased, which the recycled ones are not.
+What is claimed after the rounds (`following`) comes from fresh draws of the last mixture alone: they are independent, and their
+mean weight is unbiased, which the recycled ones are not.
 """
 
 from __future__ import annotations
@@ -15,21 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._globals import rows, student
+from inference._globals import rows
 from inference._globals.labels import POINTS, Labels
-from inference._globals.student import Mixture
 from inference._globals.target import Target
 from inference._method.estimates import Estimates
 from inference._numerics import peak
-from inference._numerics.psis import psis
-from inference._sampling.khat import LIMIT
+from inference._sampling import student
+from inference._sampling.following import followed
+from inference._sampling.student import Mixture
 
 ROUNDS = 12
-ROUND = 1000  # draws of one
 STARTS = 4  # of climbs to a mode
 PRIOR = 64  # draws from the prior that the first mixture has a component for
-DEFENSIVE = 0.05  # the share of draws that are as wide as the prior, so that a far mode is seen
-ENOUGH = 0.2  # effective draws, as a share of all, at which no round more is needed
 SAME = 0.01  # coordinates within which two climbs ended at one mode
 MOST_HESSIAN = 400  # coordinates
 
@@ -75,38 +70,14 @@ class Adaptive:
 
     def run(self, samples: int, step: Callable[..., object]) -> Weighed:
         """`samples` fresh draws after as many rounds as are needed."""
-        rounds = self._adapt(step)
+        self.mixture, rounds = followed(self._own, self.mixture, self.prior, ROUNDS, step)
         flat, log_p, log_q = self._draw(self.mixture, samples)
         step()
         return Weighed(flat, log_p - log_q, self.labels, rounds, self.modes, self.rows is None)
 
-    def _adapt(self, step: Callable[..., object]) -> int:
-        kept: list[tuple[Mixture, Tensor, Tensor]] = []
-        best, most = self.mixture, -1.0
-        count = max(ROUND, 20 * len(self.places))
-        for k in range(ROUNDS):
-            flat, log_p, log_q = self._draw(self.mixture, count)
-            log_weights = log_p - log_q
-            (khat,), (ess,) = psis(log_weights.unsqueeze(1).numpy())
-            step(note=f"k-hat {khat:.2f}, {ess:.0f} of {count} draws")
-            score = ess / count - (1.0 if not khat <= LIMIT else 0.0)
-            if score > most:
-                best, most = self.mixture, score
-            if khat <= LIMIT and ess >= ENOUGH * count:
-                return k + 1
-            kept = [*kept, (self.mixture, flat[:, self.places], log_p)][-3:]
-            self.mixture = self._followed(kept)
-        self.mixture = best
-        return ROUNDS
-
-    def _followed(self, kept: list[tuple[Mixture, Tensor, Tensor]]) -> Mixture:
-        """The mixture moved to the draws of some rounds, weighed by the mean of their proposals."""
-        flat, log_p = torch.cat([k[1] for k in kept]), torch.cat([k[2] for k in kept])
-        densities = torch.stack([mixture.log_prob(flat) for mixture, _, _ in kept]).logsumexp(0)
-        log_weights = log_p - densities
-        if not bool(log_weights.isfinite().any()):
-            return self.mixture
-        return self.mixture.follow(flat, _tempered(log_weights, 10.0 * flat.shape[1])).beside(self.prior, DEFENSIVE)
+    def _own(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        flat, log_p, log_q = self._draw(mixture, count)
+        return flat[:, self.places], log_p, log_q
 
     def _draw(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points [S, d], their log-densities, those of the proposal."""
@@ -116,18 +87,6 @@ class Adaptive:
         log_p, flat = self.rows.weigh(own)
         log_q = self.labels.spread(lambda u: mixture.log_prob(u[:, self.places]), flat, alone=True)
         return flat, log_p, log_q
-
-
-def _tempered(log_weights: Tensor, least: float) -> Tensor:
-    """Weights to the largest power, at most 1, at which `least` of them count (a tenth of all at most); they sum to 1."""
-    least = min(least, 0.1 * len(log_weights))
-    power = 1.0
-    for _ in range(60):
-        share = (power * log_weights.clamp(min=-1e30)).softmax(0)
-        if float(1 / share.square().sum()) >= least:
-            break
-        power *= 0.8
-    return share
 
 
 def _prior(target: Target) -> Tensor:

@@ -22,6 +22,7 @@ Values = dict[str, Tensor]
 
 def refusal(structure: Structure) -> str | None:
     """Why the density of all latents cannot be evaluated at many points, or None; half a sentence."""
+    structure = structure.summed
     for site in structure.global_latents:
         if site.discrete:
             return f"the global latent '{site.name}' is discrete"
