@@ -10,7 +10,6 @@ import pytest
 import test_elimination
 import torch
 from helpers import task_of
-from inference._sampling.student import Mixture
 from scipy import special, stats
 
 from inference import ais, importance, infer, nuts, run
@@ -18,6 +17,7 @@ from inference._globals import bridge as bridging
 from inference._globals.labels import Labels
 from inference._globals.starts import starts
 from inference._globals.target import Target
+from inference._sampling.student import Mixture
 from zoo._errors import Refusal
 
 COINS = np.array([3.0, 5.0, 2.0, 9.0])[:, None]

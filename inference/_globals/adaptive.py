@@ -7,19 +7,19 @@ mean weight is unbiased, which the recycled ones are not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference._globals import rows
 from inference._globals.labels import POINTS, Labels
 from inference._globals.target import Target
 from inference._method.estimates import Estimates
 from inference._numerics import peak
 from inference._sampling import student
 from inference._sampling.following import followed
+from inference._sampling.nested import Nested
 from inference._sampling.student import Mixture
 
 ROUNDS = 12
@@ -27,6 +27,9 @@ STARTS = 4  # of climbs to a mode
 PRIOR = 64  # draws from the prior that the first mixture has a component for
 SAME = 0.01  # coordinates within which two climbs ended at one mode
 MOST_HESSIAN = 400  # coordinates
+MOST_OF_A_ROW = 6  # numbers of its latents, of which a Hessian is taken
+ROWS = "each row's latents by a Gaussian at its mode given each draw of the globals"
+GROUP = "global latents with normal priors by a Gaussian at their mode given each draw of the others"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Weighed:
     labels: Labels
     rounds: int
     modes: int
-    jointly: bool  # whether each row's latents are among what the mixture draws
+    nested: str  # which latents are not drawn by the mixture, in words; "" where it draws all
 
     @property
     def told(self) -> Estimates:
@@ -52,8 +55,10 @@ class Adaptive:
     def __init__(self, target: Target, starts: Tensor, drawn: Tensor | None) -> None:
         """`starts` [C, d]: where climbs to modes begin. `drawn` [S, d]: draws of an earlier fit, to propose from instead."""
         self.target = target
-        self.rows = rows.Rows(target) if rows.serves(target) else None
-        self.places = target.of_globals if self.rows is not None else torch.arange(target.d)
+        by_row = target.structure.by_row and 0 < target.of_rows.shape[1] <= MOST_OF_A_ROW and len(target.of_globals) > 0
+        self.places = target.of_globals if by_row else torch.arange(target.d)
+        width, generator = target.posterior.width, target.generator
+        self.nested = Nested(target.each_row, self.places, target.of_rows, width, generator) if by_row else None
         self.labels = Labels(target, starts[:POINTS])
         self.mixture, self.modes = self._first(starts, drawn)
 
@@ -70,10 +75,28 @@ class Adaptive:
 
     def run(self, samples: int, step: Callable[..., object]) -> Weighed:
         """`samples` fresh draws after as many rounds as are needed."""
+        found = self._run(samples, step)
+        if not bool(found.told.doubtful[0]) or not self._regrouped():
+            return found
+        again = self._run(samples, step)
+        return found if bool(again.told.doubtful[0]) else replace(again, nested=GROUP)
+
+    def _run(self, samples: int, step: Callable[..., object]) -> Weighed:
         self.mixture, rounds = followed(self._own, self.mixture, self.prior, ROUNDS, step)
         flat, log_p, log_q = self._draw(self.mixture, samples)
         step()
-        return Weighed(flat, log_p - log_q, self.labels, rounds, self.modes, self.rows is None)
+        return Weighed(flat, log_p - log_q, self.labels, rounds, self.modes, "" if self.nested is None else ROWS)
+
+    def _regrouped(self) -> bool:
+        """Whether global latents can be drawn given the others instead: of one mode that all climbs ended at."""
+        group = self.target.posterior.normal_group()
+        if self.nested is not None or group is None or self.modes != 1 or self.labels.count != 1:
+            return False
+        self.places, inner = group
+        posterior, generator = self.target.posterior, self.target.generator
+        self.nested = Nested(posterior.whole, self.places, inner, posterior.width, generator)
+        self.mixture, self.prior = (m.marginal(self.places) for m in (self.mixture, self.prior))
+        return True
 
     def _own(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         flat, log_p, log_q = self._draw(mixture, count)
@@ -82,9 +105,9 @@ class Adaptive:
     def _draw(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points [S, d], their log-densities, those of the proposal."""
         own = mixture.draw(count, self.target.generator)
-        if self.rows is None:
+        if self.nested is None:
             return own, self.target.log_density(own), self.labels.spread(mixture.log_prob, own)
-        log_p, flat = self.rows.weigh(own)
+        log_p, flat = self.nested.weigh(own)
         log_q = self.labels.spread(lambda u: mixture.log_prob(u[:, self.places]), flat, alone=True)
         return flat, log_p, log_q
 

@@ -57,8 +57,8 @@ def fit(task: Task, proposal: str, samples: int) -> Fit:
         "rounds": found.rounds,
         "modes": found.modes,
     }
-    if not found.jointly:
-        notes["rows"] = "each row's latents by a Gaussian at its mode given each draw of the globals"
+    if found.nested:
+        notes["nested"] = found.nested
     fit = fit_of(whole, target, found.flat, found.log_weights, found.labels, found.told, REMEDY, notes)
     return completed(whole, task, fit)
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from inference._density import local
-from inference._laplace import grid, weighed
+from inference._laplace import grid
 from inference._laplace.inner import Exact, Inner, Nested
 from inference._laplace.search import MOST_ON_A_GRID, Options, Search
+from inference._laplace.weighed import MOST as MOST_WEIGHED
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
 from inference._numerics import definite
@@ -171,7 +172,7 @@ def _on_a_grid(search: Search, peak: Peak) -> _Outer | None:
 
 def _of_grid(search: Search, peak: Peak, found: grid.Grid) -> _Outer:
     candidates, weights = found.weighted(torch.Generator().manual_seed(search.task.seed))
-    notes = {"grid_points": len(found.values), "evaluations": len(peak.trace) + len(found.values)}
+    notes: dict[str, object] = {"grid_points": len(found.values), "evaluations": len(peak.trace) + len(found.values)}
     return _averaged(search, peak, candidates, weights, found.log_integral, notes)
 
 
@@ -179,11 +180,9 @@ def _by_weights(search: Search, peak: Peak, plain: _Outer) -> _Outer:
     """The globals by draws that are weighed, where those weights can be trusted; else `plain`, which says what they say."""
     if not _can_be_weighed(search, peak, plain):
         return plain
-    q, task = plain.gaussian, search.task
-    assert q is not None
-    with task.progress("laplace: weighing", weighed.ROUNDS) as step:
-        covariance = q.scale_tril @ q.scale_tril.mT
-        found = weighed.weighed(search.beside(peak), q.mean.to(peak.flat), covariance, task.seed, step)
+    assert plain.gaussian is not None
+    covariance = plain.gaussian.scale_tril @ plain.gaussian.scale_tril.mT
+    found = search.weighed(peak, covariance.to(peak.flat))
     khat, ess = float(found.told.khat[0]), float(found.told.ess[0])
     if not found.trusted:
         plain.notes["khat_of_weighed_draws"] = khat
@@ -203,7 +202,7 @@ def _can_be_weighed(search: Search, peak: Peak, plain: _Outer) -> bool:
     if plain.gaussian is None or search.options.globals == "laplace" or not peak.converged:
         return False
     exactly = structure.is_exact and structure.integrable == "normal"  # the Gaussian is the posterior itself
-    return not exactly and len(search.places) <= weighed.MOST and search.quick
+    return not exactly and len(search.places) <= MOST_WEIGHED and search.quick
 
 
 def _averaged(

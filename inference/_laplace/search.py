@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from inference._laplace import grid
+from inference._laplace import grid, weighed
 from inference._laplace.inner import Exact, Inner
+from inference._laplace.weighed import Weighed
 from inference._mcmc.posterior import Posterior
 from inference._method.start import Start, begin, is_mixture
 from inference._method.summed import summed
@@ -75,6 +76,19 @@ class Search:
             return lambda u: self.densities(peak.flat.expand(len(u), -1).index_copy(1, self.places, u))
         posterior, order = self._posterior
         return lambda u: torch.cat([posterior.log_density(u[some][:, order]) for some in posterior.chunks(len(u))])
+
+    def weighed(self, peak: Peak, covariance: Tensor) -> Weighed:
+        """Weighted draws of the global latents, from a Gaussian at a peak on."""
+        mode, seed = peak.flat[self.places], self.task.seed
+        with self.task.progress("laplace: weighing", 2 * weighed.ROUNDS) as step:
+            found = weighed.weighed(self.beside(peak), mode, covariance, seed, step)
+            if found.trusted or self._posterior is None:
+                return found
+            posterior, order = self._posterior
+            again = weighed.nested(posterior, mode[order], covariance[order][:, order], seed, step)
+        if again is None or not again.trusted:
+            return found
+        return replace(again, flat=again.flat[:, order.argsort()])
 
     @property
     def quick(self) -> bool:

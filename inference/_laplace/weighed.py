@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference._mcmc.posterior import Posterior
 from inference._method.estimates import Estimates
+from inference._numerics.peak import Density
 from inference._sampling.following import followed
+from inference._sampling.nested import Nested, settled
 from inference._sampling.student import Mixture
 
 MOST = 100  # numbers of the globals
 ROUNDS = 8
-CANDIDATES = 2000  # draws of the last mixture
+CANDIDATES = 4000  # draws of the last mixture
 WIDE = 9.0  # times the covariance at the mode, of the share of the draws that looks further away
 
 
@@ -37,19 +40,51 @@ class Weighed:
 
 
 @torch.no_grad()
-def weighed(
-    densities: Callable[[Tensor], Tensor], mode: Tensor, covariance: Tensor, seed: int, step: Callable[..., object]
-) -> Weighed:
+def weighed(densities: Density, mode: Tensor, covariance: Tensor, seed: int, step: Callable[..., object]) -> Weighed:
     """Draws about a mode [d], weighed by log-densities of points side by side."""
     generator = torch.Generator().manual_seed(seed)
-    mean, spread = mode.double().unsqueeze(0), covariance.double().unsqueeze(0)
 
     def draw(mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         flat = mixture.draw(count, generator)
-        log_p = densities(flat.to(mode)).double().nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-        return flat, log_p, mixture.log_prob(flat)
+        return flat, settled(densities(flat.to(mode)).double()), mixture.log_prob(flat)
 
-    last, rounds = followed(draw, Mixture.of(mean, spread), Mixture.of(mean, WIDE * spread), ROUNDS, step)
-    flat, log_p, log_q = draw(last, CANDIDATES)
+    last, wide = _about(mode, covariance)
+    last, rounds = followed(draw, last, wide, ROUNDS, step)
+    return _found(*draw(last, CANDIDATES), rounds, mode)
+
+
+@torch.no_grad()
+def nested(
+    posterior: Posterior, mode: Tensor, covariance: Tensor, seed: int, step: Callable[..., object]
+) -> Weighed | None:
+    """The same in a posterior's own coordinates: those with normal priors at their mode given the others; None without such."""
+    group = posterior.normal_group()
+    if group is None:
+        return None
+    outer, inner = group
+    generator = torch.Generator().manual_seed(seed)
+    rows = Nested(posterior.whole, outer, inner, posterior.width, generator)
+
+    def draw(mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        own = mixture.draw(count, generator)
+        log_p, flat = rows.weigh(own)
+        return flat, log_p, mixture.log_prob(own)
+
+    def outside(mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        flat, log_p, log_q = draw(mixture, count)
+        return flat[:, outer], log_p, log_q
+
+    last, wide = (m.marginal(outer) for m in _about(mode, covariance))
+    last, rounds = followed(outside, last, wide, ROUNDS, step)
+    return _found(*draw(last, CANDIDATES), rounds, mode)
+
+
+def _about(mode: Tensor, covariance: Tensor) -> tuple[Mixture, Mixture]:
+    """The first proposal, and a wide one."""
+    mean, spread = mode.double().unsqueeze(0), covariance.double().unsqueeze(0)
+    return Mixture.of(mean, spread), Mixture.of(mean, WIDE * spread)
+
+
+def _found(flat: Tensor, log_p: Tensor, log_q: Tensor, rounds: int, like: Tensor) -> Weighed:
     log_weights = log_p - log_q
-    return Weighed(flat.to(mode), log_weights.softmax(0).to(mode), Estimates.of(log_weights.unsqueeze(1)), rounds)
+    return Weighed(flat.to(like), log_weights.softmax(0).to(like), Estimates.of(log_weights.unsqueeze(1)), rounds)
