@@ -21,7 +21,7 @@ from zoo import _show
 from zoo._errors import Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT
 
-DRAWS = 4000  # of the posterior, that a method is asked for
+DRAWS = 2000  # of the posterior, that a method is asked for
 METHODS = ("nuts", "laplace", "importance")
 
 

@@ -81,7 +81,7 @@ class Search:
         """Weighted draws of the global latents, from a Gaussian at a peak on."""
         mode, seed = peak.flat[self.places], self.task.seed
         with self.task.progress("laplace: weighing", 2 * weighed.ROUNDS) as step:
-            found = weighed.weighed(self.beside(peak), mode, covariance, seed, step)
+            found = weighed.weighed(self.beside(peak), mode, covariance, seed, step, self._posterior is None)
             if found.trusted or self._posterior is None:
                 return found
             posterior, order = self._posterior

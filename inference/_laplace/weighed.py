@@ -19,8 +19,8 @@ from inference._sampling.nested import Nested, settled
 from inference._sampling.student import Mixture
 
 MOST = 100  # numbers of the globals
-ROUNDS = 8
-CANDIDATES = 4000  # draws of the last mixture
+ROUNDS, CANDIDATES = 8, 4000  # draws of the last mixture
+SLOWLY = 4, 2000  # both, where a density takes milliseconds
 WIDE = 9.0  # times the covariance at the mode, of the share of the draws that looks further away
 
 
@@ -40,7 +40,9 @@ class Weighed:
 
 
 @torch.no_grad()
-def weighed(densities: Density, mode: Tensor, covariance: Tensor, seed: int, step: Callable[..., object]) -> Weighed:
+def weighed(
+    densities: Density, mode: Tensor, covariance: Tensor, seed: int, step: Callable[..., object], slowly: bool
+) -> Weighed:
     """Draws about a mode [d], weighed by log-densities of points side by side."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -49,8 +51,9 @@ def weighed(densities: Density, mode: Tensor, covariance: Tensor, seed: int, ste
         return flat, settled(densities(flat.to(mode)).double()), mixture.log_prob(flat)
 
     last, wide = _about(mode, covariance)
-    last, rounds = followed(draw, last, wide, ROUNDS, step)
-    return _found(*draw(last, CANDIDATES), rounds, mode)
+    rounds, count = SLOWLY if slowly else (ROUNDS, CANDIDATES)
+    last, rounds = followed(draw, last, wide, rounds, step)
+    return _found(*draw(last, count), rounds, mode)
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ class Posterior:
     def each(self, of: Callable[..., Any], *given: Tensor) -> Any:
         """`of` of each point, its tensors stacked."""
         if self.side_by_side:
-            return torch.vmap(of, randomness="same")(*given)  # draws that the density knows nothing of may be made
+            return torch.vmap(of, randomness="different")(*given)  # of draws that the density does not know of
         found = [of(*(g[i] for g in given)) for i in range(len(given[0]))]
         if isinstance(found[0], dict):
             return {k: torch.stack([f[k] for f in found]) for k in found[0]}

@@ -86,7 +86,9 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
             return _integrate_globals(task, fit.global_gaussian, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         if point and not given:
-            if fit.claimed is not None:  # with the globals integrated out: a point of them is no value to hold it against
+            if (
+                fit.claimed is not None
+            ):  # with the globals integrated out: a point of them is no value to hold it against
                 return None
             given = f"the point values of {', '.join(point)}"
         exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given, weights=task.times)
