@@ -19,7 +19,7 @@ from inference._sampling.nested import Nested, settled
 from inference._sampling.student import Mixture
 
 MOST = 100  # numbers of the globals
-ROUNDS, CANDIDATES = 8, 4000  # draws of the last mixture
+ROUNDS, CANDIDATES = 8, 10_000  # draws of the last mixture
 SLOWLY = 4, 2000  # both, where a density takes milliseconds
 WIDE = 9.0  # times the covariance at the mode, of the share of the draws that looks further away
 
@@ -79,7 +79,7 @@ def nested(
 
     last, wide = (m.marginal(outer) for m in _about(mode, covariance))
     last, rounds = followed(outside, last, wide, ROUNDS, step)
-    return _found(*draw(last, CANDIDATES), rounds, mode)
+    return _found(*draw(last, SLOWLY[1]), rounds, mode)
 
 
 def _about(mode: Tensor, covariance: Tensor) -> tuple[Mixture, Mixture]:
