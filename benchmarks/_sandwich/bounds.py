@@ -1,9 +1,9 @@
 """Bounds from both sides on log p(x) of simulated data: bidirectional Monte Carlo.
 
-Grosse, Ghahramani & Adams 2015; for decoders Wu, Burda, Salakhutdinov & Grosse 2017. Chains that go forwards have weights whose
-mean is unbiased for p(x): its logarithm is a lower bound in expectation. Chains that begin at the z that made x, an exact draw
-of the posterior, and go the same way backwards have weights whose mean is unbiased for 1 / p(x): minus its logarithm is an upper
-bound in expectation.
+Grosse, Ghahramani & Adams 2015; for decoders Wu, Burda, Salakhutdinov & Grosse 2017. Chains that go forwards have weights
+whose mean is unbiased for p(x): its logarithm is a lower bound in expectation. Chains that begin at the z that made x, an exact
+draw of the posterior, and go the same way backwards have weights whose mean is unbiased for 1 / p(x): minus its logarithm is an
+upper bound in expectation.
 
 By Markov's inequality neither is off by b nats to the wrong side with a probability above exp(−b), whatever the chains do. That
 holds for the total over any number of rows, since the rows' weights are independent.
@@ -27,7 +27,6 @@ from inference._density.local import LocalDensity
 from inference._mcmc import annealed, hamiltonian
 from inference._mcmc.entries import Entries
 from inference._method.fit import Evidence, Fit
-from inference._method.progress import Step
 from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run.own_route import Disagreement

@@ -61,8 +61,8 @@ def _check_drawn(drawn: Trace, name: str) -> None:
     for node in sample_nodes(drawn):
         if node["is_observed"]:
             raise Refusal(
-                f"'{name}' has a density at '{node['name']}' that nothing is drawn from when it simulates (pyro.factor, or obs= "
-                "with a value of its own), so that simulated latents are no draws of the posterior."
+                f"'{name}' has a density at '{node['name']}' that nothing is drawn from when it simulates (pyro.factor, or "
+                "obs= with a value of its own), so that simulated latents are no draws of the posterior."
             )
         if not is_plain(node) or is_masked(node):
             raise Refusal(
@@ -106,6 +106,6 @@ def _check_density(found: Simulated, drawn: Trace) -> None:
 
 def _other(name: str) -> Refusal:
     return Refusal(
-        f"what '{name}' simulates is not drawn from the density that it has at data: its latents, or log p(x, z) at what it drew, "
-        "are others. A sandwich needs the same program with and without data."
+        f"what '{name}' simulates is not drawn from the density that it has at data: its latents, or log p(x, z) at what it "
+        "drew, are others. A sandwich needs the same program with and without data."
     )
