@@ -88,22 +88,22 @@ def truth(program, found: Simulated) -> np.ndarray:
 # ---- truth --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [factors, causes, *in_full(mixture, local.counts, local.bent)])
+@pytest.mark.parametrize("program", [factors, *in_full(causes, mixture, local.counts, local.bent)])
 def test_the_exact_value_lies_between(program):
     """Of 20 data sets of five rows, and the bounds are near each other."""
     found = simulated(program, 100)
     exact = truth(program, found)
-    both = bounded(found, steps=30)
+    both = bounded(found, steps=40)
     assert (both.lower.kind, both.upper.kind) == ("lower bound", "upper bound")
     for at in range(0, 100, 5):
         part = both.part(slice(at, at + 5))
         assert part.contains(Evidence.from_per_datum(exact[at : at + 5], "exact"))
     both.check(Evidence.from_per_datum(exact, "exact"))
     assert both.lower.value < exact.sum() + 3 * both.lower.se and both.upper.value > exact.sum() - 3 * both.upper.se
-    assert abs(both.width) < 0.25
+    assert abs(both.width) < 0.3
 
 
-@pytest.mark.parametrize("program", [factors, causes, *in_full(mixture, local.bent)])
+@pytest.mark.parametrize("program", [causes, *in_full(factors, mixture, local.bent)])
 def test_the_weights_are_unbiased_in_both_directions(program, monkeypatch):
     """Though the path is short: E w = p(x) forwards, and E w = 1 / p(x) backwards, from a draw of each row's own."""
     found, kept = simulated(program, 1500), []
@@ -145,10 +145,9 @@ def test_a_single_row_has_no_standard_error_above():
 # ---- sabotage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [factors, mixture])
-def test_backward_chains_from_another_z_are_caught(program):
+def test_backward_chains_from_another_z_are_caught():
     """A short path shows it: chains that begin where the posterior is not have weights that are too large."""
-    found = simulated(program, 60)
+    found = simulated(factors, 40)
     wrong = replace(found, latents={k: v.roll(1, 0) for k, v in found.latents.items()})
     right, both = bounded(found, steps=3), bounded(wrong, steps=3)
     right.check(exact_evidence(found.task))
@@ -161,10 +160,9 @@ def test_backward_chains_from_another_z_are_caught(program):
 def test_a_lower_bound_above_the_exact_value_is_caught():
     found = simulated(mixture, 20)
     both, exact = bounded(found, steps=20), exact_evidence(found.task)
+    high = Sandwich(20, *(replace(b, value=exact.value + 9) for b in (both.lower, both.upper)))
     with pytest.raises(Disagreement, match="lower bound"):
-        replace(
-            both, lower=replace(both.lower, value=exact.value + 9), upper=replace(both.upper, value=exact.value + 5)
-        ).check(exact)
+        high.check(exact)
 
 
 # ---- refusals -----------------------------------------------------------------------------------------------------------
@@ -216,6 +214,15 @@ def test_what_has_no_exact_draw_is_refused(program, why):
         sandwich(Asked(program, np.random.default_rng(0).normal(size=(10, 4)), steps=(3,), rows=3))
 
 
+def test_the_document_has_every_data_set():
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    found = sandwich(Asked(mixture, x, steps=(10, 3, 10), rows=4, datasets=3, chains=8))
+    said = json.loads(json.dumps(found.to_json()))
+    assert [s["steps"] for s in said["sandwiches"]] == [3, 10] and len(said["each"]) == said["datasets"] == 3
+    assert said["contained"] == found.held == 3 and said["exact"]["kind"] == "exact"
+    assert {e["upper"]["kind"] for e in said["each"]} == {"upper bound"} and "in 3 of 3 data sets" in found.sentence()
+
+
 def test_what_is_asked_for_in_vain():
     x = np.zeros((5, 4))
     with pytest.raises(UsageError, match="needs a MODEL"):
@@ -237,28 +244,24 @@ def test_an_upper_bound_never_ranks_above_anything():
 
 
 def test_a_selection_does_not_choose_by_an_upper_bound():
-    entries = [
-        Entry({"k": i}, ("k",), {}, {"heldout": Value(v, kind)})
-        for i, (v, kind) in enumerate([(0.0, "upper bound"), (-9.0, "lower bound")])
-    ]
+    values = Value(0.0, "upper bound"), Value(-9.0, "lower bound")
+    entries = [Entry({"k": i}, ("k",), {}, {"heldout": v}) for i, v in enumerate(values)]
     assert best(entries, "heldout") == [entries[1]]
 
 
-@pytest.mark.parametrize(("away", "wrong"), [(+3.0, False), (-0.2, False), (-3.0, True)])
-def test_an_upper_bound_that_a_method_claims_is_held_to_the_exact_value(away, wrong):
-    task = simulated(factors, 10).task
+def test_an_upper_bound_that_a_method_claims_is_held_to_the_exact_value():
+    task = simulated(mixture, 10).task
     exact = exact_evidence(task).value
-    fit = Fit({}, Evidence(exact + away, 0.1, "upper bound"))
-    if wrong:
-        with pytest.raises(Disagreement, match="upper bound"):
-            verify(task, fit)
-    else:
-        assert verify(task, fit)[0].claimed.kind == "upper bound"
+    for away in (+3.0, -0.2):
+        assert verify(task, Fit({}, Evidence(exact + away, 0.1, "upper bound")))[0].claimed.kind == "upper bound"
+    with pytest.raises(Disagreement, match="upper bound"):
+        verify(task, Fit({}, Evidence(exact - 3.0, 0.1, "upper bound")))
 
 
 # ---- the command --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_command_writes_a_picture_and_prints_one_document(tmp_path, capsys):
     from benchmarks._suite import bench
 
