@@ -93,7 +93,7 @@ def test_the_exact_value_lies_between(program):
     """Of 20 data sets of five rows, and the bounds are near each other."""
     found = simulated(program, 100)
     exact = truth(program, found)
-    both = bounded(found, steps=40)
+    both = bounded(found, steps=40, chains=16)
     assert (both.lower.kind, both.upper.kind) == ("lower bound", "upper bound")
     for at in range(0, 100, 5):
         part = both.part(slice(at, at + 5))
