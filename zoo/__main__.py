@@ -344,6 +344,9 @@ def bench(
         str | None,
         typer.Argument(metavar="SUITE", help="A suite, a suite's .toml file, or a benchmark. Without it: a list."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model or a RUN, where the benchmark takes one.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once (default: one a processor).")] = None,
     backend: Annotated[
         str, typer.Option("--backend", help="A joblib backend: loky, dask, ray, sequential, …")
@@ -370,7 +373,7 @@ def bench(
     own = _options.parse(settings or [])
     how: _bench.How = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
     try:
-        status = _bench.main(name, json=json, quick=quick, settings=own, **how)
+        status = _bench.main(name, json=json, quick=quick, settings=own, model=model, **how)
     except KeyboardInterrupt:
         kept = "interrupted; no file was left half written. The same command runs the cells that are missing."
         raise KeyboardInterrupt(kept) from None

@@ -9,7 +9,7 @@
   the modes (Laplace), and the prior; and a particle filter where the program has one.
 
 Where a claim can be checked against a better value it is: an estimate that lies below it by more than 4 standard errors is
-called a lower bound, and a warning says so.
+called a lower bound, and a warning says so. An upper bound below an exact value or a lower bound ends the run.
 """
 
 from __future__ import annotations
@@ -368,7 +368,9 @@ def _compared(task: Task, claimed: Evidence, found: Evidence, said: _Said) -> tu
     away = claimed.value - found.value
     rounding = tolerance(task.x.dtype) * max(1.0, abs(found.value))
     limit = FAR * math.hypot(claimed.se, found.se) + rounding
-    if claimed.kind == "exact" or (found.kind == "lower bound" and away > 0):
+    if claimed.kind == "upper bound":
+        _check_above(task, away, limit, found)
+    if claimed.kind in ("exact", "upper bound") or (found.kind == "lower bound" and away > 0):
         return claimed, found
     if away < -limit and claimed.kind == "estimate":
         said.warnings.append(
@@ -384,6 +386,14 @@ def _compared(task: Task, claimed: Evidence, found: Evidence, said: _Said) -> tu
         if found.kind == "estimate":
             found = replace(found, kind="lower bound")
     return claimed, found
+
+
+def _check_above(task: Task, away: float, limit: float, found: Evidence) -> None:
+    if away < -limit and found.kind in ("exact", "lower bound"):
+        raise Disagreement(
+            f"the upper bound claimed on log p(x) of '{task.program.name}' lies {-away:.4g} nats below the verified "
+            f"{found.kind}, more than {FAR:g} standard errors: the method's claim is wrong."
+        )
 
 
 def _compare_exact(task: Task, claimed: Evidence, found: Evidence) -> None:
