@@ -139,7 +139,7 @@ def _write_group(group: h5py.Group, dataset: xr.Dataset, first: int) -> int:
             scale, label = _write_variable(group, name, variables.pop(name)), str(name)
         else:
             scale, label = group.create_dataset(str(name), size, ">f4"), f"{NO_VARIABLE}{size:10d}"
-        scale.attrs["CLASS"], scale.attrs["NAME"] = np.bytes_(b"DIMENSION_SCALE"), np.bytes_(label.encode())
+        scale.make_scale(label)
         scale.attrs["_Netcdf4Dimid"] = np.int32(numbers[name])
         scales[name] = scale
     for name, variable in variables.items():
