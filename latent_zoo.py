@@ -5,10 +5,10 @@
     'exact'
 
 `run` fits a model to data, `compare` fits it by several methods, `infer` takes another method to the θ of a saved run, and
-`load` reads a saved run back. `select` chooses among models, `calibrate` says
-whether a method's posteriors can be believed (`calibrate_models`: its evidence), and `Estimator` is any model as a scikit-learn estimator. The
-packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other distributions use such names too; where
-one of theirs stands in the place of ours, the first use of this module says so.
+`load` reads a saved run back. `select` chooses among models, `calibrate` says whether a method's posteriors can be believed
+(`calibrate_models`: its evidence), and `Estimator` is any model as a scikit-learn estimator. The packages that do it are called
+`zoo`, `guides`, `inference` and `benchmarks`. Other distributions use such names too; where one of theirs stands in the place
+of ours, the first use of this module says so.
 """
 
 from __future__ import annotations

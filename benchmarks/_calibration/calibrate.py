@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,8 @@ def calibrate(
         >>> calibrate(coins, "em", simulations=20, rows=5, jobs=1).verdict
         'too few simulations'
 
-    Each simulation draws the latents from their priors and data from the program, fits the data, and ranks the true values among
-    about independent posterior draws (Talts et al. 2018). θ is held fixed, in drawing and in fitting.
+    Each simulation draws the latents from their priors and data from the program, fits the data, and ranks the true values
+    among about independent posterior draws (Talts et al. 2018). θ is held fixed, in drawing and in fitting.
 
     - `data`: gives a model that is built on data its shape and start values, and covariates and holes to the simulated data.
       Without it the program is asked for `rows` rows (50).
@@ -128,8 +130,7 @@ def asked(
     content["data"] = {"name": name or dataset.name, **preparation, "rows": len(dataset.x), "sha256": checksum(dataset)}
     content |= {"method": method, "method_options": {k: v for k, v in given.items() if k not in own}, "seed": seed}
     values = _theta(prepared, theta, seed)
-    if theta is not None:
-        content["theta"] = {n: v.tolist() for n, v in values.items()}
+    content["theta"] = hashlib.sha256(b"".join(v.tobytes() for v in values.values())).hexdigest()[:16]
     program = None if isinstance(found.model, str) else found.target
     return Trial(content, str(Path.cwd()), dataset=dataset, program=program, theta=values)
 
@@ -141,8 +142,8 @@ def _check(prepared: Prepared, method: str) -> None:
         raise UsageError("calibration draws each row once: leave out the weights.")
     if not (structure.global_latents or structure.local_latents):
         raise Refusal(
-            f"'{prepared.name}' has no latents, so a method has no posterior here that could be calibrated: give its parameters "
-            "priors (pyro.sample in place of pyro.param)."
+            f"'{prepared.name}' has no latents, so there is no posterior to calibrate: give its parameters priors (pyro.sample "
+            "in place of pyro.param)."
         )
     check_serves(prepared, method, learn=False)
 
@@ -157,8 +158,8 @@ def _theta(prepared: Prepared, given: object, seed: int) -> dict[str, np.ndarray
     for name, value in own.items():
         if name not in run.parameters or run.parameters[name].shape != value.shape:
             raise UsageError(
-                f"the run has no value of shape {value.shape} for the parameter '{name}': give the run's own model, options and "
-                "data."
+                f"the run has no value of shape {value.shape} for the parameter '{name}': give the run's own model, options "
+                "and data."
             )
         out[name] = np.asarray(run.parameters[name], dtype=value.dtype)
     return out
@@ -169,8 +170,6 @@ def _theta(prepared: Prepared, given: object, seed: int) -> dict[str, np.ndarray
 
 def batches(trial: Trial, content: Document, simulations: int, act: Any) -> Iterator[Trial]:
     """Cells of a few simulations each."""
-    from dataclasses import replace
-
     for first in range(0, simulations, BATCH):
         part = {"first": first, "count": min(BATCH, simulations - first)}
         yield replace(trial, content={**content, **part}, act=act)

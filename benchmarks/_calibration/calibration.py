@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import special
 
 from benchmarks._calibration import picture, uniform
 from benchmarks._calibration.quantities import LOG_LIKELIHOOD
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 LEVEL = 0.05  # the chance that a right method fails, over all quantities
 INTERVALS = (0.5, 0.8, 0.95)
 CLEAR = 2.6  # standard errors from which a direction is named
-HALF = 0.5  # the error of a posterior that has to be found for "passes": an sd half or twice the right one, a mean half an sd away
+HALF = 0.5  # of the right sd, or twice it, or a mean half an sd away: what has to be found for "passes"
 MOST_LOST = 0.1  # share of fits that may fail
 FILES = ("table.csv", "calibration.json", "calibration.png")
 Document = dict[str, Any]
@@ -35,7 +36,8 @@ class Quantity:
     """Ranks of one quantity, [n] in [0, 1].
 
     - `p`: the chance of ranks so far from uniform; `adjusted`: for the number of quantities (Holm 1979).
-    - `shift`, `spread`: of the ranks' mean and of their distance from the middle, in standard errors from what is right.
+    - `shift`, `spread`: mean and sd of the ranks' normal scores, 0 and 1 where all is right. Of a normal posterior: how many of
+      its sds it lies too low, and the right sd over its own.
     """
 
     name: str
@@ -45,11 +47,16 @@ class Quantity:
 
     @property
     def shift(self) -> float:
-        return float((self.ranks.mean() - 0.5) * math.sqrt(12 * len(self.ranks)))
+        return float(self._scores.mean())
 
     @property
     def spread(self) -> float:
-        return float((np.abs(self.ranks - 0.5).mean() - 0.25) * math.sqrt(48 * len(self.ranks)))
+        return float(self._scores.std(ddof=1))
+
+    @property
+    def _scores(self) -> np.ndarray:
+        scores: np.ndarray = special.ndtri(self.ranks.clip(1e-9, 1 - 1e-9))
+        return scores
 
     @property
     def fails(self) -> bool:
@@ -60,8 +67,9 @@ class Quantity:
         """ "ok", or what is wrong with the posterior."""
         if not self.fails:
             return "ok"
-        said = [] if abs(self.spread) < CLEAR else ["too narrow" if self.spread > 0 else "too wide"]
-        said += [] if abs(self.shift) < CLEAR else [f"too {'low' if self.shift > 0 else 'high'}"]
+        clear = CLEAR / math.sqrt(len(self.ranks))
+        said = [] if abs(self.spread - 1) < clear / math.sqrt(2) else [f"too {'narrow' if self.spread > 1 else 'wide'}"]
+        said += [] if abs(self.shift) < clear * self.spread else [f"too {'low' if self.shift > 0 else 'high'}"]
         return " and ".join(said) or "of a wrong shape"
 
     def coverage(self, level: float) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def probabilities(log_evidence: Array) -> Array:
     return special.softmax(log_evidence, axis=1)
 
 
-def tests(chances: Array, true: Array, names: list[str], seed: int = 0) -> list[Test]:
+def tests(chances: Array, true: Array, names: list[str], seed: int) -> list[Test]:
     """Of probabilities [n, K] and the true models [n]: the log score, each model's share, and all bins of the curve."""
     drawn = _drawn(chances, seed)
     with np.errstate(divide="ignore"):
@@ -53,30 +53,28 @@ def tests(chances: Array, true: Array, names: list[str], seed: int = 0) -> list[
     for k, name in enumerate(names[: len(names) if len(names) > 2 else 1]):  # of two models one share tells the other
         out.append(_two_sided(f"the share of {name}", float((true == k).sum()), (drawn == k).sum(1).astype(float)))
     where = _bins(chances)
-    distances = np.array([_distance(chances, where, d) for d in (true, *drawn)])
-    p = float((distances[1:] >= distances[0] * (1 - 1e-12)).sum() + 1) / (len(drawn) + 1)
-    spread = distances[1:].std() or 1.0
-    return [*out, Test("the reliability curve", p, float((distances[0] - distances[1:].mean()) / spread))]
+    distance, replicates = (_distance(chances, where, d) for d in (true[None], drawn))
+    p = float((replicates >= distance * (1 - 1e-12)).sum() + 1) / (len(drawn) + 1)
+    away = float((distance[0] - replicates.mean()) / (replicates.std() or 1.0))
+    return [*out, Test("the reliability curve", p, away)]
 
 
 def curve(chances: Array, true: Array, seed: int = 0) -> Curve:
     """The reliability curve, over all models at once."""
-    where, n = _bins(chances), len(true)
-    used = np.unique(where)
-
-    def shares(models: Array) -> Array:
-        hits = where[np.arange(n), models]
-        return np.array([(hits == b).sum() / (where == b).sum() for b in used])
-
-    replicates = np.array([shares(d) for d in _drawn(chances, seed)[:1999]])
+    where = _bins(chances)
+    count = np.bincount(where.ravel(), minlength=BINS)
+    used = count > 0
+    given = np.bincount(where.ravel(), chances.ravel(), BINS)[used] / count[used]
+    seen, replicates = (_hits(where, d)[:, used] / count[used] for d in (true[None], _drawn(chances, seed)))
     lower, upper = np.quantile(replicates, [0.025, 0.975], axis=0)
-    given = np.array([chances[where == b].mean() for b in used])
-    return Curve(given, shares(true), lower, upper, np.array([(where == b).sum() for b in used]))
+    return Curve(given, seen[0], lower, upper, count[used])
 
 
 def smallest_shift(chances: Array, level: float) -> float:
-    """The error in nats, the same on all data, in one model's log evidence that a test of that level finds 9 times in 10; of the
-    model where it is found last. ∞ where none below 20 is."""
+    """The error in nats, the same on all data, in one model's log evidence that a test of that level finds 9 times in 10.
+
+    Of the model where it is found last; ∞ where none below 20 is.
+    """
     threshold = stats.norm.isf(level / 2)
     sure = stats.norm.isf(1 - POWER)
 
@@ -114,10 +112,14 @@ def _bins(chances: Array) -> Array:
     return np.minimum((chances * BINS).astype(int), BINS - 1)
 
 
-def _distance(chances: Array, where: Array, true: Array) -> float:
-    """Σ over bins of (how many were true − how many should have been)² / variance."""
-    hit = np.zeros_like(chances)
-    hit[np.arange(len(true)), true] = 1.0
-    seen = np.bincount(where.ravel(), (hit - chances).ravel(), BINS)
-    variance = np.bincount(where.ravel(), (chances * (1 - chances)).ravel(), BINS)
-    return float((seen**2 / np.maximum(variance, 1e-3)).sum())
+def _hits(where: Array, models: Array) -> Array:
+    """How often the true models [replicates, n] have a probability in each bin [replicates, bins]."""
+    found = where[np.arange(len(where)), models]
+    return np.stack([(found == b).sum(1) for b in range(BINS)], 1)
+
+
+def _distance(chances: Array, where: Array, models: Array) -> Array:
+    """Σ over bins of (how many were true − how many should have been)² / variance, [replicates]."""
+    right, variance = (np.bincount(where.ravel(), w.ravel(), BINS) for w in (chances, chances * (1 - chances)))
+    distance: Array = (np.square(_hits(where, models) - right) / np.maximum(variance, 1e-3)).sum(1)
+    return distance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -26,17 +27,13 @@ def main(
     of_evidence: bool = False,
     out: Path | None = None,
     json: bool = False,
-    **how: object,
+    **how: Any,
 ) -> None:
     """Calibrate and print. `how`: the keywords of `calibrate`, or of `calibrate_models`."""
     words = [re.sub(r"\.py:", "-", Path(m).name) for m in models]
     folder = out or RESULTS / re.sub(r"[^\w.-]+", "-", "-".join(["calibrate", *words, method]))
     how = {**settings, **how, "out": folder, "quiet": False}
-    found: Calibration | EvidenceCalibration
-    if of_evidence:
-        found = calibrate_models(models, method, **how)  # type: ignore[arg-type]
-    else:
-        found = calibrate(models[0], method, **how)  # type: ignore[arg-type]
+    found = calibrate_models(models, method, **how) if of_evidence else calibrate(models[0], method, **how)
     if json:
         print_json(found.to_json())
     else:

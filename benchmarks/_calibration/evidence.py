@@ -1,7 +1,7 @@
 """Calibration of evidence: draw a model, draw data from it; are the models' posterior probabilities right?
 
-Under equal prior probabilities p(model | x) is in proportion to p(x | model), the evidence. A method that claims too much for one
-model, or whose claims differ more or less than they should, gives probabilities that are not how often the models are true.
+Under equal prior probabilities p(model | x) is in proportion to p(x | model), the evidence. A method that claims too much for
+one model, or whose claims differ more or less than they should, gives probabilities that are not how often the models are true.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def contest(cell: Contest, results: Results, work: Path) -> Document:
     """The simulations of a cell: the true model, and what each model's evidence is claimed to be."""
     first, count = cell.content["first"], cell.content["count"]
     sources = [prepared_task(t, t.data.x) for t in cell.rivals]
-    out = []
+    out: list[Document] = []
     for index in range(first, first + count):
         numbers = np.random.default_rng([cell.content["seed"], STREAM, index])
         true = int(numbers.integers(len(sources)))
@@ -175,7 +175,7 @@ class EvidenceCalibration:
     @cached_property
     def tests(self) -> list[chances.Test]:
         """The tests, their p-values not adjusted for their number."""
-        return chances.tests(self.probabilities, self.true, self.models)
+        return chances.tests(self.probabilities, self.true, self.models, seed=0)
 
     @property
     def adjusted(self) -> np.ndarray:
@@ -233,7 +233,7 @@ class EvidenceCalibration:
             return f"{self.method}'s evidence passes: the models are true as often as it says; {would}."
         if self.verdict == "too many failed fits":
             return f"no verdict: {len(self.outcomes) - len(self.fits)} of {len(self.outcomes)} simulations failed."
-        return f"no verdict: nothing wrong was found, but {would}. Take more simulations, or fewer rows, so that models are in doubt."
+        return f"no verdict: nothing wrong was found, but {would}. Take more simulations, or fewer rows."
 
     @property
     def table(self) -> pd.DataFrame:

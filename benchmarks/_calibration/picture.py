@@ -1,4 +1,4 @@
-"""Pictures of calibration: where ranks leave the band of uniform ones; how often a model that is said to be probable is true."""
+"""Pictures of calibration: where ranks leave the band of uniform ones; how often models of a probability are true."""
 
 from __future__ import annotations
 

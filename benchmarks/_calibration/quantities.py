@@ -37,7 +37,10 @@ def values_of(task: Task, truth: Arrays, fit: Fit, draws: int) -> dict[str, tupl
             )
     kept = {name: _spread(np.asarray(fit.draws[name]), draws) for name in truth}
     out = {
-        name: (float(truth[site][place]), kept[site][(slice(None), *place)].astype(float))
+        name: (
+            float(truth[site][place]),
+            kept[site].reshape(len(kept[site]), -1)[:, _flat(place, truth[site])].astype(float),
+        )
         for name, site, place in _places(task.structure, truth)
     }
     if len(truth) == len(task.structure.global_latents) + len(task.structure.local_latents):
@@ -45,6 +48,10 @@ def values_of(task: Task, truth: Arrays, fit: Fit, draws: int) -> dict[str, tupl
         every = _log_likelihood(task, {n: [truth[n], *v[:count]] for n, v in kept.items()}, count + 1)
         out[LOG_LIKELIHOOD] = float(every[0]), every[1:]
     return out
+
+
+def _flat(place: tuple[int, ...], value: np.ndarray) -> int:
+    return int(np.ravel_multi_index(place, value.shape)) if place else 0
 
 
 class NoPosterior(Refusal):

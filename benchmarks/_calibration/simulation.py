@@ -114,6 +114,6 @@ def fit_of(task: Task, method: str, given: Mapping[str, object], seed: int) -> F
 
 
 def _worth(fit: Fit) -> float | None:
-    """How many independent draws a chain's are worth, of the latent where that is the fewest; None where no chain was walked."""
+    """How many independent draws a chain's are worth, of the worst latent; None where no chain was walked."""
     told = fit.notes.get("ess_bulk")
     return float(min(told.values())) if isinstance(told, Mapping) and told else None

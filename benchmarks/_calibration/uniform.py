@@ -1,9 +1,9 @@
 """Whether numbers in [0, 1] are uniform: how far their distribution function strays, its exact p-value, and the power.
 
-At each point z = i/n the number of values up to z is binomial. The deviation is the smallest probability of either tail over all
-points; a band of the same level everywhere holds the whole function with a given probability (Säilynoja, Bürkner & Vehtari 2022).
-That probability is computed, not simulated: the counts at the points are those of a Poisson process that ends at n, so the
-chance to stay within a band is a convolution from point to point.
+At each point z = i/n the number of values up to z is binomial. The deviation is the smallest probability of either tail over
+all points; a band of the same level everywhere holds the whole function with a given probability (Säilynoja, Bürkner & Vehtari
+2022). That probability is computed, not simulated: the counts at the points are those of a Poisson process that ends at n, so
+the chance to stay within a band is a convolution from point to point.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def shifted(distance: float) -> Callable[[Array], Array]:
 
 @functools.lru_cache(maxsize=32)
 def found(n: int, tests: int, level: float) -> tuple[float, float, float]:
-    """What n values show with probability 0.9 in one of so many quantities: the largest ratio of sds below 1, the smallest above
-    1, and the smallest shift in sds. 0 and ∞ where nothing would."""
+    """What n values show with probability 0.9 in one of so many quantities, where posteriors are normal.
+
+    The largest ratio of sds below 1, the smallest above 1, and the smallest shift in sds; 0 and ∞ where nothing would.
+    """
     each = 1 - level / tests
 
     def least(family: Callable[[float], Callable[[Array], Array]]) -> float:

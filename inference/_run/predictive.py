@@ -192,11 +192,8 @@ class _Data:
         value = node_of(trace, observed[0].name)["value"]
         self.shared = self.one_site and isinstance(value, Tensor) and is_same(value, x)  # without a copy
         self.returned = _same(node_of(trace, "_RETURN")["value"], x)
-        self.columns = (
-            {}
-            if x.dim() != 2
-            else {k: columns_of(v.reshape(len(x), -1), x) for k, v in sites.items() if v.shape[:1] == x.shape[:1]}
-        )
+        local = {k: v for k, v in sites.items() if x.dim() == 2 and v.shape[:1] == x.shape[:1]}
+        self.columns = {k: columns_of(v.reshape(len(x), -1), x) for k, v in local.items()}
         self.given = self._covariates(x, sites)
 
     def _covariates(self, x: Tensor, sites: dict[str, Tensor]) -> Given | None:

@@ -53,8 +53,8 @@ def calibrate(
 ) -> None:
     """Simulate data whose latents are known: does the method's posterior hold them as often as it says?
 
-    --rows: how many rows each data set has (default: as the data, or 50). With --models: draw a model, then data from it; are the
-    models' posterior probabilities right?
+    --rows: how many rows each data set has (default: as the data, or 50). With --models: draw a model, then data from it;
+    are the models' posterior probabilities right?
     """
     if (model is None) == (models is None):
         raise UsageError("zoo calibrate expects a MODEL, or --models A,B.")
