@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from guides._heads import Covariance, Derived, free_shape
-from guides._make import at, make, refusal
+from guides._make import at, make, of_user, refusal
 
 __distribution__ = "latent-zoo"
-__all__ = ["GAUSSIANS", "NETWORKS", "Covariance", "Derived", "at", "free_shape", "make", "refusal"]
+__all__ = ["GAUSSIANS", "NETWORKS", "Covariance", "Derived", "at", "free_shape", "make", "of_user", "refusal"]
 NETWORKS = ("amortized", "autoregressive")  # the guides that have hidden layers
 GAUSSIANS = ("amortized", "mean_field")  # those that have a covariance

@@ -12,6 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import ReshapeTransform
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import Refusal
@@ -59,6 +60,7 @@ class Derived(PyroModule):
         globals: Mapping[str, Tensor] | None,
         bijections: Mapping[str, Transform] | None,
         covariance: Covariance,
+        globals_covariance: Covariance = "diagonal",
     ) -> None:
         super().__init__()
         if (reason := refusal(structure)) is not None:
@@ -72,6 +74,10 @@ class Derived(PyroModule):
             u = self.bijections[name].inv(value.detach())
             self.free[f"{name}_loc"] = nn.Parameter(u.clone())
             self.free[f"{name}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
+        self.globals_covariance = globals_covariance
+        d = sum(self.free[f"{name}_loc"].numel() for name in self.bijections)
+        if globals_covariance == "full" and d > 1:
+            self.free["globals_below"] = nn.Parameter(torch.zeros(d * (d - 1) // 2))
 
     @property
     def extras(self) -> dict[str, bool]:
@@ -87,8 +93,7 @@ class Derived(PyroModule):
         """Draw every latent given x [n, …], the rows `rows` of the guide's data."""
         if x is None:
             raise ValueError("a guide expects the data x, got None")
-        for name in self.bijections:
-            pyro.sample(name, self.global_posterior(name))
+        self._draw_globals()
         if not self.sites:
             return
         seen = self.look(x, rows)
@@ -120,8 +125,55 @@ class Derived(PyroModule):
             return values
         return values.reshape(len(values), *(1,) * (-1 - self.data_dim), -1)
 
+    def _draw_globals(self) -> None:
+        """One site after the other, each given the standard normal numbers of those before it: jointly one normal."""
+        tril, start = self.globals_tril(), 0
+        white: list[Tensor] = []
+        for name, transform in self.bijections.items():
+            if tril is None:
+                pyro.sample(name, self.global_posterior(name))
+                continue
+            loc = self.free[f"{name}_loc"]
+            stop = start + loc.numel()
+            own, mean = tril[start:stop, start:stop], loc.reshape(-1)
+            if start:
+                mean = mean + torch.cat(white, -1) @ tril[start:stop, :start].mT
+            q = dist.TransformedDistribution(
+                dist.MultivariateNormal(mean, scale_tril=own),
+                [ReshapeTransform(mean.shape[-1:], loc.shape), transform],
+            )
+            value = pyro.sample(name, q)
+            lead = value.shape[: value.dim() - q.event_dim]  # of draws side by side
+            away = (transform.inv(value).reshape(*lead, -1) - mean).unsqueeze(-1)
+            white.append(torch.linalg.solve_triangular(own.expand(*lead, *own.shape), away, upper=False).squeeze(-1))
+            start = stop
+
+    def globals_tril(self) -> Tensor | None:
+        """The Cholesky factor [d, d] of q's covariance of the globals, unconstrained; None where it is diagonal."""
+        if "globals_below" not in self.free:
+            return None
+        scale = torch.cat([self.free[f"{name}_log_scale"].reshape(-1) for name in self.bijections]).exp()
+        d = len(scale)
+        row, column = torch.tril_indices(d, d, -1)
+        below = self.free["globals_below"].new_zeros(d * d).index_add(0, row * d + column, self.free["globals_below"])
+        return scale.unsqueeze(1) * (below.reshape(d, d) + torch.eye(d, dtype=scale.dtype, device=scale.device))
+
+    @torch.no_grad()
+    def begin_globals(self, mean: Tensor, tril: Tensor) -> None:
+        """Let q of the globals be the normal with this mean [d] and Cholesky factor [d, d], unconstrained."""
+        size, start = tril.diagonal(), 0
+        for name in self.bijections:
+            loc, log_scale = self.free[f"{name}_loc"], self.free[f"{name}_log_scale"]
+            part = slice(start, start + loc.numel())
+            loc.copy_(mean[part].reshape(loc.shape))
+            log_scale.copy_(size[part].log().reshape(loc.shape))
+            start = part.stop
+        if "globals_below" in self.free:
+            row, column = torch.tril_indices(len(mean), len(mean), -1)
+            self.free["globals_below"].copy_((tril / size.unsqueeze(1))[row, column])
+
     def global_posterior(self, name: str) -> dist.TorchDistribution:
-        """q(global latent)."""
+        """q(global latent), where they are independent."""
         loc, scale = self.free[f"{name}_loc"], self.free[f"{name}_log_scale"].exp()
         transform = self.bijections[name]
         q = dist.Normal(loc, scale).to_event(transform.domain.event_dim)

@@ -66,6 +66,11 @@ def at(guide: Callable[..., T], rows: Rows) -> Callable[..., T]:
     return functools.partial(guide, rows=rows) if getattr(guide, "by_row", False) else guide
 
 
+def of_user(guide: object) -> bool:
+    """Whether what `guide` names is the user's own, rather than a file of `guides/`."""
+    return guide is not None and (not isinstance(guide, str) or _from_file(guide))
+
+
 def _from_file(guide: str) -> bool:
     return ":" in guide or guide.endswith(".py")
 

@@ -35,6 +35,7 @@ class Guide(Derived):
     - `x` [N, …]: the data, for the scale of the encoder's input; NaN where unobserved.
     - `globals`: name → a starting value, constrained; `bijections`: name → the map from free numbers onto its support.
     - `hidden`: widths of the encoder's layers; `covariance`: of each Gaussian q, `diagonal` or `full`.
+    - `globals_covariance`: the same of the joint q of all global latents.
     - `sees_mask`: whether the encoder is told which entries were seen; when None, if any of x is missing.
     - `scaled`: whether columns are divided by their standard deviations; when None, unless x is binary or in [0, 1].
     """
@@ -48,10 +49,11 @@ class Guide(Derived):
         *,
         hidden: tuple[int, ...] = (64, 64),
         covariance: Covariance = "diagonal",
+        globals_covariance: Covariance = "diagonal",
         sees_mask: bool | None = None,
         scaled: bool | None = None,
     ) -> None:
-        super().__init__(structure, globals, bijections, covariance)
+        super().__init__(structure, globals, bijections, covariance, globals_covariance)
         flat = x.reshape(len(x), -1)
         center = flat.nanmean(0).nan_to_num(0.0)
         self.register_buffer("center", center)

@@ -35,8 +35,9 @@ class Guide(Derived):
         bijections: Mapping[str, Transform] | None = None,
         *,
         covariance: Covariance = "diagonal",
+        globals_covariance: Covariance = "diagonal",
     ) -> None:
-        super().__init__(structure, globals, bijections, covariance)
+        super().__init__(structure, globals, bijections, covariance, globals_covariance)
         self.N = len(x)
         generator = torch.Generator().manual_seed(0)
         tables = {}

@@ -6,6 +6,9 @@ p(a, z) is what the program draws; a scale or mask on the latents anneals with t
 of Wu, Burda, Salakhutdinov & Grosse 2017: a sigmoid schedule, and Hamiltonian Monte Carlo (Neal 2011) with a step size for
 each row that makes the chains accept 65 % of the time. θ stays as it is.
 
+Global latents are annealed jointly with what is not exact given them (`_globals.annealed`). Discrete latents, where there are
+no others, move by Gibbs sweeps: bits in any number.
+
 Step sizes that follow the chains they move would bias the weights. They are found beforehand, temperature by temperature, by
 chains of a run of their own, so that those which are weighed go by transitions fixed in advance, each leaving its f_β as it is.
 """
@@ -21,9 +24,13 @@ from torch import Tensor
 
 from inference._density import local
 from inference._density.local import LocalDensity
+from inference._globals import annealed as _globals
+from inference._mcmc import entries
+from inference._mcmc.annealed import Annealed
 from inference._method.estimates import LEAST_DRAWS, Estimates
 from inference._method.fit import Fit
 from inference._method.progress import Step
+from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
@@ -42,10 +49,16 @@ TAIL = 25  # chains below which no Pareto tail can be fitted
 
 def refusal(structure: Structure) -> str | None:
     """Why annealed importance sampling cannot serve the program, or None."""
+    if structure.global_latents:
+        return _globals.refusal(structure)
+    structure = structure.summed
     if structure.outside:
         return f"ais looks at one row at a time, and '{structure.outside[0]}' is observed outside the plate 'data'"
+    if not structure.local_latents:
+        return "ais anneals latents, and the program has none"
     if not structure.continuous_locals:
-        return "ais anneals continuous local latents, and the program has none"
+        reason = entries.refusal(structure)
+        return None if reason is None else f"ais {reason}"
     if (reason := local.refusal(structure)) is not None:
         return f"ais moves each row's own continuous latents, and {reason}"
     return None
@@ -72,6 +85,11 @@ def fit(
     """
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("ais", task.program.name))
+    if task.structure.global_latents:
+        return _globals.fit(task, temperatures, chains, leapfrog)
+    if not task.structure.continuous_locals:
+        return _of_discrete(task, temperatures, chains)
+    whole, task = task, summed(task)
     density = LocalDensity(task.program, task.structure, task.x)
     parts = list(density.chunks(chains * density.A, COPIES))
     pilot = max(PILOT_LEAST, round(PILOT_SHARE * temperatures))
@@ -81,7 +99,7 @@ def fit(
             here = density.rows(rows)
             steps = _pilot(here, min(PILOT_CHAINS, chains), pilot, leapfrog, step)
             found.append(_Chunk(here, _anneal(here, chains, temperatures, leapfrog, steps, step), task.draws))
-    return _result(task, density, found, temperatures, chains)
+    return completed(whole, task, _result(task, density, found, temperatures, chains))
 
 
 def schedule(temperatures: int) -> Tensor:
@@ -264,6 +282,25 @@ def _result(task: Task, density: LocalDensity, found: list[_Chunk], temperatures
             "chains": chains,
             "acceptance": {"mean": float(acceptance.mean()), "min": float(acceptance.min())},
         },
+    )
+
+
+def _of_discrete(task: Task, temperatures: int, chains: int) -> Fit:
+    """Chains that move by Gibbs sweeps."""
+    run = Annealed(task, schedule(temperatures).tolist(), chains)
+    told, (draws, probabilities) = run.told, run.arrays()
+    means = {s.name: probabilities[s.name][..., 1] for s in task.structure.local_latents if s.family == "Bernoulli"}
+    return Fit(
+        parameters={n: v.detach().cpu().numpy() for n, v in task.program.values().items()},
+        claimed=told.evidence(),
+        draws=draws,
+        means=means,
+        deviations={name: np.sqrt((mean * (1 - mean)).clip(min=0)) for name, mean in means.items()},
+        probabilities=probabilities,
+        khat=told.khat.numpy() if chains >= TAIL else None,
+        ess=told.ess.numpy(),
+        warnings=_warnings(told, torch.ones(told.n), chains),
+        notes={"temperatures": temperatures, "chains": chains, "moves": "gibbs"},
     )
 
 

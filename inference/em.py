@@ -33,7 +33,7 @@ from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
 
-WEIGHTS = True  # rows may have weights
+WEIGHTS = IMPROPER = True  # rows may have weights, and a global latent a prior that is no density
 PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps
@@ -181,7 +181,7 @@ def _climb(task: Task, climb: _Climb, options: _Options) -> _Climb:
             break
     climb.counts = state.stats.counts
     climb.closed = tuple(state.how.closed)
-    climb.numeric = state.how.numeric + tuple(state.globals)
+    climb.numeric = state.how.by_steps(state.globals)
     climb.globals = state.globals
     climb.parameters = task.theta()
     return climb
@@ -204,7 +204,7 @@ class _State:
         self.surface: Surface | None = None
         self.last: _Kept | None = None  # where it was before the last step
         self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
-        self.next_climb = NUMERIC if self.how.numeric or self.globals else SLOW
+        self.next_climb = NUMERIC if self.how.by_steps(self.globals) else SLOW
 
     def _e_step(self) -> tuple[Statistics, float]:
         return (stats := self.exact.e_step(self.globals)), stats.log_joint
@@ -212,7 +212,7 @@ class _State:
     def _spot(self) -> Spot:
         if self.surface is None:
             self.surface = Surface(self.task, self.globals, self.floor, self._least())
-        self.surface.numeric = bool(self.how.numeric or self.globals)
+        self.surface.numeric = bool(self.how.by_steps(self.globals))
         return self.surface.here(self.stats, self.record.objective[-1], self.globals)
 
     # ------------------------------------------------------------------------------------------------- one iteration

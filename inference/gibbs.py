@@ -1,16 +1,17 @@
 """Gibbs sampling of the discrete local latents: long chains, for posterior means; it claims no evidence.
 
 Geman & Geman 1984. Each chain goes through the entries of its row's latents in random order and draws each from its full
-conditional p(z_j | all else), which is log p(x, z) at every value of the entry. All chains of all data go side by side, one
-pass of the program an entry. Posterior means are averages of these conditionals rather than of what was drawn from them,
-which vary more (Gelfand & Smith 1990). Whether the chains agree is told by R-hat and the bulk effective sample size of
-log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
+conditional p(z_j | all else), which is log p(x, z) at every value of the entry. Latents whose priors depend on each other, such
+as the states of a chain, are drawn together where the graph allows it: summed out one by one, and drawn backwards. All chains
+of all data go side by side, one pass of the program an entry. Posterior means are averages of these conditionals rather than of
+what was drawn from them, which vary more (Gelfand & Smith 1990). Whether the chains agree is told by R-hat and the bulk
+effective sample size of log p(x, z) along them (Vehtari et al. 2021). θ stays as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,6 +20,10 @@ import pyro
 import torch
 from torch import Tensor
 
+from inference._exact._sums.schedule import Schedule
+from inference._exact._sums.summed_out import Given, SummedOut
+from inference._mcmc import entries
+from inference._mcmc.entries import Entries, Entry, Keep, cardinalities, settled
 from inference._method.fit import Fit
 from inference._method.progress import Step
 from inference._method.task import Task, keeps_theta
@@ -26,12 +31,12 @@ from inference._numerics.psis import mixing
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
-from zoo._program.latents import Layout
-from zoo._program.structure import Site, Structure
-from zoo._program.trace import Node, nodes_of
+from zoo._program.structure import Structure
+from zoo._program.trace import nodes_of
+from zoo._reading.elimination import best_order, neighbours, size
+from zoo._reading.enumerated import WrongGraph
 
 LEARNS = False  # θ stays as it is
-FAMILIES = ("Bernoulli", "Categorical")
 MIXED = 1.01  # R-hat above which chains do not agree
 
 
@@ -44,10 +49,8 @@ def refusal(structure: Structure) -> str | None:
         return f"gibbs draws the latents of each row separately, and the global latents {names} belong to all of them"
     if not structure.local_latents:
         return "gibbs needs a latent to draw, and the program has none"
-    for site in structure.local_latents:
-        if site.family not in FAMILIES:
-            return f"gibbs draws Bernoulli and Categorical latents, and '{site.name}' is a {site.family}"
-    return None
+    reason = entries.refusal(structure)
+    return None if reason is None else f"gibbs {reason}"
 
 
 def fit(
@@ -72,7 +75,7 @@ def fit(
     weights.check(task.program, task.structure, task.x)
     found = []
     with torch.no_grad(), pyro.validation_enabled(False):
-        most = max(_cardinalities(task.structure, nodes_of(task.program.trace(task.x[:2]))))
+        most = max(cardinalities(task.structure, nodes_of(task.program.trace(task.x[:2]))))
         parts = list(weights.chunks(task.x, chains * max(1, most - 1)))
         with task.progress("gibbs", len(parts) * (warmup + sweeps)) as step:
             for rows in parts:
@@ -81,104 +84,109 @@ def fit(
     return _result(task, found, {"sweeps": sweeps, "warmup": warmup, "chains": chains})
 
 
-def _cardinalities(structure: Structure, nodes: Mapping[str, Node]) -> list[int]:
-    """How many values an entry of each local site can take."""
-    out = []
-    for site in structure.local_latents:
-        fn = nodes[site.name]["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
-        out.append(len(fn.enumerate_support(expand=False)))
-    return out
-
-
 # ---------------------------------------------------------------------------------------------------------- chains
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """One number of a row's latents."""
+class _Block:
+    """Latents that are drawn together, given all others."""
 
-    place: int  # among the L of them
-    site: int
-    at: int  # among its site's
-    values: int  # that it can take: 0, 1, …
-    rows: slice | Tensor  # in which it stands for something
+    program: SummedOut
+    plan: Schedule
+    order: dict[str, Tensor]  # of the values of each from the smallest up
 
 
-class _Chains:
-    """C chains for each of n data: where they are, log p(x, z) there, and the full conditionals summed up on the way."""
+def blocks(structure: Structure, limit: int) -> list[list[str]]:
+    """Latents whose priors depend on each other, each with what can be drawn together: all of them, or none."""
+    plain = {s.name for s in structure.discrete_locals if not (s.completes or s.inner > 1 or s.event_shape or s.moving)}
+    cards = {k: v for k, v in structure.cards.items() if k in plain}
+    priors = {k: [n for n in v if n in plain] for k, v in structure.scopes.items()}
+    near = neighbours(cards, {k: v for k, v in priors.items() if k in plain})
+    out, left = [], list(cards)
+    while left:
+        block, todo = {left[0]}, [left[0]]
+        while todo:
+            todo += (new := near[todo.pop()] - block)
+            block |= new
+        left = [n for n in left if n not in block]
+        mine = {k: v for k, v in cards.items() if k in block}
+        scopes = {k: [n for n in v if n in block] for k, v in priors.items()}
+        widest = max(size(mine, v) for v in scopes.values())
+        if len(block) > 1 and max(widest, best_order(mine, scopes, limit).largest) <= limit:
+            out.append(list(mine))
+    return out
+
+
+class _Chains(Entries):
+    """Chains, and their full conditionals summed up on the way."""
 
     def __init__(self, task: Task, x: Tensor, C: int) -> None:
-        self.program, self.structure, self.x = task.program, task.structure, x
-        self.sites = task.structure.local_latents
-        nodes = nodes_of(task.program.trace(x))
-        names = [s.name for s in self.sites]
-        self.layout = Layout(nodes, names, task.structure.axes)
-        start = weights.draw(task.program, task.structure, x, None, C)
-        flat = [self._by_datum(start.values[s.name], s).reshape(C, len(x), -1).to(x.dtype) for s in self.sites]
-        self.z = torch.cat(flat, -1)  # [C, n, L]
-        self.log_p = _settled(start.log_p)  # [C, n]
-        counts = _cardinalities(task.structure, nodes)
-        self.meant = torch.cat([self._meant(s, nodes) for s in self.sites], -1)  # [n, L]
-        self.sums = [x.new_zeros(*f.shape, K) for f, K in zip(flat, counts, strict=True)]  # each [C, n, entries, K]
-        self.entries = []
-        for i, f in enumerate(flat):
-            first = self.layout.places[names[i]].start
-            for at in range(f.shape[-1]):
-                meant = self.meant[:, first + at]
-                if counts[i] > 1 and bool(meant.any()):
-                    rows = slice(None) if bool(meant.all()) else meant.nonzero()[:, 0]
-                    self.entries.append(_Entry(first + at, i, at, counts[i], rows))
+        super().__init__(task.program, task.structure, x, C)
+        sizes = [self.layout.places[s.name] for s in self.sites]
+        self.sums = [
+            x.new_zeros(C, len(x), part.stop - part.start, K) for part, K in zip(sizes, self.counts, strict=True)
+        ]  # each [C, n, entries, K]
+        self.blocks = list(self._blocks(task))
+        together = {name for block in self.blocks for name in block.program.cards}
+        self.entries = [e for e in self.entries if self.sites[e.site].name not in together]
 
-    def _by_datum(self, value: Tensor, site: Site) -> Tensor:
-        return self.structure.axes.by_datum(value, site)
+    def sweep(self, beta: float = 1.0, keep: Keep | None = None) -> None:
+        """Draw every block and every other entry again, in random order; blocks only at β = 1."""
+        moves = [*self.blocks, *self.entries]
+        for number in torch.randperm(len(moves)).tolist():
+            move = moves[number]
+            if isinstance(move, _Block):
+                self._draw_together(move, keep is not None)
+            else:
+                self._draw(move, beta, keep)
 
-    def _meant(self, site: Site, nodes: Mapping[str, Node]) -> Tensor:
-        """Which entries of a site stand for something in each row [n, entries]: slots left over stand for nothing."""
-        if site.completes is None:
-            meant = torch.ones((), dtype=torch.bool, device=self.x.device)
-        else:
-            meant = nodes[site.completes]["fn"].real
-        meant = self.structure.axes.expand(meant, site, len(self.x), 1)
-        return self._by_datum(meant, site)[0].reshape(len(self.x), -1)
+    def add(self, entry: Entry, values: Tensor, share: Tensor) -> None:
+        """Add up the full conditional of an entry."""
+        for v in range(entry.values):
+            self.sums[entry.site][:, entry.rows, entry.at, v] += share.masked_fill(values != v, 0.0).sum(0)
 
-    def values(self, z: Tensor) -> dict[str, Tensor]:
-        """z [T, r, L] as the program takes it: site → [T, plates with r among them, event]."""
-        whole = {s.name for s in self.sites if s.family == "Categorical"}  # what indexes
-        return {name: v.long() if name in whole else v for name, v in self.layout.unflatten(z).items()}
+    def _blocks(self, task: Task) -> Iterator[_Block]:
+        """Latents that can be drawn together, tried at where the chains are."""
+        for names in blocks(self.structure, task.limit):
+            try:
+                program = SummedOut(task.program, self.structure, self.x, names)
+                block = _Block(program, program.with_marginals(), {n: self._sorted(program, n) for n in program.cards})
+                found = self._given(block)
+                again = weights.log_joint(self.program, self.structure, self.x, self.values(self._moved(block, found)))
+            except (WrongGraph, RuntimeError, IndexError):
+                continue
+            if torch.allclose(found.log_p.reshape(again.shape), again, rtol=1e-6, atol=1e-4):
+                yield block
 
-    def sweep(self, keep: bool) -> None:
-        """Draw every entry again, in random order; `keep`: add up the full conditionals too."""
-        for number in torch.randperm(len(self.entries)).tolist():
-            self._draw(self.entries[number], keep)
+    @staticmethod
+    def _sorted(program: SummedOut, name: str) -> Tensor:
+        return program.every.support[name].reshape(-1).argsort()
 
-    def _draw(self, entry: _Entry, keep: bool) -> None:
-        K, rows = entry.values, entry.rows
-        z = self.z[:, rows]  # [C, r, L]
-        shifts = torch.arange(K, device=z.device)[:, None, None]
-        values = (z[..., entry.place] + shifts) % K  # [K, C, r], the present one first
-        others = z.repeat(K - 1, 1, 1)
-        others[..., entry.place] = values[1:].flatten(0, 1)
-        new = weights.log_joint(self.program, self.structure, self.x[rows], self.values(others))
-        log_p = torch.cat([self.log_p[:, rows], _settled(new)]).reshape(values.shape)
-        nowhere = log_p.amax(0).isneginf()  # no value is possible, as may be where a chain begins: then any will do
-        share = log_p.masked_fill(nowhere, 0.0).softmax(0)
-        chosen = (share / torch.empty_like(share).exponential_()).argmax(0, keepdim=True)
-        self.z[:, rows, entry.place] = values.gather(0, chosen)[0]
-        self.log_p[:, rows] = log_p.gather(0, chosen)[0]
-        if keep:
-            for v in range(K):
-                self.sums[entry.site][:, rows, entry.at, v] += share.masked_fill(values != v, 0.0).sum(0)
+    def _given(self, block: _Block) -> Given:
+        others = {k: v for k, v in self.values(self.z).items() if k not in block.program.cards}
+        with weights.draws_plate(self.structure, len(self.z)):
+            return block.program.given(self.x, others, block.plan)
+
+    def _moved(self, block: _Block, found: Given) -> Tensor:
+        """z with the latents of a block where they were drawn."""
+        z = self.z.clone()
+        for name, state in found.states.items():
+            value = block.program.every.support[name].reshape(-1)[state].to(z.dtype)
+            z[..., self.layout.places[name].start] = value.reshape(z.shape[:2])
+        return z
+
+    def _draw_together(self, block: _Block, keep: bool) -> None:
+        found = self._given(block)
+        self.z = self._moved(block, found)
+        self.latent = settled(found.log_p.expand(self.latent.numel())).reshape(self.latent.shape)
+        self.given = torch.zeros_like(self.latent)  # only their sum counts at β = 1
+        for name, share in found.probabilities.items() if keep else ():
+            site = next(i for i, s in enumerate(self.sites) if s.name == name)
+            self.sums[site][:, :, 0] += share[:, block.order[name]].reshape(*self.latent.shape, -1)
 
     def state(self, chain: int) -> Tensor:
         """Where one chain of each row is [n, L], with fair coins in the slots left over."""
         return torch.where(self.meant, self.z[chain], torch.full_like(self.z[chain], 0.5).bernoulli())
-
-
-def _settled(log_p: Tensor) -> Tensor:
-    """What is not a number is impossible."""
-    return log_p.masked_fill(log_p.isnan(), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,7 @@ class _Walked:
     log_p: Tensor  # [C, sweeps, n]
     draws: dict[str, Tensor]  # site → [draws, n, inner plates, event]
     probabilities: dict[str, Tensor]  # site → [n, inner plates, event, values]
+    together: list[list[str]]  # the latents that were drawn together
     errors: Tensor  # the standard error of each of them that stands for something, by how far the chains differ
 
 
@@ -197,9 +206,9 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
     due = [math.ceil((d + 1) * sweeps / draws) - 1 for d in range(draws)]  # the sweep that each draw is of
     d = 0
     for sweep in range(-warmup, sweeps):
-        chains.sweep(keep=sweep >= 0)
+        chains.sweep(keep=chains.add if sweep >= 0 else None)
         if sweep >= 0:
-            log_p[:, sweep] = chains.log_p
+            log_p[:, sweep] = chains.log_f(1.0)
         while d < draws and due[d] == sweep:
             kept[d] = chains.state(d % C)
             d += 1
@@ -211,7 +220,8 @@ def _walk(chains: _Chains, warmup: int, sweeps: int, draws: int, step: Step) -> 
         found[site.name] = share.mean(0).reshape(n, *(size for _, size in site.inner_dims), *site.event_shape, -1)
         errors.append((share.std(0) / C**0.5)[chains.meant[:, chains.layout.places[site.name]]].flatten())
     drawn = {s.name: chains.structure.axes.by_datum(values[s.name], s) for s in chains.sites}
-    return _Walked(log_p, drawn, found, torch.cat(errors))
+    together = [list(block.program.cards) for block in chains.blocks]
+    return _Walked(log_p, drawn, found, together, torch.cat(errors))
 
 
 # ---------------------------------------------------------------------------------------------------------- result
@@ -243,6 +253,7 @@ def _result(task: Task, found: list[_Walked], notes: dict[str, object]) -> Fit:
         ess=ess,
         warnings=warnings,
         notes=notes
+        | ({"drawn_together": found[0].together} if found[0].together else {})
         | {
             "rhat": {"max": float(rhat.max()), f"frac_above_{MIXED}": float(bad.mean())},
             "standard_error": {"max": float(errors.max()), "rms": float(errors.square().mean().sqrt())},

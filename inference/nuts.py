@@ -1,36 +1,42 @@
-"""No-U-Turn sampling of all continuous latents, global and local: the reference for a posterior; it claims no evidence.
+"""No-U-Turn sampling of all continuous latents, global and local: the reference for a posterior; evidence by a bridge.
 
 Hoffman & Gelman 2014, with states chosen in proportion to their density (Betancourt 2017) and Stan's warm-up. Chains walk in
 unconstrained coordinates, side by side, on one recorded gradient. Discrete local latents are summed out, and normal ones that
 are exact given the globals are integrated out, and drawn afterwards given each draw of the others. R-hat, effective draws,
-divergences and E-BFMI say whether the draws can be trusted. θ stays as it is.
+divergences and E-BFMI say whether the draws can be trusted; where labels can be exchanged, of the draws in one labelling. Where
+they can, log p(x) with the global latents integrated out comes from bridge sampling (`_globals.bridge`). θ stays as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from inference._density.local import onto
+from inference._globals.bridge import Bridge, bridge
+from inference._globals.labels import Labels
+from inference._globals.result import arrays, gaussian_of, points_of
+from inference._globals.target import Target
+from inference._globals.target import refusal as refusal_of_density
 from inference._mcmc.chains import Chains, Drawn, Mass
 from inference._mcmc.conditional import Conditional, conditional
 from inference._mcmc.diagnose import diagnose
 from inference._mcmc.posterior import Posterior
 from inference._mcmc.recorded import Gradient
-from inference._method.fit import Arrays, Fit, GlobalGaussian
+from inference._method.fit import Arrays, Fit
+from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
-from inference._numerics.coordinates import Coordinates
 from inference._sampling import weights
 from zoo._errors import Refusal
 from zoo._options import Limits
 from zoo._program.structure import Structure
 
 LEARNS = False  # θ stays as it is
+IMPROPER = True  # a latent may have an improper prior
 KEPT = 1000  # draws of all chains that the fit holds, at most
 CANDIDATES = 5  # draws from the prior, and as many from around zero, of which a chain begins at the best
 AROUND = 2.0  # zero, in unconstrained coordinates
@@ -39,6 +45,7 @@ NUMBERS = 2**27  # in all draws
 
 def refusal(structure: Structure) -> str | None:
     """Why NUTS cannot serve the program, or None."""
+    structure = structure.summed
     for site in structure.global_latents:
         if site.discrete:
             return f"nuts moves along gradients, and the global latent '{site.name}' is discrete"
@@ -87,10 +94,12 @@ def fit(
     """
     if task.learn and task.structure.learnable:
         raise Refusal(keeps_theta("nuts", task.program.name))
+    whole, task = task, summed(task)
     weights.check(task.program, task.structure, task.x)
     own = task.doubled()
     structure = own.structure
-    posterior = Posterior(own, marginalise and structure.linear_gaussian and bool(structure.global_latents))
+    target = Target(own, marginalise and bool(structure.global_latents))
+    posterior = target.posterior
     if chains * samples * posterior.d > NUMBERS:
         raise Refusal(f"nuts would hold {chains * samples * posterior.d:,} numbers of draws: ask for fewer samples")
     starts = _starts(posterior, chains, task.seed)
@@ -104,9 +113,14 @@ def fit(
             f"nuts recorded the density of '{task.program.name}', which is another one where the chains ended: the program "
             "changes from run to run, or decides by its latents' values. Write such choices as torch.where."
         )
-    found = _Found(task, own, posterior, drawn, max_depth, gradient.recorded is not None)
+    labels = Labels(target, starts)
+    if labels.count > 1:
+        flat = labels.alike(torch.from_numpy(drawn.flat.reshape(-1, posterior.d)))
+        log_p = target.log_density(flat).numpy().reshape(drawn.log_p.shape)
+        drawn = replace(drawn, flat=flat.numpy().reshape(drawn.flat.shape), log_p=log_p)
+    found = _Found(whole, target, labels, drawn, max_depth, gradient.recorded is not None)
     notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
-    return found.fit(notes | {"evaluations": gradient.evaluations})
+    return completed(whole, task, found.fit(notes | {"evaluations": gradient.evaluations}))
 
 
 def _starts(posterior: Posterior, chains: int, seed: int) -> Tensor:
@@ -163,11 +177,16 @@ class _Found:
     """Chains that have been walked, and what a fit says of them."""
 
     task: Task
-    own: Task  # the same in float64
-    posterior: Posterior
-    drawn: Drawn
+    target: Target
+    labels: Labels
+    drawn: Drawn  # in one labelling
     max_depth: int
     recorded: bool
+
+    @property
+    def posterior(self) -> Posterior:
+        """The density that was walked on."""
+        return self.target.posterior
 
     def fit(self, notes: dict[str, object]) -> Fit:
         """The result."""
@@ -182,24 +201,39 @@ class _Found:
         local = {n: v for n, v in values.items() if n not in globals}
         theta = {n: v.detach().cpu().numpy() for n, v in self.task.program.values().items()}
         deviations = {n: values[n].std(0, ddof=1) for n in values if n in globals}
+        points = points_of(self.posterior, values, {n: v.mean(0) for n, v in values.items()})
+        bridged = self._bridge(told.converged)
         return Fit(
-            parameters={**theta, **{n: v for n, v in self._points(values).items() if n in globals}},
-            claimed=None,
-            draws={n: v[places] for n, v in values.items()} | _arrays(given.draws),
-            means={n: v.mean(0) for n, v in local.items()} | _arrays(given.means),
-            deviations={n: v.std(0, ddof=1) for n, v in local.items()} | _arrays(given.deviations),
-            probabilities=_arrays(given.probabilities),
+            parameters={**theta, **{n: v for n, v in points.items() if n in globals}},
+            claimed=bridged.evidence,
+            draws={n: v[places] for n, v in values.items()} | arrays(given.draws),
+            means={n: v.mean(0) for n, v in local.items()} | arrays(given.means),
+            deviations={n: v.std(0, ddof=1) for n, v in local.items()} | arrays(given.deviations),
+            probabilities=arrays(given.probabilities),
             standard_errors=deviations,
             chains=self._of_chains(kept),
             converged=told.converged,
             warnings=told.warnings(bool(self.posterior.L)),
-            notes=notes | told.notes() | self._notes(given),
-            global_gaussian=self._gaussian(flat, globals),
+            notes=notes | told.notes() | self._notes(given) | bridged.notes() | self.labels.notes(),
+            global_gaussian=gaussian_of(self.task, self.posterior, flat, globals),
         )
+
+    def _bridge(self, converged: bool) -> Bridge:
+        """log p(x) with the global latents integrated out, where the draws can be trusted and there are any."""
+        flat = torch.from_numpy(self.drawn.flat)
+        if not self.task.structure.global_latents:
+            return Bridge(None, "none: there is no global latent to integrate out")
+        if (reason := refusal_of_density(self.task.structure)) is not None:
+            return Bridge(None, f"none: {reason}")
+        if not converged:
+            return Bridge(None, "none: the chains did not converge")
+        if not self.labels.hold(flat[:, -1]):
+            return Bridge(None, "none: the labels can be exchanged at some points and not at others")
+        return bridge(self.target, flat, torch.from_numpy(self.drawn.log_p), self.labels)
 
     def _kept(self, C: int, S: int) -> np.ndarray:
         """Which draws of each chain the fit holds, evenly over the chain."""
-        most = KEPT if self.task.draws >= 200 else self.task.draws  # fewer are asked for of large data
+        most = max(KEPT, self.task.draws) if self.task.draws >= 200 else self.task.draws  # fewer of large data
         each = max(1, min(S, most // C))
         return ((np.arange(each) + 1) * S) // each - 1
 
@@ -224,43 +258,3 @@ class _Found:
         if not self.recorded:
             out["recorded"] = "no: the program was run at every step"
         return out
-
-    def _points(self, values: Arrays) -> Arrays:
-        """The posterior means; where a support is not convex, the draw nearest to its mean."""
-        out = {}
-        for place in self.posterior.places:
-            name, support = place.site.name, place.site.constraint
-            mean = values[name].mean(0)
-            if not _inside(support, torch.as_tensor(mean)):
-                away = np.square(values[name] - mean).reshape(len(values[name]), -1).sum(1)
-                mean = values[name][away.argmin()]
-            out[name] = mean
-        return out
-
-    def _gaussian(self, flat: Tensor, names: set[str]) -> GlobalGaussian | None:
-        """The Gaussian with the draws' mean and covariance, from which the verifier draws; None where a support moves."""
-        places = [p for p in self.posterior.places if p.site.name in names]
-        if not places or not self.task.structure.is_exact:
-            return None
-        part = flat[:, torch.cat([torch.arange(p.part.start, p.part.stop) for p in places])]
-        some = self.posterior.values(flat[:2])
-        coordinates = Coordinates({p.site.name: some[p.site.name][0] for p in places}, self.own.global_supports)
-        again = coordinates.unflatten(part[:2])
-        if not all(torch.allclose(again[n], some[n]) for n in again):
-            return None
-        covariance = torch.cov(part.mT).reshape(part.shape[1], -1)
-        root, failed = torch.linalg.cholesky_ex(covariance)
-        if bool(failed):
-            return None
-        return GlobalGaussian(coordinates, part.mean(0).to(self.task.x.dtype), root.to(self.task.x.dtype))
-
-
-def _inside(support: Constraint | None, value: Tensor) -> bool:
-    try:
-        return support is None or bool(torch.as_tensor(support.check(value)).all())
-    except (NotImplementedError, RuntimeError):
-        return True
-
-
-def _arrays(values: dict[str, Tensor]) -> Arrays:
-    return {n: v.numpy() for n, v in values.items()}

@@ -12,7 +12,7 @@ held fixed, and L-BFGS climbs (`climb`). k-hat, for each row and for the globals
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
@@ -22,9 +22,11 @@ from torch import Tensor
 import guides
 from guides import at
 from inference._exact.enumeration import Enumeration
+from inference._laplace.globals import approximation
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.progress import Step
 from inference._method.start import Start, begin
+from inference._method.summed import completed, summed
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates, bijection
 from inference._sampling import weights
@@ -45,13 +47,16 @@ FIXED_BOUND_DRAWS = 1024  # where they go side by side
 FEW = 2**18  # numbers in one draw of the whole program, up to which L-BFGS is the usual way
 FEW_GLOBAL = 2**21  # the same without local latents
 EPOCHS, STEPS = 1000, 5000
+FULL = 100  # numbers of global latents that have a covariance matrix unless told otherwise
 Optimizer = Literal["auto", "adam", "lbfgs"]
+GlobalGuide = Literal["auto", "diagonal", "full"]
 ADAM = Used(optimizer=("auto", "adam"))
 POSTERIOR_IS_GUIDE = True  # new rows are answered by the guide as it is
 
 
 def refusal(structure: Structure) -> str | None:
     """Why SVI cannot serve the program, or None."""
+    structure = structure.summed
     for site in structure.global_latents:
         if site.discrete:
             return f"svi has no guide for the discrete global latent '{site.name}'"
@@ -69,6 +74,7 @@ def fit(
     guide: str = "amortized",
     hidden: Annotated[tuple[Count, ...] | None, Used(guide=guides.NETWORKS)] = None,
     guide_covariance: Annotated[guides.Covariance, Used(guide=guides.GAUSSIANS)] = "diagonal",
+    globals: Annotated[GlobalGuide, Used(guide=guides.GAUSSIANS)] = "auto",
     optimizer: Optimizer = "auto",
     schedule: Annotated[Schedule, ADAM] = "plateau",
     patience: Annotated[Count, ADAM] = 10,
@@ -86,6 +92,8 @@ def fit(
     - `particles`: draws per row of the importance-weighted bound; 1 is the ELBO.
     - `guide`: `amortized`, `mean_field`, `autoregressive` or `file.py:callable`.
     - `guide_covariance`: of the Gaussians of an amortized or mean-field guide.
+    - `globals`: `full`, one normal with all covariances of the global latents in unconstrained coordinates, begun at Laplace's
+      approximation where there is one; `diagonal`, independent ones. `auto` is full for at most 100 numbers.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
@@ -94,6 +102,7 @@ def fit(
     - `clip`: the largest norm of a step's gradient (nats per row).
     - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
     """
+    whole, task = task, summed(task, guide)
     adams = batch is not None or lr is not None or schedule != "plateau" or held_out > 0
     batch, lr, hidden = usual(task, batch, lr, hidden)
     latents = bool(task.structure.local_latents or task.structure.global_latents)
@@ -103,24 +112,36 @@ def fit(
         )
     if not task.structure.enumerable:
         weights.check(task.program, task.structure, task.x)
-    globals = begin(task, start, task.seed) if task.learn else task.global_start()
+    points = begin(task, start, task.seed) if task.learn else task.global_start()
     q = None
     if latents:
-        bijections = {n: bijection(s) for n, s in task.global_supports.items()}
-        options = {"hidden": hidden, "covariance": guide_covariance}
-        q = task.guide or guides.make(guide, task.structure, task.x, globals, bijections, **options)
+        q = task.guide or _guide(task, guide, points, globals, {"hidden": hidden, "covariance": guide_covariance})
     objective = elbo.objective(task, q, particles)
     steps = -(-len(task.x) // batch)
     plan = Plan(epochs or max(EPOCHS, -(-STEPS // steps)), batch, lr, tol, schedule, patience, clip, held_out)
     fixed = _fixed_draws(task, q, particles, optimizer)
     few = fixed is not None and fixed.width <= (FEW if task.structure.local_latents else FEW_GLOBAL)
-    found = _Found(task, q, particles, objective, list(globals), fixed)
+    found = _Found(task, q, particles, objective, list(points), fixed)
     with task.progress("svi", plan.epochs) as step, pyro.validation_enabled(False):
         if fixed is not None and (optimizer == "lbfgs" or (optimizer == "auto" and few and not adams)):
             found.climb(plan.epochs, step)
         else:
             found.train(plan, few, step)
-        return found.fit()
+        return completed(whole, task, found.fit())
+
+
+def _guide(task: Task, name: str, points: dict[str, Tensor], wanted: GlobalGuide, options: dict[str, object]) -> Any:
+    """The guide by name; one with a covariance of the globals begins at Laplace's approximation, where there is one."""
+    bijections = {n: bijection(s) for n, s in task.global_supports.items()}
+    d = sum(bijections[n].inv(v).numel() for n, v in points.items())
+    full = wanted == "full" or (wanted == "auto" and 1 < d <= FULL)
+    options = {**options, "globals_covariance": "full" if full else "diagonal"}
+    made = guides.make(name, task.structure, task.x, points, bijections, **options)
+    if full and isinstance(made, guides.Derived) and made.globals_covariance == "full":
+        gaussian = approximation(task)
+        if gaussian is not None:
+            made.begin_globals(gaussian.mean, gaussian.scale_tril)
+    return made
 
 
 def _fixed_draws(task: Task, guide: torch.nn.Module | None, particles: int, optimizer: Optimizer) -> FixedDraws | None:
@@ -275,7 +296,8 @@ def _global_gaussian(task: Task, guide: torch.nn.Module | None, names: list[str]
         values = {n: guide.bijections[n](guide.free[f"{n}_loc"]) for n in names}
         layout = Coordinates(values, task.global_supports)
         scale = torch.cat([guide.free[f"{n}_log_scale"].exp().reshape(-1) for n in names])
-        return GlobalGaussian(layout, layout.flatten(values), scale.diag())
+        tril = guide.globals_tril()
+        return GlobalGaussian(layout, layout.flatten(values), scale.diag() if tril is None else tril.detach())
 
 
 @torch.no_grad()

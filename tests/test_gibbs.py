@@ -7,12 +7,13 @@ import json
 
 import local_programs as local
 import numpy as np
+import profit_programs as profits
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
-from helpers import structure_of, task_of, tensor, zoo_refusal
+from helpers import in_full, structure_of, task_of, tensor, zoo_refusal
 from scipy import special, stats
 
 from benchmarks._report import figures, fits, leaderboard
@@ -207,9 +208,9 @@ def test_what_stands_for_nothing_costs_nothing(theta, monkeypatch):
     """A pass of the program holds the rows that miss the entry, no others."""
     from inference._sampling import weights
 
-    rows, real = [], weights.log_joint
+    rows, real = [], weights.log_terms
     monkeypatch.setattr(
-        weights, "log_joint", lambda program, structure, x, z: (rows.append(len(x)), real(program, structure, x, z))[1]
+        weights, "log_terms", lambda program, structure, x, z: (rows.append(len(x)), real(program, structure, x, z))[1]
     )
     sample(at_theta("missing_pixels", holed((4, 0, 2, 0)), theta, **NET), sweeps=4, warmup=1, chains=2)
     assert sorted(rows) == 10 * [1] + 10 * [2]
@@ -364,3 +365,32 @@ def test_side_by_side_with_what_makes_a_claim(capsys):
             "–" if kind == "infer" else "="
         )
         assert figures.of_fits(group) is not None
+
+
+# -------------------------------------------------------------------------------------------------------------- chains
+
+
+@pytest.mark.parametrize("coupled", in_full(False, True))
+def test_chains_are_drawn_whole(coupled):
+    T, x = 4, np.random.default_rng(0).normal(size=(2, 4)) + 0.8
+    task = task_of(profits.two_chains(T, coupled), x)
+    a, b = [f"a{t}" for t in range(T)], [f"b{t}" for t in range(T)]
+    torch.manual_seed(0)
+    fit = gibbs.fit(task, sweeps=300, warmup=20)
+    whole = [[n for pair in zip(a, b, strict=True) for n in pair]] if coupled else [a, b]
+    assert fit.notes["drawn_together"] == whole
+    truth = task.engine.marginals(task.engine.responsibilities())
+    for name in (*a, *b):
+        assert (
+            np.abs(fit.probabilities[name] - truth[name].numpy()).max()
+            < 4 * max(fit.notes["standard_error"]["max"], 1e-9) + 1e-3
+        )
+    if coupled:  # all that there is, drawn together: independent draws
+        assert np.abs(fit.ess / 1200 - 1).max() < 0.25
+    drawn = fit.draws["a2"].mean(0)
+    assert np.abs(drawn - truth["a2"][:, 1].numpy()).max() < 4 * 0.5 / 200**0.5
+
+
+def test_a_chain_too_wide_to_sum_is_drawn_one_by_one():
+    structure = task_of(profits.two_chains(4, True), np.ones((2, 4))).structure
+    assert gibbs.blocks(structure, 7) == [] and len(gibbs.blocks(structure, 8)) == 1

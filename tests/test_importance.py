@@ -336,9 +336,8 @@ def test_options(options, says):
 
 
 def test_what_it_cannot_do():
-    assert "'p'" in importance.refusal(structure_of(user.coin, np.ones((5, 1))))
-    with pytest.raises(Refusal, match=r"Methods that can: .*laplace"):
-        run("gmm", "faithful", "importance", priors=True)
+    assert "has none" in importance.refusal(structure_of("missing_pixels", np.eye(4)))
+    assert importance.refusal(structure_of(user.coin, np.ones((5, 1)))) is None
 
 
 # ---- at the modes ---------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_a_parameter_that_is_both_loc_and_scale_is_numeric():
 
 
 def test_a_parameter_in_a_prior_is_numeric():
-    """An empirical-Bayes prior: θ is in the density of a global latent too."""
+    """An empirical-Bayes prior: θ is in the density of a global latent, whose own step is closed given θ."""
 
     def shrunk(x=None, size=None):
         theta = user.real("theta", 2, 3)
@@ -217,7 +217,8 @@ def test_a_parameter_in_a_prior_is_numeric():
             pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x)
 
     plan = planned(shrunk, GAUSSIAN)
-    assert plan.numeric == ("theta",) and set(plan.closed) == {"weights"}
+    assert plan.numeric == ("theta",) and set(plan.closed) == {"weights", "locs"}
+    assert plan.changing == ("locs",) and plan.by_steps({"locs": torch.zeros(2, 3)}) == ("theta",)
 
 
 def test_a_parameter_that_the_density_ignores_is_neither():

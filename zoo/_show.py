@@ -37,7 +37,7 @@ def warnings(sentences: Iterable[str]) -> None:
 
 def listing(title: str, entries: Mapping[str, str]) -> None:
     """A table of names, each with its one-line description."""
-    table = _table("name", "what it is", title=title)
+    table = new_table("name", "what it is", title=title)
     for name, line in entries.items():
         table.add_row(f"[bold]{escape(name)}[/]", escape(line))
     console().print(table)
@@ -48,7 +48,7 @@ def options(of: str, entries: Sequence[Document]) -> None:
     if not entries:
         console().print(f"{escape(of)} has no options.", soft_wrap=True)
         return
-    table = _table("option", "type", "default", "meaning", title=f"options of {escape(of)} (--set option=value)")
+    table = new_table("option", "type", "default", "meaning", title=f"options of {escape(of)} (--set option=value)")
     for e in entries:
         kind = e["type"] + (f", {e['range']}" if e["range"] else "")
         meaning = e["meaning"] + (f" Only with {e['goes_with']}." if e["goes_with"] else "")
@@ -67,7 +67,7 @@ def structure(of: Any, serving: Mapping[str, str | None], data: str) -> None:
     """The sites of a `Structure`, whether the program is exact, and which methods can serve it."""
     found, lines = of.to_json(), of.lines
     out = console()
-    table = _table(
+    table = new_table(
         "site",
         "role",
         "family",
@@ -87,7 +87,7 @@ def structure(of: Any, serving: Mapping[str, str | None], data: str) -> None:
         table.add_row(*map(escape, texts))
     out.print(table)
     out.print(f"exact: [bold]{found['exact']}[/], because {escape(found['reason'])}.", soft_wrap=True)
-    table = _table("method", "", "why")
+    table = new_table("method", "", "why")
     for name, why in serving.items():
         table.add_row(name, "[green]yes[/]" if why is None else "[red]no[/]", escape(why or ""))
     out.print(table)
@@ -141,7 +141,7 @@ def parameters(
             said = "  ".join(f"{escape(n)} {v}".strip() for n, v in zip(names, each, strict=True))
             out.print(f"[bold]{escape(name)}[/]  {said}", soft_wrap=True)
             continue
-        table = _table("", *map(escape, labels[1]), title=escape(name))
+        table = new_table("", *map(escape, labels[1]), title=escape(name))
         for label, row in zip(labels[0], value, strict=True):
             table.add_row(escape(label), *(f"{v:.4g}" for v in row))
         out.print(table)
@@ -197,7 +197,7 @@ def comparison(found: Document) -> None:
     first = results[0]
     title = escape(f"{first['model']} on {first['data']}, n = {first['n']}: log p(x) in nats")
     names = ("method", "claimed", "verified", "gap a row", "means", "sds", "labels", "k-hat", "seconds", "MB", "")
-    table = _table(*names, title=title)
+    table = new_table(*names, title=title)
     for r in results:
         if r["status"] == "refused":
             table.add_row(r["method"], "[red]refused[/]", *[""] * 9)
@@ -268,7 +268,7 @@ def _shape(shape: Iterable[int]) -> str:
     return " × ".join(str(s) for s in shape) or "-"
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold")

@@ -18,6 +18,7 @@ from guides import at
 from inference._answers.table import Table
 from inference._method.fit import Arrays, Fit, Kind
 from inference._method.row_posteriors import RowPosteriors
+from inference._method.summed import drawn_by, summed
 from inference._method.task import Task
 from zoo._program.structure import Site, Structure
 from zoo._program.trace import Node, node_of
@@ -117,8 +118,8 @@ def of_engine(task: Task, globals: dict[str, Tensor], rows: slice) -> Rows:
 @torch.no_grad()
 def of_guide(task: Task, guide: torch.nn.Module, rows: slice) -> Rows:
     """By a guide q(z | x): its own moments where q does not depend on draws, else averaged over `GUIDE_DRAWS` of them."""
-    structure = task.structure
-    sites = [s for s in structure.local_latents if s.completes is None]
+    structure, own = task.structure, summed(replace(task, guide=guide)).structure
+    sites = [s for s in own.local_latents if s.completes is None]
 
     def moments() -> dict[str, tuple[Tensor, Tensor | None]]:
         with task.program.settings():
@@ -136,6 +137,8 @@ def of_guide(task: Task, guide: torch.nn.Module, rows: slice) -> Rows:
         found += [moments() for _ in range(GUIDE_DRAWS - 2)]
         source += f", averaged over {GUIDE_DRAWS} draws of it"
     probabilities, means, deviations = {}, {}, {}
+    if own is not structure:  # what the guide does not draw is drawn given the rest
+        probabilities = {k: v.numpy() for k, v in drawn_by(task, guide, rows, GUIDE_DRAWS)[1].items()}
     for site in sites:
         centers = torch.stack([f[site.name][0] for f in found])
         spreads = [v for f in found if (v := f[site.name][1]) is not None]

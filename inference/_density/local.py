@@ -25,23 +25,36 @@ from torch import Tensor
 from torch.distributions import transforms
 from torch.distributions.constraints import Constraint, independent
 
+from inference._density import sparse
+from inference._exact._sums.summed_out import SummedOut
 from inference._numerics.coordinates import bijection
 from inference._numerics.slices import fitting, slices
 from inference._sampling.weights import unmasked
 from zoo._program.latents import joint_values
 from zoo._program.program import Program
 from zoo._program.structure import Site, Structure
-from zoo._program.trace import Node, altered, is_local, is_plain, node_of, nodes_of, per_datum, sample_nodes, support_of
+from zoo._program.trace import (
+    Node,
+    altered,
+    is_fixed,
+    is_local,
+    is_plain,
+    node_of,
+    nodes_of,
+    per_datum,
+    sample_nodes,
+    support_of,
+)
 
 NUMBERS = 2**24  # that a chunk's graph may hold, roughly
 FARTHEST = 300.0  # of a constrained value's free coordinate, where a draw rounded onto the edge of its support
 
 
-def refusal(structure: Structure) -> str | None:
-    """Why the program has no such density for each row by itself, or None."""
+def refusal(structure: Structure, given_globals: bool = False) -> str | None:
+    """Why the program has no such density for each row by itself, or None; `given_globals`: at given values of its globals."""
     if not structure.by_row:
         return structure.reason
-    if structure.global_latents:
+    if structure.global_latents and not given_globals:
         names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
         local = ", ".join(f"'{s.name}'" for s in structure.continuous_locals)
         return f"the program has global latents, {names}, beside the local {local}"
@@ -73,8 +86,10 @@ class LocalDensity:
 
     - `A`, `L`, `n`: how many joint values of the discrete local latents, numbers in z, and data;
     - `sites`: where each continuous site stands in z;
+    - `pattern`: which entries of its Hessian in z may differ from 0, where that saves work;
     - `assignments`: discrete site → its value under each assignment [A, inner plates, event];
-    - `rows(index)`: the same density for some of the data, in any order, repeats allowed.
+    - `rows(index)`: the same density for some of the data, in any order, repeats allowed;
+    - `given(globals)`: the same density at these values of the global latents (and parameters).
 
     z is [..., n, L] and an assignment [..., n] (dtype long; None where A = 1), with the same leading dimensions.
     """
@@ -97,6 +112,9 @@ class LocalDensity:
         self.L = sum(p.part.stop - p.part.start for p in self.sites)
         self.assignments = {s.name: self._by_datum(self._tables[s.name], s) for s in structure.discrete_locals}
         self._tiled: tuple[int, Tensor] | None = None
+        # latents that were summed out have joined the others
+        self.pattern = None if isinstance(program, SummedOut) else sparse.pattern(structure, self.sites)
+        self._given: tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None] = {}, None
 
     def _place(self, site: Site, node: Node) -> Place:
         transform = onto(node["fn"].support)
@@ -107,7 +125,7 @@ class LocalDensity:
         shape = tuple(free.shape[len(batch) :])
         first = self.sites[-1].part.stop if self.sites else 0
         part = slice(first, first + math.prod(extents) * math.prod(shape))
-        fixed = transform if _same_everywhere(site.constraint) else None
+        fixed = transform if is_fixed(site.constraint) else None
         return Place(site, part, tuple(extents), data, shape, fixed, fixed is not None and _identity(fixed))
 
     @property
@@ -120,6 +138,28 @@ class LocalDensity:
         some = copy.copy(self)
         some.x, some._tiled = self.x[index], None
         return some
+
+    def given(self, globals: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None) -> LocalDensity:
+        """The density at these values of the global latents, and of parameters in place of the program's own."""
+        there = copy.copy(self)
+        there._given = globals, parameters
+        return there
+
+    def _trace(
+        self,
+        x: Tensor,
+        discrete: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor] | None = None,
+        apart: bool = False,
+    ) -> Trace:
+        globals, others = self._given
+        latents = {**globals, **discrete}
+        return self.program.joint_trace(x, parameters=parameters or others, latents=latents, apart=apart)
+
+    def _drawn(self, x: Tensor, discrete: Mapping[str, Tensor]) -> Trace:
+        """The program, which draws what has no value here."""
+        globals, parameters = self._given
+        return self.program.trace(x, parameters=parameters, latents={**globals, **discrete})
 
     def chunks(self, columns: int, copies: int) -> Iterator[slice]:
         """Slices of the data small enough to look at `columns` places of each at once, `copies` of its width kept for each."""
@@ -139,19 +179,23 @@ class LocalDensity:
 
         `parameters`: constrained values in place of the program's own.
         """
-        latent, observed = self.terms(z, assignment, parameters)
+        latent, observed = self.terms(z, assignment, parameters, apart=False)
         return latent + observed
 
     def terms(
-        self, z: Tensor, assignment: Tensor | None = None, parameters: Mapping[str, Tensor] | None = None
+        self,
+        z: Tensor,
+        assignment: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
+        apart: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """log p(a, z) and log p(x_i | a, z), each [..., n], nats.
 
         The first is the density that the program draws its latents from. A `poutine.scale` or `mask` on them belongs to the
         posterior and not to the draws, so it is in the second: with scale s, the term (s − 1) log p(z). The log-determinant of
-        the map to constrained values is never scaled.
+        the map to constrained values is never scaled. Without `apart` their sum alone is meant.
         """
-        trace, log_det = self._run(z, assignment, parameters)
+        trace, log_det = self._run(z, assignment, parameters, apart)
         depth, dim = self.structure.max_plate_nesting, self.structure.data_dim
         latent = observed = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
         mine = {s.name for s in self.structure.local_latents}
@@ -172,14 +216,15 @@ class LocalDensity:
         return latent.expand(columns).reshape(shape), observed.expand(columns).reshape(shape)
 
     def _run(
-        self, z: Tensor, assignment: Tensor | None, parameters: Mapping[str, Tensor] | None
+        self, z: Tensor, assignment: Tensor | None, parameters: Mapping[str, Tensor] | None, apart: bool = False
     ) -> tuple[Trace, dict[str, Tensor]]:
         flat = z.reshape(-1, self.L)
         free = Free({p.site.name: _in_program(flat[:, p.part], p) for p in self.sites})
         chosen = _chosen(assignment, z).reshape(-1)
         discrete = {k: self._discrete(k, v[chosen]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), free:
-            trace = self.program.trace(self._repeated(len(flat)), parameters=parameters, latents=discrete)
+            x = self._repeated(len(flat))
+            trace = self._trace(x, discrete, parameters, apart)
         return trace, free.log_det
 
     def _discrete(self, name: str, value: Tensor) -> Tensor:
@@ -240,7 +285,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment.reshape(-1)]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False):
-            trace = self.program.trace(self._repeated(columns), latents=discrete)
+            trace = self._drawn(self._repeated(columns), discrete)
         return self._read(trace).reshape(draws, self.n, self.L)
 
     @torch.no_grad()
@@ -250,7 +295,7 @@ class LocalDensity:
         if assignment is not None:
             discrete = {k: self._discrete(k, v[assignment]) for k, v in self._tables.items()}
         with pyro.validation_enabled(False), _Middle({p.site.name for p in self.sites}):
-            trace = self.program.trace(self.x, latents=discrete)
+            trace = self._drawn(self.x, discrete)
         return self._read(trace)
 
     def _read(self, trace: Trace) -> Tensor:
@@ -327,13 +372,6 @@ def _identity(transform: transforms.Transform) -> bool:
         return all(_identity(p) for p in parts)
     base = getattr(transform, "base_transform", None)
     return base is not None and _identity(base)
-
-
-def _same_everywhere(support: object) -> bool:
-    """Whether a support has no bounds that could be other ones for another row, latent or θ."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return not any(isinstance(v, Tensor) for v in vars(support).values()) and not hasattr(support, "cseq")
 
 
 def _chosen(assignment: Tensor | None, z: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from inference._density.local import LocalDensity
+from inference._density.sparse import Pattern
 from inference._numerics import definite
 
 LOG_2PI = math.log(2 * math.pi)
@@ -193,7 +194,8 @@ def _begin(density: LocalDensity, assignment: Tensor, start: Tensor | None, trie
 class _Climb:
     """Climbs of m pairs (row, assignment) side by side.
 
-    A Hessian costs L passes backward through the program and a gradient one. So between two looks each pair continues by
+    A Hessian costs L passes backward through the program (fewer where the program's graph leaves entries 0, see `sparse`) and a
+    gradient one. So between two looks each pair continues by
     quasi-Newton steps, its inverse Hessian brought up to date by its gradients (BFGS; Nocedal & Wright 2006, §6.1).
 
     Every tensor here has a place for each of the m pairs, and every set of pairs is a tensor of their numbers. With m = 4:
@@ -325,24 +327,53 @@ def derivatives(density: LocalDensity, z: Tensor, assignment: Tensor) -> tuple[T
     z = z.detach().requires_grad_()
     with torch.enable_grad():
         value = density.log_joint(z, assignment)
-        gradient, hessian = curvature(value, z, keep=False)
+        gradient, hessian = curvature(value, z, keep=False, pattern=density.pattern)
     return value.detach(), gradient.detach(), hessian
 
 
-def curvature(value: Tensor, z: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Gradient [n, L] of value [n] in z [n, L], each row's own, and H [n, L, L]; `keep`: H is differentiable again."""
+def curvature(value: Tensor, z: Tensor, keep: bool, pattern: Pattern | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient [n, L] of value [n] in z [n, L], each row's own, and H [n, L, L]; `keep`: H is differentiable again.
+
+    `pattern`: which entries of H may differ from 0.
+
+    Raises `ArithmeticError` where another one does.
+    """
     (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True, materialize_grads=True)
     L = z.shape[1]
     if not gradient.requires_grad:  # linear in z
         return gradient, z.new_zeros(len(z), L, L)
-    columns = [
-        torch.autograd.grad(
-            gradient[:, k].sum(), z, retain_graph=keep or k + 1 < L, create_graph=keep, materialize_grads=True
-        )[0]
-        for k in range(L)
-    ]
-    hessian = -torch.stack(columns, -1)
+    seeds = torch.eye(L, dtype=z.dtype, device=z.device) if pattern is None else pattern.seeds.to(z)
+    probe = torch.linspace(1.0, 2.0, L, dtype=z.dtype, device=z.device).sin()
+    vectors = list(seeds if pattern is None else torch.cat([seeds, probe.unsqueeze(0)]))
+    products = torch.stack(
+        [
+            torch.autograd.grad(
+                gradient,
+                z,
+                v.expand_as(z),
+                retain_graph=keep or k + 1 < len(vectors),
+                create_graph=keep,
+                materialize_grads=True,
+            )[0]
+            for k, v in enumerate(vectors)
+        ],
+        1,
+    )
+    if pattern is None:
+        hessian = -products
+    else:
+        hessian = -pattern.read(products[:, :-1])
+        _check(hessian.detach() @ probe, -products[:, -1].detach())
     return gradient, (hessian + hessian.mT) / 2
+
+
+def _check(found: Tensor, whole: Tensor) -> None:
+    """Raise `ArithmeticError` where a Hessian read off few products has not the product that the Hessian has."""
+    near = 1e-6 if whole.dtype == torch.float64 else 1e-2
+    size = whole.abs().amax(1, keepdim=True) * near
+    known = whole.isfinite().all(1) & found.isfinite().all(1)
+    if not bool(((found - whole).abs() <= size + near)[known].all()):
+        raise ArithmeticError("a density depends on latents together that its program was found not to join")
 
 
 def _ascent(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -385,7 +416,7 @@ def log_evidence(density: LocalDensity, at: Modes) -> Tensor:
         z = fixed.detach() + torch.where(at.converged.reshape(-1, 1), move, move.detach())
         z = z if z.requires_grad else z.requires_grad_()
         value = here.log_joint(z, assignment)
-        _, hessian = curvature(value, z, keep=True)
+        _, hessian = curvature(value, z, keep=True, pattern=here.pattern)
         raised, _ = definite.positive_definite(hessian.detach(), FLOOR)
         precision = hessian + (raised - hessian.detach())
         log_det = torch.linalg.cholesky(precision).diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -225,7 +225,8 @@ class Frozen:
             bijections = {n: bijection(s) for n, s in task.global_supports.items()}
             name, options = str(self.guide["name"]), self.guide["options"]
             assert isinstance(options, dict)
-            guide = guides.make(name, task.structure, task.x, task.global_start(), bijections, **options)
+            structure = task.structure if guides.of_user(name) else task.structure.summed
+            guide = guides.make(name, structure, task.x, task.global_start(), bijections, **options)
             _store.restore(guide, state, "guide.")
         task.guide = guide
         asked = replace(self.run.request, model=self.model, data=self.run.dataset)

@@ -101,7 +101,7 @@ class ByDensity(ByRows[S, Plan]):
             return self.expected(stats, parameters, point)
 
         return climb_numerically(
-            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+            self.program, plan.by_steps(globals), globals, supports, objective, count(self.weights, self.N), iterations
         )
 
     def broken(self, plan: Plan, stats: S) -> list[str]:

@@ -7,14 +7,15 @@ discrete latent (`locs[z]`). That is found by differentiating, so a program may 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
-from inference._families._family import Family, Params
+from inference._families._family import FORMS, Family, Params
+from inference._numerics.coordinates import bijection
 from zoo._program.program import Program
 
 ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel
@@ -23,25 +24,34 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Copy:
-    """A parameter of a site's distribution, made of entries of one θ: `index` into θ.flat for each, −1 for a constant."""
+    """A parameter of a site's distribution, made of entries of one θ: `index` into θ.flat for each, −1 for a constant.
+
+    θ may be a global latent too. `form`: what of the parameter it is a copy of (`FORMS`), say the variance of a scale.
+    """
 
     site: str
     parameter: str
     index: Tensor
     up_to_constant: bool = False  # a constant may be added to each vector of it
+    form: str = ""
 
     def of(self, theta: Tensor, otherwise: Tensor) -> Tensor:
         """The distribution's parameter that θ makes; its constants are those of `otherwise`."""
-        return torch.where(self.index >= 0, theta.reshape(-1)[self.index.clamp(min=0)], otherwise)
+        return self._gathered(FORMS[self.form][1](theta), otherwise)
 
     def holds(self, value: Tensor, theta: Tensor) -> bool:
         """Whether the distribution's parameter is, where θ stands now, still the copy of θ's entries."""
         value, theta = value.detach(), theta.detach()
         if self.up_to_constant:
             value, theta = _centred(value), _centred(theta)
+        if self.form:
+            theta = FORMS[self.form][1](theta)
         return torch.allclose(
-            self.of(theta, value), value, rtol=1e-6 if value.dtype == torch.float64 else 1e-3, atol=1e-12
+            self._gathered(theta, value), value, rtol=1e-6 if value.dtype == torch.float64 else 1e-3, atol=1e-12
         )
+
+    def _gathered(self, theta: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.where(self.index >= 0, theta.reshape(-1)[self.index.clamp(min=0)], otherwise)
 
 
 @dataclass(frozen=True)
@@ -53,28 +63,37 @@ class Given:
     value: Tensor
     constraint: Constraint  # the values it may take
     up_to_constant: bool = False  # a constant may be added to each vector of it
+    forms: tuple[str, ...] = ()  # what else of it a global latent may be a copy of
 
 
-def parts_of(site: str, family: Family, params: Params) -> list[Given]:
+def parts_of(site: str, family: Family | type[Family], params: Params) -> list[Given]:
     """The parameters of a site, as its family declares them."""
-    return [Given(site, n, v, family.parameters[n], n in family.up_to_constant) for n, v in params.items()]
+    return [
+        Given(site, n, v, family.parameters[n], n in family.up_to_constant, family.forms.get(n, ()))
+        for n, v in params.items()
+    ]
 
 
 Look = Callable[[Values], tuple[list[Given], list[Tensor]]]
 
 
-def find(program: Program, look: Look) -> dict[str, Copy | None]:
+def find(
+    program: Program, look: Look, globals: Values | None = None, supports: Mapping[str, Constraint] | None = None
+) -> dict[str, Copy | None]:
     """θ → where it is copied, None where it enters in another way or in several places; without those that enter nowhere.
+
+    The same of `globals` on their `supports`, where there are any.
 
     `look` maps θ to the parameters of the sites and to whatever else depends on θ. It is asked at the program's θ and at
     others: tanh(θ) is a copy of θ at 0, and |θ| where θ is positive, but nowhere else. Points that the program's
     distributions do not take are passed over.
     """
-    uses: dict[str, set[tuple[str, str]]] = {n: set() for n in program.values()}
+    globals, supports = globals or {}, {**program.constraints, **(supports or {})}
+    uses: dict[str, set[tuple[str, str]]] = {n: set() for n in (*program.values(), *globals)}
     found: dict[str, Copy | None] = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        for number, values in enumerate(places(program)):
+        for number, values in enumerate(places(program, globals, supports)):
             leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
             try:
                 parts, rest = look(leaves)
@@ -84,11 +103,10 @@ def find(program: Program, look: Look) -> dict[str, Copy | None]:
                 continue
             for part in parts:
                 for theta in dependencies(part.value, leaves):
-                    index = copies(part, leaves[theta], program.constraints[theta])
-                    copy = None if index is None else Copy(part.site, part.name, index, part.up_to_constant)
+                    copy = _copy(part, leaves[theta], supports[theta], part.forms if theta in globals else ())
                     before = found.get(theta, copy)
                     same = copy is not None and before is not None and torch.equal(copy.index, before.index)
-                    found[theta] = copy if same else None
+                    found[theta] = copy if same and copy and before and copy.form == before.form else None
                     uses[theta].add((part.site, part.name))
             for value in rest:
                 for theta in _connected(value, leaves):
@@ -97,15 +115,27 @@ def find(program: Program, look: Look) -> dict[str, Copy | None]:
     return {theta: found.get(theta) if len(where) == 1 else None for theta, where in uses.items() if where}
 
 
-def places(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The program's θ, and points away from it on either side of zero."""
-    yield program.values()
+def _copy(part: Given, theta: Tensor, constraint: Constraint, forms: tuple[str, ...]) -> Copy | None:
+    for form in ("", *forms):
+        shown = replace(part, value=FORMS[form][0](part.value)) if form else part
+        if (index := copies(shown, theta, constraint)) is not None:
+            return Copy(part.site, part.name, index, part.up_to_constant, form)
+    return None
+
+
+def places(
+    program: Program, globals: Values | None = None, supports: Mapping[str, Constraint] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """The program's θ and the globals, and points away from them on either side of zero."""
+    globals, supports = globals or {}, supports or program.constraints
+    yield {**program.values(), **globals}
+    ways = {n: transform_to(supports[n]) for n in program.values()} | {n: bijection(supports[n]) for n in globals}
+    free = {**program.unconstrained(), **{n: ways[n].inv(v) for n, v in globals.items()}}
     for sign in (1.0, -1.0, -1.0):
         moved = {}
-        for name, p in program.unconstrained().items():
+        for name, p in free.items():
             noise = torch.randn(p.shape, dtype=torch.float64).to(p)
-            free = sign * p.detach() + 0.5 * (1 + p.detach().abs()).clamp(max=3.0) * noise
-            moved[name] = transform_to(program.constraints[name])(free)
+            moved[name] = ways[name](sign * p.detach() + 0.5 * (1 + p.detach().abs()).clamp(max=3.0) * noise)
         yield moved
 
 
@@ -140,7 +170,7 @@ def copies(part: Given, theta: Tensor, constraint: Constraint) -> Tensor | None:
         return None
     value = part.value
     tangent = _apart(theta)
-    normalised = type(constraint) is type(constraints.simplex)
+    normalised = type(_of_an_entry(constraint)) is type(constraints.simplex)
     if normalised:  # a tangent of the simplex: distributions normalise their weights once more
         tangent = tangent - tangent.mean(-1, keepdim=True)
     cotangent = torch.zeros_like(value, requires_grad=True)

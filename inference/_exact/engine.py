@@ -1,21 +1,22 @@
 """What an exact engine is: posterior, evidence and M-step of one program on one data set (`Engine`).
 
-Five kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
+Six kinds are told apart by what the program is (`engine_for` in `choose`): discrete latents are listed (`Enumeration`), or
 where they are too many summed out one by one (`Elimination`); conjugate latents go by the natural parameters of their
 posterior (`ConjugateEngine`); normal latents whose sites are the same for all rows go by matrix products (`LinearGaussian`,
-and `Compressed` where a few points stand for the data); any other log joint that is quadratic in its latents goes by autograd
-(`Quadratic`).
+and `Compressed` where a few points stand for the data); many normal latents of which each meets few others are eliminated along
+their graph (`Chains`); any other log joint that is quadratic in its latents goes by autograd (`Quadratic`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from inference._exact.copies import Copy
@@ -43,6 +44,7 @@ class Statistics:
     per_datum: Tensor  # [N] log p(x_i) times the row's weight, or of very many rows their sums over chunks
     log_prior: Tensor  # of the globals
     sites: dict[str, dict[str, Tensor]]  # site → its sufficient statistics
+    globals: Values = field(default_factory=dict, kw_only=True)  # where the E-step was
 
     @property
     def log_joint(self) -> float:
@@ -57,15 +59,26 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Plan:
-    """How an M-step updates each parameter: those in `copies` in closed form, the `numeric` ones by L-BFGS."""
+    """How an M-step updates each parameter: those in `copies` in closed form, the `numeric` ones by L-BFGS.
+
+    A global latent is in `copies` where its prior (in `priors`) allows a closed form, else it is numeric.
+    """
 
     copies: dict[str, Copy]
     numeric: tuple[str, ...]
+    priors: Mapping[str, Distribution] = field(default_factory=dict, kw_only=True)
+    changing: tuple[str, ...] = field(default=(), kw_only=True)  # those whose priors depend on other values
+    hypers: Mapping[str, Copy] = field(default_factory=dict, kw_only=True)  # parameters of other latents' priors
+
+    def by_steps(self, globals: Values) -> tuple[str, ...]:
+        """The parameters and global latents that have no closed form."""
+        others = [n for n in globals if n not in self.copies and n not in self.hypers]
+        return tuple(dict.fromkeys([*self.numeric, *others]))
 
     @property
     def closed(self) -> tuple[str, ...]:
         """Names of the parameters with a closed form."""
-        return tuple(self.copies)
+        return (*self.copies, *self.hypers)
 
     def without(self, names: Collection[str]) -> Self:
         """The same plan with `names` updated numerically."""

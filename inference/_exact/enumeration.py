@@ -91,7 +91,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         for view in views:
             if view.params is not None and view.latent:
                 sites[view.name] = self._latent_statistics(view, counts)
-        return SiteStatistics(counts, per_datum, log_prior, sites, seen)
+        return SiteStatistics(counts, per_datum, log_prior, sites, seen, globals=globals or {})
 
     def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
         family, out = self.families[view.name], []
@@ -125,7 +125,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
     def look(self, globals: Values | None = None) -> SiteStatistics:
         views, log_prior = self.views(None, globals)
         nothing = self.x.new_zeros(0)
-        return SiteStatistics(nothing, nothing, log_prior, {}, views)
+        return SiteStatistics(nothing, nothing, log_prior, {}, views, globals=globals or {})
 
     def plan(self, globals: Values) -> Plan:
         return mstep.plan(self, globals)

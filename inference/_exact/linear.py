@@ -220,7 +220,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
     def _no_moments(self, globals: Values | None) -> Moments:
         sites, L = self.sites(None, globals), self.L
         counts, zz = self.x.new_zeros(self.A), self.x.new_zeros(self.A, L + 1, L + 1)
-        return Moments(counts, self.x.new_zeros(0), sites.log_prior.detach(), {}, sites, zz)
+        return Moments(counts, self.x.new_zeros(0), sites.log_prior.detach(), {}, sites, zz, globals=globals or {})
 
     @torch.no_grad()
     def moments_about(self, means: Tensor, variance: float, globals: Values | None = None) -> Moments:
@@ -283,7 +283,10 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
         responsibilities: Rows | None = None,
         iterations: int = 10,
     ) -> dict[str, Tensor]:
-        return linear_mstep.m_step(self, plan, stats, globals, supports, floor, iterations)
+        def objective(parameters: Values, point: Values) -> Tensor:
+            return self.expected(stats, parameters, point)
+
+        return linear_mstep.m_step(self, plan, stats, globals, supports, floor, iterations, objective)
 
     def expected(
         self, stats: Moments, parameters: Values, globals: Values, responsibilities: Rows | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Sites:
     gaussians: list[Gaussian]
     others: dict[str, Params]  # site that is not normal → its parameters
     log_prior: Tensor  # of the globals, nats
+    rest: list[Tensor] = field(default_factory=list)  # what else parameters enter
 
 
 @dataclass

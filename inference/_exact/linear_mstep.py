@@ -8,26 +8,62 @@ Everything else is numeric, through the moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from inference._exact import copies
 from inference._exact.copies import Copy, Given, parts_of
 from inference._exact.engine import Plan, Values
 from inference._exact.gaussian import Gaussian
-from inference._exact.linear_model import LinearModel, Sites
+from inference._exact.linear_model import SiteData, Sites
 from inference._exact.moments import Moments
 from inference._exact.numeric import climb_numerically
-from inference._families._family import Floor, Pool, tiny
+from inference._exact.reading import Priors, hypers, priors_now, serves, split
+from inference._families._family import Family, Floor, Pool, tiny
+from inference._families._prior import covariance_mode, precision_of, spread_mode
 from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count
+from zoo._program.program import Program
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
 REGRESSED = ("coefficients", "offset")  # the parts of a normal site that are found by regression: B and b
+
+
+class Model(Protocol):
+    """A program with normal sites, each of which is what several of a long chain share, or one of its own."""
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def x(self) -> Tensor: ...
+
+    @property
+    def weights(self) -> Tensor | None: ...
+
+    @property
+    def N(self) -> int: ...
+
+    @property
+    def L(self) -> int: ...
+
+    @property
+    def assignments(self) -> dict[str, Tensor]: ...
+
+    @property
+    def families(self) -> dict[str, Family]: ...
+
+    @property
+    def data(self) -> SiteData: ...
+
+    def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites: ...
 
 
 @dataclass(frozen=True)
@@ -45,19 +81,25 @@ class LinearPlan(Plan):
         return next(((n, c) for n, c in self.copies.items() if (c.site, c.parameter) == (g.name, g.form)), None)
 
 
-def plan(model: LinearModel, globals: Values) -> LinearPlan:
-    """Find, by differentiation, which parameters have a closed-form update."""
+def plan(model: Model, globals: Values) -> LinearPlan:
+    """Find, by differentiation, which parameters and global latents have a closed-form update."""
+    priors = Priors.asked(model.program, model.x, globals)
 
     def look(at: Values) -> tuple[list[Given], list[Tensor]]:
-        sites = model.sites(at, globals)
-        return _parts(model, sites), [sites.log_prior]
+        sites = model.sites(**split(at, globals))
+        if not globals:
+            return _parts(model, sites), [sites.log_prior, *sites.rest]
+        now = Priors.at(model.program, model.x, at, globals)
+        return [*_parts(model, sites), *now.parts()], [now.rest(), *sites.rest]
 
-    found, sites = copies.find(model.program, look), model.sites(None, globals)
-    values, gaussians = model.program.values(), {g.name: g for g in sites.gaussians}
+    found, sites = copies.find(model.program, look, globals, priors.supports()), model.sites(None, globals)
+    values, gaussians = {**model.program.values(), **globals}, {g.name: g for g in sites.gaussians}
     families, scales = {}, {}
     regressions: dict[str, dict[str, Copy]] = {}  # site → the θ that make up its B and b
     for theta, copy in found.items():
-        if copy is None:
+        if copy is None or not (copy.site in sites.others or copy.site in gaussians):
+            continue
+        if theta in globals and not _served(model, copy, priors.of([theta]).get(theta)):
             continue
         pool = Pool(theta, values[theta].detach(), copy.index)
         if copy.site in sites.others:
@@ -67,12 +109,19 @@ def plan(model: LinearModel, globals: Values) -> LinearPlan:
             regressions.setdefault(copy.site, {})[theta] = copy
         elif gaussians[copy.site].diagonal or pool.blocks(gaussians[copy.site].given[0].numel()) is not None:
             scales[theta] = copy
-    unsolved = [site for site, parts in regressions.items() if not _solvable(gaussians[site], parts, values)]
+    unsolved = [s for s, parts in regressions.items() if not _solvable(gaussians[s], parts, values, globals)]
     solved = {n: c for site, parts in regressions.items() if site not in unsolved for n, c in _ordered(parts)}
     closed = {**families, **solved, **scales}
     late = [n for site in unsolved for n, _ in _ordered(regressions[site])]
-    numeric = [n for n in found if n not in closed and n not in late]
-    return LinearPlan(closed, (*numeric, *late), _units(model, gaussians))
+    numeric = [n for n in found if n not in closed and n not in late and n not in globals]
+    return LinearPlan(closed, (*numeric, *late), _units(model, gaussians), **priors.plan(found))
+
+
+def _served(model: Model, copy: Copy, prior: Distribution | None) -> bool:
+    """Whether a global latent with this prior has a closed form."""
+    if copy.parameter in REGRESSED:
+        return type(prior) is dist.Normal
+    return serves(model.families[copy.site], copy, prior)
 
 
 def _ordered(parts: Mapping[str, Copy]) -> list[tuple[str, Copy]]:
@@ -81,7 +130,7 @@ def _ordered(parts: Mapping[str, Copy]) -> list[tuple[str, Copy]]:
     return sorted(parts.items(), key=lambda item: order.index(item[1].parameter))
 
 
-def _parts(model: LinearModel, sites: Sites) -> list[Given]:
+def _parts(model: Model, sites: Sites) -> list[Given]:
     """The parameters of all sites; of a normal one B, b and its scale."""
     out = []
     for g in sites.gaussians:
@@ -90,17 +139,22 @@ def _parts(model: LinearModel, sites: Sites) -> list[Given]:
             Given(g.name, part, value, location)
             for part, value in (("coefficients", g.coefficients), ("offset", g.offset))
         ]
-        out.append(Given(g.name, g.form, g.given, g.family.parameters[g.form]))
+        out.append(Given(g.name, g.form, g.given, g.family.parameters[g.form], forms=g.family.forms.get(g.form, ())))
     for site, params in sites.others.items():
         out += parts_of(site, model.families[site], params)
     return out
 
 
-def _solvable(g: Gaussian, parts: Mapping[str, Copy], values: Values) -> bool:
-    """Rows that share no coefficient are solved one by one, others all at once; correlated noise needs them all free."""
+def _solvable(g: Gaussian, parts: Mapping[str, Copy], values: Values, globals: Values) -> bool:
+    """Rows that share no coefficient are solved one by one, others all at once; correlated noise needs them all free.
+
+    With priors they are solved one by one, with independent noise.
+    """
     index, _ = _unknowns(g, _ordered(parts), values)
     free = index[index >= 0]
     alone = len(free.unique()) == len(free)
+    if any(theta in globals for theta in parts):
+        return alone and g.diagonal
     if not g.diagonal:
         return alone and bool((index >= 0).all())
     return alone or len(free.unique()) <= DENSE_UNKNOWNS
@@ -121,28 +175,29 @@ def _unknowns(g: Gaussian, parts: Iterable[tuple[str, Copy]], values: Values) ->
 
 
 def m_step(
-    model: LinearModel,
+    model: Model,
     plan: LinearPlan,
     moments: Moments,
     globals: dict[str, Tensor],
     supports: Mapping[str, Constraint],
     floor: Floor,
     iterations: int,
+    expected: Callable[[Values, Values], Tensor],
 ) -> dict[str, Tensor]:
     """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
     if plan.copies:
         with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-            _closed(model, plan, moments, floor)
+            globals = globals | _closed(model, plan, moments, floor, globals)
 
     def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(model, moments, parameters, point)
+        return expected(parameters, {**globals, **point})
 
-    return climb_numerically(
-        model.program, plan.numeric, globals, supports, objective, count(model.weights, model.N), iterations
+    return globals | climb_numerically(
+        model.program, plan.by_steps(globals), globals, supports, objective, count(model.weights, model.N), iterations
     )
 
 
-def smallest(model: LinearModel, moments: Moments) -> float:
+def smallest(model: Model, moments: Moments) -> float:
     """The smallest variance of an observed site, as a share of its data's own."""
     found = [torch.inf]
     for g in moments.seen.gaussians:
@@ -155,18 +210,20 @@ def smallest(model: LinearModel, moments: Moments) -> float:
     return min(found)
 
 
-def broken(model: LinearModel, plan: LinearPlan, moments: Moments) -> list[str]:
+def broken(model: Model, plan: LinearPlan, moments: Moments) -> list[str]:
     """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
     parts = {(part.site, part.name): part.value for part in _parts(model, moments.seen)}
-    values = model.program.values()
+    values = {**model.program.values(), **moments.globals}
     return [n for n, copy in plan.copies.items() if not copy.holds(parts[copy.site, copy.parameter], values[n])]
 
 
-def _closed(model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor) -> None:
-    values, new = {n: v.detach() for n, v in model.program.values().items()}, {}
+def _closed(model: Model, plan: LinearPlan, moments: Moments, floor: Floor, globals: Values) -> dict[str, Tensor]:
+    values, new = {n: v.detach() for n, v in {**model.program.values(), **globals}.items()}, {}
+    priors = priors_now(model.program, model.x, plan, globals)
+    pools = {n: Pool(n, values[n], copy.index, priors.get(n), copy.form) for n, copy in plan.copies.items()}
     for theta, copy in plan.copies.items():
         if copy.site in moments.seen.others:
-            pool, stats = Pool(theta, values[theta], copy.index), moments.sites[copy.site]
+            pool, stats = pools[theta], moments.sites[copy.site]
             family, params = model.families[copy.site], moments.seen.others[copy.site]
             new[theta] = family.maximise(copy.parameter, pool, stats, params, floor)
     for g in moments.seen.gaussians:
@@ -174,26 +231,34 @@ def _closed(model: LinearModel, plan: LinearPlan, moments: Moments, floor: Floor
         beta = torch.cat([g.coefficients, (g.offset - center).unsqueeze(-1)], -1)  # [A, E, L+1]
         if parts := plan.regressed(g.name):
             index, begins = _unknowns(g, parts.items(), values)
-            beta, solved = _regress(g, beta, center, index, stats)
+            known = _known([pools[n] for n in parts]) if any(n in globals for n in parts) else None
+            beta, solved = _regress(g, beta, center, index, stats, known)
             for theta, begin in begins.items():
                 old = values[theta].reshape(-1)
                 mine = solved[begin : begin + len(old)]
                 new[theta] = torch.where(mine.isnan(), old, mine).reshape(values[theta].shape)
         if (found := plan.scale(g)) is not None:
             theta, copy = found
-            pool = Pool(theta, values[theta], copy.index)
-            new[theta] = _scale(g, beta, pool, stats, floor, plan.units[g.name])
-    model.program.assign(new)
+            new[theta] = _scale(g, beta, pools[theta], stats, floor, plan.units[g.name])
+    model.program.assign({n: v for n, v in new.items() if n not in globals})
+    found_globals = {n: v for n, v in new.items() if n in globals}
+    return found_globals | hypers(model.program, model.x, plan, {**globals, **found_globals}, floor)
 
 
-def _center(model: LinearModel, g: Gaussian) -> Tensor:
+def _known(pools: list[Pool]) -> tuple[Tensor, Tensor]:
+    """The prior precision of each unknown of a regression, and that times its prior mean; 0 without a prior."""
+    found = [(torch.zeros_like(p.value).reshape(-1), precision_of(p)) for p in pools]
+    return torch.cat([zero + p for zero, (p, _) in found]), torch.cat([zero + at for zero, (_, at) in found])
+
+
+def _center(model: Model, g: Gaussian) -> Tensor:
     """What a site's moments are taken about [E]: its data's means, or 0 for a latent site."""
     return model.data.centers.get(g.name, torch.zeros_like(g.offset[0]))
 
 
 def _moments_of(g: Gaussian, moments: Moments) -> dict[str, Tensor]:
     """xz [A, E, L+1], xx [A, E(, E)], zz [A, 1 or E, L+1, L+1] of a site; a latent site's x is a part of z."""
-    if g.place is None:
+    if g.name in moments.sites:
         stats = moments.sites[g.name]
         return {**stats, "zz": stats.get("zz", moments.zz.unsqueeze(1))}
     xz = moments.zz[:, g.place]
@@ -202,14 +267,27 @@ def _moments_of(g: Gaussian, moments: Moments) -> dict[str, Tensor]:
 
 
 def _regress(
-    g: Gaussian, beta: Tensor, center: Tensor, index: Tensor, stats: dict[str, Tensor]
+    g: Gaussian,
+    beta: Tensor,
+    center: Tensor,
+    index: Tensor,
+    stats: dict[str, Tensor],
+    known: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted least squares for the unknowns: the new [B | b − center], and the unknowns (NaN where none was met)."""
+    """Weighted least squares for the unknowns: the new [B | b − center], and the unknowns (NaN where none was met).
+
+    `known` of the unknowns by their priors: each is one more observation of an entry of [B | b], in units of the noise.
+    """
     free = index >= 0
     constant = torch.where(free, torch.zeros_like(beta), beta)
     constant[..., -1] = torch.where(free[..., -1], -center.expand_as(g.offset), beta[..., -1])
     zz = stats["zz"]
     target = stats["xz"] - (zz @ constant.unsqueeze(-1)).squeeze(-1)  # [A, E, L+1]
+    if known is not None:
+        precision, product = (
+            torch.where(free, v[index.clamp(min=0)], 0.0) * g.scale.square()[..., None] for v in known
+        )
+        zz, target = zz + precision.diag_embed(), target + product
     count = int(index.max()) + 1
     used = index[free]
     if len(used.unique()) == len(used):
@@ -264,6 +342,8 @@ def _all_at_once(g: Gaussian, zz: Tensor, target: Tensor, index: Tensor, free: T
 def _residual(g: Gaussian, beta: Tensor, stats: dict[str, Tensor]) -> Tensor:
     """Σ w E[(x − B z − b)²] [A, E], or the matrix [A, E, E]."""
     xz, xx, zz = stats["xz"], stats["xx"], stats["zz"]
+    if "at" in stats:  # moments about the fit of the E-step: nothing cancels near it
+        beta, xz, xx = beta - stats["at"], stats["uz"], stats["uu"]
     if g.diagonal:
         return xx - 2 * (beta * xz).sum(-1) + (beta * (zz @ beta.unsqueeze(-1)).squeeze(-1)).sum(-1)
     cross = xz @ beta.mT
@@ -274,6 +354,8 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
     residual, count = _residual(g, beta, stats), stats["zz"][:, :, -1, -1]  # [A, 1 or E]
     if g.diagonal:
         n = pool.total(count.expand_as(residual))
+        if pool.prior is not None:
+            return spread_mode(pool, pool.total(residual).clamp(min=0), n).reshape(pool.value.shape)
         known = n > 10 * torch.finfo(n.dtype).eps
         variance, unit = pool.total(residual) / n.clamp(min=tiny(n)), pool.mean((spread**2).expand_as(residual))
         lowest = unit * _lowest(g, pool.theta, variance / unit.clamp(min=tiny(unit)), known, floor)
@@ -288,6 +370,9 @@ def _scale(g: Gaussian, beta: Tensor, pool: Pool, stats: dict[str, Tensor], floo
     assert blocks is not None  # `plan` said so
     groups = pool.value.numel() // (E * E)
     n = residual.new_zeros(groups).index_add(0, blocks, count[:, 0])
+    if pool.prior is not None:
+        together = residual.new_zeros(groups, E, E).index_add(0, blocks, residual)
+        return covariance_mode(pool, together, n).reshape(pool.value.shape)
     covariance = residual.new_zeros(groups, E, E).index_add(0, blocks, residual) / n.clamp(min=tiny(n))[:, None, None]
     unit = torch.outer(spread, spread)
     eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2 / unit)
@@ -313,7 +398,7 @@ def _note(g: Gaussian, floor: Floor, assignments: list[int]) -> None:
         floor.latent.add(g.name)
 
 
-def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
+def _units(model: Model, gaussians: dict[str, Gaussian]) -> dict[str, Tensor]:
     """Normal site → what its standard deviations are measured in [E].
 
     For an observed site those of its data; for a latent one the size that moves some site below it by as much as that
@@ -321,7 +406,7 @@ def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tens
     """
     out: dict[str, Tensor] = {}
     for g in reversed(list(gaussians.values())):
-        if g.place is None:
+        if g.name in model.data.spreads:
             out[g.name] = model.data.spreads[g.name]
             continue
         moved = torch.zeros_like(g.offset[0])
@@ -333,14 +418,16 @@ def _units(model: LinearModel, gaussians: dict[str, Gaussian]) -> dict[str, Tens
     return out
 
 
-def expected(model: LinearModel, moments: Moments, parameters: Values, globals: Values) -> Tensor:
+def expected(model: Model, moments: Moments, parameters: Values, globals: Values) -> Tensor:
     """E_q[log p(x, z, globals)] up to a constant, nats, from the moments; differentiable in parameters and globals."""
     sites = model.sites(parameters, globals)
     total = sites.log_prior
     for g in sites.gaussians:
         stats, center = _moments_of(g, moments), _center(model, g)
         beta = torch.cat([g.coefficients, (g.offset - center).unsqueeze(-1)], -1)
-        if g.place is not None:  # its value is a part of z itself: the residual is (E − B) z − b
+        if (
+            g.place is not None and g.name not in moments.sites
+        ):  # its value is a part of z itself: the residual is (E − B) z − b
             beta = beta - torch.cat([g.selected(model.L), torch.zeros(len(center), 1, dtype=beta.dtype)], 1)
             stats = {**stats, "xz": torch.zeros_like(stats["xz"]), "xx": torch.zeros_like(stats["xx"])}
         residual, count = _residual(g, beta, stats), stats["zz"][:, :, -1, -1]

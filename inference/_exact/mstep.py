@@ -20,6 +20,7 @@ from inference._exact.copies import Given, parts_of
 from inference._exact.densities import Densities, SiteStatistics, View
 from inference._exact.engine import Plan, Rows, Values
 from inference._exact.numeric import climb_numerically
+from inference._exact.reading import Priors, hypers, priors_now, serves, split
 from inference._families._family import Family, Floor, Pool
 from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count, weighed
@@ -31,6 +32,7 @@ class Sites(Protocol):
 
     program: Program
     families: dict[str, Family]
+    x: Tensor
     N: int
 
     def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
@@ -47,28 +49,36 @@ class Seen(Protocol):
 
     views: list[View]
     sites: dict[str, dict[str, Tensor]]
+    globals: Values
 
 
 def plan(exact: Sites, globals: Values) -> Plan:
-    """Find, by differentiation, which parameters have a closed-form update."""
+    """Find, by differentiation, which parameters and global latents have a closed-form update."""
+    priors = Priors.asked(exact.program, exact.x, globals)
 
     def look(leaves: Values) -> tuple[list[Given], list[Tensor]]:
-        views, prior = exact.views(leaves, globals)
+        at = split(leaves, globals)
+        views, prior = exact.views(**at)
         seen = [(v.name, v.params) for v in views if v.params is not None]
         parts = [part for name, params in seen for part in parts_of(name, exact.families[name], params)]
         general = {v.name for v in views if v.params is None}
         rows = slice(0, min(2, exact.N))
-        return parts, [prior, *([exact.general_log_prob(rows, general, leaves, globals)] if general else [])]
+        rest = [exact.general_log_prob(rows, general, **at)] if general else []
+        if not globals:
+            return parts, [prior, *rest]
+        now = Priors.at(exact.program, exact.x, leaves, globals)
+        return [*parts, *now.parts()], [now.rest(), *rest]
 
-    found = copies.find(exact.program, look)
+    found = copies.find(exact.program, look, globals, priors.supports())
     params = {v.name: v.params or {} for v in exact.views(None, globals)[0]}
-    values, best = exact.program.values(), {}
+    values, best = {**exact.program.values(), **globals}, {}
     for theta, copy in found.items():
-        if copy is not None:
-            pool = Pool(theta, values[theta].detach(), copy.index)
-            if exact.families[copy.site].closed(copy.parameter, pool, params[copy.site]):
+        if copy is not None and copy.site in exact.families:
+            family, pool = exact.families[copy.site], Pool(theta, values[theta].detach(), copy.index)
+            known = theta not in globals or serves(family, copy, priors.of([theta]).get(theta))
+            if known and family.closed(copy.parameter, pool, params[copy.site]):
                 best[theta] = copy
-    return Plan(best, tuple(n for n in found if n not in best))
+    return Plan(best, tuple(n for n in found if n not in best and n not in globals), **priors.plan(found))
 
 
 def m_step(
@@ -86,34 +96,40 @@ def m_step(
     `responsibilities` [N, A] are needed only where a site has no sufficient statistics.
     """
     with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-        closed(exact, plan, stats, floor)
+        globals = globals | closed(exact, plan, stats, floor, globals)
 
     def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(exact, stats, parameters, point, responsibilities)
+        return expected(exact, stats, parameters, {**globals, **point}, responsibilities)
 
-    return climb_numerically(
-        exact.program, plan.numeric, globals, supports, objective, count(exact.weights, exact.N), iterations
+    return globals | climb_numerically(
+        exact.program, plan.by_steps(globals), globals, supports, objective, count(exact.weights, exact.N), iterations
     )
 
 
-def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor) -> None:
-    """Put the parameters that have a closed form at their best value."""
+def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor, globals: Values) -> dict[str, Tensor]:
+    """Put the parameters that have a closed form at their best value; returns the globals that have one.
+
+    One after the other, each given the last value of the others (ECM; Meng & Rubin 1993).
+    """
     # locations first: a scale is taken about the new location
     order = sorted(plan.copies.items(), key=lambda item: item[1].parameter != exact.families[item[1].site].location)
     if not order:
-        return
+        return hypers(exact.program, exact.x, plan, globals, floor)
     params = {v.name: dict(v.params or {}) for v in stats.views}
-    values, new = exact.program.values(), {}
+    values, new = {**exact.program.values(), **globals}, {}
+    priors = priors_now(exact.program, exact.x, plan, globals)
     for theta, copy in order:
-        mine, pool = params[copy.site], Pool(theta, values[theta], copy.index)
+        mine, pool = params[copy.site], Pool(theta, values[theta], copy.index, priors.get(theta), copy.form)
         new[theta] = exact.families[copy.site].maximise(copy.parameter, pool, stats.sites[copy.site], mine, floor)
         mine[copy.parameter] = copy.of(new[theta], mine[copy.parameter])
-    exact.program.assign(new)
+    exact.program.assign({n: v for n, v in new.items() if n not in globals})
+    found = {n: v for n, v in new.items() if n in globals}
+    return found | hypers(exact.program, exact.x, plan, {**globals, **found}, floor)
 
 
 def broken(exact: Sites, plan: Plan, stats: Seen) -> list[str]:
     """The parameters with a closed form that the sites, as the last E-step saw them, do not copy where they stand."""
-    params, values = {v.name: v.params or {} for v in stats.views}, exact.program.values()
+    params, values = {v.name: v.params or {} for v in stats.views}, {**exact.program.values(), **stats.globals}
     return [n for n, copy in plan.copies.items() if not copy.holds(params[copy.site][copy.parameter], values[n])]
 
 

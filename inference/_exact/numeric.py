@@ -28,10 +28,12 @@ def climb_numerically(
     N: float,
     iterations: int,
 ) -> dict[str, Tensor]:
-    """Raise `expected(parameters, globals)` by L-BFGS over the parameters `names` (in place) and the globals (returned).
+    """Raise `expected(parameters, globals)` by L-BFGS over the parameters (in place) and the globals (returned) in `names`.
 
     Of all the points it visits the best is taken: a line search that runs out of the distributions' support ends there.
     """
+    globals = {n: v for n, v in globals.items() if n in names}
+    names = tuple(n for n in names if n not in globals)
     if not names and not globals:
         return globals
     values = {n: v.detach() for n, v in program.values().items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from inference._families._family import Density, Family, Floor, Params, Pool, product, tiny
+from inference._families._prior import added
 
 
 class Elementwise(Family):
@@ -60,7 +61,8 @@ class Elementwise(Family):
         return total
 
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
-        n0, n1 = pool.total(stats["S0"]), pool.total(stats["S1"])
+        more = added(pool)
+        n0, n1 = pool.total(stats["S0"]) + more[0], pool.total(stats["S1"]) + more[1]
         return pool.fill(self.mean_to(name, n1 / n0.clamp(min=tiny(n0))), n0 > 0)
 
     def mean_to(self, name: str, mean: Tensor) -> Tensor:

@@ -19,6 +19,12 @@ Params = dict[str, Tensor]
 Density = Callable[[Tensor], Tensor]
 
 
+# what a global latent may be of a parameter → how it is made of the parameter, and the parameter of it
+FORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "": (lambda value: value, lambda value: value),
+    "variance": (torch.square, torch.sqrt),
+    "precision": (lambda scale: scale**-2, torch.rsqrt),
+}
 ROUNDING = (
     4500  # machine epsilons: a variance below this share of the data's own is lost in rounding (1e-12 in float64)
 )
@@ -87,6 +93,8 @@ class Family:
     parameters: ClassVar[dict[str, Constraint]]  # torch's name of each → the values it may take
     one_of: ClassVar[tuple[str, ...]] = ()  # parameters of which a distribution is given one
     up_to_constant: ClassVar[tuple[str, ...]] = ()  # vectors to which a constant may be added: logits of categories
+    forms: ClassVar[dict[str, tuple[str, ...]]] = {}  # parameter → which `FORMS` of it a global latent may be
+    priors: ClassVar[dict[str, tuple[type[Distribution], ...]]] = {}  # parameter or form → priors with a closed mode
     location: ClassVar[str | None] = None  # the parameter that others are taken about, so that it is updated first
     joint: ClassVar[bool] = False  # whether an event is one draw, of entries that depend on each other
 
@@ -147,7 +155,10 @@ class Family:
         return not self.parameters[name].event_dim or pool.blocks(block_size(self, name, params)) is not None
 
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
-        """θ with the entries that parameter `name` copies at their best value, the other parameters held."""
+        """θ with the entries that parameter `name` copies at their best value, the other parameters held.
+
+        Of a global latent (`pool.prior`), the most probable value; its prior is one of `priors`.
+        """
         raise NotImplementedError
 
     def smallest(self, params: Params) -> Tensor | None:
@@ -169,6 +180,13 @@ class Pool:
     theta: str
     value: Tensor  # θ as it stands
     index: Tensor  # like the parameter
+    prior: Distribution | None = None  # of a global latent, without what is wrapped around it
+    form: str = ""  # of the parameter, that θ is
+
+    def hyper(self, name: str) -> Tensor:
+        """A parameter of the prior for each entry of θ.flat."""
+        value: Tensor = getattr(self.prior, name)
+        return value.to(self.value).expand(self.value.shape).reshape(-1)
 
     def total(self, statistic: Tensor) -> Tensor:
         """Sum a statistic, shaped like the parameter, over the copies of each θ entry: θ.flat's shape."""

@@ -15,6 +15,7 @@ class Bernoulli(Elementwise):
     distribution = dist.Bernoulli
     parameters = {"probs": constraints.unit_interval, "logits": constraints.real}
     one_of = ("probs", "logits")
+    priors = {"probs": (dist.Beta,)}
     bordered = True
 
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:

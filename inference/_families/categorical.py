@@ -19,6 +19,7 @@ class Categorical(Family):
     parameters = {"probs": constraints.simplex, "logits": constraints.real_vector}
     one_of = ("probs", "logits")
     up_to_constant = ("logits",)
+    priors = {"probs": (dist.Dirichlet,)}
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
@@ -44,7 +45,10 @@ class Categorical(Family):
 
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
         categories = params[name].shape[-1]
-        counts = pool.total(stats["counts"]).reshape(-1, categories)
+        counts = pool.total(stats["counts"])
+        if pool.prior is not None:
+            counts = counts + pool.hyper("concentration") - 1
+        counts = counts.reshape(-1, categories)
         total = counts.sum(1, keepdim=True)
         probs = counts / total.clamp(min=tiny(counts))
         # a category without rows keeps a weight that is positive, if only just: its logarithm stays finite

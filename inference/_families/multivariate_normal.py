@@ -14,6 +14,8 @@ from torch.distributions import constraints
 
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, block_size, tiny
 from inference._families._gaussian import Gaussian
+from inference._families._prior import covariance_mode, precision_of
+from zoo._program.noise import InverseWishart
 
 BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
 SHARED = 8  # rows to a pattern from which one pattern at a time is faster
@@ -32,6 +34,11 @@ class MultivariateNormal(Gaussian):
     one_of = ("scale_tril", "covariance_matrix", "precision_matrix")
     location = "loc"
     joint = True
+    priors = {
+        "loc": (dist.Normal,),
+        "covariance_matrix": (InverseWishart,),
+        "precision_matrix": (dist.Wishart,),
+    }
 
     @classmethod
     def given(cls, params: Params) -> bool:
@@ -121,29 +128,35 @@ class MultivariateNormal(Gaussian):
         moments, groups = stats["moments"], pool.value.numel() // size
         n = moments.new_zeros(groups).index_add(0, blocks, moments[:, -1, -1])
         # a group with almost no rows determines nothing: it keeps its value
-        known = n > 10 * torch.finfo(n.dtype).eps
+        known = (n > 10 * torch.finfo(n.dtype).eps) | (pool.prior is not None)
         if name == self.location:
-            value = self._locs(blocks, groups, moments, params)
+            value = self._locs(blocks, groups, moments, params, pool)
         else:
             total = self._scatter(moments, params["loc"])
             scatter = moments.new_zeros(groups, D, D).index_add(0, blocks, total)
+            if pool.prior is not None:
+                return covariance_mode(pool, scatter, n).reshape(pool.value.shape)
             covariance = scatter / n.clamp(min=tiny(n))[:, None, None]
             value = self.in_form(name, self._floored(covariance, pool.theta, blocks, known, floor))
         return torch.where(
             known.reshape(-1, *(1,) * (value.dim() - 1)), value, pool.value.reshape(value.shape)
         ).reshape(pool.value.shape)
 
-    def _locs(self, blocks: Tensor, groups: int, moments: Tensor, params: Params) -> Tensor:
-        """Means, precision-weighted where assignments with different covariances share one."""
+    def _locs(self, blocks: Tensor, groups: int, moments: Tensor, params: Params, pool: Pool) -> Tensor:
+        """Means, precision-weighted where assignments with different covariances share one, or they have a prior."""
         D = params["loc"].shape[1]
         first, n = moments[:, :-1, -1], moments[:, -1, -1]
-        if groups == len(blocks) and len(blocks.unique()) == len(blocks):
+        if pool.prior is None and groups == len(blocks) and len(blocks.unique()) == len(blocks):
             zero = moments.new_zeros(groups, D)
             return self.center + zero.index_add(0, blocks, first / n.clamp(min=tiny(n)).unsqueeze(1))
         precision = torch.cholesky_inverse(_cholesky(params))  # [A, D, D]
-        precision = precision / precision.abs().amax()
+        if pool.prior is None:
+            precision = precision / precision.abs().amax()
         left = moments.new_zeros(groups, D, D).index_add(0, blocks, n[:, None, None] * precision)
         right = moments.new_zeros(groups, D, 1).index_add(0, blocks, precision @ first.unsqueeze(-1))
+        if pool.prior is not None:
+            known, at = (torch.as_tensor(v).reshape(groups, D) for v in precision_of(pool))
+            left, right = left + known.diag_embed(), right + (at - known * self.center).unsqueeze(-1)
         unused = left.abs().amax((-2, -1)) == 0
         left[unused] = torch.eye(D, dtype=left.dtype)
         return self.center + torch.linalg.solve(left, right).squeeze(-1)

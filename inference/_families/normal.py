@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from inference._families._elementwise import Elementwise
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, tiny
 from inference._families._gaussian import Gaussian
+from inference._families._prior import OF_SPREADS, precision_of, spread_mode
 
 SHARP = 5e-3  # of the data's spread: below it a sum of products loses more than nine digits of a squared distance
 
@@ -20,6 +21,8 @@ class Normal(Gaussian, Elementwise):
     distribution = dist.Normal
     parameters = {"loc": constraints.real, "scale": constraints.positive}
     location = "loc"
+    forms = {"scale": ("variance", "precision")}
+    priors = {"loc": (dist.Normal,), **OF_SPREADS}
 
     def features(self, x: Tensor) -> list[Tensor]:
         standard = (x - self.center) / self.spread
@@ -52,14 +55,17 @@ class Normal(Gaussian, Elementwise):
     def maximise(self, name: str, pool: Pool, stats: dict[str, Tensor], params: Params, floor: Floor) -> Tensor:
         s0, s1 = stats["S0"], stats["S1"]
         if name == self.location:  # precision-weighted, for copies with different scales
-            weight = (params["scale"] / self.spread) ** -2
-            weight = weight / weight.max()
+            weight = params["scale"] ** -2 if pool.prior else (params["scale"] / self.spread) ** -2
+            weight = weight if pool.prior else weight / weight.max()
             raw = self.center * s0 + self.spread * s1
-            n0, n1 = pool.total(weight * s0), pool.total(weight * raw)
+            more = precision_of(pool)
+            n0, n1 = pool.total(weight * s0) + more[0], pool.total(weight * raw) + more[1]
             return pool.fill(n1 / n0.clamp(min=tiny(n0)), n0 > 0)
         loc = (params["loc"] - self.center) / self.spread
         squares = (stats["S2"] - 2 * loc * s1 + loc.square() * s0) * self.spread**2
         n0 = pool.total(s0)
+        if pool.prior is not None:
+            return spread_mode(pool, pool.total(squares), n0).reshape(pool.value.shape)
         variance = pool.total(squares) / n0.clamp(min=tiny(n0))
         unit = pool.mean((self.spread**2).expand_as(s0))
         lowest = unit * floor.lowest(pool.theta, variance / unit.clamp(min=tiny(unit)), n0 > 0)

@@ -14,6 +14,7 @@ from inference._families._family import Params, tiny
 class Poisson(Elementwise):
     distribution = dist.Poisson
     parameters = {"rate": constraints.positive}
+    priors = {"rate": (dist.Gamma,)}
     bordered = True
 
     def natural(self, params: Params) -> tuple[list[Tensor], Tensor]:

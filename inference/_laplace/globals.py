@@ -1,64 +1,291 @@
-"""Laplace's approximation where the local latents are exact: a Gaussian over global latents, or over θ.
+"""Laplace's approximation over global latents, or over θ: a Gaussian at the mode, or a grid about it.
 
 With global latents (parameters with priors) the Gaussian is over them, in unconstrained coordinates, and gives log p(x)
-(MacKay 2003, §27; Tierney & Kadane 1986). A program with none has no more to approximate, and the Gaussian is the
+(MacKay 2003, §27; Tierney & Kadane 1986); up to three of them are integrated on a grid (`grid`). What is left of the local
+latents is integrated out inside (`inner`). A program without globals has no more to approximate, and the Gaussian is the
 large-sample one over θ itself, from the observed information (Efron & Hinkley 1978): standard errors.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inference._density import local
+from inference._laplace import grid
+from inference._laplace.inner import Exact, Inner, Nested
+from inference._laplace.search import MOST_ON_A_GRID, Options, Search
 from inference._method.fit import Evidence, Fit, GlobalGaussian
-from inference._method.row_posteriors import MOST_NUMBERS
-from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
-from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak, climb, value_and_hessian
+from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak
+from inference._numerics.psis import psis
+from inference._sampling.khat import LIMIT, of_globals
+from inference._training.integrated import Integrated
 from zoo._errors import Refusal
 
-LEFT_OUT = "left out: draws of the local latents, which would take too much memory"
 MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
+CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 
-def fit(task: Task, max_iter: int, tol: float, start: Start) -> Fit:
+def fit(task: Task, inner: Inner, options: Options) -> Fit:
     """Climb to the mode by L-BFGS, finish with Newton steps, and take the Hessian there.
 
-    A Hessian that is not positive definite is damped, and the fit says so.
+    A Hessian that is not positive definite is damped, and the fit says so. `inner` is of a task in float64, or of `task`.
     """
-    globals = begin(task, start, task.seed) if task.learn else task.global_start()
-    theta = {n: v.detach().clone() for n, v in task.program.values().items()}
-    free = globals | (theta if task.learn or not globals else {})
-    supports = {**task.program.constraints, **task.global_supports}
-    coordinates = Coordinates(free, supports)
-    if coordinates.d > MOST_PARAMETERS:
+    search = Search(task, inner, options)
+    if search.coordinates.d > MOST_PARAMETERS:
         raise Refusal(
-            f"laplace would need a Hessian over {coordinates.d:,} numbers, more than {MOST_PARAMETERS:,}. Methods that need "
-            "none: em, svi, importance."
+            f"laplace would need a Hessian over {search.coordinates.d:,} numbers, more than {MOST_PARAMETERS:,}. Methods that "
+            "need none: em, svi, importance."
         )
-    density = _density(task, coordinates, set(globals), theta)
-    flat = coordinates.flatten(free).to(task.x.dtype)
-    with task.progress("laplace", max_iter) as step, _unbounded_is_a_refusal():
-        if not coordinates.d:  # nothing to climb, and no Gaussian to put on it
-            peak = Peak(flat, float(density(flat).detach()), flat.new_zeros(0, 0), converged=True, trace=[])
-        elif task.learn or globals:
-            peak = climb(density, flat, max_iter, tol, step)
-        else:
-            peak = Peak(flat, *value_and_hessian(density, flat), converged=True, trace=[])
-    values = {n: v.detach() for n, v in coordinates.unflatten(peak.flat).items()}
+    peaks = search.peaks()
+    peak = peaks[0]
     if task.learn:
-        task.program.assign({n: v for n, v in values.items() if n in theta})
-    fit = _result(task, coordinates, peak, values, set(globals))
-    return fit if task.learn or globals or not coordinates.d else _at_kept_theta(fit, density, peak)
+        learned = {n: v for n, v in search.values(peak.flat).items() if n in search.theta}
+        for own in {id(t): t for t in (task, inner.task)}.values():
+            own.program.assign({n: v.to(own.x.dtype) for n, v in learned.items()})
+    found = _result(search, peak)
+    if len(peaks) > 1:
+        found = _with_others(found, search, peaks)
+    kept = not (task.learn or search.globals or not search.coordinates.d)
+    return _at_kept_theta(found, search.density, peak) if kept else found
+
+
+def approximation(task: Task) -> GlobalGaussian | None:
+    """Laplace's Gaussian over the global latents, the local ones integrated out; None where there is none to be had.
+
+    θ that is learned is at its peak beside them, and the program keeps its own.
+    """
+    structure = task.structure
+    if any(site.discrete for site in structure.global_latents):
+        return None
+    try:
+        inner: Inner = Exact(task)
+        if not structure.is_exact:
+            if local.refusal(structure, given_globals=True) is not None:
+                return None
+            inner = Nested(task.doubled(), 100, 1e-9, 10, 0, None)
+        search = Search(task, inner, Options(200, 1e-6, 1, "laplace", "auto"))
+        if search.coordinates.d > MOST_PARAMETERS:
+            return None
+        return _at(search, search.peaks()[0])
+    except (Refusal, ArithmeticError, ValueError, RuntimeError):  # no mode: whoever asks begins elsewhere
+        return None
+
+
+def _at(search: Search, peak: Peak) -> GlobalGaussian:
+    """The Gaussian over the globals at a peak."""
+    hessian, _ = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
+    block = hessian[search.places][:, search.places]
+    tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(block)))
+    return _in_dtype(search.task, search.layout, peak.flat[search.places], tril)
+
+
+@dataclass
+class _Outer:
+    """An approximation over the globals and θ: the unconstrained draws [S, d], and what a fit says of them."""
+
+    draws: Tensor
+    errors: dict[str, Tensor]
+    evidence: Evidence
+    gaussian: GlobalGaussian | None
+    point: dict[str, Tensor]  # of the globals
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def _gaussian(search: Search, peak: Peak) -> _Outer:
+    """Laplace's approximation at the peak."""
+    coordinates = search.coordinates
+    hessian, low = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
+    raised = int(low)
+    point = {n: v for n, v in search.values(peak.flat).items() if n in search.globals}
+    out = _Outer(
+        _gaussian_draws(search, peak),
+        _standard_errors(coordinates, peak.flat, _spread(peak.hessian)),
+        _evidence(search, peak, point),
+        None,
+        point,
+        notes={"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)},
+    )
+    if point:
+        out.gaussian = _at(search, peak)
+    if raised:
+        out.warnings.append(
+            f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
+            "data do not identify those directions (rotated loadings, an empty component); standard errors leave them out."
+        )
+    if out.gaussian is not None and not isinstance(search.inner, Exact):  # else the verifier says
+        _weigh(search, peak, out.gaussian, out)
+    return out
+
+
+@torch.no_grad()
+def _weigh(search: Search, peak: Peak, q: GlobalGaussian, out: _Outer) -> None:
+    """k-hat of the Gaussian over the globals, the local latents as they are integrated out inside."""
+    normal = torch.distributions.MultivariateNormal(q.mean.double(), scale_tril=q.scale_tril.double())
+    u = out.draws[:, search.places]
+    found = search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u)) - normal.log_prob(u)
+    khat, ess = (float(v[0]) for v in psis(found.nan_to_num(-torch.inf).unsqueeze(1).double().numpy()))
+    out.notes["khat_of_globals"] = khat
+    if not khat <= LIMIT:
+        out.warnings.append(
+            f"{of_globals(khat)} with {ess:.0f} effective draws of {len(found)}: its posterior is not close to Gaussian. "
+            "nuts samples it."
+        )
+
+
+def _on_a_grid(search: Search, peak: Peak) -> _Outer | None:
+    """The globals integrated on a grid at the θ of the peak; None where a grid is not wanted, or takes too many points."""
+    asked = search.options.globals
+    if not search.globals or asked == "laplace":
+        return None
+    G, task = len(search.places), search.task
+    if asked == "grid" and G > MOST_ON_A_GRID:
+        raise Refusal(
+            f"globals=grid serves at most {MOST_ON_A_GRID} numbers, and the global latents have {G}: take globals=laplace"
+        )
+    width = task.x.numel() * task.structure.assignments
+    known = task.structure.integrable == "normal" and task.structure.is_exact
+    if asked == "auto" and (G > MOST_ON_A_GRID or known or width > CHEAP or not peak.converged):
+        return None
+
+    def densities(u: Tensor) -> Tensor:
+        return search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u))
+
+    block = peak.hessian[search.places][:, search.places]
+    try:
+        found = grid.explore(densities, peak.flat[search.places], block)
+    except grid.Endless as error:
+        raise Refusal(_endless(search, error)) from error
+    if found is not None:
+        return _of_grid(search, peak, found)
+    if asked == "auto":
+        return None
+    raise Refusal("globals=grid would take too many points, the posterior is too far from a Gaussian: take nuts")
+
+
+def _of_grid(search: Search, peak: Peak, found: grid.Grid) -> _Outer:
+    task, out = search.task, _gaussian_draws(search, peak)
+    candidates, weights = found.weighted(torch.Generator().manual_seed(task.seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        out[:, search.places] = candidates[torch.multinomial(weights, len(out), replacement=False)]
+    mean = weights @ candidates
+    away = (candidates - mean) * weights.sqrt().unsqueeze(1)
+    tril = torch.linalg.cholesky(away.mT @ away)
+    point, errors = {}, _standard_errors(search.coordinates, peak.flat, _spread(peak.hessian))
+    for name, value in search.layout.unflatten(candidates).items():
+        each = weights.reshape(-1, *(1,) * (value.dim() - 1))
+        point[name] = (each * value).sum(0)
+        errors[name] = (each * (value - point[name]).square()).sum(0).sqrt()
+    return _Outer(
+        out,
+        errors,
+        Evidence(found.log_integral, None, "estimate"),
+        _in_dtype(task, search.layout, mean, tril),
+        point,
+        notes={
+            "over": list(search.coordinates.sizes),
+            "grid_points": len(found.values),
+            "point": "posterior means",
+            "log_evidence_by_laplace": search.mass(peak),
+            "evaluations": len(peak.trace) + len(found.values),
+        },
+    )
+
+
+def _endless(search: Search, error: grid.Endless) -> str:
+    place = dict(search.layout.unflatten(error.flat))
+    where = ", ".join(f"'{n}' at {v.detach().flatten()[0]:.3g}" for n, v in place.items())
+    return (
+        f"the posterior of the global latents seems improper: {error} ({where}), so that it has no integral. Give them proper "
+        "priors"
+    )
+
+
+def _result(search: Search, peak: Peak) -> Fit:
+    task = search.task
+    outer = _on_a_grid(search, peak) or _gaussian(search, peak)
+    draws = {n: v.detach() for n, v in search.coordinates.unflatten(outer.draws).items()}
+    local = search.inner.locals({n: v for n, v in draws.items() if n in search.globals}, outer.point)
+    warnings = [*outer.warnings]
+    if not peak.converged:
+        warnings.append("laplace did not reach the mode to the tolerance asked for; raise max_iter or tol.")
+    if search.runs_away(peak):
+        warnings.append(
+            "θ has gone to an edge of its domain beside the global latents: a prior that closes in on its latents may have no "
+            "mode. em or svi integrate the latents out."
+        )
+    theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
+    dtype = task.x.numpy().dtype
+    return Fit(
+        parameters={**theta, **{n: v.numpy().astype(dtype) for n, v in outer.point.items()}},
+        claimed=outer.evidence,
+        draws={**{n: v.numpy().astype(dtype) for n, v in draws.items()}, **local.draws},
+        means=local.means,
+        deviations=local.deviations,
+        probabilities=local.probabilities,
+        standard_errors={n: v.numpy() for n, v in outer.errors.items()},
+        khat=local.khat,
+        ess=local.ess,
+        trace={"log_joint" if search.globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
+        converged=peak.converged,
+        warnings=[*warnings, *local.warnings],
+        notes=outer.notes | local.notes,
+        global_gaussian=outer.gaussian,
+    )
+
+
+def _evidence(search: Search, peak: Peak, point: dict[str, Tensor]) -> Evidence:
+    task = search.task
+    if not point:
+        exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact", weights=task.times)
+        # what is observed outside the data plate belongs to no row
+        return replace(exact, value=exact.value + float(task.engine.log_prior().detach()))
+    structure = task.structure
+    if (
+        structure.is_exact and structure.integrable == "normal" and not task.engine.delicate
+    ):  # the Gaussian is the posterior
+        if (
+            task.learn and task.structure.learnable
+        ):  # θ may be where a prior closes in on g, too near for the Hessian at g
+            return Evidence(float(Integrated.of(task).evidence().detach()), 0.0, "exact")
+        return Evidence(search.mass(peak), 0.0, "exact")  # the Gaussian is the posterior itself
+    return Evidence(search.mass(peak), None, "estimate")
+
+
+def _in_dtype(task: Task, layout: Coordinates, mean: Tensor, tril: Tensor) -> GlobalGaussian:
+    return GlobalGaussian(layout, mean.to(task.x.dtype), tril.to(task.x.dtype))
+
+
+def _gaussian_draws(search: Search, peak: Peak) -> Tensor:
+    """Draws [S, d] of all coordinates from the Gaussian at the peak."""
+    generator = torch.Generator().manual_seed(search.task.seed)
+    noise = torch.randn(search.task.draws, search.coordinates.d, generator=generator, dtype=torch.float64)
+    return peak.flat + noise.to(peak.flat) @ _spread(peak.hessian).mT
+
+
+def _with_others(fit: Fit, search: Search, peaks: list[Peak]) -> Fit:
+    """What the fit says of modes beside its own."""
+    masses = torch.tensor([search.mass(p) for p in peaks], dtype=torch.float64)
+    share = masses.softmax(0).tolist()
+    modes = [
+        {"log_density": p.value, "log_evidence": float(m), "weight": w}
+        for p, m, w in zip(peaks, masses, share, strict=True)
+    ]
+    said = (
+        f"{len(peaks)} modes were found, and the fit is of the one that has {share[0]:.0%} of their mass by Laplace's "
+        f"approximation: draws and evidence cover it alone. The sum of all is {float(masses.logsumexp(0)):.3f} nats."
+    )
+    return fit.with_notes([said] if search.globals else [], {"modes": modes})
 
 
 def _at_kept_theta(fit: Fit, density: Callable[[Tensor], Tensor], peak: Peak) -> Fit:
@@ -76,33 +303,6 @@ def _at_kept_theta(fit: Fit, density: Callable[[Tensor], Tensor], peak: Peak) ->
     return replace(fit, standard_errors={}, draws=kept, warnings=[*said, told])
 
 
-def _density(
-    task: Task, coordinates: Coordinates, globals: set[str], theta: dict[str, Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """flat ↦ log p(x, globals; θ), with the Jacobian of the globals' coordinates: their density, not that of θ's."""
-    layout, places = coordinates.part(globals)
-
-    def density(flat: Tensor) -> Tensor:
-        values = coordinates.unflatten(flat)
-        parameters = {**theta, **{n: v for n, v in values.items() if n not in globals}}
-        evidence, prior = task.engine.log_evidence(parameters, {n: values[n] for n in globals})
-        return evidence + prior + layout.log_abs_det(flat[places])
-
-    return density
-
-
-@contextmanager
-def _unbounded_is_a_refusal() -> Iterator[None]:
-    """A climb that ends where the program's own distributions refuse their parameters has no maximum to end at."""
-    try:
-        yield
-    except (ValueError, torch.linalg.LinAlgError, ArithmeticError) as error:
-        raise Refusal(
-            "laplace found no mode: the density grows without bound on these data (a component or a noise collapses on a "
-            "few of them). em holds such a variance at a floor; else ask for fewer components, or priors."
-        ) from error
-
-
 def _spread(hessian: Tensor) -> Tensor:
     """A factor F with F Fᵀ the inverse Hessian on the directions that the data identify; none along the others."""
     if not len(hessian):
@@ -111,92 +311,6 @@ def _spread(hessian: Tensor) -> Tensor:
     values, vectors = definite.eigen(scaled)
     root = torch.where(values > SMALLEST_EIGENVALUE, values.abs().clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
     return vectors * root / size.unsqueeze(1)
-
-
-def _result(task: Task, coordinates: Coordinates, peak: Peak, values: dict[str, Tensor], globals: set[str]) -> Fit:
-    hessian, low = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
-    raised = int(low)
-    factor = _spread(peak.hessian)
-    warnings = []
-    if raised:
-        warnings.append(
-            f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
-            "data do not identify those directions (rotated loadings, an empty component); standard errors leave them out."
-        )
-    if not peak.converged:
-        warnings.append("laplace did not reach the mode to the tolerance asked for; raise max_iter or tol.")
-    generator = torch.Generator().manual_seed(task.seed)
-    noise = torch.randn(task.draws, coordinates.d, generator=generator, dtype=torch.float64).to(peak.flat.dtype)
-    draws = coordinates.unflatten(peak.flat + noise @ factor.mT)
-    point = {n: v for n, v in values.items() if n in globals}
-    posterior = task.engine.responsibilities(None, point)
-    means, deviations = task.engine.summary(point)
-    wide = task.structure.eliminable and task.draws * len(task.x) * len(task.structure.discrete_locals) > MOST_NUMBERS
-    local = {} if wide else _local_draws(task, {n: v for n, v in draws.items() if n in globals}, posterior)
-    errors = _standard_errors(coordinates, peak.flat, factor)
-    theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
-    return Fit(
-        parameters={**theta, **{n: v.numpy() for n, v in point.items()}},
-        claimed=_evidence(task, coordinates, peak, hessian, point),
-        draws={**{n: v.detach().numpy() for n, v in draws.items()}, **local},
-        means={n: v.numpy() for n, v in means.items()},
-        deviations={n: v.numpy() for n, v in deviations.items()},
-        probabilities={n: v.numpy() for n, v in task.engine.marginals(posterior, point).items()},
-        standard_errors={n: v.numpy() for n, v in errors.items()},
-        trace={"log_joint" if globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
-        converged=peak.converged,
-        warnings=warnings,
-        notes=_notes(task, coordinates, peak, raised) | ({"posterior": LEFT_OUT} if wide else {}),
-        global_gaussian=_global_gaussian(coordinates, peak, hessian, globals),
-    )
-
-
-@torch.no_grad()
-def _local_draws(task: Task, globals: dict[str, Tensor], posterior: Tensor) -> dict[str, np.ndarray]:
-    """Draws of the local latents, one given each draw of the globals; where there are none, all from `posterior`."""
-    if not task.structure.local_latents:
-        return {}
-    if not globals:
-        return {n: v.numpy() for n, v in task.engine.draw(posterior, task.draws).items()}
-    drawn: dict[str, list[Tensor]] = {}
-    for i in range(task.draws):
-        point = {n: v[i].detach() for n, v in globals.items()}
-        for name, value in task.engine.draw(task.engine.responsibilities(None, point), 1, point).items():
-            drawn.setdefault(name, []).append(value)
-    return {n: torch.cat(v).numpy() for n, v in drawn.items()}
-
-
-def _notes(task: Task, coordinates: Coordinates, peak: Peak, raised: int) -> dict[str, object]:
-    notes = {"over": list(coordinates.sizes), "eigenvalues_raised": raised, "evaluations": len(peak.trace)}
-    if task.structure.continuous_locals:
-        names = ", ".join(f"'{s.name}'" for s in task.structure.continuous_locals)
-        notes |= {
-            "newton_steps": 1,
-            "exact": f"the log joint is quadratic in {names}: Laplace's approximation is exact",
-        }
-    return notes
-
-
-def _evidence(task: Task, coordinates: Coordinates, peak: Peak, hessian: Tensor, point: dict[str, Tensor]) -> Evidence:
-    if not point:
-        exact = Evidence.from_per_datum(task.engine.per_datum().numpy(), "exact", weights=task.times)
-        # what is observed outside the data plate belongs to no row
-        return replace(exact, value=exact.value + float(task.engine.log_prior().detach()))
-    # θ is a point: only the globals' block of the Hessian is integrated over
-    _, index = coordinates.part(set(point))
-    log_det = 2 * torch.linalg.cholesky(hessian[index][:, index]).diagonal().log().sum()
-    value = peak.value + 0.5 * len(index) * math.log(2 * math.pi) - 0.5 * float(log_det)
-    if task.structure.integrable == "normal" and not task.engine.delicate:  # the Gaussian is the posterior itself
-        return Evidence(value, 0.0, "exact")
-    return Evidence(value, None, "estimate")
-
-
-def _global_gaussian(coordinates: Coordinates, peak: Peak, hessian: Tensor, globals: set[str]) -> GlobalGaussian | None:
-    if not globals:
-        return None
-    layout, index = coordinates.part(globals)
-    tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian[index][:, index])))
-    return GlobalGaussian(layout, peak.flat[index], tril)
 
 
 def _standard_errors(coordinates: Coordinates, flat: Tensor, factor: Tensor) -> dict[str, Tensor]:

@@ -95,11 +95,11 @@ class Posterior:
 
     def _terms(self, flat: Tensor) -> Terms:
         if not self.L:
-            local, outside = self._each(lambda u: self._joint(u, None), flat)
+            local, outside = self.each(lambda u: self._joint(u, None), flat)
             return Terms(local, outside)
         with torch.enable_grad():
             z = flat.new_zeros(len(flat), self.A, len(self.x), self.L).requires_grad_()
-            local, _ = self._each(self._joint, flat, z)
+            local, _ = self.each(self._joint, flat, z)
             (slope,) = torch.autograd.grad(local.sum(), z, create_graph=True)
             columns = [
                 torch.autograd.grad(slope[..., k].sum(), z, create_graph=True, materialize_grads=True)[0]
@@ -109,12 +109,12 @@ class Posterior:
         factor, bad = _factor((precision + precision.mT) / 2)
         with torch.no_grad():
             mean = torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
-        local, outside = self._each(self._joint, flat, mean)  # at its peak the density does not change with m
+        local, outside = self.each(self._joint, flat, mean)  # at its peak the density does not change with m
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         local = local + 0.5 * self.L * LOG_2PI - log_det
         return Terms(torch.where(bad, torch.nan, local), outside, mean, factor)
 
-    def _each(self, of: Callable[..., Any], *given: Tensor) -> Any:
+    def each(self, of: Callable[..., Any], *given: Tensor) -> Any:
         """`of` of each point, its tensors stacked."""
         if self.side_by_side:
             return torch.vmap(of)(*given)
@@ -125,11 +125,11 @@ class Posterior:
 
     def log_density(self, flat: Tensor) -> Tensor:
         """[B] of the points flat [B, d], nats; differentiable."""
-        return self.terms(flat).total
+        return self.terms(flat).total + 0.0 * flat.sum(-1)  # of a latent that nothing depends on the slope is 0
 
     def _joint(self, flat: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
         """log p(x_i, a, z, …) [A, n] and the density of what is outside the rows, at one point [d] and z [A, n, L]."""
-        trace, free = self._run(flat, z)
+        trace, free = self.run(flat, z)
         n, dim, depth = len(self.x), self.structure.data_dim, self.structure.max_plate_nesting
         local, outside = flat.new_zeros(1, n), flat.new_zeros(())
         for node in sample_nodes(trace):
@@ -146,11 +146,12 @@ class Posterior:
             local = local + value.reshape(-1, value.shape[-1])
         return local.expand(self.A, n), outside
 
-    def _run(self, flat: Tensor, z: Tensor | None) -> tuple[Trace, Free]:
+    def run(self, flat: Tensor, z: Tensor | None) -> tuple[Trace, Free]:
+        """The program at one point [d], and at z [A, n, L] of what is integrated out."""
         free = Free({p.site.name: flat[p.part].reshape(p.shape) for p in self.places})
         latents = {**self.tables, **({} if z is None else self.layout.unflatten(z))}
         with pyro.validation_enabled(False), free:
-            return self.task.program.trace(self.x, latents=latents), free
+            return self.task.program.joint_trace(self.x, latents=latents), free
 
     # -------------------------------------------------------------------------------------------------------- values
 
@@ -166,6 +167,8 @@ class Posterior:
                 for place in self.places:
                     node = node_of(trace, place.site.name)
                     value = onto(node["fn"].support).inv(node["value"].expand(whole_shape(node["fn"])))
+                    if place.site.family == "ImproperUniform":  # which has no draws: around where it begins
+                        value = value + 4 * torch.rand(value.shape, dtype=value.dtype) - 2
                     parts.append(value.nan_to_num(0.0, FARTHEST, -FARTHEST).clamp(-FARTHEST, FARTHEST).reshape(-1))
                 out.append(torch.cat(parts))
         return torch.stack(out)
@@ -180,11 +183,11 @@ class Posterior:
         zeros = flat.new_zeros(self.A, len(self.x), self.L) if self.L else None
 
         def of_one(u: Tensor) -> dict[str, Tensor]:
-            trace, _ = self._run(u, zeros)
+            trace, _ = self.run(u, zeros)
             return {p.site.name: self._natural(node_of(trace, p.site.name)["value"], p.site) for p in self.places}
 
         with pyro.validation_enabled(False):
-            parts = [self._each(of_one, flat[some]) for some in self.chunks(len(flat))]
+            parts = [self.each(of_one, flat[some]) for some in self.chunks(len(flat))]
         return {p.site.name: torch.cat([part[p.site.name] for part in parts]) for p in self.places}
 
     def _natural(self, value: Tensor, site: Site) -> Tensor:
@@ -198,8 +201,8 @@ class Posterior:
         alone, again = (self.log_density(flat).detach() for _ in range(2))
         if not torch.allclose(again, alone, rtol=1e-9, atol=1e-9, equal_nan=True):
             raise Refusal(
-                f"nuts needs a density, and '{self.task.program.name}' gives another number each time that it is run at the "
-                "same latents"
+                f"'{self.task.program.name}' has no density to walk on: it gives another number each time that it is run at "
+                "the same latents"
             )
         self.side_by_side = True
         try:

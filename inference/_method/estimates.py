@@ -11,7 +11,7 @@ still is: the logarithm of an unbiased estimate, a lower bound in expectation.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -67,6 +67,11 @@ class Estimates:
         """Those of several chunks of rows, one after the other."""
         found = list(parts)
         return cls(*(torch.cat([getattr(p, f.name) for p in found]) for f in fields(cls)))
+
+    def beside(self, exact: Tensor) -> Estimates:
+        """With exact values [n] at hand, a state that no draw visited counts only where the estimate lacks it."""
+        lacks = exact.double() - self.log_mean
+        return replace(self, alone=self.alone & ~(lacks.abs() <= 4 * self.se + 1e-6))
 
     @property
     def khat(self) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference._exact.engine import AnyEngine, Statistics
 from inference._exact.linear import LinearGaussian
@@ -52,7 +54,7 @@ def begin(task: Task, start: Start, seed: int, floor: Floor | None = None) -> di
         raise UsageError(
             f"start=kmeans needs a row for each of the {exact.A} joint values of the latents; there are {exact.N}."
         )
-    return _from_clusters(task, globals, _random(exact, seed) if start == "random" else _kmeans(exact, seed), floor)
+    return _from_clusters(task, globals, _random(exact, seed) if start == "random" else _kmeans(task, seed), floor)
 
 
 def is_mixture(task: Task) -> bool:
@@ -130,7 +132,7 @@ def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
     """log p(x, globals; θ) after a few EM steps."""
     exact, how = task.engine, task.plan(globals)
     iterations = SHORT if is_mixture(task) else 2 * SHORT
-    if how.numeric or globals:
+    if how.by_steps(globals):
         iterations = 1  # which is many steps
     value = -np.inf
     for i in range(iterations + 1):
@@ -231,10 +233,14 @@ def _random(exact: AnyEngine, seed: int) -> Tensor:
     return out
 
 
-def _kmeans(exact: AnyEngine, seed: int, lloyd: bool = True) -> Clusters:
-    """Responsibilities of a k-means clustering, the largest cluster first; or of k-means++ seeds alone."""
+def _kmeans(task: Task, seed: int, lloyd: bool = True) -> Clusters:
+    """Responsibilities of a k-means clustering, the largest cluster first; or of k-means++ seeds alone.
+
+    Where a parameter or global latent is an ordered vector the clusters are in order too, the one of the lowest values first.
+    """
     from sklearn.cluster import KMeans
 
+    exact = task.engine
     x = exact.x.reshape(exact.N, -1)
     standard, some, times = _Standard(x, exact.weights), x, exact.weights
     if exact.N > KMEANS_ROWS:
@@ -248,10 +254,17 @@ def _kmeans(exact: AnyEngine, seed: int, lloyd: bool = True) -> Clusters:
     for mine, rows in zip(labels.split(CLUSTERED), x.split(CLUSTERED), strict=True):
         mine.copy_(torch.as_tensor(fitted.predict(standard(rows))))
     counts = Clusters(labels, exact.A, torch.float64, exact.weights).mean(0)
-    place = counts.argsort(descending=True, stable=True).argsort().to(labels.dtype)
+    if any(_ordered(c) for c in (*task.program.constraints.values(), *task.global_supports.values())):
+        place = torch.as_tensor(fitted.cluster_centers_.sum(1)).argsort().argsort().to(labels.dtype)
+    else:
+        place = counts.argsort(descending=True, stable=True).argsort().to(labels.dtype)
     for mine in labels.split(CLUSTERED):
         mine.copy_(place[mine.long()])
     return Clusters(labels, exact.A, exact.x.dtype, exact.weights)
+
+
+def _ordered(constraint: Constraint) -> bool:
+    return type(getattr(constraint, "base_constraint", constraint)) is type(constraints.ordered_vector)
 
 
 class _Standard:
@@ -289,7 +302,7 @@ def _eigenvectors(task: Task, seed: int, floor: Floor) -> dict[str, Tensor]:
 CANDIDATES: dict[str, Callable[[Task, int, Floor], dict[str, Tensor]]] = {
     "kmeans": lambda task, seed, floor: begin(task, "kmeans", seed, floor),
     "seeds": lambda task, seed, floor: _from_clusters(
-        task, task.global_start(), _kmeans(task.engine, seed, lloyd=False), floor
+        task, task.global_start(), _kmeans(task, seed, lloyd=False), floor
     ),
     "program": lambda task, seed, floor: begin(task, "program", seed, floor),
     "random": lambda task, seed, floor: begin(task, "random", seed, floor),

@@ -23,7 +23,7 @@ from inference._numerics.coordinates import bijection
 from inference._numerics.weighted import count
 from zoo._program.program import Program
 from zoo._program.structure import ENUMERATION_LIMIT, Structure
-from zoo._program.trace import node_of, outside_log_prob, support_of
+from zoo._program.trace import Node, family_name, node_of, outside_log_prob, support_of
 
 
 class Checkpoints(Protocol):
@@ -155,13 +155,17 @@ class Task:
     @cached_property
     def global_supports(self) -> dict[str, Constraint]:
         """Global latent site → its support."""
-        return {n: support_of(fn) for n, fn in self._global_priors().items()}
+        return {n: support_of(node["fn"]) for n, node in self._global_nodes().items()}
 
     def global_start(self) -> dict[str, Tensor]:
-        """A point value for each global latent: the one given, else its prior mean, else the middle of its support."""
+        """A point value for each global latent: the one given, else the program's own (`infer={"init": value}` at the site),
+        else its prior mean, else the middle of its support."""
         out = {}
-        for name, fn in self._global_priors().items():
-            out[name] = self.globals.get(name, _center(fn)).to(self.x.dtype)
+        for name, node in self._global_nodes().items():
+            own = (node["infer"] or {}).get("init")
+            flat = family_name(node["fn"]) == "ImproperUniform"
+            begin = own if own is not None else node["value"] if flat else _center(node["fn"])
+            out[name] = torch.as_tensor(self.globals.get(name, begin)).detach().to(self.x.dtype)
         return out
 
     def outside(self, globals: dict[str, Tensor]) -> float:
@@ -172,13 +176,13 @@ class Task:
             trace = self.program.trace(self.x[:2], latents=globals)
             return float(outside_log_prob(trace, self.structure.outside))
 
-    def _global_priors(self) -> dict[str, dist.TorchDistribution]:
+    def _global_nodes(self) -> dict[str, Node]:
         names = [s.name for s in self.structure.global_latents]
         if not names:
             return {}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trace = self.program.trace(self.x[:2])
-        return {n: node_of(trace, n)["fn"] for n in names}
+        return {n: node_of(trace, n) for n in names}
 
     def progress(self, what: str, total: int | None = None) -> AbstractContextManager[Step]:
         """A progress bar on standard error, shown once the work has taken two seconds.

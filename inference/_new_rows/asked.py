@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guides import at
 from inference._answers import rows as _rows
 from inference._answers.impute import Imputation, impute
 from inference._answers.names import columns_of, names_of
 from inference._answers.rows import Rows
 from inference._method.check import checked
 from inference._method.fit import Arrays, Evidence, Fit
+from inference._method.summed import drawn_by
 from inference._method.task import Task
 from inference._numerics.slices import slices
 from inference._run.entrance import entrance, seeded
@@ -65,9 +65,11 @@ class NewRows:
     @cached_property
     def route(self) -> str:
         """`engine`, `guide` or `method`."""
-        if getattr(method_module(self.method), "POSTERIOR_IS_GUIDE", False) and self.task.guide is not None:
+        structure = self.task.structure
+        whole = not structure.is_exact or structure.summed is structure  # whether a guide draws all local latents
+        if whole and getattr(method_module(self.method), "POSTERIOR_IS_GUIDE", False) and self.task.guide is not None:
             return "guide"
-        return "engine" if self.task.structure.is_exact else "method"
+        return "engine" if structure.is_exact else "method"
 
     # ---- what is asked of them
 
@@ -167,10 +169,8 @@ class NewRows:
         if self.route == "guide":
             guide, parts = task.guide, []
             assert guide is not None
-            with torch.no_grad():
-                for some in weights.chunks(task.x, S):
-                    found = weights.guide_draws(task.program, structure, task.x[some], at(guide, some), S)
-                    parts.append({s.name: structure.axes.by_datum(found[s.name], s) for s in structure.local_latents})
+            for some in weights.chunks(task.x, S):
+                parts.append(drawn_by(task, guide, some, S)[0])
             return {k: torch.cat([p[k] for p in parts], 1).numpy() for k in parts[0]}, {}
         fit = self._refitted[0]
         return {s.name: fit.draws[s.name] for s in structure.local_latents if s.name in fit.draws}, fit.probabilities

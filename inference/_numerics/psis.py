@@ -75,6 +75,22 @@ def _khat(log_weights: np.ndarray, weights: np.ndarray, ess: np.ndarray) -> np.n
     return np.where(np.isnan(khat), np.inf, khat)
 
 
+def smoothed(log_weights: np.ndarray) -> np.ndarray:
+    """Shares [S] of weights whose tail is Pareto-smoothed, where it can be; zero for those that have none."""
+    from arviz_stats.base import array_stats
+
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    if np.isnan(log_weights).any() or not np.isfinite(log_weights.max()):
+        return np.full(len(log_weights), 1 / len(log_weights))
+    shares = np.exp(log_weights - log_weights.max())
+    if _fittable(_tail(shares[None]))[0] and tail_length(len(shares)) >= 5:
+        some = np.isfinite(log_weights)
+        with np.errstate(all="ignore"):
+            shares[some] = np.exp(array_stats.psislw(-log_weights[some][None], axis=-1)[0][0])
+    total: np.ndarray = shares / shares.sum()
+    return total
+
+
 def _khat_of_tail(log_weights: np.ndarray) -> np.ndarray:
     """ArviZ's k-hat [rows] of log weights [rows, draws].
 
@@ -190,3 +206,12 @@ def agreement(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bulk = np.nan_to_num(array_stats.ess(values, method="bulk"), nan=0.0)
         tail = np.nan_to_num(array_stats.ess(values, method="tail", prob=(0.05, 0.95)), nan=0.0)
     return rhat, bulk, tail
+
+
+def mean_ess(values: np.ndarray, of_constants: float) -> np.ndarray:
+    """How many independent draws the means of m numbers along chains [m, chains, draws] are worth [m]; `of_constants` of what
+    does not vary."""
+    from arviz_stats.base import array_stats
+
+    with np.errstate(all="ignore"):
+        return np.nan_to_num(array_stats.ess(values, method="mean"), nan=of_constants)

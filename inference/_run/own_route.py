@@ -15,7 +15,10 @@ them out one by one gives, in another order than the engine's and a product of c
 
     log p(x) = log p(x, z) − log q(z)
 
-has to be the same number at every z: at draws from q, at those with a few latents changed, and at any z.
+has to be the same number at every z: at draws from q, at those with a few latents changed, and at any z. Chains and trees
+of normal latents likewise (`_by_normals`): there q(z) is a product of conditional normals, and z are draws from q, from ten
+times as wide a q, and from the prior. What is shared with the engine is the reading of the sites and the code that eliminates;
+what is not is the order, and log p(x, z), which the program alone gives.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference._exact._chains.engine import Chains
 from inference._exact._sums.elimination import Elimination
 from inference._method.task import Task
 from zoo._program.latents import support_values
@@ -64,6 +68,8 @@ def rows_of(task: Task) -> Tensor:
     if structure.eliminable:
         cards = structure.cards
         each = DRAWS * sum(math.prod(cards[n] for n in scope) for scope in structure.scopes.values())
+    elif isinstance(task.exact, Chains):
+        each = structure.assignments * task.exact.steps.numbers() * 3 * DRAWS
     count = max(2, min(ROWS, len(x), NUMBERS // max(1, each)))
     rows: Tensor = torch.linspace(0, len(x) - 1, min(count, len(x))).long().clamp(max=len(x) - 1).unique()
     return rows
@@ -79,6 +85,8 @@ def log_evidence(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tenso
         torch.manual_seed(0)
         if task.structure.eliminable:
             return _by_ratio(task, rows, point)
+        if isinstance(task.exact, Chains):
+            return _by_normals(task, task.exact, rows, point)
         row, known = _assignments(task, rows, point)
         order = torch.randperm(len(row))
         each = task.x.new_empty(len(row))
@@ -99,7 +107,7 @@ def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
     For programs that read a row's number. In each of A runs every row is under another joint value than its neighbours, and
     after all runs it has been under each: where rows depend on each other, the sums are other ones than those of the claim.
     """
-    if task.structure.eliminable:
+    if task.structure.eliminable or isinstance(task.exact, Chains):
         return None
     N, L = len(task.x), sum(s.inner * math.prod(s.event_shape) for s in task.structure.continuous_locals)
     each = task.structure.assignments * (task.x[:1].numel() + L * L) * (1 + L + (2 * DRAWS if L else 0))
@@ -138,6 +146,17 @@ def _by_ratio(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
     impossible = joint.isneginf() & density.isneginf()
     ratio = (joint - density).masked_fill(impossible, 0.0)
     found = ratio[0]
+    _all_equal(task, rows, ratio, joint, density, impossible)
+    return found[rows.argsort()]
+
+
+def _all_equal(
+    task: Task, rows: Tensor, ratio: Tensor, joint: Tensor, density: Tensor, impossible: Tensor | None = None
+) -> None:
+    """Raise `Disagreement` unless log p(x_i, z) − log q(z | x_i) [z, rows] is the same at every z."""
+    if impossible is None:
+        impossible = torch.zeros_like(ratio, dtype=torch.bool)
+    found = ratio[0]
     size = torch.stack([joint.abs(), density.abs(), found.abs().expand_as(joint), torch.ones_like(joint)]).nan_to_num(
         0.0
     )
@@ -146,17 +165,42 @@ def _by_ratio(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
     if bool((away > tolerance(joint.dtype)).any()):
         row = int(rows[int(away.amax(0).argmax())])
         raise Disagreement(
-            f"log p(x) of '{task.program.name}' was treated as exact, but summing its latents out one by one gives another "
+            f"log p(x) of '{task.program.name}' was treated as exact, but eliminating its latents one by one gives another "
             f"posterior than its log joint at row {row} (counting from 0): the value would be wrong. Nothing is reported. Use "
             "a method that does not need that: importance or ais."
         )
-    return found[rows.argsort()]
+
+
+def _by_normals(task: Task, exact: Chains, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
+    """log p(x_i) [rows] of a program whose normal latents are eliminated one by one, from log p(x_i, a, z) at some z.
+
+    Rows have other z and a than their neighbours, and are in random order.
+    """
+    rows = rows[torch.randperm(len(rows))]
+    engine = Chains(exact.program, exact.structure, exact.x[rows], exact.graph, backwards=True)
+    x, n, A = engine.x, len(rows), engine.A
+    prior = [engine.layout.flatten(nodes_of(engine.program.trace(x, latents=dict(point))), n) for _ in range(DRAWS)]
+    z, density = engine.trials(DRAWS, torch.stack(prior), point)  # [D, A, n, L], [D, A, n]
+    first, each, index = torch.randint(A, (n,)), x.new_zeros(n, A), torch.arange(n)
+    for a in range(A):
+        mine = (first + a) % A
+        q, discrete = density[:, mine, index], {k: v[mine, 0] for k, v in engine.assignments.items()}
+        values = [{k: v[0] for k, v in engine.layout.natural(one.unsqueeze(0)).items()} for one in z[:, mine, index]]
+        joint = torch.stack([_plain_joint(engine, {**point, **discrete, **value}) for value in values])
+        _all_equal(task, rows, joint - q, joint, q)
+        each[index, mine] = joint[0] - q[0]
+    return each.logsumexp(1)[rows.argsort()]
 
 
 def _joint_at(engine: Elimination, states: Mapping[str, Tensor], point: Mapping[str, Tensor]) -> Tensor:
     """log p(x_i, z) [n] at the numbers of the latents' values, in a plain run."""
+    return _plain_joint(engine, {**point, **engine.factors.every.at(states)})
+
+
+def _plain_joint(engine: Elimination | Chains, latents: Mapping[str, Tensor]) -> Tensor:
+    """log p(x_i, latents) [n] in a plain run."""
     x, axes = engine.x, engine.structure.axes
-    trace = engine.program.trace(x, latents={**point, **engine.factors.every.at(states)})
+    trace = engine.program.trace(x, latents=latents)
     total = x.new_zeros(len(x))
     for node in sample_nodes(trace):
         if is_local(node):

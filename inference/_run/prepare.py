@@ -266,6 +266,11 @@ def refusal(method: str, structure: Structure, learn: bool = True) -> str | None
     if structure.obstacle:
         return f"no method can serve '{structure.program}': {structure.obstacle}"
     module = method_module(method)
+    if structure.improper and not getattr(module, "IMPROPER", False):
+        return (
+            f"{method} integrates the latents out of log p(x), and the prior of '{structure.improper[0]}' is improper, "
+            "so that this is no number"
+        )
     reason: str | None = module.refusal(structure)
     if reason is None and learn and structure.learnable and not getattr(module, "LEARNS", True):
         return keeps_theta(method, structure.program)

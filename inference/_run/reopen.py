@@ -166,9 +166,8 @@ def restore(task: Task, stored: folder.Stored) -> None:
         return
     stored.permit(settings["name"], "guide", "run the method again with it")
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
-    guide = guides.make(
-        settings["name"], task.structure, task.x, task.global_start(), bijections, **settings["options"]
-    )
+    structure = task.structure if guides.of_user(settings["name"]) else task.structure.summed
+    guide = guides.make(settings["name"], structure, task.x, task.global_start(), bijections, **settings["options"])
     if not (misfits := _misfits(guide, stored, "guide.")):
         folder.restore(guide, stored.state, "guide.")
         task.guide = guide

@@ -269,12 +269,13 @@ def run_prepared(
     device: torch.device = CPU,
     verified: bool = True,
     simulated: bool = True,
+    draws: int = 200,
     request: Request | None = None,
 ) -> Run:
     """One method on a prepared program. With `stored`, θ and the guide come from there and θ is kept.
 
     Without `verified` the claim is not checked, and the run holds nothing that its method did not find: for timing.
-    Without `simulated` it holds no data simulated at its draws.
+    Without `simulated` it holds no data simulated at its draws. `draws`: of the posterior, how many it holds at most.
     `request`: what was asked for, where the program and the data came by their names.
     """
     check_seed(seed)
@@ -283,7 +284,7 @@ def run_prepared(
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
-        task = _task(prepared, seed, quiet, checkpoints, device)
+        task = _task(prepared, seed, quiet, checkpoints, device, draws)
         if stored is not None:
             restore(task, stored)
         with in_words(prepared.name, method):
@@ -332,8 +333,9 @@ def _task(
     quiet: bool,
     checkpoints: _checkpoint.Checkpoints | None,
     device: torch.device,
+    draws: int,
 ) -> Task:
-    draws = max(1, min(200, DRAW_NUMBERS // (len(prepared.x) * _widest(prepared.structure))))
+    draws = max(1, min(draws, DRAW_NUMBERS // (len(prepared.x) * _widest(prepared.structure))))
     return Task(
         prepared.program(seed),
         prepared.structure,

@@ -2,7 +2,8 @@
 
 - exact programs: the exact value by each site's own `log_prob`, and on a sample of rows by a route that shares nothing with the
   method (`own_route`). Exact values that differ beyond rounding end the run.
-- global latents with a Gaussian q: importance sampling from it, the local latents summed exactly;
+- global latents with a Gaussian q: importance sampling from it, the local latents summed exactly; labels that can be exchanged
+  are, so that all K! modes of a mixture are in the value;
 - no local latents: the program's own density, in one run;
 - otherwise: importance sampling from a mixture of the proposals available at this θ: the fit's guide, the Gaussians at
   the modes (Laplace), and the prior; and a particle filter where the program has one.
@@ -23,12 +24,15 @@ from torch import Tensor
 from guides import at
 from inference._density import guide, local
 from inference._density import modes as _all_modes
+from inference._globals.engine_points import EnginePoints
+from inference._globals.labels import POINTS, Labels
 from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
 from inference._run.own_route import Disagreement, tolerance
-from inference._sampling import particles, weights
+from inference._sampling import sequential, weights
 from inference._sampling.khat import of_globals
 from inference._training.integrated import Integrated
 from zoo._program.trace import is_local, log_prob, per_datum, sample_nodes
@@ -42,7 +46,9 @@ LEAST_SAMPLES = 50
 DEFENSIVE = 0.1
 CLIMB = 60  # evaluations that a climb takes, and those for each latent number
 CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
+SITES = 100_000  # that a particle filter may pass, at about 0.2 ms
 FAR = 4.0  # standard errors
+APART = 0.99  # of the probability that a draw is in its own labelling
 
 
 @dataclass
@@ -51,6 +57,8 @@ class _Said:
 
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
+    labels: Labels | None = None  # that can be exchanged
+    apart: float = 0.0  # how far the modes of these are from each other, 1 where they do not overlap
 
 
 @torch.no_grad()
@@ -62,6 +70,8 @@ def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
     """
     said, claimed = _Said(), fit.claimed
     found = _verified(task, fit, said)
+    if claimed is not None and said.labels is not None:
+        claimed = _of_all_labels(claimed, said.labels, said)
     if found is not None and claimed is not None:
         claimed, found = _compared(task, claimed, found, said)
     return replace(fit, claimed=claimed).with_notes(said.warnings, said.notes), found
@@ -72,7 +82,7 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
         given = "" if fit.claimed is None else fit.claimed.given
         if task.structure.integrable and not given and task.x.dtype == torch.float64 and not task.engine.delicate:
             return _integrated(task)
-        if fit.global_gaussian is not None:
+        if fit.global_gaussian is not None and not task.structure.improper:
             return _integrate_globals(task, fit.global_gaussian, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         if fit.claimed is None and point:
@@ -163,14 +173,19 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
     normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
     flat = normal.sample((GLOBAL_SAMPLES,))
-    exact, found = task.engine, []
+    points, found = EnginePoints(task, q.coordinates), []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
-            values = q.coordinates.unflatten(u)
-            evidence, prior = exact.log_evidence(None, values, every_row=True)
-            found.append(evidence + prior + q.coordinates.log_abs_det(u) - normal.log_prob(u))
+            found.append(points.of_one(u))
             step()
-    told = Estimates.of(torch.stack(found).unsqueeze(1))
+    labels = Labels(points, flat[:POINTS])
+    log_q = labels.spread(normal.log_prob, flat)
+    told = Estimates.of((torch.stack(found) - log_q).unsqueeze(1))
+    if labels.groups:
+        said.notes |= labels.notes()
+        said.labels = labels
+        # how surely a draw of q is in q's own labelling: 1 where the modes are apart
+        said.apart = float((normal.log_prob(flat) - log_q - labels.log_count).exp().mean())
     khat = float(told.khat[0])
     said.notes["khat_of_globals"] = khat
     if bool(told.doubtful[0]):
@@ -178,7 +193,29 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
             f"{of_globals(khat)} with {float(told.ess[0]):.0f} effective draws of "
             f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
         )
-    return replace(told.evidence(), per_datum=None, se_per_datum=None)
+    evidence = replace(told.evidence(), per_datum=None, se_per_datum=None)
+    if labels.counted:
+        return evidence
+    said.warnings.append(
+        f"the labels can be exchanged in exp({labels.log_count:.1f}) ways, which are too many to count: the verified evidence "
+        "is a lower bound, of one labelling at least."
+    )
+    return replace(evidence, value=float(told.log_mean[0]), kind="lower bound")
+
+
+def _of_all_labels(claimed: Evidence, labels: Labels, said: _Said) -> Evidence:
+    """A claim made of one Gaussian, times the number of modes that are like its own, where they are apart."""
+    if claimed.kind != "estimate" or claimed.se is not None or claimed.given:
+        return claimed
+    if said.apart < APART:
+        said.notes["labels_in_the_claim"] = (
+            "those that the one Gaussian covers: the modes of the others overlap with it"
+        )
+        return claimed
+    said.notes["labels_in_the_claim"] = (
+        f"all: log {labels.count:,} is added to the one labelling that the Gaussian covers"
+    )
+    return replace(claimed, value=claimed.value + labels.log_count)
 
 
 def _integrated(task: Task) -> Evidence:
@@ -201,14 +238,9 @@ def _integrated(task: Task) -> Evidence:
     return Evidence(float(values[0]), 0.0, "exact")
 
 
-def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
-    samples = weights.affordable(task.x, LOCAL_SAMPLES, LEAST_SAMPLES)
-    found: Estimates | None = None
-    if particles.refusal(task.program, task.structure, task.x) is None:
-        filters = particles.share(samples)
-        found = _estimated(
-            task, samples, lambda rows, x: particles.draw(task.program, task.structure, x, samples, filters), filters
-        )
+def _by_importance(whole: Task, fit: Fit, said: _Said) -> Evidence:
+    samples = weights.affordable(whole.x, LOCAL_SAMPLES, LEAST_SAMPLES)
+    found, task = _filtered(whole, samples), _summed(whole, fit)
     modes = _modes(task, fit)
     proposals = [q for q in (fit.guide, modes) if q is not None]
     if proposals or found is None:
@@ -226,6 +258,27 @@ def _by_importance(task: Task, fit: Fit, said: _Said) -> Evidence:
     if (warning := found.warning("the verified evidence", remedy)) is not None:
         said.warnings.append(warning)
     return found.evidence(task.times)
+
+
+def _filtered(task: Task, samples: int) -> Estimates | None:
+    """By a particle filter; None where there is none, or it would take too long."""
+    if sequential.refusal(task.program, task.structure, task.x) is not None:
+        return None
+    runs = len(list(weights.chunks(task.x, samples))) * len(task.structure.local_latents)
+    if runs * len(task.structure.sites) > SITES:
+        return None
+    filters = sequential.share(samples)
+    try:
+        return _estimated(
+            task, samples, lambda rows, x: sequential.draw(task.program, task.structure, x, samples, filters), filters
+        )
+    except (ArithmeticError, RuntimeError):  # the program takes no draws side by side: the other proposals serve
+        return None
+
+
+def _summed(task: Task, fit: Fit) -> Task:
+    """The task without the discrete latents that can be summed out, unless the fit's guide draws them."""
+    return summed(replace(task, guide=fit.guide))
 
 
 def _estimated(

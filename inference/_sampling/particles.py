@@ -119,18 +119,33 @@ def _log_bernoulli(logit: Tensor, value: Tensor) -> Tensor:
 def _resample(steps: Steps, log_w: Tensor, log_Z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Resample the particles of the filters [F, n] whose weights are uneven, of the rows that are to draw an entry.
 
-    Systematic resampling (Kitagawa 1996). Returns the weights after it, and what is put away, the mean weight, with it.
+    Returns the weights after it, and what is put away, the mean weight, with it.
     """
     F, P, n = log_w.shape
-    share = log_w.softmax(1)
-    chosen = (1 / share.square().sum(1) < UNEVEN * P) & rows  # [F, n]
-    if P == 1 or not bool(chosen.any()):
+    chosen = uneven(log_w) & rows  # [F, n]
+    if not bool(chosen.any()):
         return log_w, log_Z
-    edges = share.movedim(1, -1).cumsum(-1)  # [F, n, P]
+    ancestor, log_w, log_Z = systematic(log_w, log_Z, chosen)
+    steps.select((torch.arange(F)[:, None, None] * P + ancestor) * n + torch.arange(n))
+    return log_w, log_Z
+
+
+def uneven(log_w: Tensor, share: float = UNEVEN) -> Tensor:
+    """Which filters' weights, of log_w [F, P, n], have an effective sample size below that share of their particles [F, n]."""
+    size = 1 / log_w.softmax(1).square().sum(1)
+    return (size < share * log_w.shape[1]) & (log_w.shape[1] > 1)
+
+
+def systematic(log_w: Tensor, log_Z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Systematic resampling (Kitagawa 1996) of the chosen filters [F, n] among those with weights log_w [F, P, n].
+
+    Returns each particle's ancestor [F, P, n], itself in other filters; the weights after it; and log_Z [F, n], what is put
+    away, with the mean weight.
+    """
+    F, P, n = log_w.shape
+    edges = log_w.softmax(1).movedim(1, -1).cumsum(-1)  # [F, n, P]
     at = (torch.rand(F, n, 1).to(edges) + torch.arange(P)) / P
     ancestor = torch.searchsorted(edges, at.contiguous()).clamp(max=P - 1).movedim(-1, 1)  # [F, P, n]
     ancestor = torch.where(chosen.unsqueeze(1), ancestor, torch.arange(P).unsqueeze(-1))
-    steps.select((torch.arange(F)[:, None, None] * P + ancestor) * n + torch.arange(n))
     mean = log_w.logsumexp(1) - math.log(P)
-    log_Z = torch.where(chosen, log_Z + mean, log_Z)
-    return log_w.masked_fill(chosen.unsqueeze(1), 0.0), log_Z
+    return ancestor, log_w.masked_fill(chosen.unsqueeze(1), 0.0), torch.where(chosen, log_Z + mean, log_Z)

@@ -43,6 +43,7 @@ class Draws:
     log_p: Tensor  # log p(x, z); differentiable in the program's parameters
     log_guide: Tensor | None  # log q(z | x) of the guide; differentiable in its parameters
     log_proposal: Tensor  # log-density of what the draws came from, held fixed
+    origin: Tensor | None = None  # of particles [filters, particles, n]: which of the first ones each descends from
 
     @property
     def log_weights(self) -> Tensor:
@@ -89,7 +90,7 @@ def draw_mixture(
             with draws_plate(structure, from_prior):
                 pieces.append(_latents(program.trace(x), from_prior, n, structure))
     values = {name: torch.cat([p[name] for p in pieces]) if len(pieces) > 1 else pieces[0][name] for name in pieces[0]}
-    trace = _joint(program, structure, x, values)
+    trace = _joint(program, structure, x, values, apart=from_prior > 0)
     log_p = _log_local(trace, structure, samples, n)
     log_prior = _log_prior(trace, values, structure, samples, n) if from_prior else None
     if not guides:
@@ -123,10 +124,18 @@ def log_joint(program: Program, structure: Structure, x: Tensor, values: dict[st
     return _log_local(_joint(program, structure, x, values), structure, len(next(iter(values.values()))), len(x))
 
 
-def _joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> Trace:
+def log_terms(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p(z) as it is drawn, and the rest of log p(x, z), each [samples, n], of local latents z as in `log_joint`."""
+    samples, n = len(next(iter(values.values()))), len(x)
+    trace = _joint(program, structure, x, values)
+    latent = _log_prior(trace, values, structure, samples, n)
+    return latent, _log_local(trace, structure, samples, n) - latent
+
+
+def _joint(program: Program, structure: Structure, x: Tensor, values: dict[str, Tensor], apart: bool = False) -> Trace:
     """The program's trace at draws of the local latents."""
     with draws_plate(structure, len(next(iter(values.values())))):
-        return program.trace(x, latents=values)
+        return program.joint_trace(x, latents=values, apart=apart)
 
 
 def _log_local(trace: Trace, structure: Structure, samples: int, n: int) -> Tensor:
@@ -179,7 +188,7 @@ def check(program: Program, structure: Structure, x: Tensor) -> None:
 
     def log_p(some: dict[str, Tensor], count: int) -> Tensor:
         with draws_plate(structure, count):
-            trace = program.trace(rows, latents={**some, **globals})
+            trace = program.joint_trace(rows, latents={**some, **globals})
         return _shaped(local_log_prob(trace, structure.data_dim, len(rows)), count, len(rows))
 
     try:

@@ -89,7 +89,15 @@ def _free(task: Task, guide: Derived) -> Any:
     """A guide with a q for each row, and the q of the globals that `guide` has."""
     globals = {n: guide.bijections[n](guide.free[f"{n}_loc"].detach()) for n in guide.bijections}
     covariance = guide.covariance
-    free = guides.make("mean_field", task.structure, task.x, globals, guide.bijections, covariance=covariance)
+    free = guides.make(
+        "mean_field",
+        task.structure,
+        task.x,
+        globals,
+        guide.bijections,
+        covariance=covariance,
+        globals_covariance=guide.globals_covariance,
+    )
     free.free.load_state_dict(guide.free.state_dict())
     return free
 
@@ -241,6 +249,8 @@ def scales_from_curvature(fixed: FixedDraws, guide: nn.Module, generator: torch.
     The derivative of the bound in log s is 1 + s² E[∂² log p] (Bonnet's and Price's theorems), so that one gradient tells the
     curvatures of all.
     """
+    if isinstance(guide, Derived) and "globals_below" in guide.free and bool(guide.free["globals_below"].any()):
+        return  # it began at a covariance
     pairs = _globals(guide)
     logs = [scale for _, scale in pairs if scale.numel()]
     for _ in range(rounds if logs else 0):

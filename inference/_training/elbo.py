@@ -133,7 +133,7 @@ def summed(
     with task.program.settings():
         q = pyro.poutine.trace(pyro.poutine.condition(at(guide, rows), data=tables)).get_trace(x)
     drawn = {n["name"]: n["value"] for n in sample_nodes(q) if n["name"] not in tables}
-    p = task.program.trace(x, latents={**tables, **drawn})
+    p = task.program.joint_trace(x, latents={**tables, **drawn})
 
     def each(node: Node) -> Tensor:
         value = per_datum(node, log_prob(node), structure.data_dim, structure.max_plate_nesting)
@@ -218,9 +218,9 @@ class Bound:
                     q = pyro.poutine.trace(guide).get_trace(x)
         latents = {n["name"]: n["value"] for n in sample_nodes(q)}
         if plate is None:
-            return q, self.task.program.trace(x, latents=latents)
+            return q, self.task.program.joint_trace(x, latents=latents)
         with DrawsOfLocals(self.structure, self.K):
-            return q, self.task.program.trace(x, latents=latents)
+            return q, self.task.program.joint_trace(x, latents=latents)
 
     def _terms(self, q: Trace, p: Trace, n: int) -> Tensor:
         latents = [node["name"] for node in sample_nodes(q) if is_local(node)]
@@ -302,7 +302,7 @@ def culprit(task: Task, guide: torch.nn.Module | None, rows: Index, x: Tensor) -
         with task.program.settings(), pyro.validation_enabled(False):
             q = None if guide is None else pyro.poutine.trace(at(guide, rows)).get_trace(x)
             values = {} if q is None else {n["name"]: n["value"] for n in sample_nodes(q)}
-            p = task.program.trace(x, latents=values)
+            p = task.program.joint_trace(x, latents=values)
             for what, trace in (("the guide's density of", q), ("the density of", p)):
                 for node in [] if trace is None else sample_nodes(trace):
                     found = node["fn"].log_prob(node["value"])

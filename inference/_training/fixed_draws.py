@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
+from guides import Derived
 from inference._method.task import Task
 from inference._numerics.weighted import weighed
 from inference._training import elbo
@@ -120,8 +121,24 @@ class FixedDraws:
             half = torch.randn(draws // 2, *shape, generator=generator, dtype=torch.float64).to(self.task.x.dtype)
             if draws >= 8:
                 half = half / half.square().mean(0).sqrt()
-            out[name] = torch.cat([half, -half])
-        return out
+            out[name] = half
+        if plain:
+            return out
+        self._whiten(out)
+        return {name: torch.cat([half, -half]) for name, half in out.items()}
+
+    def _whiten(self, half: Noise) -> None:
+        """Give the numbers of a joint q of the globals a covariance of exactly one too, where there are draws enough."""
+        if not isinstance(self.guide, Derived) or self.guide.globals_covariance != "full":
+            return
+        names = [n for n in self.guide.bijections if n in half]
+        together = torch.cat([half[n].flatten(1) for n in names], 1) if names else torch.zeros(0, 0)
+        if not 0 < 2 * together.shape[1] <= len(together):
+            return
+        factor = torch.linalg.cholesky(together.mT @ together / len(together))
+        white = torch.linalg.solve_triangular(factor, together.mT, upper=False).mT
+        for name, part in zip(names, white.split([half[n][0].numel() for n in names], 1), strict=True):
+            half[name] = part.reshape(half[name].shape)
 
     def values(self, noise: Noise) -> Tensor:
         """The bound [draws], nats, differentiable."""

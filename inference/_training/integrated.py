@@ -223,7 +223,7 @@ def _result(task: Task, whole: Integrated, peak: Peak, learned: bool) -> Fit:
     q = whole.posterior()
     draws = whole.values(q.draw(task.draws, torch.Generator().manual_seed(task.seed)))
     point, deviations = whole.values(q.mean), whole.values(q.deviation)
-    means, local_deviations, local = _locals(task, draws)
+    means, local_deviations, local = locals_given(task, draws)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     warnings = (
         [] if peak.converged else ["em did not reach the maximum to the tolerance asked for; raise max_iter or tol."]
@@ -243,7 +243,7 @@ def _result(task: Task, whole: Integrated, peak: Peak, learned: bool) -> Fit:
     )
 
 
-def _locals(task: Task, draws: dict[str, Tensor]) -> tuple[Arrays, Arrays, Arrays]:
+def locals_given(task: Task, draws: dict[str, Tensor]) -> tuple[Arrays, Arrays, Arrays]:
     """Means, deviations and draws of the local latents: one draw given each draw of the global ones, and their moments over
     the draws of what is known given each (Rao–Blackwell)."""
     if not task.structure.local_latents:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guides import at
 from inference._method.task import Task
-from inference._sampling import particles as _particles
+from inference._sampling import sequential as _sequential
 from inference._sampling import weights
 from inference._training.elbo import Index
 from zoo._errors import Refusal
@@ -85,7 +85,7 @@ class Phases:
     def _filtered(self, x: Tensor) -> Tensor:
         """By Fisher's identity, the gradient of log p(x) is the posterior mean of the log joint's."""
         task = self.task
-        drawn = _particles.draw(task.program, task.structure, x, self.particles, self.filters or 1)
+        drawn = _sequential.draw(task.program, task.structure, x, self.particles, self.filters or 1)
         log_p = weights.log_joint(task.program, task.structure, x, drawn.values)
         learn = (drawn.log_weights.softmax(0) * log_p).sum(0)
         return (weights.log_mean(drawn.log_weights)[0] + learn - learn.detach()).mean()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from zoo._program.missing import Counting, Gaps, Unobserved, holds_nan
+from zoo._program.noise import Begin
 from zoo._program.parameters import Collect, InDtype, Lent, Parameters, Visited, localize, settings
 
 ParentsOf = Callable[["Program", Tensor], frozenset[str]]
@@ -149,13 +150,13 @@ class Program(nn.Module):
         return {n: transform_to(self.constraints[n])(p) for n, p in self._unconstrained.items()}
 
     @torch.no_grad()
-    def elsewhere(self) -> dict[str, Tensor]:
+    def elsewhere(self, step: float = 0.3) -> dict[str, Tensor]:
         """Name → a value near the parameter's own, for checks: at the starting values, effects may be zero by chance."""
         generator = torch.Generator().manual_seed(5)
         out = {}
         for name, p in self._unconstrained.items():
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-            out[name] = transform_to(self.constraints[name])(p + 0.3 * noise)
+            out[name] = transform_to(self.constraints[name])(p + step * noise)
         return out
 
     @torch.no_grad()
@@ -197,6 +198,20 @@ class Program(nn.Module):
         tracer.trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         return tracer.trace
 
+    def joint_trace(
+        self,
+        x: Tensor,
+        *,
+        parameters: Mapping[str, Tensor] | None = None,
+        latents: Mapping[str, Tensor] | None = None,
+        apart: bool = False,
+    ) -> pyro.poutine.Trace:
+        """`trace` where all latents have values, for their density.
+
+        `apart`: the density that the latents are drawn from is at their own sites, also where some of them are summed out.
+        """
+        return self.trace(x, parameters=parameters, latents=latents)
+
     def forward(self, x: Tensor | None = None, size: int | None = None) -> object:
         """The Pyro callable, for Pyro's own inference: NaN entries are handled, parameters are this module's."""
         with self._values_in_place({}):
@@ -235,7 +250,7 @@ class Program(nn.Module):
         visited = Visited()
         around = settings(self.dtype), handler or Unobserved(self._gaps), context, self._networks(), visited
         with contextlib.ExitStack() as stack:
-            for each in (*around, InDtype(self.dtype)):
+            for each in (*around, Begin(x is None), InDtype(self.dtype)):
                 stack.enter_context(each)
             if x is None:
                 return call(None, size=size)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo._errors import UsageError
 from zoo._program.program import Program
-from zoo._program.trace import sample_nodes, shape_fits
+from zoo._program.trace import is_local, sample_nodes, shape_fits
 
 TRIED_ROWS = 3
 
@@ -47,6 +47,7 @@ def _fits(program: Program, x: Tensor) -> bool:
     except Exception:
         return False  # `describe` raises it again, with its place
     observed = [n for n in sample_nodes(trace) if n["is_observed"] and isinstance(n["value"], Tensor)]
-    if program.scalar and any(n["fn"].event_shape or n["value"].shape != n["fn"].batch_shape for n in observed):
+    rows = [n for n in observed if is_local(n)]
+    if program.scalar and any(n["fn"].event_shape or n["value"].shape != n["fn"].batch_shape for n in rows):
         return False
     return all(shape_fits(n) for n in observed)

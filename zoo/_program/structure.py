@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from zoo._program.axes import Axes
@@ -49,6 +49,8 @@ class Site:
     moving: tuple[str, ...] = ()  # what the support of a discrete latent depends on
     parents: tuple[str, ...] = ()  # the sites that its log-density depends on, besides itself
     reads_data: bool = True  # whether its log-density depends on data, besides what it observes itself
+    moved: bool = False  # whether what it observes is computed from other sites
+    improper: bool = False  # whether it is a latent whose prior, or a part of it, is no density
     constraint: Constraint | None = field(default=None, repr=False, compare=False)  # the support itself
 
     def to_json(self) -> dict[str, Json]:
@@ -104,7 +106,7 @@ class Structure:
     obstacle: str = ""  # why no method here can serve the program; "" where there is no such reason
     outside: tuple[str, ...] = ()  # what is observed outside the `data` plate
     largest_table: int | None = (
-        None  # entries a row of the largest table, where the discrete latents are summed out in turn
+        None  # entries a row of the largest table, where the discrete latents are summed out one by one, given all others
     )
     integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
 
@@ -112,6 +114,11 @@ class Structure:
     def is_exact(self) -> bool:
         """Whether the posterior of the local latents and the evidence are exact, given θ and the global latents."""
         return self.exact != Exactness.NO
+
+    @property
+    def improper(self) -> tuple[str, ...]:
+        """The latents without a proper prior: log p(x) with them integrated out is no number."""
+        return tuple(s.name for s in self.sites if s.improper)
 
     @property
     def enumerable(self) -> bool:
@@ -127,6 +134,20 @@ class Structure:
     def eliminable(self) -> bool:
         """Whether exact because its discrete local latents, too many to list together, can be summed out one by one."""
         return self.exact == Exactness.ELIMINABLE
+
+    @property
+    def summed(self) -> Structure:
+        """What is left to a method that sums the discrete local latents out one by one, given all other latents.
+
+        Itself where they need no such sum, or there are no other latents.
+        """
+        gone = {s.name for s in self.discrete_locals}
+        if self.largest_table is None or all(s.discrete for s in self.sites if s.role == "latent"):
+            return self
+        left = [replace(s, parents=tuple(p for p in s.parents if p not in gone)) for s in self.sites]
+        sites = tuple(s for s in left if s.name not in gone)
+        change = math.inf if any(s.role == "latent" and s.scope == "local" for s in sites) else None
+        return replace(self, sites=sites, exact=Exactness.NO, largest_table=None, curvature_change=change)
 
     @property
     def scopes(self) -> dict[str, tuple[str, ...]]:

@@ -111,12 +111,15 @@ def is_one(scale: object) -> bool:
     return isinstance(scale, float | int) and scale == 1
 
 
-def global_log_prob(trace: Trace) -> Tensor:
-    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents, and what is seen there."""
+def global_log_prob(trace: Trace | list[Node], values: bool = True) -> Tensor:
+    """Σ log p over the sites outside the `data` plate, nats: the log prior of the global latents, and what is seen there.
+
+    `values`: whether their values can be differentiated, and not their distributions alone.
+    """
     total = torch.zeros(())
-    for node in sample_nodes(trace):
+    for node in trace if isinstance(trace, list) else sample_nodes(trace):
         if not is_local(node):
-            total = total + _whole(node)
+            total = total + _whole(node if values else {**node, "value": node["value"].detach()})
     return total
 
 
@@ -221,8 +224,15 @@ def is_real(support: Constraint | None) -> bool:
     return support is real
 
 
+def is_fixed(support: object) -> bool:
+    """Whether a support has no bounds that could be other ones for another row, latent or θ."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return not any(isinstance(v, Tensor) for v in vars(support).values()) and not hasattr(support, "cseq")
+
+
 def family_name(fn: dist.TorchDistribution) -> str:
     """The family of a distribution, without what is wrapped around it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Slots", "Completed"):
         fn = fn.base_dist
-    return type(fn).__name__.removeprefix("Marginal")
+    return "ImproperUniform" if type(fn).__name__ == "Flat" else type(fn).__name__.removeprefix("Marginal")

@@ -37,8 +37,11 @@ CURVATURE_TOLERANCE = 1e-9  # rounding is about 1e-15, and grows with the number
 CURVATURE_STEPS = (0.0, 1.0, -1.0, 3.0, 10.0)  # from one draw of the prior towards another, in units of their distance
 CURVATURE_ASSIGNMENTS = 64
 CURVATURE_ROWS = 12
+MOST_NAMED = 6  # latents in a sentence
 NORMAL = ("Normal", "MultivariateNormal", "LowRankMultivariateNormal", "LogNormal")
 LARGEST_HESSIAN = 64  # latents whose curvature is looked at whole
+MANY_SITES = 46  # of which all are looked at in one go, and one by one only where that shows something
+DIRECTIONS, FEWER = 8, 2
 
 
 def quadratic(
@@ -55,6 +58,8 @@ def quadratic(
     continuous = [n["name"] for n in latent if not is_discrete(n["fn"])]
     discrete = [n["name"] for n in latent if is_discrete(n["fn"])]
     shown = ", ".join(f"'{n}'" for n in continuous)
+    if len(continuous) > MOST_NAMED:
+        shown = f"'{continuous[0]}', '{continuous[1]}' … '{continuous[-1]}'"
     for name in continuous:
         if not is_real(support_of(by_name[name]["fn"])):
             family = family_name(by_name[name]["fn"])
@@ -155,15 +160,21 @@ def curvature_change(
     rows = rows.clone().requires_grad_()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         trace = program.trace(rows, latents={**discrete, **_globals_of(nodes), **layout.unflatten(z)})
-        out, total = {}, torch.zeros(T * A, n, dtype=z.dtype)
-        for node in sample_nodes(trace):
-            if not is_local(node):
-                continue
-            value = per_datum(node, node["fn"].log_prob(node["value"]), layout.axes.data_dim, layout.axes.depth)
+        values = {
+            node["name"]: per_datum(node, node["fn"].log_prob(node["value"]), layout.axes.data_dim, layout.axes.depth)
+            for node in sample_nodes(trace)
+            if is_local(node)
+        }
+        total = torch.stack([value.expand(T * A, n) for value in values.values()]).sum(0)
+        if len(values) > MANY_SITES:
+            changed = _from_quadratic(total, z, rows, (T, A, n, L), generator, FEWER)
+            if changed is not None and changed <= CURVATURE_TOLERANCE:
+                return {next(iter(layout.places)): changed}, L > LARGEST_HESSIAN or _is_concave(total, z)
+        out = {}
+        for name, value in values.items():
             changed = _from_quadratic(value.expand(T * A, n), z, rows, (T, A, n, L), generator)
             if changed is not None:
-                out[node["name"]] = changed
-                total = total + value
+                out[name] = changed
         return out, L > LARGEST_HESSIAN or _is_concave(total, z)
 
 
@@ -190,7 +201,12 @@ def _prior(program: Program, rows: Tensor, layout: Layout, seed: int) -> Tensor:
 
 
 def _from_quadratic(
-    value: Tensor, z: Tensor, rows: Tensor, shape: tuple[int, ...], generator: torch.Generator
+    value: Tensor,
+    z: Tensor,
+    rows: Tensor,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    most: int = DIRECTIONS,
 ) -> float | None:
     """How far the value is from a quadratic in z, relative; None where it does not depend on z."""
     if not value.requires_grad:
@@ -202,7 +218,7 @@ def _from_quadratic(
     points = z.detach().reshape(shape)
     steps = points - points[:1]  # from the first point to each
     worst = 0.0
-    directions = [torch.randn(L, generator=generator, dtype=z.dtype).expand(shape) for _ in range(min(L, 8))]
+    directions = [torch.randn(L, generator=generator, dtype=z.dtype).expand(shape) for _ in range(min(L, most))]
     for direction in [*directions, *steps[1:, None].expand(T - 1, T, A, n, L)]:
         product = torch.zeros_like(z)
         if gradient.requires_grad:

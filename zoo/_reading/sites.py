@@ -56,6 +56,7 @@ class SiteReading:
         str
     ]  # the other sites it depends on; of a program of many sites perhaps more: see `Reading.again`
     reads_data: bool  # whether it depends on data other than what it observes itself
+    moved: bool  # whether what it observes is computed from other sites
     support_from: frozenset[str]  # what its support depends on: names of sites, "the data"
 
 
@@ -224,7 +225,8 @@ def _site(
         random=bool(bits & RANDOM),
         missing=bool(bits & MISSING),
         parents=sites.of(parents, node["name"]) - {node["name"]},
-        reads_data=bool(parents & (DATA | MISSING)),
+        reads_data=bool(density.given & (DATA | MISSING)),
+        moved=bool(_of_sites(sites.within.get(node["name"], 0))),
         support_from=_support_from(reader, sites, density.support),
     )
 

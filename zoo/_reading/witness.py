@@ -43,6 +43,9 @@ AGAIN = 4  # of them at one draw of the latents
 TABLE_NUMBERS = 2**22  # of the tables that are compared
 SIDE_BY_SIDE = 8  # joint values that are compared one by one
 
+STEPS = (0.3, 0.03, 0.003, 0.0)  # from θ, of which the first is taken that leaves draws of a long program ordinary
+LARGE = 1e4
+
 Values = dict[str, Tensor]
 
 
@@ -56,8 +59,21 @@ class Witness:
         count = min(len(x), ROWS, max(20, NUMBERS // width))
         some = torch.randperm(len(x), generator=self.generator)[:count].sort().values
         self.x = x[some].nan_to_num(0.0)
-        self.theta = program.elsewhere()
+        self.theta = self._elsewhere()
         self.tolerance = 1e-8 if x.dtype == torch.float64 else 1e-3
+
+    @torch.no_grad()
+    def _elsewhere(self) -> Values:
+        """θ near the program's own, where a long chain does not grow without bound: rounding would grow with it."""
+        for step in STEPS:
+            theta = self.program.elsewhere(step)
+            with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+                torch.manual_seed(0)
+                nodes = sample_nodes(self.program.trace(self.x[:2], parameters=theta, raw=True))
+            sizes = [n["value"].abs().max() for n in nodes if is_latent(n) and n["value"].is_floating_point()]
+            if len(nodes) <= MANY_SITES or not sizes or float(torch.stack(sizes).max()) < LARGE:
+                break
+        return theta
 
     def complaint(self) -> str:
         """What does not hold, in one sentence; "" where all does."""
@@ -218,7 +234,7 @@ class Witness:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(2)
             _, nodes = self._drawn(x)
-            fixed = {k: v["value"] for k, v in nodes.items() if not is_local(v) and is_latent(v)}
+            fixed = {k: v["value"] for k, v in nodes.items() if is_latent(v) and k not in cards}
             every = Enumerated(self.program, self.axes, cards, scopes, nodes)
             try:
                 tables = every.tables(every.trace(x, self.theta, fixed), scopes.keys())

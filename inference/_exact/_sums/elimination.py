@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from inference._exact import mstep
 from inference._exact._sums import sum_product
 from inference._exact._sums.factors import Factors, Look, Tables
-from inference._exact._sums.schedule import Schedule, schedule
+from inference._exact._sums.schedule import Schedule, schedule, schedules
 from inference._exact.densities import View
 from inference._exact.engine import Engine, Plan, Points, Rows, Statistics, Values
 from inference._exact.numeric import climb_numerically
@@ -27,12 +27,9 @@ from inference._numerics.weighted import count, weighed
 from zoo._errors import UsageError
 from zoo._program.program import Program
 from zoo._program.structure import Structure
-from zoo._reading.elimination import best_order, many_at_once
 
 CHUNK_NUMBERS = 2**23  # in the tables of some rows; some six times as many are held at once
 CHUNK_ROWS = 4096
-WIDER = 8  # times the numbers of the first order, that another may take
-MOST = 2**62
 ALONE = "\0"  # before the name of a latent: a factor of it alone
 DRAWN = 2**22  # numbers that a step of drawing may make
 
@@ -65,11 +62,7 @@ class Elimination(Engine[TableStatistics, Plan]):
         self.families = self.factors.families
         self.cards, self.scopes = structure.cards, structure.scopes
         by_row = {site: site not in self.factors.rowless for site in self.scopes}
-        cards = dict(reversed(self.cards.items())) if backwards else self.cards
-        orders = [best_order(cards, self.scopes, MOST)]
-        quick = many_at_once(self.cards, self.scopes, max(orders[0].largest, max(self.cards.values()) ** 3))
-        orders += [quick] if quick is not None and quick.total <= WIDER * orders[0].total else []
-        self._schedules = [schedule(o.latents, self.cards, self.scopes, by_row) for o in orders]
+        self._schedules = schedules(self.cards, self.scopes, by_row, backwards)
         self._marginal: Schedule | None = None
 
     def schedule(self, rows: int, along_chains: bool = True) -> Schedule:
@@ -241,6 +234,7 @@ class Elimination(Engine[TableStatistics, Plan]):
             sites,
             views,
             {s: torch.as_tensor(w) for s, w in kept.items()},
+            globals=globals or {},
         )
 
     def _weights(self, plan: Schedule, tables: Tables, rows: slice, per_datum: Tensor) -> Tables:
@@ -256,7 +250,7 @@ class Elimination(Engine[TableStatistics, Plan]):
     def look(self, globals: Values | None = None) -> TableStatistics:
         views, log_prior = self.views(None, globals)
         nothing = self.x.new_zeros(0)
-        return TableStatistics(nothing, nothing, log_prior, {}, views, {})
+        return TableStatistics(nothing, nothing, log_prior, {}, views, {}, globals=globals or {})
 
     def plan(self, globals: Values) -> Plan:
         return mstep.plan(self, globals)
@@ -280,13 +274,13 @@ class Elimination(Engine[TableStatistics, Plan]):
         iterations: int = 10,
     ) -> dict[str, Tensor]:
         with torch.no_grad(), one_thread():
-            mstep.closed(self, plan, stats, floor)
+            globals = globals | mstep.closed(self, plan, stats, floor, globals)
 
         def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
+            return self.expected(stats, parameters, {**globals, **point})
 
-        return climb_numerically(
-            self.program, plan.numeric, globals, supports, objective, count(self.weights, self.N), iterations
+        return globals | climb_numerically(
+            self.program, plan.by_steps(globals), globals, supports, objective, count(self.weights, self.N), iterations
         )
 
     def expected(

@@ -13,6 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from zoo._reading.elimination import best_order, many_at_once
+
+WIDER = 8  # times the numbers of the first order, that another may take
+MOST = 2**62
+
 # of a step: how many come before it, the sizes of its tables, and for each table where its latents stand and whether by row
 _Like = tuple[int, tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
 
@@ -129,3 +134,16 @@ def _goes_on(before: Step, step: Step, factors: int) -> bool:
     if not (square and before.is_product and step.is_product and len(step.latents) == len(before.latents) == 1):
         return False
     return (factors + before.latents[0],) in step.inputs
+
+
+def schedules(
+    cards: Mapping[str, int], scopes: Mapping[str, Sequence[str]], by_row: Mapping[str, bool], backwards: bool = False
+) -> list[Schedule]:
+    """The schedule of least numbers, and where there is one, another of more numbers in fewer steps.
+
+    `backwards`: the first in another order, which begins at the other end of a chain.
+    """
+    orders = [best_order(dict(reversed(list(cards.items()))) if backwards else cards, scopes, MOST)]
+    quick = many_at_once(cards, scopes, max(orders[0].largest, max(cards.values()) ** 3))
+    orders += [quick] if quick is not None and quick.total <= WIDER * orders[0].total else []
+    return [schedule(o.latents, cards, scopes, by_row) for o in orders]

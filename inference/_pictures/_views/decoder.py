@@ -15,12 +15,11 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution
 
-from guides import at
 from inference._families._registry import base_of
 from inference._loadings.affine import columns_of
+from inference._method.summed import drawn_by
 from inference._method.task import Task
 from inference._pictures._views.style import plain
-from inference._sampling.weights import guide_draws
 from zoo._errors import UsageError
 from zoo._program.source import blame
 from zoo._program.structure import Site, Structure
@@ -149,10 +148,9 @@ class Decoder:
             some = torch.as_tensor(rows[start : start + step])
             with torch.random.fork_rng(devices=[]), blame(self.task.program.name):
                 torch.manual_seed(0)
-                q = at(self.task.guide, some)
-                found = guide_draws(self.task.program, self.structure, self.task.x[some], q, GUIDE_DRAWS)
+                found, _ = drawn_by(self.task, self.task.guide, some, GUIDE_DRAWS)
             for site in self.sites:
-                pieces[site.name].append(self.structure.axes.by_datum(found[site.name], site))
+                pieces[site.name].append(found[site.name])
         return {k: torch.cat(v, 1) for k, v in pieces.items()}
 
     def centers(self, rows: np.ndarray) -> Latents | None:

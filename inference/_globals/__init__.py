@@ -1,0 +1,1 @@
+"""Global latents integrated out by draws: their density, proposals that adapt, bridges, annealing, exchangeable labels."""

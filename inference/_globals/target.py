@@ -1,0 +1,181 @@
+"""The density that global latents are weighed by, its points as values of the program, and where each row's latents stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import pyro
+import torch
+from torch import Tensor
+
+from inference._density.local import onto
+from inference._mcmc.posterior import Place, Posterior
+from inference._method.task import Task
+from inference._sampling.weights import unmasked
+from zoo._program.structure import Structure
+from zoo._program.trace import altered, is_local, node_of, per_datum, sample_nodes, whole_shape
+
+IMPROPER = ("ImproperUniform",)
+Values = dict[str, Tensor]
+
+
+def refusal(structure: Structure) -> str | None:
+    """Why the density of all latents cannot be evaluated at many points, or None; half a sentence."""
+    for site in structure.global_latents:
+        if site.discrete:
+            return f"the global latent '{site.name}' is discrete"
+        if site.family in IMPROPER:
+            return f"the prior of '{site.name}' is improper, so that log p(x) has no meaning"
+    if structure.discrete_locals and not structure.by_row:
+        return structure.reason
+    for site in (*structure.global_latents, *structure.continuous_locals):
+        if site.family == "Delta":
+            return f"'{site.name}' is a Delta, which has no density: use its value itself, or pyro.deterministic"
+        if site.completes and not structure.is_exact:
+            return f"'{site.name}' stands for the missing entries of '{site.completes}'"
+        try:
+            onto(site.constraint)
+        except NotImplementedError:
+            return f"the support of '{site.name}' ({site.support}) has no unconstrained coordinates"
+    return None
+
+
+class Target:
+    """log p(x, u; θ) of a task, u [B, d] the global latents and those local ones that are not summed or integrated out."""
+
+    def __init__(self, task: Task, integrate: bool = True) -> None:
+        """`integrate`: whether normal local latents that are exact given the globals are integrated out."""
+        self.task = task.doubled()
+        self.structure, self.program, self.x = self.task.structure, self.task.program, self.task.x
+        self.posterior = Posterior(self.task, integrate and self.structure.linear_gaussian)
+        self.d = self.posterior.d
+        self.generator = torch.Generator().manual_seed(task.seed)
+        self.posterior.check(torch.rand(2, self.d, generator=self.generator, dtype=torch.float64) - 0.5)
+
+    @torch.no_grad()
+    def log_density(self, flat: Tensor) -> Tensor:
+        """[B] nats; −∞ where it is no number."""
+        parts = [self.posterior.log_density(flat[some]).detach() for some in self.posterior.chunks(len(flat))]
+        return settled(torch.cat(parts))
+
+    @cached_property
+    def of_globals(self) -> Tensor:
+        """The coordinates that are global."""
+        return self._places([p for p in self.posterior.places if p.site.scope == "global"])
+
+    @cached_property
+    def of_rows(self) -> Tensor:
+        """The coordinates of each row's own latents [n, L]."""
+        parts = []
+        for place in (p for p in self.posterior.places if p.site.scope == "local"):
+            index = torch.arange(place.part.start, place.part.stop).reshape(place.shape)
+            parts.append(index.movedim(self.row_axis(place), 0).reshape(len(self.x), -1))
+        return torch.cat(parts, 1) if parts else torch.zeros(len(self.x), 0, dtype=torch.long)
+
+    def row_axis(self, place: Place) -> int:
+        """Which axis of a local site's free numbers is the rows', from the right."""
+        transform = onto(place.site.constraint)
+        lost = transform.codomain.event_dim - transform.domain.event_dim
+        return self.structure.axes.row_dim(len(place.site.event_shape) - lost)
+
+    @staticmethod
+    def _places(places: list[Place]) -> Tensor:
+        return torch.cat(
+            [torch.arange(p.part.start, p.part.stop) for p in places] or [torch.zeros(0, dtype=torch.long)]
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- values
+
+    @torch.no_grad()
+    def values(self, flat: Tensor, alone: bool = False) -> tuple[Values, Tensor]:
+        """Site → its values as the program shapes them, [B, …], and the log-determinant of the map to them [B].
+
+        `alone`: that of the global latents.
+        """
+        counted = {p.site.name for p in self.posterior.places if p.site.scope == "global" or not alone}
+
+        def of_one(u: Tensor) -> Values:
+            trace, free = self.posterior.run(u, self._integrated)
+            found = {p.site.name: node_of(trace, p.site.name)["value"] for p in self.posterior.places}
+            return found | {"": u.new_zeros(()) + sum(v.sum() for n, v in free.log_det.items() if n in counted)}
+
+        found = self._each(of_one, flat)
+        return found, found.pop("")
+
+    @torch.no_grad()
+    def flat_of(self, values: Values) -> Tensor:
+        """The points [B, d] that stand for values; not finite where they are outside their supports."""
+        names = list(values)
+
+        def of_one(*given: Tensor) -> Values:
+            layout = {} if self._integrated is None else self.posterior.layout.unflatten(self._integrated)
+            latents = {**self.posterior.tables, **layout, **dict(zip(names, given, strict=True))}
+            trace = self.program.trace(self.x, latents=latents)
+            parts = []
+            for place in self.posterior.places:
+                node = node_of(trace, place.site.name)
+                parts.append(onto(node["fn"].support).inv(node["value"].expand(whole_shape(node["fn"]))).reshape(-1))
+            return {"": torch.cat(parts)}
+
+        found: Tensor = self._each(of_one, *values.values())[""]
+        return found
+
+    @property
+    def _integrated(self) -> Tensor | None:
+        posterior = self.posterior
+        return self.x.new_zeros(posterior.A, len(self.x), posterior.L) if posterior.L else None
+
+    def _each(self, of: Callable[..., Values], *given: Tensor) -> Values:
+        with pyro.validation_enabled(False):
+            chunks = list(self.posterior.chunks(len(given[0])))
+            parts = [self.posterior.each(of, *(g[some] for g in given)) for some in chunks]
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+    def axes(self) -> list[tuple[str, int, int]]:
+        """Every axis of the values that may number labels: site, axis from the right, size; not the rows' own."""
+        found, out = self.values(torch.zeros(1, self.d, dtype=torch.float64))[0], []
+        for place in self.posterior.places:
+            name, shape = place.site.name, found[place.site.name].shape[1:]
+            rows = self.structure.axes.row_dim(len(place.site.event_shape)) if place.site.scope == "local" else None
+            out += [(name, axis, shape[axis]) for axis in range(-len(shape), 0) if axis != rows]
+        return out
+
+    # ----------------------------------------------------------------------------------------------------------- prior
+
+    def log_prior(self, flat: Tensor) -> Tensor:
+        """log p(u) [B] of what the program draws u from, without scales and masks; differentiable."""
+        with pyro.validation_enabled(False):
+            found: tuple[Tensor, ...] = self.posterior.each(lambda u: (self._log_prior(u),), flat)
+        return found[0]
+
+    def _log_prior(self, u: Tensor) -> Tensor:
+        trace, free = self.posterior.run(u, self._integrated)
+        total, local = u.new_zeros(()), u.new_zeros(1, len(self.x))
+        dim, depth = self.structure.data_dim, self.structure.max_plate_nesting
+        mine = {p.site.name for p in self.posterior.places} | set(self.posterior.tables)
+        for node in sample_nodes(trace):
+            if node["name"] not in mine:
+                continue
+            own = altered(node, unmasked(node["fn"]))
+            value, log_det = own["fn"].log_prob(node["value"]), free.log_det.get(node["name"])
+            value = value if log_det is None else value + log_det
+            if is_local(node):
+                value = per_datum(own, value, dim, depth)
+                local = local + value.reshape(-1, value.shape[-1])
+            else:
+                total = total + value.sum()
+        return total + (local.logsumexp(0).sum() if self._has_rows else 0.0)
+
+    @cached_property
+    def _has_rows(self) -> bool:
+        return any(p.site.scope == "local" for p in self.posterior.places)
+
+    def prior(self, draws: int) -> Tensor:
+        """Draws of u from the program [draws, d]."""
+        return self.posterior.prior(draws, self.generator)
+
+
+def settled(log_p: Tensor) -> Tensor:
+    """What is no number is impossible."""
+    return log_p.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
