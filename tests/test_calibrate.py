@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import pytest
 from calibration_programs import counts, levels, more_counts, rows, skewed, spread, states, twins
 from helpers import in_full
-from nuts_programs import two_means
+from nuts_programs import improper, two_means
 from scipy.special import erf
 from typer.testing import CliRunner
 
@@ -187,9 +187,25 @@ def no_rows(x=None, size=None):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def other_when_it_simulates(x=None, size=None):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0 if x is None else 0.5))
+    with rows(x, size):
+        return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
+def scaled(x=None, size=None):
+    with pyro.poutine.scale(scale=0.5):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with rows(x, size):
+        return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
 @pytest.mark.parametrize(
     ("model", "method", "keywords", "said"),
     [
+        (other_when_it_simulates, "nuts", {}, "simulates 'a' from another density than it has on data"),
+        (scaled, "laplace", {}, "weighs its density at 'a'"),
+        (improper, "nuts", {}, "weighs its density at 'flat'"),
         (no_posterior, "em", {}, "posterior of 'a' is its mode alone, and calibration needs draws: take nuts"),
         (no_rows, "em", {}, "returns no rows of x when it is called without data"),
         ("gmm", "em", {}, "'gmm' is built on data"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._calibration.calibration import Calibration
-from benchmarks._calibration.simulation import simulate
+from benchmarks._calibration.simulation import drawn, prepared_task, simulate
 from benchmarks._select.trial import Trial, checksum, name_of
 from benchmarks._suite import bench
 from benchmarks._suite.folder import Results
@@ -132,7 +132,9 @@ def asked(
     values = _theta(prepared, theta, seed)
     content["theta"] = hashlib.sha256(b"".join(v.tobytes() for v in values.values())).hexdigest()[:16]
     program = None if isinstance(found.model, str) else found.target
-    return Trial(content, str(Path.cwd()), dataset=dataset, program=program, theta=values)
+    trial = Trial(content, str(Path.cwd()), dataset=dataset, program=program, theta=values)
+    drawn(prepared_task(trial, dataset.x), np.random.default_rng(seed))  # a program that does not simulate says so now
+    return trial
 
 
 def _check(prepared: Prepared, method: str) -> None:

@@ -23,7 +23,7 @@ from inference._method.task import Task
 from inference._numerics.slices import slices
 from zoo._errors import UsageError
 from zoo._program.source import blame
-from zoo._program.trace import drawn_in_full, node_of
+from zoo._program.trace import drawn_in_full, family_name, is_masked, is_one, node_of, outside_log_prob, sample_nodes
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
@@ -133,6 +133,7 @@ def simulate_jointly(task: Task) -> tuple[np.ndarray, Arrays]:
         raise UsageError(
             f"'{program.name}' simulates numbers that are not finite: its priors are too wide, or it fails."
         )
+    _check_density(task, trace, found)
     latents = {}
     for site in (*structure.global_latents, *(s for s in structure.local_latents if s.completes is None)):
         value = drawn_in_full(node_of(trace, site.name))
@@ -140,6 +141,29 @@ def simulate_jointly(task: Task) -> tuple[np.ndarray, Arrays]:
             value = structure.axes.by_datum(structure.axes.expand(value, site, n, 1), site)[0]
         latents[site.name] = value.numpy()
     return found.masked_fill(task.x.isnan(), torch.nan).numpy(), latents
+
+
+def _check_density(task: Task, trace: Trace, x: Tensor) -> None:
+    """Raise `UsageError` where what was simulated is not drawn from the density that the program has on data."""
+    name, latents = task.program.name, {}
+    for node in sample_nodes(trace):
+        latent = any(s.name == node["name"] and s.role == "latent" for s in task.structure.sites)
+        if family_name(node["fn"]) == "Unit" or not is_one(node["scale"]) or (latent and is_masked(node)):
+            raise UsageError(
+                f"'{name}' weighs its density at '{node['name']}' (a factor, scale or mask), and what it simulates is not "
+                "drawn from that density."
+            )
+        if latent:
+            latents[node["name"]] = node["value"]
+    again = task.program.trace(x, latents=latents)
+    for site in task.structure.sites:
+        if site.completes is None and site.name in trace.nodes:
+            one, other = (float(outside_log_prob(t, [site.name])) for t in (trace, again))
+            if not np.isclose(one, other, rtol=1e-6, atol=1e-6):
+                raise UsageError(
+                    f"'{name}' simulates '{site.name}' from another density than it has on data: log p is {one:.6g} where it "
+                    f"was drawn, and {other:.6g} given those data. Write one program for both."
+                )
 
 
 class _Draws:
