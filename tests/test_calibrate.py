@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 
 from benchmarks._calibration import chances, simulation, uniform
 from benchmarks._calibration.calibrate import calibrate
-from benchmarks._calibration.calibration import LEVEL, Calibration
+from benchmarks._calibration.calibration import Calibration
 from benchmarks._calibration.evidence import EvidenceCalibration, calibrate_models
 from benchmarks._calibration.quantities import LOG_LIKELIHOOD
+from benchmarks._calibration.quantity import LEVEL
 from zoo.__main__ import app
 from zoo._errors import Refusal, UsageError
 
@@ -335,6 +336,7 @@ def test_wrong_evidence_fails_and_how(claim, said):
     assert found.plot() is not None
 
 
+@pytest.mark.full
 def test_the_error_that_is_said_to_be_found_is_found():
     random, found, shift = np.random.default_rng(11), [], 0.0
     for _ in range(25):

@@ -55,7 +55,7 @@ def calibrate(
         ...     p = pyro.sample("p", dist.Beta(2.0, 3.0))
         ...     with pyro.plate("data", size if x is None else len(x)):
         ...         return pyro.sample("x", dist.Binomial(10, p), obs=x)
-        >>> calibrate(coins, "em", simulations=20, rows=5, jobs=1).verdict
+        >>> calibrate(coins, "em", simulations=3, rows=5, jobs=1).verdict
         'too few simulations'
 
     Each simulation draws the latents from their priors and data from the program, fits the data, and ranks the true values

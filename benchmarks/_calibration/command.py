@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks._calibration.calibrate import calibrate
-from benchmarks._calibration.calibration import INTERVALS, Calibration
+from benchmarks._calibration.calibration import Calibration
 from benchmarks._calibration.evidence import EvidenceCalibration, calibrate_models
+from benchmarks._calibration.quantity import INTERVALS
 from benchmarks._suite.folder import RESULTS
 from zoo import _show
 from zoo._command import print_json

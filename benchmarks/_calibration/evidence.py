@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from benchmarks._calibration import chances, picture, uniform
 from benchmarks._calibration.calibrate import ROWS, SIMULATIONS, asked, batches, carried_out, checked_counts
-from benchmarks._calibration.calibration import LEVEL, MOST_LOST, Document
+from benchmarks._calibration.calibration import MOST_LOST, Document
+from benchmarks._calibration.quantity import LEVEL
 from benchmarks._calibration.simulation import STREAM, Lost, drawn, fitted, prepared_task
 from benchmarks._select.trial import Trial
 from benchmarks._suite.folder import Results, put
@@ -61,6 +62,17 @@ def calibrate_models(
 ) -> EvidenceCalibration:
     """Draw one of the models, and data from it, so many times: are the probabilities that the method's evidence gives to the
     models how often they are the true one?
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from latent_zoo import calibrate_models
+        >>> def coins(heads):
+        ...     def model(x=None, size=None):
+        ...         p = pyro.sample("p", dist.Beta(heads, 2.0))
+        ...         with pyro.plate("data", size if x is None else len(x)):
+        ...             return pyro.sample("x", dist.Binomial(10, p), obs=x)
+        ...     return model
+        >>> calibrate_models([coins(1.0), coins(4.0)], "em", simulations=3, rows=1, jobs=1).verdict
+        'too few simulations'
 
     The keywords are those of `calibrate`; an option goes to those models that have it.
     """

@@ -12,8 +12,8 @@ from benchmarks._calibration import uniform
 from inference._pictures._views.style import FAINT, OKABE_ITO, QUIET, new_figure, plain, styled
 
 if TYPE_CHECKING:
-    from benchmarks._calibration.calibration import Quantity
     from benchmarks._calibration.chances import Curve
+    from benchmarks._calibration.quantity import Quantity
 
 MOST_SHOWN, ACROSS = 16, 4  # panels
 
