@@ -153,6 +153,7 @@ def test_coverage_counts_central_intervals():
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_calibration_resumes_and_grows(here):
     first = calibrate(counts, "em", simulations=5, rows=4, jobs=1, out="found")
     times = {p.name: p.stat().st_mtime_ns for p in Path("found/cells").iterdir()}
