@@ -70,6 +70,7 @@ START_FAST = {
     COMPOSITION_ROOT,
     "latent_zoo.py",
     "inference/__init__.py",
+    f"{COMMANDS}calibrate.py",
     f"{COMMANDS}check.py",
     f"{COMMANDS}loadings.py",
     f"{COMMANDS}rows.py",

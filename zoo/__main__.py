@@ -13,6 +13,7 @@ import typer
 
 from zoo import _command, _options, _registry
 from zoo._command import Json, PlotCommand, Seed, no_clash, plainly, preparing, print_json, selecting, show_version
+from zoo._commands import calibrate as _calibrate
 from zoo._commands import check as _check
 from zoo._commands import loadings as _loadings
 from zoo._commands import rows as _rows
@@ -399,6 +400,9 @@ def select(
     from benchmarks._select import command
 
     command.main(model, data, _options.parse(settings or []), out=out, json=json, seed=seed, **selection, **preparation)
+
+
+_calibrate.add(app)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from zoo import _options, _show
 from zoo._errors import NotWritten, UsageError
 
 WAIT = 0.5  # seconds between two looks at cells that another process is doing
+PATIENCE = 5.0  # seconds of cells done in this process before others are started
 PROBLEMS = ("failed", "timeout", "missing")
 
 
@@ -79,6 +80,16 @@ def finish(
         jobs = min(jobs or joblib.cpu_count(), len(todo))
         with _backend(backend, jobs) as parallel:
             _carry_out([(todo, "failed")], results, parallel, jobs, quiet)
+
+
+def finish_patiently(cells: Sequence[Cell], results: Results, jobs: int | None, quiet: bool) -> None:
+    """`finish` in this process, and where that takes long and `jobs` allows, in others."""
+    began, left = time.monotonic(), [c for c in cells if not results.done(c, "failed")]
+    while left and jobs is None and time.monotonic() - began < PATIENCE:
+        finish(left[:1], results, 1, "sequential", quiet=True)
+        left = left[1:]
+    if left:
+        finish(left, results, jobs, "sequential" if jobs == 1 else "loky", quiet)
 
 
 def _carry_out(
