@@ -71,6 +71,7 @@ START_FAST = {
     "latent_zoo.py",
     "inference/__init__.py",
     f"{COMMANDS}check.py",
+    f"{COMMANDS}gap.py",
     f"{COMMANDS}loadings.py",
     f"{COMMANDS}rows.py",
 }  # may import the project itself late
@@ -95,7 +96,7 @@ FLOORS = (
     ("inference/_answers/",),
     ("inference/_run/",),
     ("inference/_new_rows/", "inference/_pictures/", "inference/_estimator/"),
-    ("inference/_compare/",),
+    ("inference/_compare/", "inference/_gap/"),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, COMMANDS, "latent_zoo.py"),
 )
