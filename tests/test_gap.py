@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import in_full
 from scipy import integrate, optimize, stats
 from typer.testing import CliRunner
 
@@ -21,10 +23,11 @@ from zoo._errors import Refusal
 RNG = np.random.default_rng(0)
 LOADINGS = np.array([[1.0, 0.5, -1.0, 0.3], [0.6, 1.0, 0.5, -0.5]])
 X = RNG.normal(size=(40, 2)) @ LOADINGS + 0.6 * RNG.normal(size=(40, 4))
+GLOBAL = {"optimizer": "adam", "method": "svi", "epochs": 1}
 FEW = {"method": "svi", "epochs": 15, "hidden": (4,)}
 
 
-@pytest.fixture(scope="module", params=["diagonal", "full"])
+@pytest.fixture(scope="module", params=["diagonal", *in_full("full")])
 def linear(request):
     return run("factor_analysis", X, latents=2, guide_covariance=request.param, **FEW)
 
@@ -63,26 +66,23 @@ def test_at_the_optimum_of_a_linear_encoder_nothing_is_amortized():
     W, noise = found.parameters["loadings"], found.parameters["noise"]
     pull = torch.as_tensor(np.linalg.solve(P, W.T) / noise**2)
 
-    class Linear(pyro.nn.PyroModule):
+    class Linear(torch.nn.Module):
         def forward(self, x=None, size=None):
             with pyro.plate("data", len(x)):
                 loc = (x - torch.as_tensor(found.parameters["mean"])) @ pull.mT
                 pyro.sample("z", dist.Normal(loc, torch.as_tensor(np.diag(P) ** -0.5)).to_event(1))
 
-    found.task.guide = Linear()
     found = gap(_with_guide(found, Linear()))
     assert found.amortization.per_datum == pytest.approx(0.0, abs=1e-6)
     assert found.family.value == pytest.approx(20 * (np.log(np.diag(P)).sum() - np.linalg.slogdet(P)[1]), abs=1e-5)
 
 
 def _with_guide(found, guide):
-    from dataclasses import replace
-
     return replace(found, fit=replace(found.fit, guide=guide))
 
 
 def test_a_mean_field_guide_has_no_amortization_and_says_so():
-    found = gap(run("ppca", X[:10], latents=2, guide="mean_field", **FEW))
+    found = gap(run("ppca", X[:10], latents=2, guide="mean_field", method="svi", epochs=3))
     assert found.by_row and found.lost == "optimization gap"
 
 
@@ -95,7 +95,7 @@ def curve(x=None, size=None):
 
 def best_normal(x):
     """The best ELBO of a normal q by SciPy, its expectation by Gauss–Hermite; and log p(x) by quadrature."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
 
     def joint(z):
@@ -107,14 +107,14 @@ def best_normal(x):
 
     starts = [(m, s) for m in (-1.5, 0.0, 1.5) for s in (-1.0, 0.0)]
     value = max(
-        -optimize.minimize(lack, s, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).fun for s in starts
+        -optimize.minimize(lack, s, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-6}).fun for s in starts
     )
     return value, np.log(integrate.quad(lambda z: np.exp(joint(z)), -8, 8, epsabs=1e-12)[0])
 
 
 def test_a_program_that_is_not_exact_against_quadrature():
-    z = np.random.default_rng(2).normal(size=12)
-    x = np.stack([z**2, 0.5 * z], 1) + 0.5 * np.random.default_rng(3).normal(size=(12, 2))
+    z = np.random.default_rng(2).normal(size=8)
+    x = np.stack([z**2, 0.5 * z], 1) + 0.5 * np.random.default_rng(3).normal(size=(8, 2))
     found = gap(run(curve, x, **FEW))
     best, log_p = np.array([best_normal(row) for row in x]).T
     reached = found.log_p.per_datum - found.family.per_datum
@@ -124,14 +124,15 @@ def test_a_program_that_is_not_exact_against_quadrature():
         best < reached + found.left.per_datum + 4 * found.left.se_per_datum + 4 * se
     ).all()  # what is left reaches it
     assert found.log_p.value == pytest.approx(log_p.sum(), abs=4 * found.log_p.se + 1e-3)
-    assert np.abs(best - reached).max() < 0.05
+    assert (np.abs(best - reached) < 0.02 + 4 * se).all()
     difference, se = found.check
     assert abs(difference) < 4 * se
 
 
+@pytest.mark.full
 def test_discrete_latents_are_summed_out():
-    found = gap(run("gmm", "faithful", rows=60, components=3, **FEW))
-    assert found.family.per_datum == pytest.approx(0.0, abs=1e-5)  # a categorical q has every posterior
+    found = gap(run("gmm", "faithful", rows=30, components=3, **FEW))
+    assert found.family.per_datum == pytest.approx(0.0, abs=5e-4)  # a categorical q has every posterior
     assert found.kl.kind == found.amortization.kind == "exact"
 
 
@@ -139,7 +140,7 @@ def test_discrete_latents_are_summed_out():
     ("asked", "said"),
     [
         ({"model": "gmm", "data": "faithful", "method": "em"}, "has none"),
-        ({"model": "gmm", "data": "faithful", "rows": 40, "priors": "true", **FEW}, "global latents"),
+        *in_full(({"model": "gmm", "data": "faithful", "rows": 40, "priors": "true", **GLOBAL}, "global latents")),
     ],
 )
 def test_what_has_no_such_parts_is_refused(asked, said):

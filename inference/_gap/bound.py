@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import torch
 from torch import Tensor
 
 import guides
-from inference._gap.own import Own
+from inference._gap.own import Own, centred
 from inference._gap.search import Climbed, climb
 from inference._method.task import Task
 from inference._training import elbo
 from inference._training.fixed_draws import FixedDraws, Noise
+from zoo._program.trace import nodes_of
 
-TOL = 1e-6  # nats a row, at which a climb has ended
-SPREADS = (0.0, 1.0, 2.0)  # of the starts about the guide's own q, in its standard deviations
+TOL, EXACT_TOL = 1e-5, 1e-9  # nats a row, at which a climb has ended: of a bound with noise, and without
+FAR = 2.0  # of a start from the guide's own q, in its standard deviations
+PRIORS = 2  # starts at draws from the prior
 EVALUATIONS = 400  # of a climb, at most
 LEAST, MOST = 256, 1024  # draws on which a climb is made,
 PER_NUMBER = 8  # and for each of the numbers that are sought
@@ -43,6 +46,10 @@ class RowBounds(FixedDraws):
 
     def _summed(self) -> Tensor:
         return elbo.summed(self.task, self.own, self.tables, slice(None), self.task.x)[0].sum(0)
+
+    def _check(self) -> None:
+        if self.shapes:
+            super()._check()
 
     def _affine(self) -> bool:
         """Whether the draw of all sites together is affine in the noise: q of no site depends on another's draw."""
@@ -114,9 +121,29 @@ class RowBounds(FixedDraws):
     def best(self, noise: Noise, generator: torch.Generator) -> Climbed:
         """The best q that climbs from several starts reach, on these draws."""
         found: Climbed | None = None
-        for spread in SPREADS:
-            away = torch.randn(len(self.task.x), self.own.size, generator=generator, dtype=torch.float64) * spread
-            climbed = climb(lambda v: self.slopes(v, noise), away.to(self.task.x.dtype), TOL, EVALUATIONS)
+        for start in self._starts(generator):
+            climbed = climb(lambda v: self.slopes(v, noise), start, EXACT_TOL if self.exact else TOL, EVALUATIONS)
             found = climbed if found is None else found.better(climbed)
         assert found is not None
         return found
+
+    @torch.no_grad()
+    def _starts(self, generator: torch.Generator) -> list[Tensor]:
+        """Numbers [n, P] to begin at: the guide's own q; far from it; its normals mirrored at 0; at draws from the prior."""
+        own = torch.zeros(len(self.task.x), self.own.size, dtype=self.task.x.dtype)
+        away = torch.randn(own.shape, generator=generator, dtype=torch.float64).to(own.dtype)
+        out = [own, FAR * away]
+        self.own.numbers = own
+        with self.task.program.settings(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            q = nodes_of(pyro.poutine.trace(self.own).get_trace(self.task.x))
+            priors = [nodes_of(self.task.program.trace(self.task.x)) for _ in range(PRIORS)]
+        for place in [None, *priors]:
+            numbers = own.clone()
+            for name, part in self.own.parts.items():
+                site = None if place is None else place[name]["value"]
+                centre = centred(q[name]["fn"], site)
+                if centre is not None:
+                    numbers[:, part.start : part.start + centre.shape[1]] = centre
+            out.append(numbers)
+        return out

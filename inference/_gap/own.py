@@ -113,6 +113,21 @@ def _moved(fn: dist.TorchDistribution, take: Take) -> dist.TorchDistribution:
     raise NotImplementedError(f"a {type(fn).__name__}")
 
 
+def centred(fn: dist.TorchDistribution, value: Tensor | None) -> Tensor | None:
+    """The first numbers [n, L] of a normal q [n] that move its centre to a value, or to its mirror image at 0 where None."""
+    while isinstance(fn, TransformedDistribution | dist.Independent):
+        if isinstance(fn, TransformedDistribution) and value is not None:
+            for transform in reversed(fn.transforms):
+                value = transform.inv(value)
+        fn = fn.base_dist
+    if not isinstance(fn, dist.Normal | dist.MultivariateNormal):
+        return None
+    away = (-fn.loc if value is None else value.reshape(fn.loc.shape)) - fn.loc
+    if isinstance(fn, dist.MultivariateNormal):
+        return torch.linalg.solve_triangular(fn.scale_tril, away.unsqueeze(-1), upper=False).flatten(1)
+    return (away / fn.scale).reshape(len(away), -1)
+
+
 def _name(fn: dist.TorchDistribution) -> str:
     """What a site is drawn from, in words."""
     while isinstance(fn, TransformedDistribution | dist.Independent):
