@@ -14,8 +14,8 @@ from inference._pictures._views.style import INK, OKABE_ITO, plain, styled, tall
 Pair = tuple[np.ndarray, np.ndarray]
 Drawn = tuple[Pair, np.ndarray, Document]  # axes, log p on their grid, the answers
 KINDS = (
-    ("kl_q_p", "KL(q‖p): inside one part of p", OKABE_ITO[1]),
-    ("kl_p_q", "KL(p‖q): over all of p", OKABE_ITO[0]),
+    ("kl_q_p", "smallest KL(q‖p)", OKABE_ITO[1]),
+    ("kl_p_q", "smallest KL(p‖q)", OKABE_ITO[0]),
     ("laplace", "Laplace: at each mode", OKABE_ITO[2]),
 )
 SHADES = LinearSegmentedColormap.from_list("density", ["#FFFFFF", "#B8B8B8", "#6E6E6E"])
@@ -32,12 +32,10 @@ def draw(path: Path, targets: list[Drawn]) -> None:
     for line, (axes_of, values, found) in zip(grid, targets, strict=True):
         for axes, (kind, said, color) in zip(line, KINDS, strict=True):
             _panel(styled(axes), axes_of, values, found[kind], said, color)
-    figure.savefig(path, dpi=150, facecolor="white")
+    figure.savefig(path, dpi=110, facecolor="white")
 
 
-def _panel(
-    axes: Axes, of: tuple[np.ndarray, np.ndarray], values: np.ndarray, found: list[Document], said: str, color: str
-) -> None:
+def _panel(axes: Axes, of: Pair, values: np.ndarray, found: list[Document], said: str, color: str) -> None:
     density = np.exp(values - values.max())
     axes.contourf(*of, density, levels=np.linspace(0.01, 1.0, 24), cmap=SHADES)
     axes.contour(
@@ -53,11 +51,6 @@ def _panel(
         style = ("-", "--", ":")[i % 3]
         for width in (1.0, 2.0):
             axes.plot(*_ellipse(answer, width), color=color, linewidth=2.4 - 0.8 * width, linestyle=style)
-                *_ellipse(answer, width),
-                color=color,
-                linewidth=2.0 if width == 1 else 1.2,
-                linestyle=("-", "--", ":")[i % 3],
-            )
         axes.plot(*answer["mean"], marker="+", color=color, markersize=7)
     nats = ", ".join(f"{a['nats']:.2f}" for a in found[:4] if "nats" in a)
     count = f"{len(found)} optima: " if len(found) > 1 and nats else ""
