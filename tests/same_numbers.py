@@ -204,7 +204,7 @@ REQUESTS: dict[str, list[str]] = {
         "run programs.py:stoppable --resume fit",
     ],
     # what is no fit
-    "refused": ["run gmm --data faithful --set priors=true --method importance", "run gmm --data nothing.csv"],
+    "refused": ["run gmm --data faithful --set priors=true --method gibbs", "run gmm --data nothing.csv"],
     "describe": [
         "describe gmm --data faithful --set components=3",
         "describe programs.py:causes --data holes.csv --limit 7",

@@ -20,10 +20,10 @@ from torch import Tensor
 from inference._sampling import particles
 from inference._sampling.particles import FILTERS, share, systematic, uneven
 from inference._sampling.weights import Draws, draws_plate, log_joint, unmasked
-from zoo._program.describe import some
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import Node, altered, is_deterministic, is_local, is_plain, log_prob, per_datum
+from zoo._reading.listing import some
 
 __all__ = ["FILTERS", "draw", "refusal", "share"]
 
