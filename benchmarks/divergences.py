@@ -29,8 +29,8 @@ RESULTS = Path(__file__).parent / "results"
 CORRELATION = 0.9
 APART = 2.5  # of each mode from the middle
 STEP, REACH = 0.1, 7.0  # of the points for expectations under q, in its standard deviations
-GRID = 201
-WIDTH = 5.0  # standard deviations of p that the grid reaches
+GRID = 241
+WIDTH = 6.0  # standard deviations of p that the grid reaches
 SAME = 1e-3  # between two answers
 FLAT = 1e-4  # a gradient of an answer
 Density = Callable[[Tensor], Tensor]  # [..., 2] → log p up to a constant
@@ -259,7 +259,7 @@ def of_program(model: str, data: str, row: int) -> Target:
     target = Target(f"{prepared.name}, row {row}", log_density, middle, reach, [])
     target.starts = _dispersed(*target.moments())
     if target.edge() > 1e-3:
-        raise Refusal("the posterior has mass beyond 5 standard deviations of its prior: rescale the latents")
+        raise Refusal("the posterior has mass beyond 6 standard deviations of its prior: rescale the latents")
     return target
 
 
