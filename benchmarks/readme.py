@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from benchmarks import completions, digits, missing_pixels, mnist_dlg, soundness
+from benchmarks import compare, completions, digits, missing_pixels, mnist_dlg, soundness
 from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.documents import Evidence, KHat, Machine, Options
@@ -27,9 +27,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FAITHFUL: tuple[tuple[str, Options], ...] = (
     ("em", {}),
-    ("laplace", {}),
-    ("svi", {}),
-    ("importance", {}),
     ("em", {"covariance": "tied"}),
     ("em", {"covariance": "diagonal"}),
     ("laplace", {"priors": True}),
@@ -50,6 +47,8 @@ class Source(NamedTuple):
 
 
 TABLES = {
+    "compare": Source("compare.json", compare.table),
+    "recommended": Source("compare.json", compare.recommended),
     "methods": Source("methods.json", markdown.methods),
     "missing": Source("missing.json", markdown.missing),
     "scaling": Source("scaling.json", markdown.scaling),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inference._density.local import onto
+from inference._globals import modes
 from inference._globals.bridge import Bridge, bridge
 from inference._globals.labels import Labels
 from inference._globals.result import arrays, gaussian_of, points_of
@@ -202,7 +203,9 @@ class _Found:
         theta = {n: v.detach().cpu().numpy() for n, v in self.task.program.values().items()}
         deviations = {n: values[n].std(0, ddof=1) for n in values if n in globals}
         points = points_of(self.posterior, values, {n: v.mean(0) for n, v in values.items()})
-        bridged = self._bridge(told.converged)
+        against = self._against(flat) if told.converged else []
+        converged = told.converged and not against
+        bridged = self._bridge(converged)
         return Fit(
             parameters={**theta, **{n: v for n, v in points.items() if n in globals}},
             claimed=bridged.evidence,
@@ -212,11 +215,25 @@ class _Found:
             probabilities=arrays(given.probabilities),
             standard_errors=deviations,
             chains=self._of_chains(kept),
-            converged=told.converged,
-            warnings=told.warnings(bool(self.posterior.L)),
+            converged=converged,
+            warnings=told.warnings(bool(self.posterior.L)) + against,
             notes=notes | told.notes() | self._notes(given) | bridged.notes() | self.labels.notes(),
             global_gaussian=gaussian_of(self.task, self.posterior, flat, globals),
         )
+
+    def _against(self, flat: Tensor) -> list[str]:
+        """What speaks against draws flat [S, d] of chains that agree with each other."""
+        if not self.task.structure.global_latents or self.task.structure.improper:
+            return []
+        if (edge := self.target.at_an_edge(flat, torch.full((len(flat),), 1 / len(flat)))) is not None:
+            return [edge + "."]
+        share = modes.missed(self.target, self.labels, flat, torch.from_numpy(self.drawn.log_p.reshape(-1)))
+        if share < modes.SHARE:
+            return []
+        return [
+            f"the chains agree, and have missed a mode: climbs from far apart end where about {share:.0%} of the posterior is, "
+            "by Laplace's approximation, and no chain has been there. Take importance, which weighs all modes, or more chains."
+        ]
 
     def _bridge(self, converged: bool) -> Bridge:
         """log p(x) with the global latents integrated out, where the draws can be trusted and there are any."""

@@ -106,3 +106,12 @@ def test_the_command(tmp_path):
     assert document["recommendation"]["method"] == "em" and "k-hat" in document["good_enough"]
     assert json.loads((tmp_path / "c" / "compare.json").read_text()) == document
     assert (tmp_path / "c" / "compare.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.full
+def test_the_benchmark_in_small(capsys):
+    from benchmarks import compare as bench
+
+    document = bench.main(quick=True)
+    assert [r["method"] for r in document["comparisons"][0]["runs"]] == ["em", "laplace", "svi", "importance"]
+    assert "| `gmm` | two Gaussians, Old Faithful | `em` | exact" in capsys.readouterr().out

@@ -11,27 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from inference._globals import rows, student
+from inference._globals import modes, rows, student, walked
 from inference._globals.labels import POINTS, Labels
 from inference._globals.student import Mixture
 from inference._globals.target import Target
 from inference._method.estimates import Estimates
-from inference._numerics import peak
 from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT
 
 ROUNDS = 12
 ROUND = 1000  # draws of one
-STARTS = 4  # of climbs to a mode
-PRIOR = 64  # draws from the prior that the first mixture has a component for
 DEFENSIVE = 0.05  # the share of draws that are as wide as the prior, so that a far mode is seen
 ENOUGH = 0.2  # effective draws, as a share of all, at which no round more is needed
-SAME = 0.01  # coordinates within which two climbs ended at one mode
-MOST_HESSIAN = 400  # coordinates
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,7 @@ class Weighed:
     rounds: int
     modes: int
     jointly: bool  # whether each row's latents are among what the mixture draws
+    beyond: float  # the share of walks from the draws that end where weights are larger than any
 
     @property
     def told(self) -> Estimates:
@@ -64,21 +59,25 @@ class Adaptive:
 
     def _first(self, starts: Tensor, drawn: Tensor | None) -> tuple[Mixture, int]:
         centers, covariances = [], []
-        found = _modes(self.target, starts) if drawn is None else [student.moments(self.labels.alike(drawn))]
+        prior = modes.prior(self.target)
+        found = [student.moments(self.labels.alike(drawn))] if drawn is not None else []
+        for mode in modes.search(self.target, self.labels, prior, starts) if drawn is None else []:
+            found.append((mode.flat, mode.covariance))
         for mean, covariance in found:
             centers.append(mean[self.places])
             covariances.append(covariance[self.places][:, self.places])
-        modes = len(centers)
-        mean, covariance = student.moments(_prior(self.target)[:, self.places])
+        mean, covariance = student.moments(prior[:, self.places])
         self.prior = Mixture.of(mean.unsqueeze(0), covariance.unsqueeze(0))
-        return Mixture.of(torch.stack([*centers, mean]), torch.stack([*covariances, covariance])), modes
+        return Mixture.of(torch.stack([*centers, mean]), torch.stack([*covariances, covariance])), len(found)
 
     def run(self, samples: int, step: Callable[..., object]) -> Weighed:
         """`samples` fresh draws after as many rounds as are needed."""
         rounds = self._adapt(step)
         flat, log_p, log_q = self._draw(self.mixture, samples)
         step()
-        return Weighed(flat, log_p - log_q, self.labels, rounds, self.modes, self.rows is None)
+        log_weights = log_p - log_q
+        beyond = walked.beyond(self.target, flat, log_weights, self._weigh) if bool(log_p.isfinite().any()) else 0.0
+        return Weighed(flat, log_weights, self.labels, rounds, self.modes, self.rows is None, beyond)
 
     def _adapt(self, step: Callable[..., object]) -> int:
         kept: list[tuple[Mixture, Tensor, Tensor]] = []
@@ -110,12 +109,19 @@ class Adaptive:
 
     def _draw(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points [S, d], their log-densities, those of the proposal."""
-        own = mixture.draw(count, self.target.generator)
+        return self._at(mixture, mixture.draw(count, self.target.generator))
+
+    def _at(self, mixture: Mixture, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.rows is None:
             return own, self.target.log_density(own), self.labels.spread(mixture.log_prob, own)
         log_p, flat = self.rows.weigh(own)
         log_q = self.labels.spread(lambda u: mixture.log_prob(u[:, self.places]), flat, alone=True)
         return flat, log_p, log_q
+
+    def _weigh(self, flat: Tensor) -> Tensor:
+        """Log-weights of points [S, d] by the last mixture."""
+        _, log_p, log_q = self._at(self.mixture, flat[:, self.places])
+        return log_p - log_q
 
 
 def _tempered(log_weights: Tensor, least: float) -> Tensor:
@@ -128,45 +134,6 @@ def _tempered(log_weights: Tensor, least: float) -> Tensor:
             break
         power *= 0.8
     return share
-
-
-def _prior(target: Target) -> Tensor:
-    """Draws from the program; around zero where it cannot be drawn from."""
-    try:
-        found = target.prior(PRIOR)
-    except (NotImplementedError, RuntimeError, ValueError):
-        found = torch.zeros(0, target.d, dtype=torch.float64)
-    if len(found) and bool(found.isfinite().all()):
-        return found
-    return torch.randn(PRIOR, target.d, generator=target.generator, dtype=torch.float64)
-
-
-def _modes(target: Target, starts: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each mode that climbs from the starts end at, with the inverse Hessian there."""
-    found: list[tuple[Tensor, Tensor]] = []
-    if target.d > MOST_HESSIAN:
-        return []
-
-    def density(u: Tensor) -> Tensor:
-        return target.posterior.log_density(u.unsqueeze(0))[0]
-
-    for start in starts[:STARTS]:
-        try:
-            top = peak.climb(density, start, 200, 1e-6, lambda **_: None)
-        except (ArithmeticError, RuntimeError, ValueError):
-            continue  # no finite density on the way: the other starts, and the prior, serve
-        if not np.isfinite(top.value) or not bool(top.hessian.isfinite().all()):
-            continue
-        if any(torch.allclose(top.flat, mode, atol=SAME) for mode, _ in found):
-            continue
-        found.append((top.flat, _inverse(top.hessian)))
-    return found
-
-
-def _inverse(hessian: Tensor) -> Tensor:
-    """Of a Hessian whose eigenvalues are made positive, with a variance of 100 at most."""
-    values, vectors = torch.linalg.eigh(hessian)
-    return (vectors / values.abs().clamp(min=0.01)) @ vectors.mT
 
 
 def mislabelled(weighed: Weighed) -> bool:

@@ -57,7 +57,8 @@ def fit(task: Task, proposal: str, samples: int) -> Fit:
     }
     if not found.jointly:
         notes["rows"] = "each row's latents by a Gaussian at its mode given each draw of the globals"
-    return fit_of(task, target, found.flat, found.log_weights, found.labels, found.told, REMEDY, notes)
+    weighed = found.flat, found.log_weights, found.labels, found.told
+    return fit_of(task, target, *weighed, REMEDY, notes, beyond=found.beyond)
 
 
 @torch.no_grad()

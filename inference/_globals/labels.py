@@ -84,6 +84,14 @@ class Labels:
                 out = group.relabelled(out, order)
             yield out
 
+    def images(self, flat: Tensor) -> Tensor:
+        """One point [d] in every labelling [G, d]; as it is, where they are too many to count."""
+        if self.count == 1 or not self.counted:
+            return flat.unsqueeze(0)
+        values, _ = self.target.values(flat.unsqueeze(0))
+        each = list(self.all(values))
+        return self.target.flat_of({n: torch.cat([v[n] for v in each]) for n in values})
+
     def hold(self, flat: Tensor) -> bool:
         """Whether the density stays as it is at the points flat [B, d] too."""
         return all(_invariant(self.target, flat, group) for group in self.groups)

@@ -18,6 +18,7 @@ from inference._method.fit import Arrays, Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates
 from inference._numerics.psis import smoothed
+from zoo._errors import Refusal
 
 
 def fit_of(
@@ -30,12 +31,16 @@ def fit_of(
     remedy: str,
     notes: Mapping[str, object],
     every_label: bool = False,
+    beyond: float = 0.0,
 ) -> Fit:
     """`flat` [S, d]: draws with log-weights [S]; `told`: what these say of log p(x).
 
     `remedy`: what to do where that is not much. `every_label`: whether the draws come from all labellings by themselves.
+    `beyond`: the share of walks from the draws that end where weights are larger than any (`walked`).
     """
     share = smoothed(log_weights.numpy())
+    if (reason := target.at_an_edge(flat, torch.from_numpy(share))) is not None:
+        raise Refusal(reason)
     flat = labels.alike(flat, torch.from_numpy(share))
     values = {n: v.numpy() for n, v in target.posterior.values(flat).items()}
     means = {n: np.einsum("s,s...->...", share, v) for n, v in values.items()}
@@ -46,7 +51,7 @@ def fit_of(
     globals = {s.name for s in task.structure.global_latents}
     theta = {n: v.detach().cpu().numpy() for n, v in task.program.values().items()}
     points = points_of(target.posterior, values, means)
-    evidence, warnings = claim(told, labels, remedy, every_label)
+    evidence, warnings = claim(told, labels, remedy, every_label, beyond)
     return Fit(
         parameters={**theta, **{n: v for n, v in points.items() if n in globals}},
         claimed=evidence,
@@ -68,7 +73,7 @@ def said(told: Estimates) -> dict[str, object]:
     return {"khat": khat if np.isfinite(khat) else None, "effective_draws": float(told.ess[0])}
 
 
-def claim(told: Estimates, labels: Labels, remedy: str, every_label: bool) -> tuple[Evidence, list[str]]:
+def claim(told: Estimates, labels: Labels, remedy: str, every_label: bool, beyond: float) -> tuple[Evidence, list[str]]:
     """The evidence of weights that belong to all rows together, and what speaks against it."""
     found, warnings = told.evidence(), []
     if bool(told.doubtful[0]):
@@ -77,6 +82,12 @@ def claim(told: Estimates, labels: Labels, remedy: str, every_label: bool) -> tu
             f"{float(told.khat[0]):.2f}, {float(told.ess[0]):.0f} effective draws). {remedy}"
         )
     evidence = Evidence(found.value, found.se, found.kind)
+    if beyond and not warnings:
+        evidence = Evidence(float(told.log_mean[0]), found.se, "lower bound")
+        warnings.append(
+            f"the evidence claimed is a lower bound, not an estimate: {beyond:.0%} of short walks from the draws end where "
+            f"weights are larger than any draw's. A part of the posterior is missing, as the neck of a funnel is. {remedy}"
+        )
     if not (labels.counted or every_label):
         evidence = Evidence(float(told.log_mean[0]), found.se, "lower bound")
         warnings.append(

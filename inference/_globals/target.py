@@ -8,15 +8,19 @@ from functools import cached_property
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions.transforms import identity_transform
 
 from inference._density.local import onto
 from inference._mcmc.posterior import Place, Posterior
+from inference._mcmc.recorded import Gradient
 from inference._method.task import Task
 from inference._sampling.weights import unmasked
 from zoo._program.structure import Structure
 from zoo._program.trace import altered, is_local, node_of, per_datum, sample_nodes, whole_shape
 
 IMPROPER = ("ImproperUniform",)
+EDGE = 100.0  # of a free coordinate of a support that has an edge: values of 1e-43 or 1e43
+AT_THE_EDGE = 0.01  # of the posterior
 Values = dict[str, Tensor]
 
 
@@ -50,6 +54,7 @@ class Target:
         self.structure, self.program, self.x = self.task.structure, self.task.program, self.task.x
         self.posterior = Posterior(self.task, integrate and self.structure.linear_gaussian)
         self.d = self.posterior.d
+        self._gradients: dict[int, Gradient] = {}
         self.generator = torch.Generator().manual_seed(task.seed)
         self.posterior.check(torch.rand(2, self.d, generator=self.generator, dtype=torch.float64) - 0.5)
 
@@ -84,6 +89,27 @@ class Target:
         return torch.cat(
             [torch.arange(p.part.start, p.part.stop) for p in places] or [torch.zeros(0, dtype=torch.long)]
         )
+
+    def gradient(self, like: Tensor) -> Gradient:
+        """The density and its gradient at as many points as in `like` [B, d]; kept, since recording it takes a while."""
+        if len(like) not in self._gradients:
+            self._gradients[len(like)] = Gradient(self.posterior.log_density, like)
+        found = self._gradients[len(like)]
+        found.keep_if_right(like)
+        return found
+
+    def at_an_edge(self, flat: Tensor, share: Tensor) -> str | None:
+        """Which site has draws flat [S, d], with weights [S] that sum to 1, so near an edge that its posterior is improper."""
+        for place in self.posterior.places:
+            if onto(place.site.constraint) is identity_transform:
+                continue
+            far = (flat[:, place.part].abs() > EDGE).any(1)
+            if float(share[far].sum()) > AT_THE_EDGE:
+                return (
+                    f"the posterior seems improper: '{place.site.name}' runs to the edge of its support as far as numbers go. "
+                    "Give it a prior that keeps it off the edge, or check the data for values that all are equal"
+                )
+        return None
 
     # ---------------------------------------------------------------------------------------------------------- values
 

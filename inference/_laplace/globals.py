@@ -31,6 +31,7 @@ from zoo._errors import Refusal
 
 MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
+LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 
@@ -135,7 +136,7 @@ def _weigh(search: Search, peak: Peak, q: GlobalGaussian, out: _Outer) -> None:
     found = search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u)) - normal.log_prob(u)
     khat, ess = (float(v[0]) for v in psis(found.nan_to_num(-torch.inf).unsqueeze(1).double().numpy()))
     out.notes["khat_of_globals"] = khat
-    if not khat <= LIMIT:
+    if not khat <= LIMIT or ess < LEAST_EFFECTIVE * len(found):
         out.warnings.append(
             f"{of_globals(khat)} with {ess:.0f} effective draws of {len(found)}: its posterior is not close to Gaussian. "
             "nuts samples it."
