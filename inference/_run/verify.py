@@ -33,6 +33,7 @@ from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
+from inference._run._own import posterior as own_posterior
 from inference._run.own_route import Disagreement, tolerance
 from inference._sampling import sequential, weights
 from inference._sampling.khat import of_globals
@@ -90,6 +91,8 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
         if fit.claimed is None and point:
             given = f"the point values of {', '.join(point)}"
+        if fit.claimed is not None and fit.claimed.kind == "exact":
+            own_posterior.check(task, fit, point)
         exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given, weights=task.times)
         return exact.plus(task.outside(point))
     if task.structure.global_latents:

@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 from inference._exact import copies, linear_mstep
 from inference._exact._chains import alike, solve
 from inference._exact._chains.posterior import At, ByElimination, ChainMoments, ChainPosterior
+from inference._exact._sums.alike import unlike
 from inference._exact.engine import MOST_SUMMED, Rows, Values
 from inference._exact.linear_model import SiteData, Sites
 from inference._exact.linear_mstep import LinearPlan
@@ -90,10 +91,7 @@ class Chains(ByElimination):
         found, at, per_datum = self._nothing(self._sites(trace), globals), self._at(trace), []
         found.counts, sums = self.x.new_zeros(self.A), dict[int, alike.Sums]()
         if not alike.hold(self.classes, at.seen):
-            raise UsageError(
-                f"sites of '{self.program.name}' that share their parameters at most θ do not at this one: em cannot sum "
-                "their statistics. Write the choice as a latent, or keep θ away from it."
-            )
+            raise UsageError(unlike(self.program.name))
         for rows in self.chunks():
             here = self._of_rows(rows, at, None, globals)
             posterior = self._posterior(rows, here)
