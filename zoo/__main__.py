@@ -15,6 +15,7 @@ from zoo import _command, _options, _registry
 from zoo._command import Json, PlotCommand, Seed, no_clash, plainly, preparing, print_json, selecting, show_version
 from zoo._commands import calibrate as _calibrate
 from zoo._commands import check as _check
+from zoo._commands import gap as _gap
 from zoo._commands import loadings as _loadings
 from zoo._commands import rows as _rows
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
@@ -334,7 +335,7 @@ def plot(
         print("\n".join(paths))
 
 
-for commands in (_rows, _loadings, _check):
+for commands in (_rows, _loadings, _check, _gap):
     commands.add(app)
 
 
