@@ -5,9 +5,10 @@
     'exact'
 
 `run` fits a model to data, `compare` fits it by several methods, `infer` takes another method to the θ of a saved run, and
-`load` reads a saved run back. `select` chooses among models, and `Estimator` is any model as a scikit-learn estimator. The
-packages that do it are called `zoo`, `guides`, `inference` and `benchmarks`. Other distributions use such names too; where
-one of theirs stands in the place of ours, the first use of this module says so.
+`load` reads a saved run back. `select` chooses among models, `calibrate` says whether a method's posteriors can be believed
+(`calibrate_models`: its evidence), and `Estimator` is any model as a scikit-learn estimator. The packages that do it are called
+`zoo`, `guides`, `inference` and `benchmarks`. Other distributions use such names too; where one of theirs stands in the place
+of ours, the first use of this module says so.
 """
 
 from __future__ import annotations
@@ -19,11 +20,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks._calibration.calibrate import calibrate
+    from benchmarks._calibration.evidence import calibrate_models
     from benchmarks._select.select import select
     from inference import Estimator, Evidence, Fit, Run, compare, infer, load, run
 
-__all__ = ["Estimator", "Evidence", "Fit", "Run", "compare", "infer", "load", "run", "select"]
-WHERE = {"select": "benchmarks._select.select"}  # all else is in `inference`
+__all__ = [
+    "Estimator",
+    "Evidence",
+    "Fit",
+    "Run",
+    "calibrate",
+    "calibrate_models",
+    "compare",
+    "infer",
+    "load",
+    "run",
+    "select",
+]
+WHERE = {  # all else is in `inference`
+    "calibrate": "benchmarks._calibration.calibrate",
+    "calibrate_models": "benchmarks._calibration.evidence",
+    "select": "benchmarks._select.select",
+}
 
 PACKAGES = ("zoo", "guides", "inference", "benchmarks")
 MARK = '__distribution__ = "latent-zoo"'  # a line of each package's __init__.py

@@ -15,7 +15,6 @@ chains of a run of their own, so that those which are weighed go by transitions 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -25,24 +24,18 @@ from torch import Tensor
 from inference._density import local
 from inference._density.local import LocalDensity
 from inference._globals import annealed as _globals
-from inference._mcmc import entries
+from inference._mcmc import entries, hamiltonian
 from inference._mcmc.annealed import Annealed
+from inference._mcmc.hamiltonian import schedule
 from inference._method.estimates import LEAST_DRAWS, Estimates
 from inference._method.fit import Fit
-from inference._method.progress import Step
 from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
 from zoo._options import Count, Limits
 from zoo._program.structure import Structure
 
-STEEPNESS = 4.0  # of the sigmoid schedule
-ACCEPTANCE = 0.65
-GAIN = 0.3  # of log step sizes, in what acceptance is off by
-WARMUP = 40  # transitions at the prior before the pilot run
 LEARNS = False  # θ stays as it is
-PILOT_CHAINS, PILOT_SHARE, PILOT_LEAST = 4, 0.2, 60
-JITTER = 0.2  # of each trajectory's step size, so that no orbit closes
 COPIES = 8  # of a row's width that a gradient keeps, roughly
 TAIL = 25  # chains below which no Pareto tail can be fitted
 
@@ -92,146 +85,14 @@ def fit(
     whole, task = task, summed(task)
     density = LocalDensity(task.program, task.structure, task.x)
     parts = list(density.chunks(chains * density.A, COPIES))
-    pilot = max(PILOT_LEAST, round(PILOT_SHARE * temperatures))
     found = []
-    with torch.no_grad(), task.progress("ais", len(parts) * (WARMUP + pilot + temperatures)) as step:
+    with torch.no_grad(), task.progress("ais", len(parts) * (hamiltonian.pilots(temperatures) + temperatures)) as step:
         for rows in parts:
             here = density.rows(rows)
-            steps = _pilot(here, min(PILOT_CHAINS, chains), pilot, leapfrog, step)
-            found.append(_Chunk(here, _anneal(here, chains, temperatures, leapfrog, steps, step), task.draws))
+            steps = hamiltonian.pilot(here, chains, temperatures, leapfrog, step)
+            walked = hamiltonian.anneal(here, chains, temperatures, leapfrog, steps, step)
+            found.append(_Chunk(here, walked, task.draws))
     return completed(whole, task, _result(task, density, found, temperatures, chains))
-
-
-def schedule(temperatures: int) -> Tensor:
-    """β_0 = 0, …, β_T = 1 [T + 1]: a sigmoid, slow at both ends."""
-    curve = torch.sigmoid(STEEPNESS * torch.linspace(-1, 1, temperatures + 1, dtype=torch.float64))
-    return (curve - curve[0]) / (curve[-1] - curve[0])
-
-
-# ---------------------------------------------------------------------------------------------------------- chains
-
-
-@dataclass
-class _State:
-    """Where C chains for each of n data are, and what the density is there."""
-
-    z: Tensor  # [C, n, L]
-    latent: Tensor  # [A, C, n] log p(a, z)
-    observed: Tensor  # [A, C, n] log p(x | a, z)
-    latent_slope: Tensor  # [A, C, n, L] their gradients in z
-    observed_slope: Tensor
-
-    def log_f(self, beta: float) -> Tensor:
-        """log f_β [C, n], −∞ where that is no number."""
-        joint = self.latent + beta * self.observed if beta > 0 else self.latent
-        return joint.logsumexp(0).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-
-    def slope(self, beta: float) -> Tensor:
-        """∂ log f_β / ∂z [C, n, L]."""
-        each = self.latent_slope + beta * self.observed_slope
-        if len(each) == 1:
-            return each[0].nan_to_num(0.0, 0.0, 0.0)
-        weights = (self.latent + beta * self.observed).nan_to_num(-torch.inf, -torch.inf).softmax(0)
-        return (weights.unsqueeze(-1) * each).sum(0).nan_to_num(0.0, 0.0, 0.0)
-
-    def where(self, better: Tensor, other: _State) -> _State:
-        """`other` where `better` [C, n] is true."""
-        at = better.unsqueeze(-1)
-        return _State(
-            torch.where(at, other.z, self.z),
-            torch.where(better, other.latent, self.latent),
-            torch.where(better, other.observed, self.observed),
-            torch.where(at, other.latent_slope, self.latent_slope),
-            torch.where(at, other.observed_slope, self.observed_slope),
-        )
-
-
-def _look(density: LocalDensity, z: Tensor) -> _State:
-    """Densities and gradients at z [C, n, L], under every assignment."""
-    A = density.A
-    assignment = torch.arange(A, device=z.device)[:, None, None].expand(A, *z.shape[:2])
-    with torch.enable_grad():
-        free = z.detach().expand(A, *z.shape).clone().requires_grad_()
-        latent, observed = density.terms(free, assignment)
-        slopes: list[Tensor] = []
-        for term in (latent, observed):
-            if term.requires_grad:
-                slopes += torch.autograd.grad(term.sum(), free, retain_graph=True, materialize_grads=True)
-            else:
-                slopes.append(torch.zeros_like(free))
-    return _State(z, latent.detach(), observed.detach(), *slopes)
-
-
-def _transition(
-    density: LocalDensity, state: _State, beta: float, size: Tensor, scale: Tensor, leapfrog: int
-) -> tuple[_State, Tensor]:
-    """One Hamiltonian trajectory at β with step sizes `size` [n], in units of `scale` [L]; the acceptance probabilities."""
-    jitter = 1 + JITTER * (2 * torch.rand_like(state.z[..., :1]) - 1)
-    step = size[:, None] * jitter * scale  # [C, n, L]
-    momentum = torch.randn_like(state.z)
-    before = state.log_f(beta) - 0.5 * momentum.square().sum(-1)
-    new = state
-    momentum = momentum + 0.5 * step * new.slope(beta)
-    for k in range(leapfrog):
-        new = _look(density, new.z + step * momentum)
-        momentum = momentum + (0.5 if k == leapfrog - 1 else 1.0) * step * new.slope(beta)
-    after = new.log_f(beta) - 0.5 * momentum.square().sum(-1)
-    accept = (after - before).nan_to_num(-torch.inf, torch.inf, -torch.inf).clamp(max=0).exp()
-    return state.where(torch.rand_like(accept) < accept, new), accept
-
-
-@dataclass
-class _Steps:
-    """Step sizes [stages, n] along the path, in units of `scale` [L]."""
-
-    size: Tensor
-    scale: Tensor
-
-    def at(self, share: float) -> Tensor:
-        """Those at that share of the path [n], between the stages by straight lines in the logarithm."""
-        place = share * (len(self.size) - 1)
-        low = min(int(place), len(self.size) - 2)
-        return torch.lerp(self.size[low].log(), self.size[low + 1].log(), place - low).exp()
-
-
-def _pilot(density: LocalDensity, chains: int, stages: int, leapfrog: int, step: Step) -> _Steps:
-    """Walk the path once with few chains and fewer stages, adapting the step sizes to an acceptance of 65 %."""
-    scale = density.prior(max(1, 64 // density.n)).flatten(0, 1)
-    scale = (scale - scale.mean(0)).square().mean(0).sqrt()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    log_size = torch.full((density.n,), -0.7, dtype=scale.dtype, device=scale.device)
-    state, kept = _look(density, density.prior(chains)), []
-    betas = schedule(stages).tolist()
-    for beta in [0.0] * WARMUP + betas[1:]:
-        state, accept = _transition(density, state, beta, log_size.exp(), scale, leapfrog)
-        log_size = (log_size + GAIN * (accept.mean(0) - ACCEPTANCE)).clamp(-20, 3)
-        kept.append(log_size)
-        step()
-    sizes = torch.stack(kept[WARMUP - 1 :])  # [stages + 1, n]
-    smooth = torch.nn.functional.avg_pool1d(sizes.mT, 9, 1, 4, count_include_pad=False)
-    return _Steps(smooth.mT.exp(), scale)
-
-
-@dataclass
-class _Annealed:
-    log_weights: Tensor  # [C, n]
-    state: _State  # at the end
-    acceptance: Tensor  # [n], mean over the path
-
-
-def _anneal(
-    density: LocalDensity, chains: int, temperatures: int, leapfrog: int, steps: _Steps, step: Step
-) -> _Annealed:
-    state = _look(density, density.prior(chains))
-    log_weights, acceptance = torch.zeros_like(state.z[..., 0]), torch.zeros_like(state.z[0, :, 0])
-    betas = schedule(temperatures).tolist()
-    for t in range(1, temperatures + 1):
-        rise = state.log_f(betas[t]) - state.log_f(betas[t - 1])
-        log_weights = log_weights + rise.nan_to_num(-torch.inf, torch.inf, -torch.inf)  # a chain of no density is lost
-        state, accept = _transition(density, state, betas[t], steps.at(t / temperatures), steps.scale, leapfrog)
-        acceptance += accept.mean(0) / temperatures
-        step()
-    return _Annealed(log_weights, state, acceptance)
 
 
 # ---------------------------------------------------------------------------------------------------------- result
@@ -240,7 +101,7 @@ def _anneal(
 class _Chunk:
     """What some rows' chains tell."""
 
-    def __init__(self, density: LocalDensity, run: _Annealed, draws: int) -> None:
+    def __init__(self, density: LocalDensity, run: hamiltonian.Walked, draws: int) -> None:
         state, self.log_weights, self.acceptance = run.state, run.log_weights, run.acceptance
         weights = run.log_weights.nan_to_num(-torch.inf).softmax(0)
         weights = torch.where(weights.isfinite(), weights, 1.0 / len(weights))  # every chain of a row lost

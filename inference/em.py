@@ -49,9 +49,7 @@ ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has co
 
 def refusal(structure: Structure) -> str | None:
     """Why EM cannot serve the program, or None."""
-    if not structure.is_exact:
-        return f"em needs an exact posterior, and {structure.reason}"
-    return None
+    return structure.cut or None if structure.is_exact else f"em needs an exact posterior, and {structure.reason}"
 
 
 def fit(
@@ -113,8 +111,7 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
 
     The claim is of the rounded θ, in float64.
     """
-    wide, dtype = task.doubled(), task.x.dtype
-    found = refit(wide)
+    dtype, found = task.x.dtype, refit(wide := task.doubled())
     task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
     point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
     per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
@@ -123,9 +120,8 @@ def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
     total = float(per_datum.sum()) if task.times is None else float(weighed(per_datum.numpy(), task.times).sum())
     claimed = replace(found.claimed, value=total, per_datum=kept).plus(task.outside(point))
     parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
-    found = replace(
-        found, parameters=parameters, claimed=claimed, draws=_single(found.draws), means=_single(found.means)
-    )
+    draws, means = _single(found.draws), _single(found.means)
+    found = replace(found, parameters=parameters, claimed=claimed, draws=draws, means=means)
     return replace(found, deviations=_single(found.deviations), probabilities=_single(found.probabilities))
 
 
@@ -243,18 +239,16 @@ class _State:
 
     def _judge(self, kept: _Kept, stats: Statistics, value: float, wrong: list[str]) -> None:
         """Keep a step, or undo it."""
-        last = self.record.objective[-1]
+        last, done = self.record.objective[-1], self.record.iterations
         if self.leap.fresh:
             if wrong or self.floor.fell or not value >= last:
                 self._take_back(kept)
                 return
-        elif wrong:
+        elif wrong := wrong or self._no_copies(last - value):
             self._restore(kept)
             self._make_numeric(wrong)
             return
-        elif not (self.floor.fell and math.isfinite(value)) and not check_rise(
-            self.task, stats, last, value, self.record.iterations
-        ):
+        elif not self.floor.fell * math.isfinite(value) and not check_rise(self.task, stats, last, value, done):
             self._restore(kept)
             raise _Lost("the likelihood falls at the next step, by rounding in a nearly singular covariance")
         if self._at_the_border(stats):
@@ -266,6 +260,11 @@ class _State:
         self.last = None if self.floor.fell else kept
         self._accept(stats, value)
 
+    def _no_copies(self, fell: float) -> list[str]:
+        """The parameters that have no closed form where a step `fell` by so many nats: there they enter in other places too."""
+        copies = self.exact.plan(self.globals).copies if 1e-8 < fell < math.inf else self.how.copies
+        return [n for n in self.how.copies if n not in copies]
+
     def _make_numeric(self, wrong: list[str]) -> None:
         """The closed form led to where these θ are no longer the copies that they were taken for."""
         self.task.numeric.update(wrong)
@@ -275,8 +274,9 @@ class _State:
         """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
         return self.exact.smallest(stats) < 4 * self._least()
 
-    def _least(self) -> float:
-        """The smallest share of the data's variance that a climb may come to, where no closed form bounds it."""
+    def _least(
+        self,
+    ) -> float:  # the smallest share of the data's variance that a climb may come to without a closed form
         return NO_FLOOR if self.how.numeric or self.globals else 0.0
 
     def _accept(self, stats: Statistics, value: float) -> None:

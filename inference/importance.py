@@ -41,6 +41,7 @@ from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 
 Proposal = Literal["auto", "guide", "prior", "laplace", "sequential"]
+OF_ROWS, OF_GLOBALS = 1000, 4000  # draws for the estimate
 LEAST_LINES = 100  # particles of a row whose lines are left
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)
 
@@ -62,7 +63,7 @@ def fit(
     task: Task,
     *,
     proposal: Proposal = "auto",
-    samples: Annotated[int, Limits(least=2)] = 1000,
+    samples: Annotated[int, Limits(least=2)] | None = None,
     particles: Count = 20,
     defensive: Annotated[float, Limits(least=0, below=1)] = 0.1,
     filters: Annotated[int, Limits(least=2), Used(proposal="sequential")] = _sequential.FILTERS,
@@ -86,7 +87,7 @@ def fit(
       `sequential`, a particle filter along a chain of latents, or through missing entries. `auto`: the guide. With global
       latents a mixture of Student t's that adapts, from the modes (`laplace`) or from the `guide` of an earlier run; `auto`:
       from the latter where there is one.
-    - `samples`: draws per row for the estimate of log p(x); with global latents draws of all latents.
+    - `samples`: draws per row for the estimate of log p(x), 1,000 when None; with global latents draws of all latents, 4,000.
     - `particles`: draws per row of the bound by which θ and the guide are learned.
     - `epochs`: at most. When None 500, and 0 where nothing has to be learned: θ and the guide are those of another run.
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
@@ -103,7 +104,8 @@ def fit(
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     """
     if task.structure.global_latents:
-        return _globals.fit(task, proposal, samples)
+        return _globals.fit(task, proposal, samples or OF_GLOBALS)
+    samples = samples or OF_ROWS
     proposal = "guide" if proposal == "auto" else proposal
     whole, task = task, _prepared(task, proposal, guide)
     if task.learn:

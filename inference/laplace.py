@@ -31,8 +31,8 @@ def refusal(structure: Structure) -> str | None:
     for site in structure.global_latents:
         if site.discrete:
             return f"laplace puts a Gaussian on the global latents, and '{site.name}' is discrete"
-    if structure.is_exact:
-        return None
+    if structure.is_exact or structure.cut:
+        return structure.cut or None
     own = structure if structure.global_latents else structure.summed
     reason = local.refusal(own, given_globals=True)
     return None if reason is None else f"laplace puts a Gaussian on each row's own continuous latents, and {reason}"

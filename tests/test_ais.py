@@ -15,6 +15,7 @@ from scipy import special, stats
 
 from inference import ais, infer, run
 from inference._density.local import LocalDensity
+from inference._mcmc import hamiltonian
 from inference._method.fit import Fit
 from zoo._errors import Refusal, UsageError
 
@@ -118,8 +119,8 @@ def test_the_weights_are_unbiased_though_the_path_is_short():
     truth = tensor(local.counts_truth(x))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        steps = ais._pilot(density, 4, 60, 3, lambda: None)
-        run = ais._anneal(density, 50, 5, 3, steps, lambda: None)
+        steps = hamiltonian.pilot(density, 4, 5, 3, lambda: None)
+        run = hamiltonian.anneal(density, 50, 5, 3, steps, lambda: None)
     ratio = (run.log_weights - truth).exp().reshape(50, 3, 40).movedim(1, 0).reshape(3, -1)  # 2000 of each count
     error = ratio.std(1) / ratio.shape[1] ** 0.5
     assert bool(((ratio.mean(1) - 1).abs() < 4 * error).all())
@@ -155,9 +156,9 @@ def test_a_transition_keeps_its_distribution():
     mean, sd = (1 / 4 + beta * 4.0) / precision, precision**-0.5
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = ais._look(density, mean + sd * torch.randn(20_000, 1, 1, dtype=torch.float64))
+        state = hamiltonian.look(density, mean + sd * torch.randn(20_000, 1, 1, dtype=torch.float64))
         for _ in range(20):
-            state, accept = ais._transition(density, state, beta, tensor([0.7]), tensor([2.0]), 2)
+            state, accept = hamiltonian.transition(density, state, beta, tensor([0.7]), tensor([2.0]), 2)
     z = state.z.flatten().numpy()
     assert 0.2 < float(accept.mean()) < 0.97  # or this would show little
     assert stats.kstest(z, stats.norm(mean, sd).cdf).pvalue > 0.001

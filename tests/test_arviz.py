@@ -473,3 +473,23 @@ def test_any_shape_has_a_tree_and_comes_back(draws, n, event, point, columns):
     assert tree["posterior/w"].sizes["draw"] == draws
     assert tree["posterior_predictive/x"].dims[3:] == tree["observed_data/x"].dims[1:]
     assert len(arviz_stats.summary(tree)) == n + math.prod(event)
+
+
+def test_xarray_reads_what_was_written_as_it_is(tmp_path):
+    inner = xr.Dataset(
+        {
+            "flags": ("data", np.array([True, False, True]), {"of": "z"}),
+            "names": (("data", "side"), np.array([["a", "é"], ["", "c"], ["d", "e"]])),
+            "none": (("nothing", "data"), np.zeros((0, 3))),
+            "large": (("data", "many"), np.tile([0.5, np.nan], (3, 10_000))),
+            "one": ((), 3),
+        },
+        coords={"data": [3, 5, 7], "label": ("data", ["p", "q", "r"])},
+    )
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"n": 3}), "/g": inner, "/g/h": inner[["one", "flags"]]})
+    (tmp_path / "x.nc").write_bytes(netcdf(tree))
+    with xr.open_datatree(tmp_path / "x.nc", engine="h5netcdf") as theirs:
+        xr.testing.assert_identical(theirs.load(), tree)
+    xr.testing.assert_identical(read_netcdf(netcdf(tree)), tree)
+    tree.to_netcdf(tmp_path / "y.nc", engine="h5netcdf")
+    xr.testing.assert_identical(read_netcdf((tmp_path / "y.nc").read_bytes()), tree)

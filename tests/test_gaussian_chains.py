@@ -19,6 +19,7 @@ from inference._exact._chains.sites import graph
 from inference._exact.latent_program import LatentProgram
 from inference._exact.quadratic import Quadratic
 from inference._run import own_route
+from zoo._errors import UsageError
 
 LONG = pytest.param(1000, marks=pytest.mark.slow)
 MODELS = {"level": local_level, "trend": local_trend, "ar2": ar2, "tracking": tracking}
@@ -294,6 +295,26 @@ def test_em_finds_the_maximum_of_the_kalman_likelihood(name):
     task.__dict__["exact"] = chains_of(task)
     fit = em.fit(task, tol=1e-12, max_iter=2000)
     assert abs(fit.claimed.value + best.fun) < 1e-5
+
+
+def test_a_replayed_e_step_is_the_programs_and_sees_sites_that_stop_being_alike():
+    def program(x=None, size=None):
+        q = pyro.param("q", torch.tensor(0.5), constraint=POSITIVE)
+        with user.rows(x, size):
+            z = torch.zeros(())
+            for t in range(6):
+                z = pyro.sample(f"z{t}", dist.Normal(0.8 * z, torch.where(q > 50, q + t, q)))
+                pyro.sample(f"x{t}", dist.Normal(z, 0.5), obs=None if x is None else x[:, t])
+
+    task, sparse, dense = both(program, hide(X8[:, :6], 0.2))
+    for q in (0.5, 0.6, 0.7, 0.9, 1.3):
+        task.program.assign({"q": tensor(q)})
+        np.testing.assert_allclose(sparse.e_step().log_joint, dense.e_step().log_joint, rtol=1e-10)
+    assert sparse._replayed.graph is not None
+    task.program.assign({"q": tensor(60.0)})
+    with pytest.raises(UsageError, match="do not at this one"):
+        sparse.e_step()
+    np.testing.assert_allclose(sparse.per_datum(), dense.per_datum(), rtol=1e-10)
 
 
 # ---- nearly singular -----------------------------------------------------------------------------------------------

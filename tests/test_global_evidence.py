@@ -16,8 +16,8 @@ from inference import ais, importance, infer, nuts, run
 from inference._globals import bridge as bridging
 from inference._globals.labels import Labels
 from inference._globals.starts import starts
-from inference._globals.student import Mixture
 from inference._globals.target import Target
+from inference._sampling.student import Mixture
 from zoo._errors import Refusal
 
 COINS = np.array([3.0, 5.0, 2.0, 9.0])[:, None]

@@ -70,7 +70,9 @@ START_FAST = {
     COMPOSITION_ROOT,
     "latent_zoo.py",
     "inference/__init__.py",
+    f"{COMMANDS}calibrate.py",
     f"{COMMANDS}check.py",
+    f"{COMMANDS}gap.py",
     f"{COMMANDS}loadings.py",
     f"{COMMANDS}rows.py",
 }  # may import the project itself late
@@ -95,7 +97,7 @@ FLOORS = (
     ("inference/_answers/",),
     ("inference/_run/",),
     ("inference/_new_rows/", "inference/_pictures/", "inference/_estimator/"),
-    ("inference/_compare/",),
+    ("inference/_compare/", "inference/_gap/"),
     ("inference/__init__.py", "benchmarks/"),
     (COMPOSITION_ROOT, COMMANDS, "latent_zoo.py"),
 )
@@ -237,7 +239,8 @@ def test_two_files_alone_import_arviz():
 
 def test_matplotlib_is_for_pictures_and_reports():
     users = [f for f in FILES if any(top(m) == "matplotlib" for m in imports(f))]
-    assert all("_pictures/" in f or "_compare/" in f or f.startswith("benchmarks/") for f in users), users
+    rooms = ("_pictures/", "_compare/", "_gap/")
+    assert all(any(r in f for r in rooms) or f.startswith("benchmarks/") for f in users), users
 
 
 def test_the_command_imports_nothing_heavy_at_its_head():

@@ -32,7 +32,7 @@ needs_browser = pytest.mark.skipif(browser.path() is None, reason="no chromium i
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
-KINDS = ("exact", "estimate", "lower bound")
+KINDS = ("exact", "estimate", "lower bound", "upper bound")
 
 
 @st.composite
@@ -51,9 +51,12 @@ def test_who_may_stand_above_whom(every):
         for b, j in zip(every, ranks, strict=True):
             assert i is not None and j is not None
             overlap = a.low <= b.high and b.low <= a.high
-            if a.kind == "lower bound" and b.kind != "lower bound":
+            floor = {"lower bound": 1, "upper bound": 2}
+            if floor.get(a.kind, 0) > floor.get(b.kind, 0):
                 assert i > j  # a bound is never above an exact value, nor above an estimate
-            elif (a.kind == "lower bound") == (b.kind == "lower bound"):
+            elif a.kind == b.kind == "upper bound":
+                assert i == j  # a higher one is not better
+            elif floor.get(a.kind, 0) == floor.get(b.kind, 0):
                 if overlap and not a.sharp and not b.sharp:
                     assert i == j  # neither is above the other
                 if overlap and not a.sharp:

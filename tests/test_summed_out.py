@@ -198,6 +198,12 @@ def test_priors_of_globals_beside_a_chain():
     fit = nuts.fit(mine, samples=200, warmup=150, chains=2)
     assert abs(fit.parameters["level"] - mean) < 0.3 * deviation
     assert fit.draws["s0"].shape == (len(fit.draws["level"]), 5)
+    fit = importance.fit(mine)
+    log_p = np.logaddexp.reduce(log) + np.log((grid[1] - grid[0]) / (3 * np.sqrt(2 * np.pi)))
+    assert fit.claimed.kind == "estimate" and abs(fit.claimed.value - log_p) < 4 * fit.claimed.se
+    assert abs(fit.parameters["level"] - mean) < 0.15 * deviation and fit.draws["s0"].shape[1:] == (5,)
+    verified = verify(mine, fit)[1]
+    assert verified.kind == "estimate" and abs(verified.value - log_p) < 4 * verified.se
     torch.manual_seed(0)
     fit = svi.fit(task(x=x, model=program, learn=True))
     assert abs(fit.parameters["level"] - mean) < 0.3 * deviation

@@ -13,7 +13,9 @@ import typer
 
 from zoo import _command, _options, _registry
 from zoo._command import Json, PlotCommand, Seed, no_clash, plainly, preparing, print_json, selecting, show_version
+from zoo._commands import calibrate as _calibrate
 from zoo._commands import check as _check
+from zoo._commands import gap as _gap
 from zoo._commands import loadings as _loadings
 from zoo._commands import rows as _rows
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
@@ -333,7 +335,7 @@ def plot(
         print("\n".join(paths))
 
 
-for commands in (_rows, _loadings, _check):
+for commands in (_rows, _loadings, _check, _gap):
     commands.add(app)
 
 
@@ -343,6 +345,9 @@ def bench(
     name: Annotated[
         str | None,
         typer.Argument(metavar="SUITE", help="A suite, a suite's .toml file, or a benchmark. Without it: a list."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model or a RUN, where the benchmark takes one.")
     ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once (default: one a processor).")] = None,
     backend: Annotated[
@@ -370,7 +375,7 @@ def bench(
     own = _options.parse(settings or [])
     how: _bench.How = {"jobs": jobs, "backend": backend, "out": out, "only": only, "retry": retry}
     try:
-        status = _bench.main(name, json=json, quick=quick, settings=own, **how)
+        status = _bench.main(name, json=json, quick=quick, settings=own, model=model, **how)
     except KeyboardInterrupt:
         kept = "interrupted; no file was left half written. The same command runs the cells that are missing."
         raise KeyboardInterrupt(kept) from None
@@ -396,6 +401,9 @@ def select(
     from benchmarks._select import command
 
     command.main(model, data, _options.parse(settings or []), out=out, json=json, seed=seed, **selection, **preparation)
+
+
+_calibrate.add(app)
 
 
 @app.command()

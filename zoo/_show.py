@@ -234,7 +234,7 @@ def comparison(found: Document) -> None:
         out.print(f"runs: {escape(', '.join(runs))}", soft_wrap=True)
 
 
-MARKS = {"exact": "exact", "lower bound": "bound", "estimate": "est."}
+MARKS = {"exact": "exact", "lower bound": "bound", "upper bound": "upper b.", "estimate": "est."}
 FAR = {"mean": "{:.2g}", "sd": "{:.0%}", "labels": "{:.2g}"}
 
 

@@ -157,6 +157,8 @@ def _evidence(reference: Reference, evidences: Sequence[Evidence | None]) -> dic
     agrees: bool | None = abs(difference) <= allowed
     if mine.kind == "lower bound":
         agrees = difference <= allowed
+    elif mine.kind == "upper bound":
+        agrees = difference >= -allowed
     elif mine.kind == "estimate" and mine.se is None:
         agrees = None
     error = f" ± {np.hypot(mine.se or 0.0, se):.3f}" if (mine.se or se) else ""

@@ -21,7 +21,7 @@ from zoo import _show
 from zoo._errors import Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT
 
-DRAWS = 1000  # of the posterior, that a method is asked for
+DRAWS, OF_EXACT = 1000, 4000  # of the posterior, that a method is asked for; where local latents are exact
 METHODS = ("nuts", "laplace", "importance")
 
 
@@ -87,7 +87,8 @@ def _fitted(case: Case, method: str, asked: Asked, truth: Reference | None) -> t
     """The fit of a method, and the evidence that it claims and that is verified where the reference has one."""
     options = {**case.options, **(asked.options or {})}
     prepared = prepare(case.model, case.data, options, [method], seed=asked.seed, limit=asked.limit, **case.preparation)
-    run = run_prepared(prepared, method, options, seed=asked.seed, verified=False, draws=DRAWS)
+    draws = OF_EXACT if prepared.structure.is_exact else DRAWS
+    run = run_prepared(prepared, method, options, seed=asked.seed, verified=False, draws=draws)
     if truth is None or truth.log_evidence is None or run.live is None:
         return run.fit, [run.fit.claimed]
     with seeded(asked.seed):

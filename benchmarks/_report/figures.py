@@ -51,7 +51,7 @@ def _front(group: Group) -> Figure | None:
     if group.by != "verified_log_evidence":
         return None  # at one θ there is nothing to be better at
     points = [(r, r.verified, r.seconds) for r in group.rows if r.verified and r.seconds]
-    points = [p for p in points if p[1].kind != "lower bound"]
+    points = [p for p in points if p[1].kind in rank.FIRM]
     if len(points) < 2 or len(group.boards) > 1:
         return None
     best = max(s.value for _, s, _ in points)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from benchmarks._report.fits import Board, FitRow, Group
-from benchmarks._report.rank import Standing
+from benchmarks._report.rank import FIRM, Standing
 from benchmarks._report.tables import (
     NOTHING,
     SIGNS,
@@ -24,14 +24,15 @@ from benchmarks._report.tables import (
 COLUMNS = (
     Column(
         "rank",
-        help="Methods that share a rank cannot be told apart. Lower bounds come after exact values and estimates.",
+        help="Methods that share a rank cannot be told apart. Lower bounds come after exact values and estimates, "
+        "upper bounds last.",
     ),
     Column("method", numeric=False, key=True),
     Column("log p(x)", help="Verified by the best evaluator for the program, at the method's θ. Nats."),
-    Column("kind", numeric=False, help="Of the verified value: exact, an estimate, or a lower bound."),
+    Column("kind", numeric=False, help="Of the verified value: exact, an estimate, or a bound."),
     Column("interval", help="Covers the 95% intervals of all seeds."),
     Column("claimed", help="The method's own value, of its median seed. Nats."),
-    Column("claim", numeric=False, help="Of the claimed value: exact, an estimate, or a lower bound."),
+    Column("claim", numeric=False, help="Of the claimed value: exact, an estimate, or a bound."),
     Column("gap", help="Claimed minus verified. Nats."),
     Column("k-hat", help="The largest of all data points; above 0.7 the importance weights cannot be trusted."),
     Column("> 0.7", help="The share of data points whose k-hat is above 0.7."),
@@ -125,10 +126,11 @@ def _overview(found: Sequence[Group], caption: str, entry: Callable[[Board, FitR
 
 def _below(board: Board, row: FitRow) -> Entry:
     """How far a row's verified evidence is below the best of what is exact or estimated."""
-    best = max((s.value for r in board.rows if (s := r.verified) and s.kind != "lower bound"), default=None)
+    best = max((s.value for r in board.rows if (s := r.verified) and s.kind in FIRM), default=None)
     if row.verified is None or best is None:
         return Entry(NOTHING)
-    sign = SIGNS[row.verified.kind].replace("≥", "≤")  # a lower bound on log p(x) is an upper bound on the distance
+    turned = {"≥": "≤", "≤": "≥"}  # a lower bound on log p(x) is an upper bound on the distance
+    sign = turned.get(SIGNS[row.verified.kind], SIGNS[row.verified.kind])
     return number(best - row.verified.value, 2, before=f"{sign}\u2009")
 
 

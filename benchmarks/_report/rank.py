@@ -1,8 +1,8 @@
 """Which result may rank above which.
 
 What is exact is ranked by its value. An estimate, or an exact value that differs from seed to seed, is an interval: those that
-overlap share a rank, and none ranks above a single exact value inside it. Lower bounds come after everything else, for any
-value, and those whose intervals overlap share a rank.
+overlap share a rank, and none ranks above a single exact value inside it. Lower bounds come after these, for any
+value, and those whose intervals overlap share a rank. Upper bounds come last and share one rank: a higher one is not better.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from benchmarks._suite.documents import Evidence, Kind
 
 ALIKE = 1e-6  # relative: exact values closer than this are the same
 Z95 = 1.959964
-ORDER: tuple[Kind, ...] = ("exact", "estimate", "lower bound")  # from what says most to what says least
+FIRM: tuple[Kind, ...] = ("exact", "estimate")  # what is no bound
+ORDER: tuple[Kind, ...] = ("exact", "estimate", "lower bound", "upper bound")  # from what says most to what says least
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,13 @@ def standing(evidences: Iterable[Evidence | None]) -> Standing | None:
 def ranks(standings: Sequence[Standing | None]) -> list[int | None]:
     """1 for the best; the same number for what cannot be told apart; None for None."""
     known = [(i, s) for i, s in enumerate(standings) if s is not None]
-    others = [(i, s) for i, s in known if s.kind != "lower bound"]
+    above = [(i, s) for i, s in known if s.kind == "upper bound"]
+    below = [(i, s) for i, s in known if s.kind == "lower bound"]
+    others = [k for k in known if k[1].kind in FIRM]
     out: list[int | None] = [None] * len(standings)
-    for members, before in ((others, 0), ([k for k in known if k not in others], len(others))):
+    for i, _ in above:
+        out[i] = 1 + len(others) + len(below)
+    for members, before in ((others, 0), (below, len(others))):
         keys = _keys([s for _, s in members])
         for (i, _), key in zip(members, keys, strict=True):
             out[i] = 1 + before + sum(other > key for other in keys)

@@ -11,7 +11,7 @@ from benchmarks._suite.cells import written
 from benchmarks._suite.documents import Kind, Options
 
 NOTHING = "–"
-SIGNS: dict[Kind, str] = {"exact": "=", "estimate": "≈", "lower bound": "≥"}
+SIGNS: dict[Kind, str] = {"exact": "=", "estimate": "≈", "lower bound": "≥", "upper bound": "≤"}
 
 
 @dataclass(frozen=True)

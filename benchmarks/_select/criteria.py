@@ -97,7 +97,7 @@ def _add_heldout(out: Entry, held: Sequence[Document]) -> None:
     if any(p["value"] is None for p in parts):
         out.reasons["heldout"] = "log p(x) of a fold is not finite"
         return
-    order = ("exact", "estimate", "lower bound")
+    order = ("exact", "estimate", "lower bound", "upper bound")
     kind = max((p["kind"] for p in parts), key=order.index)
     each = [d["result"].get("each") for d in held]
     rows = np.concatenate([np.asarray(e) for e in each]) if all(e is not None for e in each) else None
@@ -108,8 +108,8 @@ def _add_heldout(out: Entry, held: Sequence[Document]) -> None:
 def best(entries: Iterable[Entry], by: str) -> list[Entry]:
     """Those that share the best place, the one with the fewest free parameters first; [] where none may be chosen."""
     standing = [e for e in entries if e.stands(by)]
-    firm = [e for e in standing if e.values[by].kind != "lower bound"]
-    standing = firm or standing
+    firm = [e for e in standing if e.values[by].kind in ("exact", "estimate")]
+    standing = firm or [e for e in standing if e.values[by].kind != "upper bound"]  # a higher one is not better
     if not standing:
         return []
     sign = 1.0 if by in SMALLER else -1.0

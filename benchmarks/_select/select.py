@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -29,7 +28,6 @@ from zoo._program.load import option_schema
 COUNTED = ("parallel", "ard")  # what counts factors in the data themselves
 CRITERIA = (*SMALLER, *LARGER, *COUNTED)
 FOLDS = 5
-PATIENCE = 5.0  # seconds of cells done in this process before others are started
 MOST_REPLICATES = 100_000
 Document = dict[str, Any]
 
@@ -200,7 +198,7 @@ def _selected(asked: _Asked, folder: Path, jobs: int | None, quiet: bool, keep: 
     results = Results(folder)
     every = [*cells, *(c for row in held for c in row)]
     results.begin("select", "select", f"{name_of(asked.found)} on {asked.dataset.name}", every)
-    _finish(every, results, jobs, quiet)
+    bench.finish_patiently(every, results, jobs, quiet)
     varied = tuple(k for k, v in asked.grid.items() if len(v) > 1)
     entries = [
         entry(dict(o), varied, _read(results, c), [_read(results, h) for h in row])
@@ -239,16 +237,6 @@ def _read(results: Results, cell: Trial) -> Document:
     if document is None:
         raise UsageError(f"'{results.folder}' has lost the result of {cell.title}; run the selection again.")
     return dict(document)
-
-
-def _finish(cells: list[Trial], results: Results, jobs: int | None, quiet: bool) -> None:
-    """Run cells in this process, and where that takes long and `jobs` allows, in others."""
-    began, left = time.monotonic(), [c for c in cells if not results.done(c, "failed")]
-    while left and jobs is None and time.monotonic() - began < PATIENCE:
-        bench.finish(left[:1], results, 1, "sequential", quiet=True)
-        left = left[1:]
-    if left:
-        bench.finish(list(left), results, jobs, "sequential" if jobs == 1 else "loky", quiet)
 
 
 def _nothing_at_all(entries: Iterable[Entry]) -> None:
@@ -304,7 +292,7 @@ def _ratios(
         return [replace(base, content={**base.content, "replicate": b}) for b in range(replicates)]
 
     def finish(some: list[Trial]) -> list[Document]:
-        _finish(some, results, jobs, quiet)
+        bench.finish_patiently(some, results, jobs, quiet)
         return [_read(results, c) for c in some]
 
     assert asked.replicates is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,17 @@ from benchmarks._select.ard import Relevance
 from benchmarks._select.bootstrap import Ratio
 from benchmarks._select.criteria import LARGER, SMALLER, SPOKEN, Entry, best, error_of_difference
 from benchmarks._select.parallel import Parallel
+from benchmarks._suite.folder import put
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.runner import run_request
-from zoo._errors import NotWritten, UsageError, unknown
+from zoo._errors import UsageError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 FILES = ("table.csv", "select.json", "select.png")
-DPI = 130
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,29 +155,16 @@ class Selection:
     def write(self, folder: Path) -> None:
         """Put the table, the document and the picture into the folder, each whole or not at all."""
         self.folder = folder
-        _put(folder / "table.csv", self.table.to_csv(index=False).encode())
-        _put(folder / "select.json", (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        put(folder / "table.csv", self.table.to_csv(index=False).encode())
+        put(folder / "select.json", (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
         by = self.by if self.by in SPOKEN else "bic"
         if any(by in e.values for e in self.entries) and len(self.entries) > 1:
-            figure = self.plot(by)
-            with tempfile.TemporaryDirectory() as place:
-                figure.savefig(Path(place) / "select.png", dpi=DPI)
-                _put(folder / "select.png", (Path(place) / "select.png").read_bytes())
+            put(folder / "select.png", self.plot(by))
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.shape))
         head = f"Selection of {Path(self.model).name} on {self.data} ({shape}): {len(self.entries)} cells"
         return "\n  ".join([head, *self.sentences])
-
-
-def _put(path: Path, content: bytes) -> None:
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        work.write_bytes(content)
-        work.replace(path)
-    except OSError as error:
-        work.unlink(missing_ok=True)
-        raise NotWritten(f"cannot write '{path}': {error.strerror or error}.") from error
 
 
 def _row(e: Entry, top: Entry | None) -> dict[str, object]:

@@ -46,6 +46,8 @@ class Trial(Cell):
             words += f", fold {self.content['fold'] + 1} of {self.content['folds']}"
         if "replicate" in self.content:
             words += f", simulated data {self.content['replicate'] + 1}"
+        if "first" in self.content:
+            words += f", simulations from {self.content['first'] + 1}"
         return words
 
 

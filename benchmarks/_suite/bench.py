@@ -28,6 +28,7 @@ from zoo import _options, _show
 from zoo._errors import NotWritten, UsageError
 
 WAIT = 0.5  # seconds between two looks at cells that another process is doing
+PATIENCE = 5.0  # seconds of cells done in this process before others are started
 PROBLEMS = ("failed", "timeout", "missing")
 
 
@@ -79,6 +80,16 @@ def finish(
         jobs = min(jobs or joblib.cpu_count(), len(todo))
         with _backend(backend, jobs) as parallel:
             _carry_out([(todo, "failed")], results, parallel, jobs, quiet)
+
+
+def finish_patiently(cells: Sequence[Cell], results: Results, jobs: int | None, quiet: bool) -> None:
+    """`finish` in this process, and where that takes long and `jobs` allows, in others."""
+    began, left = time.monotonic(), [c for c in cells if not results.done(c, "failed")]
+    while left and jobs is None and time.monotonic() - began < PATIENCE:
+        finish(left[:1], results, 1, "sequential", quiet=True)
+        left = left[1:]
+    if left:
+        finish(left, results, jobs, "sequential" if jobs == 1 else "loky", quiet)
 
 
 def _carry_out(
@@ -256,19 +267,32 @@ class How(TypedDict, total=False):
 
 
 def main(
-    name: str, json: bool = False, quick: bool = False, settings: dict[str, str] | None = None, **how: Unpack[How]
+    name: str,
+    json: bool = False,
+    quick: bool = False,
+    settings: dict[str, str] | None = None,
+    model: str | None = None,
+    **how: Unpack[How],
 ) -> int:
-    """`zoo bench NAME`: a suite, or a benchmark that is a program, with its own `settings`. The exit status."""
+    """`zoo bench NAME`: a suite, or a benchmark that is a program, with its own `settings`. The exit status.
+
+    `model`: a model or a run, for a benchmark that takes one.
+    """
     if names.find(name) is None:
         module = importlib.import_module("benchmarks." + name.replace("/", "."))
         known = _options.schema(module.main)
-        given = {k: v for k, v in how.items() if v not in (None, False, [], "loky")}
+        given = {k: v for k, v in {"model": model, **how}.items() if v not in (None, False, [], "loky")}
         for key in given.keys() - known.keys():
-            raise UsageError(f"the benchmark '{name}' has no option --{key}, which is for suites; leave it out.")
-        own = {k: p for k, p in known.items() if k not in ("json", "quick", *how)}
-        given |= _options.convert(own, settings or {}, f"option of the benchmark '{name}'")
+            what = "takes no MODEL" if key == "model" else f"has no option --{key}, which is for suites"
+            raise UsageError(f"the benchmark '{name}' {what}; leave it out.")
+        own = {k: p for k, p in known.items() if k not in ("json", "quick", "model", *how)}
+        rest = dict(settings or {})
+        mine = {k: rest.pop(k) for k in list(rest) if k in known or not getattr(module, "OPTIONS_OF_THE_MODEL", False)}
+        given |= rest | _options.convert(own, mine, f"option of the benchmark '{name}'")
         module.main(json=json, **({"quick": quick} if "quick" in known else {}), **given)
         return 0
+    if model is not None:
+        raise UsageError(f"the suite '{name}' takes no MODEL: its file names its models. Leave it out.")
     if settings:
         raise UsageError("--set is for benchmarks that are programs; write a suite's options in its file.")
     if quick:

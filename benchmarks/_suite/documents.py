@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 Options = Mapping[str, Any]  # options by name, as a suite's file has them
 Document = dict[str, Any]  # JSON that a benchmark returns, of a shape of its own
-Kind = Literal["exact", "estimate", "lower bound"]
+Kind = Literal["exact", "estimate", "lower bound", "upper bound"]
 KHat = TypedDict("KHat", {"max": float | None, "frac_above_0.7": float})  # max: None where it is infinite
 
 

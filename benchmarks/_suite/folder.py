@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from benchmarks._suite import cells as _cells
 from benchmarks._suite.cells import Cell
@@ -32,8 +33,12 @@ from zoo import _atomic
 from zoo._atomic import digest_of
 from zoo._errors import NotWritten, UsageError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FORMAT = 2  # 1 had digests in cells alone, or none: it is read, and cannot be checked
 RESULTS = Path("results")  # where a suite's folder goes when nothing else is said
+DPI = 130  # of pictures
 ABANDONED = 86_400  # seconds after which what another machine's process was working on counts as left behind
 AGAIN = ("timeout", "failed")  # what `--retry` does again
 
@@ -211,6 +216,15 @@ class Results:
         _flush(path)
         path.replace(target)
         _flush(target.parent)
+
+
+def put(path: Path, content: bytes | Figure) -> None:
+    """Write a file beside the cells, a picture as PNG; whole or not at all."""
+    if not isinstance(content, bytes):
+        with io.BytesIO() as png:
+            content.savefig(png, dpi=DPI, format="png")
+            content = png.getvalue()
+    _atomic.write(path, content)
 
 
 _ID = re.compile("[0-9a-f]{16}")

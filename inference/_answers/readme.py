@@ -97,6 +97,7 @@ def _explained(about: About) -> list[str]:
         "exact": "log p(x_i) in nats, exact",
         "lower bound": "a lower bound of log p(x_i) in nats: its expectation lies below it",
         "estimate": "an estimate of log p(x_i) in nats; _se: its standard error",
+        "upper bound": "an upper bound of log p(x_i) in nats: its expectation lies above it",
     }
     out = [*_entry("row", "the row's name, else its number, counting from 0")]
     if rows.log_p is not None:

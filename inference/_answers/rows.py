@@ -27,7 +27,12 @@ GUIDE_DRAWS = 100  # over which q is averaged, where it depends on draws
 DRAWS = 200  # of what has several discrete values a row
 MOST_STATES = 100  # of a discrete latent, for which each has a column
 MOST_COLUMNS = 1000  # of one latent
-NAMES: dict[Kind, str] = {"exact": "log_p", "lower bound": "log_p_lower_bound", "estimate": "log_p_estimate"}
+NAMES: dict[Kind, str] = {
+    "exact": "log_p",
+    "lower bound": "log_p_lower_bound",
+    "estimate": "log_p_estimate",
+    "upper bound": "log_p_upper_bound",
+}
 EXACT = "the exact posterior"
 
 

@@ -98,7 +98,7 @@ def _behind(runs: Sequence[Run]) -> list[float | None]:
 
 def _known(run: Run) -> Evidence | None:
     for e in (run.verified, run.claimed):
-        if e is not None and e.kind != "lower bound" and not e.given and math.isfinite(e.value):
+        if e is not None and e.kind in ("exact", "estimate") and not e.given and math.isfinite(e.value):
             return e
     return None
 

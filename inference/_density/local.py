@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -297,6 +297,36 @@ class LocalDensity:
         with pyro.validation_enabled(False), _Middle({p.site.name for p in self.sites}):
             trace = self._drawn(self.x, discrete)
         return self._read(trace)
+
+    @torch.no_grad()
+    def coordinates(self, latents: Mapping[str, Tensor], draws: int = 1) -> Tensor:
+        """z [draws, n, L] of values of all latents, site → value in the program's shape for draws · n rows."""
+        with pyro.validation_enabled(False):
+            trace = self.program.trace(self._repeated(draws * self.n), latents=latents)
+        return self._read(trace).reshape(draws, self.n, self.L)
+
+    def log_guide(self, z: Tensor, guide: Callable[[Tensor], object]) -> Tensor:
+        """log q(z | x_i) [..., n] of a guide that draws the continuous latents alone; differentiable in z.
+
+        `guide`: takes x of as many rows as there are places in z, copy after copy of the data.
+        """
+        trace, log_det = self._run(z, None, None)
+        values = {p.site.name: node_of(trace, p.site.name)["value"] for p in self.sites}
+        x, depth, dim = (
+            self._repeated(len(z.reshape(-1, self.L))),
+            self.structure.max_plate_nesting,
+            self.structure.data_dim,
+        )
+        with self.program.settings():
+            q = pyro.poutine.trace(pyro.poutine.condition(guide, data=values)).get_trace(x)
+        total = torch.zeros((), dtype=z.dtype, device=z.device)
+        for node in sample_nodes(q):
+            if is_local(node):
+                own = altered(node, unmasked(node["fn"]))
+                total = total + per_datum(own, own["fn"].log_prob(node["value"]), dim, depth)
+                if node["name"] in log_det:
+                    total = total + per_datum(own, log_det[node["name"]], dim, depth)
+        return total.reshape(z.shape[:-1])
 
     def _read(self, trace: Trace) -> Tensor:
         """The continuous sites of a trace as z [columns, L]."""

@@ -99,7 +99,8 @@ def plan(model: Model, globals: Values) -> LinearPlan:
     for theta, copy in found.items():
         if copy is None or not (copy.site in sites.others or copy.site in gaussians):
             continue
-        if theta in globals and not _served(model, copy, priors.of([theta]).get(theta)):
+        family = gaussians[copy.site].family if copy.site in gaussians else model.families[copy.site]
+        if theta in globals and not _served(family, copy, priors.of([theta]).get(theta)):
             continue
         pool = Pool(theta, values[theta].detach(), copy.index)
         if copy.site in sites.others:
@@ -117,11 +118,11 @@ def plan(model: Model, globals: Values) -> LinearPlan:
     return LinearPlan(closed, (*numeric, *late), _units(model, gaussians), **priors.plan(found))
 
 
-def _served(model: Model, copy: Copy, prior: Distribution | None) -> bool:
+def _served(family: Family | type[Family], copy: Copy, prior: Distribution | None) -> bool:
     """Whether a global latent with this prior has a closed form."""
     if copy.parameter in REGRESSED:
         return type(prior) is dist.Normal
-    return serves(model.families[copy.site], copy, prior)
+    return serves(family, copy, prior)
 
 
 def _ordered(parts: Mapping[str, Copy]) -> list[tuple[str, Copy]]:

@@ -1,31 +1,30 @@
 """Adaptive importance sampling of global latents: a mixture of Student t's that follows its own weighted draws.
 
-Cornuet, Marin, Mira & Robert 2012 (AMIS): each round draws from the mixture, weighs all draws so far by the mixture of all
-proposals so far, and moves the components to them. Where few draws have any weight it follows weights to a power below 1,
-which have more. The rounds end where Pareto k-hat allows it. What is claimed comes from fresh draws of the last mixture alone:
-they are independent, and their mean weight is unbiased, which the recycled ones are not.
+What is claimed after the rounds (`following`) comes from fresh draws of the last mixture alone: they are independent, and their
+mean weight is unbiased, which the recycled ones are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from inference._globals import modes, rows, student, walked
+from inference._globals import modes, walked
 from inference._globals.labels import POINTS, Labels
-from inference._globals.student import Mixture
 from inference._globals.target import Target
 from inference._method.estimates import Estimates
-from inference._numerics.psis import psis
-from inference._sampling.khat import LIMIT
+from inference._sampling import student
+from inference._sampling.following import followed
+from inference._sampling.nested import Nested
+from inference._sampling.student import Mixture
 
 ROUNDS = 12
-ROUND = 1000  # draws of one
-DEFENSIVE = 0.05  # the share of draws that are as wide as the prior, so that a far mode is seen
-ENOUGH = 0.2  # effective draws, as a share of all, at which no round more is needed
+MOST_OF_A_ROW = 6  # numbers of its latents, of which a Hessian is taken
+ROWS = "each row's latents by a Gaussian at its mode given each draw of the globals"
+GROUP = "global latents with normal priors by a Gaussian at their mode given each draw of the others"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Weighed:
     labels: Labels
     rounds: int
     modes: int
-    jointly: bool  # whether each row's latents are among what the mixture draws
+    nested: str  # which latents are not drawn by the mixture, in words; "" where it draws all
     beyond: float  # the share of walks from the draws that end where weights are larger than any
 
     @property
@@ -52,8 +51,10 @@ class Adaptive:
     def __init__(self, target: Target, starts: Tensor, drawn: Tensor | None) -> None:
         """`starts` [C, d]: where climbs to modes begin. `drawn` [S, d]: draws of an earlier fit, to propose from instead."""
         self.target = target
-        self.rows = rows.Rows(target) if rows.serves(target) else None
-        self.places = target.of_globals if self.rows is not None else torch.arange(target.d)
+        by_row = target.structure.by_row and 0 < target.of_rows.shape[1] <= MOST_OF_A_ROW and len(target.of_globals) > 0
+        self.places = target.of_globals if by_row else torch.arange(target.d)
+        width, generator = target.posterior.width, target.generator
+        self.nested = Nested(target.each_row, self.places, target.of_rows, width, generator) if by_row else None
         self.labels = Labels(target, starts[:POINTS])
         self.mixture, self.modes = self._first(starts, drawn)
 
@@ -72,49 +73,44 @@ class Adaptive:
 
     def run(self, samples: int, step: Callable[..., object]) -> Weighed:
         """`samples` fresh draws after as many rounds as are needed."""
-        rounds = self._adapt(step)
+        found = self._run(samples, step)
+        if not bool(found.told.doubtful[0]) or not self._regrouped():
+            return found
+        again = self._run(samples, step)
+        return found if bool(again.told.doubtful[0]) else replace(again, nested=GROUP)
+
+    def _run(self, samples: int, step: Callable[..., object]) -> Weighed:
+        self.mixture, rounds = followed(self._own, self.mixture, self.prior, ROUNDS, step)
         flat, log_p, log_q = self._draw(self.mixture, samples)
         step()
         log_weights = log_p - log_q
         beyond = walked.beyond(self.target, flat, log_weights, self._weigh) if bool(log_p.isfinite().any()) else 0.0
-        return Weighed(flat, log_weights, self.labels, rounds, self.modes, self.rows is None, beyond)
+        nested = "" if self.nested is None else ROWS
+        return Weighed(flat, log_weights, self.labels, rounds, self.modes, nested, beyond)
 
-    def _adapt(self, step: Callable[..., object]) -> int:
-        kept: list[tuple[Mixture, Tensor, Tensor]] = []
-        best, most = self.mixture, -1.0
-        count = max(ROUND, 20 * len(self.places))
-        for k in range(ROUNDS):
-            flat, log_p, log_q = self._draw(self.mixture, count)
-            log_weights = log_p - log_q
-            (khat,), (ess,) = psis(log_weights.unsqueeze(1).numpy())
-            step(note=f"k-hat {khat:.2f}, {ess:.0f} of {count} draws")
-            score = ess / count - (1.0 if not khat <= LIMIT else 0.0)
-            if score > most:
-                best, most = self.mixture, score
-            if khat <= LIMIT and ess >= ENOUGH * count:
-                return k + 1
-            kept = [*kept, (self.mixture, flat[:, self.places], log_p)][-3:]
-            self.mixture = self._followed(kept)
-        self.mixture = best
-        return ROUNDS
+    def _regrouped(self) -> bool:
+        """Whether global latents can be drawn given the others instead: of one mode that all climbs ended at."""
+        group = self.target.posterior.normal_group()
+        if self.nested is not None or group is None or self.modes != 1 or self.labels.count != 1:
+            return False
+        self.places, inner = group
+        posterior, generator = self.target.posterior, self.target.generator
+        self.nested = Nested(posterior.whole, self.places, inner, posterior.width, generator)
+        self.mixture, self.prior = (m.marginal(self.places) for m in (self.mixture, self.prior))
+        return True
 
-    def _followed(self, kept: list[tuple[Mixture, Tensor, Tensor]]) -> Mixture:
-        """The mixture moved to the draws of some rounds, weighed by the mean of their proposals."""
-        flat, log_p = torch.cat([k[1] for k in kept]), torch.cat([k[2] for k in kept])
-        densities = torch.stack([mixture.log_prob(flat) for mixture, _, _ in kept]).logsumexp(0)
-        log_weights = log_p - densities
-        if not bool(log_weights.isfinite().any()):
-            return self.mixture
-        return self.mixture.follow(flat, _tempered(log_weights, 10.0 * flat.shape[1])).beside(self.prior, DEFENSIVE)
+    def _own(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        flat, log_p, log_q = self._draw(mixture, count)
+        return flat[:, self.places], log_p, log_q
 
     def _draw(self, mixture: Mixture, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points [S, d], their log-densities, those of the proposal."""
         return self._at(mixture, mixture.draw(count, self.target.generator))
 
     def _at(self, mixture: Mixture, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.rows is None:
+        if self.nested is None:
             return own, self.target.log_density(own), self.labels.spread(mixture.log_prob, own)
-        log_p, flat = self.rows.weigh(own)
+        log_p, flat = self.nested.weigh(own)
         log_q = self.labels.spread(lambda u: mixture.log_prob(u[:, self.places]), flat, alone=True)
         return flat, log_p, log_q
 
@@ -122,18 +118,6 @@ class Adaptive:
         """Log-weights of points [S, d] by the last mixture."""
         _, log_p, log_q = self._at(self.mixture, flat[:, self.places])
         return log_p - log_q
-
-
-def _tempered(log_weights: Tensor, least: float) -> Tensor:
-    """Weights to the largest power, at most 1, at which `least` of them count (a tenth of all at most); they sum to 1."""
-    least = min(least, 0.1 * len(log_weights))
-    power = 1.0
-    for _ in range(60):
-        share = (power * log_weights.clamp(min=-1e30)).softmax(0)
-        if float(1 / share.square().sum()) >= least:
-            break
-        power *= 0.8
-    return share
 
 
 def mislabelled(weighed: Weighed) -> bool:

@@ -18,11 +18,12 @@ from inference._globals import target as _target
 from inference._globals.labels import POINTS, Labels
 from inference._globals.result import fit_of
 from inference._globals.starts import starts
-from inference._globals.target import Target, settled
+from inference._globals.target import Target
 from inference._mcmc.recorded import Gradient
 from inference._method.estimates import Estimates
 from inference._method.fit import Fit
 from inference._method.task import Task
+from inference._sampling.nested import settled
 from zoo._errors import Refusal
 from zoo._program.structure import Structure
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from inference._globals import student
 from inference._globals.labels import Labels
 from inference._globals.target import Target
 from inference._method.fit import Evidence
 from inference._numerics.psis import mean_ess
+from inference._sampling import student
 
 LEAST_DRAWS = 100  # effective ones behind either average
 MOST_ERROR = 0.3  # nats, beyond which the error itself is not known well

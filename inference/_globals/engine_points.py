@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inference._globals.target import Values, settled
+from inference._globals.target import Values
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates
+from inference._sampling.nested import settled
 
 
 class EnginePoints:

@@ -12,6 +12,7 @@ from inference._globals.result import fit_of
 from inference._globals.starts import starts
 from inference._globals.target import Target
 from inference._method.fit import Fit
+from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
 from zoo._program.structure import Structure
@@ -38,6 +39,7 @@ def fit(task: Task, proposal: str, samples: int) -> Fit:
         )
     if proposal == "guide" and task.guide is None:
         raise Refusal("proposal=guide needs the guide of an earlier fit: zoo run … --method svi, then zoo infer RUN")
+    whole, task = task, summed(task)
     target = Target(task)
     drawn = None if proposal == "laplace" or task.guide is None else _from_guide(target, task.guide)
     if proposal == "guide" and drawn is None:
@@ -55,10 +57,11 @@ def fit(task: Task, proposal: str, samples: int) -> Fit:
         "rounds": found.rounds,
         "modes": found.modes,
     }
-    if not found.jointly:
-        notes["rows"] = "each row's latents by a Gaussian at its mode given each draw of the globals"
+    if found.nested:
+        notes["nested"] = found.nested
     weighed = found.flat, found.log_weights, found.labels, found.told
-    return fit_of(task, target, *weighed, REMEDY, notes, beyond=found.beyond)
+    fit = fit_of(whole, target, *weighed, REMEDY, notes, beyond=found.beyond)
+    return completed(whole, task, fit)
 
 
 @torch.no_grad()

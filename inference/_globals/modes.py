@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._globals import student
 from inference._globals.labels import Labels
 from inference._globals.target import Target
 from inference._numerics import peak
+from inference._sampling import student
 
 PRIOR = 64  # draws of it
 STARTS = 4

@@ -14,6 +14,7 @@ from inference._density.local import onto
 from inference._mcmc.posterior import Place, Posterior
 from inference._mcmc.recorded import Gradient
 from inference._method.task import Task
+from inference._sampling.nested import settled
 from inference._sampling.weights import unmasked
 from zoo._program.structure import Structure
 from zoo._program.trace import altered, is_local, node_of, per_datum, sample_nodes, whole_shape
@@ -26,6 +27,7 @@ Values = dict[str, Tensor]
 
 def refusal(structure: Structure) -> str | None:
     """Why the density of all latents cannot be evaluated at many points, or None; half a sentence."""
+    structure = structure.summed
     for site in structure.global_latents:
         if site.discrete:
             return f"the global latent '{site.name}' is discrete"
@@ -63,6 +65,11 @@ class Target:
         """[B] nats; −∞ where it is no number."""
         parts = [self.posterior.log_density(flat[some]).detach() for some in self.posterior.chunks(len(flat))]
         return settled(torch.cat(parts))
+
+    def each_row(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x_i, z_i | globals) [B, n] and log p(globals) [B]; differentiable."""
+        found = self.posterior.terms(flat)
+        return found.local.logsumexp(1), found.outside
 
     @cached_property
     def of_globals(self) -> Tensor:
@@ -200,8 +207,3 @@ class Target:
     def prior(self, draws: int) -> Tensor:
         """Draws of u from the program [draws, d]."""
         return self.posterior.prior(draws, self.generator)
-
-
-def settled(log_p: Tensor) -> Tensor:
-    """What is no number is impossible."""
-    return log_p.nan_to_num(-torch.inf, -torch.inf, -torch.inf)

@@ -19,6 +19,7 @@ from inference._density import local
 from inference._laplace import grid
 from inference._laplace.inner import Exact, Inner, Nested
 from inference._laplace.search import MOST_ON_A_GRID, Options, Search
+from inference._laplace.weighed import MOST as MOST_WEIGHED
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
 from inference._numerics import definite
@@ -133,7 +134,7 @@ def _weigh(search: Search, peak: Peak, q: GlobalGaussian, out: _Outer) -> None:
     """k-hat of the Gaussian over the globals, the local latents as they are integrated out inside."""
     normal = torch.distributions.MultivariateNormal(q.mean.double(), scale_tril=q.scale_tril.double())
     u = out.draws[:, search.places]
-    found = search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u)) - normal.log_prob(u)
+    found = search.beside(peak)(u) - normal.log_prob(u)
     khat, ess = (float(v[0]) for v in psis(found.nan_to_num(-torch.inf).unsqueeze(1).double().numpy()))
     out.notes["khat_of_globals"] = khat
     if not khat <= LIMIT or ess < LEAST_EFFECTIVE * len(found):
@@ -158,12 +159,9 @@ def _on_a_grid(search: Search, peak: Peak) -> _Outer | None:
     if asked == "auto" and (G > MOST_ON_A_GRID or known or width > CHEAP or not peak.converged):
         return None
 
-    def densities(u: Tensor) -> Tensor:
-        return search.densities(peak.flat.expand(len(u), -1).index_copy(1, search.places, u))
-
     block = peak.hessian[search.places][:, search.places]
     try:
-        found = grid.explore(densities, peak.flat[search.places], block)
+        found = grid.explore(search.beside(peak), peak.flat[search.places], block)
     except grid.Endless as error:
         raise Refusal(_endless(search, error)) from error
     if found is not None:
@@ -174,11 +172,48 @@ def _on_a_grid(search: Search, peak: Peak) -> _Outer | None:
 
 
 def _of_grid(search: Search, peak: Peak, found: grid.Grid) -> _Outer:
+    candidates, weights = found.weighted(torch.Generator().manual_seed(search.task.seed))
+    notes: dict[str, object] = {"grid_points": len(found.values), "evaluations": len(peak.trace) + len(found.values)}
+    return _averaged(search, peak, candidates, weights, found.log_integral, notes)
+
+
+def _by_weights(search: Search, peak: Peak, plain: _Outer) -> _Outer:
+    """The globals by draws that are weighed, where those weights can be trusted; else `plain`, which says what they say."""
+    if not _can_be_weighed(search, peak, plain):
+        return plain
+    assert plain.gaussian is not None
+    covariance = plain.gaussian.scale_tril @ plain.gaussian.scale_tril.mT
+    found = search.weighed(peak, covariance.to(peak.flat))
+    khat, ess = float(found.told.khat[0]), float(found.told.ess[0])
+    if not found.trusted:
+        plain.notes["khat_of_weighed_draws"] = khat
+        return plain
+    notes: dict[str, object] = {
+        "global_draws": "weighed by their density and resampled; Laplace's Gaussian was the first proposal",
+        "khat_of_globals": khat,
+        "effective_draws": ess,
+        "rounds": found.rounds,
+        "log_evidence_se_of_weights": float(found.told.evidence().se or 0.0),
+    }
+    return _averaged(search, peak, found.flat, found.shares, found.told.evidence().value, notes)
+
+
+def _can_be_weighed(search: Search, peak: Peak, plain: _Outer) -> bool:
+    structure = search.task.structure
+    if plain.gaussian is None or search.options.globals == "laplace" or not peak.converged:
+        return False
+    exactly = structure.is_exact and structure.integrable == "normal"  # the Gaussian is the posterior itself
+    return not exactly and len(search.places) <= MOST_WEIGHED and search.quick
+
+
+def _averaged(
+    search: Search, peak: Peak, candidates: Tensor, weights: Tensor, log_evidence: float, notes: dict[str, object]
+) -> _Outer:
+    """The globals by candidates [M, d] and weights [M], which sum to 1."""
     task, out = search.task, _gaussian_draws(search, peak)
-    candidates, weights = found.weighted(torch.Generator().manual_seed(task.seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
-        out[:, search.places] = candidates[torch.multinomial(weights, len(out), replacement=False)]
+        out[:, search.places] = candidates[torch.multinomial(weights, len(out), replacement="grid_points" not in notes)]
     mean = weights @ candidates
     away = (candidates - mean) * weights.sqrt().unsqueeze(1)
     tril = torch.linalg.cholesky(away.mT @ away)
@@ -187,19 +222,14 @@ def _of_grid(search: Search, peak: Peak, found: grid.Grid) -> _Outer:
         each = weights.reshape(-1, *(1,) * (value.dim() - 1))
         point[name] = (each * value).sum(0)
         errors[name] = (each * (value - point[name]).square()).sum(0).sqrt()
+    about = {"point": "posterior means", "log_evidence_by_laplace": search.mass(peak)}
     return _Outer(
         out,
         errors,
-        Evidence(found.log_integral, None, "estimate"),
+        Evidence(log_evidence, None, "estimate"),
         _in_dtype(task, search.layout, mean, tril),
         point,
-        notes={
-            "over": list(search.coordinates.sizes),
-            "grid_points": len(found.values),
-            "point": "posterior means",
-            "log_evidence_by_laplace": search.mass(peak),
-            "evaluations": len(peak.trace) + len(found.values),
-        },
+        notes={"over": list(search.coordinates.sizes), **about, **notes},
     )
 
 
@@ -214,7 +244,7 @@ def _endless(search: Search, error: grid.Endless) -> str:
 
 def _result(search: Search, peak: Peak) -> Fit:
     task = search.task
-    outer = _on_a_grid(search, peak) or _gaussian(search, peak)
+    outer = _on_a_grid(search, peak) or _by_weights(search, peak, _gaussian(search, peak))
     draws = {n: v.detach() for n, v in search.coordinates.unflatten(outer.draws).items()}
     local = search.inner.locals({n: v for n, v in draws.items() if n in search.globals}, outer.point)
     warnings = [*outer.warnings]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from inference._laplace import grid
-from inference._laplace.inner import Inner
+from inference._laplace import grid, weighed
+from inference._laplace.inner import Exact, Inner
+from inference._laplace.weighed import Weighed
+from inference._mcmc.posterior import Posterior
 from inference._method.start import Start, begin, is_mixture
+from inference._method.summed import summed
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
@@ -65,6 +69,55 @@ class Search:
         parameters = {**self.theta, **{n: v for n, v in values.items() if n not in self.globals}}
         evidence, prior = self.inner.log_evidence(parameters, {n: values[n] for n in self.globals})
         return evidence + prior + self.layout.log_abs_det(flat[self.places])
+
+    def beside(self, peak: Peak) -> Density:
+        """The density [B] of global latents u [B, g], θ as at a peak."""
+        if self._posterior is None:
+            return lambda u: self.densities(peak.flat.expand(len(u), -1).index_copy(1, self.places, u))
+        posterior, order = self._posterior
+        return lambda u: torch.cat([posterior.log_density(u[some][:, order]) for some in posterior.chunks(len(u))])
+
+    def weighed(self, peak: Peak, covariance: Tensor) -> Weighed:
+        """Weighted draws of the global latents, from a Gaussian at a peak on."""
+        mode, seed = peak.flat[self.places], self.task.seed
+        with self.task.progress("laplace: weighing", 2 * weighed.ROUNDS) as step:
+            found = weighed.weighed(self.beside(peak), mode, covariance, seed, step, self._posterior is None)
+            if found.trusted or self._posterior is None:
+                return found
+            posterior, order = self._posterior
+            again = weighed.nested(posterior, mode[order], covariance[order][:, order], seed, step)
+        if again is None or not again.trusted:
+            return found
+        return replace(again, flat=again.flat[:, order.argsort()])
+
+    @property
+    def quick(self) -> bool:
+        """Whether many values of the global latents can be looked at side by side."""
+        return self._posterior is not None or not isinstance(self.inner, Exact)
+
+    @cached_property
+    def _posterior(self) -> tuple[Posterior, Tensor] | None:
+        """The density by one run of the program, and our coordinates in its order; None where it is another, or θ is free."""
+        task = self.inner.task
+        if not isinstance(self.inner, Exact) or not self.globals or (self.task.learn and self.theta):
+            return None
+        try:
+            own = summed(task)
+            posterior = Posterior(own, own.structure.linear_gaussian)
+            if {p.site.name for p in posterior.places} != self.globals:
+                return None
+            at = dict(
+                zip(self.layout.sizes, torch.arange(self.layout.d).split(list(self.layout.sizes.values())), strict=True)
+            )
+            order = torch.cat([at[p.site.name] for p in posterior.places])
+            near = self.first[self.places] + torch.tensor([[0.0], [0.3]], dtype=self.first.dtype)
+            posterior.check(near[:, order])
+            mine = posterior.log_density(near[:, order]).detach()
+            whole = self.first.expand(2, -1).index_copy(1, self.places, near)
+            same = torch.allclose(mine, self.densities(whole).detach(), rtol=1e-8, atol=1e-6)
+        except (Refusal, ArithmeticError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            return None
+        return (posterior, order) if same and posterior.side_by_side else None
 
     def densities(self, flat: Tensor) -> Tensor:
         """The density [B] of each of the points [B, d]."""

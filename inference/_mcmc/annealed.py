@@ -13,6 +13,7 @@ from torch import Tensor
 from inference._mcmc.entries import Entries
 from inference._method.estimates import Estimates
 from inference._method.fit import Arrays
+from inference._method.progress import Step
 from inference._method.task import Task
 from inference._sampling import weights
 
@@ -37,12 +38,7 @@ class Annealed:
         ):
             for rows in parts:
                 walkers = Entries(task.program, task.structure, task.x[rows], chains)
-                log_weights = torch.zeros_like(walkers.latent)
-                for before, beta in itertools.pairwise(betas):
-                    log_weights = log_weights + (beta - before) * walkers.given
-                    walkers.sweep(beta)
-                    step()
-                self._tell(walkers, log_weights)
+                self._tell(walkers, forth(walkers, betas, step))
 
     def _tell(self, walkers: Entries, log_weights: Tensor) -> None:
         C, n, structure = *log_weights.shape, self.task.structure
@@ -71,6 +67,30 @@ class Annealed:
     def arrays(self) -> tuple[Arrays, Arrays]:
         """Site → draws [draws, n, …], and probabilities [n, …, values]."""
         return _joined(self.draws, 1), _joined(self.probabilities, 0)
+
+
+def forth(walkers: Entries, betas: Sequence[float], step: Step) -> Tensor:
+    """Log-weights [C, n] of walkers that go from the prior to the posterior: exp of them is unbiased for p(x_i)."""
+    log_weights = torch.zeros_like(walkers.latent)
+    for before, beta in itertools.pairwise(betas):
+        log_weights = log_weights + (beta - before) * walkers.given
+        walkers.sweep(beta)
+        step()
+    return log_weights
+
+
+def back(walkers: Entries, betas: Sequence[float], step: Step) -> Tensor:
+    """Log-weights [C, n] of walkers at exact draws of the posterior that go back to the prior: unbiased for 1 / p(x_i).
+
+    The steps of `forth` in the opposite order. A sweep in random order is as likely as one in the opposite order, so that it
+    is reversible.
+    """
+    log_weights = torch.zeros_like(walkers.latent)
+    for beta, before in itertools.pairwise(reversed(betas)):
+        walkers.sweep(beta)
+        log_weights = log_weights - (beta - before) * walkers.given
+        step()
+    return log_weights
 
 
 def _joined(pieces: list[dict[str, Tensor]], dim: int) -> dict[str, np.ndarray]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference._mcmc.chains import Drawn
-from inference._numerics.psis import agreement
+from inference._numerics.psis import agreement, mean_ess
 
 AGREE = 1.01  # the largest R-hat
 LEAST_DRAWS = 400  # effective, of each number
 MOST_DIVERGING = 0.01  # of all draws
 LEAST_BFMI = 0.3
+TOGETHER = 0.5, 6.0  # a correlation of two chains, draw by draw: at least so much, and so many of its standard errors
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Diagnosis:
     diverging: int
     draws: int
     deepest: int  # trajectories as long as allowed
+    together: float = 0.0  # the largest correlation of two chains that cannot be chance
 
     @property
     def converged(self) -> bool:
@@ -41,6 +43,7 @@ class Diagnosis:
             and all(e > LEAST_DRAWS for e in ess)
             and self.diverging <= MOST_DIVERGING * self.draws
             and min(self.ebfmi) >= LEAST_BFMI
+            and not self.together
         )
 
     def notes(self) -> dict[str, object]:
@@ -58,6 +61,11 @@ class Diagnosis:
         """What speaks against the draws, and what to do."""
         out = []
         apart = sorted((n for n, r in self.rhat.items() if not r < AGREE), key=lambda n: -self.rhat[n])
+        if self.together:
+            out.append(
+                f"two chains move together: their draws have a correlation of {self.together:.2f}, draw by draw, so that the "
+                "effective draws and R-hat mean nothing. The chains share their random numbers; give them seeds of their own."
+            )
         if apart:
             out.append(
                 f"R-hat is {self.rhat[apart[0]]:.4g} for {_named(apart)}, and should be below {AGREE}: the chains do not "
@@ -105,7 +113,25 @@ def diagnose(drawn: Drawn, values: Mapping[str, np.ndarray], max_depth: int) -> 
         diverging=int(drawn.diverging.sum()),
         draws=drawn.log_p.size,
         deepest=int((drawn.tree_depth >= max_depth).sum()),
+        together=_together(drawn.log_p),
     )
+
+
+def _together(values: np.ndarray) -> float:
+    """The largest correlation of two independent chains' values [C, S], draw by draw; 0 where it may be chance.
+
+    Its standard error is 1/√S for independent draws, and 1/√ESS at most for those of chains that move slowly.
+    """
+    C, S = values.shape
+    if C < 2 or not np.isfinite(values).all() or (np.ptp(values, axis=1) == 0).any():
+        return 0.0
+    largest, worst = 0.0, mean_ess(np.ascontiguousarray(values)[:, None], float(S))
+    table = np.corrcoef(values)
+    for a in range(C):
+        for b in range(a):
+            if table[a, b] > max(TOGETHER[0], TOGETHER[1] / max(1.0, min(worst[a], worst[b])) ** 0.5):
+                largest = max(largest, float(table[a, b]))
+    return largest
 
 
 def _bfmi(energy: np.ndarray) -> float:

@@ -81,11 +81,19 @@ class Entries:
     def begin(self, C: int) -> None:
         """Set C chains at draws from the prior."""
         start = weights.draw(self.program, self.structure, self.x, None, C)
-        n = len(self.x)
-        flat = [self._by_datum(start.values[s.name], s).reshape(C, n, -1).to(self.x.dtype) for s in self.sites]
-        self.z = torch.cat(flat, -1)  # [C, n, L]
+        self.z = self._flat(start.values)
         self.latent = settled(start.log_proposal)  # log p(z) [C, n]
         self.given = settled(start.log_p - start.log_proposal)  # log p(x | z) [C, n]
+
+    def place(self, values: Mapping[str, Tensor]) -> None:
+        """Set the chains at these values, site → [C, plates with n among them, event]."""
+        self.z = self._flat(values)
+        self.latent, self.given = self._terms(slice(None), self.z)
+
+    def _flat(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Values as z [C, n, L]."""
+        parts = [self._by_datum(values[s.name], s) for s in self.sites]
+        return torch.cat([p.reshape(*p.shape[:2], -1).to(self.x.dtype) for p in parts], -1)
 
     def _by_datum(self, value: Tensor, site: Site) -> Tensor:
         return self.structure.axes.by_datum(value, site)

@@ -28,6 +28,8 @@ from zoo._program.trace import altered, is_local, log_prob, node_of, nodes_of, p
 
 LOG_2PI = math.log(2 * math.pi)
 NUMBERS = 2**22  # in the largest temporary of an evaluation of many points
+NORMAL = ("Normal", "MultivariateNormal")
+LEAST_IN_A_GROUP, MOST_IN_A_GROUP = 4, 50  # numbers
 FARTHEST = 300.0  # of a free coordinate, where a draw was rounded onto the edge of its support
 
 
@@ -117,7 +119,7 @@ class Posterior:
     def each(self, of: Callable[..., Any], *given: Tensor) -> Any:
         """`of` of each point, its tensors stacked."""
         if self.side_by_side:
-            return torch.vmap(of)(*given)
+            return torch.vmap(of, randomness="different")(*given)  # of draws that the density does not know of
         found = [of(*(g[i] for g in given)) for i in range(len(given[0]))]
         if isinstance(found[0], dict):
             return {k: torch.stack([f[k] for f in found]) for k in found[0]}
@@ -126,6 +128,21 @@ class Posterior:
     def log_density(self, flat: Tensor) -> Tensor:
         """[B] of the points flat [B, d], nats; differentiable."""
         return self.terms(flat).total + 0.0 * flat.sum(-1)  # of a latent that nothing depends on the slope is 0
+
+    def whole(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_density` as that of one group of latents [B, 1], and nothing besides [B]."""
+        return self.log_density(flat).unsqueeze(1), flat.new_zeros(len(flat))
+
+    def normal_group(self) -> tuple[Tensor, Tensor] | None:
+        """The coordinates [g] of other latents, and those [1, L] of global ones with normal priors; None where either lack."""
+        inner, index = [p.site.family in NORMAL for p in self.places], torch.arange(self.d)
+        if any(p.site.scope == "local" for p in self.places) or all(inner):
+            return None
+        own = torch.zeros(self.d, dtype=torch.bool)
+        for place, mine in zip(self.places, inner, strict=True):
+            own[place.part] = mine
+        fits = LEAST_IN_A_GROUP <= int(own.sum()) <= MOST_IN_A_GROUP
+        return (index[~own], index[own].unsqueeze(0)) if fits else None
 
     def _joint(self, flat: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
         """log p(x_i, a, z, …) [A, n] and the density of what is outside the rows, at one point [d] and z [A, n, L]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inference._numerics.coordinates import Coordinates
 
 Arrays = dict[str, np.ndarray]
-Kind = Literal["exact", "lower bound", "estimate"]
+Kind = Literal["exact", "lower bound", "estimate", "upper bound"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Evidence:
         -3.500 ± 0.500 nats, lower bound
 
     - `value`: the total over the data (plus, where global latents are integrated out, their share).
-    - `kind`: "exact"; "lower bound" (the expectation of `value` lies below the truth); or "estimate".
+    - `kind`: "exact"; "lower bound" (the expectation of `value` lies below the truth); "estimate"; or "upper bound" (its
+      expectation lies above the truth: of simulated data, `zoo bench sandwich`).
     - `se`: Monte Carlo standard error of `value`; 0 for a deterministic figure; None where there is none to give
       (a deterministic approximation, such as Laplace's).
     - `per_datum`: [n] log p(x_i), each row once, whatever its weight; or None where the evidence does not split over rows, or

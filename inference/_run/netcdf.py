@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -102,27 +104,105 @@ class Reserved(io.RawIOBase):
 
 def _write(tree: xr.DataTree, file: io.BytesIO | Reserved) -> None:
     """With numeric arrays above 100 kB compressed."""
-    groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
-    encoding = {group: _compression(dataset) for group, dataset in groups.items()}
-    out = xr.DataTree.from_dict({group: _with_attrs(ds, _storable) for group, ds in groups.items()})
-    out.to_netcdf(file, engine="h5netcdf", encoding={k: v for k, v in encoding.items() if v})
+    with h5py.File(file, "w", track_order=True) as out:
+        first = 0
+        for node in tree.subtree:
+            group = out if node.path == "/" else out.create_group(node.path, track_order=True)
+            first = _write_group(group, _with_attrs(node.to_dataset(inherit=False), _storable), first)
 
 
 def read_netcdf(content: bytes) -> xr.DataTree:
     """The tree that `netcdf` wrote, all of it in memory."""
     allow_certain_draws()
-    with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as tree:
-        # rebuilt, since what is opened remembers its file and chunks, and would take them to the next file
-        groups = {node.path: node.to_dataset(inherit=False).load().drop_encoding() for node in tree.subtree}
-    return xr.DataTree.from_dict({group: _with_attrs(ds, _restored) for group, ds in groups.items()})
+    found = dict[str, xr.Dataset]()
+    with h5py.File(io.BytesIO(content)) as file:
+        _read_group(file, found, {})
+    return xr.DataTree.from_dict(found)
 
 
-def _compression(dataset: xr.Dataset) -> dict[str, dict[str, bool | int]]:
-    return {
-        str(name): {"zlib": True, "complevel": 2, "shuffle": True}
-        for name, values in dataset.data_vars.items()
-        if values.dtype.kind in "biuf" and values.nbytes > COMPRESS_ABOVE
+# ------------------------------------------------------------------------------------------------------------ groups
+
+# h5netcdf looks up all dimensions of a group again for each variable: a program with thousands of sites took minutes. This
+# lays out what netCDF-4 asks of HDF5 (https://docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html): a
+# dimension is a dataset with CLASS, NAME and a number of its own, and a variable's DIMENSION_LIST refers to its dimensions.
+HIDDEN = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"}
+NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. "
+
+
+def _write_group(group: h5py.Group, dataset: xr.Dataset, first: int) -> int:
+    """Write a group, whose dimensions are numbered from `first`; return the next number."""
+    variables, attrs = xr.conventions.encode_dataset_coordinates(dataset)
+    group.attrs.update({name: _attribute(value) for name, value in attrs.items()})
+    scales, numbers = dict[Hashable, h5py.Dataset](), dict(zip(dataset.sizes, count(first)))
+    for name, size in dataset.sizes.items():
+        if name in variables:
+            scale, label = _write_variable(group, name, variables.pop(name)), str(name)
+        else:
+            scale, label = group.create_dataset(str(name), size, ">f4"), f"{NO_VARIABLE}{size:10d}"
+        scale.make_scale(label)
+        scale.attrs["_Netcdf4Dimid"] = np.int32(numbers[name])
+        scales[name] = scale
+    for name, variable in variables.items():
+        written = _write_variable(group, name, variable)
+        if variable.dims:
+            refs = np.empty(variable.ndim, object)
+            refs[:] = [np.array([scales[d].ref], h5py.ref_dtype) for d in variable.dims]
+            written.attrs.create("DIMENSION_LIST", refs, dtype=h5py.vlen_dtype(h5py.ref_dtype))
+            written.attrs["_Netcdf4Coordinates"] = np.array([numbers[d] for d in variable.dims], np.int32)
+    return first + len(scales)
+
+
+def _write_variable(group: h5py.Group, name: Hashable, variable: xr.Variable) -> h5py.Dataset:
+    encoded = xr.conventions.encode_cf_variable(variable, name=name)
+    values, attrs = np.asarray(encoded.values), dict(encoded.attrs)
+    how: dict[str, object] = {"fillvalue": attrs.get("_FillValue")}
+    if values.dtype.kind in "UO":
+        how["dtype"], values = h5py.string_dtype(), values.astype(object)
+    elif values.dtype.kind in "biuf" and values.nbytes > COMPRESS_ABOVE:
+        how |= {"compression": "gzip", "compression_opts": 2, "shuffle": True}
+    if 0 in values.shape:  # of no fixed length to netCDF
+        how["maxshape"] = tuple(size or None for size in values.shape)
+    out = group.create_dataset(str(name), data=values, track_order=True, **how)
+    out.attrs.update({key: _attribute(value) for key, value in attrs.items()})
+    return out
+
+
+def _attribute(value: object) -> object:
+    return value if isinstance(value, str | bytes) else np.atleast_1d(np.asarray(value))
+
+
+def _read_group(group: h5py.Group, found: dict[str, xr.Dataset], names: dict[int, str]) -> None:
+    """Read a group and those in it; `names` of the dimensions by their numbers."""
+    inner, items = list[h5py.Group](), dict[str, h5py.Dataset]()
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            inner.append(item)
+        else:
+            items[name] = item
+            if "CLASS" in item.attrs:
+                names[int(item.attrs["_Netcdf4Dimid"])] = name
+    variables = {
+        name: _read_variable(name, item, names)
+        for name, item in items.items()
+        if not item.attrs.get("NAME", b"").startswith(NO_VARIABLE.encode())
     }
+    dataset = xr.decode_cf(xr.Dataset(variables, attrs=_attributes(group))).load().drop_encoding()
+    found[group.name] = _with_attrs(dataset, _restored)
+    for each in inner:
+        _read_group(each, found, names)
+
+
+def _read_variable(name: str, item: h5py.Dataset, names: dict[int, str]) -> xr.Variable:
+    dims = [names[number] for number in item.attrs.get("_Netcdf4Coordinates", [])] or [name] * item.ndim
+    return xr.Variable(dims, item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()], _attributes(item))
+
+
+def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, object]:
+    found = {name: item.attrs[name] for name in item.attrs if name not in HIDDEN}
+    return {name: v[0] if isinstance(v, np.ndarray) and v.shape == (1,) else v for name, v in found.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- attributes
 
 
 def _with_attrs(dataset: xr.Dataset, convert: Callable[[object], object]) -> xr.Dataset:

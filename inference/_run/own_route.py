@@ -87,13 +87,13 @@ def log_evidence(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tenso
             return _by_ratio(task, rows, point)
         if isinstance(task.exact, Chains):
             return _by_normals(task, task.exact, rows, point)
-        row, known = _assignments(task, rows, point)
+        row, known = assignments(task, rows, point)
         order = torch.randperm(len(row))
         each = task.x.new_empty(len(row))
         L = sum(s.inner * math.prod(s.event_shape) for s in task.structure.continuous_locals)
         size = max(2, CHUNK // (task.x[:1].numel() + L * L + 1))
         for some in order.split(size):
-            batch = _Batch(task, rows[row[some]], {k: v[some] for k, v in known.items()}, point)
+            batch = Batch(task, rows[row[some]], {k: v[some] for k, v in known.items()}, point)
             each[some] = batch.integrated() if L else batch.log_joint({})
     top = torch.full_like(rows, 0, dtype=each.dtype).scatter_reduce(0, row, each, "amax", include_self=False)
     safe = torch.where(top.isfinite(), top, torch.zeros_like(top))
@@ -117,7 +117,7 @@ def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
         torch.manual_seed(1)
         everything = torch.arange(N)
         tables: dict[str, Tensor] = {}
-        batch = _Batch(task, everything, {}, point)
+        batch = Batch(task, everything, {}, point)
         nodes = nodes_of(batch.trace({}))
         for site in task.structure.discrete_locals:
             new = _joint_values(batch, nodes[site.name])
@@ -128,7 +128,7 @@ def in_place(task: Task, point: Mapping[str, Tensor]) -> Tensor | None:
         first, each_run = torch.randint(A, (N,)), []
         for k in range(A):
             known = {name: table[(first + k) % A] for name, table in tables.items()}
-            batch = _Batch(task, everything, known, point)
+            batch = Batch(task, everything, known, point)
             each_run.append(batch.integrated() if L else batch.log_joint({}))
     return torch.stack(each_run).logsumexp(0)
 
@@ -209,7 +209,7 @@ def _plain_joint(engine: Elimination | Chains, latents: Mapping[str, Tensor]) ->
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Some pairs of a row and values of the discrete latents, side by side as rows of one batch."""
 
     task: Task
@@ -289,7 +289,8 @@ class _Batch:
                 Parts(places, {s: nodes[s]["fn"].event_shape for s in sites}, family), joint, prior[0]
             )
         else:
-            own = _Gaussian(joint, prior[0])
+            own = Gaussian(joint, prior[0])
+        self.own = own
         found = joint(own.middle) - own.log_density(own.middle)
         for k in range(2 * DRAWS):
             z = own.draw(k) if k < DRAWS else prior[k - DRAWS]
@@ -320,18 +321,18 @@ class _Implied(Protocol):
         """A draw [m, L], the wider the larger k modulo 3."""
 
 
-class _Gaussian:
+class Gaussian:
     kind = "quadratic"
 
     def __init__(self, joint: Callable[[Tensor], Tensor], like: Tensor) -> None:
-        self.middle, self._factor, self.blurred = _square(joint, torch.zeros_like(like))
+        self.middle, self.factor, self.blurred = _square(joint, torch.zeros_like(like))
 
     def log_density(self, z: Tensor) -> Tensor:
-        return _log_normal(z, self.middle, self._factor)
+        return _log_normal(z, self.middle, self.factor)
 
     def draw(self, k: int) -> Tensor:
         white = torch.randn_like(self.middle).unsqueeze(-1) * (1 + k % 3)
-        away: Tensor = torch.linalg.solve_triangular(self._factor.mT, white, upper=True).squeeze(-1)
+        away: Tensor = torch.linalg.solve_triangular(self.factor.mT, white, upper=True).squeeze(-1)
         return self.middle + away
 
 
@@ -408,13 +409,13 @@ def _log_normal(z: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return log_det - 0.5 * white.square().sum(-1) - 0.5 * z.shape[1] * LOG_2PI
 
 
-def _assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Pairs: which of `rows` [m], and site → the values of each discrete local latent [m, numbers]."""
     row = torch.arange(len(rows))
     known: dict[str, Tensor] = {}
     names = [s.name for s in task.structure.discrete_locals]
     for name in names:  # in the order in which the program draws them
-        batch = _Batch(task, rows[row], known, point)
+        batch = Batch(task, rows[row], known, point)
         node = node_of(batch.trace(batch.discrete()), name)
         joint = _joint_values(batch, node)
         known = {k: v.repeat_interleave(len(joint), 0) for k, v in known.items()}
@@ -423,7 +424,7 @@ def _assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple
     return row, known
 
 
-def _joint_values(batch: _Batch, node: Node) -> Tensor:
+def _joint_values(batch: Batch, node: Node) -> Tensor:
     """Every value of a discrete site in one row [K^copies, numbers], where copies stand in plates inside `data`."""
     values = _support(node["fn"])  # [K, event numbers]
     copies = batch.flat(node["value"], node).shape[1] // values.shape[1]

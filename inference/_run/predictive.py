@@ -6,6 +6,7 @@ every draw and find nothing to correct: such a figure always prefers the larger 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,12 +23,15 @@ from inference._method.task import Task
 from inference._numerics.slices import slices
 from zoo._errors import UsageError
 from zoo._program.source import blame
-from zoo._program.trace import node_of
+from zoo._program.trace import drawn_in_full, family_name, is_masked, is_one, node_of, outside_log_prob, sample_nodes
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
 ROWS = 16_384  # that are simulated at once: a program may hold far more numbers for a row than x does
 LOOKED_AT = 20  # rows, to see what observes and returns x
+UNKNOWN_ROWS = (
+    "'{}' returns no rows of x when it simulates: let it return x, [n, …] in the order of the columns of the data."
+)
 WHOLE = "x"  # the name of all data, in `observed_data` and `posterior_predictive`
 
 
@@ -105,12 +109,61 @@ def simulate(task: Task, n: int) -> np.ndarray:
     for rows in slices(n, ROWS):
         found = data.rows(at.simulate(0, rows, None), rows.stop - rows.start)
         if found is None:
-            raise UsageError(
-                f"'{task.program.name}' returns no rows of x when it simulates: let it return x, [n, …] in the order of the "
-                "columns of the data."
-            )
+            raise UsageError(UNKNOWN_ROWS.format(task.program.name))
         parts.append(found.numpy())
     return np.concatenate(parts) if parts else np.zeros((0, *task.x.shape[1:]))
+
+
+@torch.no_grad()
+def simulate_jointly(task: Task) -> tuple[np.ndarray, Arrays]:
+    """As many rows as the task has, drawn by the program at its θ together with all latents, the global ones too.
+
+    Returns x [n, …] with the covariates and the holes of the task's data, and latent site → its value, as a fit holds one draw.
+    Raises `UsageError` where the program does not simulate, or its rows are not known from what it returns.
+    """
+    data, program, structure, n = _Data(task), task.program, task.structure, len(task.x)
+    with blame(program.name), data.given or contextlib.nullcontext():
+        x = None if data.given is None else data.given.alone(task.x)
+        trace = program.trace(x, size=n, raw=x is not None)
+    found = data.rows(trace, n) if data.given is None else None
+    found = data.by_columns(trace) if found is None else found
+    if found is None:
+        raise UsageError(UNKNOWN_ROWS.format(program.name))
+    if not bool(found.isfinite().all()):
+        raise UsageError(
+            f"'{program.name}' simulates numbers that are not finite: its priors are too wide, or it fails."
+        )
+    _check_density(task, trace, found)
+    latents = {}
+    for site in (*structure.global_latents, *(s for s in structure.local_latents if s.completes is None)):
+        value = drawn_in_full(node_of(trace, site.name))
+        if site.scope == "local":
+            value = structure.axes.by_datum(structure.axes.expand(value, site, n, 1), site)[0]
+        latents[site.name] = value.numpy()
+    return found.masked_fill(task.x.isnan(), torch.nan).numpy(), latents
+
+
+def _check_density(task: Task, trace: Trace, x: Tensor) -> None:
+    """Raise `UsageError` where what was simulated is not drawn from the density that the program has on data."""
+    name, latents = task.program.name, {}
+    for node in sample_nodes(trace):
+        latent = any(s.name == node["name"] and s.role == "latent" for s in task.structure.sites)
+        if family_name(node["fn"]) == "Unit" or not is_one(node["scale"]) or (latent and is_masked(node)):
+            raise UsageError(
+                f"'{name}' weighs its density at '{node['name']}' (a factor, scale or mask), and what it simulates is not "
+                "drawn from that density."
+            )
+        if latent:
+            latents[node["name"]] = node["value"]
+    again = task.program.trace(x, latents=latents)
+    for site in task.structure.sites:
+        if site.completes is None and site.name in trace.nodes:
+            one, other = (float(outside_log_prob(t, [site.name])) for t in (trace, again))
+            if not np.isclose(one, other, rtol=1e-6, atol=1e-6):
+                raise UsageError(
+                    f"'{name}' simulates '{site.name}' from another density than it has on data: log p is {one:.6g} where it "
+                    f"was drawn, and {other:.6g} given those data. Write one program for both."
+                )
 
 
 class _Draws:
@@ -163,14 +216,15 @@ class _Data:
         value = node_of(trace, observed[0].name)["value"]
         self.shared = self.one_site and isinstance(value, Tensor) and is_same(value, x)  # without a copy
         self.returned = _same(node_of(trace, "_RETURN")["value"], x)
+        local = {k: v for k, v in sites.items() if x.dim() == 2 and v.shape[:1] == x.shape[:1]}
+        self.columns = {k: columns_of(v.reshape(len(x), -1), x) for k, v in local.items()}
         self.given = self._covariates(x, sites)
 
     def _covariates(self, x: Tensor, sites: dict[str, Tensor]) -> Given | None:
         """How to draw data given the columns that no site observes; None where all of x is observed."""
         if x.dim() != 2 or self.one_site:
             return None
-        seen = [columns_of(v.reshape(len(x), -1), x) for v in sites.values() if v.shape[:1] == x.shape[:1]]
-        left = np.setdiff1d(np.arange(x.shape[1]), np.concatenate([[-1], *seen]))
+        left = np.setdiff1d(np.arange(x.shape[1]), np.concatenate([[-1], *self.columns.values()]))
         return Given(set(sites), left) if len(left) and len(left) < x.shape[1] else None
 
     def observed(self) -> dict[str, np.ndarray]:
@@ -214,6 +268,21 @@ class _Data:
         if not isinstance(whole, Tensor) or len(whole) != n or whole.numel() != n * row.numel():
             return None
         return whole.detach().to(self._task.x.dtype).reshape(n, *row)
+
+    def by_columns(self, trace: Trace) -> Tensor | None:
+        """All of each row of a simulation of as many rows as the data, each site's values in the columns that it observes.
+
+        None where those are not known, or two of them are equal in the rows that were looked at and may be exchanged.
+        """
+        x, sites = self._task.x, _values(self._task, trace, len(self._task.x))
+        observed = np.concatenate([[], *self.columns.values()]).astype(int)
+        looked = x[:LOOKED_AT][:, observed]
+        if not len(observed) or observed.min() < 0 or len(torch.unique(looked.nan_to_num(), dim=1).mT) < len(observed):
+            return None
+        out = x.clone()
+        for name, columns in self.columns.items():
+            out[:, columns] = sites[name].reshape(len(x), -1).to(x.dtype)
+        return out
 
 
 def _same(value: object, x: Tensor) -> bool:

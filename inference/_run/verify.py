@@ -9,7 +9,7 @@
   the modes (Laplace), and the prior; and a particle filter where the program has one.
 
 Where a claim can be checked against a better value it is: an estimate that lies below it by more than 4 standard errors is
-called a lower bound, and a warning says so.
+called a lower bound, and a warning says so. An upper bound below an exact value or a lower bound ends the run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
+from inference._run._own import posterior as own_posterior
 from inference._run.own_route import Disagreement, tolerance
 from inference._sampling import sequential, weights
 from inference._sampling.khat import of_globals
@@ -88,8 +89,14 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
             found = _integrate_globals(task, fit.global_gaussian, said)
             return _of_all_modes(task, fit, found, said)
         point = {s.name: torch.as_tensor(fit.parameters[s.name]) for s in task.structure.global_latents}
-        if fit.claimed is None and point:
+        if point and not given:
+            if (
+                fit.claimed is not None
+            ):  # with the globals integrated out: a point of them is no value to hold it against
+                return None
             given = f"the point values of {', '.join(point)}"
+        if fit.claimed is not None and fit.claimed.kind == "exact":
+            own_posterior.check(task, fit, point)
         exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given, weights=task.times)
         return exact.plus(task.outside(point))
     if task.structure.global_latents:
@@ -361,7 +368,9 @@ def _compared(task: Task, claimed: Evidence, found: Evidence, said: _Said) -> tu
     away = claimed.value - found.value
     rounding = tolerance(task.x.dtype) * max(1.0, abs(found.value))
     limit = FAR * math.hypot(claimed.se, found.se) + rounding
-    if claimed.kind == "exact" or (found.kind == "lower bound" and away > 0):
+    if claimed.kind == "upper bound":
+        _check_above(task, away, limit, found)
+    if claimed.kind in ("exact", "upper bound") or (found.kind == "lower bound" and away > 0):
         return claimed, found
     if away < -limit and claimed.kind == "estimate":
         said.warnings.append(
@@ -377,6 +386,14 @@ def _compared(task: Task, claimed: Evidence, found: Evidence, said: _Said) -> tu
         if found.kind == "estimate":
             found = replace(found, kind="lower bound")
     return claimed, found
+
+
+def _check_above(task: Task, away: float, limit: float, found: Evidence) -> None:
+    if away < -limit and found.kind in ("exact", "lower bound"):
+        raise Disagreement(
+            f"the upper bound claimed on log p(x) of '{task.program.name}' lies {-away:.4g} nats below the verified "
+            f"{found.kind}, more than {FAR:g} standard errors: the method's claim is wrong."
+        )
 
 
 def _compare_exact(task: Task, claimed: Evidence, found: Evidence) -> None:

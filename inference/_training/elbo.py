@@ -203,6 +203,10 @@ class Bound:
         learn = (signal * log_q).sum(0)
         return self._mean(value + learn - learn.detach(), rows) + share
 
+    def each(self, rows: Index, x: Tensor) -> Tensor:
+        """The bound of each row at the draws [K, n], nats, without what is global; differentiable where no draw is discrete."""
+        return self._terms(*self._traces(rows, x), len(x))
+
     def _mean(self, value: Tensor, rows: Index) -> Tensor:
         """The mean of the rows' values [n] or [K, n], weighted where rows are."""
         return value.mean() if self.task.weights is None else weighed(value.mT, self.task.relative, rows).mean()

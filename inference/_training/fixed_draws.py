@@ -84,8 +84,8 @@ class FixedDraws:
             self.tables = elbo.joint_tables(task)
             self.one: Callable[[], Tensor] = self._summed
         else:
-            bound = elbo.Bound(task, guide, particles)
-            self.one = lambda: bound.surrogate(slice(None), task.x) * task.count
+            self.bound = elbo.Bound(task, guide, particles)
+            self.one = self._drawn
         self.width = task.x.numel() * self._assignments() * particles  # numbers in one draw
         with torch.no_grad(), pyro.validation_enabled(False):
             probe = Given()
@@ -160,6 +160,10 @@ class FixedDraws:
     def _lane(self, noise: Noise) -> Tensor:
         with Given(noise):
             return self.one()
+
+    def _drawn(self) -> Tensor:
+        """The bound for one draw of all latents."""
+        return self.bound.surrogate(slice(None), self.task.x) * self.task.count
 
     def _summed(self) -> Tensor:
         """The bound for one draw of the globals, the discrete local latents summed out under the guide (or, where weighted,

@@ -123,7 +123,15 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
     integrable, reason = _globals(run, sites, exact, reason)
     outside = tuple(s.name for s in sites if s.role == "observed" and s.scope == "global")
     facts = (exact, reason, assignments, data_dim, depth, change, program.notes, obstacle, outside, table)
-    return Structure(program.name, len(x), sites, _parameters(program), *facts, integrable)
+    cut = next(
+        (
+            f"a parameter or global latent is detached at {r.cut}, so derivatives in it are lost"
+            for r in readings
+            if r.cut
+        ),
+        "",
+    )
+    return Structure(program.name, len(x), sites, _parameters(program), *facts, integrable, cut)
 
 
 def _statement(run: _Traced, reason: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from zoo import _options, _registry
 from zoo._errors import UsageError, unknown
 from zoo._program import source
-from zoo._program.parameters import settings
+from zoo._program.parameters import Collect, InDtype, localize, settings
 from zoo._program.program import Program
 from zoo._program.scalars import column_or_scalars
 from zoo._program.source import blame
@@ -57,17 +58,42 @@ def build(
         given = x if like is None else like
         with blame(name), settings(x.dtype), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = target
-            if inspect.isclass(target):
-                given = given.squeeze(-1) if scalar else given
-                cls = cast(Callable[..., Callable[..., object]], target)
-                model = cls(given, **chosen) if _takes_data(target) else cls(**chosen)
-            elif chosen:
-                model = functools.partial(target, **chosen)
+            model = _made(target, chosen, given.squeeze(-1) if scalar else given)
         with blame(name, x):
             return read(model, x, name, scalar)
 
     return column_or_scalars(of, x) if x.dim() == 2 and x.shape[1] == 1 else of(False)
+
+
+def _made(target: Callable[..., object], chosen: Mapping[str, object], x: Tensor | None) -> Callable[..., object]:
+    """The model with its options, built on x where it is a class that takes data."""
+    if inspect.isclass(target):
+        cls = cast(Callable[..., Callable[..., object]], target)
+        return cls(x, **chosen) if _takes_data(target) else cls(**chosen)
+    return functools.partial(target, **chosen) if chosen else target
+
+
+@torch.no_grad()
+def simulated(target: Callable[..., object], name: str, options: Mapping[str, object], n: int, seed: int = 0) -> Tensor:
+    """n rows [n, …] that a program draws and returns when it is called without data, in float64.
+
+    Raises `UsageError` where it has to be built on data, does not simulate, or returns no rows.
+    """
+    if inspect.isclass(target) and _takes_data(target):
+        raise UsageError(f"'{name}' is built on data, which give it its shape and start values: name some with --data.")
+    chosen = _options.convert(option_schema(target), dict(options), f"option of model '{name}'")
+    with blame(name), settings(torch.float64), torch.random.fork_rng(devices=[]), InDtype(torch.float64):
+        torch.manual_seed(seed)
+        model = _made(target, chosen, None)
+        if isinstance(model, nn.Module):
+            localize(model := copy.deepcopy(model).double())
+        with Collect(not isinstance(model, nn.Module)):
+            found = model(None, size=n)
+    if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != n:
+        raise UsageError(
+            f"'{name}' returns no rows of x when it is called without data: let it return x, or name --data."
+        )
+    return found.detach().double()
 
 
 def read(model: Callable[..., object], x: Tensor, name: str = "model", scalar: bool = False) -> Program:

@@ -139,7 +139,7 @@ def complete_data() -> Iterator[None]:
 
 def holds_nan(value: Tensor) -> bool:
     """Whether any entry is NaN; one sum where none is, which is a tenth of the cost of asking each."""
-    return not _complete and bool(value.sum().isnan()) and blockwise.any_missing(value)
+    return value.numel() > 0 and not _complete and bool(value.sum().isnan()) and blockwise.any_missing(value)
 
 
 class Counting(Messenger):

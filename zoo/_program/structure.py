@@ -109,6 +109,7 @@ class Structure:
         None  # entries a row of the largest table, where the discrete latents are summed out one by one, given all others
     )
     integrable: Literal["", "normal", "conjugate"] = ""  # why the global latents can be integrated out exactly
+    cut: str = ""  # why steps by derivatives would go wrong, in one sentence
 
     @property
     def is_exact(self) -> bool:

@@ -221,7 +221,7 @@ def is_real(support: Constraint | None) -> bool:
     """Whether each entry ranges over all real numbers."""
     while isinstance(support, independent):
         support = support.base_constraint
-    return support is real
+    return type(support) is type(real)  # a copy is real too
 
 
 def is_fixed(support: object) -> bool:

@@ -122,7 +122,8 @@ def entrywise(op: Operation) -> list[Shadow]:
     if out.dim() == 0 and any(t.dim() for t in op.tensors()):
         return unknown(op)  # a loss that is summed over all of it
     if op.name == "bucketize":
-        parts = parts[:1]
+        bits, high = op.of(op.args[1]).union()
+        parts = [Shadow(parts[0].mask | bits, torch.full_like(parts[0].degree, OTHER) if high else parts[0].degree)]
     mask = parts[0].mask if parts else NOTHING
     for p in parts[1:]:
         mask = mask | p.mask
@@ -152,9 +153,12 @@ def _degree(op: Operation, degrees: list[Tensor]) -> Tensor:
     if name == "div" and kwargs.get("rounding_mode") is None and first:
         by = d[1] if len(d) == 2 else zero
         return torch.where(zero + by > 0, torch.full_like(zero, OTHER), zero + d[0])
-    if name == "square" or (name == "pow" and first and len(args) > 1 and args[1] == 2):
+    power = (
+        args[1] if name == "pow" and len(d) == 1 and first else None
+    )  # a number: a tensor may be another one elsewhere
+    if name == "square" or power == 2:
         return _capped(zero + 2 * d[0])
-    if name == "pow" and first and len(args) > 1 and args[1] == 1:
+    if power == 1:
         return zero + d[0]
     if name == "addcmul":
         return torch.maximum(zero + d[0], _capped(zero + d[1] + d[2]))
@@ -163,7 +167,8 @@ def _degree(op: Operation, degrees: list[Tensor]) -> Tensor:
     if name == "where" and len(d) == 3:
         return torch.where(zero + d[0] > 0, torch.full_like(zero, OTHER), torch.maximum(zero + d[1], zero + d[2]))
     if name == "masked_fill":
-        return torch.where(zero + d[1] > 0, torch.full_like(zero, OTHER), zero + d[0])
+        put = zero + d[2] if len(d) == 3 else zero
+        return torch.where(zero + d[1] > 0, torch.full_like(zero, OTHER), torch.maximum(zero + d[0], put))
     if name == "where" and len(d) == 2:  # one of the branches is a number
         condition = d[0] if isinstance(args[0], Tensor) else zero
         return torch.where(zero + condition > 0, torch.full_like(zero, OTHER), zero + d[1])
@@ -272,6 +277,8 @@ def _added_products(op: Operation) -> list[Shadow]:
 
 def _matrices(op: Operation) -> list[Shadow]:
     """Factors, inverses, determinants: all of one matrix of a batch together, and every matrix by itself."""
+    if len(op.tensors()) > 1:  # reflections, with their lengths
+        return unknown(op)
     source = op.of(op.args[0])
     mask, degree = _or(source.mask, (-2, -1), keep=False), curved(_most(source.degree, (-2, -1), keep=False))
     return [_batched(mask, degree, o) for o in op.outs]
@@ -317,25 +324,30 @@ def _scatters(op: Operation) -> list[Shadow]:
     if source is not None:
         mask = mask | _or(source.mask, [dim])
         degree = torch.maximum(*torch.broadcast_tensors(degree, _most(source.degree, [dim])))
-    if op.name == "scatter_reduce":
+    if op.name == "scatter_reduce" or op.argument("reduce") is not None:
         degree = curved(degree)
     varies = (_most(index.degree, [dim]) > 0).expand(degree.shape)
     return [Shadow(mask.expand(op.outs[0].shape), torch.where(varies, torch.full_like(degree, OTHER), degree))]
 
 
 def _moves(op: Operation) -> list[Shadow]:
-    """Entries are put elsewhere: so are their shadows. Where an index decides, what it depends on goes along."""
+    """Entries are put elsewhere: so are their shadows. Where an index decides, what it depends on goes along.
+
+    An index that depends on anything may be another one in other rows or at other values: all that it can reach counts.
+    """
     count = MOVES[op.name]
     rest = list(op.args[count:])
     if op.name == "constant_pad_nd":
         rest = rest[:1]  # what is padded with depends on nothing
 
+    indices = op.tensors(count)
+    reached = [op.args[1]] if any(op.of(i).union()[0] for i in indices) else []
+
     def moved(pick: Callable[[Shadow], Tensor]) -> Tensor:
-        some = tree_map_only(Tensor, lambda t: pick(op.of(t)), list(op.args[:count]))
+        some = tree_map_only(Tensor, lambda t: pick(_reached(op.of(t), reached)), list(op.args[:count]))
         return op.func(*some, *rest, **op.kwargs)
 
     mask, degree = moved(lambda s: s.mask), moved(lambda s: s.degree)
-    indices = op.tensors(count)
     if indices:
         index = op.of(indices[0])
         if op.name == "index_select":
@@ -346,11 +358,22 @@ def _moves(op: Operation) -> list[Shadow]:
     return [Shadow(mask, degree)]
 
 
+def _reached(shadow: Shadow, dims: Sequence[int]) -> Shadow:
+    """As if each entry was all of those that an index along these dimensions can reach."""
+    mask, degree = _or(shadow.mask, dims), _most(shadow.degree, dims)
+    return Shadow(mask.expand(shadow.mask.shape), degree.expand(shadow.mask.shape))
+
+
 def _index(op: Operation) -> list[Shadow]:
-    """x[i, j, …]: the entry's own sources, and those of its indices."""
+    """x[i, j, …]: the entry's own sources, and those of its indices; all that these can reach, where they may change."""
     source, indices = op.of(op.args[0]), list(op.args[1])
     used = [i for i, index in enumerate(indices) if index is not None]
-    if any(indices[i].dtype in (torch.bool, torch.uint8) and op.of(indices[i]).union()[0] for i in used):
+    moving = [i for i in used if op.of(indices[i]).union()[0]]
+    if any(indices[i].dtype in (torch.bool, torch.uint8) for i in moving):
+        return unknown(op)
+    if moving and not any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):
+        source = _reached(source, moving)
+    elif moving:  # a fixed pattern beside: its dimensions are not counted like the others
         return unknown(op)
     mask, degree = op.func(source.mask, indices), op.func(source.degree, indices)
     if any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):  # a fixed pattern

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo._reading import operations
+from zoo._reading.lines import HANDLERS, called_from, line
 from zoo._reading.operations import OTHER, UNKNOWN, Rule
 from zoo._reading.shadow import NO_DEGREE, Operation, Shadow, constant, tensors
 
@@ -28,12 +26,6 @@ ROWS = 10  # bits 0 … 9 of a mask: the rows
 DATA, PLACE, THETA, GLOBAL, RANDOM = (1 << b for b in range(10, 15))  # and bit 15 is UNKNOWN
 FIRST_SITE = 16  # of the bits that stand for sites, see `codes`
 ROW_BITS = (1 << ROWS) - 1
-
-HERE = Path(__file__).parent
-MACHINERY = str(HERE.parent / "_")  # what no user wrote: zoo/_program, zoo/_reading and the like
-MINE = ("shadow.py", "reader.py", "density.py", "sites.py", "operations.py", "powers.py")
-HANDLERS = ("missing.py", "slots.py")  # which put a value in the place of what is missing
-LIBRARIES = ("torch", "pyro", "numpy", "functorch", "opt_einsum")
 
 # functions of tensors whose results torch's dispatcher does not see
 _LEAVES = {"tolist", "numpy", "__array__", "__deepcopy__", "__reduce_ex__", "__dlpack__", "untyped_storage", "storage",
@@ -73,7 +65,7 @@ class Reader(TorchDispatchMode):
         super().__init__()
         self.n = n  # rows
         self.choices: list[str] = []
-        self.detached = ""
+        self.detached = self.cut = ""  # where a latent was detached; where a parameter or a global latent was
         self._mine = False  # while shadows are worked on
         self.checked = False  # while a function looks at values only to raise where they are out of range
         self._beside: dict[int, _Beside] = {}  # by the address of a storage
@@ -183,8 +175,8 @@ class Reader(TorchDispatchMode):
         if known:
             before = [self.of(t) for t in ins]  # a write in place comes after
             busy = any(s.union()[0] for s in before)
-        if busy and name == "detach" and any(s.union()[1] > 0 for s in before):
-            self.detached = self.detached or line(innermost=True)
+        if busy and (name == "detach" or not torch.is_grad_enabled()):
+            self._loses(before, name == "detach")
         place = self._place(name, func, ins, before) if busy and not seeded else 0
         result = func(*args, **kwargs)
         if not busy and not seeded and not self._writes(mutable, ins):
@@ -214,10 +206,17 @@ class Reader(TorchDispatchMode):
             self._note(o, ins, before, s, op.name)
             self._write(o, Shadow(s.mask | more, s.degree, s.flat) if more else s)
 
+    def _loses(self, parts: Sequence[Shadow], all_of_it: bool = True) -> None:
+        """Note where derivatives are lost; in the continuous local latents where `all_of_it` is."""
+        if all_of_it and not self.detached and any(s.union()[1] > 0 for s in parts):
+            self.detached = line(innermost=True)
+        if not self.cut and any(s.union()[0] & (THETA | GLOBAL) for s in parts):
+            self.cut = line(innermost=True)
+
     def shadows(self, op: Operation, more: int) -> list[Shadow]:
         """The shadows of the results of an operation."""
         rule: Rule = _in_place if op.func._schema.is_mutable else operations.apply
-        if op.name == "where" and _called_from(*HANDLERS):  # the handler chooses between what is seen and what is not
+        if op.name == "where" and called_from(*HANDLERS):  # the handler chooses between what is seen and what is not
             rule = _chosen
         elif more & RANDOM:
             rule = operations.unknown
@@ -335,8 +334,8 @@ class _Watch(TorchFunctionMode):
             self.reader.choose(tensors((args, kwargs)), name)
             return
         is_data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
-        if is_data and any(bool((self.reader.of(t).degree > 0).any()) for t in tensors(args)):
-            self.reader.detached = self.reader.detached or line(innermost=True)
+        if is_data:
+            self.reader._loses([self.reader.of(t) for t in tensors(args)])
 
 
 def _classes(of: object, num_classes: int = -1) -> int:
@@ -351,17 +350,6 @@ def _chosen(op: Operation) -> list[Shadow]:
     return [
         Shadow(mask.expand(o.shape), torch.where(op.args[0], one.degree, other.degree).expand(o.shape)) for o in op.outs
     ]
-
-
-def _called_from(*files: str) -> bool:
-    """Whether the nearest code that is not torch's or the reader's stands in one of those files of `_program`."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if not _library(path) and not (path.parent == HERE and path.name in MINE):
-            return path.parent == HERE.parent / "_program" and path.name in files
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 def _in_place(op: Operation) -> list[Shadow]:
@@ -414,37 +402,3 @@ def _facts(func: OpOverload) -> tuple[str, bool, bool, bool]:
 def _named(name: str) -> str:
     place = line()
     return f"`{name}` at {place}" if place else ""
-
-
-def line(innermost: bool = False) -> str:
-    """Where in the user's program we are, "file.py:12"; "" inside the library's own handlers and checks.
-
-    `innermost`: only where the user's own line called torch, rather than a library it called.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        path, function = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if path.parent == HERE and path.name in MINE:
-            if function == "_counted":  # a density, worked out after the program has run
-                return ""
-        elif str(path).startswith(MACHINERY):
-            return ""
-        elif not (library := _library(path)):
-            return f"{path.name}:{frame.f_lineno}"
-        elif (innermost and library != "torch") or _validates(path, function):
-            return ""
-        frame = frame.f_back  # type: ignore[assignment]
-    return "the program"
-
-
-def _validates(path: Path, function: str) -> bool:
-    """Whether a distribution looks at its parameters or its value there."""
-    return function == "_validate_sample" or (function == "__init__" and path.name == "distribution.py")
-
-
-def _library(path: Path) -> str:
-    """Which of the libraries that programs are written in a file belongs to; "" for any other file."""
-    for folder, inside in pairwise(path.parts):
-        if folder in ("site-packages", "dist-packages"):
-            return inside if inside in LIBRARIES else ""
-    return "frozen" if str(path).startswith("<frozen") else ""

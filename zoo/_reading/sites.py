@@ -24,6 +24,7 @@ from zoo._program.program import Program
 from zoo._program.trace import Node, is_deterministic, is_latent, is_local, sample_nodes
 from zoo._reading.codes import BITS, Codes, Colours
 from zoo._reading.density import Density, densities
+from zoo._reading.lines import line
 from zoo._reading.operations import MISSING, OTHER, UNKNOWN
 from zoo._reading.reader import (
     DATA,
@@ -34,7 +35,6 @@ from zoo._reading.reader import (
     ROW_BITS,
     THETA,
     Reader,
-    line,
     rows_along,
 )
 
@@ -67,6 +67,7 @@ class Reading:
     sites: Mapping[str, SiteReading]
     choices: tuple[str, ...]  # where a value that depends on data, draws or θ became a Python value
     detached: str = ""  # where a continuous latent was detached
+    cut: str = ""  # where a parameter or a global latent was, or was used under `torch.no_grad`
     covariates: bool = True  # whether the program does anything with x besides observing views of it
     again: Codes | None = None  # bits for a second reading, where sites may have more parents here than in truth
 
@@ -108,7 +109,7 @@ def read(
             more = rows_along(value, dim) if dim is not None else torch.tensor(GLOBAL)
             reader.put(value, more | bits, 1 if name in continuous else 0)
         whole = complete_data() if not bool(x.isnan().any()) else contextlib.nullcontext()
-        with whole, reader.reading(), sites:
+        with whole, torch.enable_grad(), reader.reading(), sites:
             trace = program.trace(x, parameters=values, latents=latents, raw=raw)
         each = densities(reader, visited := sample_nodes(trace))
         parents = {n["name"]: sites.within.get(n["name"], 0) | d.given for n, d in zip(visited, each, strict=True)}
@@ -120,7 +121,7 @@ def read(
     again = None
     if codes is None and not all(sites.codes.exact(_of_sites(bits)) for bits in parents.values()):
         again = Colours(sites.codes, {name: site.parents for name, site in found.items()})
-    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached, covariates, again)
+    return Reading(found, tuple(dict.fromkeys(reader.choices)), reader.detached, reader.cut, covariates, again)
 
 
 def observed_parents(program: Program, x: Tensor) -> frozenset[str]:

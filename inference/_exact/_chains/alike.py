@@ -44,7 +44,7 @@ def classes(groups: Sequence[Group], looks: Sequence[Sequence[Seen]], closed: Se
             g = groups[k]
             flat = torch.cat([_flat(look[k], len(g.names)) for look in looks], 1)
             _, kinds = torch.unique(flat, dim=0, return_inverse=True)
-            first = torch.stack([(kinds == kind).nonzero()[0, 0] for kind in kinds.unique()])
+            first = _first(kinds)
             order = first.argsort()  # the kinds as they come in the program
             kinds, first = order.argsort()[kinds], first[order]
             parts.append((k, kinds, _only(g, first)))
@@ -75,10 +75,18 @@ def hold(found: Sequence[Class], at: Sequence[Seen]) -> bool:
     for c in found:
         for k, kinds, _ in c.parts:
             flat = _flat(at[k], len(kinds))
-            first = torch.stack([(kinds == kind).nonzero()[0, 0] for kind in range(int(kinds.max()) + 1)])
-            if not torch.equal(flat[first][kinds], flat):
+            if not torch.equal(flat[_first(kinds)][kinds], flat):
                 return False
     return True
+
+
+def firsts(found: Sequence[Class], at: Sequence[Seen]) -> list[list[Seen]]:
+    """The first site of each kind, by class and group."""
+    return [[at[k].some(_first(kinds)) for k, kinds, _ in c.parts] for c in found]
+
+
+def _first(kinds: Tensor) -> Tensor:
+    return torch.stack([(kinds == kind).nonzero()[0, 0] for kind in range(int(kinds.max()) + 1)])
 
 
 def as_site(c: Class, firsts: Sequence[Seen], groups: Sequence[Group]) -> Gaussian:

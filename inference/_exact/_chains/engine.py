@@ -5,7 +5,7 @@ Its M-step is that of `linear_mstep`, from sums over all sites that share parame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -16,10 +16,12 @@ from torch.distributions.constraints import Constraint
 from inference._exact import copies, linear_mstep
 from inference._exact._chains import alike, solve
 from inference._exact._chains.posterior import At, ByElimination, ChainMoments, ChainPosterior
+from inference._exact._chains.sites import Seen
+from inference._exact._sums.alike import unlike
 from inference._exact.engine import MOST_SUMMED, Rows, Values
 from inference._exact.linear_model import SiteData, Sites
 from inference._exact.linear_mstep import LinearPlan
-from inference._families._family import Floor
+from inference._families._family import Floor, Params
 from inference._numerics.weighted import weighed
 from zoo._errors import UsageError
 from zoo._program.trace import global_log_prob
@@ -76,24 +78,26 @@ class Chains(ByElimination):
         return self._sites(self._trace(self._probe, parameters, globals))
 
     def _sites(self, trace: Trace) -> Sites:
-        gaussians, P = [], len(self._probe)
-        for c in self.classes:
-            firsts = self._seen(trace, [first for _, _, first in c.parts], P)
-            gaussians.append(alike.as_site(c, firsts, self.graph.groups))
+        P = len(self._probe)
+        firsts = [self._seen(trace, [first for _, _, first in c.parts], P) for c in self.classes]
         loose = self._seen(trace, [self.graph.groups[k] for k in self._loose], P)
+        return self._as_sites(firsts, loose, self._params(trace), global_log_prob(trace))
+
+    def _as_sites(
+        self, firsts: Sequence[Sequence[Seen]], loose: Sequence[Seen], params: dict[str, Params], log_prior: Tensor
+    ) -> Sites:
+        gaussians = [alike.as_site(c, each, self.graph.groups) for c, each in zip(self.classes, firsts, strict=True)]
         rest = [v for s in loose for v in (s.coefficients, s.offset, s.given)]
-        return Sites(gaussians, self._params(trace), global_log_prob(trace), rest)
+        return Sites(gaussians, params, log_prior, rest)
 
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> ChainMoments:
-        trace = self._trace(self._probe, None, globals)  # the program runs once
-        found, at, per_datum = self._nothing(self._sites(trace), globals), self._at(trace), []
+        at, per_datum = self.at(None, globals), list[Tensor]()
+        firsts, loose = alike.firsts(self.classes, at.seen), [at.seen[k] for k in self._loose]
+        found = self._nothing(self._as_sites(firsts, loose, at.others, at.log_prior), globals)
         found.counts, sums = self.x.new_zeros(self.A), dict[int, alike.Sums]()
         if not alike.hold(self.classes, at.seen):
-            raise UsageError(
-                f"sites of '{self.program.name}' that share their parameters at most θ do not at this one: em cannot sum "
-                "their statistics. Write the choice as a latent, or keep θ away from it."
-            )
+            raise UsageError(unlike(self.program.name))
         for rows in self.chunks():
             here = self._of_rows(rows, at, None, globals)
             posterior = self._posterior(rows, here)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -17,6 +18,7 @@ from inference._exact._chains import solve
 from inference._exact._chains.plan import best_plan
 from inference._exact._chains.sites import Graph, Group, Seen, observed, seen
 from inference._exact._chains.solve import LOG_2PI, Solved
+from inference._exact._sums.replayed import Replayed
 from inference._exact.by_rows import ByRows
 from inference._exact.engine import Points, Values
 from inference._exact.linear_mstep import LinearPlan
@@ -121,7 +123,21 @@ class ByElimination(ByRows[ChainMoments, LinearPlan]):
 
     def at(self, parameters: Values | None = None, globals: Values | None = None) -> At:
         """The program at these values; groups whose parameters differ by row as they are in the first rows."""
-        return self._at(self._trace(self._probe, parameters, globals))
+        alone = not (globals or self.structure.global_latents or self.graph.by_row or self.program.is_hiding)
+        if torch.is_grad_enabled() or not alone:
+            return self._at(self._trace(self._probe, parameters, globals))
+        sites, others, log_prior = self._replayed({**self.program.values(), **(parameters or {})})
+        return At([Seen(*s) for s in sites], others, log_prior)
+
+    @cached_property
+    def _replayed(self) -> Replayed[tuple[list[tuple[Tensor, ...]], dict[str, Params], Tensor]]:
+        """All sites at values of θ, without a run of the program for each."""
+
+        def look(values: Values) -> tuple[list[tuple[Tensor, ...]], dict[str, Params], Tensor]:
+            at = self._at(self._trace(self._probe, values, None))
+            return [(s.coefficients, s.offset, s.given, s.scale) for s in at.seen], at.others, at.log_prior
+
+        return Replayed(look, lambda values: {**values, **self.program.elsewhere()})
 
     def _at(self, trace: Trace) -> At:
         return At(self._seen(trace, self.graph.groups, len(self._probe)), self._params(trace), global_log_prob(trace))

@@ -54,6 +54,10 @@ class Seen:
     given: Tensor  # the parameter `form`
     scale: Tensor  # standard deviations [S, A, R, E], or of a joint family Cholesky factors [S, A, R, E, E]
 
+    def some(self, which: Tensor) -> Seen:
+        """Some of the sites."""
+        return Seen(self.coefficients[which], self.offset[which], self.given[which], self.scale[which])
+
 
 @dataclass(frozen=True)
 class Graph:

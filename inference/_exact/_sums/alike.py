@@ -115,6 +115,21 @@ def groups(
     return out
 
 
+def hold(every: Enumerated, trace: Trace, kind: Kind) -> bool:
+    """Whether the sites of a kind are still alike, in a trace at any θ."""
+    first, *others = (parameters(every, node_of(trace, site)) or {} for site in kind.sites)
+    wanted = {name: _bytes(value) for name, value in first.items()}
+    return all({name: _bytes(value) for name, value in params.items()} == wanted for params in others)
+
+
+def unlike(program: str) -> str:
+    """What to say where they are not."""
+    return (
+        f"sites of '{program}' that share their parameters at most θ do not at this one, so their sums cannot be shared: write "
+        "the choice as a latent, or keep θ away from it."
+    )
+
+
 def _cards(every: Enumerated, site: str) -> tuple[int, ...]:
     return tuple(every.cards[n] for n in every.scopes[site])
 

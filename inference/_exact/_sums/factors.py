@@ -15,6 +15,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from inference._exact._sums import alike
 from inference._exact._sums.alike import Group, Kind, groups, parameters
 from inference._exact._sums.replayed import Replayed
 from inference._exact._sums.schedule import Schedule
@@ -23,6 +24,7 @@ from inference._exact.engine import Values
 from inference._exact.reading import probe as few_rows
 from inference._families._family import Family, Params
 from inference._families._registry import family_of
+from zoo._errors import UsageError
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, node_of, sample_nodes
@@ -143,9 +145,14 @@ class Factors:
 
     # ----------------------------------------------------------------------------------------------------- one run
 
-    def look(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Look:
-        """The program on two rows, with the values of all latents side by side. `own`: with the table of every site."""
-        if own or torch.is_grad_enabled() or self.program.is_hiding:
+    def look(
+        self, parameters: Values | None = None, globals: Values | None = None, own: bool = False, sure: bool = False
+    ) -> Look:
+        """The program on two rows, with the values of all latents side by side.
+
+        `own`: with the table of every site; `sure`: see that sites of a kind are alike here, which a record does not.
+        """
+        if own or sure or torch.is_grad_enabled() or self.program.is_hiding:
             return self._seen(self._run(parameters, globals), self.rowless if own else self._tabled)
         return self._replayed({**self.program.values(), **(parameters or {}), **(globals or {})})
 
@@ -153,6 +160,8 @@ class Factors:
         return self.every.trace(self._few, parameters, globals, raw=True)
 
     def _seen(self, trace: Trace, tabled: Collection[str]) -> Look:
+        if not all(alike.hold(self.every, trace, k) for g in self.groups for k in g.kinds):
+            raise UsageError(alike.unlike(self.program.name))
         params = {k.sites[0]: self._params(trace, k) for g in self.groups for k in g.kinds}
         tables = {site: table[:1] for site, table in self.every.tables(trace, tabled).items()}
         return Look(params, tables, torch.as_tensor(global_log_prob(trace)))

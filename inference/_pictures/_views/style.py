@@ -25,6 +25,7 @@ Look = dict[str, Any]  # keywords of a matplotlib artist
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 LETTER = 0.08  # inches: the width of a letter of a label
+SIGNS = {"exact": "=", "estimate": "≈", "lower bound": "≥", "upper bound": "≤"}
 INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
 UNSEEN = "#F3DFC8"  # a pixel that was not observed
 
@@ -144,9 +145,8 @@ def evidence_line(document: dict[str, Any]) -> str:
     evidence = document.get("verified_log_evidence") or document["log_evidence"]
     if evidence["value"] is None:
         return f"log p(x) is not finite ({evidence['kind']})"
-    se, sign = evidence.get("se"), "≥" if evidence["kind"] == "lower bound" else "="
+    se, sign = evidence.get("se"), SIGNS[evidence["kind"]]
     digits = 3 if not se else int(np.clip(1 - math.floor(math.log10(se)), 0, 6))
     spread = f" ± {se:.{digits}f}" if se else ""
     given = f", given {plain(evidence['given'], 70)}" if evidence.get("given") else ""
-    sign = "≈" if evidence["kind"] == "estimate" else sign
     return f"log p(x) {sign} {_number(evidence['value'], digits)}{spread} nats ({evidence['kind']}{given})"

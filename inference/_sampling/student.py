@@ -49,6 +49,11 @@ class Mixture:
         away = (self.factors[which] @ noise).squeeze(-1) / chi(count, self.freedom, generator).unsqueeze(1)
         return self.centers[which] + away
 
+    def marginal(self, places: Tensor) -> Mixture:
+        """Of some of the coordinates."""
+        whole = self.factors @ self.factors.mT
+        return Mixture(self.shares, self.centers[:, places], factor(whole[:, places][:, :, places]), self.freedom)
+
     def beside(self, other: Mixture, share: float) -> Mixture:
         """This and another, which gets a share of the draws."""
         return Mixture(

@@ -1,0 +1,1 @@
+"""Simulation-based calibration: of a method's posteriors, and of its evidence over models."""
