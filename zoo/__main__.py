@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from zoo._commands import calibrate as _calibrate
 from zoo._commands import check as _check
 from zoo._commands import gap as _gap
 from zoo._commands import loadings as _loadings
+from zoo._commands import report as _page
 from zoo._commands import rows as _rows
 from zoo._errors import NotWritten, Refusal, UsageError, unknown
 
@@ -404,22 +404,7 @@ def select(
 
 
 _calibrate.add(app)
-
-
-@app.command()
-@plainly
-def report(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="A suite's results (default: the latest in results/).")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The page to write (default: DIR/report.html).")] = None,
-    json: Json = False,
-) -> None:
-    """Write one self-contained HTML page of a suite's results."""
-    from benchmarks._report import page
-
-    path = str(page.write(folder, out))
-    print(json_.dumps({"page": path}) if json else path)
+_page.add(app)
 
 
 def _refused(refusal: Refusal, model: str, data: str, method: str, seed: int, json: bool) -> None:
