@@ -70,11 +70,7 @@ START_FAST = {
     COMPOSITION_ROOT,
     "latent_zoo.py",
     "inference/__init__.py",
-    f"{COMMANDS}calibrate.py",
-    f"{COMMANDS}check.py",
-    f"{COMMANDS}gap.py",
-    f"{COMMANDS}loadings.py",
-    f"{COMMANDS}rows.py",
+    *(f for f in FILES if f.startswith(COMMANDS)),
 }  # may import the project itself late
 OF_ONE_SYSTEM = {"fcntl", "resource"}  # modules of the standard library that are not everywhere
 
