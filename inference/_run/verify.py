@@ -61,6 +61,9 @@ class _Said:
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
     labels: Labels | None = None  # that can be exchanged
+    exact_at: dict[str, Tensor] | None = (
+        None  # the values of the global latents, where the posterior is said to be exact
+    )
     apart: float = 0.0  # how far the modes of these are from each other, 1 where they do not overlap
 
 
@@ -77,6 +80,8 @@ def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
         claimed = _of_all_labels(claimed, said.labels, said)
     if found is not None and claimed is not None:
         claimed, found = _compared(task, claimed, found, said)
+    if said.exact_at is not None:
+        own_posterior.check(task, fit, said.exact_at)
     return replace(fit, claimed=claimed).with_notes(said.warnings, said.notes), found
 
 
@@ -92,11 +97,11 @@ def _verified(task: Task, fit: Fit, said: _Said) -> Evidence | None:
         if point and not given:
             if (
                 fit.claimed is not None
-            ):  # with the globals integrated out: a point of them is no value to hold it against
+            ):  # with the globals integrated out: no point of them is a value to hold it against
                 return None
             given = f"the point values of {', '.join(point)}"
         if fit.claimed is not None and fit.claimed.kind == "exact":
-            own_posterior.check(task, fit, point)
+            said.exact_at = point
         exact = Evidence.from_per_datum(_exactly(task, point).numpy(), "exact", given=given, weights=task.times)
         return exact.plus(task.outside(point))
     if task.structure.global_latents:
