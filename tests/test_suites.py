@@ -260,10 +260,14 @@ def test_failures_and_refusals_are_recorded_and_the_rest_goes_on():
         "import pyro, time, pyro.distributions as dist\n"
         "def wrong(x=None, size=None):\n    return [][1]\n"
         "def slow(x=None, size=None):\n    for _ in range(10000):\n        time.sleep(0.01)\n"
+        "def flat(x=None, size=None):\n"
+        "    mu = pyro.sample('mu', dist.Normal(0.0, 1.0).mask(False))\n"
+        "    with pyro.plate('data', size if x is None else len(x)):\n"
+        "        return pyro.sample('x', dist.Normal(mu.unsqueeze(-1), 9.0).expand([2]).to_event(1), obs=x)\n"
     )
     text = """
 [[fit]]
-models = ["mine.py:wrong", { name = "gmm", components = 300 }, { name = "gmm", priors = true }, "gmm"]
+models = ["mine.py:wrong", { name = "gmm", components = 300 }, "mine.py:flat", "gmm"]
 data = [{ name = "faithful", rows = 100 }]
 methods = [{ name = "em", max_iter = 1 }, { name = "importance", epochs = 1, samples = 5 }]
 [[fit]]
