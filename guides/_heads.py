@@ -130,10 +130,10 @@ class Derived(PyroModule):
         tril, start = self.globals_tril(), 0
         white: list[Tensor] = []
         for name, transform in self.bijections.items():
-            if tril is None:
+            loc = self.free[f"{name}_loc"]
+            if tril is None or not loc.numel():  # one weight alone has no free number
                 pyro.sample(name, self.global_posterior(name))
                 continue
-            loc = self.free[f"{name}_loc"]
             stop = start + loc.numel()
             own, mean = tril[start:stop, start:stop], loc.reshape(-1)
             if start:

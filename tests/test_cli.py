@@ -347,7 +347,7 @@ def test_compare():
     runs = document(out)["runs"]
     assert [r["method"] for r in runs] == ["em", "importance"]
     assert all(r["status"] == "ok" and r["verified_log_evidence"]["kind"] == "exact" for r in runs)
-    assert sorted(p.name for p in Path("both").iterdir()) == ["em", "importance"]
+    assert sorted(p.name for p in Path("both").iterdir()) == ["compare.json", "compare.png", "em", "importance"]
     status, out, _ = zoo("compare", *FAITHFUL, "--methods", "em,gibbs", "--set", "priors=true", "--set", "max_iter=2")
     assert status == 0
     assert "refused" in out and "belong to all of them" in flat(out)

@@ -118,7 +118,7 @@ def schools(x=None, size=None):
 @pytest.mark.parametrize("methods", [["nuts", "svi"], ["svi", "nuts"]])
 def test_a_reference_is_not_held_against_itself(methods):
     x = np.random.default_rng(2).normal(1, 3, size=(12, 1))
-    found = compare(schools, x, methods, warmup=300, samples=500, epochs=200)
+    found = compare(schools, x, methods, warmup=500, samples=2000, epochs=200)
     nuts, svi = found.judgements["nuts"], found.judgements["svi"]
     assert (nuts.reference, nuts.distance, nuts.good) == ("itself", None, True)
     assert "the reference itself" in nuts.verdict

@@ -342,13 +342,12 @@ def test_on_the_theta_of_another_run(here, capsys):
 
 def test_side_by_side_with_what_makes_a_claim(capsys):
     x = np.random.default_rng(2).normal(size=(10, 2))
-    results = [
-        r.to_json() for r in compare(switches, x, ["importance", "gibbs"], sweeps=5, proposal="prior", samples=20)
-    ]
-    _show.comparison(results)
+    found = compare(switches, x, ["importance", "gibbs"], sweeps=5, proposal="prior", samples=20)
+    results = [r.to_json() for r in found]
+    _show.comparison(found.to_json())
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "│ gibbs" in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]
-    assert cells[1:3] == ["-", "-"] and cells[4] == "exact" and cells[5] == "-"
+    assert cells[1] == "-" and cells[2].endswith("exact") and cells[3] == "-"
     content = {"model": "m", "model_options": {}, "data": {"name": "d"}, "method_options": {}, "seed": 0}
     for kind, column in (("fit", "log p(x)"), ("infer", "claimed")):
         more = {"theta": {"method": "em", "method_options": {}, "seed": 0}} if kind == "infer" else {}

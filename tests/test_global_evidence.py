@@ -118,7 +118,7 @@ def test_both_modes_of_two_roots_are_found():
 def test_row_latents_that_are_not_exact_are_proposed_given_the_globals():
     fit = importance.fit(task_of(programs.logistic, BITS))
     near(fit.claimed, of_logistic(BITS))
-    assert "given each draw of the globals" in fit.notes["rows"]
+    assert "given each draw of the globals" in fit.notes["nested"]
     assert fit.means["b"].shape == (12,) and fit.draws["b"].shape == (200, 12)
 
 
