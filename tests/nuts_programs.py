@@ -6,35 +6,19 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from benchmarks._references.programs import beta_binomial as coins
+from benchmarks._references.programs import logistic_intercepts as logistic
+from benchmarks._references.programs import normal_normal as normal_mean
+from benchmarks._references.programs import rows
+from benchmarks.peers.nuts import schools
 
-def rows(x, size):
-    return pyro.plate("data", size if x is None else len(x))
-
-
-def normal_mean(x=None, size=None):
-    mu = pyro.sample("mu", dist.Normal(1.0, 3.0))
-    with rows(x, size):
-        return pyro.sample("x", dist.Normal(mu, 2.0), obs=x)
-
-
-def coins(x=None, size=None):
-    p = pyro.sample("p", dist.Beta(2.0, 3.0))
-    with rows(x, size):
-        return pyro.sample("x", dist.Binomial(10, p), obs=x)
+__all__ = ["coins", "logistic", "normal_mean", "rows", "schools"]  # of the references and benchmarks
 
 
 def dice(x=None, size=None):
     p = pyro.sample("p", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
     with rows(x, size):
         return pyro.sample("x", dist.Categorical(p), obs=x)
-
-
-def schools(x=None, size=None):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with rows(x, size):
-        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
-        return pyro.sample("x", dist.Normal(mu + tau * eta, 10.0), obs=x)
 
 
 def centred(x=None, size=None):
@@ -74,15 +58,6 @@ def clusters(x=None, size=None):
         z = pyro.sample("z", dist.Categorical(w))
         a = pyro.sample("a", dist.Normal(torch.tensor([-2.0, 2.0])[z], 1.0))
         return pyro.sample("x", dist.Normal(a.unsqueeze(-1) * slope, noise).to_event(1), obs=x)
-
-
-def logistic(x=None, size=None):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfNormal(3.0))
-    with rows(x, size):
-        b = pyro.sample("b", dist.Normal(0.0, 1.0))
-        logits = (mu + tau * b).unsqueeze(-1).expand((*b.shape, 5))
-        return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
 
 def two_roots(x=None, size=None):

@@ -15,6 +15,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import torch
 from calibration_programs import counts, levels, more_counts, rows, skewed, spread, states, twins
 from helpers import in_full
 from nuts_programs import improper, two_means
@@ -202,9 +203,37 @@ def scaled(x=None, size=None):
         return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
 
 
+def more_on_data(x=None, size=None):
+    """A second look at `a` that no simulated data have."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    if x is not None:
+        pyro.sample("more", dist.Normal(a, 0.1), obs=torch.tensor(0.0))
+    with rows(x, size):
+        return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
+def more_always(x=None, size=None):
+    """The same where it is seen whenever the program runs."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("more", dist.Normal(a, 0.1), obs=torch.tensor(0.0))
+    with rows(x, size):
+        return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
+def masked_by_its_latent(x=None, size=None):
+    """Rows of z = 0 say nothing on data, though they are drawn from a density of their own."""
+    with rows(x, size):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.poutine.mask(mask=z > 0):
+            return pyro.sample("x", dist.Normal(3 * z, 1.0), obs=x)
+
+
 @pytest.mark.parametrize(
     ("model", "method", "keywords", "said"),
     [
+        (more_on_data, "laplace", {}, "'more' when it simulates"),
+        (more_always, "laplace", {}, "weighs its density at 'more'"),
+        (masked_by_its_latent, "em", {}, "weighs its density at 'x'"),
         (other_when_it_simulates, "nuts", {}, "simulates 'a' from another density than it has on data"),
         (scaled, "laplace", {}, "weighs its density at 'a'"),
         (improper, "nuts", {}, "weighs its density at 'flat'"),

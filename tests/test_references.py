@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import in_full
 from scipy import integrate, special, stats
 from typer.testing import CliRunner
 
@@ -237,6 +238,9 @@ def test_another_program_is_found_out(tmp_path):
         ((), "expects a MODEL"),
         (("gmm", "--data", "wine"), "there is no reference"),
         (("gmm",), "expects --data"),
+        (("gmm-faithful", "--set", "components=3"), "of its own data and options"),
+        (("gmm-faithful", "--standardize"), "of its own data and options"),
+        (("rats", "--standardize"), "of its own data and options"),
         (("rats", "--all"), "nothing else"),
         (("rats", "--reference", "nowhere.json"), "there is no file"),
         (("rats", "--method", "gibbs"), "gibbs"),
@@ -263,3 +267,10 @@ def test_a_model_of_the_zoo_at_its_maximum():
     assert found.exit_code == 0 and "log p(x) +0.0000" in found.output.replace("-0.0000", "+0.0000")
     worse = zoo("gmm", "--data", "faithful", "--set", "max_iter=2")
     assert worse.exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["ppca-wine", *in_full("gmm-faithful", "factor_analysis-wine")])
+def test_a_reference_is_found_by_its_name(name):
+    found = zoo(name, "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["reference"] == name

@@ -188,7 +188,32 @@ def simulates_another(x=None, size=None):
 
 
 def rounds_what_it_returns(x=None, size=None):
-    return factors(x, size).round()
+    with local.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        sides = (("left", 0), ("right", 2))
+        two = [dist.Normal(z.unsqueeze(-1) + torch.zeros(2), 1.0).to_event(1) for _ in sides]
+        seen = [
+            pyro.sample(s, d, obs=None if x is None else x[:, i : i + 2]) for (s, i), d in zip(sides, two, strict=True)
+        ]
+        return torch.cat(seen, -1) if x is not None else torch.cat(seen, -1).round()
+
+
+def without_the_last_column(x=None, size=None):
+    with local.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        left = pyro.sample("left", dist.Normal(z, 1.0), obs=None if x is None else x[:, 0])
+        if x is None:
+            return left.unsqueeze(-1) + torch.zeros(4)
+        pyro.sample("right", dist.Normal(z.unsqueeze(-1) + torch.zeros(3), 1.0).to_event(1), obs=x[:, 1:])
+        return x
+
+
+def given_a_column(x=None, size=None):
+    with local.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        loc = z if x is None else z + x[:, 3]
+        seen = None if x is None else x[:, :3]
+        return pyro.sample("x", dist.Normal(loc.unsqueeze(-1) + torch.zeros(3), 1.0).to_event(1), obs=seen)
 
 
 def of_a_global(x=None, size=None):
@@ -201,10 +226,12 @@ def of_a_global(x=None, size=None):
 @pytest.mark.parametrize(
     ("program", "why"),
     [
-        (scaled, "scales or masks the density of 'z'"),
-        (with_a_factor, "a density at 'more' that nothing is drawn from"),
-        (simulates_another, "not drawn from the density"),
-        (rounds_what_it_returns, "not drawn from the density"),
+        (scaled, "weighs its density at 'z'"),
+        (with_a_factor, "weighs its density at 'more'"),
+        (simulates_another, "simulates 'x' from another density"),
+        (rounds_what_it_returns, "simulates 'left' from another density"),
+        (without_the_last_column, "'right' when it simulates"),
+        (given_a_column, "given covariates"),
         (of_a_global, "global latents: 'm'"),
     ],
     ids=lambda p: getattr(p, "__name__", ""),

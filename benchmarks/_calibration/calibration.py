@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks._calibration import picture, uniform
+from benchmarks._calibration.outcomes import Document, Outcomes
 from benchmarks._calibration.quantities import LOG_LIKELIHOOD
 from benchmarks._calibration.quantity import LEVEL, Quantity
-from benchmarks._suite.folder import put
-from zoo._errors import Refusal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HALF = 0.5  # of the right sd, or twice it, or a mean half an sd away: what has to be found for "passes"
-MOST_LOST = 0.1  # share of fits that may fail
-FILES = ("table.csv", "calibration.json", "calibration.png")
-Document = dict[str, Any]
 
 
 @dataclass
-class Calibration:
+class Calibration(Outcomes):
     """Whether a method's posteriors hold the truth as often as they say.
 
         >>> import numpy as np
@@ -42,6 +37,8 @@ class Calibration:
     - `outcomes`: of each simulation its ranks, or why its fit failed.
     """
 
+    name: ClassVar[str] = "calibration"
+    counted: ClassVar[str] = "fits"
     model: str
     data: str
     method: str
@@ -49,15 +46,6 @@ class Calibration:
     theta: Mapping[str, tuple[int, ...]]
     outcomes: Sequence[Mapping[str, Any]]
     folder: Path | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.fits:
-            raise Refusal(f"all {len(self.outcomes)} fits failed: {self.outcomes[0]['failed']}")
-
-    @property
-    def fits(self) -> list[Mapping[str, Any]]:
-        """The simulations whose fit did not fail."""
-        return [o for o in self.outcomes if "ranks" in o]
 
     @cached_property
     def quantities(self) -> list[Quantity]:
@@ -73,16 +61,11 @@ class Calibration:
         """What these simulations show 9 times in 10: the ratios of sds below and above 1, and the shift in sds."""
         return uniform.found(len(self.fits), len(self.quantities), LEVEL)
 
-    @property
-    def verdict(self) -> str:
-        """ "passes", "fails", "too few simulations" or "too many failed fits"."""
-        if any(q.fails for q in self.quantities):
-            return "fails"
-        if len(self.fits) < (1 - MOST_LOST) * len(self.outcomes):
-            return "too many failed fits"
-        narrow, wide, shift = self.shown
-        enough = narrow >= HALF and wide <= 1 / HALF and shift <= HALF
-        return "passes" if enough else "too few simulations"
+    def _fails(self) -> bool:
+        return any(q.fails for q in self.quantities)
+
+    def _shows(self) -> bool:
+        return _enough(*self.shown)
 
     @property
     def sentences(self) -> list[str]:
@@ -115,7 +98,7 @@ class Calibration:
         if self.verdict == "passes":
             return f"{self.method} passes: nothing wrong was found in {count}; {would}, where posteriors are normal."
         if self.verdict == "too many failed fits":
-            return f"no verdict: {len(self.outcomes) - len(self.fits)} of {len(self.outcomes)} fits failed."
+            return f"no verdict: {len(self.lost)} of {len(self.outcomes)} fits failed."
         return f"no verdict: nothing wrong was found, but {count} are too few to say; {would}. Take {self._needed()}."
 
     def _needed(self) -> int:
@@ -123,14 +106,13 @@ class Calibration:
         n = len(self.fits)
         while n < 10_000:
             n = 2 * n
-            narrow, wide, shift = uniform.found(n, len(self.quantities), LEVEL)
-            if narrow >= HALF and wide <= 1 / HALF and shift <= HALF:
+            if _enough(*uniform.found(n, len(self.quantities), LEVEL)):
                 break
         return n
 
     def _doubts(self) -> list[str]:
         fits, out = self.fits, []
-        if (lost := [o["failed"] for o in self.outcomes if "failed" in o]) and self.verdict != "too many failed fits":
+        if (lost := self.lost) and self.verdict != "too many failed fits":
             out.append(f"{len(lost)} of {len(self.outcomes)} fits failed and are left out: {lost[0]}")
         if away := sum(o["converged"] is False for o in fits):
             out.append(f"{away} of {len(fits)} fits say that they did not converge; they are counted all the same.")
@@ -165,7 +147,7 @@ class Calibration:
             "method": self.method,
             "shape": list(self.shape),
             "simulations": len(self.outcomes),
-            "failed": len(self.outcomes) - len(self.fits),
+            "failed": len(self.lost),
             "fixed": sorted(self.theta),
             "verdict": self.verdict,
             "sentences": self.sentences,
@@ -175,17 +157,15 @@ class Calibration:
             "folder": None if self.folder is None else str(self.folder),
         }
 
-    def write(self, folder: Path) -> None:
-        """Put the table, the document and the picture into the folder, each whole or not at all."""
-        self.folder = folder
-        put(folder / FILES[0], self.table.to_csv(index=False).encode())
-        put(folder / FILES[1], (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-        put(folder / FILES[2], self.plot())
-
     def __repr__(self) -> str:
         return "\n  ".join(
             [f"Calibration of {self.method} on {Path(self.model).name}: {self.verdict}", *self.sentences]
         )
+
+
+def _enough(narrow: float, wide: float, shift: float) -> bool:
+    """Whether what is shown is as little as "passes" needs."""
+    return narrow >= HALF and wide <= 1 / HALF and shift <= HALF
 
 
 def _p(value: float) -> str:

@@ -6,25 +6,24 @@ one model, or whose claims differ more or less than they should, gives probabili
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks._calibration import chances, picture, uniform
 from benchmarks._calibration.calibrate import ROWS, SIMULATIONS, asked, batches, carried_out, checked_counts
-from benchmarks._calibration.calibration import MOST_LOST, Document
+from benchmarks._calibration.outcomes import Document, Outcomes
 from benchmarks._calibration.quantity import LEVEL
 from benchmarks._calibration.simulation import STREAM, Lost, drawn, fitted, prepared_task
 from benchmarks._select.trial import Trial
-from benchmarks._suite.folder import Results, put
+from benchmarks._suite.folder import Results
 from inference._method.fit import Evidence
 from inference._run.entrance import entrance
 from inference._run.prepare import find, method_module
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENOUGH = 1.0  # nats: the error of a log Bayes factor that has to be found for "passes"
-FILES = ("table.csv", "evidence.json", "evidence.png")
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def _evidence(trial: Trial, x: np.ndarray, seed: int) -> Evidence:
 
 
 @dataclass
-class EvidenceCalibration:
+class EvidenceCalibration(Outcomes):
     """Whether models are true as often as a method's evidence says.
 
     >>> import numpy as np
@@ -159,20 +157,13 @@ class EvidenceCalibration:
     'passes'
     """
 
+    name: ClassVar[str] = "evidence"
+    counted: ClassVar[str] = "simulations"
     models: list[str]
     method: str
     shape: tuple[int, ...]
     outcomes: Sequence[Mapping[str, Any]]
     folder: Path | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.fits:
-            raise Refusal(f"all {len(self.outcomes)} simulations failed: {self.outcomes[0]['failed']}")
-
-    @property
-    def fits(self) -> list[Mapping[str, Any]]:
-        """The simulations of which every fit has evidence."""
-        return [o for o in self.outcomes if "true" in o]
 
     @cached_property
     def true(self) -> np.ndarray:
@@ -199,14 +190,11 @@ class EvidenceCalibration:
         """The error in nats of one model's log evidence that these simulations would show 9 times in 10."""
         return chances.smallest_shift(self.probabilities, LEVEL / len(self.tests))
 
-    @property
-    def verdict(self) -> str:
-        """ "passes", "fails", "too few simulations" or "too many failed fits"."""
-        if self.adjusted.min() < LEVEL:
-            return "fails"
-        if len(self.fits) < (1 - MOST_LOST) * len(self.outcomes):
-            return "too many failed fits"
-        return "passes" if self.shown <= ENOUGH else "too few simulations"
+    def _fails(self) -> bool:
+        return bool(self.adjusted.min() < LEVEL)
+
+    def _shows(self) -> bool:
+        return self.shown <= ENOUGH
 
     @property
     def sentences(self) -> list[str]:
@@ -219,7 +207,7 @@ class EvidenceCalibration:
         if set(kinds) != {"exact"}:
             said = ", ".join(f"{'an' if k == 'estimate' else 'a'} {k} in {c} fits" for k, c in kinds.items())
             out.append(f"the evidence that {self.method} claims is {said}.".replace("a exact", "exact"))
-        if lost := [o["failed"] for o in self.outcomes if "failed" in o]:
+        if lost := self.lost:
             out.append(f"{len(lost)} of {len(self.outcomes)} simulations are left out, for a fit failed: {lost[0]}")
         return out
 
@@ -244,7 +232,7 @@ class EvidenceCalibration:
         if self.verdict == "passes":
             return f"{self.method}'s evidence passes: the models are true as often as it says; {would}."
         if self.verdict == "too many failed fits":
-            return f"no verdict: {len(self.outcomes) - len(self.fits)} of {len(self.outcomes)} simulations failed."
+            return f"no verdict: {len(self.lost)} of {len(self.outcomes)} simulations failed."
         return f"no verdict: nothing wrong was found, but {would}. Take more simulations, or fewer rows."
 
     @property
@@ -267,7 +255,7 @@ class EvidenceCalibration:
             "method": self.method,
             "shape": list(self.shape),
             "simulations": len(self.outcomes),
-            "failed": len(self.outcomes) - len(self.fits),
+            "failed": len(self.lost),
             "verdict": self.verdict,
             "sentences": self.sentences,
             "level": LEVEL,
@@ -277,13 +265,6 @@ class EvidenceCalibration:
             "probabilities": self.probabilities.tolist(),
             "folder": None if self.folder is None else str(self.folder),
         }
-
-    def write(self, folder: Path) -> None:
-        """Put the table, the document and the picture into the folder, each whole or not at all."""
-        self.folder = folder
-        put(folder / FILES[0], self.table.to_csv(index=False).encode())
-        put(folder / FILES[1], (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-        put(folder / FILES[2], self.plot())
 
     def __repr__(self) -> str:
         return "\n  ".join([f"Calibration of {self.method}'s evidence: {self.verdict}", *self.sentences])

@@ -64,9 +64,16 @@ def case(name: str) -> Case:
 def of_run(
     model: str, data: str | None, options: Mapping[str, object], preparation: Mapping[str, object]
 ) -> str | None:
-    """The name of the reference of a model on data, with just these options of the model; None where there is none."""
-    if model in programs.DATA and data is None:
+    """The name of the reference of a model on data, with just these options of the model; None where there is none.
+
+    Without data `model` may be the name of a reference.
+    """
+    if data is None and not preparation and model in programs.DATA:
         return model
+    if data is None and not preparation and model in OF_THE_ZOO:
+        named = case(model)
+        model, data, preparation = str(named.model), str(named.data), named.preparation
+        options = {**named.options, **options}
     for name, known in OF_THE_ZOO.items():
         if (model, data, dict(preparation)) == (known["model"], known["data"], known.get("preparation", {})):
             schema = option_schema(resolve(model)[0])

@@ -66,6 +66,10 @@ def _case(asked: Asked, needed: bool) -> tuple[Case, Reference | None]:
     name = cases.of_run(model, data, asked.options or {}, asked.preparation or {})
     if name is not None:
         return cases.case(name), _reference(asked, name)
+    if data is None and model in cases.names():
+        raise UsageError(
+            f"the reference '{model}' is of its own data and options: leave out what prepares or changes them."
+        )
     if data is None:
         raise UsageError(f"zoo check expects --data, or the name of a reference: {', '.join(cases.names())}.")
     truth = _reference(asked, None) if asked.references or needed else None

@@ -18,6 +18,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from benchmarks._references.programs import DATA, logistic_intercepts
 from benchmarks._suite.documents import Document
 from benchmarks.peers._turns import OURS, Side, show, turns
 from inference import nuts
@@ -99,21 +100,13 @@ def _pyros(program: Name, x: np.ndarray, length: int, jit: bool) -> tuple[float,
 # ---------------------------------------------------------------------------------------------------------- programs
 
 
-def _schools(x: torch.Tensor | None = None, size: int | None = None) -> object:
+def schools(x: torch.Tensor | None = None, size: int | None = None) -> object:
+    """Eight schools, not centred, with one measurement error for all."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("data", size if x is None else len(x)):
         eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
         return pyro.sample("x", dist.Normal(mu + tau * eta, 10.0), obs=x)
-
-
-def _logistic(x: torch.Tensor | None = None, size: int | None = None) -> object:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfNormal(3.0))
-    with pyro.plate("data", size if x is None else len(x)):
-        b = pyro.sample("b", dist.Normal(0.0, 1.0))
-        logits = (mu + tau * b).unsqueeze(-1).expand((*b.shape, 5))
-        return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
 
 def _mixture(x: torch.Tensor | None = None, size: int | None = None) -> object:
@@ -125,15 +118,14 @@ def _mixture(x: torch.Tensor | None = None, size: int | None = None) -> object:
         return pyro.sample("x", dist.Normal(mu[z], s[z]), obs=x)
 
 
-PROGRAMS: dict[Name, Callable[..., object]] = {"schools": _schools, "logistic": _logistic, "mixture": _mixture}
+PROGRAMS: dict[Name, Callable[..., object]] = {"schools": schools, "logistic": logistic_intercepts, "mixture": _mixture}
 
 
 def data(program: Name) -> np.ndarray:
     """The schools' effects (Rubin 1981), or simulated rows."""
-    rng = np.random.default_rng(0)
     if program == "schools":
-        return np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])[:, None]
-    if program == "mixture":
-        return np.concatenate([rng.normal(-2, 1, 40), rng.normal(2, 0.7, 60)])[:, None]
-    chance = 1 / (1 + np.exp(-rng.normal(0.5, 1.0, (60, 1))))
-    return (rng.random((60, 5)) < chance).astype(float)
+        return DATA["eight_schools"]()[:, :1]
+    if program == "logistic":
+        return DATA["logistic_intercepts"]()
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.normal(-2, 1, 40), rng.normal(2, 0.7, 60)])[:, None]

@@ -21,9 +21,10 @@ from inference._loadings.affine import columns_of
 from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
 from inference._numerics.slices import slices
-from zoo._errors import UsageError
+from inference._run.own_route import tolerance
+from zoo._errors import Refusal, UsageError
 from zoo._program.source import blame
-from zoo._program.trace import drawn_in_full, family_name, is_masked, is_one, node_of, outside_log_prob, sample_nodes
+from zoo._program.trace import drawn_in_full, is_masked, is_one, node_of, outside_log_prob, sample_nodes
 
 DRAW_NUMBERS = 4_000_000  # numbers in the draws of one site
 MOST_SIMULATED = 50  # data sets
@@ -115,18 +116,24 @@ def simulate(task: Task, n: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def simulate_jointly(task: Task) -> tuple[np.ndarray, Arrays]:
-    """As many rows as the task has, drawn by the program at its θ together with all latents, the global ones too.
+def simulate_jointly(task: Task, n: int | None = None) -> tuple[np.ndarray, Arrays]:
+    """n rows drawn by the program at its θ together with all latents, the global ones too: exact draws of their posterior.
 
-    Returns x [n, …] with the covariates and the holes of the task's data, and latent site → its value, as a fit holds one draw.
-    Raises `UsageError` where the program does not simulate, or its rows are not known from what it returns.
+    Without n as many rows as the task has, with the covariates and the holes of its data. Returns x [n, …], and latent site →
+    its value, as a fit holds one draw.
+
+    Raises `UsageError` where the program does not simulate, or its rows are not known from what it returns, and `Refusal` where
+    what it simulates is not drawn from the density that it has on data.
     """
-    data, program, structure, n = _Data(task), task.program, task.structure, len(task.x)
+    data, program, structure, holes = _Data(task), task.program, task.structure, n is None
+    n = len(task.x) if n is None else n
+    if data.given is not None and not holes:
+        raise Refusal(f"'{program.name}' draws its rows given covariates, which new rows do not have.")
     with blame(program.name), data.given or contextlib.nullcontext():
         x = None if data.given is None else data.given.alone(task.x)
         trace = program.trace(x, size=n, raw=x is not None)
     found = data.rows(trace, n) if data.given is None else None
-    found = data.by_columns(trace) if found is None else found
+    found = data.by_columns(trace, n) if found is None else found
     if found is None:
         raise UsageError(UNKNOWN_ROWS.format(program.name))
     if not bool(found.isfinite().all()):
@@ -140,30 +147,29 @@ def simulate_jointly(task: Task) -> tuple[np.ndarray, Arrays]:
         if site.scope == "local":
             value = structure.axes.by_datum(structure.axes.expand(value, site, n, 1), site)[0]
         latents[site.name] = value.numpy()
-    return found.masked_fill(task.x.isnan(), torch.nan).numpy(), latents
+    return (found.masked_fill(task.x.isnan(), torch.nan) if holes else found).numpy(), latents
 
 
 def _check_density(task: Task, trace: Trace, x: Tensor) -> None:
-    """Raise `UsageError` where what was simulated is not drawn from the density that the program has on data."""
-    name, latents = task.program.name, {}
+    """Raise `Refusal` where what was simulated is not drawn from the density that the program has on data."""
+    name, sites = task.program.name, [s for s in task.structure.sites if s.completes is None]
     for node in sample_nodes(trace):
-        latent = any(s.name == node["name"] and s.role == "latent" for s in task.structure.sites)
-        if family_name(node["fn"]) == "Unit" or not is_one(node["scale"]) or (latent and is_masked(node)):
-            raise UsageError(
-                f"'{name}' weighs its density at '{node['name']}' (a factor, scale or mask), and what it simulates is not "
-                "drawn from that density."
+        if node["is_observed"] or not is_one(node["scale"]) or is_masked(node):
+            raise Refusal(
+                f"'{name}' weighs its density at '{node['name']}' (a factor, scale, mask, or obs= with a value of its own), "
+                "and what it simulates is not drawn from that density."
             )
-        if latent:
-            latents[node["name"]] = node["value"]
-    again = task.program.trace(x, latents=latents)
-    for site in task.structure.sites:
-        if site.completes is None and site.name in trace.nodes:
-            one, other = (float(outside_log_prob(t, [site.name])) for t in (trace, again))
-            if not np.isclose(one, other, rtol=1e-6, atol=1e-6):
-                raise UsageError(
-                    f"'{name}' simulates '{site.name}' from another density than it has on data: log p is {one:.6g} where it "
-                    f"was drawn, and {other:.6g} given those data. Write one program for both."
-                )
+    if missing := [s.name for s in sites if s.name not in trace.nodes]:
+        raise Refusal(f"'{name}' has no site '{missing[0]}' when it simulates. Write one program for both.")
+    latents = {s.name: node_of(trace, s.name)["value"] for s in sites if s.role == "latent"}
+    again, near = task.program.trace(x, latents=latents), tolerance(x.dtype)
+    for site in sites:
+        one, other = (float(outside_log_prob(t, [site.name])) for t in (trace, again))
+        if not np.isclose(one, other, rtol=near, atol=near):
+            raise Refusal(
+                f"'{name}' simulates '{site.name}' from another density than it has on data: log p is {one:.6g} where it "
+                f"was drawn, and {other:.6g} given those data. Write one program for both."
+            )
 
 
 class _Draws:
@@ -269,19 +275,19 @@ class _Data:
             return None
         return whole.detach().to(self._task.x.dtype).reshape(n, *row)
 
-    def by_columns(self, trace: Trace) -> Tensor | None:
-        """All of each row of a simulation of as many rows as the data, each site's values in the columns that it observes.
+    def by_columns(self, trace: Trace, n: int) -> Tensor | None:
+        """All of each row of a simulation, [n, …], each site's values in the columns that it observes, beside covariates of x.
 
         None where those are not known, or two of them are equal in the rows that were looked at and may be exchanged.
         """
-        x, sites = self._task.x, _values(self._task, trace, len(self._task.x))
+        x, sites = self._task.x, _values(self._task, trace, n)
         observed = np.concatenate([[], *self.columns.values()]).astype(int)
         looked = x[:LOOKED_AT][:, observed]
         if not len(observed) or observed.min() < 0 or len(torch.unique(looked.nan_to_num(), dim=1).mT) < len(observed):
             return None
-        out = x.clone()
+        out = x.clone() if self.given is not None else x.new_full((n, *x.shape[1:]), torch.nan)
         for name, columns in self.columns.items():
-            out[:, columns] = sites[name].reshape(len(x), -1).to(x.dtype)
+            out[:, columns] = sites[name].reshape(n, -1).to(x.dtype)
         return out
 
 
