@@ -222,3 +222,20 @@ def test_the_inverse_wishart_is_scipys():
     wanted = torch.as_tensor(reference.mean())
     assert torch.allclose(prior.mean, wanted)
     assert ((draws.mean(0) - wanted).abs() < 4 * draws.std(0) / 200).all()
+
+
+@pytest.mark.parametrize("prior", [dist.HalfNormal(1.0), dist.HalfCauchy(1.0)])
+@pytest.mark.parametrize("bend", [torch.tanh, lambda w: w])
+def test_a_scale_of_a_prior_that_goes_to_0_is_no_mode(prior, bend):
+    def program(x=None, size=None):
+        spread = pyro.sample("spread", prior)
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), spread).to_event(1))
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(bend(w) * z[..., None], 0.7).to_event(1), obs=x)
+
+    task = task_of(program, np.random.default_rng(0).normal(size=(50, 3)))
+    assert set(task.plan(task.global_start()).hypers) == {"spread"}
+    found = em.fit(task)
+    assert found.converged is False
+    assert "no posterior mode" in found.warnings[0]
