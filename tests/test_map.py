@@ -9,10 +9,11 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from helpers import task_of
 from pyro import poutine
 from torch.distributions import transform_to
 
-from inference import run
+from inference import em, run
 from zoo._program.load import load
 from zoo._program.noise import InverseWishart
 
