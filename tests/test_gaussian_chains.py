@@ -342,6 +342,16 @@ def test_small_noise_and_flat_priors_keep_nine_digits(q, r, first):
             assert abs(float(value) - float(total)) < 1e-9 * abs(float(total)) or engine.delicate
 
 
+def test_rows_of_unlike_size_keep_twelve_digits():
+    T, r, tiny = 12, 0.5, 1e-8
+    x = series(T, 2, holes=0.0)
+    task = task_of(local_trend(T), x)
+    task.program.assign({"q": tensor([tiny, tiny]), "r": tensor(r)})
+    t = np.arange(T)
+    line = multivariate_normal(np.zeros(T), 4.0 + np.outer(t, t) + r**2 * np.eye(T))
+    np.testing.assert_allclose(chains_of(task).per_datum().numpy(), line.logpdf(x), rtol=1e-12)
+
+
 @pytest.mark.parametrize("far", [1e4, 1e8])
 def test_a_coefficient_beside_a_large_constant_keeps_its_digits(far):
     T, a, q, r = 12, 0.9, 0.3, 0.5
