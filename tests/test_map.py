@@ -236,7 +236,10 @@ def test_a_scale_of_a_prior_that_goes_to_0_is_no_mode(prior, bend):
             pyro.sample("x", dist.Normal(bend(w) * z[..., None], 0.7).to_event(1), obs=x)
 
     task = task_of(program, np.random.default_rng(0).normal(size=(50, 3)))
-    assert set(task.plan(task.global_start()).hypers) == {"spread"}
+    start = task.global_start()
+    plan = task.plan(start)
+    assert set(plan.hypers) == {"spread"}
+    assert float(task.m_step(plan, task.engine.e_step(start), start, em.Floor(1e-6, set()))["spread"]) < 1e-20
     found = em.fit(task)
     assert found.converged is False
     assert "no posterior mode" in found.warnings[0]
