@@ -81,7 +81,37 @@ def test_evidence_of_one_mode_is_no_verified_estimate():
     task = task_of(far, ORIGIN)
     fit, found = verify(task, laplace.fit(task))
     assert found.kind == "lower bound" and found.value < of_far() - 0.1
+    assert fit.claimed.kind == "estimate" and "one of several" in fit.claimed.given
     assert any("the fit is of one mode" in w for w in fit.warnings)
+
+
+def squares(x=None, size=None):
+    """The sign of `g` is known from its prior alone; the rows have no exact density given it."""
+    g = pyro.sample("g", dist.Normal(0.3, 2.0))
+    with rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 0.3))
+        return pyro.sample("x", dist.Poisson((z + g.square()).exp()), obs=x)
+
+
+@pytest.mark.full
+def test_a_claim_at_one_of_the_modes_that_the_method_found_says_so():
+    task = task_of(squares, np.array([[20.0], [18.0], [25.0]]))
+    fit, found = verify(task, laplace.fit(task, restarts=5))
+    assert found is None and len(fit.notes["modes"]) == 2 and "one of several" in fit.claimed.given
+
+
+@pytest.mark.full
+def test_a_grid_over_both_of_two_modes_is_a_claim_of_all():
+    def close(x=None, size=None):
+        g = pyro.sample("g", dist.Normal(0.1, 1.0))
+        with rows(x, size):
+            return pyro.sample("x", dist.Normal(g.square(), 0.5), obs=x)
+
+    task = task_of(close, np.array([[1.5]]))
+    fit, _ = verify(task, laplace.fit(task, restarts=5))
+    g = np.linspace(-8, 8, 20_001)
+    truth = special.logsumexp(stats.norm.logpdf(g, 0.1) + stats.norm.logpdf(1.5, g * g, 0.5)) + np.log(g[1] - g[0])
+    assert len(fit.notes["modes"]) == 2 and not fit.claimed.given and abs(fit.claimed.value - truth) < 0.01
 
 
 @pytest.mark.slow
