@@ -45,7 +45,7 @@ def uneven(x=None, size=None):
 
 
 def shifted(x=None, size=None, shift=0.0):
-    """Labels that the priors of the means tell apart by 0.16 nats at shift 0.02, beside a column that is 5e5 nats off in a row."""
+    """Labels that the priors of the means tell apart by 0.16 nats at shift 0.02, beside a column of −5e5 nats a row."""
     mu = pyro.sample("mu", dist.Normal(torch.tensor([-shift, shift]), 1.0).to_event(1))
     with programs.rows(x, size):
         z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
@@ -282,7 +282,7 @@ def test_every_method_counts_the_labellings(method):
         near(found.claimed, truth)
 
 
-@pytest.mark.parametrize("shift, count", [(0.0, 2), (0.02, 1), (1e-4, 1)])
+@pytest.mark.parametrize(("shift", "count"), [(0.0, 2), (0.02, 1), (1e-4, 1)])
 def test_labels_are_told_apart_however_large_the_density_is(shift, count):
     x = np.stack([[-2.0, 2.0, -1.8, 2.1], np.full(4, 1000.0)], 1)
     target = Target(task_of(shifted, x, shift=shift))

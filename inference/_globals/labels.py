@@ -24,7 +24,11 @@ from inference._globals.target import Values
 MOST = 720  # relabellings that are counted one by one
 MOST_AXES = 6  # of the same length, whose subsets are all looked at
 POINTS = 4
-NEAR, APART, ROUNDING = 1e-7, 1e-5, 1e-12  # of a density's size; nats that are no rounding, beyond the rounding of large sums
+NEAR, APART, ROUNDING = (
+    1e-7,
+    1e-5,
+    1e-12,
+)  # of a density's size; nats that are no rounding, beyond the rounding of large sums
 PIVOTS = 8
 TIGHT = 1e-12
 Axis = tuple[str, int]  # site and axis of its values, from the right

@@ -36,11 +36,8 @@ WORK = 2**31  # numbers in all evaluations of a search
 
 def prior(target: Target) -> Tensor:
     """Draws from the program; around zero where it cannot be drawn from."""
-    try:
-        found = target.prior(PRIOR)
-    except (NotImplementedError, RuntimeError, ValueError):
-        found = torch.zeros(0, target.d, dtype=torch.float64)
-    if len(found) and bool(found.isfinite().all()):
+    found = target.prior(PRIOR)
+    if found is not None and bool(found.isfinite().all()):
         return found
     return torch.randn(PRIOR, target.d, generator=target.generator, dtype=torch.float64)
 
@@ -138,9 +135,7 @@ def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float
     """
     if not labels.counted or len(flat) <= target.d:
         return 0.0
-    known = student.moments(flat)
-    normal = torch.distributions.MultivariateNormal(known[0], scale_tril=student.factor(known[1]))
-    mass = float((log_p - normal.log_prob(flat)).median())
+    mass = float((log_p - student.normal(flat).log_prob(flat)).median())
     found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
     found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2) and not _near(labels, m, flat)]
     if not found:
