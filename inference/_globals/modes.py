@@ -29,6 +29,7 @@ SAME = 0.01  # coordinates within which two climbs ended at one mode
 NEGLIGIBLE = 20.0  # nats of mass below the best
 MOST_HESSIAN = 400  # coordinates
 VARIANCE = 100.0  # of a coordinate at a mode, at most
+WEIGHED = 200  # draws about a mode
 SHARE = 0.05  # of the mass, that chains do not miss without a word
 DRAWS = CLIMBS + STARTS  # of chains, from which to climb
 WORK = 2**31  # numbers in all evaluations of a search
@@ -129,27 +130,42 @@ def _mode(top: peak.Peak) -> Mode:
 
 
 def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float:
-    """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near or climbs to.
+    """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near.
 
+    A mode that draws climb to counts only where its mass is seen to be there: the neck of a funnel has little, for its peak.
     `log_p` [S]: the density of the draws, which with a normal distribution fitted to them says what mass they stand for.
     """
     if not labels.counted or len(flat) <= target.d:
         return 0.0
-    mass = float((log_p - student.normal(flat).log_prob(flat)).median())
+    known = student.normal(flat)
+    mass = float((log_p - known.log_prob(flat)).median())
     found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
-    found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2) and not _near(labels, m, flat)]
+    found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2)]
+    found = [m for m in found if not (_near(labels, m, flat) and _inside(known, labels.images(m.flat)))]
     if not found:
         return 0.0
     ends, _ = ascend(target, flat[torch.linspace(0, len(flat) - 1, DRAWS).long()])
-    left = [m.log_mass - mass for m in found if not _near(labels, m, ends)]
+    left = [m.log_mass - mass for m in found if not _near(labels, m, ends) or _normal(target, m)]
     return 1 - 1 / (1 + sum(math.exp(min(v, 700.0)) for v in left))
+
+
+def _normal(target: Target, mode: Mode) -> bool:
+    """Whether the density about a mode is so nearly normal that Laplace's mass is there: by the weights of draws."""
+    generator = torch.Generator().manual_seed(target.task.seed)
+    noise = torch.randn(WEIGHED, len(mode.flat), generator=generator, dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal(mode.flat, mode.covariance)
+    flat = mode.flat + noise @ normal.scale_tril.mT
+    share = (target.log_density(flat) - normal.log_prob(flat)).softmax(0)
+    return float(1 / share.square().sum()) >= WEIGHED / 2
 
 
 def _near(labels: Labels, mode: Mode, flat: Tensor) -> bool:
     """Whether a point of flat [S, d] is where draws of the mode's normal distribution would be, in any labelling."""
-    factor, d = student.factor(mode.covariance.unsqueeze(0))[0], len(mode.flat)
-    least = math.inf
-    for image in labels.images(mode.flat):
-        away = torch.linalg.solve_triangular(factor, (flat - image).mT, upper=False)
-        least = min(least, float(away.square().sum(0).min()))
-    return least <= d + 4 * math.sqrt(2 * d)
+    normal = torch.distributions.MultivariateNormal(mode.flat, scale_tril=student.factor(mode.covariance))
+    return any(_inside(normal, flat + mode.flat - image) for image in labels.images(mode.flat))
+
+
+def _inside(normal: torch.distributions.MultivariateNormal, flat: Tensor) -> bool:
+    """Whether a point of flat [S, d] is as near to the mean as nearly all draws are."""
+    away, d = torch.linalg.solve_triangular(normal.scale_tril, (flat - normal.mean).mT, upper=False), flat.shape[1]
+    return float(away.square().sum(0).min()) <= d + 4 * math.sqrt(2 * d)
