@@ -22,6 +22,7 @@ PRIOR = 64  # draws of it
 STARTS = 4
 CLIMBS = 48  # side by side, from draws of the prior and from around zero
 AROUND = 3.0  # zero, in unconstrained coordinates
+FAR = 3, 10.0  # every so many of these climbs begin so many times as far away
 STEPS = 120  # of each climb
 FIRST, GROW, SHRINK, LEAST, MOST = 0.1, 1.2, 0.5, 1e-7, 3.0  # of a coordinate's step (Riedmiller & Braun 1993, Rprop)
 POLISHED = 12  # ends that are climbed from to the last digit, at most
@@ -60,6 +61,7 @@ def search(target: Target, labels: Labels, prior: Tensor, others: Tensor) -> lis
         return _polished(target, list(others))
     generator = torch.Generator().manual_seed(target.task.seed)
     near = AROUND * (2 * torch.rand(CLIMBS // 2, d, generator=generator, dtype=torch.float64) - 1)
+    near[:: FAR[0]] *= FAR[1]
     begin = torch.cat([prior[: CLIMBS // 2], near, others])
     ends, values = ascend(target, begin)
     order = values.argsort(descending=True)
@@ -132,7 +134,7 @@ def _mode(top: peak.Peak) -> Mode:
 def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float:
     """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near.
 
-    A mode that draws climb to counts only where its mass is seen to be there: the neck of a funnel has little, for its peak.
+    A mode that draws climb to counts by the mass that is seen to be there: the neck of a funnel has little, for its peak.
     `log_p` [S]: the density of the draws, which with a normal distribution fitted to them says what mass they stand for.
     """
     if not labels.counted or len(flat) <= target.d:
@@ -145,18 +147,18 @@ def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float
     if not found:
         return 0.0
     ends, _ = ascend(target, flat[torch.linspace(0, len(flat) - 1, DRAWS).long()])
-    left = [m.log_mass - mass for m in found if not _near(labels, m, ends) or _normal(target, m)]
+    left = [(_held(target, m) if _near(labels, m, ends) else m.log_mass) - mass for m in found]
     return 1 - 1 / (1 + sum(math.exp(min(v, 700.0)) for v in left))
 
 
-def _normal(target: Target, mode: Mode) -> bool:
-    """Whether the density about a mode is so nearly normal that Laplace's mass is there: by the weights of draws."""
+def _held(target: Target, mode: Mode) -> float:
+    """What of a mode's mass is seen to be there, nats: the mean of weights of draws about it, none of them above its mass."""
+    normal = torch.distributions.MultivariateNormal(mode.flat, scale_tril=student.factor(mode.covariance))
     generator = torch.Generator().manual_seed(target.task.seed)
     noise = torch.randn(WEIGHED, len(mode.flat), generator=generator, dtype=torch.float64)
-    normal = torch.distributions.MultivariateNormal(mode.flat, mode.covariance)
     flat = mode.flat + noise @ normal.scale_tril.mT
-    share = (target.log_density(flat) - normal.log_prob(flat)).softmax(0)
-    return float(1 / share.square().sum()) >= WEIGHED / 2
+    log_weights = (target.log_density(flat) - normal.log_prob(flat)).clamp(max=mode.log_mass)
+    return float(log_weights.logsumexp(0)) - math.log(WEIGHED)
 
 
 def _near(labels: Labels, mode: Mode, flat: Tensor) -> bool:
