@@ -7,7 +7,7 @@ would explain is taken off, so that a method is not blamed for how few of its dr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from inference._compare.moments import Moments, Posterior
 FLAT = 1e-9  # a standard deviation below this share of the mean is rounding
 ROUNDING = 1e-6
 LARGE = 300.0  # of a logarithm: its square is a number still
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -102,7 +103,7 @@ def _of_numbers(pairs: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
         "sd_bias": bias,
         "worst_mean": float(np.abs(d).max()),
         "worst_sd": float(np.abs(r).max()),
-        "kl": float(max(0.0, (kl - dn / 2 - rn).mean())),
+        "kl": max(0.0, float(np.nan_to_num(kl - dn / 2 - rn, nan=np.inf, posinf=np.inf).mean())),
         "noise": float(np.sqrt(dn.mean())),
     }
 

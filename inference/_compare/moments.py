@@ -28,6 +28,11 @@ class Posterior:
     numbers: Mapping[str, Moments]  # continuous and 0/1 latents
     labels: Mapping[str, tuple[np.ndarray, float]]  # discrete latent → probabilities [n, values], and of how many draws
 
+    @property
+    def sites(self) -> set[str]:
+        """The latents that it is of."""
+        return {*self.numbers, *self.labels}
+
 
 def posterior_of(fit: Fit, supports: Mapping[str, np.ndarray]) -> Posterior:
     """The posterior of a fit. `supports`: discrete latent whose values are labels → those values [K].
