@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers import started
 
 from inference._compare.distance import distance
 from inference._compare.judge import _gap
+from inference._compare.labelling import aligned
 from inference._compare.moments import Moments, Posterior, posterior_of
 from inference._compare.reference import _misses
 from inference._method.fit import Evidence, Fit
@@ -162,6 +164,35 @@ def test_weighed_draws_that_miss_a_mode_are_no_reference(tmp_path):
     how = {"proposal": "guide", "guide": f"{tmp_path / 'one.py'}:guide", "epochs": 1, "samples": 400}
     found = compare(squared, x, ["importance", "svi"], **how)
     assert not any(j.good for j in found.judgements.values()) and found.recommendation[0] is None
+
+
+def two_means(x=None, size=None):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+    with pyro.plate("data", size if x is None else len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+        return pyro.sample("x", dist.Normal(mu[k], 0.5), obs=x if x is None else x[..., 0])
+
+
+def test_labellings_are_brought_together():
+    rng = np.random.default_rng(0)
+    mu, k = rng.normal([-2.0, 2.0], 0.1, (400, 2)), np.tile([[0.9, 0.1], [0.2, 0.8]], (1, 1))
+    told = {"exchangeable": [{"labels": 2, "axes": ["mu, axis -1"]}], "relabellings": 2}
+    fit = Fit({}, None, draws={"mu": mu}, probabilities={"k": k}, notes=told)
+    other = Fit({}, None, draws={"mu": mu[:, ::-1]}, probabilities={"k": k[:, ::-1]}, notes=told)
+    reference = posterior_of(fit, {})
+    assert distance(posterior_of(other, {}), reference).mean > 10
+    far = distance(aligned(other, {}, reference), reference)
+    assert far.mean < 0.01 and far.labels == 0
+    wrong = replace(other, probabilities={"k": k})  # labels that do not go with their means
+    assert distance(aligned(wrong, {}, reference), reference).labels > 0.5
+
+
+@pytest.mark.full
+def test_a_mixture_in_another_labelling_is_good():
+    rng = np.random.default_rng(12)
+    x = np.where(rng.random(25) < 0.4, -2, 2)[:, None] + 0.5 * rng.normal(size=(25, 1))
+    found = compare(two_means, x, ["laplace", "importance"], seed=12, epochs=100)
+    assert all(j.good for j in found.judgements.values())
 
 
 def test_a_bound_is_not_short_of_a_bound():

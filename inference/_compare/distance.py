@@ -28,7 +28,8 @@ class Distance:
     - `worst_mean`, `worst_sd`: the largest of each, noise included; `sd_bias`: the mean of the log ratio: below 0, too narrow.
     - `labels`: mean total variation distance between the posteriors of discrete latents, over rows.
     - `kl`: mean KL divergence in nats between the normals with these means and standard deviations, number by number.
-    - `noise`: how large an error of the means the draws alone explain.
+    - `noise`: how large an error of the means the draws alone explain; `slack`, `sd_slack`: three standard deviations of what
+      `mean` and `sd` squared are off by for that.
 
     None where there are no such latents; inf where the reference is known, and the posterior is no number, or a point.
     """
@@ -41,6 +42,8 @@ class Distance:
     labels: float | None = None
     kl: float | None = None
     noise: float = 0.0
+    slack: float = 0.0
+    sd_slack: float = 0.0
 
     def to_json(self) -> dict[str, float | None]:
         """As plain JSON types."""
@@ -105,6 +108,8 @@ def _of_numbers(pairs: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
         "worst_sd": float(np.abs(r).max()),
         "kl": max(0.0, float(np.nan_to_num(kl - dn / 2 - rn, nan=np.inf, posinf=np.inf).mean())),
         "noise": float(np.sqrt(dn.mean())),
+        "slack": float(dn.mean()) * math.sqrt(18 / len(d)),
+        "sd_slack": float(rn.mean()) * math.sqrt(18 / len(d)),
     }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from inference._compare.distance import Distance, distance, shared
-from inference._compare.moments import posterior_of, supports_of
+from inference._compare.labelling import aligned
+from inference._compare.moments import supports_of
 from inference._compare.reference import ITSELF, References, untrusted
 from inference._method.fit import Evidence, finite
 from inference._run.result import Run
@@ -72,7 +73,7 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
         held = references[i]
         far, missing, unheld = None, tuple[str, ...](), tuple[str, ...]()
         if held is not None and held[0] != ITSELF:
-            mine = posterior_of(run.fit, supports_of(run.at_theta().structure))
+            mine = aligned(run.fit, supports_of(run.at_theta().structure), held[1])
             far = distance(mine, held[1])
             missing = tuple(sorted(held[1].sites - mine.sites))
             unheld = tuple(sorted((held[1].sites & mine.sites) - shared(mine, held[1])))
@@ -109,9 +110,9 @@ def _judged(j: Judgement) -> Judgement:
     faults = list[str]()
     d = j.distance
     if d is not None:
-        if d.mean is not None and not d.mean <= MEANS:
+        if d.mean is not None and not _sure(d.mean, d.slack) <= MEANS:
             faults.append(f"posterior means off by {d.mean:.2g} sd")
-        if d.sd is not None and not d.sd <= DEVIATIONS:
+        if d.sd is not None and not _sure(d.sd, d.sd_slack) <= DEVIATIONS:
             way = "small" if (d.sd_bias or 0.0) < 0 else "large"
             off = math.expm1(d.sd) if d.sd < MOST else math.inf
             faults.append(
@@ -131,8 +132,14 @@ def _judged(j: Judgement) -> Judgement:
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
     if j.run.converged is False:
         faults.append("not converged")
-    known = (d is not None and not j.unheld) or is_exact(j.run) or j.reference == ITSELF
+    vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS)
+    known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
     return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
+
+
+def _sure(error: float, slack: float) -> float:
+    """What is left of a root mean square where chance is given the benefit of the doubt."""
+    return math.sqrt(max(0.0, error**2 - slack))
 
 
 def is_exact(run: Run) -> bool:
@@ -155,5 +162,5 @@ def _sentence(j: Judgement) -> str:
     if j.reference == ITSELF:
         said.append("the reference itself, by its own diagnostics")
     if j.good is None:
-        said.append("nothing here can check its posterior")
+        said.append("nothing here can check its posterior" if d is None or j.unheld else "too few draws to tell")
     return "; ".join(said)
