@@ -18,7 +18,7 @@ from inference._compare.distance import distance
 from inference._compare.judge import _gap
 from inference._compare.labelling import aligned
 from inference._compare.moments import Moments, Posterior, posterior_of
-from inference._compare.reference import _misses
+from inference._compare.reference import _can_be_trusted, _misses
 from inference._method.fit import Evidence, Fit
 from latent_zoo import compare
 
@@ -206,6 +206,9 @@ def test_a_bound_is_not_short_of_a_bound():
 
 def test_what_misses_some_of_the_evidence_is_no_reference():
     verified = Evidence(-10.0, 0.1, "lower bound")
+    for value, trusted in ((-10.6, False), (-10.5, True)):
+        fit = Fit({}, Evidence(value, 0.1, "estimate"), khat=np.zeros(10))
+        assert _can_be_trusted(fit, SimpleNamespace(verified=verified)) is trusted
     assert _misses(Evidence(-10.6, 0.1, "estimate"), verified) and not _misses(
         Evidence(-10.5, 0.1, "estimate"), verified
     )
