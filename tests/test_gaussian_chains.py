@@ -19,6 +19,7 @@ from inference._exact._chains.sites import graph
 from inference._exact.latent_program import LatentProgram
 from inference._exact.quadratic import Quadratic
 from inference._run import own_route
+from inference._run._own.disagreement import Disagreement
 from zoo._errors import UsageError
 
 LONG = pytest.param(1000, marks=pytest.mark.slow)
@@ -81,7 +82,7 @@ def test_the_verifier_eliminates_in_another_order_and_runs_the_program_plainly()
     truth = [filtered(program, row, theta_of(task))[0] for row in x]
     np.testing.assert_allclose(own_route.log_evidence(task, rows, {}).numpy(), truth, rtol=1e-9)
     task.exact.graph.groups[-1].points.zero_()  # as if coefficients had been read at a wrong point
-    with pytest.raises(own_route.Disagreement):
+    with pytest.raises(Disagreement):
         own_route.log_evidence(task, rows, {})
 
 

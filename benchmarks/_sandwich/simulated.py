@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._method.task import Task
-from inference._run.own_route import tolerance
+from inference._run._own.disagreement import tolerance
 from zoo._errors import Refusal
 from zoo._program.describe import describe
 from zoo._program.source import blame

@@ -34,7 +34,7 @@ from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
 from inference._run._own import posterior as own_posterior
-from inference._run.own_route import Disagreement, tolerance
+from inference._run._own.disagreement import Disagreement, tolerance
 from inference._sampling import sequential, weights
 from inference._sampling.khat import of_globals
 from inference._training.integrated import Integrated
