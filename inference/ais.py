@@ -137,6 +137,7 @@ def _result(task: Task, density: LocalDensity, found: list[_Chunk], temperatures
         probabilities=density.marginals(torch.cat([c.assignments for c in found])),
         khat=told.khat.numpy() if chains >= TAIL else None,
         ess=told.ess.numpy(),
+        weighed=chains,
         warnings=_warnings(told, acceptance, chains),
         notes={
             "temperatures": temperatures,
@@ -160,6 +161,7 @@ def _of_discrete(task: Task, temperatures: int, chains: int) -> Fit:
         probabilities=probabilities,
         khat=told.khat.numpy() if chains >= TAIL else None,
         ess=told.ess.numpy(),
+        weighed=chains,
         warnings=_warnings(told, torch.ones(told.n), chains),
         notes={"temperatures": temperatures, "chains": chains, "moves": "gibbs"},
     )

@@ -9,7 +9,6 @@ that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -21,14 +20,16 @@ from torch.distributions import transform_to
 
 from inference._exact.engine import MOST_SUMMED, Statistics
 from inference._families._family import Floor
+from inference._families._prior import smallest_spread
 from inference._method.advice import MOST_NAMED, component, empty, remedy
-from inference._method.fit import Arrays, Evidence, Fit, weighed
+from inference._method.fit import Evidence, Fit
 from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
 from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
 from inference._method.task import Task
 from inference._training import integrated
 from inference._training.ascent import Leap, Spot, Surface
+from inference._training.in_double import in_double
 from zoo._errors import UsageError
 from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
@@ -83,7 +84,7 @@ def fit(
         same = partial(
             fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
         )
-        return _in_double(task, same)
+        return in_double(task, same)
     if not task.learn:
         return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
     initial = task.theta()
@@ -104,29 +105,6 @@ def fit(
     best = max(climbs, key=lambda c: c.objective[-1])
     task.program.assign(best.parameters)
     return _result(task, best, climbs, floor or FLOOR)
-
-
-def _in_double(task: Task, refit: Callable[[Task], Fit]) -> Fit:
-    """The fit in float64, because sums of squares in float32 keep no digits of a narrow cluster; its θ is rounded at the end.
-
-    The claim is of the rounded θ, in float64.
-    """
-    dtype, found = task.x.dtype, refit(wide := task.doubled())
-    task.program.assign({n: v.detach().to(dtype) for n, v in wide.program.values().items()})
-    point = {n: torch.as_tensor(found.parameters[n]).to(dtype) for n in task.global_supports}
-    per_datum = task.doubled().engine.per_datum(None, {n: v.double() for n, v in point.items()})
-    assert found.claimed is not None
-    kept = None if found.claimed.per_datum is None else per_datum.numpy()
-    total = float(per_datum.sum()) if task.times is None else float(weighed(per_datum.numpy(), task.times).sum())
-    claimed = replace(found.claimed, value=total, per_datum=kept).plus(task.outside(point))
-    parameters = {n: v.numpy() for n, v in {**task.theta(), **point}.items()}
-    draws, means = _single(found.draws), _single(found.means)
-    found = replace(found, parameters=parameters, claimed=claimed, draws=draws, means=means)
-    return replace(found, deviations=_single(found.deviations), probabilities=_single(found.probabilities))
-
-
-def _single(arrays: Arrays) -> Arrays:
-    return {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -271,12 +249,12 @@ class _State:
         self.how = self.task.plan(self.globals)
 
     def _at_the_border(self, stats: Statistics) -> bool:
-        """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly."""
-        return self.exact.smallest(stats) < 4 * self._least()
+        """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly; or a prior's is."""
+        gone = [bool((self.globals[n] <= smallest_spread(self.how.priors[n])).any()) for n in self.how.hypers]
+        return any(gone) or self.exact.smallest(stats) < 4 * self._least()
 
-    def _least(
-        self,
-    ) -> float:  # the smallest share of the data's variance that a climb may come to without a closed form
+    def _least(self) -> float:
+        """The smallest share of the data's variance that a climb may come to without a closed form."""
         return NO_FLOOR if self.how.numeric or self.globals else 0.0
 
     def _accept(self, stats: Statistics, value: float) -> None:

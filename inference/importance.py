@@ -239,6 +239,7 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
         probabilities={n: torch.stack([1 - v, v], -1).numpy() for n, v in bits.items()},
         khat=found.khat.numpy(),
         ess=found.ess.numpy(),
+        weighed=how.samples,
         trace=history.trace("bound_per_datum"),
         converged=False if bool(found.doubtful.any()) else history.converged,
         warnings=_warnings(found, how, history) + _degenerate(lines),

@@ -327,6 +327,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         probabilities=probabilities,
         khat=nearness.khat,
         ess=nearness.ess,
+        weighed=nearness.draws,
         trace=history.trace("elbo_per_datum" if guide is not None else "log_likelihood_per_datum"),
         converged=history.converged,
         warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.is_exact)],

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks._references import command, programs
 from inference._compare.comparison import compare
-from inference._run.own_route import Disagreement
+from inference._run._own.disagreement import Disagreement
 from inference._run.runner import run
 
 Check = Callable[[], list[str]]

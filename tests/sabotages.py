@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.sabotage import Sabotage
+from sabotage import Sabotage
 
 ENGINE, CHAINS = "inference/_exact/", "inference/_mcmc/chains.py"
 SEEDS = """seeds = np.random.SeedSequence(seed).spawn(len(starts))

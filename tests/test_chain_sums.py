@@ -113,3 +113,13 @@ def test_the_engine_takes_logarithms_where_it_must():
         np.testing.assert_allclose(stats.sites["z1"]["counts"][:, 0], pairs.sum(0), rtol=1e-9, atol=1e-9)
         marginals = task.engine.marginals(task.engine.responsibilities())
         np.testing.assert_allclose(marginals["z4"], each[:, 4], atol=1e-9)
+
+
+def test_a_state_that_cannot_be_has_no_slope_however_well_it_fits():
+    L, never = 10, -torch.inf
+    own = torch.tensor([-200.0, 0.0], dtype=torch.float64).repeat(L, 1, 1)
+    own[0, :, 1] = never
+    matrix = torch.tensor([[[0.0, -1.0], [never, -1.0]]], dtype=torch.float64)
+    own.requires_grad_()
+    (slope,) = torch.autograd.grad(chain.message(own, matrix)[:, 0].sum(), own)
+    assert torch.allclose(slope, torch.tensor([1.0, 0.0], dtype=slope.dtype).expand(L, 1, 2))

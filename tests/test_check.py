@@ -10,7 +10,7 @@ import torch
 
 from inference import em as method
 from inference import infer, load, run
-from inference._run.own_route import Disagreement
+from inference._run._own.disagreement import Disagreement
 from zoo._errors import UsageError
 
 EM = method.fit

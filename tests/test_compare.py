@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -13,7 +15,11 @@ import torch
 from helpers import started
 
 from inference._compare.distance import distance
-from inference._compare.moments import Moments, Posterior
+from inference._compare.judge import _gap
+from inference._compare.labelling import aligned
+from inference._compare.moments import Moments, Posterior, posterior_of
+from inference._compare.reference import _can_be_trusted, _misses
+from inference._method.fit import Evidence, Fit
 from latent_zoo import compare
 
 
@@ -45,6 +51,36 @@ def test_labels_by_total_variation():
         posterior([0], [1], labels=[[0.9, 0.1], [0.5, 0.5]]), posterior([0], [1], labels=[[0.6, 0.4], [0.5, 0.5]])
     )
     assert far.labels == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd"),
+    [([5.0, 0.0], [0.0, 1.0]), ([0.0, 0.0], [0.0, 1.0]), ([np.nan, 0.0], [1.0, 1.0]), ([0.0, 0.0], [np.nan] * 2)],
+)
+def test_a_posterior_that_is_a_point_or_no_number_is_an_error(mean, sd):
+    far = distance(posterior(mean, sd, 200), posterior([0.0, 0.0], [1.0, 1.0]))
+    assert max(far.mean, far.sd) == math.inf and far.to_json()["kl"] is None
+
+
+def test_what_is_certain_is_held_against_what_is_certain():
+    far = distance(posterior([1.0, 0.0], [0.0, 0.0], 200), posterior([1.0, 0.0], [1e-17, 0.0], 500))
+    assert far.mean == far.sd == 0.0
+    assert distance(posterior([1.1], [0.1], 200), posterior([1.0], [0.0], 500)).mean > 1
+
+
+def counts(p, draws, seed):
+    values = (np.random.default_rng(seed).random((draws, 300)) < p).astype(float)
+    return posterior_of(Fit({}, None, draws={"bits": values}), {})
+
+
+def test_few_draws_of_bits_that_are_nearly_certain():
+    same = distance(counts(0.003, 200, 0), counts(0.003, 500, 1))
+    other = distance(counts(0.3, 200, 0), counts(0.003, 500, 1))
+    assert same.mean < 0.1 and same.sd < 0.2 and other.mean > 1
+
+
+def test_one_draw_is_no_posterior():
+    assert not posterior_of(Fit({}, None, draws={"z": np.zeros((1, 4))}), {}).sites
 
 
 def correlated(x=None, size=None):
@@ -81,6 +117,101 @@ def test_a_wrong_guide_is_not_recommended(tmp_path):
     found = compare(correlated, x, ["svi"], guide=f"{tmp_path / 'narrow.py'}:guide", epochs=5)
     assert found.judgements["svi"].good is False
     assert found.recommendation == (None, "none of these is good enough; em is exact here")
+
+
+def nearly_normal(x=None, size=None):
+    """A posterior that is N(0.8 x, 0.2) but for 1e-4, and is not known to be."""
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        return pyro.sample("x", dist.StudentT(4000.0, z, 0.5), obs=x if x is None else x[..., 0])
+
+
+RIGHT = """
+import pyro, pyro.distributions as dist
+def guide(x=None, size=None):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.8 * x[:, 0], 0.2 ** 0.5))
+"""
+
+
+def test_weights_that_are_nearly_equal_are_no_fault(tmp_path):
+    (tmp_path / "right.py").write_text(RIGHT, encoding="utf-8")
+    x = np.random.default_rng(0).normal(size=(100, 1)) * 1.1
+    found = compare(nearly_normal, x, ["svi", "laplace"], guide=f"{tmp_path / 'right.py'}:guide", epochs=1)
+    assert any((r.fit.khat > 0.7).mean() > 0.1 for r in found)  # of tails that mean nothing
+    assert all(j.reference == "importance" and j.good for j in found.judgements.values())
+    assert not any("0 nats a row short" in j.verdict for j in found.judgements.values())
+
+
+def squared(x=None, size=None):
+    """The posterior has modes near ±√x, of unequal mass."""
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(1.0, 1.0))
+        return pyro.sample("x", dist.Normal(z * z, 0.3), obs=x if x is None else x[..., 0])
+
+
+ONE_MODE = """
+import pyro, pyro.distributions as dist
+def guide(x=None, size=None):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, 0].sqrt(), 0.17 / x[:, 0].sqrt()))
+"""
+
+
+def test_weighed_draws_that_miss_a_mode_are_no_reference(tmp_path):
+    (tmp_path / "one.py").write_text(ONE_MODE, encoding="utf-8")
+    x = np.random.default_rng(0).uniform(1, 1.5, size=(20, 1)) ** 2
+    how = {"proposal": "guide", "guide": f"{tmp_path / 'one.py'}:guide", "epochs": 1, "samples": 400}
+    found = compare(squared, x, ["importance", "svi"], **how)
+    assert not any(j.good for j in found.judgements.values()) and found.recommendation[0] is None
+
+
+def two_means(x=None, size=None):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+    with pyro.plate("data", size if x is None else len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+        return pyro.sample("x", dist.Normal(mu[k], 0.5), obs=x if x is None else x[..., 0])
+
+
+def test_labellings_are_brought_together():
+    rng = np.random.default_rng(0)
+    mu, k = rng.normal([-2.0, 2.0], 0.1, (400, 2)), np.tile([[0.9, 0.1], [0.2, 0.8]], (1, 1))
+    told = {"exchangeable": [{"labels": 2, "axes": ["mu, axis -1"]}], "relabellings": 2}
+    fit = Fit({}, None, draws={"mu": mu}, probabilities={"k": k}, notes=told)
+    other = Fit({}, None, draws={"mu": mu[:, ::-1]}, probabilities={"k": k[:, ::-1]}, notes=told)
+    reference = posterior_of(fit, {})
+    assert distance(posterior_of(other, {}), reference).mean > 10
+    far = distance(aligned(other, {}, reference), reference)
+    assert far.mean < 0.01 and far.labels == 0
+    wrong = replace(other, probabilities={"k": k})  # labels that do not go with their means
+    assert distance(aligned(wrong, {}, reference), reference).labels > 0.5
+
+
+@pytest.mark.full
+def test_a_mixture_in_another_labelling_is_good():
+    rng = np.random.default_rng(12)
+    x = np.where(rng.random(25) < 0.4, -2, 2)[:, None] + 0.5 * rng.normal(size=(25, 1))
+    found = compare(two_means, x, ["laplace", "importance"], seed=12, epochs=100)
+    assert all(j.good for j in found.judgements.values())
+
+
+def test_a_bound_is_not_short_of_a_bound():
+    run = SimpleNamespace(
+        claimed=Evidence(-9.0, 0.0, "lower bound"), verified=Evidence(-9.5, 0.1, "lower bound"), count=10
+    )
+    assert _gap(run) == (None, None)
+    run.verified = Evidence(-8.0, 0.1, "lower bound")
+    assert _gap(run) == (pytest.approx(-0.1), pytest.approx(0.01))
+
+
+def test_what_misses_some_of_the_evidence_is_no_reference():
+    verified = Evidence(-10.0, 0.1, "lower bound")
+    for value, trusted in ((-10.6, False), (-10.5, True)):
+        fit = Fit({}, Evidence(value, 0.1, "estimate"), khat=np.zeros(10))
+        assert _can_be_trusted(fit, SimpleNamespace(verified=verified)) is trusted
+    assert _misses(Evidence(-10.6, 0.1, "estimate"), verified) and not _misses(
+        Evidence(-10.5, 0.1, "estimate"), verified
+    )
 
 
 def test_the_command(tmp_path):

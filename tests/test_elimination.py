@@ -19,6 +19,7 @@ from inference import em
 from inference._exact._sums.elimination import Elimination
 from inference._exact._sums.replayed import Replayed
 from inference._run import own_route
+from inference._run._own.disagreement import Disagreement
 from zoo._reading.elimination import best_order, many_at_once
 from zoo._reading.witness import Witness
 
@@ -603,18 +604,18 @@ def test_a_wrong_graph_is_found_by_the_witness():
 def test_the_verifier_does_not_believe_the_engine():
     """A transition that counts twice in the engine's tables gives another posterior than the program's own runs."""
     task, _ = chain(10, 3, 6)
-    tables = own_route.Elimination.trials
+    tables = Elimination.trials
 
     def doubled(self, draws, globals=None):
         states, density = tables(self, draws, globals)
         return states, density * 1.001
 
-    own_route.Elimination.trials = doubled
+    Elimination.trials = doubled
     try:
-        with pytest.raises(own_route.Disagreement):
+        with pytest.raises(Disagreement):
             own_route.log_evidence(task, torch.arange(6), {})
     finally:
-        own_route.Elimination.trials = tables
+        Elimination.trials = tables
 
 
 def test_a_shared_global_is_a_parameter_of_all():

@@ -39,6 +39,31 @@ def of_far() -> float:
     return float(special.logsumexp(each, b=[0.8, 0.2]))
 
 
+def spike(x=None, size=None):
+    """A narrow mode inside the tail of a wide one."""
+    at = pyro.sample("at", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+    both = dist.Normal(torch.stack([at + 4, at], -2), torch.tensor([[2.0], [0.2]]))
+    seen = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3])), both.to_event(1))
+    with rows(x, size):
+        return pyro.sample("x", seen, obs=x)
+
+
+def conflict(x=None, size=None):
+    """All priors' draws are near 0; two of three rows, and with them nearly all mass, are at 30."""
+    m = pyro.sample("m", dist.StudentT(2.0, 0.0, 0.1))
+    with rows(x, size):
+        return pyro.sample("x", dist.StudentT(2.0, m, 0.1), obs=x)
+
+
+CONFLICT = np.array([[30.0], [30.05], [-20.0]])
+
+
+def of_conflict() -> float:
+    m = np.linspace(-60, 70, 1_300_001)
+    log_p = stats.t.logpdf(m, 2, 0, 0.1) + stats.t.logpdf(CONFLICT, 2, m, 0.1).sum(0)
+    return float(special.logsumexp(log_p) + np.log(m[1] - m[0]))
+
+
 def scale(x=None, size=None):
     """Where all data are 0 the posterior of the scale has no integral."""
     s = pyro.sample("s", dist.HalfCauchy(1.0))
@@ -76,12 +101,58 @@ def test_a_mode_that_no_draw_is_near_is_told():
     assert modes.missed(target, Labels(target, flat[:4]), both, target.log_density(both)) == 0.0
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_wide_mode_about_a_narrow_one_is_told(seed):
+    target = Target(replace(task_of(spike, np.zeros((1, 2))), seed=seed))
+    flat = 0.2 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    share = modes.missed(target, Labels(target, flat[:4]), flat, target.log_density(flat))
+    sizes = [2 * stats.norm.logpdf(m, 0, math.hypot(5, sd)) for m, sd in ((4, 2.0), (0, 0.2))]
+    wide = 0.7 * math.exp(sizes[0])
+    assert abs(share - wide / (wide + 0.3 * math.exp(sizes[1]))) < 0.1
+
+
+@pytest.mark.full
+def test_a_mode_far_from_the_prior_is_found():
+    claimed = importance.fit(task_of(conflict, CONFLICT)).claimed
+    assert claimed.kind == "estimate" and abs(claimed.value - of_conflict()) < 4 * claimed.se < 0.3
+
+
 @pytest.mark.full
 def test_evidence_of_one_mode_is_no_verified_estimate():
     task = task_of(far, ORIGIN)
     fit, found = verify(task, laplace.fit(task))
     assert found.kind == "lower bound" and found.value < of_far() - 0.1
+    assert fit.claimed.kind == "estimate" and "one of several" in fit.claimed.given
     assert any("the fit is of one mode" in w for w in fit.warnings)
+
+
+def squares(x=None, size=None):
+    """The sign of `g` is known from its prior alone; the rows have no exact density given it."""
+    g = pyro.sample("g", dist.Normal(0.3, 2.0))
+    with rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 0.3))
+        return pyro.sample("x", dist.Poisson((z + g.square()).exp()), obs=x)
+
+
+@pytest.mark.full
+def test_a_claim_at_one_of_the_modes_that_the_method_found_says_so():
+    task = task_of(squares, np.array([[20.0], [18.0], [25.0]]))
+    fit, found = verify(task, laplace.fit(task, restarts=5))
+    assert found is None and len(fit.notes["modes"]) == 2 and "one of several" in fit.claimed.given
+
+
+@pytest.mark.full
+def test_a_grid_over_both_of_two_modes_is_a_claim_of_all():
+    def close(x=None, size=None):
+        g = pyro.sample("g", dist.Normal(0.1, 1.0))
+        with rows(x, size):
+            return pyro.sample("x", dist.Normal(g.square(), 0.5), obs=x)
+
+    task = task_of(close, np.array([[1.5]]))
+    fit, _ = verify(task, laplace.fit(task, restarts=5))
+    g = np.linspace(-8, 8, 20_001)
+    truth = special.logsumexp(stats.norm.logpdf(g, 0.1) + stats.norm.logpdf(1.5, g * g, 0.5)) + np.log(g[1] - g[0])
+    assert len(fit.notes["modes"]) == 2 and not fit.claimed.given and abs(fit.claimed.value - truth) < 0.01
 
 
 @pytest.mark.slow

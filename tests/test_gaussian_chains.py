@@ -19,6 +19,7 @@ from inference._exact._chains.sites import graph
 from inference._exact.latent_program import LatentProgram
 from inference._exact.quadratic import Quadratic
 from inference._run import own_route
+from inference._run._own.disagreement import Disagreement
 from zoo._errors import UsageError
 
 LONG = pytest.param(1000, marks=pytest.mark.slow)
@@ -81,7 +82,7 @@ def test_the_verifier_eliminates_in_another_order_and_runs_the_program_plainly()
     truth = [filtered(program, row, theta_of(task))[0] for row in x]
     np.testing.assert_allclose(own_route.log_evidence(task, rows, {}).numpy(), truth, rtol=1e-9)
     task.exact.graph.groups[-1].points.zero_()  # as if coefficients had been read at a wrong point
-    with pytest.raises(own_route.Disagreement):
+    with pytest.raises(Disagreement):
         own_route.log_evidence(task, rows, {})
 
 
@@ -340,6 +341,41 @@ def test_small_noise_and_flat_priors_keep_nine_digits(q, r, first):
                 total -= (v * v / S + mpmath.log(2 * mpmath.pi * S)) / 2
                 m, P = m + P / S * v, P * mpmath.mpf(r) ** 2 / S
             assert abs(float(value) - float(total)) < 1e-9 * abs(float(total)) or engine.delicate
+
+
+def test_rows_of_unlike_size_keep_twelve_digits():
+    T, r, tiny = 12, 0.5, 1e-8
+    x = series(T, 2, holes=0.0)
+    task = task_of(local_trend(T), x)
+    task.program.assign({"q": tensor([tiny, tiny]), "r": tensor(r)})
+    t = np.arange(T)
+    line = multivariate_normal(np.zeros(T), 4.0 + np.outer(t, t) + r**2 * np.eye(T))
+    np.testing.assert_allclose(chains_of(task).per_datum().numpy(), line.logpdf(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_a_coefficient_beside_a_large_constant_keeps_its_digits(far):
+    T, a, q, r = 12, 0.9, 0.3, 0.5
+
+    def program(x=None, size=None):
+        slope = pyro.param("slope", torch.tensor(a))
+        with user.rows(x, size):
+            z = None
+            for t in range(T):
+                fn = dist.Normal(far, 2.0) if z is None else dist.Normal(slope * z + 0.1 * far, q)
+                z = pyro.sample(f"z{t}", fn)
+                pyro.sample(f"x{t}", dist.Normal(z, r), obs=None if x is None else x[:, t])
+
+    x = far + np.round(series(T, 2, holes=0.0), 2)
+    task = task_of(program, x)
+    slope = float(task.theta()["slope"])
+    means = [far]
+    for _ in range(T - 1):
+        means.append(slope * means[-1] + 0.1 * far)
+    one = np.eye(1)
+    truth = [kalman(row - means, slope * one, q**2 * one, one, r**2 * one, 4.0 * one)[0] for row in x]
+    for engine in (task.exact, chains_of(task)):
+        np.testing.assert_allclose(engine.per_datum(), truth, rtol=0, atol=1e-14 * far + 1e-9)
 
 
 # ---- programs that try to fool the graph ---------------------------------------------------------------------------

@@ -44,6 +44,15 @@ def uneven(x=None, size=None):
         return pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
 
 
+def shifted(x=None, size=None, shift=0.0):
+    """Labels that the priors of the means tell apart by 0.16 nats at shift 0.02, beside a column of −5e5 nats a row."""
+    mu = pyro.sample("mu", dist.Normal(torch.tensor([-shift, shift]), 1.0).to_event(1))
+    with programs.rows(x, size):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+        mean = torch.stack([mu[z], 0 * mu[z]], -1)
+        return pyro.sample("x", dist.Normal(mean, torch.tensor([0.5, 1.0])).to_event(1), obs=x)
+
+
 def chain(x=None, size=None):
     """Both axes of the transitions, and of the means, number the states."""
     moves = pyro.sample("moves", dist.Dirichlet(torch.ones(3, 3)).to_event(1))
@@ -271,3 +280,20 @@ def test_every_method_counts_the_labellings(method):
         assert abs(found.claimed.value - truth) < 0.2 and "log 2 is added" in found.notes["labels_in_the_claim"]
     else:
         near(found.claimed, truth)
+
+
+@pytest.mark.parametrize(("shift", "count"), [(0.0, 2), (0.02, 1), (1e-4, 1)])
+def test_labels_are_told_apart_however_large_the_density_is(shift, count):
+    x = np.stack([[-2.0, 2.0, -1.8, 2.1], np.full(4, 1000.0)], 1)
+    target = Target(task_of(shifted, x, shift=shift))
+    at = torch.tensor([[-2.0, 2.0], [-1.5, 1.7]], dtype=torch.float64)
+    assert target.log_density(at).max() < -2e6 + 10
+    assert Labels(target, at).count == count
+
+
+@pytest.mark.full
+def test_labels_of_a_run_in_float32_are_counted():
+    x = np.concatenate([np.random.default_rng(s).normal(m, 1, (150, 1)) for s, m in ((0, -2), (1, 2.2))])
+    single, double = (run(mixture, x, method="laplace", dtype=d) for d in ("float32", "float64"))
+    assert single.fit.notes["relabellings"] == 2
+    assert abs(single.verified.value - double.verified.value) < 0.02

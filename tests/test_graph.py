@@ -11,11 +11,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import in_full, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference._pictures import _graph as picture
-from tests.helpers import in_full, tensor
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
 from zoo._program.describe import describe

@@ -9,10 +9,11 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from helpers import task_of
 from pyro import poutine
 from torch.distributions import transform_to
 
-from inference import run
+from inference import em, run
 from zoo._program.load import load
 from zoo._program.noise import InverseWishart
 
@@ -222,3 +223,23 @@ def test_the_inverse_wishart_is_scipys():
     wanted = torch.as_tensor(reference.mean())
     assert torch.allclose(prior.mean, wanted)
     assert ((draws.mean(0) - wanted).abs() < 4 * draws.std(0) / 200).all()
+
+
+@pytest.mark.parametrize("prior", [dist.HalfNormal(1.0), dist.HalfCauchy(1.0)])
+@pytest.mark.parametrize("bend", [torch.tanh, lambda w: w])
+def test_a_scale_of_a_prior_that_goes_to_0_is_no_mode(prior, bend):
+    def program(x=None, size=None):
+        spread = pyro.sample("spread", prior)
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), spread).to_event(1))
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(bend(w) * z[..., None], 0.7).to_event(1), obs=x)
+
+    task = task_of(program, np.random.default_rng(0).normal(size=(50, 3)))
+    start = task.global_start()
+    plan = task.plan(start)
+    assert set(plan.hypers) == {"spread"}
+    assert float(task.m_step(plan, task.engine.e_step(start), start, em.Floor(1e-6, set()))["spread"]) < 1e-20
+    found = em.fit(task)
+    assert found.converged is False
+    assert "no posterior mode" in found.warnings[0]

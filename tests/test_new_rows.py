@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from guides import at
 from inference import load, run
 from inference._new_rows import asked
-from inference._run.own_route import Disagreement
+from inference._run._own.disagreement import Disagreement
 from zoo.__main__ import app
 from zoo._errors import UsageError
 

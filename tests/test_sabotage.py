@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tests.helpers import in_full
-from tests.sabotage import Sabotage
-from tests.sabotage_checks import CHECKS
-from tests.sabotages import SABOTAGES
+from helpers import in_full
+from sabotage import Sabotage
+from sabotage_checks import CHECKS
+from sabotages import SABOTAGES
 
 PAGE = Path(__file__).parent.parent / "docs" / "checks.md"
 QUICK = {"draws with half their sd", "labels permuted in one field", "stale parameters in the evidence"}

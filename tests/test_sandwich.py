@@ -21,7 +21,7 @@ from benchmarks._sandwich.simulated import Simulated, simulate
 from benchmarks._sandwich.study import Asked, sandwich
 from benchmarks._select.criteria import Entry, Value, best
 from inference._method.fit import Evidence, Fit
-from inference._run.own_route import Disagreement
+from inference._run._own.disagreement import Disagreement
 from inference._run.verify import verify
 from zoo._errors import Refusal, UsageError
 

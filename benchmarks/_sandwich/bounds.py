@@ -29,7 +29,7 @@ from inference._mcmc.entries import Entries
 from inference._method.fit import Evidence, Fit
 from inference._method.summed import summed
 from inference._method.task import Task
-from inference._run.own_route import Disagreement
+from inference._run._own.disagreement import Disagreement
 from inference._run.verify import verify
 from inference._sampling import weights
 from zoo._errors import Refusal

@@ -121,7 +121,8 @@ def recommend(judgements: Sequence[Judgement]) -> tuple[str | None, str]:
     serve = {"em": "em is exact here", "nuts": "nuts would be the reference", "importance": _PROPOSALS}[way]
     if all(j.good is None for j in judgements):
         return None, f"nothing here can check a posterior; {serve}"
-    return None, f"none of these is good enough; {serve}"
+    known = "known to be " if any(j.good is None for j in judgements) else ""
+    return None, f"none of these is {known}good enough; {serve}"
 
 
 _PROPOSALS = "try importance with proposal=laplace, or with more samples"

@@ -14,7 +14,9 @@ import numpy as np
 
 from inference._compare.moments import Moments, Posterior
 
-FLAT = 1e-300  # a standard deviation below is none
+FLAT = 1e-9  # a standard deviation below this share of the mean is rounding
+ROUNDING = 1e-6
+LARGE = 300.0  # of a logarithm: its square is a number still
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Distance:
     - `worst_mean`, `worst_sd`: the largest of each, noise included; `sd_bias`: the mean of the log ratio: below 0, too narrow.
     - `labels`: mean total variation distance between the posteriors of discrete latents, over rows.
     - `kl`: mean KL divergence in nats between the normals with these means and standard deviations, number by number.
-    - `noise`: how large an error of the means the draws alone explain.
+    - `noise`: how large an error of the means the draws alone explain; `slack`, `sd_slack`: three standard deviations of what
+      `mean` and `sd` squared are off by for that.
 
-    None where there are no such latents.
+    None where there are no such latents; inf where the reference is known, and the posterior is no number, or a point.
     """
 
     mean: float | None = None
@@ -39,6 +42,8 @@ class Distance:
     labels: float | None = None
     kl: float | None = None
     noise: float = 0.0
+    slack: float = 0.0
+    sd_slack: float = 0.0
 
     def to_json(self) -> dict[str, float | None]:
         """As plain JSON types."""
@@ -47,14 +52,21 @@ class Distance:
 
 def distance(found: Posterior, reference: Posterior) -> Distance | None:
     """How far `found` is from `reference`; None where they share no latent."""
-    numbers = [(found.numbers[s], reference.numbers[s]) for s in found.numbers if s in reference.numbers]
-    numbers = [(a, b) for a, b in numbers if a.mean.shape == b.mean.shape]
-    both = [(found.labels[s], reference.labels[s]) for s in found.labels if s in reference.labels]
-    both = [(a, b) for a, b in both if a[0].shape == b[0].shape]
-    if not numbers and not both:
+    names = shared(found, reference)
+    numbers = [(found.numbers[s], reference.numbers[s]) for s in names if s in found.numbers]
+    both = [(found.labels[s], reference.labels[s]) for s in names if s in found.labels]
+    if not names:
         return None
     labels = float(np.concatenate([_variation(*pair) for pair in both]).mean()) if both else None
     return Distance(**_of_numbers(numbers), labels=labels)
+
+
+def shared(found: Posterior, reference: Posterior) -> set[str]:
+    """The latents that can be held against each other: both say the same of as many numbers."""
+    numbers, other = found.numbers, reference.numbers
+    labels, others = found.labels, reference.labels
+    out = {s for s in numbers if s in other and numbers[s].mean.shape == other[s].mean.shape}
+    return out | {s for s in labels if s in others and labels[s][0].shape == others[s][0].shape}
 
 
 def _variation(a: tuple[np.ndarray, float], b: tuple[np.ndarray, float]) -> np.ndarray:
@@ -71,24 +83,33 @@ def _of_numbers(pairs: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
         return {}
     shift, ratio, shift_noise, ratio_noise = ([] for _ in range(4))
     for a, b in pairs:
-        known = (b.sd > FLAT) & (a.sd > FLAT) & np.isfinite(a.mean + b.mean)
-        shift.append(((a.mean - b.mean) / np.where(known, b.sd, 1.0))[known])
-        ratio.append(np.log(np.where(known, a.sd, 1.0) / np.where(known, b.sd, 1.0))[known])
-        scale = np.exp(2 * ratio[-1]) / a.draws + 1 / b.draws
-        shift_noise.append(scale)
-        ratio_noise.append(np.full_like(scale, 0.5 / a.draws + 0.5 / b.draws))
+        known = np.isfinite(b.mean + b.sd)
+        least = np.maximum(max(a.least, b.least), FLAT * np.abs(b.mean))
+        sd_a, sd_b = (np.maximum(m.sd, least)[known] for m in (a, b))
+        certain = (sd_a == sd_b) & np.isclose(a.mean, b.mean, rtol=ROUNDING, atol=0.0)[known]
+        with np.errstate(all="ignore"):
+            d, r = (a.mean - b.mean)[known] / sd_b, np.log(sd_a / sd_b)
+        shift.append(np.where(certain & (sd_b <= least[known]), 0.0, np.where(np.isnan(d), np.inf, d)))
+        ratio.append(np.where(sd_a == sd_b, 0.0, np.where(np.isnan(r), np.inf, r)))
+        size = np.exp(2 * np.clip(np.where(np.isinf(ratio[-1]), 0.0, ratio[-1]), None, LARGE))
+        shift_noise.append(size / a.draws + 1 / b.draws)
+        ratio_noise.append(np.full_like(size, 0.5 / a.draws + 0.5 / b.draws))
     d, r, dn, rn = (np.concatenate(v) for v in (shift, ratio, shift_noise, ratio_noise))
     if not len(d):
         return {}
-    kl = np.exp(2 * r) / 2 + np.square(d) / 2 - 0.5 - r
+    with np.errstate(all="ignore"):
+        kl = np.exp(2 * r) / 2 + np.square(d) / 2 - 0.5 - r
+        bias = float(r.mean())
     return {
         "mean": _beyond(d, dn),
         "sd": _beyond(r, rn),
-        "sd_bias": float(r.mean()),
+        "sd_bias": bias,
         "worst_mean": float(np.abs(d).max()),
         "worst_sd": float(np.abs(r).max()),
-        "kl": float(max(0.0, (kl - dn / 2 - rn).mean())),
+        "kl": max(0.0, float(np.nan_to_num(kl - dn / 2 - rn, nan=np.inf, posinf=np.inf).mean())),
         "noise": float(np.sqrt(dn.mean())),
+        "slack": float(dn.mean()) * math.sqrt(18 / len(d)),
+        "sd_slack": float(rn.mean()) * math.sqrt(18 / len(d)),
     }
 
 

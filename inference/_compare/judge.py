@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from inference._compare.distance import Distance, distance
-from inference._compare.moments import posterior_of, supports_of
-from inference._compare.reference import ITSELF, References
+from inference._compare.distance import Distance, distance, shared
+from inference._compare.labelling import aligned
+from inference._compare.moments import supports_of
+from inference._compare.reference import ITSELF, References, untrusted
 from inference._method.fit import Evidence, finite
 from inference._run.result import Run
 from inference._sampling.khat import LIMIT
 
 MEANS, DEVIATIONS, LABELS = 0.1, 0.1, 0.02  # posterior sds; relative; total variation
 EVIDENCE, THETA = 0.1, 0.05  # nats a row
+MOST = 7.0  # logarithm of a ratio of sds that is worth a number
 ROWS = 0.05  # of the rows that may have weights which cannot be trusted
 GOOD_ENOUGH = (
     f"good enough: posterior means within {MEANS} sd and sds within {DEVIATIONS:.0%} of the reference's (root mean square), "
@@ -29,7 +31,7 @@ class Judgement:
 
     - `reference`: what its posterior is held against, at its own θ; None where nothing can be.
     - `gap`, `gap_se`: its claim less the verified log p(x) at its own θ, nats a row; below 0 for a bound. `se` is of the
-      difference.
+      difference. Where the verified value is a lower bound itself, the claim is at least as far below; None where it is above.
     - `behind`: how far the verified log p(x) is below that of the best θ, nats a row.
     - `good`: None where there is no telling.
     - `faults`: what it is not good enough in, in words.
@@ -42,6 +44,7 @@ class Judgement:
     gap_se: float | None
     behind: float | None
     missing: tuple[str, ...] = ()  # latents of which the reference has a posterior, and the run has none
+    unheld: tuple[str, ...] = ()  # latents of which both have one, in forms that cannot be compared
     faults: tuple[str, ...] = ()
     good: bool | None = None
 
@@ -68,20 +71,20 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
     references, found = References().after(runs), []
     for i, run in enumerate(runs):
         held = references[i]
-        far, missing = None, tuple[str, ...]()
+        far, missing, unheld = None, tuple[str, ...](), tuple[str, ...]()
         if held is not None and held[0] != ITSELF:
-            mine = posterior_of(run.fit, supports_of(run.at_theta().structure))
+            mine = aligned(run.fit, supports_of(run.at_theta().structure), held[1])
             far = distance(mine, held[1])
-            theirs = {*held[1].numbers, *held[1].labels}
-            missing = tuple(sorted(theirs - {*mine.numbers, *mine.labels}))
+            missing = tuple(sorted(held[1].sites - mine.sites))
+            unheld = tuple(sorted((held[1].sites & mine.sites) - shared(mine, held[1])))
         gap, se = _gap(run)
-        found.append(Judgement(run, None if held is None else held[0], far, gap, se, None, missing))
+        found.append(Judgement(run, None if held is None else held[0], far, gap, se, None, missing, unheld))
     return [_judged(replace(j, behind=behind)) for j, behind in zip(found, _behind(runs), strict=True)]
 
 
 def _gap(run: Run) -> tuple[float | None, float | None]:
     a, b = run.claimed, run.verified
-    if a is None or b is None or a.given != b.given:
+    if a is None or b is None or a.given != b.given or (b.kind == "lower bound" and a.value >= b.value):
         return None, None
     return (a.value - b.value) / run.count, math.hypot(a.se or 0.0, b.se or 0.0) / run.count
 
@@ -107,30 +110,36 @@ def _judged(j: Judgement) -> Judgement:
     faults = list[str]()
     d = j.distance
     if d is not None:
-        if d.mean is not None and d.mean > MEANS:
+        if d.mean is not None and not _sure(d.mean, d.slack) <= MEANS:
             faults.append(f"posterior means off by {d.mean:.2g} sd")
-        if d.sd is not None and d.sd > DEVIATIONS:
+        if d.sd is not None and not _sure(d.sd, d.sd_slack) <= DEVIATIONS:
             way = "small" if (d.sd_bias or 0.0) < 0 else "large"
-            faults.append(f"posterior sds too {way}, off by {math.expm1(d.sd):.0%}")
-        if d.labels is not None and d.labels > LABELS:
+            off = math.expm1(d.sd) if d.sd < MOST else math.inf
+            faults.append(
+                f"posterior sds too {way}, off by {off:.0%}"
+                if off < math.inf
+                else "posterior sds are wrong: 0, or no number"
+            )
+        if d.labels is not None and not d.labels <= LABELS:
             faults.append(f"probabilities of labels off by {d.labels:.2g}")
     if j.missing:
         faults.append(f"no posterior of {', '.join(j.missing)}")
-    if j.gap is not None and abs(j.gap) - 2 * (j.gap_se or 0.0) > EVIDENCE:
+    if j.gap is not None and not abs(j.gap) - 2 * (j.gap_se or 0.0) <= EVIDENCE:
         faults.append(f"evidence {abs(j.gap):.2g} nats a row {'short' if j.gap < 0 else 'too high'}")
     if j.behind is not None and j.behind > THETA:
         faults.append(f"its θ is {j.behind:.2g} nats a row behind the best")
-    if (bad := _untrusted(j.run)) > ROWS and j.run.claimed is not None and j.run.claimed.kind != "exact":
+    if (bad := untrusted(j.run.fit)) > ROWS and j.run.claimed is not None and j.run.claimed.kind != "exact":
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
     if j.run.converged is False:
         faults.append("not converged")
-    known = d is not None or is_exact(j.run) or j.reference == ITSELF
+    vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS)
+    known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
     return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
 
 
-def _untrusted(run: Run) -> float:
-    khat = run.fit.khat
-    return 0.0 if khat is None or not len(khat) else float((khat > LIMIT).mean())
+def _sure(error: float, slack: float) -> float:
+    """What is left of a root mean square where chance is given the benefit of the doubt."""
+    return math.sqrt(max(0.0, error**2 - slack))
 
 
 def is_exact(run: Run) -> bool:
@@ -147,10 +156,11 @@ def _sentence(j: Judgement) -> str:
         known = [(d.mean, "means within {:.2g} sd"), (d.sd, "sds within {:.0%}"), (d.labels, "labels within {:.2g}")]
         floors = (0.01, 0.01, 0.001)
         said += [text.format(max(v, low)) for (v, text), low in zip(known, floors, strict=True) if v is not None]
-    if j.gap is not None and j.run.claimed is not None and j.run.claimed.kind == "lower bound":
-        said.append(f"its bound is {abs(j.gap):.2g} nats a row short")
+    if j.gap is not None and j.gap <= 0 and j.run.claimed is not None and j.run.claimed.kind == "lower bound":
+        least = "at least " if j.run.verified is not None and j.run.verified.kind == "lower bound" else ""
+        said.append(f"its bound is {least}{-j.gap:.2g} nats a row short")
     if j.reference == ITSELF:
         said.append("the reference itself, by its own diagnostics")
     if j.good is None:
-        said.append("nothing here can check its posterior")
+        said.append("nothing here can check its posterior" if d is None or j.unheld else "too few draws to tell")
     return "; ".join(said)

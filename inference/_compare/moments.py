@@ -18,6 +18,7 @@ class Moments:
     mean: np.ndarray
     sd: np.ndarray
     draws: float  # ∞ where the method has them in closed form
+    least: float = 0.0  # standard deviation that so few draws of whole numbers can tell from 0
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,17 @@ class Posterior:
     numbers: Mapping[str, Moments]  # continuous and 0/1 latents
     labels: Mapping[str, tuple[np.ndarray, float]]  # discrete latent → probabilities [n, values], and of how many draws
 
+    @property
+    def sites(self) -> set[str]:
+        """The latents that it is of."""
+        return {*self.numbers, *self.labels}
+
 
 def posterior_of(fit: Fit, supports: Mapping[str, np.ndarray]) -> Posterior:
-    """The posterior of a fit. `supports`: discrete latent whose values are labels → those values [K]."""
+    """The posterior of a fit. `supports`: discrete latent whose values are labels → those values [K].
+
+    One draw alone says nothing of a spread: sites that have no more are left out.
+    """
     numbers: dict[str, Moments] = {}
     labels: dict[str, tuple[np.ndarray, float]] = {}
     for site in sorted({*fit.draws, *fit.means, *fit.probabilities}):
@@ -39,7 +48,7 @@ def posterior_of(fit: Fit, supports: Mapping[str, np.ndarray]) -> Posterior:
             labels[site] = _shares(fit.draws[site], supports[site]), float(len(fit.draws[site]))
         elif site in fit.means and site in fit.deviations:
             numbers[site] = Moments(_flat(fit.means[site]), _flat(fit.deviations[site]), np.inf)
-        elif site in fit.draws:
+        elif site in fit.draws and len(fit.draws[site]) > 1:
             numbers[site] = _of_draws(fit, site)
     return Posterior(numbers, labels)
 
@@ -47,9 +56,8 @@ def posterior_of(fit: Fit, supports: Mapping[str, np.ndarray]) -> Posterior:
 def _of_draws(fit: Fit, site: str) -> Moments:
     draws = np.asarray(fit.draws[site], float)
     draws = draws.reshape(len(draws), -1)
-    return Moments(
-        draws.mean(0), draws.std(0, ddof=1) if len(draws) > 1 else np.full(draws.shape[1], np.nan), len(draws)
-    )
+    whole = bool(np.equal(draws, np.round(draws)).all())
+    return Moments(draws.mean(0), draws.std(0, ddof=1), len(draws), len(draws) ** -0.5 if whole else 0.0)
 
 
 def _shares(draws: np.ndarray, support: np.ndarray) -> np.ndarray:

@@ -6,18 +6,18 @@ runs the reference is found once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from inference._compare.moments import Posterior, posterior_of, supports_of
-from inference._method.fit import Fit
+from inference._method.fit import Evidence, Fit
 from inference._method.task import Task
 from inference._run.entrance import seeded
 from inference._run.prepare import method_module
 from inference._run.result import Run
-from inference._sampling.khat import LIMIT
 from zoo._errors import Refusal
 from zoo._program.structure import Structure
 
@@ -28,6 +28,8 @@ WAYS: Mapping[str, Mapping[str, object]] = {
 }
 ITSELF = "itself"  # a method that is the reference has nothing to be held against
 SEED = 77  # other draws than those of the method that is held against it
+FAR = 4.0  # standard errors
+ROUNDING = 1e-6
 GOOD_ROWS = 0.99  # the share of rows whose weights must be trusted, for importance sampling to be a reference
 
 
@@ -67,7 +69,7 @@ def way_of(structure: Structure) -> str:
 def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
     way = way_of(task.structure)
     if way == run.method and way != "em":  # the method itself has the reference's draws
-        return way, posterior_of(run.fit, supports_of(task.structure)) if _can_be_trusted(run.fit) else None
+        return way, posterior_of(run.fit, supports_of(task.structure)) if _can_be_trusted(run.fit, run) else None
     module = method_module(way)
     if module.refusal(task.structure) is not None:
         return way, None
@@ -77,12 +79,27 @@ def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
             fit: Fit = module.fit(kept, **WAYS[way])
     except (Refusal, ArithmeticError):
         return way, None
-    found = posterior_of(fit, supports_of(task.structure)) if way == "em" or _can_be_trusted(fit) else None
+    found = posterior_of(fit, supports_of(task.structure)) if way == "em" or _can_be_trusted(fit, run) else None
     return ("the exact posterior" if way == "em" else way), found
 
 
-def _can_be_trusted(fit: Fit) -> bool:
-    """Whether draws can stand for the posterior: chains that converged, or weights of nearly all rows that are no gamble."""
-    if fit.khat is not None:
-        return float(np.mean(fit.khat <= LIMIT)) >= GOOD_ROWS
-    return fit.converged is True
+def _can_be_trusted(fit: Fit, run: Run) -> bool:
+    """Whether draws at the θ of a run can stand for the posterior: chains that converged, or weights of nearly all rows that
+    are no gamble; and no part of log p(x) that the verifier sees is missing."""
+    if _misses(fit.claimed, run.verified):
+        return False
+    return untrusted(fit) <= 1 - GOOD_ROWS if fit.khat is not None else fit.converged is True
+
+
+def _misses(claimed: Evidence | None, verified: Evidence | None) -> bool:
+    """Whether a claim lies below a verified value of the same, by more than chance."""
+    if claimed is None or verified is None or claimed.given != verified.given or verified.kind == "upper bound":
+        return False
+    away = verified.value - claimed.value - ROUNDING * abs(verified.value)
+    return away > FAR * math.hypot(claimed.se or 0.0, verified.se or 0.0)
+
+
+def untrusted(fit: Fit) -> float:
+    """The share of rows whose weights cannot be trusted; 0 where there are none."""
+    bad = fit.untrusted()
+    return float(bad.mean()) if len(bad) else 0.0

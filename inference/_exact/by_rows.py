@@ -1,21 +1,23 @@
-"""What engines share that find the posterior of some rows at a time, and those of them that know only the program's density."""
+"""What engines share that find the posterior of some rows at a time; those of them that have moments of normal sites, and
+those that know only the program's density."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
-from inference._exact.engine import Engine, P, Plan, Rows, S, Values
+from inference._exact import linear_mstep
+from inference._exact.engine import Engine, P, Plan, S, Values
 from inference._exact.latent_program import LatentProgram
-from inference._exact.numeric import climb_numerically
+from inference._exact.linear_mstep import LinearPlan, Model
+from inference._exact.moments import Moments
 from inference._families._family import Floor
-from inference._numerics.weighted import count, weighed
+from inference._numerics.weighted import weighed
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import local_log_prob
@@ -23,6 +25,9 @@ from zoo._program.trace import local_log_prob
 CHUNK_NUMBERS = 2**20  # numbers in the temporaries of a chunk
 CHUNK_ROWS = 8192
 LEAST_ROWS = 16
+
+
+M = TypeVar("M", bound=Moments)
 
 
 class RowPosterior(Protocol):
@@ -69,6 +74,22 @@ class ByRows(LatentProgram, Engine[S, P]):
         return out
 
 
+class ByMoments(ByRows[M, LinearPlan]):
+    """An engine whose M-step is a regression of each normal site, from moments."""
+
+    def plan(self: Model, globals: Values) -> LinearPlan:
+        return linear_mstep.plan(self, globals)
+
+    def closed(self: Model, plan: LinearPlan, stats: M, floor: Floor, globals: Values) -> dict[str, Tensor]:
+        return linear_mstep.closed(self, plan, stats, floor, globals)
+
+    def broken(self: Model, plan: LinearPlan, stats: M) -> list[str]:
+        return linear_mstep.broken(self, plan, stats)
+
+    def smallest(self: Model, stats: M) -> float:
+        return linear_mstep.smallest(self, stats)
+
+
 class ByDensity(ByRows[S, Plan]):
     """An engine that knows nothing of a program but its density: no sites with statistics, and a numeric M-step."""
 
@@ -87,22 +108,8 @@ class ByDensity(ByRows[S, Plan]):
     def plan(self, globals: Values) -> Plan:
         return Plan({}, tuple(self.program.values()))
 
-    def m_step(
-        self,
-        plan: Plan,
-        stats: S,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
-
-        return climb_numerically(
-            self.program, plan.by_steps(globals), globals, supports, objective, count(self.weights, self.N), iterations
-        )
+    def closed(self, plan: Plan, stats: S, floor: Floor, globals: Values) -> dict[str, Tensor]:
+        return {}
 
     def broken(self, plan: Plan, stats: S) -> list[str]:
         return []

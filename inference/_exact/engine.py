@@ -20,7 +20,10 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from inference._exact.copies import Copy
+from inference._exact.numeric import climb_numerically
 from inference._families._family import Family, Floor
+from inference._numerics.threads import one_thread
+from inference._numerics.weighted import count
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 
@@ -210,6 +213,9 @@ class Engine(ABC, Generic[S, P]):
         """Which parameters an M-step can update in closed form, found by differentiation."""
 
     @abstractmethod
+    def closed(self, plan: P, stats: S, floor: Floor, globals: Values) -> dict[str, Tensor]:
+        """Put the parameters that have a closed form at their best value; returns the globals that have one."""
+
     def m_step(
         self,
         plan: P,
@@ -224,6 +230,15 @@ class Engine(ABC, Generic[S, P]):
 
         `responsibilities` [N, A]: where the statistics need them; `iterations`: of L-BFGS, for what is numeric.
         """
+        with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
+            globals = globals | self.closed(plan, stats, floor, globals)
+
+        def objective(parameters: Values, point: Values) -> Tensor:
+            return self.expected(stats, parameters, {**globals, **point}, responsibilities)
+
+        return globals | climb_numerically(
+            self.program, plan.by_steps(globals), globals, supports, objective, count(self.weights, self.N), iterations
+        )
 
     @abstractmethod
     def expected(self, stats: S, parameters: Values, globals: Values, responsibilities: Rows | None = None) -> Tensor:

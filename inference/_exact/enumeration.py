@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from inference._exact import mstep
 from inference._exact.densities import Densities, SiteStatistics, Sums, View
@@ -130,17 +127,8 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
     def plan(self, globals: Values) -> Plan:
         return mstep.plan(self, globals)
 
-    def m_step(
-        self,
-        plan: Plan,
-        stats: SiteStatistics,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        return mstep.m_step(self, plan, stats, globals, supports, floor, responsibilities, iterations)
+    def closed(self, plan: Plan, stats: SiteStatistics, floor: Floor, globals: Values) -> dict[str, Tensor]:
+        return mstep.closed(self, plan, stats, floor, globals)
 
     def expected(
         self, stats: SiteStatistics, parameters: Values, globals: Values, responsibilities: Rows | None = None

@@ -13,6 +13,10 @@ from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import Node
 
+FAR = (
+    2.0**64
+)  # where coefficients are read: from near 0 a large offset would drown their digits; dividing by it rounds nothing
+
 
 class LatentProgram:
     """`assignments` are the A joint values of the discrete latents; `layout` says where each continuous one stands in z [L]."""
@@ -28,9 +32,13 @@ class LatentProgram:
         self.L = self.layout.L
 
     def units(self) -> Tensor:
-        """z = 0 and the unit vectors, under each assignment: [A·(L+1), 1, L]."""
-        points = torch.cat([torch.zeros(1, self.L), torch.eye(self.L)]).to(self.x.dtype)
+        """z = 0 and `FAR` along each axis, under each assignment: [A·(L+1), 1, L]."""
+        points = torch.cat([torch.zeros(1, self.L), FAR * torch.eye(self.L)]).to(self.x.dtype)
         return points.repeat(self.A, 1).unsqueeze(1)
+
+    def origin(self) -> Tensor:
+        """z = 0 under each assignment: [A, 1, L]."""
+        return self.x.new_zeros(self.A, 1, self.L)
 
     def trace(
         self,
@@ -47,7 +55,7 @@ class LatentProgram:
         return self.program.trace(x, parameters=parameters, latents=latents, raw=raw)
 
     def probed(self, parameters: Values | None = None, globals: Values | None = None) -> Trace:
-        """The trace of two rows at z = 0 and the unit vectors: sites that are linear in z, and the same for all rows, show
+        """The trace of two rows at z = 0 and far along each axis: sites that are linear in z, and the same for all rows, show
         all of themselves there."""
         return self.trace(self._probe, self.units(), parameters, globals, raw=True)
 

@@ -7,16 +7,15 @@ L × L system is solved once for all rows with the same missingness pattern.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from inference._exact import linear_mstep
-from inference._exact.by_rows import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS
+from inference._exact.by_rows import CHUNK_NUMBERS, CHUNK_ROWS, LEAST_ROWS, ByMoments
 from inference._exact.engine import MOST_SUMMED, Rows, Values
 from inference._exact.gaussian import CONDITION, Gaussian, condition, least_squares
 from inference._exact.linear_model import LinearModel, Sites
@@ -24,7 +23,6 @@ from inference._exact.linear_mstep import LinearPlan
 from inference._exact.moments import Moments, Posterior
 from inference._exact.normal_engine import LOG_2PI, NormalEngine
 from inference._exact.quadratic import Quadratic
-from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
 from inference._numerics.weighted import weighed
 
@@ -38,7 +36,7 @@ class Masks:
     which: Tensor  # [n] each row's pattern
 
 
-class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
+class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, LinearPlan]):
     """q(a, z | x) from the sites that `LinearModel` reads, and the sums over all rows that its M-step needs."""
 
     @property
@@ -270,31 +268,7 @@ class LinearGaussian(LinearModel, NormalEngine[Moments, LinearPlan]):
             out["zz"] = flat.reshape(-1, self.A, L + 1, L + 1).movedim(0, 1)  # [A, E, L+1, L+1]
         return out
 
-    def plan(self, globals: Values) -> LinearPlan:
-        return linear_mstep.plan(self, globals)
-
-    def m_step(
-        self,
-        plan: LinearPlan,
-        stats: Moments,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
-
-        return linear_mstep.m_step(self, plan, stats, globals, supports, floor, iterations, objective)
-
     def expected(
         self, stats: Moments, parameters: Values, globals: Values, responsibilities: Rows | None = None
     ) -> Tensor:
         return linear_mstep.expected(self, stats, parameters, globals)
-
-    def broken(self, plan: LinearPlan, stats: Moments) -> list[str]:
-        return linear_mstep.broken(self, plan, stats)
-
-    def smallest(self, stats: Moments) -> float:
-        return linear_mstep.smallest(self, stats)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inference._exact.engine import Values
 from inference._exact.gaussian import Gaussian
-from inference._exact.latent_program import LatentProgram
+from inference._exact.latent_program import FAR, LatentProgram
 from inference._exact.reading import local_nodes
 from inference._families import _gaussian as families
 from inference._families._family import Family, Params
@@ -84,9 +84,9 @@ class LinearModel(LatentProgram):
         self.data, self.N, self.families = data, data.N, data.families
 
     def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites:
-        """The local sites at these values, from the program at z = 0 and at the L unit vectors.
+        """The local sites at these values, from the program at z = 0 and at F along each of the L axes.
 
-        For x = z_0 + 2 z_1 + 3 (E = 1, L = 2) the means there are 3, 4 and 5: b = 3, and B = [4 − 3, 5 − 3] = [1, 2].
+        For x = z_0 + 2 z_1 + 3 (E = 1, L = 2) the means there are 3, F + 3 and 2F + 3: b = 3, and B = [F, 2F] / F = [1, 2].
         """
         trace = self.probed(parameters, globals)
         out = Sites([], {}, global_log_prob(trace))
@@ -102,7 +102,7 @@ class LinearModel(LatentProgram):
             out.gaussians.append(
                 Gaussian(
                     node["name"],
-                    (loc[:, 1:] - loc[:, :1]).mT,
+                    (loc[:, 1:] - loc[:, :1]).mT / FAR,
                     loc[:, 0],
                     family.root({form: given}),
                     family,

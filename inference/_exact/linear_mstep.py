@@ -8,7 +8,7 @@ Everything else is numeric, through the moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.constraints import Constraint
 
 from inference._exact import copies
 from inference._exact.copies import Copy, Given, parts_of
@@ -24,12 +23,9 @@ from inference._exact.engine import Plan, Values
 from inference._exact.gaussian import Gaussian
 from inference._exact.linear_model import SiteData, Sites
 from inference._exact.moments import Moments
-from inference._exact.numeric import climb_numerically
 from inference._exact.reading import Priors, hypers, priors_now, serves, split
 from inference._families._family import Family, Floor, Pool, tiny
 from inference._families._prior import covariance_mode, precision_of, spread_mode
-from inference._numerics.threads import one_thread
-from inference._numerics.weighted import count
 from zoo._program.program import Program
 
 DENSE_UNKNOWNS = 2000  # of a regression whose rows share coefficients
@@ -175,29 +171,6 @@ def _unknowns(g: Gaussian, parts: Iterable[tuple[str, Copy]], values: Values) ->
     return index, begins
 
 
-def m_step(
-    model: Model,
-    plan: LinearPlan,
-    moments: Moments,
-    globals: dict[str, Tensor],
-    supports: Mapping[str, Constraint],
-    floor: Floor,
-    iterations: int,
-    expected: Callable[[Values, Values], Tensor],
-) -> dict[str, Tensor]:
-    """Maximise the expected complete log joint over θ (in place) and the global latents (returned)."""
-    if plan.copies:
-        with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-            globals = globals | _closed(model, plan, moments, floor, globals)
-
-    def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(parameters, {**globals, **point})
-
-    return globals | climb_numerically(
-        model.program, plan.by_steps(globals), globals, supports, objective, count(model.weights, model.N), iterations
-    )
-
-
 def smallest(model: Model, moments: Moments) -> float:
     """The smallest variance of an observed site, as a share of its data's own."""
     found = [torch.inf]
@@ -218,7 +191,10 @@ def broken(model: Model, plan: LinearPlan, moments: Moments) -> list[str]:
     return [n for n, copy in plan.copies.items() if not copy.holds(parts[copy.site, copy.parameter], values[n])]
 
 
-def _closed(model: Model, plan: LinearPlan, moments: Moments, floor: Floor, globals: Values) -> dict[str, Tensor]:
+def closed(model: Model, plan: LinearPlan, moments: Moments, floor: Floor, globals: Values) -> dict[str, Tensor]:
+    """Put the parameters that have a closed form at their best value; returns the globals that have one."""
+    if not plan.copies:
+        return hypers(model.program, model.x, plan, globals, floor)
     values, new = {n: v.detach() for n, v in {**model.program.values(), **globals}.items()}, {}
     priors = priors_now(model.program, model.x, plan, globals)
     pools = {n: Pool(n, values[n], copy.index, priors.get(n), copy.form) for n, copy in plan.copies.items()}

@@ -8,22 +8,18 @@ through the sufficient statistics wherever a site has them, so that its cost doe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from inference._exact import copies
 from inference._exact.copies import Given, parts_of
 from inference._exact.densities import Densities, SiteStatistics, View
 from inference._exact.engine import Plan, Rows, Values
-from inference._exact.numeric import climb_numerically
 from inference._exact.reading import Priors, hypers, priors_now, serves, split
 from inference._families._family import Family, Floor, Pool
-from inference._numerics.threads import one_thread
-from inference._numerics.weighted import count, weighed
+from inference._numerics.weighted import weighed
 from zoo._program.program import Program
 
 
@@ -79,31 +75,6 @@ def plan(exact: Sites, globals: Values) -> Plan:
             if known and family.closed(copy.parameter, pool, params[copy.site]):
                 best[theta] = copy
     return Plan(best, tuple(n for n in found if n not in best and n not in globals), **priors.plan(found))
-
-
-def m_step(
-    exact: Densities,
-    plan: Plan,
-    stats: SiteStatistics,
-    globals: dict[str, Tensor],
-    supports: Mapping[str, Constraint],
-    floor: Floor,
-    responsibilities: Rows | None = None,
-    iterations: int = 10,
-) -> dict[str, Tensor]:
-    """Maximise the expected complete log joint over θ (in place) and the global latents (returned).
-
-    `responsibilities` [N, A] are needed only where a site has no sufficient statistics.
-    """
-    with torch.no_grad(), one_thread():  # its matrices are small: threads cost more than they save
-        globals = globals | closed(exact, plan, stats, floor, globals)
-
-    def objective(parameters: Values, point: Values) -> Tensor:
-        return expected(exact, stats, parameters, {**globals, **point}, responsibilities)
-
-    return globals | climb_numerically(
-        exact.program, plan.by_steps(globals), globals, supports, objective, count(exact.weights, exact.N), iterations
-    )
 
 
 def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor, globals: Values) -> dict[str, Tensor]:

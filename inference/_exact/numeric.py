@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from inference._exact.engine import Values
+from inference._exact.copies import Values
 from inference._numerics import lbfgs
 from inference._numerics.coordinates import Coordinates
 from zoo._program.program import Program

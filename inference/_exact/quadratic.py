@@ -41,7 +41,7 @@ class Quadratic(ByDensity[Posteriors], NormalEngine[Posteriors, Plan]):
         self._square_roots = square_roots
 
     def log_prior(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
-        return global_log_prob(self.probed(parameters, globals))
+        return global_log_prob(self.trace(self._probe, self.origin(), parameters, globals, raw=True))
 
     def chunks(self) -> Iterator[slice]:
         """Slices of rows whose temporaries stay small."""

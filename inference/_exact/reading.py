@@ -15,7 +15,7 @@ from torch.distributions.constraints import Constraint
 from inference._exact.copies import Copy, Given, parts_of
 from inference._exact.engine import Plan
 from inference._families._family import Family, Floor, Params, Pool
-from inference._families._prior import has_mode
+from inference._families._prior import has_mode, smallest_spread
 from inference._families._registry import base_of, family_of
 from zoo._program.program import Program
 from zoo._program.trace import Node, global_log_prob, is_local, is_plain, node_of, nodes_of, sample_nodes, support_of
@@ -152,5 +152,6 @@ def hypers(program: Program, x: Tensor, plan: Plan, globals: Values, floor: Floo
         sites = family(row)
         stats = sites.statistics(row, row.new_ones(1, 1), params)
         pool = Pool(name, globals[name], copy.index, priors[name], copy.form)
-        new[name] = sites.maximise(copy.parameter, pool, stats, params, floor)
+        best, least = sites.maximise(copy.parameter, pool, stats, params, floor), smallest_spread(priors[name])
+        new[name] = torch.where(best < least, least, best)
     return new

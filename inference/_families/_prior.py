@@ -15,6 +15,7 @@ OF_SPREADS: dict[str, tuple[type[Distribution], ...]] = {
     "variance": (dist.InverseGamma,),
     "precision": (dist.Gamma,),
 }
+VANISHED = 1e-30  # of its prior's own scale: a spread that is smaller is on its way to 0
 
 
 def has_mode(prior: Distribution) -> bool:
@@ -66,6 +67,11 @@ def spread_mode(pool: Pool, squares: Tensor, n: Tensor) -> Tensor:
     root = (middle**2 + 4 * (n + 2) * last).sqrt()
     way = torch.where(middle > 0, 2 * last / (middle + root), (root - middle) / (2 * (n + 2)))
     return way.sqrt()
+
+
+def smallest_spread(prior: Distribution) -> Tensor | float:
+    """Below it a spread is as good as 0, where its prior allows that."""
+    return VANISHED * prior.scale if isinstance(prior, dist.HalfNormal | dist.HalfCauchy) else 0.0
 
 
 def covariance_mode(pool: Pool, scatter: Tensor, n: Tensor) -> Tensor:

@@ -65,11 +65,10 @@ class _Path:
 
     def __init__(self, target: Target, chains: int, leapfrog: int) -> None:
         self.target, self.leapfrog, self.generator = target, leapfrog, target.generator
-        try:
-            self.begin = target.prior(chains)
-            self.again = target.prior(chains)
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise Refusal("ais begins at draws from the prior, and the program cannot draw them") from error
+        begin, again = target.prior(chains), target.prior(chains)
+        if begin is None or again is None:
+            raise Refusal("ais begins at draws from the prior, and the program cannot draw them")
+        self.begin, self.again = begin, again
 
         def density(points: Tensor) -> Tensor:
             u, beta = points[:, :-1], points[:, -1]

@@ -48,10 +48,9 @@ def bridge(target: Target, flat: torch.Tensor, log_p: torch.Tensor, labels: Labe
         return Bridge(None, "none: the labels can be exchanged in too many ways to count")
     if len(first) < EACH * d:
         return Bridge(None, f"none: {len(first)} draws are too few for a normal distribution in {d} dimensions")
-    mean, covariance = student.moments(first)
-    normal = torch.distributions.MultivariateNormal(mean, scale_tril=student.factor(covariance))
+    normal = student.normal(first)
     noise = torch.randn(len(second), d, 1, generator=target.generator, dtype=torch.float64)
-    own = mean + (normal.scale_tril @ noise).squeeze(-1)
+    own = normal.mean + (normal.scale_tril @ noise).squeeze(-1)
     theirs = log_p[:, half:] - labels.spread(normal.log_prob, second).reshape(C, -1)
     ours = target.log_density(own) - labels.spread(normal.log_prob, own)
     return _bridged(theirs.numpy(), ours.numpy())

@@ -24,7 +24,11 @@ from inference._globals.target import Values
 MOST = 720  # relabellings that are counted one by one
 MOST_AXES = 6  # of the same length, whose subsets are all looked at
 POINTS = 4
-NEAR = 1e-7
+NEAR, APART, ROUNDING = (
+    1e-7,
+    1e-5,
+    1e-12,
+)  # of a density's size; nats that are no rounding, beyond the rounding of large sums
 PIVOTS = 8
 TIGHT = 1e-12
 Axis = tuple[str, int]  # site and axis of its values, from the right
@@ -203,7 +207,7 @@ def _invariant(target: Points, points: Tensor, group: Group) -> bool:
         kept, after_det = target.values(again)
         if not all(torch.allclose(kept[n], relabelled[n], rtol=1e-6, atol=1e-9) for n in kept):
             return False
-        away = (target.log_density(again) - after_det - before)[good].abs()
-        if bool((away > NEAR * (1 + before[good].abs())).any()):
+        away, size = (target.log_density(again) - after_det - before)[good].abs(), 1 + before[good].abs()
+        if bool((away > (NEAR * size).clamp(max=APART) + ROUNDING * size).any()):
             return False
     return True

@@ -22,6 +22,7 @@ PRIOR = 64  # draws of it
 STARTS = 4
 CLIMBS = 48  # side by side, from draws of the prior and from around zero
 AROUND = 3.0  # zero, in unconstrained coordinates
+FAR = 3, 10.0  # every so many of these climbs begin so many times as far away
 STEPS = 120  # of each climb
 FIRST, GROW, SHRINK, LEAST, MOST = 0.1, 1.2, 0.5, 1e-7, 3.0  # of a coordinate's step (Riedmiller & Braun 1993, Rprop)
 POLISHED = 12  # ends that are climbed from to the last digit, at most
@@ -29,6 +30,7 @@ SAME = 0.01  # coordinates within which two climbs ended at one mode
 NEGLIGIBLE = 20.0  # nats of mass below the best
 MOST_HESSIAN = 400  # coordinates
 VARIANCE = 100.0  # of a coordinate at a mode, at most
+WEIGHED = 200  # draws about a mode
 SHARE = 0.05  # of the mass, that chains do not miss without a word
 DRAWS = CLIMBS + STARTS  # of chains, from which to climb
 WORK = 2**31  # numbers in all evaluations of a search
@@ -36,11 +38,8 @@ WORK = 2**31  # numbers in all evaluations of a search
 
 def prior(target: Target) -> Tensor:
     """Draws from the program; around zero where it cannot be drawn from."""
-    try:
-        found = target.prior(PRIOR)
-    except (NotImplementedError, RuntimeError, ValueError):
-        found = torch.zeros(0, target.d, dtype=torch.float64)
-    if len(found) and bool(found.isfinite().all()):
+    found = target.prior(PRIOR)
+    if found is not None and bool(found.isfinite().all()):
         return found
     return torch.randn(PRIOR, target.d, generator=target.generator, dtype=torch.float64)
 
@@ -62,6 +61,7 @@ def search(target: Target, labels: Labels, prior: Tensor, others: Tensor) -> lis
         return _polished(target, list(others))
     generator = torch.Generator().manual_seed(target.task.seed)
     near = AROUND * (2 * torch.rand(CLIMBS // 2, d, generator=generator, dtype=torch.float64) - 1)
+    near[:: FAR[0]] *= FAR[1]
     begin = torch.cat([prior[: CLIMBS // 2], near, others])
     ends, values = ascend(target, begin)
     order = values.argsort(descending=True)
@@ -132,29 +132,42 @@ def _mode(top: peak.Peak) -> Mode:
 
 
 def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float:
-    """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near or climbs to.
+    """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near.
 
+    A mode that draws climb to counts by the mass that is seen to be there: the neck of a funnel has little, for its peak.
     `log_p` [S]: the density of the draws, which with a normal distribution fitted to them says what mass they stand for.
     """
     if not labels.counted or len(flat) <= target.d:
         return 0.0
-    known = student.moments(flat)
-    normal = torch.distributions.MultivariateNormal(known[0], scale_tril=student.factor(known[1]))
-    mass = float((log_p - normal.log_prob(flat)).median())
+    known = student.normal(flat)
+    mass = float((log_p - known.log_prob(flat)).median())
     found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
-    found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2) and not _near(labels, m, flat)]
+    found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2)]
+    found = [m for m in found if not (_near(labels, m, flat) and _inside(known, labels.images(m.flat)))]
     if not found:
         return 0.0
     ends, _ = ascend(target, flat[torch.linspace(0, len(flat) - 1, DRAWS).long()])
-    left = [m.log_mass - mass for m in found if not _near(labels, m, ends)]
+    left = [(_held(target, m) if _near(labels, m, ends) else m.log_mass) - mass for m in found]
     return 1 - 1 / (1 + sum(math.exp(min(v, 700.0)) for v in left))
+
+
+def _held(target: Target, mode: Mode) -> float:
+    """What of a mode's mass is seen to be there, nats: the mean of weights of draws about it, none of them above its mass."""
+    normal = torch.distributions.MultivariateNormal(mode.flat, scale_tril=student.factor(mode.covariance))
+    generator = torch.Generator().manual_seed(target.task.seed)
+    noise = torch.randn(WEIGHED, len(mode.flat), generator=generator, dtype=torch.float64)
+    flat = mode.flat + noise @ normal.scale_tril.mT
+    log_weights = (target.log_density(flat) - normal.log_prob(flat)).clamp(max=mode.log_mass)
+    return float(log_weights.logsumexp(0)) - math.log(WEIGHED)
 
 
 def _near(labels: Labels, mode: Mode, flat: Tensor) -> bool:
     """Whether a point of flat [S, d] is where draws of the mode's normal distribution would be, in any labelling."""
-    factor, d = student.factor(mode.covariance.unsqueeze(0))[0], len(mode.flat)
-    least = math.inf
-    for image in labels.images(mode.flat):
-        away = torch.linalg.solve_triangular(factor, (flat - image).mT, upper=False)
-        least = min(least, float(away.square().sum(0).min()))
-    return least <= d + 4 * math.sqrt(2 * d)
+    normal = torch.distributions.MultivariateNormal(mode.flat, scale_tril=student.factor(mode.covariance))
+    return any(_inside(normal, flat + mode.flat - image) for image in labels.images(mode.flat))
+
+
+def _inside(normal: torch.distributions.MultivariateNormal, flat: Tensor) -> bool:
+    """Whether a point of flat [S, d] is as near to the mean as nearly all draws are."""
+    away, d = torch.linalg.solve_triangular(normal.scale_tril, (flat - normal.mean).mT, upper=False), flat.shape[1]
+    return float(away.square().sum(0).min()) <= d + 4 * math.sqrt(2 * d)

@@ -16,7 +16,8 @@ TRIES = 10
 
 def starts(target: Target) -> Tensor:
     """Points of finite density [4, d], each the best of several; every second one among mirror images."""
-    prior = _prior(target)
+    drawn = target.prior(CANDIDATES * STARTS // 2)
+    prior = torch.zeros(0, target.d, dtype=torch.float64) if drawn is None else drawn
     found = _given(target)
     for k in range(TRIES * STARTS):
         near = AROUND * (2 * torch.rand(CANDIDATES, target.d, generator=target.generator, dtype=torch.float64) - 1)
@@ -42,10 +43,3 @@ def _given(target: Target) -> list[Tensor]:
     values, _ = target.values(torch.zeros(1, target.d, dtype=torch.float64))
     flat = target.flat_of(values | {n: v.unsqueeze(0) for n, v in known.items()})
     return list(flat[target.log_density(flat).isfinite()])
-
-
-def _prior(target: Target) -> Tensor:
-    try:
-        return target.prior(CANDIDATES * STARTS // 2)
-    except (NotImplementedError, RuntimeError, ValueError):
-        return torch.zeros(0, target.d, dtype=torch.float64)

@@ -204,6 +204,9 @@ class Target:
     def _has_rows(self) -> bool:
         return any(p.site.scope == "local" for p in self.posterior.places)
 
-    def prior(self, draws: int) -> Tensor:
-        """Draws of u from the program [draws, d]."""
-        return self.posterior.prior(draws, self.generator)
+    def prior(self, draws: int) -> Tensor | None:
+        """Draws of u from the program [draws, d]; None where it cannot draw them."""
+        try:
+            return self.posterior.prior(draws, self.generator)
+        except (NotImplementedError, RuntimeError, ValueError):
+            return None

@@ -267,6 +267,7 @@ def _result(search: Search, peak: Peak) -> Fit:
         standard_errors={n: v.numpy() for n, v in outer.errors.items()},
         khat=local.khat,
         ess=local.ess,
+        weighed=local.weighed,
         trace={"log_joint" if search.globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
         warnings=[*warnings, *local.warnings],
@@ -312,9 +313,10 @@ def _with_others(fit: Fit, search: Search, peaks: list[Peak]) -> Fit:
         {"log_density": p.value, "log_evidence": float(m), "weight": w}
         for p, m, w in zip(peaks, masses, share, strict=True)
     ]
+    alone = "may not reach the others" if fit.notes.get("point") == "posterior means" else "cover it alone"
     said = (
         f"{len(peaks)} modes were found, and the fit is of the one that has {share[0]:.0%} of their mass by Laplace's "
-        f"approximation: draws and evidence cover it alone. The sum of all is {float(masses.logsumexp(0)):.3f} nats."
+        f"approximation: draws and evidence {alone}. The sum of all is {float(masses.logsumexp(0)):.3f} nats."
     )
     return fit.with_notes([said] if search.globals else [], {"modes": modes})
 

@@ -51,6 +51,7 @@ class Locals:
     probabilities: Arrays = field(default_factory=dict)
     khat: np.ndarray | None = None
     ess: np.ndarray | None = None
+    weighed: int | None = None
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
 
@@ -285,7 +286,7 @@ class Nested(Inner):
             q = self._wider(modes)
             z, chosen = q.draw(self.samples)
             log_w = there.log_joint(z, chosen) - q.log_prob(z, chosen)
-            out.khat, out.ess = psis(log_w.numpy())
+            (out.khat, out.ess), out.weighed = psis(log_w.numpy()), self.samples
             value, se = weights.log_mean(log_w)
             if not self.by_nodes:
                 out.notes["inner_correction"] = float(weighed(value, self.task.weights, slice(None)).sum()) - plain

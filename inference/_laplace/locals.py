@@ -175,6 +175,7 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
         probabilities=density.marginals(modes.assignment_weights),
         khat=drawn.khat,
         ess=drawn.ess,
+        weighed=drawn.samples,
         trace={"log_evidence_per_datum": np.asarray(history.objective)} if history.objective else {},
         converged=history.converged and found,
         warnings=_warnings(task, modes, drawn, history, options),

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from inference._method.fit import Evidence, weighed
 from inference._numerics.psis import psis
-from inference._sampling.khat import LIMIT
+from inference._sampling.khat import EVEN, LIMIT
 from inference._sampling.weights import log_mean
 
 LEAST_DRAWS = 100  # effective draws of a row
-EVEN = 0.9  # effective draws, as a share of all: weights so nearly equal have no tail whose shape would mean anything
 WIDEST = 1.0  # standard error of a row, nats: beyond it the logarithm is no longer nearly linear
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from inference._numerics.coordinates import Coordinates
+from inference._sampling.khat import EVEN, LIMIT
 
 Arrays = dict[str, np.ndarray]
 Kind = Literal["exact", "lower bound", "estimate", "upper bound"]
@@ -108,6 +109,7 @@ class Fit:
     standard_errors: Arrays = field(default_factory=dict)  # like `parameters`
     khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each row
     ess: np.ndarray | None = None  # [n], effective sample size of each row
+    weighed: int | None = None  # how many draws of each row these two come from
     trace: Arrays = field(default_factory=dict)  # name -> [iterations]
     chains: Arrays = field(
         default_factory=dict
@@ -117,6 +119,13 @@ class Fit:
     notes: Mapping[str, object] = field(default_factory=dict)  # facts of this method, JSON-ready
     guide: nn.Module | None = None  # the fitted Pyro guide, where the method has one
     global_gaussian: GlobalGaussian | None = None  # q over the global latents, where the method has one
+
+    def untrusted(self) -> np.ndarray:
+        """Rows whose weights cannot be trusted [n], or [0] where there are no weights; nearly equal ones have no tail."""
+        if self.khat is None:
+            return np.zeros(0, bool)
+        even = self.weighed is not None and self.ess is not None and self.ess >= EVEN * self.weighed
+        return np.asarray(~(self.khat <= LIMIT) & ~np.asarray(even))
 
     def with_notes(self, warnings: list[str], notes: Mapping[str, object] | None = None) -> Fit:
         """The same with more to say at the end of its warnings and notes."""

@@ -21,7 +21,7 @@ from inference._loadings.affine import columns_of
 from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
 from inference._numerics.slices import slices
-from inference._run.own_route import tolerance
+from inference._run._own.disagreement import tolerance
 from zoo._errors import Refusal, UsageError
 from zoo._program.source import blame
 from zoo._program.trace import drawn_in_full, is_masked, is_one, node_of, outside_log_prob, sample_nodes

@@ -34,7 +34,7 @@ from inference._method.summed import summed
 from inference._method.task import Task
 from inference._run import own_route
 from inference._run._own import posterior as own_posterior
-from inference._run.own_route import Disagreement, tolerance
+from inference._run._own.disagreement import Disagreement, tolerance
 from inference._sampling import sequential, weights
 from inference._sampling.khat import of_globals
 from inference._training.integrated import Integrated
@@ -51,6 +51,7 @@ CLIMB = 60  # evaluations that a climb takes, and those for each latent number
 CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
 SITES = 100_000  # that a particle filter may pass, at about 0.2 ms
 FAR = 4.0  # standard errors
+ONE_MODE = "the mode that the fit is of, one of several"
 APART = 0.99  # of the probability that a draw is in its own labelling
 
 
@@ -64,6 +65,7 @@ class _Said:
     exact_at: dict[str, Tensor] | None = (
         None  # the values of the global latents, where the posterior is said to be exact
     )
+    missed: float = 0.0  # the share of the posterior that is at modes which the fit's Gaussian does not see
     apart: float = 0.0  # how far the modes of these are from each other, 1 where they do not overlap
 
 
@@ -80,6 +82,8 @@ def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
         claimed = _of_all_labels(claimed, said.labels, said)
     if found is not None and claimed is not None:
         claimed, found = _compared(task, claimed, found, said)
+    if claimed is not None:
+        claimed = _of_one_mode(claimed, fit, said)
     if said.exact_at is not None:
         own_posterior.check(task, fit, said.exact_at)
     return replace(fit, claimed=claimed).with_notes(said.warnings, said.notes), found
@@ -186,9 +190,9 @@ def _density(task: Task) -> Evidence:
 
 def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
-    normal = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.scale_tril)
+    normal = torch.distributions.MultivariateNormal(q.mean.double(), scale_tril=q.scale_tril.double())
     flat = normal.sample((GLOBAL_SAMPLES,))
-    points, found = EnginePoints(task, q.coordinates), []
+    points, found = EnginePoints(task.doubled(), q.coordinates), []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
         for u in flat:
             found.append(points.of_one(u))
@@ -223,9 +227,9 @@ def _of_all_modes(task: Task, fit: Fit, found: Evidence, said: _Said) -> Evidenc
 
     A method whose claim has a standard error has looked for modes itself.
     """
-    own = fit.claimed is not None and fit.claimed.kind == "estimate" and fit.claimed.se is not None
-    q = fit.global_gaussian
-    if own or q is None or found.kind != "estimate" or refusal(task.structure) is not None:
+    q, claimed = fit.global_gaussian, "" if fit.claimed is None else fit.claimed.kind
+    own = fit.claimed is not None and claimed == "estimate" and fit.claimed.se is not None
+    if own or q is None or "estimate" not in (claimed, found.kind) or refusal(task.structure) is not None:
         return found
     target = Target(task)
     generator = torch.Generator().manual_seed(task.seed)
@@ -236,11 +240,23 @@ def _of_all_modes(task: Task, fit: Fit, found: Evidence, said: _Said) -> Evidenc
     share = _modes_of_globals.missed(target, Labels(target, flat[:POINTS]), flat, target.log_density(flat))
     if share < _modes_of_globals.SHARE:
         return found
+    said.missed = share
     said.warnings.append(
         f"the fit is of one mode: climbs from far apart end at others, which hold about {share:.0%} of the posterior by "
         "Laplace's approximation. The verified evidence is a lower bound. importance weighs all modes."
     )
     return replace(found, kind="lower bound")
+
+
+def _of_one_mode(claimed: Evidence, fit: Fit, said: _Said) -> Evidence:
+    """A claim made at one mode says so, where climbs of the runner or of the method itself ended at others."""
+    if claimed.kind != "estimate" or claimed.se is not None or claimed.given:
+        return claimed
+    masses, missed = fit.notes.get("modes"), said.missed
+    if isinstance(masses, list):  # of the method's own climbs, the relabelled among them
+        total = torch.tensor([m["log_evidence"] for m in masses], dtype=torch.float64).logsumexp(0)
+        missed = max(missed, -math.expm1(min(0.0, claimed.value - float(total))))
+    return replace(claimed, given=ONE_MODE) if missed >= _modes_of_globals.SHARE else claimed
 
 
 def _of_all_labels(claimed: Evidence, labels: Labels, said: _Said) -> Evidence:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 LIMIT = 0.7
+EVEN = 0.9  # effective draws, as a share of all: weights so nearly equal have no tail whose shape would mean anything
 
 
 def count_above(khat: np.ndarray, but: np.ndarray | bool = False) -> int:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from inference._sampling.student import chi, log_t
+
 DRAWS = 16  # of each group's latents for each draw of the outer ones
 NEWTON = 25
 LATE = 0.01  # of the draws, whose modes are not waited for: their weights tell
@@ -49,20 +51,16 @@ class Nested:
         B, generator = len(outer), self.generator
         mean, factor = self._modes(outer)
         noise = torch.randn(DRAWS, B, self.n, self.L, 1, generator=generator, dtype=torch.float64)
-        squares = torch.randn(DRAWS, B, self.n, int(FREEDOM), generator=generator, dtype=torch.float64).square().sum(-1)
-        away = torch.linalg.solve_triangular(factor.mT, noise, upper=True).squeeze(-1)
-        z = mean + away / (squares / FREEDOM).sqrt().unsqueeze(-1)
-        distance = noise.squeeze(-1).square().sum(-1) * FREEDOM / squares
-        v, L = FREEDOM, self.L
-        constant = math.lgamma((v + L) / 2) - math.lgamma(v / 2) - 0.5 * L * math.log(v * math.pi)
-        log_q = constant + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * (v + L) * torch.log1p(distance / v)
+        noise = noise / chi((DRAWS, B, self.n), FREEDOM, generator)[..., None, None]
+        z = mean + torch.linalg.solve_triangular(factor.mT, noise, upper=True).squeeze(-1)
+        log_q = log_t(noise.square().sum((-2, -1)), self.L, FREEDOM) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         flat = self._points(outer.repeat(DRAWS, 1), z.flatten(0, 1))
         with torch.no_grad():
             local, outside = self.terms(flat)
         weights = settled(local.unflatten(0, (DRAWS, B)) - log_q)  # [K, B, n]
         total = weights.logsumexp(0).sum(-1) - self.n * math.log(DRAWS) + outside[:B]
         share = weights.softmax(0).nan_to_num(1 / DRAWS).movedim(0, -1).reshape(-1, DRAWS)
-        chosen = torch.multinomial(share, 1, generator=generator).reshape(1, B, self.n, 1).expand(1, B, self.n, L)
+        chosen = torch.multinomial(share, 1, generator=generator).reshape(1, B, self.n, 1).expand(1, B, self.n, self.L)
         return settled(total), self._points(outer, z.gather(0, chosen)[0])
 
     def _points(self, outer: Tensor, z: Tensor) -> Tensor:

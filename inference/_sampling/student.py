@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference._numerics import definite
+
 FREEDOM = 5.0  # degrees of it: tails that a posterior seldom exceeds
 LEAST_SHARE = 0.01  # of a component
 SHRINK = 1e-6
@@ -31,12 +33,10 @@ class Mixture:
 
     def _each(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """log share · t density, and Mahalanobis distances, each [B, J]."""
-        d, v = flat.shape[1], self.freedom
         away = (flat.unsqueeze(1) - self.centers).movedim(1, 0).mT  # [J, d, B]
         distance = torch.linalg.solve_triangular(self.factors, away, upper=False).square().sum(1).mT
         log_det = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = math.lgamma((v + d) / 2) - math.lgamma(v / 2) - 0.5 * d * math.log(v * math.pi)
-        return constant - log_det - 0.5 * (v + d) * torch.log1p(distance / v) + self.shares.log(), distance
+        return log_t(distance, flat.shape[1], self.freedom) - log_det + self.shares.log(), distance
 
     def log_prob(self, flat: Tensor) -> Tensor:
         """[B] of the points flat [B, d]."""
@@ -46,7 +46,7 @@ class Mixture:
         """[count, d]."""
         which = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.centers.shape[1], 1, generator=generator, dtype=self.centers.dtype)
-        away = (self.factors[which] @ noise).squeeze(-1) / chi(count, self.freedom, generator).unsqueeze(1)
+        away = (self.factors[which] @ noise).squeeze(-1) / chi((count,), self.freedom, generator).unsqueeze(1)
         return self.centers[which] + away
 
     def marginal(self, places: Tensor) -> Mixture:
@@ -84,10 +84,17 @@ class Mixture:
         return new
 
 
-def chi(count: int, freedom: float, generator: torch.Generator) -> Tensor:
-    """√(χ²_v / v) [count], of a whole number v."""
-    noise = torch.randn(count, int(freedom), generator=generator, dtype=torch.float64)
-    return noise.square().mean(1).sqrt()
+def log_t(distance: Tensor, d: int, freedom: float) -> Tensor:
+    """The log-density of a standard Student t in d dimensions, at squared distances from its center."""
+    v = freedom
+    constant = math.lgamma((v + d) / 2) - math.lgamma(v / 2) - 0.5 * d * math.log(v * math.pi)
+    return constant - 0.5 * (v + d) * torch.log1p(distance / v)
+
+
+def chi(shape: tuple[int, ...], freedom: float, generator: torch.Generator) -> Tensor:
+    """√(χ²_v / v) of a shape, of a whole number v."""
+    noise = torch.randn(*shape, int(freedom), generator=generator, dtype=torch.float64)
+    return noise.square().mean(-1).sqrt()
 
 
 def _moments(flat: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,11 +109,13 @@ def moments(flat: Tensor) -> tuple[Tensor, Tensor]:
     return _moments(flat, torch.full((len(flat),), 1 / len(flat), dtype=flat.dtype))
 
 
+def normal(flat: Tensor) -> torch.distributions.MultivariateNormal:
+    """The normal distribution with the mean and covariance of draws [S, d]."""
+    mean, covariance = moments(flat)
+    return torch.distributions.MultivariateNormal(mean, scale_tril=factor(covariance))
+
+
 def factor(covariances: Tensor) -> Tensor:
-    """Cholesky factors of [J, d, d], with eigenvalues kept off 0."""
-    size = covariances.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).sqrt()
-    scaled = covariances / size.unsqueeze(-1) / size.unsqueeze(-2)
-    values, vectors = torch.linalg.eigh((scaled + scaled.mT) / 2)
-    values = values.clamp(min=SHRINK)
-    whole = (vectors * values.unsqueeze(-2)) @ vectors.mT
-    return torch.linalg.cholesky(whole) * size.unsqueeze(-1)
+    """Cholesky factors of [..., d, d], with eigenvalues kept off 0."""
+    found: Tensor = torch.linalg.cholesky(definite.raised(covariances, SHRINK)[0])
+    return found

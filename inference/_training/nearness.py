@@ -16,7 +16,7 @@ from guides import at
 from inference._method.task import Task
 from inference._numerics.psis import psis
 from inference._sampling import weights
-from inference._sampling.khat import LIMIT, count_above, of_rows
+from inference._sampling.khat import EVEN, LIMIT, count_above, of_rows
 from inference._sampling.khat import of_globals as khat_of_globals
 from inference._training.fixed_draws import FixedDraws
 
@@ -24,7 +24,6 @@ DRAWS = 200
 LEAST = 50  # draws from which a tail can be fitted
 INNER = 20  # draws of the local latents for each of the globals
 CHEAP = 2**22  # numbers that take no time
-EQUAL = 0.9  # of the draws, as effective sample size, from which weights count as equal, whatever their tail
 SHARE = 0.1  # of the fit's own effort
 
 
@@ -56,7 +55,7 @@ class Nearness:
         """In words; `verified`: the verification of the evidence reports k-hat of the globals."""
         out = []
         khat, ess = self.khat, self.ess
-        if khat is not None and ess is not None and (bad := count_above(khat, but=ess >= EQUAL * self.draws)):
+        if khat is not None and ess is not None and (bad := count_above(khat, but=ess >= EVEN * self.draws)):
             out.append(
                 f"{of_rows(bad, len(khat))}: the bound holds, but q is not close to their posteriors, and the draws of "
                 "their latents are draws from q."

@@ -5,13 +5,12 @@ Its M-step is that of `linear_mstep`, from sums over all sites that share parame
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from inference._exact import copies, linear_mstep
 from inference._exact._chains import alike, solve
@@ -20,8 +19,7 @@ from inference._exact._chains.sites import Seen
 from inference._exact._sums.alike import unlike
 from inference._exact.engine import MOST_SUMMED, Rows, Values
 from inference._exact.linear_model import SiteData, Sites
-from inference._exact.linear_mstep import LinearPlan
-from inference._families._family import Floor, Params
+from inference._families._family import Params
 from inference._numerics.weighted import weighed
 from zoo._errors import UsageError
 from zoo._program.trace import global_log_prob
@@ -153,24 +151,6 @@ class Chains(ByElimination):
         nothing = self.x.new_zeros(0)
         return ChainMoments(nothing, nothing, sites.log_prior.detach(), {}, sites, nothing, globals=globals or {})
 
-    def plan(self, globals: Values) -> LinearPlan:
-        return linear_mstep.plan(self, globals)
-
-    def m_step(
-        self,
-        plan: LinearPlan,
-        stats: ChainMoments,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, point)
-
-        return linear_mstep.m_step(self, plan, stats, globals, supports, floor, iterations, objective)
-
     def expected(
         self, stats: ChainMoments, parameters: Values, globals: Values, responsibilities: Rows | None = None
     ) -> Tensor:
@@ -185,9 +165,3 @@ class Chains(ByElimination):
                 density = density - 0.5 * self._residual(self.graph.groups[k], white, mean).square().sum((0, -2))
                 total = total + (w[0, ..., 0] * density).sum()
         return total
-
-    def broken(self, plan: LinearPlan, stats: ChainMoments) -> list[str]:
-        return linear_mstep.broken(self, plan, stats)
-
-    def smallest(self, stats: ChainMoments) -> float:
-        return linear_mstep.smallest(self, stats)

@@ -19,9 +19,8 @@ from inference._exact._chains.plan import best_plan
 from inference._exact._chains.sites import Graph, Group, Seen, observed, seen
 from inference._exact._chains.solve import LOG_2PI, Solved
 from inference._exact._sums.replayed import Replayed
-from inference._exact.by_rows import ByRows
+from inference._exact.by_rows import ByMoments
 from inference._exact.engine import Points, Values
-from inference._exact.linear_mstep import LinearPlan
 from inference._exact.moments import Moments
 from inference._families._family import Params
 from inference._families._registry import parameters_of
@@ -76,7 +75,7 @@ class ChainMoments(Moments):
     )  # rows, weights, mean, covariances
 
 
-class ByElimination(ByRows[ChainMoments, LinearPlan]):
+class ByElimination(ByMoments[ChainMoments]):
     """Evidence, posterior and draws by the steps of a plan.
 
     `backwards`: in another order, which begins at the other end of a chain.

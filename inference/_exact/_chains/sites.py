@@ -1,8 +1,8 @@
 """The normal sites of a program with few parents each, read off its traces: x = B z + b + noise, z its parents' numbers alone.
 
 Which latents a site depends on was proved from the program's operations (`Site.parents`), and that it does so by affine ones
-alone. So no unit vector is needed for each number of z: parents of one site have colours of their own, and one point for each
-colour and entry shows all coefficients. A chain z0 → z1 → … has one colour, and takes two points: z = 0 and z = 1 throughout.
+alone. So not each number of z needs a point of its own: parents of one site have colours of their own, and one point for each
+colour and entry shows all coefficients. A chain z0 → z1 → … has one colour, and takes two points: z = 0, and z far from 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from inference._exact.latent_program import LatentProgram
+from inference._exact.latent_program import FAR, LatentProgram
 from inference._exact.reading import ROWS, local_nodes
 from inference._families import _gaussian as families
 from inference._families._family import Family
@@ -79,10 +79,7 @@ def graph(latent: LatentProgram) -> Graph | None:
     if structure.max_plate_nesting != 1 or latent.program.completes or not latent.L:
         return None
     with torch.no_grad():
-        nodes = {
-            n["name"]: n
-            for n in local_nodes(latent.trace(latent._probe, torch.zeros(latent.A, 1, latent.L).to(latent.x), raw=True))
-        }
+        nodes = {n["name"]: n for n in local_nodes(latent.trace(latent._probe, latent.origin(), raw=True))}
     continuous, observed = set(latent.layout.places), {s.name for s in structure.observed}
     sites = [s for s in structure.sites if s.scope == "local"]
     parents = {s.name: [p for p in s.parents if p in continuous] for s in sites}
@@ -114,7 +111,7 @@ def _width(latent: LatentProgram, name: str) -> int:
 
 
 def _points(latent: LatentProgram, groups: object) -> tuple[Tensor, dict[str, int]]:
-    """The points [P, L], the first of them 0, and for each latent the point at which its first number is 1."""
+    """The points [P, L], the first of them 0, and for each latent the point at which its first number is `FAR`."""
     places = latent.layout.places
     colours = coloured(list(places), list(groups))  # type: ignore[call-overload]
     sizes = [
@@ -124,7 +121,7 @@ def _points(latent: LatentProgram, groups: object) -> tuple[Tensor, dict[str, in
     points = torch.zeros(1 + sum(sizes), latent.L, dtype=latent.x.dtype)
     for name, place in places.items():
         size = _width(latent, name)
-        points[starts[name] + torch.arange(size), place.start + torch.arange(size)] = 1.0
+        points[starts[name] + torch.arange(size), place.start + torch.arange(size)] = FAR
     return points, starts
 
 
@@ -172,7 +169,7 @@ def seen(g: Group, trace: Trace, A: int, P: int, rows: int, dtype: torch.dtype) 
     base_loc = loc[:, :, 0]
     S, p = g.points.shape
     index = g.points.reshape(S, 1, p, 1, 1).expand(S, A, p, n, g.E)
-    coefficients = (loc.gather(2, index) - base_loc.unsqueeze(2)).movedim(2, -1)
+    coefficients = (loc.gather(2, index) - base_loc.unsqueeze(2)).movedim(2, -1) / FAR
     flat = given.reshape(-1, *given.shape[3:])
     scale = family.root({g.form: flat}).reshape(given.shape)
     return Seen(coefficients, base_loc, given, scale)
@@ -190,7 +187,7 @@ def _with_points(value: Tensor, inner: int, points: int, rows: int, kept: int) -
 @torch.no_grad()
 def observed(latent: LatentProgram, g: Graph) -> tuple[list[Tensor | None], dict[str, Tensor]]:
     """What the sites of each group observe [S, N, E], None for latents; and what the others do [N, E]; NaN where missing."""
-    few = torch.zeros(latent.A, 1, latent.L, dtype=latent.x.dtype)
+    few = latent.origin()
     pieces: list[list[Tensor]] = [[] for _ in g.groups]
     others: dict[str, list[Tensor]] = {n: [] for n in g.others if n not in latent.assignments}
     for rows in latent.x.split(ROWS):

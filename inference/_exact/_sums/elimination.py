@@ -6,12 +6,11 @@ over the few latents that it depends on. The tables are summed over one latent a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from inference._exact import mstep
 from inference._exact._sums import sum_product
@@ -19,7 +18,6 @@ from inference._exact._sums.factors import Factors, Look, Tables
 from inference._exact._sums.schedule import Schedule, schedule, schedules
 from inference._exact.densities import View
 from inference._exact.engine import Engine, Plan, Points, Rows, Statistics, Values
-from inference._exact.numeric import climb_numerically
 from inference._families._family import Floor
 from inference._numerics.slices import fitting, slices
 from inference._numerics.threads import one_thread
@@ -263,25 +261,8 @@ class Elimination(Engine[TableStatistics, Plan]):
         found = self.factors.others(rows, self.factors.look(parameters, globals), parameters, globals, sites)
         return torch.stack([t[t.isfinite()].sum() for t in found.values()]).sum()
 
-    def m_step(
-        self,
-        plan: Plan,
-        stats: TableStatistics,
-        globals: dict[str, Tensor],
-        supports: Mapping[str, Constraint],
-        floor: Floor,
-        responsibilities: Rows | None = None,
-        iterations: int = 10,
-    ) -> dict[str, Tensor]:
-        with torch.no_grad(), one_thread():
-            globals = globals | mstep.closed(self, plan, stats, floor, globals)
-
-        def objective(parameters: Values, point: Values) -> Tensor:
-            return self.expected(stats, parameters, {**globals, **point})
-
-        return globals | climb_numerically(
-            self.program, plan.by_steps(globals), globals, supports, objective, count(self.weights, self.N), iterations
-        )
+    def closed(self, plan: Plan, stats: TableStatistics, floor: Floor, globals: Values) -> dict[str, Tensor]:
+        return mstep.closed(self, plan, stats, floor, globals)
 
     def expected(
         self, stats: TableStatistics, parameters: Values, globals: Values, responsibilities: Rows | None = None

@@ -1,1 +1,1 @@
-"""What a fit says of each row besides log p(x), held against the program run by itself."""
+"""The pieces of the second look at what is called exact: a batch run plainly, the posterior it implies, and what must agree."""

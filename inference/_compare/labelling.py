@@ -1,0 +1,68 @@
+"""The labelling of a fit in which it is nearest to a reference, where labels can be exchanged: either may have any of K!."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from inference._compare.moments import Moments, Posterior, posterior_of
+from inference._globals.labels import MOST
+from inference._method.fit import Fit
+
+
+def aligned(fit: Fit, supports: Mapping[str, np.ndarray], reference: Posterior) -> Posterior:
+    """The posterior of a fit, its global latents and labels in the reference's labelling."""
+    draws, orders = dict(fit.draws), dict[int, Sequence[int]]()
+    for size, axes in _groups(fit):
+        shared = [(name, axis) for name, axis in axes if name in draws and name in reference.numbers]
+        if not shared or math.factorial(size) > MOST:
+            continue
+        order = min(itertools.permutations(range(size)), key=lambda o: _away(draws, shared, o, reference.numbers))
+        draws |= _moved(draws, axes, order)
+        orders[size] = order
+    found = posterior_of(replace(fit, draws=draws), supports)
+    labels = {
+        site: (p[..., list(orders[p.shape[-1]])] if p.shape[-1] in orders else p, m)
+        for site, (p, m) in found.labels.items()
+    }
+    return replace(found, labels=labels)
+
+
+def _groups(fit: Fit) -> list[tuple[int, list[tuple[str, int]]]]:
+    """The sizes of the groups of labels, and the axes of sites that they number; as `Labels.notes` tells them."""
+    told = fit.notes.get("exchangeable", [])
+    assert isinstance(told, list)
+    out = []
+    for group in told:
+        axes = [text.rsplit(", axis ", 1) for text in group["axes"]]
+        out.append((int(group["labels"]), [(name, int(axis)) for name, axis in axes]))
+    return out
+
+
+def _moved(
+    draws: Mapping[str, np.ndarray], axes: Sequence[tuple[str, int]], order: Sequence[int]
+) -> dict[str, np.ndarray]:
+    out = {name: draws[name] for name, _ in axes if name in draws}
+    for name, axis in axes:
+        if name in out:
+            out[name] = np.take(out[name], order, axis)
+    return out
+
+
+def _away(
+    draws: Mapping[str, np.ndarray],
+    axes: Sequence[tuple[str, int]],
+    order: Sequence[int],
+    numbers: Mapping[str, Moments],
+) -> float:
+    """How far the means are from the reference's in that order."""
+    means = {name: draws[name].mean(0, keepdims=True) for name, _ in axes}
+    total = 0.0
+    for name, mean in _moved(means, axes, order).items():
+        other = numbers[name]
+        total += float(np.square((mean.reshape(-1) - other.mean) / np.maximum(other.sd, 1e-12)).sum())
+    return total
