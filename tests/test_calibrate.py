@@ -292,9 +292,9 @@ def test_exact_posteriors_pass(name):
 
 @pytest.mark.slow
 def test_exact_posteriors_of_factors_pass():
-    """Seed 0 is one of the twenty of which a right method fails one: truths and draws there are those of the closed form."""
-    found = calibrate("factor_analysis", "em", data="wine", standardize=True, rows=20, latents=2, seed=1)
-    assert found.verdict == "passes"
+    """A right method fails one seed in twenty by the verdict's level, and seed 0 is one: the level here is one in a thousand."""
+    found = calibrate("factor_analysis", "em", data="wine", standardize=True, rows=20, latents=2)
+    assert min(q.adjusted for q in found.quantities) > 1e-3
 
 
 @pytest.mark.slow
