@@ -28,7 +28,7 @@ from inference._mcmc import entries, hamiltonian
 from inference._mcmc.annealed import Annealed
 from inference._mcmc.hamiltonian import schedule
 from inference._method.estimates import LEAST_DRAWS, Estimates
-from inference._method.fit import Fit
+from inference._method.fit import DRAWS_PER_ROW, Fit
 from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from zoo._errors import Refusal
@@ -137,11 +137,11 @@ def _result(task: Task, density: LocalDensity, found: list[_Chunk], temperatures
         probabilities=density.marginals(torch.cat([c.assignments for c in found])),
         khat=told.khat.numpy() if chains >= TAIL else None,
         ess=told.ess.numpy(),
-        weighed=chains,
         warnings=_warnings(told, acceptance, chains),
         notes={
             "temperatures": temperatures,
             "chains": chains,
+            DRAWS_PER_ROW: chains,
             "acceptance": {"mean": float(acceptance.mean()), "min": float(acceptance.min())},
         },
     )
@@ -161,9 +161,8 @@ def _of_discrete(task: Task, temperatures: int, chains: int) -> Fit:
         probabilities=probabilities,
         khat=told.khat.numpy() if chains >= TAIL else None,
         ess=told.ess.numpy(),
-        weighed=chains,
         warnings=_warnings(told, torch.ones(told.n), chains),
-        notes={"temperatures": temperatures, "chains": chains, "moves": "gibbs"},
+        notes={"temperatures": temperatures, "chains": chains, DRAWS_PER_ROW: chains, "moves": "gibbs"},
     )
 
 

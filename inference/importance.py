@@ -26,7 +26,7 @@ from inference._density import guide as _mode_guide
 from inference._density import local, modes
 from inference._globals import importance as _globals
 from inference._method.estimates import Estimates
-from inference._method.fit import Fit
+from inference._method.fit import DRAWS_PER_ROW, Fit
 from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.summed import completed, summed
@@ -239,11 +239,15 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
         probabilities={n: torch.stack([1 - v, v], -1).numpy() for n, v in bits.items()},
         khat=found.khat.numpy(),
         ess=found.ess.numpy(),
-        weighed=how.samples,
         trace=history.trace("bound_per_datum"),
         converged=False if bool(found.doubtful.any()) else history.converged,
         warnings=_warnings(found, how, history) + _degenerate(lines),
-        notes={"proposal": how.proposal, "samples": how.samples, "epochs": len(history.objective)}
+        notes={
+            "proposal": how.proposal,
+            "samples": how.samples,
+            DRAWS_PER_ROW: how.samples,
+            "epochs": len(history.objective),
+        }
         | history.notes
         | ({} if how.filters is None else {"filters": how.filters, "fewest_lines": int(lines.min())}),
         guide=guide,

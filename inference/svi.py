@@ -23,7 +23,7 @@ import guides
 from guides import at
 from inference._exact.enumeration import Enumeration
 from inference._laplace.globals import approximation
-from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._method.fit import DRAWS_PER_ROW, Evidence, Fit, GlobalGaussian
 from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.summed import completed, summed
@@ -327,11 +327,10 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         probabilities=probabilities,
         khat=nearness.khat,
         ess=nearness.ess,
-        weighed=nearness.draws,
         trace=history.trace("elbo_per_datum" if guide is not None else "log_likelihood_per_datum"),
         converged=history.converged,
         warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.is_exact)],
-        notes=notes,
+        notes={**notes, DRAWS_PER_ROW: nearness.draws},
         guide=guide,
         global_gaussian=gaussian,
     )

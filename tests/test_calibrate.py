@@ -292,7 +292,7 @@ def test_exact_posteriors_pass(name):
 
 @pytest.mark.slow
 def test_exact_posteriors_of_factors_pass():
-    """A right method fails one seed in twenty by the verdict's level, and seed 0 is one: the level here is one in a thousand."""
+    """By the verdict's level a right method fails one seed in twenty, and seed 0 is one: here it is one in a thousand."""
     found = calibrate("factor_analysis", "em", data="wine", standardize=True, rows=20, latents=2)
     assert min(q.adjusted for q in found.quantities) > 1e-3
 

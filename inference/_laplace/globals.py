@@ -267,7 +267,6 @@ def _result(search: Search, peak: Peak) -> Fit:
         standard_errors={n: v.numpy() for n, v in outer.errors.items()},
         khat=local.khat,
         ess=local.ess,
-        weighed=local.weighed,
         trace={"log_joint" if search.globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
         converged=peak.converged,
         warnings=[*warnings, *local.warnings],

@@ -21,7 +21,7 @@ from inference._density import newton, quadrature
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
 from inference._density.together import Together
-from inference._method.fit import Arrays
+from inference._method.fit import DRAWS_PER_ROW, Arrays
 from inference._method.row_posteriors import MOST_NUMBERS
 from inference._method.task import Task
 from inference._numerics.psis import psis
@@ -51,7 +51,6 @@ class Locals:
     probabilities: Arrays = field(default_factory=dict)
     khat: np.ndarray | None = None
     ess: np.ndarray | None = None
-    weighed: int | None = None
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
 
@@ -286,7 +285,8 @@ class Nested(Inner):
             q = self._wider(modes)
             z, chosen = q.draw(self.samples)
             log_w = there.log_joint(z, chosen) - q.log_prob(z, chosen)
-            (out.khat, out.ess), out.weighed = psis(log_w.numpy()), self.samples
+            out.khat, out.ess = psis(log_w.numpy())
+            out.notes[DRAWS_PER_ROW] = self.samples
             value, se = weights.log_mean(log_w)
             if not self.by_nodes:
                 out.notes["inner_correction"] = float(weighed(value, self.task.weights, slice(None)).sum()) - plain

@@ -18,7 +18,7 @@ from inference._density import modes as _all_modes
 from inference._density import newton
 from inference._density.local import LocalDensity
 from inference._density.newton import Modes
-from inference._method.fit import Evidence, Fit, weighed
+from inference._method.fit import DRAWS_PER_ROW, Evidence, Fit, weighed
 from inference._method.progress import Step
 from inference._method.start import Start, begin
 from inference._method.task import Task
@@ -175,7 +175,6 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
         probabilities=density.marginals(modes.assignment_weights),
         khat=drawn.khat,
         ess=drawn.ess,
-        weighed=drawn.samples,
         trace={"log_evidence_per_datum": np.asarray(history.objective)} if history.objective else {},
         converged=history.converged and found,
         warnings=_warnings(task, modes, drawn, history, options),
@@ -185,6 +184,7 @@ def _result(task: Task, density: LocalDensity, modes: Modes, options: Options, h
             "hessians_damped": int(modes.damped.any(1).sum()),
             "rows_with_several_modes": int(modes.several.sum()),
             "samples": options.samples,
+            DRAWS_PER_ROW: drawn.samples,
         },
         guide=guide,
     )

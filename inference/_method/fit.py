@@ -14,6 +14,7 @@ from inference._numerics.coordinates import Coordinates
 from inference._sampling.khat import EVEN, LIMIT
 
 Arrays = dict[str, np.ndarray]
+DRAWS_PER_ROW = "draws_per_row"  # the note of how many weights of each row `khat` and `ess` come from
 Kind = Literal["exact", "lower bound", "estimate", "upper bound"]
 
 
@@ -109,7 +110,6 @@ class Fit:
     standard_errors: Arrays = field(default_factory=dict)  # like `parameters`
     khat: np.ndarray | None = None  # [n], PSIS shape of the importance weights of each row
     ess: np.ndarray | None = None  # [n], effective sample size of each row
-    weighed: int | None = None  # how many draws of each row these two come from
     trace: Arrays = field(default_factory=dict)  # name -> [iterations]
     chains: Arrays = field(
         default_factory=dict
@@ -124,7 +124,8 @@ class Fit:
         """Rows whose weights cannot be trusted [n], or [0] where there are no weights; nearly equal ones have no tail."""
         if self.khat is None:
             return np.zeros(0, bool)
-        even = self.weighed is not None and self.ess is not None and self.ess >= EVEN * self.weighed
+        draws = self.notes.get(DRAWS_PER_ROW)
+        even = isinstance(draws, int) and self.ess is not None and self.ess >= EVEN * draws
         return np.asarray(~(self.khat <= LIMIT) & ~np.asarray(even))
 
     def with_notes(self, warnings: list[str], notes: Mapping[str, object] | None = None) -> Fit:
