@@ -251,7 +251,9 @@ def test_a_covariance_of_separate_variances_and_correlations():
     scatter = torch.tensor([[9.0, -3.0], [-3.0, 2.0]], dtype=torch.float64)
 
     def of(value, n):
-        return float(prior.log_prob(value) - 0.5 * (n * torch.logdet(value) + torch.trace(torch.linalg.solve(value, scatter))))
+        return float(
+            prior.log_prob(value) - 0.5 * (n * torch.logdet(value) + torch.trace(torch.linalg.solve(value, scatter)))
+        )
 
     def matrix(u):
         root = torch.tensor([[np.exp(u[0]), 0.0], [u[1], np.exp(u[2])]], dtype=torch.float64)
@@ -266,7 +268,9 @@ def test_a_covariance_of_separate_variances_and_correlations():
         assert of(value, n) == pytest.approx(-best.fun, abs=1e-7)
     v, rho = np.array([0.7, 3.0]), -0.4
     at = torch.tensor([[v[0], rho * v.prod() ** 0.5], [rho * v.prod() ** 0.5, v[1]]])
-    wanted = scipy.stats.invgamma(2, scale=[1, 4]).logpdf(v).sum() + np.log(0.75 * (1 - rho**2)) - 0.5 * np.log(v.prod())
+    wanted = (
+        scipy.stats.invgamma(2, scale=[1, 4]).logpdf(v).sum() + np.log(0.75 * (1 - rho**2)) - 0.5 * np.log(v.prod())
+    )
     assert float(prior.log_prob(at.double())) == pytest.approx(wanted, abs=1e-6)
     torch.manual_seed(0)
     draws = prior.expand([2]).sample((4000,))

@@ -187,6 +187,8 @@ class Model(PyroModule):
             prior = dist.InverseGamma(torch.full((D,), 2.0), s.square()).expand([K, D]).to_event(2)
             return weights, locs, pyro.sample("variances", prior).sqrt()  # [K, D]
         each = [] if self.letters == "EEE" else [K]
-        prior = InverseWishart(torch.tensor(D + 2.0), s.square().diag()) if self.conjugate else Separated(2.0, s**2, 2.0)
+        prior = (
+            InverseWishart(torch.tensor(D + 2.0), s.square().diag()) if self.conjugate else Separated(2.0, s**2, 2.0)
+        )
         covariances = pyro.sample("covariances", prior.expand(each).to_event(len(each)))  # [K, D, D] or [D, D]
         return weights, locs, torch.linalg.cholesky(covariances) if self.noise else covariances

@@ -63,7 +63,9 @@ class Model(PyroModule):
 
     many_optima = True  # of the likelihood: methods that climb it start several times
 
-    def __init__(self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",), priors: bool = False) -> None:
+    def __init__(
+        self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",), priors: bool = False
+    ) -> None:
         super().__init__()
         if x.dim() != 2:
             raise UsageError(f"latent_classes expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
@@ -101,7 +103,9 @@ class Model(PyroModule):
         self._set(MEANS[family] + categories, start, SUPPORTS[family])
         if family == "normal":
             spread = (values - mean).square().nanmean(0).sqrt()
-            self._set("variances" if self.priors else "scales", spread.repeat(K, 1) ** (1 + self.priors), constraints.positive)
+            self._set(
+                "variances" if self.priors else "scales", spread.repeat(K, 1) ** (1 + self.priors), constraints.positive
+            )
         self.register_buffer(f"{site}_mean", mean.clamp(min=0.01) if family == "poisson" else mean)
 
     def _set(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
@@ -115,7 +119,9 @@ class Model(PyroModule):
     def _prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
         if name == "weights" or name.startswith("probs_"):
             ones = torch.ones_like(start)
-            return dist.Dirichlet(2 * ones if name == "weights" else ones + 1 / ones.shape[-1]).to_event(start.dim() - 1)
+            return dist.Dirichlet(2 * ones if name == "weights" else ones + 1 / ones.shape[-1]).to_event(
+                start.dim() - 1
+            )
         if name == "probs":
             return dist.Beta(torch.full_like(start, 1.5), 1.5).to_event(2)
         if name == "rates":

@@ -72,7 +72,13 @@ class Model(PyroModule):
         priors: bool = False,
     ) -> None:
         super().__init__()
-        self.K, self.q, self.likelihood, self.priors, self.names = components, covariates, likelihood, priors, list[str]()
+        self.K, self.q, self.likelihood, self.priors, self.names = (
+            components,
+            covariates,
+            likelihood,
+            priors,
+            list[str](),
+        )
         self.gated, self.regressed = gate == "covariates" and components > 1, experts == "covariates"
         self._check(x)
         self.E = x.shape[1] - covariates

@@ -206,7 +206,9 @@ class Nested(Inner):
     def _evidences(self, parameters: Values, globals: Values) -> Tensor:
         together = Together(self.density, globals, parameters)
         if self.held is not None:
-            each = quadrature.log_evidence(together, self.held.rows(torch.arange(self.density.n).repeat(together.B)), few=True)
+            each = quadrature.log_evidence(
+                together, self.held.rows(torch.arange(self.density.n).repeat(together.B)), few=True
+            )
         else:
             modes = self.modes_together(globals, parameters)[1]
             each = (quadrature if self.by_nodes else newton).log_evidence(together, modes)

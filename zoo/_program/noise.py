@@ -19,7 +19,7 @@ from zoo._errors import UsageError
 from zoo._program.masked_normal import MarginalNormal
 from zoo._program.trace import Node, Shape
 
-MOST_STEPS, STANDS = 10, 1e-9  # of a covariance to its most probable value; the relative change at which it is there
+MOST_STEPS, STANDS = 5, 1e-4  # of a covariance to its most probable value; the relative change at which it is there
 
 
 class Noisy(TorchDistribution):
@@ -188,7 +188,9 @@ class Separated(TorchDistribution):
         log_det = 2 * torch.linalg.cholesky(value).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         each = a * self.rate.log() - math.lgamma(a) - self._power * variances.log() - self.rate / variances
         half, alpha = 0.5 * (D - 1), torch.tensor(self.shape + 0.5 * (D - 1), dtype=torch.float64)
-        volume = half * math.log(math.pi) + torch.mvlgamma(alpha - 0.5, D - 1) - (D - 1) * alpha.lgamma() if D > 1 else 0.0
+        volume = (
+            half * math.log(math.pi) + torch.mvlgamma(alpha - 0.5, D - 1) - (D - 1) * alpha.lgamma() if D > 1 else 0.0
+        )
         return each.sum(-1) + (self.shape - 1) * log_det - float(volume)
 
     @property
