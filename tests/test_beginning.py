@@ -43,7 +43,7 @@ def test_global_latents_begin_there_too(tmp_path):
         ({"components": 2, "covariance": "diagonal"}, "Expected values of locs, scales, weights of 'gmm'"),
         ({"components": 2, "start": "kmeans"}, "give init or start=kmeans, not both"),
         ({"components": 2, "method": "importance"}, "init says where learning begins, for em, laplace, svi"),
-        ({"components": 2, "priors": True, "method": "svi"}, "svi begins with its guide"),
+        ({"components": 2, "priors": True, "method": "svi"}, "with global latents svi begins at its guide"),
         ({"components": 2, "init": "nothing"}, "Expected the folder of a run"),
     ],
 )
@@ -67,5 +67,5 @@ def test_values_outside_a_support_are_refused(tmp_path):
         "scale_tril": np.tile(np.eye(4), (2, 1, 1)).tolist(),
     }
     (tmp_path / "at.json").write_text(json.dumps(at))
-    with pytest.raises(UsageError, match="'weights' in .* outside its support"):
+    with pytest.raises(UsageError, match=r"'weights' in .* outside its support"):
         run("gmm", X, "em", components=2, init=tmp_path / "at.json", quiet=True)

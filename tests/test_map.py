@@ -263,7 +263,10 @@ def test_a_covariance_of_separate_variances_and_correlations():
         best = scipy.optimize.minimize(lambda u, n=n: -of(matrix(u), n), np.zeros(3), method="Nelder-Mead", tol=1e-10)
         value = torch.eye(2, dtype=torch.float64)
         for _ in range(20):
-            before, value = of(value, n), prior.mode(value, scatter, torch.full((1, 1), n, dtype=torch.float64))
+            before, value = (
+                of(value, n),
+                prior.most_probable(value, scatter, torch.full((1, 1), n, dtype=torch.float64)),
+            )
             assert of(value, n) >= before - 1e-10
         assert of(value, n) == pytest.approx(-best.fun, abs=1e-7)
     v, rho = np.array([0.7, 3.0]), -0.4

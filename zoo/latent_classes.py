@@ -22,7 +22,7 @@ deviations s. None lets a class collapse, or a probability end at 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -135,8 +135,8 @@ class Model(PyroModule):
         """θ, or a draw from the priors."""
         if not self.priors:
             return {name: self._get(name) for name in self.names}
-        starts = {name: self._get(f"{name}_start") for name in self.names}
-        return {n: pyro.sample(n, self._prior(n, s), infer={"init": s}) for n, s in starts.items()}
+        starts: dict[str, Any] = {name: {"init": self._get(f"{name}_start")} for name in self.names}
+        return {n: pyro.sample(n, self._prior(n, s["init"]), infer=s) for n, s in starts.items()}
 
     def _get(self, name: str) -> Tensor:
         return getattr(self, name)

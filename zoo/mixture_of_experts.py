@@ -51,7 +51,8 @@ class Model(PyroModule):
 
     Parameters (constrained shapes; E = D − q responses): `gate` [K−1, q] and `gate_offset` [K−1], the log-odds of experts
     1, 2, … against expert 0, or `weights` [K]; `slopes` [K, E, q], `offsets` [K, E]; `scales` [K, E] (gaussian). With
-    likelihood="categorical" (responses 0, 1, …) `probs` [K, E, categories] in place of slopes and offsets. With priors `variances` are in place of scales.
+    likelihood="categorical" (responses 0, 1, …) `probs` [K, E, categories] in place of slopes and offsets.
+    With priors there are `variances` in place of scales.
 
     They hold for covariates less their means (buffer `center` [q]) in units of their standard deviations (`spread`), and
     the experts' gaussian regressions for responses in such units too (`middle` and `unit` [E]): a slope in the data's own

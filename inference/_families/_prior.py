@@ -28,7 +28,7 @@ def has_mode(prior: Distribution) -> bool:
         return bool((prior.concentration >= 1).all())
     if isinstance(prior, dist.Wishart):
         return bool((prior.df >= prior.event_shape[-1] + 1).all())
-    return not isinstance(prior, Separated) or prior.shape >= 1
+    return not isinstance(prior, Separated) or prior.lkj >= 1
 
 
 def added(pool: Pool) -> tuple[Tensor | float, Tensor | float]:
@@ -80,7 +80,9 @@ def covariance_mode(pool: Pool, scatter: Tensor, n: Tensor) -> Tensor:
     if isinstance(prior, Separated):
         value = pool.value.reshape(-1, D, D)
         every = prior.expand(pool.value.shape[:-2])
-        return Separated(prior.concentration, every.rate.to(n).reshape(-1, D), prior.shape).mode(value, scatter, n)
+        return Separated(prior.concentration, every.rate.to(n).reshape(-1, D), prior.lkj).most_probable(
+            value, scatter, n
+        )
     assert isinstance(prior, InverseWishart | dist.Wishart)  # `priors` says so
     df = prior.df.to(n).expand(pool.value.shape[:-2]).reshape(-1, 1, 1)
     scale = prior.scale if isinstance(prior, InverseWishart) else prior.precision_matrix

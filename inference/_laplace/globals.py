@@ -34,6 +34,7 @@ from zoo._errors import Refusal
 MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
+FROM_CHAINS = 1600  # draws that the fit holds, at least
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 
@@ -210,9 +211,9 @@ def _by_chains(search: Search, peak: Peak, plain: _Outer) -> _Outer | None:
     found = search.walked(peak, plain.gaussian.scale_tril.double())
     if found is None:
         return None
-    told, C = found.told, len(found.flat)
-    kept = found.drawn.kept(max(C, search.task.draws))
-    draws, flat = found.flat[:, kept].flatten(0, 1), found.flat.flatten(0, 1)
+    told, draws = found.told, search.task.draws
+    kept = found.drawn.kept(max(FROM_CHAINS, draws) if draws >= 200 else draws)  # fewer of large data
+    flat, chosen = found.flat.flatten(0, 1), found.flat[:, kept].flatten(0, 1)
     notes: dict[str, object] = {
         "global_draws": "chains on their density with the local latents integrated out, begun at Laplace's Gaussian",
         "rhat_of_globals": max(told.rhat.values()),
@@ -220,8 +221,8 @@ def _by_chains(search: Search, peak: Peak, plain: _Outer) -> _Outer | None:
     }
     shares = torch.full((len(flat),), 1 / len(flat), dtype=flat.dtype)
     out = _averaged(search, peak, flat, shares, search.mass(peak), notes)
-    own = _gaussian_draws(search, peak)[torch.arange(len(draws)) % search.task.draws]
-    out.draws = own.index_copy(1, search.places, draws)
+    own = _gaussian_draws(search, peak)[torch.arange(len(chosen)) % draws]
+    out.draws = own.index_copy(1, search.places, chosen)
     out.chains = found.drawn.told(kept)
     if max(told.rhat.values()) >= AGREE:
         out.warnings.append(

@@ -93,13 +93,13 @@ class Search:
         return replace(again, flat=again.flat[:, order.argsort()])
 
     def walked(self, peak: Peak, tril: Tensor) -> Walked | None:
-        """Draws of the global latents by chains, from a Gaussian at a peak on; None where they do not stand for the posterior."""
+        """Draws of the global latents by chains from a Gaussian at a peak on; None where they cannot be trusted."""
         mode, inner = peak.flat[self.places], self.inner
         assert isinstance(inner, Nested)
         count = walked.CHAINS * (walked.WARMUP + walked.KEPT)
-        with self.task.progress("laplace: walking", count) as step:
-            with inner.holding({n: v for n, v in self.values(peak.flat).items() if n in self.globals}):
-                found = walked.walked(self.beside(peak), mode, tril, self.layout.unflatten, self.task.seed, step)
+        point = {n: v for n, v in self.values(peak.flat).items() if n in self.globals}
+        with self.task.progress("laplace: walking", count) as step, inner.holding(point):
+            found = walked.walked(self.beside(peak), mode, tril, self.layout.unflatten, self.task.seed, step)
         some = torch.linspace(0, found.drawn.log_p.size - 1, CHECKED).long()
         with torch.no_grad():
             exact = self.beside(peak)(found.flat.flatten(0, 1)[some])

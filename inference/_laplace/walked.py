@@ -46,7 +46,7 @@ def walked(
     tril: Tensor,
     named: Callable[[Tensor], Mapping[str, Tensor]],
     seed: int,
-    step: Callable[..., object],
+    step: Callable[[], None],
 ) -> Walked:
     """Chains about a mode [d] with the root of a covariance there; `named`: draws [C, S, d] as values of the latents."""
     generator = torch.Generator().manual_seed(seed)

@@ -154,20 +154,20 @@ class InverseWishart(TorchDistribution):
 class Separated(TorchDistribution):
     """A covariance matrix by its variances and its correlations (Barnard, McCulloch & Meng 2000).
 
-    Σ = diag(v)^½ C diag(v)^½ [D, D] with v_d ~ InverseGamma(`concentration`, `rate`_d) and C ~ LKJ(`shape`).
+    Σ = diag(v)^½ C diag(v)^½ [D, D] with v_d ~ InverseGamma(`concentration`, `rate`_d) and C ~ LKJ(`lkj`).
     """
 
     arg_constraints = {"rate": constraints.independent(constraints.positive, 1)}
     support = constraints.positive_definite
 
-    def __init__(self, concentration: float, rate: Tensor, shape: float, validate_args: bool | None = None) -> None:
-        self.concentration, self.rate, self.shape = concentration, rate, shape
+    def __init__(self, concentration: float, rate: Tensor, lkj: float, validate_args: bool | None = None) -> None:
+        self.concentration, self.rate, self.lkj = concentration, rate, lkj
         super().__init__(rate.shape[:-1], rate.shape[-1:] * 2, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Separated:
         """The same for a batch."""
         rate = self.rate.expand((*batch_shape, self.rate.shape[-1]))
-        return Separated(self.concentration, rate, self.shape, validate_args=False)
+        return Separated(self.concentration, rate, self.lkj, validate_args=False)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """A draw of the variances, and one of the correlations."""
@@ -175,7 +175,7 @@ class Separated(TorchDistribution):
         scales = dist.InverseGamma(self.concentration, self.rate).sample(shape).sqrt()
         if D == 1:
             return scales.unsqueeze(-1).square()
-        size = torch.as_tensor(self.shape).to(self.rate)
+        size = torch.as_tensor(self.lkj).to(self.rate)
         root = scales.unsqueeze(-1) * dist.LKJCholesky(D, size).sample(shape + self.batch_shape)
         return root @ root.mT
 
@@ -187,25 +187,25 @@ class Separated(TorchDistribution):
         variances = value.diagonal(dim1=-2, dim2=-1)
         log_det = 2 * torch.linalg.cholesky(value).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         each = a * self.rate.log() - math.lgamma(a) - self._power * variances.log() - self.rate / variances
-        half, alpha = 0.5 * (D - 1), torch.tensor(self.shape + 0.5 * (D - 1), dtype=torch.float64)
+        half, alpha = 0.5 * (D - 1), torch.tensor(self.lkj + 0.5 * (D - 1), dtype=torch.float64)
         volume = (
             half * math.log(math.pi) + torch.mvlgamma(alpha - 0.5, D - 1) - (D - 1) * alpha.lgamma() if D > 1 else 0.0
         )
-        return each.sum(-1) + (self.shape - 1) * log_det - float(volume)
+        return each.sum(-1) + (self.lkj - 1) * log_det - float(volume)
 
     @property
     def _power(self) -> float:
         """Of 1/v_d in the density."""
-        return self.concentration + self.shape + 0.5 * (self.rate.shape[-1] - 1)
+        return self.concentration + self.lkj + 0.5 * (self.rate.shape[-1] - 1)
 
-    def mode(self, value: Tensor, scatter: Tensor, n: Tensor) -> Tensor:
+    def most_probable(self, value: Tensor, scatter: Tensor, n: Tensor) -> Tensor:
         """Σ of largest log p(Σ) − ½ (n log |Σ| + tr Σ⁻¹ S), for S = `scatter` of n [..., 1, 1] rows, by steps from `value`.
 
         With P = Σ⁻¹, 1/v_d is the least of uᵀ P u with u_d = 1, so that −b/v_d ≥ −b uᵀ P u with u the column d of Σ / v_d as
         it stands; and −log v ≥ −log v₀ − (v − v₀) / v₀. What is left, −½ (m log |Σ| + tr P T) − tr Σ E, has its top where
         T = m Σ + 2 Σ E Σ: with X = E^½ Σ E^½ a quadratic equation in X. No step lowers the density (Hunter & Lange 2004).
         """
-        m = n - 2 * (self.shape - 1)
+        m = n - 2 * (self.lkj - 1)
         for _ in range(MOST_STEPS):
             variances, before = value.diagonal(dim1=-2, dim2=-1), value
             away = value / variances.unsqueeze(-2)
