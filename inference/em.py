@@ -8,9 +8,10 @@ that.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,8 @@ CLIMB = 200  # of its iterations at a time
 LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
 STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM may stand still far from the top
 NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
-NEWTON_STEPS = 20
-WAITS = 50
+NEWTON_STEPS, WAITS = 20, 50
+ASIDE = 10  # steps from a little aside of a start that has no slope
 BORDER = "a variance goes to 0 there, and the density grows without bound"
 ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
@@ -167,6 +168,10 @@ class _State:
     def __init__(self, task: Task, climb: _Climb, options: _Options) -> None:
         self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
         self.exact, self.globals = task.engine, climb.globals
+        self.begin, self.aside = (
+            {**task.theta(), **self.globals},
+            False,
+        )  # `aside`: whether it has looked aside of a flat spot
         self.how = task.plan(self.globals)
         self.leap = Leap(task)
         self.stats, value = self._e_step()
@@ -175,7 +180,6 @@ class _State:
             raise UsageError(
                 f"em: log p(x) is {value} at the start values: some rows have zero density there. Start from other values."
             )
-        self.surface: Surface | None = None
         self.last: _Kept | None = None  # where it was before the last step
         self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
         self.next_climb = NUMERIC if self.how.by_steps(self.globals) else SLOW
@@ -183,9 +187,18 @@ class _State:
     def _e_step(self) -> tuple[Statistics, float]:
         return (stats := self.exact.e_step(self.globals)), stats.log_joint
 
+    def _m_step(self) -> None:
+        needed = self.stats.need_responsibilities
+        weights = self.exact.responsibilities(None, self.globals) if needed else None
+        self.floor.clear()
+        self.globals = self.task.m_step(self.how, self.stats, self.globals, self.floor, weights)
+
+    @cached_property
+    def surface(self) -> Surface:
+        """log p(x, globals; θ) as a surface."""
+        return Surface(self.task, self.globals, self.floor, self._least())
+
     def _spot(self) -> Spot:
-        if self.surface is None:
-            self.surface = Surface(self.task, self.globals, self.floor, self._least())
         self.surface.numeric = bool(self.how.by_steps(self.globals))
         return self.surface.here(self.stats, self.record.objective[-1], self.globals)
 
@@ -193,13 +206,10 @@ class _State:
 
     def step(self, leap: bool = True) -> None:
         """One M-step and E-step; with a leap now and then, which is taken back where it does not raise the likelihood."""
-        climb, task, kept, moved = self.record, self.task, self._keep(), False
+        climb, kept, moved = self.record, self._keep(), False
         climb.iterations += 1
         try:
-            needed = self.stats.need_responsibilities
-            weights = self.exact.responsibilities(None, self.globals) if needed else None
-            self.floor.clear()
-            self.globals = task.m_step(self.how, self.stats, self.globals, self.floor, weights)
+            self._m_step()
             if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
                 self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
             stats, value = self._e_step()
@@ -287,14 +297,12 @@ class _State:
         climb, tol = self.record, self.options.tol
         if len(climb.objective) < 2:
             return False
-        before, now = climb.objective[-2:]
-        if abs(now - before) > tol * abs(before):
+        if abs((now := climb.objective[-1]) - (before := climb.objective[-2])) > tol * abs(before):
             return False
         if wrong := self.exact.broken(self.how, self.stats):
             self._make_numeric(wrong)
             return False
         spot = self._spot()
-        assert self.surface is not None
         earlier = None
         if self.last is not None and not self.stats.need_responsibilities:
             theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
@@ -307,15 +315,33 @@ class _State:
             climb.left = self._newton(spot)
         self.waits += 1
         climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
-        if not climb.converged:
+        if climb.converged and not self.aside:
+            climb.converged = not self._leaves_a_saddle()
+        elif not climb.converged:
             self.next_climb = min(self.next_climb, climb.iterations)
             if self.futile > 1 or self.waits > WAITS:
                 climb.stuck = f"its steps gain nothing more, although the gradient promises {climb.left:.2g} nats"
         return climb.converged
 
+    def _leaves_a_saddle(self) -> bool:
+        """Whether steps from a little aside lead further up: what has not moved from its start may be at a saddle."""
+        kept, top, reached, self.aside = self._keep(), self.record.objective[-1], -math.inf, True
+        if (spot := self.surface.aside(self._spot(), self.begin)) is not None:
+            self.globals, self.stats = self.surface.put(spot.u), spot.stats
+            with contextlib.suppress(ArithmeticError, ValueError, RuntimeError):
+                for _ in range(ASIDE):
+                    self._m_step()
+                    self.stats, value = self._e_step()
+                reached = value
+        if not top + ENOUGH < reached < math.inf:
+            self._restore(kept)
+            return False
+        self.last, self.leap = None, Leap(self.task)
+        self._note(reached)
+        return True
+
     def _newton(self, spot: Spot) -> float:
         """Newton steps while they gain; what the last look promised, nats."""
-        assert self.surface is not None
         for _ in range(NEWTON_STEPS):
             left, step = self.surface.newton(spot)
             if left <= 0.01 * ENOUGH or self.record.iterations >= self.options.max_iter:
@@ -340,7 +366,6 @@ class _State:
         if self.leap.fresh:
             self.leap = Leap(self.task)  # the leap has been judged by its own E-step
         before = self._spot()
-        assert self.surface is not None
         self.step(leap=False)
         left = min(CLIMB, self.options.max_iter - climb.iterations)
         if not self.floor.fell and left > 0:
@@ -364,8 +389,8 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     held = RowPosteriors.of(task, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
-    notes: dict[str, object] = {"iterations": climb.iterations}
-    notes |= {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
+    notes: dict[str, object] = {"iterations": climb.iterations, "closed_form": list(climb.closed)}
+    notes |= {"numeric": list(climb.numeric)}
     notes |= {"collapsed": [component(task, a) for a in sorted(reached)]} if (reached := climb.floor.reached) else {}
     if climbs:
         notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
