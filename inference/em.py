@@ -43,8 +43,7 @@ CLIMB = 200  # of its iterations at a time
 LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
 STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM may stand still far from the top
 NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
-NEWTON_STEPS, WAITS = 20, 50
-ASIDE = 10  # steps from a little aside of a start that has no slope
+NEWTON_STEPS, WAITS, ASIDE = 20, 50, 10  # ASIDE: steps from a little aside of a start that has no slope
 BORDER = "a variance goes to 0 there, and the density grows without bound"
 ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
@@ -295,9 +294,8 @@ class _State:
     def at_the_top(self) -> bool:
         """Whether the last change is small, and nothing that matters is left to be gained."""
         climb, tol = self.record, self.options.tol
-        if len(climb.objective) < 2:
-            return False
-        if abs((now := climb.objective[-1]) - (before := climb.objective[-2])) > tol * abs(before):
+        before, now = climb.objective[-2:] if len(climb.objective) > 1 else (-math.inf, climb.objective[0])
+        if not abs(now - before) <= tol * abs(before) < math.inf:
             return False
         if wrong := self.exact.broken(self.how, self.stats):
             self._make_numeric(wrong)
@@ -315,9 +313,9 @@ class _State:
             climb.left = self._newton(spot)
         self.waits += 1
         climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
-        if climb.converged and not self.aside:
-            climb.converged = not self._leaves_a_saddle()
-        elif not climb.converged:
+        if climb.converged:
+            climb.converged = self.aside or not self._leaves_a_saddle()
+        else:
             self.next_climb = min(self.next_climb, climb.iterations)
             if self.futile > 1 or self.waits > WAITS:
                 climb.stuck = f"its steps gain nothing more, although the gradient promises {climb.left:.2g} nats"
@@ -389,11 +387,10 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     held = RowPosteriors.of(task, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
-    notes: dict[str, object] = {"iterations": climb.iterations, "closed_form": list(climb.closed)}
-    notes |= {"numeric": list(climb.numeric)}
+    steps = {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
+    notes: dict[str, object] = {"iterations": climb.iterations, **steps}
     notes |= {"collapsed": [component(task, a) for a in sorted(reached)]} if (reached := climb.floor.reached) else {}
-    if climbs:
-        notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor}
+    notes |= {"restarts": [c.objective[-1] for c in climbs], "variance_floor": floor} if climbs else {}
     notes |= {"starts": dict(climb.starts)} if climb.starts else {}
     notes |= {"posterior": held.left_out} if held.left_out else {}
     per_datum = exact.per_datum(None, globals).numpy()

@@ -341,5 +341,5 @@ def test_a_start_without_slope_is_no_end(prior):
 
     fit = run(program, x, "em").fit
     covariance = np.outer(fit.parameters["w"], fit.parameters["w"]) + 0.49 * np.eye(3)
-    value = stats.multivariate_normal(np.zeros(3), covariance).logpdf(x).sum()
+    value = multivariate_normal(np.zeros(3), covariance).logpdf(x).sum()
     assert fit.converged and fit.claimed.value == pytest.approx(value, abs=1e-6) and value > -690
