@@ -22,6 +22,7 @@ from inference import Run, run
 from inference._pictures._draw import plot
 from inference._run.cost import versions
 from zoo import _show
+from zoo._errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -156,6 +157,8 @@ def _options(options: Options) -> str:
 
 def write(results: Results) -> list[str]:
     """Write the tables into the pages; which they are. Raises `ValueError` for a table of `results` without a place."""
+    if lost := [page for page in PAGES if not (ROOT / page).is_file()]:
+        raise UsageError(f"the tables are written in a checkout of the project: there is no {lost[0]} in {ROOT}.")
     texts = {ROOT / page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
     found = set().union(*map(places, texts.values()))
     if lost := tables(results).keys() - found:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from _site import directives, equations, pages
+from _site import directives, equations, pages, roles
 
 
 def setup(app: Any) -> dict[str, bool]:
-    for part in (equations, directives, pages):
+    for part in (equations, directives, pages, roles):
         part.setup(app)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
