@@ -69,8 +69,9 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         per_datum = self.x.new_empty(self.N if whole else 0)
 
         def work(rows: slice) -> Sums:
+            terms = self.terms(rows, views)
             if responsibilities is None:
-                weights, found = _posterior(self.log_joint(rows, views, None, globals))
+                weights, found = _posterior(self.log_joint(rows, views, None, globals, terms))
                 found = weighed(found, self.weights, rows)
             else:
                 weights, found = responsibilities[rows], per_datum
@@ -79,7 +80,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
             if whole:
                 per_datum[rows] = found
             for name, params in observed:
-                sums[name] = self.families[name].statistics(self.values[name][rows], weights, params)
+                sums[name] = self.families[name].statistics(terms[name], weights, params)
             return sums
 
         sites = self.sweep(views, work)
@@ -93,7 +94,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
     def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
         family, out = self.families[view.name], []
         for some, value, params in self._latent_blocks(view):
-            out.append(family.statistics(value, counts[some].diag(), params))
+            out.append(family.statistics(family.terms(value), counts[some].diag(), params))
         return {name: torch.cat([stats[name] for stats in out]) for name in out[0]}
 
     def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

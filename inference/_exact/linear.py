@@ -208,7 +208,8 @@ class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, Line
         for name, params in moments.seen.others.items():
             if name in self.assignments:
                 values = self.data.values[name]
-                moments.sites[name] = self.families[name].statistics(values, moments.counts.diag(), params)
+                family = self.families[name]
+                moments.sites[name] = family.statistics(family.terms(values), moments.counts.diag(), params)
         moments.per_datum = torch.cat(per_datum)
         return moments
 
@@ -247,7 +248,9 @@ class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, Line
                 moments.add(g.name, self._site_moments(g, rows, posterior, weights, extended, weighted))
         for name, params in moments.seen.others.items():
             if name not in self.assignments:
-                moments.add(name, self.families[name].statistics(self.data.values[name][rows], weights, params))
+                family = self.families[name]
+                terms = family.terms(self.data.values[name][rows])
+                moments.add(name, family.statistics(terms, weights, params))
 
     def _site_moments(
         self, g: Gaussian, rows: slice, posterior: Posterior, weights: Tensor, extended: Tensor, weighted: Tensor
