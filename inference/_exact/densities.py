@@ -20,6 +20,7 @@ from inference._exact.engine import Statistics, Values
 from inference._exact.reading import local_nodes, observed, probe
 from inference._families._family import Family, Params
 from inference._families._registry import family_of, parameters_of
+from inference._numerics import ranks
 from inference._numerics.replayed import Replayed
 from inference._numerics.slices import fitting, slices
 from inference._numerics.threads import one_thread
@@ -228,8 +229,10 @@ class Densities:
         least = 1 if any(s.completes for s in self.structure.discrete_locals) else 64
         yield from slices(self.N, fitting(CHUNK_NUMBERS, width, least, CHUNK_ROWS))
 
-    def sweep(self, views: list[View], work: Callable[[slice], Sums]) -> Sums:
+    def sweep(self, views: list[View], work: Callable[[slice], Sums], shared: bool = False) -> Sums:
         """The sum over all chunks of `work(rows)`, without gradients; to the last bit the same in every run.
+
+        `shared`: among the processes of the run, each of which works on its rows alone.
 
         Each of torch's threads takes chunks of its own, the same ones every time. Shared out one by one, the products of
         a chunk are so small that the threads would mostly wait for each other. Where a site needs a trace of the program
@@ -240,13 +243,15 @@ class Densities:
         def share(mine: list[slice]) -> Sums:
             return functools.reduce(_add, map(work, mine), {})
 
-        chunks = list(self.chunks(views))
+        chunks = list(ranks.mine(self.chunks(views), self.N) if shared else self.chunks(views))
         alone = not traceless(views) or self.x.device.type != "cpu"
         workers = 1 if alone else min(torch.get_num_threads(), len(chunks))
         if workers == 1:
-            return share(chunks)
-        with one_thread(), ThreadPoolExecutor(workers) as pool:
-            return functools.reduce(_add, pool.map(share, [chunks[i::workers] for i in range(workers)]))
+            found = share(chunks)
+        else:
+            with one_thread(), ThreadPoolExecutor(workers) as pool:
+                found = functools.reduce(_add, pool.map(share, [chunks[i::workers] for i in range(workers)]))
+        return ranks.total(found, self.N) if shared else found
 
 
 def traceless(views: list[View]) -> bool:

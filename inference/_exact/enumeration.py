@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from inference._exact import mstep
-from inference._exact.densities import Densities, SiteStatistics, Sums, View
+from inference._exact.densities import Densities, SiteStatistics, Sums, View, traceless
 from inference._exact.engine import MOST_SUMMED, Engine, Plan, Points, Rows, Values
 from inference._families._family import Floor
+from inference._numerics import ranks
 from inference._numerics.weighted import weighed
 
 
@@ -65,7 +66,8 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         seen, log_prior = self.views(None, globals)
         views = self.ready(seen)
         observed = [(v.name, v.params) for v in views if v.params is not None and not v.latent]
-        whole = responsibilities is None and self.N <= MOST_SUMMED
+        shared = ranks.size() > 1 and traceless(views)  # what has no statistics needs the rows themselves
+        whole = responsibilities is None and self.N <= MOST_SUMMED and not shared
         per_datum = self.x.new_empty(self.N if whole else 0)
 
         def work(rows: slice) -> Sums:
@@ -83,7 +85,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
                 sums[name] = self.families[name].statistics(terms[name], weights, params)
             return sums
 
-        sites = self.sweep(views, work)
+        sites = self.sweep(views, work, shared)
         totals = sites.pop("")
         counts, per_datum = totals["counts"], per_datum if whole else totals["evidence"]
         for view in views:

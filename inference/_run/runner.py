@@ -15,6 +15,7 @@ import torch
 
 from inference._method.check import checked
 from inference._method.task import Task
+from inference._numerics import ranks
 from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
@@ -133,6 +134,8 @@ def run_request(
     """`run`, for a request."""
     _options.flags(trust=trust, quiet=quiet)
     _checkpoint.check_interval(checkpoint)
+    if ranks.started() > 1 and not ranks.is_first():  # which does the same, and leaves it to the first one to tell
+        out, resume, quiet = None, None, True
     if resume is not None:
         if out is not None:
             raise UsageError("a resumed run keeps its folder: give resume or out, not both.")
