@@ -81,7 +81,9 @@ class Model(PyroModule):
         self.stationary, self.priors = initial == "stationary", priors
         steps = x.reshape(len(x) * self.T, -1)  # [n T, D]
         if priors and emission == "full":
-            raise UsageError("hidden_markov has no priors for emission=full. Take emission=normal, or leave out priors.")
+            raise UsageError(
+                "hidden_markov has no priors for emission=full. Take emission=normal, or leave out priors."
+            )
         self._check(steps)
         self._parameters_from(steps)
 
