@@ -165,11 +165,12 @@ class Model(PyroModule):
         emission = self._emission()
         n, T = (size, self.T) if x is None else x.shape[:2]
         seen = None if x is None else x.reshape(n, T, -1)  # [n, T, D]
-        out = []
+        probs, out = start, []
         with pyro.plate("data", n):
             for t in range(T):
-                z = pyro.sample(f"z{t}", dist.Categorical(transitions[z] if t else start))  # [n]
-                out.append(pyro.sample(f"x{t}", emission(z), obs=None if x is None else seen[:, t]))  # [n, D]
+                z = pyro.sample(f"z{t}", dist.Categorical(probs))  # [n]
+                out.append(pyro.sample(f"x{t}", emission(z), obs=None if seen is None else seen[:, t]))  # [n, D]
+                probs = transitions[z]
         return torch.stack(out, 1).reshape(n, T, *self.shape).to(self.center.dtype) if x is None else x
 
     def _emission(self) -> Callable[[Tensor], dist.TorchDistribution]:

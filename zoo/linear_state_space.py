@@ -65,7 +65,7 @@ class Model(PyroModule):
             )
         self.T, self.shape, self.dynamics = x.shape[1], x.shape[2:], dynamics
         self.order = order if dynamics == "ar" else 1
-        if self.T <= self.order:
+        if self.order >= self.T:
             raise UsageError(f"dynamics=ar expects more steps than order={order}, got series of {self.T}.")
         steps = x.reshape(len(x) * self.T, -1)  # [n T, D]
         m = blockwise.center(steps)
@@ -106,12 +106,12 @@ class Model(PyroModule):
         """The program: x [n, T] or [n, T, D], or None to simulate `size` series. Returns x."""
         n, T = (size, self.T) if x is None else x.shape[:2]
         seen = None if x is None else x.reshape(n, T, -1)  # [n, T, D]
-        z, out = [], []
+        z, out = list[Tensor](), []
         with pyro.plate("data", n):
             for t in range(T):
                 z.append(pyro.sample(f"z{t}", self._next(z)))  # [n, S]
                 shown = dist.Normal(z[t] @ self.loadings.mT + self.mean, self.noise).to_event(1)
-                out.append(pyro.sample(f"x{t}", shown, obs=None if x is None else seen[:, t]))  # [n, D]
+                out.append(pyro.sample(f"x{t}", shown, obs=None if seen is None else seen[:, t]))  # [n, D]
         return torch.stack(out, 1).reshape(n, T, *self.shape) if x is None else x
 
     def _next(self, z: list[Tensor]) -> dist.TorchDistribution:

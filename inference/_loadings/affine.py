@@ -80,7 +80,7 @@ def columns_of(value: Tensor, x: Tensor) -> np.ndarray:
 
 
 def places_of(values: Sequence[Tensor], x: Tensor) -> list[np.ndarray]:
-    """`columns_of` for the values of several sites [rows, E_i], which do not share a column of x [rows, D] but where they must."""
+    """`columns_of` for the values of several sites [rows, E_i], which share a column of x only where they must."""
     if not values:
         return []
     joint = columns_of(torch.cat([v.to(x.dtype) for v in values], 1), x)

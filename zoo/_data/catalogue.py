@@ -16,6 +16,7 @@ SETS = {  # name: what it is; its size, and what else there is to know
     "binarized_mnist": "MNIST, binarised once; 50,000 x 784 (:valid and :test 10,000); from ZOO_DATA_DIR",
     "frey_face": "frames of a face in [0, 1]; 1,965 x 560 (28 x 20 pixels); from ZOO_DATA_DIR",
 }
+SERIES = ("earthquakes", "nile")  # whose rows are the steps of one series, named by their year
 PARTS = {
     "mnist": ("train", "test"),
     "fashion_mnist": ("train", "test"),
