@@ -63,6 +63,8 @@ def run(
     binarize: str | float | None = None,
     missing: str | None = None,
     covariance_of: int | None = None,
+    series: bool = False,
+    series_by: str | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -85,6 +87,8 @@ def run(
       columns that are conditioned on, `categories` those whose values become 0, 1, …; `na`: numbers and words that stand for a
       missing value.
     - `covariance_of`: `data` is the covariance (divisor n) or correlation matrix of this many rows, for Gaussian programs.
+    - `series`: the rows of the table are the steps of one series, x [1, T, D], or [1, T] of one column. `series_by`: there is a
+      series for each value of that column, and shorter ones end in missing steps.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -97,7 +101,7 @@ def run(
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
-    _options.flags(standardize=standardize)
+    _options.flags(standardize=standardize, series=series)
     request = request_of(model, data, method, options, seed, limit, dtype, device, preparation)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 

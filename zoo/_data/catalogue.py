@@ -8,12 +8,15 @@ SETS = {  # name: what it is; its size, and what else there is to know
     "mnist5k": "MNIST training images, 500 of each digit, in [0, 1]; 5,000 x 784; labels",
     "iris": "measurements of iris flowers (cm); 150 x 4; labels",
     "wine": "chemical analysis of wines; 178 x 13; labels",
+    "earthquakes": "earthquakes of magnitude 7 or more in the world, a count a year, 1900 to 2006; 1 x 107, one series",
+    "nile": "annual flow of the Nile at Aswan (1e8 m³), 1871 to 1970; 1 x 100, one series",
     "breast_cancer": "measurements of cell nuclei; 569 x 30; labels",
     "mnist": "handwritten digits in [0, 1]; 60,000 x 784 (mnist:test 10,000); labels; downloaded",
     "fashion_mnist": "clothes in [0, 1]; 60,000 x 784 (fashion_mnist:test 10,000); labels; downloaded",
     "binarized_mnist": "MNIST, binarised once; 50,000 x 784 (:valid and :test 10,000); from ZOO_DATA_DIR",
     "frey_face": "frames of a face in [0, 1]; 1,965 x 560 (28 x 20 pixels); from ZOO_DATA_DIR",
 }
+SERIES = ("earthquakes", "nile")  # whose rows are the steps of one series, named by their year
 PARTS = {
     "mnist": ("train", "test"),
     "fashion_mnist": ("train", "test"),
