@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo._data import covariance, mapped, steps
+from zoo._data import covariance, mapped, series, steps
 from zoo._data.catalogue import PARTS, SERIES, SETS, SHA256, URLS
 from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_standard_input
 from zoo._data.notation import Marks, as_float
@@ -227,6 +227,8 @@ def _read_set(name: str, part: str) -> Raw | Table:
 
         x, y = mnist_data()
         return Raw(x, what, source, labels=y, image_shape=(28, 28), divisor=255.0)
+    if name == "chords":
+        return Raw(series.chords(), what, source)
     if parts or name == "frey_face":
         return _full_set(name, part, what, source)
     import sklearn.datasets
@@ -242,6 +244,8 @@ def _full_set(name: str, part: str, what: str, source: str) -> Raw:
     if name == "binarized_mnist":
         with np.load(_full_file("binarized_mnist/binarized_mnist.npz"), allow_pickle=False) as bits:
             return Raw(np.unpackbits(bits[part], axis=1), what, source, image_shape=(28, 28))
+    if name == "jsb_chorales":
+        return Raw(series.chorales(_full_file("jsb_chorales/jsb_chorales_quarter.npz"), part), what, source)
     if name == "frey_face":
         from scipy.io import loadmat  # scikit-learn needs scipy, so it is there
 
