@@ -23,7 +23,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
-    "_site",
+    "_site.extension",
 ]
 exclude_patterns = ["_build", "_site", "notes", "gallery", "Makefile"]
 suppress_warnings = ["config.cache"]  # the gallery's order is a class

@@ -1,12 +1,1 @@
-"""What the site adds to Sphinx: equations without a network."""
-
-from __future__ import annotations
-
-from typing import Any
-
-from _site import equations
-
-
-def setup(app: Any) -> dict[str, bool]:
-    equations.setup(app)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+"""The site: what it adds to Sphinx (`extension`), and what its pages run (`session`), for which no Sphinx is needed."""
