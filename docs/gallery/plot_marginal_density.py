@@ -52,4 +52,4 @@ axes.legend(frameon=False, loc="upper left")
 # The command that gives the same fit, and the project's own picture of it: ``zoo run gmm --data faithful --columns waiting --out
 # runs/waits``, then ``zoo plot runs/waits``.
 
-own = fit.plot("clusters")
+fit.plot("clusters")
