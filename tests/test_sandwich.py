@@ -108,7 +108,13 @@ def test_the_exact_value_lies_between(program, start):
     ("program", "start"),
     [
         (causes, "prior"),
-        *in_full((factors, "prior"), (mixture, "prior"), (local.bent, "prior"), (local.bent, "modes"), (local.counts, "modes")),
+        *in_full(
+            (factors, "prior"),
+            (mixture, "prior"),
+            (local.bent, "prior"),
+            (local.bent, "modes"),
+            (local.counts, "modes"),
+        ),
     ],
 )
 def test_the_weights_are_unbiased_in_both_directions(program, start, monkeypatch):

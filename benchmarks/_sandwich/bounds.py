@@ -183,9 +183,7 @@ def _by_hamiltonian(found: Simulated, steps: Sequence[int], chains: int, leapfro
                 yield count, forth, hamiltonian.back(here, begin, count, leapfrog, sizes, step)
 
 
-def _from(
-    start: str, density: LocalDensity, z: Tensor, task: Task, rows: slice
-) -> tuple[hamiltonian.Tempered, Tensor]:
+def _from(start: str, density: LocalDensity, z: Tensor, task: Task, rows: slice) -> tuple[hamiltonian.Tempered, Tensor]:
     """What some rows' chains walk on from that start, and where there the z is that made x, [1, n, L]."""
     if start == "guide":
         return Guided(density, task.guide, rows), z
