@@ -205,12 +205,26 @@ class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, Line
                 per_datum[-1] = per_datum[-1].sum(0, keepdim=True)
             weights = posterior.weights if responsibilities is None else responsibilities[rows]
             self._collect(moments, rows, posterior, weighed(weights, self.weights, rows))
+        self._count(moments)
+        moments.per_datum = torch.cat(per_datum)
+        return moments
+
+    @torch.no_grad()
+    def sampled(self, draws: int, globals: Values | None = None) -> tuple[Moments, Tensor]:
+        moments, shares = self._no_moments(globals), self.x.new_empty(self.N, self.A)
+        for rows in self.chunks():
+            found = Posterior.of_draws(*self._posterior(rows, moments.seen).draw(draws), self.A)
+            shares[rows] = found.log_evidence.exp()
+            self._collect(moments, rows, found, weighed(shares[rows], self.weights, rows))
+        self._count(moments)
+        return moments, shares
+
+    def _count(self, moments: Moments) -> None:
+        """The statistics of discrete latents, which are those of their values, each as often as it is expected."""
         for name, params in moments.seen.others.items():
             if name in self.assignments:
                 values = self.data.values[name]
                 moments.sites[name] = self.families[name].statistics(values, moments.counts.diag(), params)
-        moments.per_datum = torch.cat(per_datum)
-        return moments
 
     def look(self, globals: Values | None = None) -> Moments:
         return self._no_moments(globals)

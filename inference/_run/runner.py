@@ -280,7 +280,7 @@ def run_prepared(
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    check_serves(prepared, method, learn)
+    check_serves(prepared, method, learn, options)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
