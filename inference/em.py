@@ -142,6 +142,7 @@ def _by_completion(task: Task, how: EStep, max_iter: int | None, start: Start, f
         if how.kind == "hard":
             assert isinstance(by, ByStatistics)
             climb.objective, settled = classify(task, by, iterations, step)
+            notes["climbed"] = "log p(x, a; θ) of the most probable latents a, not log p(x; θ)"
             said = (
                 [] if settled else [f"em with e_step=hard did not settle in {iterations} iterations; raise max_iter."]
             )
