@@ -1,4 +1,4 @@
-"""Posterior collapse: KL by number, active units and mutual information against PPCA's closed form; the warning; the picture."""
+"""Posterior collapse: KL by number, active units and mutual information against PPCA's closed form; warning and picture."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pyro
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides import at
@@ -26,6 +27,7 @@ ACTIVE = 0.01  # of the prior's variance, above which the variance of q's mean o
 MOST_ROWS, PAIRED_ROWS = 10_000, 1000
 MOST_NUMBERS = 1000  # of latents in a row, that are noted one by one
 MOST_NAMED = 10
+NORMAL = (torch.distributions.Normal, torch.distributions.MultivariateNormal)
 
 
 @dataclass
@@ -37,12 +39,6 @@ class _Normals:
     prior_mean: Tensor
     prior_scale: Tensor
     drawn: Tensor
-    diagonal: bool  # whether q's numbers are independent given the row
-
-    @classmethod
-    def joined(cls, parts: list[_Normals]) -> _Normals:
-        names = ("mean", "scale", "prior_mean", "prior_scale", "drawn")
-        return cls(*(torch.cat([getattr(p, n) for p in parts]) for n in names), all(p.diagonal for p in parts))
 
     def kl(self) -> Tensor:
         """KL(q ‖ p) of each number by itself [n, d], nats."""
@@ -68,8 +64,7 @@ def collapse(task: Task, guide: torch.nn.Module) -> tuple[list[str], dict[str, o
     kl = {name: _mean(task, rows, n.kl()) for name, n in found.items()}
     notes: dict[str, object] = {"kl_by_dimension": {name: v.tolist() for name, v in kl.items()}}
     notes["active_units"] = {name: int(_active(n).sum()) for name, n in found.items()}
-    alone = len(structure.local_latents) == 1 and next(iter(found.values())).diagonal
-    if alone and len(rows) > 1:
+    if len(structure.local_latents) == 1 and len(rows) > 1 and _independent(task, guide):
         notes["mutual_information"] = _mutual(next(iter(found.values())))
     return _warnings(kl), notes
 
@@ -89,28 +84,35 @@ def _warnings(kl: dict[str, Tensor]) -> list[str]:
 def _normals(task: Task, guide: torch.nn.Module, rows: Tensor, site: Site) -> _Normals | None:
     parts = []
     for some in weights.chunks(task.x[rows], 1):
-        index = rows[some]
-        x = task.x[index]
-        with task.program.settings():
-            q = pyro.poutine.trace(at(guide, index)).get_trace(x)
+        x, q = _trace(task, guide, rows[some])
         latents = {s.name: node_of(q, s.name)["value"] for s in task.structure.local_latents}
-        p = task.program.joint_trace(x, latents=latents)
-        mine, prior = node_of(q, site.name), node_of(p, site.name)
-        of_q, of_p = _moments(mine["fn"]), _moments(prior["fn"])
-        if of_q is None or of_p is None or not (is_plain(mine) and is_plain(prior)):
+        mine, prior = node_of(q, site.name), node_of(task.program.joint_trace(x, latents=latents), site.name)
+        if not all(is_plain(n) and isinstance(_base(n["fn"]), NORMAL) for n in (mine, prior)):
             return None
-        values = [_flat(task, site, v, len(x)) for v in (*of_q[:2], *of_p[:2], mine["value"])]
-        parts.append(_Normals(*values, diagonal=of_q[2]))
-    return _Normals.joined(parts)
+        of_q, of_p = _base(mine["fn"]), _base(prior["fn"])
+        values = of_q.mean, of_q.stddev, of_p.mean, of_p.stddev, mine["value"]
+        parts.append([_flat(task, site, v, len(x)) for v in values])
+    return _Normals(*(torch.cat(some) for some in zip(*parts, strict=True)))
 
 
-def _moments(fn: torch.distributions.Distribution) -> tuple[Tensor, Tensor, bool] | None:
-    """Mean and standard deviation of each number of a normal distribution, and whether they are independent; else None."""
+def _trace(task: Task, guide: torch.nn.Module, rows: Tensor) -> tuple[Tensor, Trace]:
+    """x of some rows, and the guide run on them."""
+    with task.program.settings():
+        return task.x[rows], pyro.poutine.trace(at(guide, rows)).get_trace(task.x[rows])
+
+
+def _independent(task: Task, guide: torch.nn.Module) -> bool:
+    """Whether the numbers of the one latent are independent given the row, under q."""
+    q = _trace(task, guide, torch.arange(min(2, len(task.x))))[1]
+    fn = node_of(q, task.structure.local_latents[0].name)["fn"]
+    return isinstance(_base(fn), torch.distributions.Normal)
+
+
+def _base(fn: torch.distributions.Distribution) -> torch.distributions.Distribution:
+    """A distribution without what makes its numbers one event."""
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
-    if isinstance(fn, torch.distributions.Normal | torch.distributions.MultivariateNormal):
-        return fn.mean, fn.stddev, isinstance(fn, torch.distributions.Normal)
-    return None
+    return fn
 
 
 def _flat(task: Task, site: Site, value: Tensor, n: int) -> Tensor:
