@@ -8,13 +8,15 @@ Generative story (Jacobs et al. 1991; Bandeen-Roche et al. 1997 with `experts="c
 
 F is N(·, σ_k²), Bernoulli (by its logit), Poisson (by the logarithm of its rate), or Categorical. `gate="constant"` gives all
 rows the same weights; `experts="constant"` leaves B out, so that the covariates say nothing more about y once z is known.
+With `hidden`, gate and experts are linear in the last layer of a network of u, and with `noise="covariates"` log σ_k is too:
+a mixture density network (Bishop 1994).
 Parameters are in the model's own units: of covariates, and of gaussian y with a regression, less their means and divided by
 their standard deviations.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -25,7 +27,8 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import Count
+from zoo._nets.layers import perceptron
+from zoo._options import Count, Used
 
 Part = Literal["covariates", "constant"]
 KEPT = 1000  # rows whose covariates are kept, to simulate with
@@ -40,11 +43,15 @@ class Model(PyroModule):
     - `covariates`: how many of the last columns of x are covariates, q; `--covariates a,b` puts columns there and counts them.
     - `gate`: `covariates`, an expert's weight depends on them; `constant`, it is the same for all rows.
     - `experts`: `covariates`, each expert is a regression on them; `constant`, it is one distribution for all rows.
+    - `hidden`: widths of the layers of a network from the covariates, of whose last layer gate and experts are linear maps;
+      without any, they are linear in the covariates.
+    - `noise`: of gaussian regressions: `constant` in each expert, or dependent on the `covariates`.
     - `likelihood`: of the other columns: gaussian, bernoulli (0 and 1), poisson (counts), categorical (0, 1, …).
 
     Parameters (constrained shapes; E = D − q responses): `gate` [K−1, q] and `gate_offset` [K−1], the log-odds of experts
     1, 2, … against expert 0, or `weights` [K]; `slopes` [K, E, q], `offsets` [K, E]; `scales` [K, E] (gaussian). With
-    likelihood="categorical" (responses 0, 1, …) `probs` [K, E, categories] in place of slopes and offsets.
+    likelihood="categorical" (responses 0, 1, …) `probs` [K, E, categories] in place of slopes and offsets. With `hidden`
+    the network is `trunk`, and q its last width; with noise="covariates" scales are times exp(`scale_slopes` [K, E, q] · u).
 
     They hold for covariates less their means (buffer `center` [q]) in units of their standard deviations (`spread`), and
     the experts' gaussian regressions for responses in such units too (`middle` and `unit` [E]): a slope in the data's own
@@ -61,25 +68,30 @@ class Model(PyroModule):
         covariates: Count = 1,
         gate: Part = "covariates",
         experts: Part = "covariates",
+        hidden: tuple[Count, ...] = (),
+        noise: Annotated[Part, Used(likelihood="gaussian")] = "constant",
         likelihood: Literal["gaussian", "bernoulli", "poisson", "categorical"] = "gaussian",
     ) -> None:
         super().__init__()
         self.K, self.q, self.likelihood = components, covariates, likelihood
         self.gated, self.regressed = gate == "covariates" and components > 1, experts == "covariates"
-        self._check(x)
+        self.noisy = noise == "covariates"
+        self._check(x, hidden)
         self.E = x.shape[1] - covariates
         y, u = x[:, : self.E], x[:, self.E :]
         self.register_buffer("center", blockwise.center(u))  # [q]
         self.register_buffer("spread", blockwise.spread(u, self.center))  # [q]
         self.register_buffer("known", u[torch.linspace(0, len(u) - 1, min(KEPT, len(u))).round().long()].clone())
+        self.trunk = perceptron(covariates, tuple(hidden[:-1]), hidden[-1], "tanh") if hidden else None
+        self.inputs = hidden[-1] if hidden else covariates  # of gate and experts
         if self.gated:
-            self.gate = PyroParam(torch.zeros(components - 1, covariates), constraints.real)
+            self.gate = PyroParam(torch.zeros(components - 1, self.inputs), constraints.real)
             self.gate_offset = PyroParam(torch.zeros(components - 1), constraints.real)
         else:
             self.weights = PyroParam(torch.full((components,), 1.0 / components), constraints.simplex)
         self._experts_from(y)
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, hidden: tuple[int, ...]) -> None:
         K, q = self.K, self.q
         if x.dim() != 2 or x.shape[1] <= q:
             raise UsageError(
@@ -98,6 +110,10 @@ class Model(PyroModule):
             )
         if self.likelihood == "categorical" and self.regressed:
             raise UsageError("likelihood=categorical has no regression in its experts; add experts=constant.")
+        if self.noisy and not self.regressed:
+            raise UsageError("noise=covariates goes with experts=covariates, got experts=constant.")
+        if hidden and not (self.gated or self.regressed):
+            raise UsageError("hidden has no effect where neither gate nor experts depend on the covariates.")
 
     def _experts_from(self, y: Tensor) -> None:
         K, E, mean = self.K, self.E, blockwise.center(y)
@@ -118,7 +134,9 @@ class Model(PyroModule):
             at = mean.clamp(min=0.01).log()
         self.offsets = PyroParam(at + 0.1 * away * torch.randn(K, E), constraints.real)
         if self.regressed:
-            self.slopes = PyroParam(0.1 * torch.randn(K, E, self.q), constraints.real)
+            self.slopes = PyroParam(0.1 * torch.randn(K, E, self.inputs), constraints.real)
+        if self.noisy:
+            self.scale_slopes = PyroParam(torch.zeros(K, E, self.inputs), constraints.real)
 
     def _categories(self, y: Tensor) -> int:
         known = y[~y.isnan()]
@@ -136,6 +154,8 @@ class Model(PyroModule):
         else:
             covariates, y = x[:, self.E :], x[:, : self.E]
         u = (covariates - self.center) / self.spread  # [n, q]
+        if self.trunk is not None:
+            u = self.trunk(u).tanh()
         with pyro.plate("data", len(u)):
             z = pyro.sample("z", dist.Categorical(**self._weights(u)))  # [n]
             y = pyro.sample("y", self._expert(z, u).to_event(1), obs=y)  # [n, E]
@@ -158,6 +178,9 @@ class Model(PyroModule):
             eta = eta + (slopes @ u.unsqueeze(-1)).squeeze(-1)
         if self.likelihood == "gaussian":
             scale: Tensor = self.scales[z]
+            if self.noisy:
+                growth: Tensor = self.scale_slopes[z]  # [n, E, q]
+                scale = NARROWEST + (scale - NARROWEST) * (growth @ u.unsqueeze(-1)).squeeze(-1).exp()
             return (
                 dist.Normal(self.middle + self.unit * eta, self.unit * scale)
                 if self.regressed
