@@ -42,6 +42,7 @@ from zoo._program.structure import Structure
 WEIGHTS = IMPROPER = True  # rows may have weights, and a global latent a prior that is no density
 MAX_ITER, MAX_SAMPLED = 1000, 300  # iterations at most, and those of a chain over θ
 EXACT = Used(e_step="exact")
+SHARES = True  # the processes that torchrun starts share the rows
 
 
 def refusal(structure: Structure) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from inference._density import local
 from inference._mcmc import entries
+from inference._numerics import ranks
 from zoo._errors import UsageError
 from zoo._options import LARGEST
 from zoo._program.structure import Structure
@@ -34,6 +35,8 @@ class EStep:
         """Why it cannot serve the program, or None."""
         if structure.cut:
             return structure.cut
+        if ranks.size() > 1:
+            return f"e_step={self.kind} runs in one process: start it without torchrun, or take e_step=exact"
         if structure.global_latents:
             names = ", ".join(f"'{s.name}'" for s in structure.global_latents)
             return (

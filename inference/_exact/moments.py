@@ -32,9 +32,12 @@ class Posterior:
         """Assignments [draws, n] and z [draws, n, L]. `responsibilities` [n, A]: in place of the weights."""
         n, A, L = self.mean.shape
         chosen = torch.multinomial(self.weights if responsibilities is None else responsibilities, draws, True).mT
-        tril, index = self.tril().expand(n, A, L, L), torch.arange(n)
-        noise = torch.randn(draws, n, L, 1, dtype=self.mean.dtype)
-        return chosen, self.mean[index, chosen] + (tril[index, chosen] @ noise).squeeze(-1)
+        tril, index = self.tril(), torch.arange(n)
+        noise = torch.randn(draws, n, L, dtype=self.mean.dtype)
+        if A == len(tril) == 1:  # one covariance for all: one product
+            return chosen, torch.add(self.mean[:, 0], noise @ tril[0, 0].mT)
+        roots = tril.expand(n, A, L, L)[index, chosen]
+        return chosen, self.mean[index, chosen] + (roots @ noise.unsqueeze(-1)).squeeze(-1)
 
     @classmethod
     def of_draws(cls, chosen: Tensor, z: Tensor, A: int) -> Posterior:

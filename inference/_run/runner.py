@@ -15,6 +15,7 @@ import torch
 
 from inference._method.check import checked
 from inference._method.task import Task
+from inference._numerics import ranks
 from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
@@ -62,6 +63,8 @@ def run(
     binarize: str | float | None = None,
     missing: str | None = None,
     covariance_of: int | None = None,
+    series: bool = False,
+    series_by: str | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -84,6 +87,8 @@ def run(
       columns that are conditioned on, `categories` those whose values become 0, 1, …; `na`: numbers and words that stand for a
       missing value.
     - `covariance_of`: `data` is the covariance (divisor n) or correlation matrix of this many rows, for Gaussian programs.
+    - `series`: the rows of the table are the steps of one series, x [1, T, D], or [1, T] of one column. `series_by`: there is a
+      series for each value of that column, and shorter ones end in missing steps.
     - `dtype`: `float64` or `float32`; `auto` takes float32 for data of over a million numbers under a program that is not
       exact, or that is a network and has no latents.
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
@@ -96,7 +101,7 @@ def run(
     Raises `UsageError` for a request that cannot be carried out, `Refusal` when the method cannot serve the program.
     """
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
-    _options.flags(standardize=standardize)
+    _options.flags(standardize=standardize, series=series)
     request = request_of(model, data, method, options, seed, limit, dtype, device, preparation)
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
@@ -133,6 +138,8 @@ def run_request(
     """`run`, for a request."""
     _options.flags(trust=trust, quiet=quiet)
     _checkpoint.check_interval(checkpoint)
+    if ranks.started() > 1 and not ranks.is_first():  # which does the same, and leaves it to the first one to tell
+        out, resume, quiet = None, None, True
     if resume is not None:
         if out is not None:
             raise UsageError("a resumed run keeps its folder: give resume or out, not both.")
