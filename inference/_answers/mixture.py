@@ -17,22 +17,22 @@ WIDTH = 7.0  # standard deviations from the mean within which all quantiles from
 
 @dataclass(frozen=True)
 class Mixture:
-    """Components `fn` [J, n, E], independent in E, with weights [J, n]."""
+    """Components `fn` for J · n rows, each of E independent numbers or of one, with weights [J, n]."""
 
     fn: Distribution
     weights: Tensor
 
     @classmethod
     def of(cls, fn: Distribution, weights: Tensor) -> Mixture:
-        """Of an observed site's distribution for J · n rows, each a point or a vector."""
+        """Of an observed site's distribution for J · n rows."""
         base = base_of(fn)
         if isinstance(base, dist.MultivariateNormal):
             base = dist.Normal(base.loc, base.variance.sqrt())
-        batch = base.batch_shape[1:] or (1,)
-        return cls(base.expand((*base.batch_shape[:1], *batch)), weights)
+        return cls(base, weights)
 
     def _apart(self, value: Tensor) -> Tensor:
-        """[J n, …] as [J, n, …]."""
+        """[J n, E, …], or [J n, …] of a single number, as [J, n, E, …]."""
+        value = value if len(self.fn.batch_shape) > 1 else value.unsqueeze(1)
         return value.reshape(*self.weights.shape, *value.shape[1:])
 
     def _mean(self, value: Tensor) -> Tensor:
@@ -59,11 +59,12 @@ class Mixture:
             if below is None:
                 return None
             low, high = torch.where(below < p, middle, low), torch.where(below < p, high, middle)
-        return high.round() if self.fn.support.is_discrete else high
+        support = self.fn.support
+        return high.round() if support is not None and support.is_discrete else high
 
     def _below(self, value: Tensor) -> Tensor | None:
         """P(X ≤ value) [n, E]."""
-        value = value.repeat(len(self.weights), *(1,) * (value.dim() - 1))
+        value = value.repeat(len(self.weights), 1).reshape(self.fn.batch_shape)
         if isinstance(self.fn, dist.Poisson):
             found = torch.special.gammaincc(value.floor().clamp(min=0) + 1, self.fn.rate) * (value >= 0)
         elif isinstance(self.fn, dist.Bernoulli):

@@ -221,9 +221,11 @@ class Steps:
         out, at = {}, 0
         for name, fn in fns.items():
             mean, sd = fn.moments()
-            mine = variance[at : at + mean.shape[1]].mT
-            fall = (log_p[at : at + mean.shape[1], 0] - log_p[at : at + mean.shape[1], 1]).mT
-            if not torch.allclose(fall * mine, sd.square() / 2, rtol=1e-4):
+            some = slice(at, at + mean.shape[1])
+            coming = torch.stack([self.x[:, t, d].isnan() for t, d in self.places[name]], 1)  # not in a longer series
+            mine = torch.where(coming, variance[some].mT, 1.0)
+            fall = (log_p[some, 0] - log_p[some, 1]).mT
+            if not torch.allclose((fall * mine)[coming], sd.square()[coming] / 2, rtol=1e-4):
                 raise ArithmeticError(f"the forecast of '{name}' is not normal, although its program was read as such.")
             at += mean.shape[1]
             out[name] = Mixture(dist.Normal(mean, mine.sqrt()), self.x.new_ones(1, self.n))
