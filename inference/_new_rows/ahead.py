@@ -140,9 +140,16 @@ class Steps:
     # ---- what is said of entries
 
     def seen(self) -> dict[str, np.ndarray]:
-        """The numbers of each step, in the data's own units."""
-        x = self._in_units(self.x.numpy(), True)
-        return {name: x[self.series, self.at, d] for d, name in enumerate(self.names)}
+        """The numbers of each step, in the data's own units, and the mean of their distribution given all that is seen."""
+        out: dict[str, np.ndarray] = {}
+        for d, name in enumerate(self.names):
+            out[name] = self._of_column(self.x[:, :, d], d, True)
+        fitted = {} if self._given() else {k: m for k, m in self._mixtures().items() if m.shares is None}
+        for site, mixture in fitted.items():
+            for (t, d), mean in zip(self.places[site], mixture.moments()[0].mT, strict=True):
+                here = out.setdefault(f"{self.names[d]}_fitted", np.full((self.n, self.T), np.nan))
+                here[:, t] = self._of_column(mean, d, True)
+        return {name: value[self.series, self.at] for name, value in out.items()}
 
     def forecast(self) -> dict[str, np.ndarray]:
         """The moments and quantiles of each column, or the probabilities of its categories, at the steps ahead."""
@@ -151,7 +158,10 @@ class Steps:
         def keep(name: str, value: Tensor | np.ndarray, t: int) -> None:
             kept.setdefault(name, np.full((self.n, self.T), np.nan))[:, t] = value
 
-        for site, mixture in self._mixtures().items():
+        if given := self._given():
+            raise UsageError(f"site '{given}' depends on other data than its own entry, which are not known ahead.")
+        mixtures = self._mixtures()
+        for site, mixture in (self._normal(mixtures) if self._is_normal else mixtures).items():
             shares = mixture.shares
             of = {} if shares is not None else _said(mixture)
             for e, (t, d) in enumerate(self.places[site]):
@@ -162,16 +172,25 @@ class Steps:
                     keep(f"{self.names[d]}_{what}", self._of_column(value[:, e], d, what != "sd"), t)
         return {name: value[self.series, self.at] for name, value in kept.items()}
 
+    def _given(self) -> str:
+        """A site that depends on other data than its own entry; "" for none."""
+        sites = [self._site(name) for name in self.places]
+        others = [s.name for s in sites if s.reads_data or any(self._site(p).role == "observed" for p in s.parents)]
+        return next(iter(others), "")
+
+    @property
+    def _is_normal(self) -> bool:
+        exact = self.asked.route == "engine" and self.structure.linear_gaussian
+        return exact and not self.structure.discrete_locals
+
     def _mixtures(self) -> dict[str, Mixture]:
-        for name in self.places:
-            site = self._site(name)
-            if site.reads_data or any(self._site(p).role == "observed" for p in site.parents):
-                raise UsageError(f"site '{name}' depends on other data than its own entry, which are not known ahead.")
+        """Each observed site's distribution given the latents, at weighted values of them: at their means if all is linear."""
         if self.asked.route == "engine" and not self.structure.continuous_locals and self._one_parent():
             return self._by_states()
-        if self.asked.route == "engine" and self.structure.linear_gaussian and not self.structure.discrete_locals:
-            return self._normal()
-        return self._by_draws()
+        if not self._is_normal:
+            return self._by_draws()
+        means = {k: torch.as_tensor(v).unsqueeze(0) for k, v in self.rows.means.items()}
+        return {name: Mixture.of(fn, self.x.new_ones(1, self.n)) for name, fn in self._traced(means, 1).items()}
 
     def _one_parent(self) -> bool:
         return all(len(self._latents(name)) < 2 for name in self.places) and not _rows.several(self.structure)
@@ -204,10 +223,8 @@ class Steps:
             out[name] = Mixture.of(fn, weights if self._latents(name) else torch.full_like(weights, 1 / J))
         return out
 
-    def _normal(self) -> dict[str, Mixture]:
-        """Each entry as the normal that p(x, the entry) / p(x) is."""
-        means = {k: torch.as_tensor(v).unsqueeze(0) for k, v in self.rows.means.items()}
-        fns = {name: Mixture.of(fn, self.x.new_ones(1, self.n)) for name, fn in self._traced(means, 1).items()}
+    def _normal(self, fns: Mapping[str, Mixture]) -> dict[str, Mixture]:
+        """Each entry as the normal that p(x, the entry) / p(x) is; `fns`: at the latents' means."""
         rows = []
         for name, fn in fns.items():
             mean, sd = fn.moments()
@@ -286,10 +303,6 @@ class Steps:
             return value.numpy()
         center, scale = (v.reshape(-1, self.D)[0, d] for v in (data.center, data.scale))
         return value.numpy() * scale + (center if place else 0.0)
-
-    def _in_units(self, x: np.ndarray, place: bool) -> np.ndarray:
-        parts = [self._of_column(torch.as_tensor(x[..., d]), d, place) for d in range(self.D)]
-        return np.stack(parts, -1)
 
 
 def _said(mixture: Mixture) -> dict[str, Tensor]:
