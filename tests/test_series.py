@@ -230,7 +230,7 @@ def test_a_forecast_is_the_kalman_filters():
                 assert abs(row[f"{name}_mean"] - (center[d] * scale + middle)) < 1e-7
                 assert abs(row[f"{name}_sd"] - sd[d] * scale) < 1e-6
                 at = stats.norm(center[d] * scale + middle, sd[d] * scale).ppf([0.025, 0.25, 0.75, 0.975])
-    XX
+                np.testing.assert_allclose([row[f"{name}_q{q}"] for q in ("2.5", "25", "75", "97.5")], at, rtol=1e-7)
     steps = found.predict(by_step=True)
     assert len(steps) == 11 and steps.height.tolist() == [
         *steps_table().height[:6],
@@ -294,11 +294,14 @@ def test_what_has_no_forecast_is_refused():
             level.predict(ahead=wrong)
     with pytest.raises(UsageError, match="one of ahead and by_step"):
         level.predict(ahead=1, by_step=True)
-    x = np.random.default_rng(0).normal(size=(6, 4))
-    for program in (grows_with_length, looks_back_at_data, "gmm", reversed_in_time):
-        with pytest.raises(UsageError) as error:
-            print(run(program, x, max_iter=1).predict(ahead=2))
-        print(error.value)
+    for program, why in (
+        (grows_with_length, "changes where steps are added"),
+        (reversed_in_time, "changes where steps are added"),
+        (looks_back_at_data, "an entry of x that is missing"),
+        ("gmm", "'gmm' says nothing of longer rows"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            run(program, x, max_iter=1).predict(ahead=2)
     assert run(shared_level, x, max_iter=1).predict(ahead=2).columns.tolist()[2:4] == ["x_mean", "x_sd"]
 
 

@@ -58,8 +58,13 @@ def by_step(
         )
     steps = 0 if there else _number(ahead)
     own = own_rows(run) if data is None else new_rows(run, data, preparation)
+    longer = _longer(own.data, steps) if steps else None
+    try:
+        asked = own if longer is None else on(run, longer)
+    except UsageError as error:
+        raise UsageError(f"'{run.model}' says nothing of longer rows, so it has no next steps: {error}") from None
     with seeded(run.seed), in_words(run.model, "predicting step by step"), torch.no_grad():
-        found = Steps(on(run, _longer(own.data, steps)) if steps else own, steps)
+        found = Steps(asked, steps)
         if steps:
             found.check_the_same(own)
         return found.table(found.forecast() if steps else found.seen()), found
