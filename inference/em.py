@@ -35,6 +35,7 @@ from zoo._options import Count, NotNegative, Positive
 from zoo._program.structure import Structure
 
 WEIGHTS = IMPROPER = True  # rows may have weights, and a global latent a prior that is no density
+SHARES = True  # the processes that torchrun starts share the rows
 PLAIN_ITERATIONS = 20
 SLOW = 60  # iterations after which L-BFGS takes over for a while
 NUMERIC = 5  # the same where an M-step is itself many steps

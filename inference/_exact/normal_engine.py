@@ -36,10 +36,13 @@ class NormalEngine(ByRows[S, P]):
             n = rows.stop - rows.start
             weights = posterior.weights if responsibilities is None else responsibilities[rows]
             chosen = torch.multinomial(weights, draws, replacement=True).mT  # [draws, n]
-            tril = posterior.tril().expand(n, self.A, self.L, self.L)
-            index = torch.arange(n)
-            noise = torch.randn(draws, n, self.L, 1, dtype=self.x.dtype)
-            z = posterior.mean[index, chosen] + (tril[index, chosen] @ noise).squeeze(-1)
+            tril, index = posterior.tril(), torch.arange(n)
+            noise = torch.randn(draws, n, self.L, dtype=self.x.dtype)
+            if self.A == len(tril) == 1:  # one covariance for all: one product
+                z = torch.add(posterior.mean[:, 0], noise @ tril[0, 0].mT)
+            else:
+                roots = tril.expand(n, self.A, self.L, self.L)[index, chosen]
+                z = posterior.mean[index, chosen] + (roots @ noise.unsqueeze(-1)).squeeze(-1)
             one = {k: v.reshape(self.A, -1).squeeze(-1)[chosen] for k, v in self.assignments.items()}
             pieces.append({**one, **self.layout.natural(z)})
         return {k: torch.cat([p[k] for p in pieces], 1) for k in pieces[0]}

@@ -14,6 +14,7 @@ import torch
 
 from inference._loadings.covariance import check_needs_no_rows
 from inference._method.task import keeps_theta
+from inference._numerics import ranks
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from zoo import _options, _registry
@@ -256,6 +257,15 @@ def serving(structure: Structure, learn: bool = True) -> dict[str, str | None]:
     return {name: refusal(name, structure, learn) for name in _registry.methods()}
 
 
+def _check_processes(method: str) -> None:
+    if (processes := ranks.started()) > 1 and not getattr(method_module(method), "SHARES", False):
+        able = [name for name in _registry.methods() if getattr(method_module(name), "SHARES", False)]
+        raise UsageError(
+            f"Expected one process for {method}, got {processes}: the rows are shared among processes by {', '.join(able)}. "
+            "Start it without torchrun."
+        )
+
+
 def takes_weights(method: str) -> bool:
     """Whether a method counts rows by their weights: its module says so, `WEIGHTS = True`."""
     return bool(getattr(method_module(method), "WEIGHTS", False))
@@ -278,7 +288,9 @@ def refusal(method: str, structure: Structure, learn: bool = True) -> str | None
 
 
 def check_serves(prepared: Prepared, method: str, learn: bool) -> None:
-    """Raise `Refusal` where the method cannot serve the program, or its rows' weights."""
+    """Raise `Refusal` where the method cannot serve the program, or its rows' weights; `UsageError` where several processes
+    were started for a method that does not share the rows among them."""
+    _check_processes(method)
     if (reason := refusal(method, prepared.structure, learn)) is not None:
         able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
         hint = f" Methods that can: {', '.join(able)}." if able else ""
