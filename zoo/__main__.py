@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -438,7 +439,9 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. Of several processes of one run, which torchrun starts, the first one speaks."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     app()
 
 

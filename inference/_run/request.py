@@ -58,7 +58,7 @@ class Request:
             "limit": self.limit,
             "dtype": self.dtype,
             "device": self.device,
-            "preparation": {**dict.fromkeys(ENTRIES), "standardize": False, **self.preparation},
+            "preparation": {**dict.fromkeys(ENTRIES), "standardize": False, "series": False, **self.preparation},
             "options": self.options,
         }
         document |= {k: v for k, v in (("of", self.of), ("init", self.init)) if v is not None}
@@ -123,6 +123,7 @@ class Request:
         words += ["--standardize"] if self.preparation.get("standardize") else []
         if self.preparation.get(MADE) is not None:
             words += ["--covariance-of", str(self.preparation[MADE])]
+        words += ["--series"] if self.preparation.get("series") else []
         words += ["--method", "em" if self.method is None else self.method]
         for key, value in self.options.items():
             words += ["--set", f"{key}={written(value)}"]
