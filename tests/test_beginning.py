@@ -43,7 +43,7 @@ def test_global_latents_begin_there_too(tmp_path):
         ({"components": 2, "covariance": "diagonal"}, "Expected values of locs, scales, weights of 'gmm'"),
         ({"components": 2, "start": "kmeans"}, "give init or start=kmeans, not both"),
         ({"components": 2, "method": "importance"}, "init says where learning begins, for em, laplace, svi"),
-        ({"components": 2, "priors": True, "method": "svi"}, "with global latents svi begins at its guide"),
+        ({"components": 2, "priors": True, "method": "svi"}, "svi begins with its guide"),
         ({"components": 2, "init": "nothing"}, "Expected the folder of a run"),
     ],
 )

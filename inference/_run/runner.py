@@ -21,13 +21,12 @@ from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
-from inference._run.beginning import begin_at
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.predictive import DRAW_NUMBERS, Predicted, predict
 from inference._run.prepare import Prepared, check_seed, check_serves, device_of, method_module, plain, prepare, serving
-from inference._run.reopen import data_of, other_data, reopen, restore
+from inference._run.reopen import begin_at, data_of, other_data, reopen, restore
 from inference._run.request import Request
 from inference._run.result import Run
 from inference._run.verify import verify
