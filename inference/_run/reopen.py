@@ -225,7 +225,7 @@ def begin_at(task: Task, where: str, method: str, options: dict[str, Any]) -> di
 def _read(where: str) -> Values:
     path = Path(where)
     if (path / "run.json").is_file():
-        return folder.load(path).parameters
+        return folder.load(path).parameters()
     if path.suffix == ".npz" and path.is_file():
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
