@@ -35,7 +35,7 @@ MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to 
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
 LEAST_BESIDE = 0.01  # of the mass, in other modes, that a claim has to speak of
-FROM_CHAINS = 2400  # draws that the fit holds, at least
+FROM_CHAINS = 1800  # draws that the fit holds, at least
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 

@@ -18,7 +18,7 @@ from inference._mcmc.diagnose import Diagnosis, diagnose
 from inference._mcmc.recorded import Gradient
 from inference._numerics.peak import Density
 
-CHAINS, WARMUP, KEPT = 4, 80, 600
+CHAINS, WARMUP, KEPT = 4, 80, 900
 ACCEPTANCE, DEPTH = 0.7, 5  # DEPTH: of a trajectory's tree
 APART = 1.05  # R-hat, from which draws do not stand for the posterior
 LEAST_DRAWS = 200  # effective, of each number
