@@ -111,7 +111,7 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     @torch.no_grad()
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
-        look = self.factors.look(parameters, globals, own, sure=True)
+        look = self.factors.look(parameters, globals, own)
         return torch.cat([self._summed(r, look, parameters, globals, own) for r in self.chunks()])
 
     def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
@@ -122,7 +122,7 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     @torch.no_grad()
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
-        look, plan = self.factors.look(None, globals, sure=True), self._of_marginals()
+        look, plan = self.factors.look(None, globals), self._of_marginals()
         names = [s.name for s in self.structure.discrete_locals if not s.event_shape]
         if not names:
             return {}
@@ -281,9 +281,6 @@ class Elimination(Engine[TableStatistics, Plan]):
         return total
 
     def broken(self, plan: Plan, stats: TableStatistics) -> list[str]:
-        self.factors.look(
-            None, stats.globals, sure=True
-        )  # raises where sites that are summed together are no longer alike
         return mstep.broken(self, plan, stats)
 
     def smallest(self, stats: TableStatistics) -> float:
