@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 
 from inference import em
 from inference._exact._sums.elimination import Elimination
-from inference._exact._sums.replayed import Replayed
+from inference._numerics.replayed import Replayed
 from inference._run import own_route
 from inference._run._own.disagreement import Disagreement
 from zoo._errors import UsageError

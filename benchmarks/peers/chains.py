@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, show, timed, turns
+from benchmarks.peers._turns import OURS, Side, timed, turns
 from inference._families._family import Floor
 from inference._method.task import Task
 from inference._run.cost import versions
@@ -45,14 +45,6 @@ SYMBOLS = 4
 Name = Literal["normal", "categorical", "poisson", "em", "length", "gaussian", "gaussian_length"]
 Program = Callable[..., object]
 Theta = dict[str, np.ndarray]
-
-
-def main(json: bool = False, program: Name = "normal", rounds: int = 5, quick: bool = False) -> Document:
-    """Time all sides, alternating, `rounds` times; print a table, or with `json` the document that is returned.
-
-    `quick`: on short series, to see that it works. Raises `ArithmeticError` where figures differ.
-    """
-    return show(measure(program=program, rounds=rounds, quick=quick), json)
 
 
 def measure(

@@ -18,7 +18,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact.reading import is_same
-from inference._loadings.affine import columns_of
+from inference._loadings.affine import places_of
 from inference._method.fit import Arrays, Fit
 from inference._method.task import Task
 from inference._numerics.slices import slices
@@ -229,8 +229,8 @@ class _Data:
         value = node_of(trace, observed[0].name)["value"]
         self.shared = self.one_site and isinstance(value, Tensor) and is_same(value, x)  # without a copy
         self.returned = _same(node_of(trace, "_RETURN")["value"], x)
-        local = {k: v for k, v in sites.items() if x.dim() == 2 and v.shape[:1] == x.shape[:1]}
-        self.columns = {k: columns_of(v.reshape(len(x), -1), x) for k, v in local.items()}
+        local = {k: v.reshape(len(x), -1) for k, v in sites.items() if x.dim() == 2 and v.shape[:1] == x.shape[:1]}
+        self.columns = dict(zip(local, places_of(list(local.values()), x), strict=True))
         self.given = self._covariates(x, sites)
         self.outside = {
             _name(s.name) for s in observed if s.scope != "local"

@@ -20,12 +20,12 @@ from inference._exact._chains.banded import Band, band
 from inference._exact._chains.plan import best_plan
 from inference._exact._chains.sites import Graph, Group, Seen, observed, seen
 from inference._exact._chains.solve import LOG_2PI, Solved
-from inference._exact._sums.replayed import Replayed
 from inference._exact.by_rows import ByMoments
 from inference._exact.engine import Points, Values
 from inference._exact.moments import Moments
 from inference._families._family import Params
 from inference._families._registry import parameters_of
+from inference._numerics.replayed import Replayed
 from inference._numerics.slices import fitting, slices
 from zoo._program.program import Program
 from zoo._program.structure import Structure

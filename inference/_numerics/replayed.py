@@ -28,10 +28,15 @@ RELATIVE, ABSOLUTE = 1e-12, 1e-13  # how near a record must be to the program, i
 
 
 class Replayed(Generic[Seen]):
-    """`function`: θ ↦ tensors, in dictionaries and tuples, without gradients; `elsewhere`: other values of θ, to check at."""
+    """`function`: θ ↦ tensors, in dictionaries and tuples, without gradients; `elsewhere`: other values of θ, to check at.
 
-    def __init__(self, function: Callable[[Values], Seen], elsewhere: Callable[[Values], Values]) -> None:
-        self.function, self.elsewhere = function, elsewhere
+    `runs`: how many times the function itself is called before its operations are recorded.
+    """
+
+    def __init__(
+        self, function: Callable[[Values], Seen], elsewhere: Callable[[Values], Values], runs: int = RUNS
+    ) -> None:
+        self.function, self.elsewhere, self.runs = function, elsewhere, runs
         self.calls = 0
         self.graph: GraphModule | None = None
         self._like: dict[str, tuple[torch.Size, torch.dtype]] = {}
@@ -40,7 +45,7 @@ class Replayed(Generic[Seen]):
     @torch.no_grad()
     def __call__(self, values: Values) -> Seen:
         self.calls += 1
-        if self.calls == RUNS:
+        if self.calls == self.runs:
             self._record(values)
         if self.graph is None or _kinds(values) != self._like:
             return self.function(values)
