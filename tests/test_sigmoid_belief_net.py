@@ -76,7 +76,7 @@ def test_a_poor_proposal_is_no_estimate():
     assert fit.claimed.kind == "lower bound" and fit.claimed.value < truth
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 2])
 def test_samplers_are_right_where_the_sum_can_be_had(layers):
     causes = 10 if layers == 1 else 5

@@ -188,7 +188,12 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
     if inherited and not _is_binary(other.x):
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
     told = (COUNTED_ONCE,) if other.weights is not None else ()
-    other = replace(other, weights=None, warnings=(*other.warnings, *told))
+    return on(run, replace(other, weights=None, warnings=(*other.warnings, *told)))
+
+
+@entrance
+def on(run: Run, other: Dataset) -> NewRows:
+    """Data that are in the units of the run, on its program."""
     if run.stored is not None:
         prepared = reopen(run.stored, [], {}, other, run.seed)
         task = replace(task_of(prepared, run.stored), quiet=True)

@@ -9,18 +9,17 @@ import numpy as np
 PIANO = 88  # keys
 KEYS = 24  # two octaves
 STEPS, SHORTEST, PIECES = 16, 10, 100
-MOVES = (
-    np.array(  # which of the triads on the seven degrees of a scale follows which: after I anything, after V mostly I
-        [
-            [2, 2, 1, 4, 4, 3, 0],
-            [1, 1, 0, 1, 6, 0, 1],
-            [0, 1, 1, 3, 0, 5, 0],
-            [3, 2, 0, 1, 4, 0, 0],
-            [6, 0, 0, 1, 2, 1, 0],
-            [0, 4, 1, 4, 1, 1, 0],
-            [6, 0, 1, 0, 1, 0, 1],
-        ]
-    )
+# which of the triads on the seven degrees of a scale follows which: after I anything, after V mostly I
+MOVES = np.array(
+    [
+        [2, 2, 1, 4, 4, 3, 0],
+        [1, 1, 0, 1, 6, 0, 1],
+        [0, 1, 1, 3, 0, 5, 0],
+        [3, 2, 0, 1, 4, 0, 0],
+        [6, 0, 0, 1, 2, 1, 0],
+        [0, 4, 1, 4, 1, 1, 0],
+        [6, 0, 1, 0, 1, 0, 1],
+    ]
 )
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 
