@@ -212,3 +212,17 @@ def test_a_weight_counts_a_row_so_often():
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
         run(MODEL, np.c_[Y, U], **options)
+
+
+@pytest.mark.full
+def test_priors_against_quadrature():
+    """One expert and no regression: a logit with a normal prior."""
+    y = np.array([1, 0, 1, 1, 1, 0, 1.0])
+    x = np.column_stack([y, np.arange(7.0)])
+    options = {"components": 1, "experts": "constant", "likelihood": "bernoulli", "priors": True}
+    fit = run("mixture_of_experts", x, "laplace", quiet=True, **options).fit
+    at, middle = np.linspace(-15, 15, 6001), np.log(y.mean() / (1 - y.mean()))
+    log_p = y.sum() * -np.logaddexp(0, -at) + (7 - y.sum()) * -np.logaddexp(0, at) + norm(middle, 2.5).logpdf(at)
+    weights = np.exp(log_p - log_p.max())
+    assert fit.parameters["offsets"] == pytest.approx((weights * at).sum() / weights.sum(), abs=0.02)
+    assert fit.claimed.value == pytest.approx(np.log(weights.sum() * 0.005) + log_p.max(), abs=1e-3)

@@ -12,12 +12,17 @@ Given the class, the columns are independent. `types=auto` takes a column of 0 a
 different whole numbers, each five times as a rule, for categories; one of other whole numbers from 0 on for counts, where
 its variance is what counts have: at least its mean, as in every mixture of Poissons, and at most ten times that; any other
 for normal. Which type each column got is said in a warning: name the types to overrule it.
+
+With `priors=True` the parameters are global latents with priors that are conjugate to each column: π ~ Dirichlet(2, …, 2),
+p_kd ~ Dirichlet(1 + 1/C, …) or Beta(3/2, 3/2), which count as one more row for each class (Galindo-Garre & Vermunt 2006),
+λ_kd ~ Gamma(2, 2 / m_d), μ_kd ~ N(m_d, (2 s_d)²) and σ_kd² ~ InverseGamma(2, s_d²), by the data's means m and standard
+deviations s. None lets a class collapse, or a probability end at 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -43,21 +48,24 @@ OVERDISPERSED = 10  # times its mean: of a larger variance, `auto` does not take
 
 
 class Model(PyroModule):
-    """`Model(x, classes=2, types="auto")` for data x [n, D]; categories are coded by any numbers, such as 1 and 2.
+    """`Model(x, classes=2, types="auto", priors=False)` for x [n, D]; categories are coded by any numbers, such as 1 and 2.
 
     - `classes`: how many.
     - `types`: one for all columns, or one for each: auto, categorical, bernoulli, poisson or normal.
+    - `priors`: draw the parameters from weak priors, so that they have a posterior.
 
     The columns of one type are one site; those of C categories are the site `categorical_C`. Parameters (shapes): `weights`
     [K]; `probs_C` [K, D_C, C] for the categories in ascending order of their codes; `probs` [K, D_b]; `rates` [K, D_p];
-    `locs` and `scales` [K, D_n].
+    `locs` and `scales` [K, D_n]; with priors `variances` in place of scales.
 
     Raises `UsageError` for a column that does not fit its type; one for categories or normal has to vary.
     """
 
     many_optima = True  # of the likelihood: methods that climb it start several times
 
-    def __init__(self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",)) -> None:
+    def __init__(
+        self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",), priors: bool = False
+    ) -> None:
         super().__init__()
         if x.dim() != 2:
             raise UsageError(f"latent_classes expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
@@ -65,7 +73,7 @@ class Model(PyroModule):
             raise UsageError(
                 f"latent_classes expects at most as many classes as rows, got classes={classes} for {len(x)} rows."
             )
-        self.K, self.sites = classes, list[str]()
+        self.K, self.priors, self.sites, self.names = classes, priors, list[str](), list[str]()
         kinds, levels = _types(x, types)
         self.notes = [_told(kinds)] if "auto" in types else []
         self._set("weights", torch.full((classes,), 1.0 / classes), constraints.simplex)
@@ -95,34 +103,65 @@ class Model(PyroModule):
         self._set(MEANS[family] + categories, start, SUPPORTS[family])
         if family == "normal":
             spread = (values - mean).square().nanmean(0).sqrt()
-            self._set("scales", spread.repeat(K, 1), constraints.positive)
+            self._set(
+                "variances" if self.priors else "scales", spread.repeat(K, 1) ** (1 + self.priors), constraints.positive
+            )
+        self.register_buffer(f"{site}_mean", mean.clamp(min=0.01) if family == "poisson" else mean)
 
     def _set(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
-        setattr(self, name, PyroParam(value, support))
+        """A parameter, or where its latent starts."""
+        self.names.append(name)
+        if self.priors:
+            self.register_buffer(f"{name}_start", value)
+        else:
+            setattr(self, name, PyroParam(value, support))
+
+    def _prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
+        if name == "weights" or name.startswith("probs_"):
+            ones = torch.ones_like(start)
+            return dist.Dirichlet(2 * ones if name == "weights" else ones + 1 / ones.shape[-1]).to_event(
+                start.dim() - 1
+            )
+        if name == "probs":
+            return dist.Beta(torch.full_like(start, 1.5), 1.5).to_event(2)
+        if name == "rates":
+            return dist.Gamma(2.0, 2 / self._get("poisson_mean").expand(start.shape)).to_event(2)
+        variance = self._get("variances_start")
+        if name == "variances":
+            return dist.InverseGamma(2.0, variance).to_event(2)
+        return dist.Normal(self._get("normal_mean"), 2 * variance.sqrt()).to_event(2)
+
+    def _theta(self) -> dict[str, Tensor]:
+        """θ, or a draw from the priors."""
+        if not self.priors:
+            return {name: self._get(name) for name in self.names}
+        starts: dict[str, Any] = {name: {"init": self._get(f"{name}_start")} for name in self.names}
+        return {n: pyro.sample(n, self._prior(n, s["init"]), infer=s) for n, s in starts.items()}
 
     def _get(self, name: str) -> Tensor:
         return getattr(self, name)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` rows. Returns x [n, D], categories as they were coded."""
-        drawn = {}
+        drawn, theta = {}, self._theta()
         with pyro.plate("data", size if x is None else len(x)):
-            z = pyro.sample("z", dist.Categorical(self._get("weights")))  # [n]
+            z = pyro.sample("z", dist.Categorical(theta["weights"]))  # [n]
             for site in self.sites:
                 seen = None if x is None else self._values(site, x)
-                drawn[site] = pyro.sample(site, self._columns(site, z), obs=seen)  # [n, D_site]
-        return self._table(drawn) if x is None else x
+                drawn[site] = pyro.sample(site, self._columns(site, z, theta), obs=seen)  # [n, D_site]
+        return self._table(drawn, theta["weights"].dtype) if x is None else x
 
-    def _columns(self, site: str, z: Tensor) -> dist.TorchDistribution:
+    def _columns(self, site: str, z: Tensor, theta: Mapping[str, Tensor]) -> dist.TorchDistribution:
         family, _, categories = site.partition("_")
-        mean = self._get(MEANS[family] + categories)[z]
+        mean = theta[MEANS[family] + categories][z]
         if family == "categorical":
             return dist.Categorical(mean).to_event(1)
         if family == "bernoulli":
             return dist.Bernoulli(mean).to_event(1)
         if family == "poisson":
             return dist.Poisson(mean).to_event(1)
-        return dist.Normal(mean, self._get("scales")[z]).to_event(1)
+        scales = theta["variances"].sqrt() if self.priors else theta["scales"]
+        return dist.Normal(mean, scales[z]).to_event(1)
 
     def _values(self, site: str, x: Tensor) -> Tensor:
         """The site's columns of x [n, D_site]; categories by number from 0, and −1 for a code that was not known."""
@@ -134,14 +173,14 @@ class Model(PyroModule):
             number = number.masked_fill(x == code, category)
         return number
 
-    def _table(self, drawn: Mapping[str, Tensor]) -> Tensor:
+    def _table(self, drawn: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The sites' values as one table [n, D]."""
         parts = []
         for site, value in drawn.items():
             if site.startswith("categorical"):
                 levels = self._get(f"{site}_levels")
                 value = levels[torch.arange(len(levels)), value.long()]
-            parts.append(value.to(self._get("weights").dtype))
+            parts.append(value.to(dtype))
         return torch.cat(parts, -1)[..., self.places]
 
 

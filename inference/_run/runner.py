@@ -20,6 +20,7 @@ from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
+from inference._run.beginning import begin_at
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
@@ -68,6 +69,7 @@ def run(
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
+    init: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     trust: bool = False,
     checkpoint: float = _checkpoint.INTERVAL,
@@ -94,6 +96,7 @@ def run(
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
+    - `init`: the folder of a run, or a .npz or .json file of parameters by name, at which em, laplace or svi begin.
     - `resume`: the folder of a run that was stopped: it resumes from its checkpoint and ends with the same numbers. Nothing
       else needs to be given, except a model or data that have no name. A model or guide in a Python file has to be named
       again, unless `trust` allows the file that the folder names to be executed.
@@ -103,6 +106,7 @@ def run(
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize, series=series)
     request = request_of(model, data, method, options, seed, limit, dtype, device, preparation)
+    request = replace(request, init=None if init is None else os.fspath(init))
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
@@ -294,6 +298,8 @@ def run_prepared(
         task = _task(prepared, seed, quiet, checkpoints, device, draws)
         if stored is not None:
             restore(task, stored)
+        if request is not None and request.init is not None:
+            chosen = begin_at(task, request.init, method, chosen)
         with in_words(prepared.name, method):
             version = task.x._version
             fit = checked(module.fit(task, **chosen), task, method, version)
