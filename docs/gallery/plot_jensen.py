@@ -2,10 +2,11 @@
 Jensen's gap: the log of a mean, the mean of a log
 ==================================================
 
-p(x) is the mean of the weights w = p(x, z) / q(z) over draws z from q. The logarithm is concave, so the log of that mean is larger
-than the mean of the logs, which is the ELBO: the chord of a concave curve lies below it. What is lost is KL(q‖p(z | x)), and it is 0
-when all weights are equal. The log of the mean of K weights is a bound too, and its gap falls as K grows (Burda, Grosse &
-Salakhutdinov 2016). With enough draws the bound becomes importance sampling's estimate of log p(x).
+p(x) is the mean of the weights w = p(x, z) / q(z) over draws z from q. The logarithm is concave, so the log of that
+mean is larger than the mean of the logs, which is the ELBO: the chord of a concave curve lies below it. What is lost
+is KL(q‖p(z | x)), and it is 0 when all weights are equal. The log of the mean of K weights is a bound too, and its
+gap falls as K grows (Burda, Grosse & Salakhutdinov 2016). With enough draws the bound becomes importance sampling's
+estimate of log p(x).
 """
 
 import os
@@ -68,12 +69,19 @@ right.axhline(exact.value, color="k", ls="--", lw=1.2)
 right.text(K[-1], exact.value + 0.01, "log p(x), exact", va="bottom", ha="right")
 right.fill_between(K, mean, exact.value, color="#D55E00", alpha=0.2, linewidth=0)
 right.plot(K, mean, "o-", color="#0072B2")
-right.text(1.25, mean[0], f"K = 1 is the ELBO: its gap is KL(q‖p) = {kl:.2f} nats", va="center", color="#D55E00", fontsize=9)
-right.set(xlabel="K, weights in the mean", ylabel="mean of the log of the mean, nats", xscale="log", ylim=(-1.97, -1.46))
+right.text(
+    1.25, mean[0], f"K = 1 is the ELBO: its gap is KL(q‖p) = {kl:.2f} nats", va="center", color="#D55E00", fontsize=9
+)
+right.set(
+    xlabel="K, weights in the mean", ylabel="mean of the log of the mean, nats", xscale="log", ylim=(-1.97, -1.46)
+)
 right.set_xticks(K, [str(k) for k in K])
 right.minorticks_off()
 right.set_title("more weights in the mean, a smaller gap", loc="left", fontsize=10)
-figure.suptitle("The mean of a log lies below the log of a mean: by KL(q‖p) for one draw, by less for K", x=0.01, ha="left")
+figure.suptitle(
+    "The mean of a log lies below the log of a mean: by KL(q‖p) for one draw, by less for K", x=0.01, ha="left"
+)
 
 # %%
-# The option that climbs the bound of K draws: ``zoo run deep_latent_gaussian --data digits --method svi --set particles=8``.
+# The option that climbs the bound of K draws: ``zoo run deep_latent_gaussian --data digits --method svi --set
+# particles=8``.
