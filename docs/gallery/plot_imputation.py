@@ -63,9 +63,9 @@ right.fill_between(
 )
 right.plot([0.15, 1], [0.15, 1], color="0.5", lw=0.8)
 for (name, share), color, w in zip(covered.items(), ("#0072B2", "#E69F00"), width, strict=True):
-    right.plot(levels, share, "o-", color=color, ms=4, label=f"{name}: {w:.1f} cm wide at 80%")
-right.set(xlabel="what an interval claims", ylabel="share that hold the truth")
-right.legend(frameon=False, fontsize=9)
+    right.plot(levels, share, "o-", color=color, ms=4, label=f"{name}: {w:.1f} cm wide")
+right.set(xlabel="what an interval claims", ylabel="share that hold the truth", ylim=(0.1, 1.3))
+right.legend(frameon=False, fontsize=9, loc="upper left")
 right.set_title("claimed and true coverage agree", loc="left", fontsize=10)
 figure.suptitle("Imputed intervals hold the truth as often as they say, and are narrow", x=0.01, ha="left")
 assert SMALL or (np.abs(covered["the row's own draws"] - levels) < 3 * error).all()
