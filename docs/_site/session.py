@@ -3,8 +3,8 @@
 The build shows what they print, and a test runs them without Sphinx:
 
     ```{file} model.py        writes what it shows
-    ```{zoo}                  runs each line. `:picture: clusters` shows what `zoo plot` or `zoo gap` drew, `:lines: 8` as much of
-                              the output; `:status: 2`: they are refused; `:slow:`: slow tests run them, and not the build
+    ```{zoo}                  runs each line. `:picture: clusters` shows what `zoo plot` or `zoo gap` drew, `:lines: 8` so much
+                              of the output; `:status: 2`: they are refused; `:slow:`: slow tests run them, and not the build
     ```{python}               runs, with the names of the blocks before it
 """
 
