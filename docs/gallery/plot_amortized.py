@@ -2,11 +2,11 @@
 One network for all rows, or a q for each
 =========================================
 
-An amortized guide is a network that reads x and gives q(z | x) for any row; a mean-field guide has a q of its own for each row. The
-network is cheaper and serves new rows, but what it gives for one row is a compromise with all others. log p(x) less the ELBO
-is KL(q‖p(z | x)), and it splits into two parts (Cremer, Li & Duvenaud 2018): what the network loses to the best q of its family for
-each row, the amortization gap, and what no q of that family reaches, the family gap. Which is larger says what to
-change: a larger network and longer training, or a richer family.
+An amortized guide is a network that reads x and gives q(z | x) for any row; a mean-field guide has a q of its own for
+each row. The network is cheaper and serves new rows, but what it gives for one row is a compromise with all others.
+log p(x) less the ELBO is KL(q‖p(z | x)), and it splits into two parts (Cremer, Li & Duvenaud 2018): what the network
+loses to the best q of its family for each row, the amortization gap, and what no q of that family reaches, the family
+gap. Which is larger says what to change: a larger network and longer training, or a richer family.
 """
 
 import os
@@ -23,8 +23,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figu
 EPOCHS, APART = (5, 5) if SMALL else (200, 40)
 
 # %%
-# One θ, by EM, and four guides that are trained for it. The model is linear and Gaussian, so that log p(x) and the parts are exact,
-# for the best q that the search finds.
+# One θ, by EM, and four guides that are trained for it. The model is linear and Gaussian, so that log p(x) and the
+# parts are exact, for the best q that the search finds.
 
 GUIDES = {
     "network of\n2 units": {"hidden": (2,)},
