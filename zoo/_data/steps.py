@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from zoo._data.catalogue import SERIES
 from zoo._data.columns import default_names
 from zoo._errors import UsageError
 from zoo._options import flags
-
-if TYPE_CHECKING:
-    from zoo._data.datasets import Dataset
 
 OF_ROWS = ("labels", "weights", "rows", "covariance_of")  # preparations that single steps cannot have
 
@@ -32,8 +29,8 @@ def asked(spec: object, series: bool, roles: dict[str, object], **others: object
     return series, roles
 
 
-def fold(data: Dataset, by: np.ndarray | None) -> Dataset:
-    """Steps [N, D] as series [n, T, D], or [n, T] of one column, in the order of the table; shorter ones end in NaN.
+def fold(data: Any, by: np.ndarray | None) -> Any:
+    """A `Dataset` of steps [N, D] as series [n, T, D], or [n, T] of one column, in their order; shorter ones end in NaN.
 
     `by` [N]: which series each step belongs to; None: all to one. Data of other rows stay as they are.
     """
