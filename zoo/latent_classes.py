@@ -22,19 +22,18 @@ deviations s. None lets a class collapse, or a probability end at 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo._data.kinds import Type, told, types_of
 from zoo._errors import UsageError
 from zoo._options import Count
+from zoo._program.parameters import WithPriors
 
-Type = Literal["auto", "categorical", "bernoulli", "poisson", "normal"]
 MEANS = {"categorical": "probs_", "bernoulli": "probs", "poisson": "rates", "normal": "locs"}
 SUPPORTS = {
     "categorical": constraints.simplex,
@@ -42,12 +41,9 @@ SUPPORTS = {
     "poisson": constraints.positive,
     "normal": constraints.real,
 }
-AUTO_CATEGORIES = 10  # of more different values, `auto` does not take a column for categories
-MOST_CATEGORIES = 1000
-OVERDISPERSED = 10  # times its mean: of a larger variance, `auto` does not take a column for counts
 
 
-class Model(PyroModule):
+class Model(WithPriors):
     """`Model(x, classes=2, types="auto", priors=False)` for x [n, D]; categories are coded by any numbers, such as 1 and 2.
 
     - `classes`: how many.
@@ -73,10 +69,10 @@ class Model(PyroModule):
             raise UsageError(
                 f"latent_classes expects at most as many classes as rows, got classes={classes} for {len(x)} rows."
             )
-        self.K, self.priors, self.sites, self.names = classes, priors, list[str](), list[str]()
-        kinds, levels = _types(x, types)
-        self.notes = [_told(kinds)] if "auto" in types else []
-        self._set("weights", torch.full((classes,), 1.0 / classes), constraints.simplex)
+        self.K, self.priors, self.sites = classes, priors, list[str]()
+        kinds, levels = types_of(x, types)
+        self.notes = [told(kinds)] if "auto" in types else []
+        self.begin("weights", torch.full((classes,), 1.0 / classes), constraints.simplex)
         order = []
         for site in dict.fromkeys(kinds):
             columns = [d for d, kind in enumerate(kinds) if kind == site]
@@ -100,23 +96,15 @@ class Model(PyroModule):
         start = 0.5 * (mean + torch.where(values[rows].isnan(), mean, values[rows]))  # [K, D_site] or [K, D_C, C]
         if family in ("bernoulli", "poisson"):  # off the border, where a column has one value
             start = start.clamp(0.01, 0.99 if family == "bernoulli" else None)
-        self._set(MEANS[family] + categories, start, SUPPORTS[family])
+        self.begin(MEANS[family] + categories, start, SUPPORTS[family])
         if family == "normal":
             spread = (values - mean).square().nanmean(0).sqrt()
-            self._set(
+            self.begin(
                 "variances" if self.priors else "scales", spread.repeat(K, 1) ** (1 + self.priors), constraints.positive
             )
         self.register_buffer(f"{site}_mean", mean.clamp(min=0.01) if family == "poisson" else mean)
 
-    def _set(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
-        """A parameter, or where its latent starts."""
-        self.names.append(name)
-        if self.priors:
-            self.register_buffer(f"{name}_start", value)
-        else:
-            setattr(self, name, PyroParam(value, support))
-
-    def _prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
+    def prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
         if name == "weights" or name.startswith("probs_"):
             ones = torch.ones_like(start)
             return dist.Dirichlet(2 * ones if name == "weights" else ones + 1 / ones.shape[-1]).to_event(
@@ -131,19 +119,12 @@ class Model(PyroModule):
             return dist.InverseGamma(2.0, variance).to_event(2)
         return dist.Normal(self._get("normal_mean"), 2 * variance.sqrt()).to_event(2)
 
-    def _theta(self) -> dict[str, Tensor]:
-        """θ, or a draw from the priors."""
-        if not self.priors:
-            return {name: self._get(name) for name in self.names}
-        starts: dict[str, Any] = {name: {"init": self._get(f"{name}_start")} for name in self.names}
-        return {n: pyro.sample(n, self._prior(n, s["init"]), infer=s) for n, s in starts.items()}
-
     def _get(self, name: str) -> Tensor:
         return getattr(self, name)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` rows. Returns x [n, D], categories as they were coded."""
-        drawn, theta = {}, self._theta()
+        drawn, theta = {}, self.theta()
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", dist.Categorical(theta["weights"]))  # [n]
             for site in self.sites:
@@ -182,56 +163,3 @@ class Model(PyroModule):
                 value = levels[torch.arange(len(levels)), value.long()]
             parts.append(value.to(dtype))
         return torch.cat(parts, -1)[..., self.places]
-
-
-def _types(x: Tensor, types: tuple[Type, ...]) -> tuple[list[str], list[Tensor]]:
-    """Each column's site, and its different values in ascending order."""
-    D = x.shape[1]
-    if len(types) not in (1, D):
-        raise UsageError(f"types expects one type, or one for each of the {D} columns, got {len(types)}.")
-    kinds, levels = [], []
-    for d, kind in enumerate(types * (D if len(types) == 1 else 1)):
-        values = x[:, d][~x[:, d].isnan()]
-        level = values.unique()
-        levels.append(level)
-        kind = _guess(values, level) if kind == "auto" else kind
-        if wrong := _misfit(kind, level):
-            raise UsageError(f"column {d} (counting from 0) does not fit type {kind}: it expects {wrong}.")
-        kinds.append(f"{kind}_{len(level)}" if kind == "categorical" else kind)
-    return kinds, levels
-
-
-def _guess(values: Tensor, level: Tensor) -> Type:
-    if set(level.tolist()) <= {0.0, 1.0}:
-        return "bernoulli"
-    if bool((level != level.round()).any()):
-        return "normal"
-    if len(level) <= AUTO_CATEGORIES and len(values) >= 5 * len(level):
-        return "categorical"
-    mean, variance = float(values.mean()), float(values.var(correction=0))
-    error = mean * (2 / len(values)) ** 0.5  # of the variance of as many counts
-    return "poisson" if level[0] >= 0 and mean - 3 * error <= variance <= OVERDISPERSED * mean else "normal"
-
-
-def _misfit(kind: str, level: Tensor) -> str:
-    """What the type expects of a column, where its values `level` are not that."""
-    if kind in ("categorical", "normal") and len(level) < 2:
-        what = f"only {float(level[0]):g}" if len(level) else "no value at all"
-        return f"values that vary, and there is {what}. Leave the column out"
-    if kind == "categorical" and len(level) > MOST_CATEGORIES:
-        return f"at most {MOST_CATEGORIES} different values, and there are {len(level)}. Take another of the types"
-    if kind == "bernoulli" and not set(level.tolist()) <= {0.0, 1.0}:
-        return "the values 0 and 1. Others are of type categorical"
-    if kind == "poisson" and not bool(((level == level.round()) & (level >= 0)).all()):
-        return "whole numbers from 0 on. Others are of type normal"
-    return ""
-
-
-def _told(kinds: list[str]) -> str:
-    """Which type each column got, in a sentence."""
-    parts = []
-    for kind in dict.fromkeys(k.partition("_")[0] for k in kinds):
-        mine = [str(d) for d, other in enumerate(kinds) if other.partition("_")[0] == kind]
-        shown = ", ".join(mine if len(mine) <= 12 else [*mine[:10], "…", mine[-1]])
-        parts.append(f"{kind} for column{'s' * (len(mine) > 1)} {shown}")
-    return f"types=auto took {'; '.join(parts)} (counting from 0). Set types to overrule it."

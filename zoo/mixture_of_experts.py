@@ -8,6 +8,8 @@ Generative story (Jacobs et al. 1991; Bandeen-Roche et al. 1997 with `experts="c
 
 F is N(·, σ_k²), Bernoulli (by its logit), Poisson (by the logarithm of its rate), or Categorical. `gate="constant"` gives all
 rows the same weights; `experts="constant"` leaves B out, so that the covariates say nothing more about y once z is known.
+With `hidden`, gate and experts are linear in the last layer of a network of u, and with `noise="covariates"` log σ_k is too:
+a mixture density network (Bishop 1994).
 Parameters are in the model's own units: of covariates, and of gaussian y with a regression, less their means and divided by
 their standard deviations.
 
@@ -18,18 +20,19 @@ InverseGamma(2, s²) by the responses' standard deviations s (1 for bernoulli an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import Count
+from zoo._nets.layers import perceptron
+from zoo._options import Count, Used
+from zoo._program.parameters import WithPriors
 
 Part = Literal["covariates", "constant"]
 KEPT = 1000  # rows whose covariates are kept, to simulate with
@@ -38,7 +41,7 @@ MOST_CATEGORIES = 1000
 WIDTH = 2.5  # of a prior, in standard deviations
 
 
-class Model(PyroModule):
+class Model(WithPriors):
     """`Model(x, components=2, covariates=1, gate="covariates", experts="covariates", likelihood="gaussian",
     priors=False)`, x [n, D].
 
@@ -46,12 +49,16 @@ class Model(PyroModule):
     - `covariates`: how many of the last columns of x are covariates, q; `--covariates a,b` puts columns there and counts them.
     - `gate`: `covariates`, an expert's weight depends on them; `constant`, it is the same for all rows.
     - `experts`: `covariates`, each expert is a regression on them; `constant`, it is one distribution for all rows.
+    - `hidden`: widths of the layers of a network from the covariates, of whose last layer gate and experts are linear maps;
+      without any, they are linear in the covariates.
+    - `noise`: of gaussian regressions: `constant` in each expert, or dependent on the `covariates`.
     - `likelihood`: of the other columns: gaussian, bernoulli (0 and 1), poisson (counts), categorical (0, 1, …).
     - `priors`: draw the parameters from weak priors, so that they have a posterior and no expert collapses.
 
     Parameters (constrained shapes; E = D − q responses): `gate` [K−1, q] and `gate_offset` [K−1], the log-odds of experts
     1, 2, … against expert 0, or `weights` [K]; `slopes` [K, E, q], `offsets` [K, E]; `scales` [K, E] (gaussian). With
-    likelihood="categorical" (responses 0, 1, …) `probs` [K, E, categories] in place of slopes and offsets.
+    likelihood="categorical" (responses 0, 1, …) `probs` [K, E, categories] in place of slopes and offsets. With `hidden`
+    the network is `trunk`, and q its last width; with noise="covariates" scales are times exp(`scale_slopes` [K, E, q] · u).
     With priors there are `variances` in place of scales.
 
     They hold for covariates less their means (buffer `center` [q]) in units of their standard deviations (`spread`), and
@@ -69,56 +76,55 @@ class Model(PyroModule):
         covariates: Count = 1,
         gate: Part = "covariates",
         experts: Part = "covariates",
+        hidden: tuple[Count, ...] = (),
+        noise: Annotated[Part, Used(likelihood="gaussian")] = "constant",
         likelihood: Literal["gaussian", "bernoulli", "poisson", "categorical"] = "gaussian",
         priors: bool = False,
     ) -> None:
         super().__init__()
-        self.K, self.q, self.likelihood, self.priors, self.names = (
-            components,
-            covariates,
-            likelihood,
-            priors,
-            list[str](),
-        )
+        self.K, self.q, self.likelihood, self.priors = components, covariates, likelihood, priors
         self.gated, self.regressed = gate == "covariates" and components > 1, experts == "covariates"
-        self._check(x)
+        self.noisy = noise == "covariates"
+        self._check(x, hidden)
         self.E = x.shape[1] - covariates
         y, u = x[:, : self.E], x[:, self.E :]
         self.register_buffer("center", blockwise.center(u))  # [q]
         self.register_buffer("spread", blockwise.spread(u, self.center))  # [q]
         self.register_buffer("known", u[torch.linspace(0, len(u) - 1, min(KEPT, len(u))).round().long()].clone())
+        self.trunk = perceptron(covariates, tuple(hidden[:-1]), hidden[-1], "tanh") if hidden else None
+        self.inputs = hidden[-1] if hidden else covariates  # of gate and experts
         if self.gated:
-            self._set("gate", torch.zeros(components - 1, covariates), constraints.real)
-            self._set("gate_offset", torch.zeros(components - 1), constraints.real)
+            self.begin("gate", torch.zeros(components - 1, self.inputs), constraints.real)
+            self.begin("gate_offset", torch.zeros(components - 1), constraints.real)
         else:
-            self._set("weights", torch.full((components,), 1.0 / components), constraints.simplex)
+            self.begin("weights", torch.full((components,), 1.0 / components), constraints.simplex)
         self._experts_from(y)
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, hidden: tuple[int, ...]) -> None:
         K, q = self.K, self.q
         if x.dim() != 2 or x.shape[1] <= q:
-            raise UsageError(
-                f"mixture_of_experts expects a 2-D table with at least one column before its {q} covariates (the last "
-                f"columns), got shape {tuple(x.shape)}."
-            )
+            what = f"a 2-D table with at least one column before its {q} covariates (the last columns)"
+            raise UsageError(f"mixture_of_experts expects {what}, got shape {tuple(x.shape)}.")
         if len(x) < K:
-            raise UsageError(
-                f"mixture_of_experts expects at most as many components as rows, got {K} for {len(x)} rows."
-            )
+            raise UsageError(f"mixture_of_experts expects at most as many components as rows, got {K} for {len(x)}.")
         if bool((missing := x[:, -q:].isnan().any(1)).any()):
             row = int(missing.nonzero()[0])
-            raise UsageError(
-                f"mixture_of_experts needs every covariate (the last {q} columns), got a missing one in row {row} (counting "
-                "from 0): leave such rows out, or fill them in."
-            )
+            what = f"every covariate (the last {q} columns), got a missing one in row {row} (counting from 0)"
+            raise UsageError(f"mixture_of_experts needs {what}: leave such rows out, or fill them in.")
         if self.likelihood == "categorical" and self.regressed:
             raise UsageError("likelihood=categorical has no regression in its experts; add experts=constant.")
+        if self.noisy and not self.regressed:
+            raise UsageError("noise=covariates goes with experts=covariates, got experts=constant.")
+        if self.priors and (hidden or self.noisy):
+            raise UsageError("priors=true goes with neither hidden nor noise=covariates.")
+        if hidden and not (self.gated or self.regressed):
+            raise UsageError("hidden has no effect where neither gate nor experts depend on the covariates.")
 
     def _experts_from(self, y: Tensor) -> None:
         K, E, mean = self.K, self.E, blockwise.center(y)
         if self.likelihood == "categorical":
             start = torch.softmax(0.1 * torch.randn(K, E, self._categories(y)), -1)
-            self._set("probs", start, constraints.simplex)
+            self.begin("probs", start, constraints.simplex)
             return
         at, away = torch.zeros(E), torch.ones(E)
         if self.likelihood == "gaussian":
@@ -128,33 +134,20 @@ class Model(PyroModule):
             at, away = (mean - self.middle) / self.unit, spread / self.unit
             above = constraints.greater_than(NARROWEST) if self.regressed else constraints.positive
             name, power = ("variances", 2) if self.priors else ("scales", 1)
-            self._set(name, away.repeat(K, 1) ** power, above)
+            self.begin(name, away.repeat(K, 1) ** power, above)
         elif self.likelihood == "bernoulli":
             at = torch.logit(mean.clamp(0.01, 0.99))
         else:
             at = mean.clamp(min=0.01).log()
         self.register_buffer("usual", at)  # [E]
         self.register_buffer("away", away)
-        self._set("offsets", at + 0.1 * away * torch.randn(K, E), constraints.real)
+        self.begin("offsets", at + 0.1 * away * torch.randn(K, E), constraints.real)
         if self.regressed:
-            self._set("slopes", 0.1 * torch.randn(K, E, self.q), constraints.real)
+            self.begin("slopes", 0.1 * torch.randn(K, E, self.inputs), constraints.real)
+        if self.noisy:
+            self.begin("scale_slopes", torch.zeros(K, E, self.inputs), constraints.real)
 
-    def _set(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
-        """A parameter, or where its latent starts."""
-        self.names.append(name)
-        if self.priors:
-            self.register_buffer(f"{name}_start", value)
-        else:
-            setattr(self, name, PyroParam(value, support))
-
-    def _theta(self) -> dict[str, Tensor]:
-        """The parameters by name, or draws from their priors."""
-        if not self.priors:
-            return {name: getattr(self, name) for name in self.names}
-        starts = {name: getattr(self, f"{name}_start") for name in self.names}
-        return {n: pyro.sample(n, self._prior(n, s), infer={"init": s}) for n, s in starts.items()}
-
-    def _prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
+    def prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
         if name in ("weights", "probs"):
             extra = 1.0 if name == "weights" else 1 / start.shape[-1]
             return dist.Dirichlet(torch.ones_like(start) + extra).to_event(start.dim() - 1)
@@ -167,9 +160,9 @@ class Model(PyroModule):
     def _categories(self, y: Tensor) -> int:
         known = y[~y.isnan()]
         if bool(((known != known.round()) | (known < 0) | (known > MOST_CATEGORIES)).any()):
+            got = f"{float(known.min()):g} to {float(known.max()):g} in the columns before the covariates"
             raise UsageError(
-                f"likelihood=categorical expects categories 0, 1, … in the columns before the covariates, got "
-                f"{float(known.min()):g} to {float(known.max()):g}: number the categories of each column from 0."
+                f"likelihood=categorical expects categories 0, 1, …, got {got}: number each column's from 0."
             )
         return int(known.max()) + 1 if len(known) else 1
 
@@ -179,7 +172,9 @@ class Model(PyroModule):
             covariates, y = self.known[torch.randint(len(self.known), (size,), device=self.known.device)], None
         else:
             covariates, y = x[:, self.E :], x[:, : self.E]
-        u, theta = (covariates - self.center) / self.spread, self._theta()  # [n, q]
+        u, theta = (covariates - self.center) / self.spread, self.theta()  # [n, q]
+        if self.trunk is not None:
+            u = self.trunk(u).tanh()
         with pyro.plate("data", len(u)):
             z = pyro.sample("z", dist.Categorical(**self._weights(u, theta)))  # [n]
             y = pyro.sample("y", self._expert(z, u, theta).to_event(1), obs=y)  # [n, E]
@@ -199,9 +194,8 @@ class Model(PyroModule):
             eta = eta + (theta["slopes"][z] @ u.unsqueeze(-1)).squeeze(-1)
         if self.likelihood == "gaussian":
             scale = (theta["variances"].sqrt() if self.priors else theta["scales"])[z]
-            return (
-                dist.Normal(self.middle + self.unit * eta, self.unit * scale)
-                if self.regressed
-                else dist.Normal(eta, scale)
-            )
+            if self.noisy:
+                growth = theta["scale_slopes"][z]  # [n, E, q]
+                scale = NARROWEST + (scale - NARROWEST) * (growth @ u.unsqueeze(-1)).squeeze(-1).exp()
+            return dist.Normal(self.middle + self.unit * eta, self.unit * scale)  # of no regression, 0 and 1
         return dist.Bernoulli(logits=eta) if self.likelihood == "bernoulli" else dist.Poisson(eta.exp())

@@ -44,7 +44,9 @@ for found in gaps.values():
 # %%
 
 figure, axes = plt.subplots(figsize=(7.6, 4.2))
-family, lost = (np.array([getattr(g, part).value for g in gaps.values()]) / APART for part in ("family", "amortization"))
+family, lost = (
+    np.array([getattr(g, part).value for g in gaps.values()]) / APART for part in ("family", "amortization")
+)
 at = np.arange(len(gaps))
 axes.bar(at, family, color="#D55E00", alpha=0.75, width=0.6, label="family gap: log p(x) − ELBO(q*)")
 axes.bar(at, lost, bottom=family, color="#0072B2", alpha=0.75, width=0.6, label="amortization gap: ELBO(q*) − ELBO(q)")

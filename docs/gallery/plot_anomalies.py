@@ -55,7 +55,7 @@ for name, found in log_p.items():
     strange = np.repeat([0, 1], [len(test), len(found)])
     auc[name] = roc_auc_score(strange, -np.concatenate([log_p["digits, held out"], found]))
 print({name: round(a, 3) for name, a in auc.items()})
-assert SMALL or auc["pixels shuffled"] > 0.95 and auc["hardly any ink"] < 0.05
+assert SMALL or (auc["pixels shuffled"] > 0.95 and auc["hardly any ink"] < 0.05)
 figure, panels = plt.subplots(len(kinds), 2, figsize=(9, 6.2), width_ratios=(1, 1.3))
 bins = np.linspace(-500, 0, 80)
 for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
@@ -67,7 +67,9 @@ for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
     if name != "digits, held out":
         color = "#0072B2" if auc[name] > 0.5 else "#D55E00"
         right.hist(found, bins, histtype="step", color=color, lw=1.6)
-        right.set_title(f"scored stranger than a digit {auc[name]:.0%} of the time", loc="left", fontsize=10, color=color)
+        right.set_title(
+            f"scored stranger than a digit {auc[name]:.0%} of the time", loc="left", fontsize=10, color=color
+        )
     else:
         right.set_title("log p(x) of digits", loc="left", fontsize=10)
     right.set(yticks=[], xlim=(-500, 0))

@@ -35,7 +35,9 @@ for by, color, marker in (("bic", "#0072B2", "o"), ("icl", "#D55E00", "s"), ("ai
 left.set(xlabel="components", ylabel="criterion less its smallest value", xticks=table.index, yscale="symlog")
 left.set_title("circles: the choice of each", loc="left", fontsize=10)
 left.legend(frameon=False)
-right.errorbar(table.index, -table["heldout_behind"], yerr=table["heldout_behind_se"], fmt="o-", color="#0072B2", capsize=3)
+right.errorbar(
+    table.index, -table["heldout_behind"], yerr=table["heldout_behind_se"], fmt="o-", color="#0072B2", capsize=3
+)
 right.set(xlabel="components", ylabel="log p of rows left out, less the best; nats", xticks=table.index)
 right.set_title("± 1 standard error of the difference", loc="left", fontsize=10)
 figure.suptitle("BIC and ICL choose two components; rows left out do not ask for more", x=0.01, ha="left")

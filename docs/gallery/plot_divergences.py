@@ -33,7 +33,10 @@ kinds = {
     "KL(p‖q)": lambda v: gaussian_kl(covariance, v * np.eye(2)),
 }
 closed = {"KL(q‖p)": 2 / np.trace(precision), "KL(p‖q)": np.trace(covariance) / 2}
-found = {name: minimize_scalar(kl, bounds=(0.01, 5), method="bounded", options={"xatol": 1e-9}).x for name, kl in kinds.items()}
+found = {
+    name: minimize_scalar(kl, bounds=(0.01, 5), method="bounded", options={"xatol": 1e-9}).x
+    for name, kl in kinds.items()
+}
 assert all(np.isclose(found[name], closed[name], rtol=1e-5) for name in kinds)
 
 # %%

@@ -42,7 +42,11 @@ runs = {
     k: run(mixture, "faithful", "em", standardize=True, start="program", accelerate=False, max_iter=k) for k in STEPS
 }
 x = runs[1].x
-start = {"weights": np.full(2, 0.5), "locs": np.array([[-1.5, 1.0], [1.5, -1.0]]), "tril": np.stack([np.eye(2) * 0.7] * 2)}
+start = {
+    "weights": np.full(2, 0.5),
+    "locs": np.array([[-1.5, 1.0], [1.5, -1.0]]),
+    "tril": np.stack([np.eye(2) * 0.7] * 2),
+}
 
 
 def joint(theta):

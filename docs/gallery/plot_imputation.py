@@ -50,12 +50,16 @@ order = np.argsort(value)
 at = np.arange(len(value))
 inside = ((low <= value) & (value <= high))[order]
 for part, color, name in ((inside, "#0072B2", "holds the truth"), (~inside, "#D55E00", "does not")):
-    left.vlines(at[part], low[order][part], high[order][part], color=color, alpha=0.6, lw=1.6, label=f"80% interval, {name}")
+    left.vlines(
+        at[part], low[order][part], high[order][part], color=color, alpha=0.6, lw=1.6, label=f"80% interval, {name}"
+    )
 left.plot(at, value[order], ".", color="k", ms=4, label="the truth")
 left.set(xlabel=f"{len(value)} hidden measurements, sorted", ylabel="cm")
 left.legend(frameon=False, fontsize=9)
 left.set_title(f"of the 80% intervals {inside.mean():.0%} hold the truth", loc="left", fontsize=10)
-right.fill_between(levels, levels - 2 * error, levels + 2 * error, color="0.9", linewidth=0, label="± 2 standard errors")
+right.fill_between(
+    levels, levels - 2 * error, levels + 2 * error, color="0.9", linewidth=0, label="± 2 standard errors"
+)
 right.plot([0.15, 1], [0.15, 1], color="0.5", lw=0.8)
 for (name, share), color, w in zip(covered.items(), ("#0072B2", "#E69F00"), width, strict=True):
     right.plot(levels, share, "o-", color=color, ms=4, label=f"{name}: {w:.1f} cm wide at 80%")

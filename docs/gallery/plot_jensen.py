@@ -68,12 +68,18 @@ right.axhline(exact.value, color="k", ls="--", lw=1.2)
 right.text(K[-1], exact.value + 0.01, "log p(x), exact", va="bottom", ha="right")
 right.fill_between(K, mean, exact.value, color="#D55E00", alpha=0.2, linewidth=0)
 right.plot(K, mean, "o-", color="#0072B2")
-right.text(1.25, mean[0], f"K = 1 is the ELBO: its gap is KL(q‖p) = {kl:.2f} nats", va="center", color="#D55E00", fontsize=9)
-right.set(xlabel="K, weights in the mean", ylabel="mean of the log of the mean, nats", xscale="log", ylim=(-1.97, -1.46))
+right.text(
+    1.25, mean[0], f"K = 1 is the ELBO: its gap is KL(q‖p) = {kl:.2f} nats", va="center", color="#D55E00", fontsize=9
+)
+right.set(
+    xlabel="K, weights in the mean", ylabel="mean of the log of the mean, nats", xscale="log", ylim=(-1.97, -1.46)
+)
 right.set_xticks(K, [str(k) for k in K])
 right.minorticks_off()
 right.set_title("more weights in the mean, a smaller gap", loc="left", fontsize=10)
-figure.suptitle("The mean of a log lies below the log of a mean: by KL(q‖p) for one draw, by less for K", x=0.01, ha="left")
+figure.suptitle(
+    "The mean of a log lies below the log of a mean: by KL(q‖p) for one draw, by less for K", x=0.01, ha="left"
+)
 
 # %%
 # The option that climbs the bound of K draws: ``zoo run deep_latent_gaussian --data digits --method svi --set particles=8``.

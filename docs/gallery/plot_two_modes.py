@@ -91,7 +91,9 @@ for sign, color in ((1, "#0072B2"), (-1, "#D55E00")):
     left.plot(grid, norm(m, np.exp(s)).pdf(grid), color=color, lw=1.8, label=name)
 left.set(xlim=(-3, 3), ylim=(0, 3.3), xlabel="z", ylabel="density")
 left.legend(frameon=False, loc="upper left")
-left.set_title(f"either bump is a best q near by: shares {1 - right_share:.0%} and {right_share:.0%}", loc="left", fontsize=10)
+left.set_title(
+    f"either bump is a best q near by: shares {1 - right_share:.0%} and {right_share:.0%}", loc="left", fontsize=10
+)
 
 ms, ss = np.linspace(-3, 3, 121), np.linspace(-2.6, 0.9, 91)
 surface = np.array([[kl((m, s)) for m in ms] for s in ss])

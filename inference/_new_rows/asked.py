@@ -144,7 +144,7 @@ class NewRows:
     def _refitted(self) -> tuple[Fit, Evidence | None]:
         """The method on these rows, with θ as it is; and the evidence as verified."""
         task, module = self.task, method_module(self.method)
-        if (reason := refusal(self.method, task.structure, learn=False)) is not None:
+        if (reason := refusal(self.method, task.structure, False, self.options)) is not None:
             raise Refusal(f"{reason}. Take another method to the run: zoo infer RUN --method … --data ….")
         schema = _options.schema(module.fit)
         trained = task.guide is not None  # then it is used as it is: its training is not continued on these rows

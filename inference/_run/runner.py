@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from inference._method.check import checked
+from inference._method.fit import Fit
 from inference._method.task import Task
 from inference._numerics import ranks
 from inference._numerics.threads import one_thread
@@ -291,7 +292,7 @@ def run_prepared(
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    check_serves(prepared, method, learn)
+    check_serves(prepared, method, learn, options)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
@@ -314,15 +315,9 @@ def run_prepared(
         request = replace(request, of=str(stored.folder))
     taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
     taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
-    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
-    if task.device.type != device.type:
-        told.append(
-            f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
-            "of a module (register_buffer), or take device=cpu."
-        )
     found = Run(
         request=request,
-        fit=replace(fit, warnings=told),
+        fit=replace(fit, warnings=_told(prepared, task, fit, device)),
         verified=evidence,
         cost=Cost(cost.seconds, cost.peak_mb, versions()),
         dataset=replace(prepared.data, x=prepared.x.numpy(), truth=None),
@@ -338,6 +333,17 @@ def run_prepared(
     if folder is not None:
         _result.save(found, folder)
     return found
+
+
+def _told(prepared: Prepared, task: Task, fit: Fit, device: torch.device) -> list[str]:
+    """The warnings of data, program and method, and of a device that was not used."""
+    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
+    if task.device.type != device.type:
+        told.append(
+            f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
+            "of a module (register_buffer), or take device=cpu."
+        )
+    return told
 
 
 def _task(

