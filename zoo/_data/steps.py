@@ -30,7 +30,7 @@ def asked(spec: object, series: bool, roles: dict[str, object], **others: object
 
 
 def fold(data: Dataset, by: np.ndarray | None) -> Dataset:
-    """Steps [N, D] as series [n, T, D], or [n, T] of one column, in the order of the table; shorter ones end in NaN.
+    """Steps [N, D] as series [n, T, D], or [n, T] of one column, in their order; shorter ones end in NaN.
 
     `by` [N]: which series each step belongs to; None: all to one. Data of other rows stay as they are.
     """
