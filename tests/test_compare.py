@@ -15,10 +15,10 @@ import torch
 from helpers import started
 
 from inference._compare.distance import distance
-from inference._compare.judge import Judgement, _gap, _judged
+from inference._compare.judge import Judgement, _gap, _judged, judge
 from inference._compare.labelling import aligned
 from inference._compare.moments import Moments, Posterior, posterior_of
-from inference._compare.reference import _can_be_trusted, _misses
+from inference._compare.reference import _misses, can_be_trusted
 from inference._method.fit import Evidence, Fit
 from latent_zoo import compare
 
@@ -269,7 +269,7 @@ def test_what_misses_some_of_the_evidence_is_no_reference():
     verified = Evidence(-10.0, 0.1, "lower bound")
     for value, trusted in ((-10.6, False), (-10.5, True)):
         fit = Fit({}, Evidence(value, 0.1, "estimate"), khat=np.zeros(10))
-        assert _can_be_trusted(fit, SimpleNamespace(verified=verified)) is trusted
+        assert can_be_trusted(fit, SimpleNamespace(verified=verified)) is trusted
     assert _misses(Evidence(-10.6, 0.1, "estimate"), verified) and not _misses(
         Evidence(-10.5, 0.1, "estimate"), verified
     )
@@ -315,6 +315,17 @@ def test_a_reference_is_not_held_against_itself(methods):
     assert (nuts.reference, nuts.distance, nuts.good) == ("itself", None, True)
     assert "the reference itself" in nuts.verdict
     assert svi.reference == "nuts" and svi.distance is not None
+
+
+@pytest.mark.full
+def test_chains_that_all_miss_a_mode_are_held_against_weighed_draws():
+    """The chains' draws are moved as if all had been at another mode; unmoved, both methods are good."""
+    x = np.random.default_rng(2).normal(1, 3, size=(12, 1))
+    nuts, importance = found = compare(schools, x, ["nuts", "importance"], warmup=500, samples=2000)
+    assert [j.good for j in judge(found)] == [True, True]
+    draws = {"mu": nuts.fit.draws["mu"] + 2 * nuts.fit.draws["mu"].std()}
+    moved = judge([replace(nuts, fit=replace(nuts.fit, draws=draws)), importance])
+    assert [j.good for j in moved] == [False, False] and "another posterior: means 2" in moved[0].verdict
 
 
 @pytest.mark.full
