@@ -8,6 +8,7 @@ from torch import Tensor
 from inference._globals.target import Values
 from inference._method.task import Task
 from inference._numerics.coordinates import Coordinates
+from inference._numerics.definite import NotDefinite
 from inference._sampling.nested import settled
 
 
@@ -33,7 +34,9 @@ class EnginePoints:
     def flat_of(self, values: Values) -> Tensor:
         """The points [B, d] that stand for values; not finite where they are outside their supports."""
         transforms = self.coordinates.transforms
-        return torch.cat([transforms[n].inv(values[n]).reshape(len(values[n]), -1) for n in self.coordinates.sizes], 1)
+        with NotDefinite():
+            parts = [transforms[n].inv(values[n]).reshape(len(values[n]), -1) for n in self.coordinates.sizes]
+        return torch.cat(parts, 1)
 
     def axes(self) -> list[tuple[str, int, int]]:
         """Every axis of the values that may number labels: site, axis from the right, size."""

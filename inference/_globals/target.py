@@ -14,6 +14,7 @@ from inference._density.local import onto
 from inference._mcmc.posterior import Place, Posterior
 from inference._mcmc.recorded import Gradient
 from inference._method.task import Task
+from inference._numerics.definite import NotDefinite
 from inference._sampling.nested import settled
 from inference._sampling.weights import unmasked
 from zoo._program.structure import Structure
@@ -160,7 +161,7 @@ class Target:
         return self.x.new_zeros(posterior.A, len(self.x), posterior.L) if posterior.L else None
 
     def _each(self, of: Callable[..., Values], *given: Tensor) -> Values:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), NotDefinite():
             chunks = list(self.posterior.chunks(len(given[0])))
             parts = [self.posterior.each(of, *(g[some] for g in given)) for some in chunks]
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
