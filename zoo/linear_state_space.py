@@ -69,13 +69,15 @@ class Model(PyroModule):
             raise UsageError(f"dynamics=ar expects more steps than order={order}, got series of {self.T}.")
         steps = x.reshape(len(x) * self.T, -1)  # [n T, D]
         m = blockwise.center(steps)
-        s = blockwise.spread(steps, m)
-        D, zero = len(m), torch.zeros_like(m)
+        self._begin(m, blockwise.spread(steps, m), latents)
+
+    def _begin(self, m: Tensor, s: Tensor, latents: int) -> None:
+        """Parameters and constants, by the means and standard deviations of all steps [D]."""
+        D, zero, trend = len(m), torch.zeros_like(m), self.dynamics == "trend"
         self._set("noise", 0.7 * s, constraints.positive)
-        if dynamics != "full":
-            self._set("moves", torch.cat([0.5 * s, 0.1 * s]) if dynamics == "trend" else 0.5 * s, constraints.positive)
-        if dynamics in ("level", "trend"):
-            trend = dynamics == "trend"
+        if self.dynamics != "full":
+            self._set("moves", torch.cat([0.5 * s, 0.1 * s]) if trend else 0.5 * s, constraints.positive)
+        if self.dynamics in ("level", "trend"):
             self._keep("begins", torch.cat([m, zero]) if trend else m)  # [S]
             self._keep("begins_within", torch.cat([WIDE * s, s]) if trend else WIDE * s)  # [S]
             step = torch.ones(2, 2).triu() if trend else torch.ones(1, 1)
@@ -84,8 +86,8 @@ class Model(PyroModule):
             self._keep("mean", zero)
             return
         self._set("mean", m)
-        if dynamics == "ar":
-            self._set("coefficients", 0.5 ** torch.arange(1.0, order + 1).unsqueeze(1).repeat(1, D))
+        if self.dynamics == "ar":
+            self._set("coefficients", 0.5 ** torch.arange(1.0, self.order + 1).unsqueeze(1).repeat(1, D))
             self._keep("begins", zero)
             self._keep("begins_within", s)
             self._keep("loadings", torch.eye(D))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoo._data.catalogue import SERIES
 from zoo._data.columns import default_names
+from zoo._data.dataset import Dataset
 from zoo._errors import UsageError
 from zoo._options import flags
-
-if TYPE_CHECKING:
-    from zoo._data.datasets import Dataset
 
 OF_ROWS = ("labels", "weights", "rows", "covariance_of")  # preparations that single steps cannot have
 
