@@ -1,7 +1,7 @@
-"""The README's table and picture: every method on Old Faithful, and PPCA and factor analysis on wine.
+"""Tables and picture of the README and the site: every method on Old Faithful, and PPCA and factor analysis on wine.
 
 `zoo bench readme` re-runs them, keeps the numbers with their versions in `benchmarks/results/readme.json`, and writes the
-tables between the README's markers, those of other kept results too. `zoo bench readme_tables` writes them without running
+tables between the markers of `PAGES`, those of other kept results too. `zoo bench readme_tables` writes them without running
 anything. A test says when a table and the numbers differ.
 """
 
@@ -22,9 +22,11 @@ from inference import Run, run
 from inference._pictures._draw import plot
 from inference._run.cost import versions
 from zoo import _show
+from zoo._errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/benchmarks.md", "docs/concepts.md")
 FAITHFUL: tuple[tuple[str, Options], ...] = (
     ("em", {}),
     ("em", {"covariance": "tied"}),
@@ -53,6 +55,7 @@ TABLES = {
     "missing": Source("missing.json", markdown.missing),
     "scaling": Source("scaling.json", markdown.scaling),
     "peers": Source("peers.json", markdown.peers),
+    "costs": Source("peers.json", markdown.slowest),
     "mnist": Source("mnist_dlg*.json", mnist_dlg.table),
     "missing_pixels": Source("missing_pixels*.json", missing_pixels.table),
     "completions": Source("completions.json", completions.table),
@@ -89,8 +92,7 @@ def main(json: bool = False, quick: bool = False) -> Results:
         (RESULTS / "readme.json").write_text(
             json_.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        path = ROOT / "README.md"
-        path.write_text(rewritten(path.read_text(encoding="utf-8"), results), encoding="utf-8")
+        write(results)
     print(json_.dumps(results, indent=1, ensure_ascii=False) if json else "\n\n".join(tables(results).values()))
     return results
 
@@ -153,25 +155,36 @@ def _options(options: Options) -> str:
     )
 
 
-def rewritten(readme: str, results: Results) -> str:
-    """The README with the tables between its markers replaced: those of `results`, and those of the other kept results.
+def write(results: Results) -> list[str]:
+    """Write the tables into the pages; which they are. Raises `ValueError` for a table of `results` without a place."""
+    if lost := [page for page in PAGES if not (ROOT / page).is_file()]:
+        raise UsageError(f"the tables are written in a checkout of the project: there is no {lost[0]} in {ROOT}.")
+    texts = {ROOT / page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+    found = {place for text in texts.values() for place in places(text)}
+    if lost := tables(results).keys() - found:
+        raise ValueError(f"no page has a place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
+    for path, text in texts.items():
+        path.write_text(rewritten(text, results), encoding="utf-8")
+    return sorted(found)
 
-    Raises `ValueError` for a table that has no place, and for a place that there are no results for.
+
+def rewritten(page: str, results: Results) -> str:
+    """The page with the tables between its markers replaced: those of `results`, and those of the other kept results.
+
+    Raises `ValueError` for a place that there are no results for.
     """
     made = tables(results)
-    if lost := made.keys() - places(readme):
-        raise ValueError(f"the README has no place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
-    for name in places(readme) - made.keys():
+    for name in places(page) - made.keys():
         kept = sorted(RESULTS.glob(TABLES[name].files)) if name in TABLES else []
         if not kept:
-            raise ValueError(f"the README has a place for a table '{name}', and there are no results to make it of.")
+            raise ValueError(f"the page has a place for a table '{name}', and there are no results to make it of.")
         made[name] = TABLES[name].table(*(json_.loads(path.read_text(encoding="utf-8")) for path in kept))
-    return PLACE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", readme)
+    return PLACE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", page)
 
 
 PLACE = re.compile(r"^(<!-- table (\w+): zoo bench \w+ -->)\n.*?^(<!-- end of table \2 -->)$", re.M | re.S)
 
 
-def places(readme: str) -> set[str]:
-    """The names of the tables that the README has a place for."""
-    return {found[2] for found in PLACE.finditer(readme)}
+def places(page: str) -> set[str]:
+    """The names of the tables that the page has a place for."""
+    return {found[2] for found in PLACE.finditer(page)}

@@ -269,3 +269,12 @@ def free_shape(site: Site) -> tuple[int, ...]:
     if site.discrete:
         return site.event_shape
     return tuple(biject_to(site.constraint).inverse_shape(torch.Size(site.event_shape)))
+
+
+def spread(flat: Tensor, center: Tensor) -> Tensor:
+    """What to divide each column by: its standard deviation. Binary data and intensities keep their units: a pixel that is
+    hardly ever on would else be the loudest."""
+    found = (flat - center).square().nanmean(0).sqrt()
+    binary = ((flat == 0) | (flat == 1) | flat.isnan()).all(0)
+    intensities = ((flat >= 0) & (flat <= 1) | flat.isnan()).all()
+    return torch.where((found > 0) & ~binary & ~intensities, found, torch.ones_like(found))

@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from guides._heads import Covariance, Derived, Rows, begin_at, join, key, outputs, refusal, width
+from guides._heads import Covariance, Derived, Rows, begin_at, join, key, outputs, refusal, spread, width
 from zoo._program.missing import holds_nan
 from zoo._program.slots import slots
 from zoo._program.structure import Site, Structure
@@ -57,7 +57,7 @@ class Guide(Derived):
         flat = x.reshape(len(x), -1)
         center = flat.nanmean(0).nan_to_num(0.0)
         self.register_buffer("center", center)
-        self.register_buffer("spread", _spread(flat, center))
+        self.register_buffer("spread", spread(flat, center))
         self.scaled = bool((self.spread != 1).any()) if scaled is None else scaled
         self.sees_mask = bool(x.isnan().any()) if sees_mask is None else sees_mask
         size = flat.shape[1] * (2 if self.sees_mask else 1)
@@ -119,15 +119,6 @@ class Guide(Derived):
         # a slot left over is drawn as its reference draws it: a fair coin, or N(0, 1)
         neutral = chosen.new_tensor(NEUTRAL[: groups.shape[-2]]).unsqueeze(-1)
         return torch.where(real, chosen, neutral).flatten(-2)
-
-
-def _spread(flat: Tensor, center: Tensor) -> Tensor:
-    """What to divide each column by: its standard deviation. Binary data and intensities keep their units: a pixel that is
-    hardly ever on would else be the loudest."""
-    spread = (flat - center).square().nanmean(0).sqrt()
-    binary = ((flat == 0) | (flat == 1) | flat.isnan()).all(0)
-    intensities = ((flat >= 0) & (flat <= 1) | flat.isnan()).all()
-    return torch.where((spread > 0) & ~binary & ~intensities, spread, torch.ones_like(spread))
 
 
 def _head(features: int, before: int, size: int) -> nn.Module:

@@ -61,9 +61,9 @@ def emissions(x, theta, family="normal"):
     return np.where(seen[..., None], out, 0.0)
 
 
-def forward_backward(x, theta, family="normal"):
+def forward_backward(x, theta, family="normal", e=None):
     """log p(x_i) [N], p(z_t | x) [N, T, K] and Σ_t p(z_t, z_t+1 | x) [N, K, K] by the textbook's recursions."""
-    e, A = emissions(x, theta, family), np.log(theta["A"])
+    e, A = emissions(x, theta, family) if e is None else e, np.log(theta["A"])
     N, T, K = e.shape
     alpha, beta = np.empty_like(e), np.zeros_like(e)
     alpha[:, 0] = np.log(theta["p"]) + e[:, 0]

@@ -17,12 +17,8 @@ PEER = '''
 import numpy as np
 import torch
 
-from benchmarks.peers._turns import OURS, show, timed, turns
+from benchmarks.peers._turns import OURS, timed, turns
 from zoo._options import Count
-
-
-def main(json: bool = False, quick: bool = False):
-    return show(measure(), json)
 
 
 def measure(*, n: Count = 1000, rounds: Count = 3, wrong: bool = False):

@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 
 from inference import em
 from inference._exact._sums.elimination import Elimination
-from inference._exact._sums.replayed import Replayed
+from inference._numerics.replayed import Replayed
 from inference._run import own_route
 from inference._run._own.disagreement import Disagreement
 from zoo._reading.elimination import best_order, many_at_once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -170,6 +171,12 @@ def run(
     device: _command.Device = "auto",
     seed: Seed = 0,
     out: Out = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init", metavar="RUN", help="Begin at the θ of this run, or of a .npz or .json file.", show_default=False
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Resume this run, which was stopped.", show_default=False),
@@ -190,7 +197,8 @@ def run(
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
-    asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
+    start = None if init is None else str(init)
+    asked = Request(model, data, method, options, preparation, seed, limit, dtype, device, init=start)
 
     def call() -> Record:
         try:
@@ -431,7 +439,9 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. Of several processes of one run, which torchrun starts, the first one speaks."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     app()
 
 

@@ -72,6 +72,11 @@ PREPARING = {  # the options that prepare data, as `inference.run` has them
         _option(str | None, "--missing", "Hide entries: top, bottom, left, right, random:P, or a mask.npy."),
         None,
     ),
+    "series": (Annotated[bool, typer.Option("--series", help="The table's rows are the steps of one series.")], False),
+    "series_by": (
+        _option(str | None, "--series-by", "One series for each value of this column; rows are steps."),
+        None,
+    ),
     "covariance_of": (
         _option(int | None, "--covariance-of", "The data are a covariance or correlation matrix of this many rows."),
         None,

@@ -1,4 +1,4 @@
-"""A suite's results as one small Markdown table, for the README: the same records as the page's tables."""
+"""A suite's results as one small Markdown table, for the site and the README: the same records as the page's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks._report import fits, leaderboard, sections
 from benchmarks._report.costs import costs
 from benchmarks._report.imputation import Hidden, imputations
-from benchmarks._report.peers import compared
+from benchmarks._report.peers import PeersRow, compared
 from benchmarks._report.tables import NOTHING, evidence, number, share
 from benchmarks._suite.documents import SuiteDocument
 
@@ -75,8 +75,26 @@ def scaling(document: SuiteDocument) -> str:
 
 def peers(document: SuiteDocument) -> str:
     """Our time over theirs."""
+    return _ratios(_compared(document))
+
+
+def slowest(document: SuiteDocument) -> str:
+    """The same for a glance: where ours is slowest first, once where a line is there in both precisions; at most eight."""
+    rows = _compared(document)
+    double = {(row.what, row.peer) for row in rows}
+    twins = [
+        row for row in rows if (row.what.replace("float32", "float64"), row.peer) in double - {(row.what, row.peer)}
+    ]
+    return _ratios(sorted((row for row in rows if row not in twins), key=lambda row: -row.ratio)[:8])
+
+
+def _compared(document: SuiteDocument) -> list[PeersRow]:
+    return [row for cell in sections.of_kind(document["cells"], "benchmark") for row in compared(cell)]
+
+
+def _ratios(compared: Sequence[PeersRow]) -> str:
     rows = []
-    for row in (r for cell in sections.of_kind(document["cells"], "benchmark") for r in compared(cell)):
+    for row in compared:
         ratio, low, high = (number(v, 3).text for v in (row.ratio, row.lowest, row.highest))
         rows.append((row.what.replace(": ", " ", 1), row.peer, ratio, f"{low} to {high}"))
     return table(("the same work", "beside", "our time over theirs", "over the rounds"), rows)

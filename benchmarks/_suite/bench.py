@@ -24,6 +24,7 @@ from benchmarks._suite.folder import RESULTS, Results, text_of
 from benchmarks._suite.progress import Progress, spoken
 from benchmarks._suite.suite import Suite, load
 from benchmarks._suite.work import Outcome
+from benchmarks.peers import _turns as turns
 from zoo import _options, _show
 from zoo._errors import NotWritten, UsageError
 
@@ -280,7 +281,8 @@ def main(
     """
     if names.find(name) is None:
         module = importlib.import_module("benchmarks." + name.replace("/", "."))
-        known = _options.schema(module.main)
+        program = module.main if hasattr(module, "main") else module.measure  # what is measured alone is shown here
+        known = _options.schema(program)
         given = {k: v for k, v in {"model": model, **how}.items() if v not in (None, False, [], "loky")}
         for key in given.keys() - known.keys():
             what = "takes no MODEL" if key == "model" else f"has no option --{key}, which is for suites"
@@ -289,7 +291,11 @@ def main(
         rest = dict(settings or {})
         mine = {k: rest.pop(k) for k in list(rest) if k in known or not getattr(module, "OPTIONS_OF_THE_MODEL", False)}
         given |= rest | _options.convert(own, mine, f"option of the benchmark '{name}'")
-        module.main(json=json, **({"quick": quick} if "quick" in known else {}), **given)
+        given |= {"quick": quick} if "quick" in known else {}
+        if not hasattr(module, "main"):
+            turns.show(program(**given), json)
+        else:
+            program(json=json, **given)
         return 0
     if model is not None:
         raise UsageError(f"the suite '{name}' takes no MODEL: its file names its models. Leave it out.")

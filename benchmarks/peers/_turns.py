@@ -1,7 +1,7 @@
 """Sides timed alternately in one process. Where they end at different log-likelihoods there is no ratio of times, but an error.
 
 A peer is one file here. Its `measure` runs `turns` on two sides or more, ours first, and returns what they took with a few
-words of its own (`what` is compared, and who was `skipped`); its `main` is `show(measure(…), json)`.
+words of its own (`what` is compared, and who was `skipped`). `zoo bench peers/NAME` shows it: `measure`'s options are its own.
 """
 
 from __future__ import annotations

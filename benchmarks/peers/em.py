@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, show, timed, turns
+from benchmarks.peers._turns import OURS, Side, timed, turns
 from inference._families._family import Floor
 from inference._method.start import FLOOR
 from inference._method.task import Task
@@ -34,14 +34,6 @@ QUICK = 5_000
 SEED = 0
 Values = Tensor | np.ndarray
 Covariance = Literal["full", "diagonal"]
-
-
-def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
-    """Time all sides, alternating, `rounds` times; print a table, or with `json` the document that is returned.
-
-    `quick`: on a few thousand data, to see that it works. Raises `ArithmeticError` where log-likelihoods differ.
-    """
-    return show(measure(rounds=rounds, quick=quick), json)
 
 
 def measure(
@@ -69,7 +61,6 @@ def measure(
     except ImportError:
         skipped.append("pomegranate is not installed")
     out = turns(sides, rounds)
-    peer = out["ratios"].get("scikit-learn")
     sizes = {"n": len(x), "d": d, "k": k, "iterations": iterations}
     what = f"EM, Gaussian mixture, {covariance} covariance, {dtype}: " + ", ".join(
         f"{a}={v:,}" for a, v in sizes.items()
@@ -78,11 +69,6 @@ def measure(
         "benchmark": "peers/em",
         "what": what,
         "short": f"em {covariance} {dtype}",
-        "ratio": peer and peer["median"],  # of the peer that is always there
-        "ratio_min": peer and peer["min"],
-        "ratio_max": peer and peer["max"],
-        "ours_seconds": out["seconds"][OURS],
-        "peer_seconds": out["seconds"]["scikit-learn"],
         **out,
         "skipped": skipped,
         **sizes,

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, show, turns
+from benchmarks.peers._turns import OURS, Side, turns
 from inference._method.task import Task
 from inference._run.cost import measured, versions
 from inference._sampling import weights
@@ -31,14 +31,6 @@ from zoo._program.load import load
 IMAGES, SAMPLES, LATENTS, HIDDEN = 1000, 5000, 50, (200, 200)
 TARGET, PEER = 1.10, "by hand"
 NOISE = 1.0  # nats an image, by which two estimates from different draws may differ
-
-
-def main(json: bool = False, rounds: int = 3, quick: bool = False) -> Document:
-    """Time both sides, alternating, `rounds` times; print a table, or with `json` the document that is returned.
-
-    Raises `ArithmeticError` where the two sums differ by more than their noise.
-    """
-    return show(measure(rounds=rounds, quick=quick), json)
 
 
 def measure(*, rounds: Count = 3, quick: bool = False) -> Document:
@@ -66,16 +58,10 @@ def measure(*, rounds: Count = 3, quick: bool = False) -> Document:
     with torch.no_grad(), pyro.validation_enabled(False):
         first = [lambda: _ours(few, guide, samples), lambda: _by_hand(few, guide, samples)]
         out = turns(sides, rounds, agree=lambda a, b: abs(a - b) < NOISE * images, warm_up=first)
-    ratio = out["ratios"].get(PEER)
     return {
         "benchmark": "peers/importance",
         "what": f"importance sampling, float32: images={images:,}, draws of each={samples:,}",
-        "ratio": ratio and ratio["median"],
-        "ratio_min": ratio and ratio["min"],
-        "ratio_max": ratio and ratio["max"],
         "target": TARGET,
-        "ours_seconds": out["seconds"][OURS],
-        "peer_seconds": out["seconds"][PEER],
         **out,
         "peak_memory_mb": round(peak, 1),
         "images": images,

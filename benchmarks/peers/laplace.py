@@ -7,7 +7,7 @@ image's mode together, each with its own step; an image whose mode is reached dr
 from __future__ import annotations
 
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, show, timed, turns
+from benchmarks.peers._turns import OURS, Side, timed, turns
 from inference import run
 from inference._density import newton
 from inference._density.local import LocalDensity
@@ -19,11 +19,6 @@ IMAGES, LOOP, LATENTS = 5000, 20, 10
 TARGET = 20.0
 LOOPED = "one at a time"
 TOLERANCE = 1e-6
-
-
-def main(json: bool = False, rounds: int = 3, quick: bool = False) -> Document:
-    """Time both sides, alternating, `rounds` times; print a table, or with `json` the document that is returned."""
-    return show(measure(rounds=rounds, quick=quick), json)
 
 
 def measure(*, rounds: Count = 3, quick: bool = False) -> Document:

@@ -14,18 +14,13 @@ import numpy as np
 import torch
 
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, show, timed, turns
+from benchmarks.peers._turns import OURS, Side, timed, turns
 from inference._run import runner
 from inference._run.cost import versions
 from zoo._options import Count
 
 QUICK = 1_000
 SEED = 0
-
-
-def main(json: bool = False, rounds: int = 5, quick: bool = False) -> Document:
-    """Time both sides on factor analysis, alternating, `rounds` times; print a table, or with `json` the document."""
-    return show(measure(rounds=rounds, quick=quick), json)
 
 
 def measure(

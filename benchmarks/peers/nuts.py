@@ -20,7 +20,7 @@ import torch
 
 from benchmarks._references.programs import DATA, logistic_intercepts
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, show, turns
+from benchmarks.peers._turns import OURS, Side, turns
 from inference import nuts
 from inference._method.task import Task
 from inference._numerics.psis import agreement
@@ -31,11 +31,6 @@ from zoo._options import Count
 
 PLAIN, COMPILED = "Pyro", "Pyro, jit_compile"
 Name = Literal["schools", "logistic", "mixture"]
-
-
-def main(json: bool = False, program: Name = "schools", rounds: int = 3, quick: bool = False) -> Document:
-    """Time all sides, alternating, `rounds` times; print a table, or with `json` the document that is returned."""
-    return show(measure(program=program, rounds=rounds, quick=quick), json)
 
 
 def measure(*, program: Name = "schools", rounds: Count = 3, quick: bool = False) -> Document:

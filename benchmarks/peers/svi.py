@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, show, timed, turns
+from benchmarks.peers._turns import OURS, timed, turns
 from inference._method.task import Task
 from inference._numerics.threads import one_thread
 from inference._run.cost import versions
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
 BATCH, HIDDEN, LATENTS, LR = 128, 200, 50, 1e-3
 STEPS, STEPS_QUICK = 100, 5
 TARGETS = {"by hand": 1.10, "numpyro": 1.0}
-
-
-def main(json: bool = False, rounds: int = 7, quick: bool = False) -> Document:
-    """Time the sides, alternating, `rounds` times; print a table, or with `json` the document that is returned."""
-    return show(measure(rounds=rounds, quick=quick), json)
 
 
 def measure(*, rounds: Count = 7, quick: bool = False) -> Document:

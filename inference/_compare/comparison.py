@@ -171,6 +171,8 @@ def compare(
     binarize: str | float | None = None,
     missing: str | None = None,
     covariance_of: int | None = None,
+    series: bool = False,
+    series_by: str | None = None,
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
@@ -187,7 +189,7 @@ def compare(
         ['exact', 'exact']
     """
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
-    _options.flags(standardize=standardize)
+    _options.flags(standardize=standardize, series=series)
     request = request_of(model, data, None, options, seed, limit, dtype, device, preparation)
     return compare_request(request, methods, out=out, quiet=quiet)
 

@@ -26,7 +26,9 @@ def aligned(
         shared = [(name, axis) for name, axis in axes if name in draws and name in reference.numbers]
         if not shared or math.factorial(size) > MOST:
             continue
-        order = min(itertools.permutations(range(size)), key=lambda o: _away(draws, shared, o, reference.numbers))
+        order: Sequence[int] = min(
+            itertools.permutations(range(size)), key=lambda o: _away(draws, shared, o, reference.numbers)
+        )
         draws |= _moved(draws, axes, order)
         orders.append(({name for name, _ in axes}, order))
     found = posterior_of(replace(fit, draws=draws), supports)

@@ -21,6 +21,7 @@ from inference._exact.engine import Rows, Values
 from inference._exact.linear import LinearGaussian
 from inference._exact.linear_model import SiteData
 from inference._exact.moments import Moments
+from inference._numerics import ranks
 from inference._numerics.slices import slices
 from inference._numerics.weighted import count
 
@@ -85,11 +86,12 @@ def _points(engine: LinearGaussian) -> _Points:
     names = [g.name for g in engine.sites().gaussians if g.place is None]
     widths = [data.values[name].shape[1] for name in names]
     D, root = sum(widths), engine.x.new_zeros(0, sum(widths))
-    for rows in slices(data.N, CHUNK):
+    for rows in ranks.mine(slices(data.N, CHUNK), data.N):
         x = torch.cat([data.centered(name, rows) for name in names], 1)
         if engine.weights is not None:
             x = x * engine.weights[rows].sqrt().to(x).unsqueeze(1)
         root = torch.linalg.qr(torch.cat([root, x]), mode="r").R
+    root = torch.linalg.qr(torch.cat(ranks.gathered(root, data.N)), mode="r").R if ranks.size() > 1 else root
     scatter = dict(zip(names, (root / count(engine.weights, data.N) ** 0.5).split(widths, 1), strict=True))
     values = {name: torch.cat([r, -r]) * D**0.5 for name, r in scatter.items()}
     return _Points(2 * D, False, values, data.families, data.centers, data.spreads)

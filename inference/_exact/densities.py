@@ -20,6 +20,8 @@ from inference._exact.engine import Statistics, Values
 from inference._exact.reading import local_nodes, observed, probe
 from inference._families._family import Family, Params
 from inference._families._registry import family_of, parameters_of
+from inference._numerics import ranks
+from inference._numerics.replayed import Replayed
 from inference._numerics.slices import fitting, slices
 from inference._numerics.threads import one_thread
 from zoo._program.latents import joint_values
@@ -30,7 +32,10 @@ from zoo._program.trace import global_log_prob, is_plain, per_datum
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
 CHUNK_ROWS = 8192
 PAIRS = 64  # assignments that are set against each other at a time
-LogProb = Callable[[slice], Tensor]  # rows ↦ log p [rows, A] or [A], nats
+REPLAYED = 12  # runs of the program from which on its record pays for itself
+KEPT = 2**20  # entries of a site up to which the terms of all rows are worked out once
+Terms = dict[str, Tensor]  # observed site → what its family takes of some rows
+LogProb = Callable[[slice, Terms], Tensor]  # rows and their terms ↦ log p [rows, A] or [A], nats
 Sums = dict[str, dict[str, Tensor]]  # site → statistic → its sum over some rows
 
 
@@ -69,6 +74,8 @@ class Densities:
             self.assignments = self._joint_values()
         self.values, self.families = self._observed_values()
         self._bases = self._parameter_free()
+        self._kept: Terms = {}
+        self._replayed = Replayed(self._at, lambda values: {**values, **program.elsewhere()}, REPLAYED)
 
     def _joint_values(self) -> dict[str, Tensor]:
         """Site → its value under every joint assignment: [A, 1, …, 1, event], or with the site's inner plates."""
@@ -121,41 +128,76 @@ class Densities:
     def views(self, parameters: Values | None = None, globals: Values | None = None) -> tuple[list[View], Tensor]:
         """The local sites at these values, and the log prior of the globals (nats)."""
         with one_thread():  # for two rows, threads would only wait for each other
-            trace = self._trace(self._probe, parameters, globals, raw=True)
-        views = []
+            if torch.is_grad_enabled() or self.program.is_hiding:
+                found, prior = self._seen(parameters, globals)
+            else:
+                found, prior = self._replayed({**self.program.values(), **(parameters or {}), **(globals or {})})
+        return [View(name, name in self.assignments, params or None) for name, params in found.items()], prior
+
+    def _seen(self, parameters: Values | None, globals: Values | None) -> tuple[dict[str, Params], Tensor]:
+        """Local site → the parameters that its family's products need, empty where it has none; and the log prior."""
+        trace, out = self._trace(self._probe, parameters, globals, raw=True), {}
         for node in local_nodes(trace):
-            params = parameters_of(node["fn"], self.A, self.x.dtype) if node["name"] in self.families else None
-            views.append(View(node["name"], node["name"] in self.assignments, params))
-        return views, global_log_prob(trace)
+            served = node["name"] in self.families
+            out[node["name"]] = (parameters_of(node["fn"], self.A, self.x.dtype) if served else None) or {}
+        return out, torch.as_tensor(global_log_prob(trace))
+
+    def _at(self, values: Values) -> tuple[dict[str, Params], Tensor]:
+        own = self.program.constraints.keys()
+        globals = {name: value for name, value in values.items() if name not in own}
+        return self._seen({name: value for name, value in values.items() if name in own}, globals)
 
     def log_joint(
-        self, rows: slice, views: list[View], parameters: Values | None = None, globals: Values | None = None
+        self,
+        rows: slice,
+        views: list[View],
+        parameters: Values | None = None,
+        globals: Values | None = None,
+        terms: Terms | None = None,
     ) -> Tensor:
-        """log p(x_i, a) [rows, A] in nats, for the data in `rows`."""
+        """log p(x_i, a) [rows, A] in nats, for the data in `rows`; of their `terms` where these are known."""
         total: Tensor | float = 0.0
+        terms = self.terms(rows, views) if terms is None else terms
         for view in views:
             if view.params is not None:
-                total = total + (view.log_prob or self._log_prob(view))(rows)
+                total = total + (view.log_prob or self._log_prob(view))(rows, terms)
         general = {v.name for v in views if v.params is None}
         if general:
             total = total + self.general_log_prob(rows, general, parameters, globals)
         return torch.as_tensor(total).expand(rows.stop - rows.start, self.A)
 
+    def terms(self, rows: slice, views: list[View]) -> Terms:
+        """What the families of observed sites take of some rows."""
+        out = {}
+        for v in views:
+            if v.params is not None and not v.latent:
+                kept = self._kept.get(v.name)
+                out[v.name] = self.families[v.name].terms(self.values[v.name][rows]) if kept is None else kept[rows]
+        return out
+
     def ready(self, views: list[View]) -> list[View]:
         """`views` with all that is the same for all rows worked out."""
+        for v in views:
+            if (
+                v.params is not None
+                and not v.latent
+                and self.values[v.name].numel() <= KEPT
+                and v.name not in self._kept
+            ):
+                self._kept[v.name] = self.families[v.name].terms(self.values[v.name])
         return [v if v.params is None else replace(v, log_prob=self._log_prob(v)) for v in views]
 
     def _log_prob(self, view: View) -> LogProb:
         assert view.params is not None
-        family, value = self.families[view.name], self.values[view.name]
+        family = self.families[view.name]
         if view.latent:  # each assignment under its own parameters
             blocks = self._latent_blocks(view)
             known = torch.cat([family.log_prob(value, params).diagonal() for _, value, params in blocks])
-            return lambda rows: known
+            return lambda rows, terms: known
         density, base = family.density(view.params), self._bases.get(view.name)
         if base is None:
-            return lambda rows: density(value[rows])
-        return lambda rows: density(value[rows]) + base[rows].unsqueeze(1)
+            return lambda rows, terms: density(terms[view.name])
+        return lambda rows, terms: density(terms[view.name]) + base[rows].unsqueeze(1)
 
     def _latent_blocks(self, view: View) -> Iterator[tuple[slice, Tensor, Params]]:
         """Some assignments at a time, a latent site's values and parameters: families work on all pairs of the two."""
@@ -187,8 +229,10 @@ class Densities:
         least = 1 if any(s.completes for s in self.structure.discrete_locals) else 64
         yield from slices(self.N, fitting(CHUNK_NUMBERS, width, least, CHUNK_ROWS))
 
-    def sweep(self, views: list[View], work: Callable[[slice], Sums]) -> Sums:
+    def sweep(self, views: list[View], work: Callable[[slice], Sums], shared: bool = False) -> Sums:
         """The sum over all chunks of `work(rows)`, without gradients; to the last bit the same in every run.
+
+        `shared`: among the processes of the run, each of which works on its rows alone.
 
         Each of torch's threads takes chunks of its own, the same ones every time. Shared out one by one, the products of
         a chunk are so small that the threads would mostly wait for each other. Where a site needs a trace of the program
@@ -199,13 +243,15 @@ class Densities:
         def share(mine: list[slice]) -> Sums:
             return functools.reduce(_add, map(work, mine), {})
 
-        chunks = list(self.chunks(views))
+        chunks = list(ranks.mine(self.chunks(views), self.N) if shared else self.chunks(views))
         alone = not traceless(views) or self.x.device.type != "cpu"
         workers = 1 if alone else min(torch.get_num_threads(), len(chunks))
         if workers == 1:
-            return share(chunks)
-        with one_thread(), ThreadPoolExecutor(workers) as pool:
-            return functools.reduce(_add, pool.map(share, [chunks[i::workers] for i in range(workers)]))
+            found = share(chunks)
+        else:
+            with one_thread(), ThreadPoolExecutor(workers) as pool:
+                found = functools.reduce(_add, pool.map(share, [chunks[i::workers] for i in range(workers)]))
+        return ranks.total(found, self.N) if shared else found
 
 
 def traceless(views: list[View]) -> bool:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from inference._exact import mstep
-from inference._exact.densities import Densities, SiteStatistics, Sums, View
+from inference._exact.densities import Densities, SiteStatistics, Sums, View, traceless
 from inference._exact.engine import MOST_SUMMED, Engine, Plan, Points, Rows, Values
 from inference._families._family import Floor
+from inference._numerics import ranks
 from inference._numerics.weighted import weighed
 
 
@@ -65,12 +66,14 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         seen, log_prior = self.views(None, globals)
         views = self.ready(seen)
         observed = [(v.name, v.params) for v in views if v.params is not None and not v.latent]
-        whole = responsibilities is None and self.N <= MOST_SUMMED
+        shared = ranks.size() > 1 and traceless(views)  # what has no statistics needs the rows themselves
+        whole = responsibilities is None and self.N <= MOST_SUMMED and not shared
         per_datum = self.x.new_empty(self.N if whole else 0)
 
         def work(rows: slice) -> Sums:
+            terms = self.terms(rows, views)
             if responsibilities is None:
-                weights, found = _posterior(self.log_joint(rows, views, None, globals))
+                weights, found = _posterior(self.log_joint(rows, views, None, globals, terms))
                 found = weighed(found, self.weights, rows)
             else:
                 weights, found = responsibilities[rows], per_datum
@@ -79,10 +82,10 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
             if whole:
                 per_datum[rows] = found
             for name, params in observed:
-                sums[name] = self.families[name].statistics(self.values[name][rows], weights, params)
+                sums[name] = self.families[name].statistics(terms[name], weights, params)
             return sums
 
-        sites = self.sweep(views, work)
+        sites = self.sweep(views, work, shared)
         totals = sites.pop("")
         counts, per_datum = totals["counts"], per_datum if whole else totals["evidence"]
         for view in views:
@@ -90,10 +93,16 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
                 sites[view.name] = self._latent_statistics(view, counts)
         return SiteStatistics(counts, per_datum, log_prior, sites, seen, globals=globals or {})
 
+    @torch.no_grad()
+    def sampled(self, draws: int, globals: Values | None = None) -> tuple[SiteStatistics, Tensor]:
+        chosen = torch.multinomial(self.responsibilities(None, globals), draws, replacement=True)  # [N, draws]
+        shares = self.x.new_zeros(self.N, self.A).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=self.x.dtype))
+        return self.e_step(globals, shares.div_(draws)), shares
+
     def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
         family, out = self.families[view.name], []
         for some, value, params in self._latent_blocks(view):
-            out.append(family.statistics(value, counts[some].diag(), params))
+            out.append(family.statistics(family.terms(value), counts[some].diag(), params))
         return {name: torch.cat([stats[name] for stats in out]) for name in out[0]}
 
     def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from inference._exact.linear_mstep import LinearPlan
 from inference._exact.moments import Moments, Posterior
 from inference._exact.normal_engine import LOG_2PI, NormalEngine
 from inference._exact.quadratic import Quadratic
+from inference._numerics import ranks
 from inference._numerics.slices import fitting, slices
 from inference._numerics.weighted import weighed
 
@@ -198,19 +199,38 @@ class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, Line
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> Moments:
         moments, per_datum = self._no_moments(globals), []
-        for rows in self.chunks():
+        for rows in ranks.mine(self.chunks(), self.N):
             posterior = self._posterior(rows, moments.seen)
             per_datum.append(weighed(posterior.log_evidence.logsumexp(1), self.weights, rows))
             if self.N > MOST_SUMMED:
                 per_datum[-1] = per_datum[-1].sum(0, keepdim=True)
             weights = posterior.weights if responsibilities is None else responsibilities[rows]
             self._collect(moments, rows, posterior, weighed(weights, self.weights, rows))
+        if ranks.size() > 1:
+            per_datum = [torch.cat(per_datum).sum(0, keepdim=True)]
+            sums = moments.counts, moments.zz, moments.sites, per_datum
+            moments.counts, moments.zz, moments.sites, per_datum = ranks.total(sums, self.N)
+        self._count(moments)
+        moments.per_datum = torch.cat(per_datum)
+        return moments
+
+    @torch.no_grad()
+    def sampled(self, draws: int, globals: Values | None = None) -> tuple[Moments, Tensor]:
+        moments, shares = self._no_moments(globals), self.x.new_empty(self.N, self.A)
+        for rows in self.chunks():
+            found = Posterior.of_draws(*self._posterior(rows, moments.seen).draw(draws), self.A)
+            shares[rows] = found.log_evidence.exp()
+            self._collect(moments, rows, found, weighed(shares[rows], self.weights, rows))
+        self._count(moments)
+        return moments, shares
+
+    def _count(self, moments: Moments) -> None:
+        """The statistics of discrete latents, which are those of their values, each as often as it is expected."""
         for name, params in moments.seen.others.items():
             if name in self.assignments:
                 values = self.data.values[name]
-                moments.sites[name] = self.families[name].statistics(values, moments.counts.diag(), params)
-        moments.per_datum = torch.cat(per_datum)
-        return moments
+                family = self.families[name]
+                moments.sites[name] = family.statistics(family.terms(values), moments.counts.diag(), params)
 
     def look(self, globals: Values | None = None) -> Moments:
         return self._no_moments(globals)
@@ -247,7 +267,9 @@ class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, Line
                 moments.add(g.name, self._site_moments(g, rows, posterior, weights, extended, weighted))
         for name, params in moments.seen.others.items():
             if name not in self.assignments:
-                moments.add(name, self.families[name].statistics(self.data.values[name][rows], weights, params))
+                family = self.families[name]
+                terms = family.terms(self.data.values[name][rows])
+                moments.add(name, family.statistics(terms, weights, params))
 
     def _site_moments(
         self, g: Gaussian, rows: slice, posterior: Posterior, weights: Tensor, extended: Tensor, weighted: Tensor

@@ -150,7 +150,7 @@ def hypers(program: Program, x: Tensor, plan: Plan, globals: Values, floor: Floo
         family, params = seen[copy.site]
         row = globals[copy.site].reshape(1, -1)
         sites = family(row)
-        stats = sites.statistics(row, row.new_ones(1, 1), params)
+        stats = sites.statistics(sites.terms(row), row.new_ones(1, 1), params)
         pool = Pool(name, globals[name], copy.index, priors[name], copy.form)
         best, least = sites.maximise(copy.parameter, pool, stats, params, floor), smallest_spread(priors[name])
         new[name] = torch.where(best < least, least, best)

@@ -22,6 +22,7 @@ class Elementwise(Family):
     A family of one parameter and T(x) = x needs `natural` and, where that parameter is not the mean, `mean_to`.
     """
 
+    order: ClassVar[int] = 1  # how many features there are
     bordered: ClassVar[bool] = False  # whether an M-step can reach the border of the parameters: see `blurred`
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -32,26 +33,29 @@ class Elementwise(Family):
         """Natural parameters η, one [A, E] for each feature, and the log normaliser A(η) [A, E], constants included."""
         raise NotImplementedError
 
+    def terms(self, x: Tensor) -> Tensor:
+        """T(x) side by side [n, order·E]; where entries are missing 1 for each that was seen stands before [n, (1+order)·E]."""
+        x, seen = self._fill(x)
+        return torch.cat(self.features(x) if seen is None else [seen, *(t * seen for t in self.features(x))], 1)
+
     def density(self, params: Params) -> Density:
         eta, normaliser = self.natural(params)
-        total = normaliser.sum(1, keepdim=True)
+        total, whole = -normaliser.sum(1, keepdim=True), torch.cat(eta, 1)
+        holes = None if self.complete else torch.cat([-normaliser, whole], 1)
 
-        def density(x: Tensor) -> Tensor:
-            x, seen = self._fill(x)
-            out = -total if seen is None else -(normaliser @ seen.mT)
-            for t, e in zip(self._seen_features(x, seen), eta, strict=True):
-                out = torch.addmm(out, e, t.mT)
-            return out.mT
+        def density(terms: Tensor) -> Tensor:
+            if holes is None or terms.shape[1] == whole.shape[1]:
+                return torch.addmm(total, whole, terms.mT).mT
+            return (holes @ terms.mT).mT
 
         return density
 
-    def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
-        x, seen = self._fill(x)
-        n0 = weights.sum(0).unsqueeze(1).expand(-1, x.shape[1]) if seen is None else weights.mT @ seen
-        return {"S0": n0, **{f"S{i}": weights.mT @ t for i, t in enumerate(self._seen_features(x, seen), 1)}}
-
-    def _seen_features(self, x: Tensor, seen: Tensor | None) -> list[Tensor]:
-        return self.features(x) if seen is None else [t * seen for t in self.features(x)]
+    def statistics(self, terms: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
+        entries = next(iter(params.values())).shape[1]
+        sums = (weights.mT @ terms).split(entries, 1)
+        if len(sums) == self.order:
+            sums = (weights.sum(0).unsqueeze(1).expand(-1, entries), *sums)
+        return {f"S{i}": s for i, s in enumerate(sums)}
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         eta, normaliser = self.natural(params)

@@ -113,15 +113,19 @@ class Family:
 
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
-        base, out = self.log_base(x), self.density(params)(x)
+        base, out = self.log_base(x), self.density(params)(self.terms(x))
         return out if base is None else out + base.unsqueeze(1)
 
     def log_base(self, x: Tensor) -> Tensor | None:
         """The part of log p(x_i | a) that no parameter enters [n], None for zero: it need be worked out only once."""
         return None
 
+    def terms(self, x: Tensor) -> Tensor:
+        """What `density` and `statistics` take of the data x [n, E]: [n, …], worked out once for both."""
+        return x
+
     def density(self, params: Params) -> Density:
-        """x [n, E] ↦ the rest of log p(x_i | a) [n, A], with all that needs no x worked out once.
+        """The `terms` of x [n, E] ↦ the rest of log p(x_i | a) [n, A], with all that needs no x worked out once.
 
         It lies in memory with the data of one assignment next to each other: reductions over assignments run fast.
         """
@@ -131,8 +135,8 @@ class Family:
         """How many numbers the largest temporary of a pass over the data holds for each row."""
         return max(entries, assignments)
 
-    def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
-        """Sufficient statistics summed over x [n, E] with `weights` [n, A]; they add over chunks."""
+    def statistics(self, terms: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
+        """Sufficient statistics summed over rows with `weights` [n, A], from their `terms`; they add over chunks."""
         raise NotImplementedError
 
     def _whole(self, x: Tensor) -> bool:

@@ -33,12 +33,12 @@ class Noisy(Family):
             seen = ~x.isnan()
             inside = ((x >= low) & (x <= high) | ~seen).all(1)
             uniform = torch.where(inside, -(seen * sizes).sum(1), -torch.inf)
-            return torch.where(is_noise, uniform.unsqueeze(1), inner(x))
+            return torch.where(is_noise, uniform.unsqueeze(1), inner(self.gaussian.terms(x)))
 
         return density
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
-        return self.gaussian.statistics(x, weights * ~_is_noise(params), self._own(params))
+        return self.gaussian.statistics(self.gaussian.terms(x), weights * ~_is_noise(params), self._own(params))
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         return self.gaussian.expected(stats, self._own(params))

@@ -18,6 +18,7 @@ SHARP = 5e-3  # of the data's spread: below it a sum of products loses more than
 class Normal(Gaussian, Elementwise):
     """Data are centred and scaled first, or x² would cancel against x·μ far from the origin."""
 
+    order = 2
     distribution = dist.Normal
     parameters = {"loc": constraints.real, "scale": constraints.positive}
     location = "loc"
@@ -42,12 +43,12 @@ class Normal(Gaussian, Elementwise):
         loc = (params["loc"] - self.center) / self.spread
         constant = params["scale"].log() + 0.5 * LOG_2PI
 
-        def by_differences(x: Tensor) -> Tensor:
-            standard, seen = (x - self.center) / self.spread, ~x.isnan()
+        def by_differences(terms: Tensor) -> Tensor:
+            *seen, standard, _ = terms.split(loc.shape[1], 1)
             each = []
             for a in range(len(loc)):
-                terms = -0.5 * ((standard - loc[a]) / scale[a]).square() - constant[a]
-                each.append(torch.where(seen, terms, torch.zeros_like(terms)).sum(1))
+                parts = -0.5 * ((standard - loc[a]) / scale[a]).square() - constant[a]
+                each.append((torch.where(seen[0] > 0, parts, torch.zeros_like(parts)) if seen else parts).sum(1))
             return torch.stack(each, 1)
 
         return by_differences

@@ -5,6 +5,7 @@ The latents z of the program are z = S u + m a priori, with u ~ N(0, I); they ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ def read(exact: LinearGaussian, globals: dict[str, Tensor]) -> Affine | None:
     sites = exact.sites(None, globals).gaussians
     seen = [g for g in sites if g.place is None]
     x = exact.x.reshape(exact.N, -1)
-    places = [columns_of(exact.data.values[g.name], x) for g in seen]
+    places = places_of([exact.data.values[g.name] for g in seen], x)
     entries = np.concatenate(places) if places else np.zeros(0, dtype=int)
     kept = np.flatnonzero(entries >= 0)
     if not len(kept):
@@ -76,6 +77,14 @@ def columns_of(value: Tensor, x: Tensor) -> np.ndarray:
         same = places.get(column, [-1])
         out.append(same.pop(0) if len(same) > 1 else same[0])
     return np.array(out, dtype=int)
+
+
+def places_of(values: Sequence[Tensor], x: Tensor) -> list[np.ndarray]:
+    """`columns_of` for the values of several sites [rows, E_i], which share a column of x only where they must."""
+    if not values:
+        return []
+    joint = columns_of(torch.cat([v.to(x.dtype) for v in values], 1), x)
+    return np.split(joint, np.cumsum([v.shape[1] for v in values])[:-1])
 
 
 def _exactly(values: Tensor, dtype: torch.dtype) -> list[bytes]:

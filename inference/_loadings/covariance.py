@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inference._exact.latent_program import LatentProgram
 from inference._exact.linear_model import LinearModel, site_data
-from inference._loadings.affine import columns_of
+from inference._loadings.affine import places_of
 from zoo._errors import UsageError
 from zoo._program.program import Program
 from zoo._program.source import blame
@@ -37,7 +37,7 @@ def _needs_rows(program: Program, structure: Structure, x: Tensor) -> str | None
         if others := list(LinearModel(program, structure, x, data).sites().others):
             return f"its site '{others[0]}' is not normal"
     flat = x.reshape(len(x), -1)
-    places = [columns_of(value, flat) for name, value in data.values.items()]
+    places = places_of(list(data.values.values()), flat)
     found = np.sort(np.concatenate(places)) if places else np.zeros(0, dtype=int)
     if not np.array_equal(found, np.arange(flat.shape[1])):
         return "it does not observe each column as it is"

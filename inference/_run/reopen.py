@@ -46,7 +46,8 @@ def other_data(
         if not set(loaded.columns) < set(own.columns):
             raise
         loaded = _with_all(loaded, own.columns)
-    if (rows := loaded.x.shape[1:]) != (wanted := own.x.shape[1:]):
+    series = bool(own.options.get("series"))  # of which new ones may have another length
+    if (rows := loaded.x.shape[1:])[series:] != (wanted := own.x.shape[1:])[series:]:
         columns = len(wanted) == len(rows) == 1
         said = f"{wanted[0]} columns, got {rows[0]}" if columns else f"rows of shape {wanted}, got {rows}"
         raise UsageError(f"Expected {said}: those of the run are {own.name}'s.")
@@ -54,7 +55,8 @@ def other_data(
         loaded = replace(loaded, warnings=(*loaded.warnings, OF_A_MATRIX))
     if own.center is None or own.scale is None:
         return loaded
-    return replace(loaded, x=(loaded.x - own.center) / own.scale, center=own.center, scale=own.scale)
+    center, scale = (np.broadcast_to(v[:1], rows) if series else v for v in (own.center, own.scale))
+    return replace(loaded, x=(loaded.x - center) / scale, center=center, scale=scale)
 
 
 def _with_all(data: datasets.Dataset, known: tuple[str, ...]) -> datasets.Dataset:

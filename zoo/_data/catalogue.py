@@ -8,18 +8,25 @@ SETS = {  # name: what it is; its size, and what else there is to know
     "mnist5k": "MNIST training images, 500 of each digit, in [0, 1]; 5,000 x 784; labels",
     "iris": "measurements of iris flowers (cm); 150 x 4; labels",
     "wine": "chemical analysis of wines; 178 x 13; labels",
+    "earthquakes": "earthquakes of magnitude 7 or more in the world, a count a year, 1900 to 2006; 1 x 107, one series",
+    "nile": "annual flow of the Nile at Aswan (1e8 m³), 1871 to 1970; 1 x 100, one series",
     "breast_cancer": "measurements of cell nuclei; 569 x 30; labels",
+    "chords": "series of triads in 24 keys, made up; 100 x 16 x 24, NaN beyond the 10 to 16 steps of a series",
     "mnist": "handwritten digits in [0, 1]; 60,000 x 784 (mnist:test 10,000); labels; downloaded",
     "fashion_mnist": "clothes in [0, 1]; 60,000 x 784 (fashion_mnist:test 10,000); labels; downloaded",
     "binarized_mnist": "MNIST, binarised once; 50,000 x 784 (:valid and :test 10,000); from ZOO_DATA_DIR",
     "frey_face": "frames of a face in [0, 1]; 1,965 x 560 (28 x 20 pixels); from ZOO_DATA_DIR",
+    "jsb_chorales": "Bach's chorales as bits of 88 keys; 229 x 160 x 88 (:valid 76, :test 77), NaN beyond the end of a piece; "
+    "from ZOO_DATA_DIR",
 }
+SERIES = ("earthquakes", "nile")  # whose rows are the steps of one series, named by their year
 PARTS = {
     "mnist": ("train", "test"),
     "fashion_mnist": ("train", "test"),
     "binarized_mnist": ("train", "valid", "test"),
+    "jsb_chorales": ("train", "valid", "test"),
 }
-# The other two have no address whose bytes have the checksum below: they come from ZOO_DATA_DIR alone.
+# The others have no address whose bytes have the checksum below: they come from ZOO_DATA_DIR alone.
 URLS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -35,6 +42,7 @@ a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845  fashion_mnist/
 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5  fashion_mnist/t10k-labels-idx1-ubyte.gz
 50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5  binarized_mnist/binarized_mnist.npz
 265a83a23adb081755cd3de375509828e690324d1d60f076b8ecebc840d59c64  frey_face/frey_rawface.mat
+b2488e3f569010032f012a60a30e4b85cd046e8ace3f267ebcb8c6864cb6f0e7  jsb_chorales/jsb_chorales_quarter.npz
 """
 SHA256 = {path: digest for digest, path in map(str.split, DIGESTS.strip().splitlines())}
 

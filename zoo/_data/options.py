@@ -8,9 +8,9 @@ from numbers import Integral, Real
 from zoo._errors import UsageError
 
 COLUMNS = ("columns", "drop", "covariates", "categories")  # name some columns
-COLUMN = ("labels", "rows_by", "weights")  # name one
+COLUMN = ("labels", "rows_by", "weights", "series_by")  # name one
 ROLES = (*COLUMNS, *COLUMN, "na")  # what is to become of columns and cells
-ENTRIES = ("rows", "standardize", "binarize", "missing")  # what is to become of rows and entries
+ENTRIES = ("rows", "standardize", "binarize", "missing", "series")  # what is to become of rows and entries
 MADE = "covariance_of"  # the number of rows behind a covariance matrix, for which rows are made
 PREPARATIONS = (*ROLES, *ENTRIES, MADE)
 

@@ -32,6 +32,7 @@ class Raw:
     warnings: list[str] = field(default_factory=list)
     row_names: np.ndarray | None = None  # [n] text
     weights: np.ndarray | None = None  # [n]
+    series: np.ndarray | None = None  # [n] text: which series each row is a step of
     used: dict[str, object] = field(default_factory=dict)  # which columns became labels, weights, …; JSON-ready
 
     def __post_init__(self) -> None:

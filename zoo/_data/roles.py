@@ -31,9 +31,11 @@ class Roles:
     labels: str | None = None
     rows_by: str | None = None
     weights: str | None = None
+    series_by: str | None = None
     na: tuple[str | float, ...] = ()
     categories: tuple[str, ...] = ()
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    series: bool = False  # of a run: whether its rows are series
     like: Roles | None = None
 
     @classmethod
@@ -50,7 +52,12 @@ class Roles:
         """The roles of the columns of a run: its data, and the `options` of its data set."""
         levels = options.get("categories", {})
         given = {k: options.get(k) for k in ("drop", *COLUMN, "na")}
-        return replace(cls.of(given), columns=tuple(columns), levels=levels)
+        return replace(
+            cls.of(given),
+            columns=tuple(options.get("series_columns", columns)),
+            levels=levels,
+            series="series" in options,
+        )
 
     @property
     def any(self) -> bool:
@@ -66,6 +73,7 @@ class _Chosen:
     labels: int | None = None
     rows_by: int | None = None
     weights: int | None = None
+    series_by: int | None = None
     categories: Sequence[int] = ()
     used: dict[str, object] = field(default_factory=dict)
 
@@ -94,6 +102,10 @@ def choose(table: Table, roles: Roles) -> Raw:
     if chosen.weights is not None:
         raw.weights = _weights(table, chosen.weights, marks)
     raw.used = chosen.used
+    if chosen.series_by is not None:
+        raw.series = table.text(chosen.series_by)
+    if raw.series is not None or (roles.like is not None and roles.like.series):
+        raw.used["series"] = True
     return raw
 
 
@@ -140,7 +152,7 @@ def _matched(table: Table, x: list[int], like: Roles) -> list[int]:
     """Of the columns x those of a run, in its order; those that it does not have are told, and not used."""
     if not like.columns:
         return x
-    apart = {*like.drop, like.labels, like.rows_by, like.weights} - {*like.columns}
+    apart = {*like.drop, *(getattr(like, option) for option in COLUMN)} - {*like.columns}
     x = [j for j in x if table.names[j] not in apart]
     given = [table.names[j] for j in x]
     order = match(like.columns, given)

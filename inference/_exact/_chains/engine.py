@@ -110,7 +110,8 @@ class Chains(ByElimination):
             found.sites[c.name] = alike.summed(c, [sums[k] for k, _, _ in c.parts], g)
         for name, params in found.seen.others.items():
             if name in self.assignments:
-                found.sites[name] = self.families[name].statistics(self._others[name], found.counts.diag(), params)
+                family = self.families[name]
+                found.sites[name] = family.statistics(family.terms(self._others[name]), found.counts.diag(), params)
         found.per_datum = torch.cat(per_datum)
         return found
 
@@ -142,7 +143,8 @@ class Chains(ByElimination):
             found.loose.append((rows, w, mean, [covariances[k] for k in self._loose]))
         for name, params in found.seen.others.items():
             if name not in self.assignments:
-                found.add(name, self.families[name].statistics(self._others[name][rows], weights, params))
+                family = self.families[name]
+                found.add(name, family.statistics(family.terms(self._others[name][rows]), weights, params))
 
     def look(self, globals: Values | None = None) -> ChainMoments:
         return self._nothing(self.sites(None, globals), globals)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from inference._exact._sums import alike
 from inference._exact._sums.alike import Group, Kind, groups, parameters
-from inference._exact._sums.replayed import Replayed
 from inference._exact._sums.schedule import Schedule
 from inference._exact.densities import View
 from inference._exact.engine import Values
 from inference._exact.reading import probe as few_rows
 from inference._families._family import Family, Params
 from inference._families._registry import family_of
+from inference._numerics.replayed import Replayed
 from zoo._errors import UsageError
 from zoo._program.program import Program
 from zoo._program.structure import Structure
@@ -204,7 +204,8 @@ class Factors:
             for kind in g.kinds if not g.latent else ():
                 site = kind.sites[0]
                 value = self.values[site][:, rows]
-                found = self.families[g.name].density(look.params[site])(value.flatten(0, 1))
+                family = self.families[g.name]
+                found = family.density(look.params[site])(family.terms(value.flatten(0, 1)))
                 found = found.reshape(*value.shape[:2], -1)
                 base = self._bases[site]
                 found = found if base is None else found + base[:, rows].unsqueeze(-1)
@@ -268,7 +269,7 @@ class Factors:
                 else:
                     weight = weights.by_row[site].flatten(0, 1).reshape(-1, g.A)
                     value = self.values[site][:, rows].flatten(0, 1)
-                found, before = family.statistics(value, weight, mine), sums[g.name][k]
+                found, before = family.statistics(family.terms(value), weight, mine), sums[g.name][k]
                 sums[g.name][k] = found if before is None else {n: before[n] + v for n, v in found.items()}
 
     def statistics(self, sums: Sums) -> dict[str, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from inference._numerics import tape
+from zoo._reading.garbage import seldom_collected
 
 Values = Mapping[str, Tensor]
 Seen = TypeVar("Seen")  # tensors in dictionaries and tuples
@@ -27,10 +28,15 @@ RELATIVE, ABSOLUTE = 1e-12, 1e-13  # how near a record must be to the program, i
 
 
 class Replayed(Generic[Seen]):
-    """`function`: θ ↦ tensors, in dictionaries and tuples, without gradients; `elsewhere`: other values of θ, to check at."""
+    """`function`: θ ↦ tensors, in dictionaries and tuples, without gradients; `elsewhere`: other values of θ, to check at.
 
-    def __init__(self, function: Callable[[Values], Seen], elsewhere: Callable[[Values], Values]) -> None:
-        self.function, self.elsewhere = function, elsewhere
+    `runs`: how many times the function itself is called before its operations are recorded.
+    """
+
+    def __init__(
+        self, function: Callable[[Values], Seen], elsewhere: Callable[[Values], Values], runs: int = RUNS
+    ) -> None:
+        self.function, self.elsewhere, self.runs = function, elsewhere, runs
         self.calls = 0
         self.graph: GraphModule | None = None
         self._like: dict[str, tuple[torch.Size, torch.dtype]] = {}
@@ -39,7 +45,7 @@ class Replayed(Generic[Seen]):
     @torch.no_grad()
     def __call__(self, values: Values) -> Seen:
         self.calls += 1
-        if self.calls == RUNS:
+        if self.calls == self.runs:
             self._record(values)
         if self.graph is None or _kinds(values) != self._like:
             return self.function(values)
@@ -61,7 +67,7 @@ class Replayed(Generic[Seen]):
             found, self._spec = tree_flatten(self.function(dict(zip(self._like, given, strict=True))))
             return found
 
-        with contextlib.suppress(Exception), warnings.catch_warnings():
+        with seldom_collected(), contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.graph = tape.record(flat, [values[name] for name in self._like])
             if not (self._is_right(values) and self._is_right(self.elsewhere(values))):

@@ -1,0 +1,92 @@
+"""Several processes of one run, started by `torchrun`: each sums over its share of the rows, and the sums are added up.
+
+All processes do the same with the same data and the same seed, and so are at the same θ; only a pass over the rows is shared.
+What they exchange are sums (K·D² numbers for a mixture, whatever the number of rows), so each of them goes on with the sums
+over all rows. Alone, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+T = TypeVar("T")
+LOST = "another process of this run has ended, so that its share of the rows is missing; start the run again."
+LEAST_ROWS = 1024
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
+
+
+def started() -> int:
+    """How many processes this run was started as; the first call joins them."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not dist.is_available():
+        return 1
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    return size()
+
+
+def size() -> int:
+    """How many processes share the rows."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return size() == 1 or dist.get_rank() == 0
+
+
+def mine(chunks: Iterable[slice], rows: int) -> Iterator[slice]:
+    """What of these chunks of 0 … `rows` − 1 this process takes: rows 0:5 of two processes are 0:2 and 2:5."""
+    if not _share(rows):
+        yield from chunks
+        return
+    first, last = (rows * (dist.get_rank() + i) // size() for i in (0, 1))
+    for chunk in chunks:
+        start, stop = max(chunk.start, first), min(chunk.stop, last)
+        if start < stop:
+            yield slice(start, stop)
+
+
+def total(sums: T, rows: int) -> T:
+    """Sums of tensors, in any nest of dictionaries and lists, over the shares of all processes."""
+    if not _share(rows):
+        return sums
+    parts, spec = tree_flatten(sums)
+    flat = torch.cat([part.reshape(-1).double() for part in parts])
+    _all_reduce(flat)
+    each = flat.split([part.numel() for part in parts])
+    found: T = tree_unflatten(
+        [new.reshape(old.shape).to(old.dtype) for new, old in zip(each, parts, strict=True)], spec
+    )
+    return found
+
+
+def gathered(value: Tensor, rows: int) -> list[Tensor]:
+    """A tensor of one shape from every process."""
+    if not _share(rows):
+        return [value]
+    out = [torch.empty_like(value) for _ in range(size())]
+    try:
+        dist.all_gather(out, value.contiguous())
+    except RuntimeError as error:
+        raise RuntimeError(LOST) from error
+    return out
+
+
+def _all_reduce(flat: Tensor) -> None:
+    try:
+        dist.all_reduce(flat)
+    except RuntimeError as error:
+        raise RuntimeError(LOST) from error
+
+
+def _share(rows: int) -> bool:
+    """Whether there are several processes, and rows enough for sharing them to pay."""
+    return size() > 1 and rows >= LEAST_ROWS

@@ -1,0 +1,87 @@
+"""Several processes of one run: they share the rows, and give the numbers of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference._numerics import ranks
+from inference._numerics.slices import slices
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [1024, 1025, 5000])
+def test_each_row_belongs_to_one_process(monkeypatch, processes, rows):
+    monkeypatch.setattr(ranks, "size", lambda: processes)
+    taken = np.zeros(rows, int)
+    for rank in range(processes):
+        monkeypatch.setattr(ranks.dist, "get_rank", lambda rank=rank: rank)
+        for some in ranks.mine(slices(rows, 300), rows):
+            assert some.stop - some.start <= 300
+            taken[some] += 1
+    assert (taken == 1).all()
+
+
+def test_few_rows_are_not_shared(monkeypatch):
+    monkeypatch.setattr(ranks, "size", lambda: 4)
+    assert list(ranks.mine(slices(1000, 300), 1000)) == list(slices(1000, 300))
+    sums = {"a": [np.ones(2)]}
+    assert ranks.total(sums, 1000) is sums
+
+
+def ask(processes: int, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29517", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*start, "zoo", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 4)) + 3 * rng.integers(3, size=3000)[:, None]
+    np.save(folder / "whole.npy", x)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    np.save(folder / "holes.npy", x)
+    return folder
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ("gmm", "holes.npy", "components=3"),
+        ("ppca", "whole.npy", "latents=2"),
+        ("factor_analysis", "holes.npy", "latents=1"),
+    ],
+)
+def test_two_processes_give_the_numbers_of_one(tables, request_):
+    model, data, option = request_
+    arguments = ("run", model, "--data", data, "--set", option, "--json", "--out")
+    alone = json.loads(ask(1, *arguments, f"{model}-1", folder=tables).stdout)
+    both = ask(2, *arguments, f"{model}-2", folder=tables)
+    together = json.loads(both.stdout)  # one document: the second process says nothing
+    for field in ("log_evidence", "verified_log_evidence"):
+        assert together[field]["kind"] == "exact"
+        assert together[field]["value"] == pytest.approx(alone[field]["value"], rel=1e-10)
+    for name, value in alone["parameters"].items():
+        np.testing.assert_allclose(together["parameters"][name], value, rtol=1e-5, atol=1e-6)
+    assert (tables / f"{model}-2" / "run.json").is_file()
+
+
+@pytest.mark.full
+def test_a_method_that_does_not_share_says_so(tables):
+    asked = ask(2, "run", "gmm", "--data", "whole.npy", "--method", "svi", folder=tables)
+    assert asked.returncode != 0 and asked.stderr.count("Expected one process for svi, got 2") == 1
