@@ -36,7 +36,7 @@ CASES = (
     Case(
         "deep_latent_gaussian",
         "digits",
-        {"latents": 3, "epochs": 500},
+        {"latents": 3},
         {"rows": 200},
         "3 latents, 200 digits",
         ("svi", "importance"),  # laplace takes minutes to learn θ through a network
