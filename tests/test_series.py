@@ -329,7 +329,7 @@ def test_methods_serve_series_or_say_why_not(tmp_path):
     assert abs(found.claimed.value - fitted.claimed.value) < 5 * found.claimed.se + 1e-9
     with pytest.raises(Refusal, match="nuts needs a continuous latent"):
         infer(fitted, "nuts")
-    drawn = infer(fitted, "gibbs", draws=200)
+    drawn = infer(fitted, "gibbs", sweeps=50)
     assert drawn.draws["z0"].shape[1:] == (2,)
     bayes = run("hidden_markov", x, emission="poisson", priors=True, method="laplace")
     assert {"start", "transitions", "rates"} <= set(bayes.parameters)
