@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from zoo._data.catalogue import SERIES
 from zoo._data.columns import default_names
+from zoo._data.dataset import Dataset
 from zoo._errors import UsageError
 from zoo._options import flags
 
@@ -29,8 +29,8 @@ def asked(spec: object, series: bool, roles: dict[str, object], **others: object
     return series, roles
 
 
-def fold(data: Any, by: np.ndarray | None) -> Any:
-    """A `Dataset` of steps [N, D] as series [n, T, D], or [n, T] of one column, in their order; shorter ones end in NaN.
+def fold(data: Dataset, by: np.ndarray | None) -> Dataset:
+    """Steps [N, D] as series [n, T, D], or [n, T] of one column, in their order; shorter ones end in NaN.
 
     `by` [N]: which series each step belongs to; None: all to one. Data of other rows stay as they are.
     """
