@@ -30,7 +30,7 @@ from zoo._program.load import load
 
 PUBLISHED = 113.1
 CAUSES, HIDDEN, BATCH, RATE, SEED = 200, (200, 200), 128, 0.002, 0
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "published"
 Method = Literal["svi", "importance"]
 
 

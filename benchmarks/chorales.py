@@ -34,7 +34,7 @@ PUBLISHED = {"Pyro's example": -6.9, "Krishnan et al. 2017": -6.4}  # bounds, na
 SIZES = {"latents": 24, "hidden": 100, "emission": 100}
 HIDDEN, WINDOW, BATCH, RATE, SEED = (128, 100), 24, 64, 0.003, 0
 PARTICLES, FILTERS = 400, 10
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "published"
 
 
 def main(json: bool = False, quick: bool = False, epochs: int = 200, samples: int = 100) -> Document:
