@@ -2,10 +2,11 @@
 Anomaly detection by log p(x), and where it fails
 =================================================
 
-A density that was fitted to digits gives log p(x) for any image, and an image with a low one is strange. That works for digits with
-their pixels shuffled, or turned on their side. It fails for images that are simpler than digits: with thinner strokes or hardly any ink
-they are *likelier* than any digit, although no digit looks like that (Nalisnick et al. 2019 found the same of networks). A density is
-high where few things can vary, not where things are usual. So a score by log p(x) has to be tried on the anomalies that matter.
+A density that was fitted to digits gives log p(x) for any image, and an image with a low one is strange. That works
+for digits with their pixels shuffled, or turned on their side. It fails for images that are simpler than digits:
+thinner strokes are not noticed, and with hardly any ink an image is likelier than most digits, although no digit
+looks like that (Nalisnick et al. 2019 found the same of deep networks). A density is high where few things can vary,
+not where things are usual. So a score by log p(x) has to be tried on the anomalies that matter.
 """
 
 import os
@@ -55,7 +56,7 @@ for name, found in log_p.items():
     strange = np.repeat([0, 1], [len(test), len(found)])
     auc[name] = roc_auc_score(strange, -np.concatenate([log_p["digits, held out"], found]))
 print({name: round(a, 3) for name, a in auc.items()})
-assert SMALL or (auc["pixels shuffled"] > 0.95 and auc["hardly any ink"] < 0.05)
+assert SMALL or (auc["pixels shuffled"] > 0.95 and auc["thinner strokes"] < 0.6 and auc["hardly any ink"] < 0.2)
 figure, panels = plt.subplots(len(kinds), 2, figsize=(9, 6.2), width_ratios=(1, 1.3))
 bins = np.linspace(-500, 0, 80)
 for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
@@ -66,7 +67,7 @@ for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
     right.hist(log_p["digits, held out"], bins, color="0.85")
     if name != "digits, held out":
         color = "#0072B2" if auc[name] > 0.5 else "#D55E00"
-        right.hist(found, bins, histtype="step", color=color, lw=1.6)
+        right.hist(np.clip(found, bins[0], None), bins, histtype="step", color=color, lw=1.6)
         right.set_title(
             f"scored stranger than a digit {auc[name]:.0%} of the time", loc="left", fontsize=10, color=color
         )
@@ -76,5 +77,5 @@ for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
     right.spines["left"].set_visible(False)
     if right is not panels[-1, 1]:
         right.tick_params(labelbottom=False)
-panels[-1, 1].set_xlabel("log p(x), nats (grey: digits)")
+panels[-1, 1].set_xlabel("log p(x), nats (grey: digits; what lies below −500 stands there)")
 figure.suptitle("A low log p(x) finds what is strange, not what is simpler than the data", x=0.01, ha="left")

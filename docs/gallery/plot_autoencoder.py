@@ -2,11 +2,11 @@
 PCA is a linear autoencoder
 ===========================
 
-An autoencoder squeezes each image through a few numbers and restores what it can: x → z = A(x − μ) → Bz + μ. With linear maps its
-squared error has one minimum value, and that is the error of PCA with as many components (Baldi & Hornik 1989). So
-gradient descent on A and B comes down to the error of PCA and stops there, although it knows of no eigenvector. It reaches the same
-plane, not the same axes: A and B are free up to an invertible map of z. Probabilistic PCA whose noise goes to 0 is the
-third way to the same plane.
+An autoencoder squeezes each image through a few numbers and restores what it can: x → z = A(x − μ) → Bz + μ. With
+linear maps its squared error has one minimum value, and that is the error of PCA with as many components (Baldi &
+Hornik 1989). So gradient descent on A and B comes down to the error of PCA and stops there, although it knows of no
+eigenvector. It reaches the same plane, not the same axes: A and B are free up to an invertible map of z.
+Probabilistic PCA whose noise goes to 0 is the third way to the same plane.
 """
 
 import os

@@ -2,11 +2,12 @@
 The top half is missing
 =======================
 
-An autoregressive model of digits gives p(x) of a whole image; where the top half is missing, its 392 pixels are latents, and log p of the
-rest is a sum over 2³⁹² completions. A factorised q says of each missing pixel that it is on with probability φ, and its ELBO is a lower
-bound on log p of what was seen. With φ = ½ the completions are noise and the bound is thousands of nats low; with φ = 1, all on, it is
-worse. A φ that is learned by the ELBO settles on one plausible top, since independent pixels cannot agree on several.
-Draws from the posterior itself differ from each other.
+An autoregressive model of digits gives p(x) of a whole image; where the top half is missing, its 392 pixels are
+latents, and log p of the rest is a sum over 2³⁹² completions. A factorised q says of each missing pixel that it is on
+with probability φ, and its ELBO is a lower bound on log p of what was seen. With φ = ½ the completions are noise and
+the bound is thousands of nats low; with φ = 1, all on, it is worse. A φ that is learned by the ELBO settles on one
+plausible top, since independent pixels cannot agree on several. Draws from the posterior itself differ from each
+other.
 """
 
 import os
@@ -29,8 +30,8 @@ holes = whole.copy()
 holes[:, :392] = np.nan
 
 # %%
-# The pixels go from the bottom to the top (`order=reversed`): all that was seen comes first, so that log p of it is a product of
-# conditionals, and its figure has no sampling error. Usually it would not be known.
+# The pixels go from the bottom to the top (`order=reversed`): all that was seen comes first, so that log p of it is a
+# product of conditionals, and its figure has no sampling error. Usually it would not be known.
 
 with tempfile.TemporaryDirectory() as place:
     theta = run("missing_pixels", train, "svi", order="reversed", hidden=(100,), epochs=15, out=f"{place}/theta")
@@ -81,5 +82,6 @@ for panel, (name, rows) in zip(axes, columns.items(), strict=True):
 figure.suptitle("Better completions, a higher bound on log p of the lower half (nats an image)", x=0.01, ha="left")
 
 # %%
-# The commands: ``zoo run missing_pixels --data mnist5k --binarize fixed --method svi --set order=reversed --out runs/theta``, then ``zoo
-# infer runs/theta --data mnist5k --binarize fixed --missing top --rows 4 --method svi --set guide=mean_field``.
+# The commands: ``zoo run missing_pixels --data mnist5k --binarize fixed --method svi --set order=reversed --out
+# runs/theta``, then ``zoo infer runs/theta --data mnist5k --binarize fixed --missing top --rows 4 --method svi --set
+# guide=mean_field``.

@@ -2,10 +2,11 @@
 How many components?
 ====================
 
-More components always fit better, so the log-likelihood alone chooses too many. BIC takes off half a log n for each parameter, and is an
-approximation of the evidence of the model; ICL also takes off the entropy of the labels, and so asks for components that are
-apart; AIC takes off one nat a parameter, and is often generous. Rows that were left out of the fit ask directly: what is log p of data
-that the model has not seen? On Old Faithful these agree, or nearly; where they do not, they answer different questions.
+More components always fit better, so the log-likelihood alone chooses too many. BIC takes off half a log n for each
+parameter, and is an approximation of the evidence of the model; ICL also takes off the entropy of the labels, and so
+asks for components that are apart; AIC takes off one nat a parameter, and is often generous. Rows that were left out
+of the fit ask directly: what is log p of data that the model has not seen? On Old Faithful these agree, or nearly;
+where they do not, they answer different questions.
 """
 
 import os

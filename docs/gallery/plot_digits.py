@@ -2,10 +2,11 @@
 The latent plane of digits
 ==========================
 
-A decoder network turns two normal numbers into an image of a digit, and an encoder network turns an image into a normal over those
-two numbers: a variational autoencoder (Kingma & Welling 2014). Both climb the ELBO, and nobody tells them the classes; yet
-images of one class come to lie together, for they share what a decoder can reuse. A grid over the plane shows what the decoder makes of
-each place. On the line between two digits every point is an image, and most of them look like some digit.
+A decoder network turns two normal numbers into an image of a digit, and an encoder network turns an image into a
+normal over those two numbers: a variational autoencoder (Kingma & Welling 2014). Both climb the ELBO, and nobody
+tells them the classes; yet images of one class come to lie together, for they share what a decoder can reuse. A grid
+over the plane shows what the decoder makes of each place. On the line between two digits every point is an image, and
+most of them look like some digit.
 """
 
 import os
@@ -45,5 +46,5 @@ fit.plot("decoder_grid")
 fit.plot("interpolation")
 
 # %%
-# The commands: ``zoo run deep_latent_gaussian --data mnist5k --binarize fixed --method svi --set likelihood=bernoulli --set latents=2
-# --out runs/plane``, then ``zoo plot runs/plane``.
+# The commands: ``zoo run deep_latent_gaussian --data mnist5k --binarize fixed --method svi --set likelihood=bernoulli
+# --set latents=2 --out runs/plane``, then ``zoo plot runs/plane``.

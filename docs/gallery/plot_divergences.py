@@ -2,11 +2,12 @@
 KL(q‖p) and KL(p‖q)
 ===================
 
-p is a strongly correlated normal, and q a normal with one variance for both directions, so q cannot be p. KL(q‖p) is large where q
-puts probability and p has none: the q that is best by it stays within the narrow direction of p, and its variance is the harmonic
-mean of p's. KL(p‖q) is large where p has probability and q has none: the best q by it covers all of p, and its variance is
-the arithmetic mean. Variational inference minimises the first, which is why its posteriors are often too narrow. Where the
-wake phase of wake–sleep, or maximum likelihood, fits a distribution to draws of p, it minimises the second.
+p is a strongly correlated normal, and q a normal with one variance for both directions, so q cannot be p. KL(q‖p) is
+large where q puts probability and p has none: the q that is best by it stays within the narrow direction of p, and
+its variance is the harmonic mean of p's along its axes. KL(p‖q) is large where p has probability and q has none: the
+best q by it covers all of p, and its variance is the arithmetic mean. Variational inference minimises the first,
+which is why its posteriors are often too narrow. Where the wake phase of wake–sleep, or maximum likelihood, fits a
+distribution to draws of p, it minimises the second.
 """
 
 import os
@@ -62,5 +63,5 @@ right.set_title("each has its own minimum", loc="left", fontsize=10)
 figure.suptitle("The best isotropic q is narrow under KL(q‖p) and wide under KL(p‖q)", x=0.01, ha="left")
 
 # %%
-# The command that draws both, for this p and for one with two bumps: ``zoo bench divergences``; for the posterior of one row of a
-# program: ``zoo bench divergences --set model=file.py:program --set data=table.csv --set row=0``.
+# The command that draws both, for this p and for one with two bumps: ``zoo bench divergences``; for the posterior of
+# one row of a program: ``zoo bench divergences --set model=file.py:program --set data=table.csv --set row=0``.

@@ -2,10 +2,10 @@
 log p(x) = ELBO + KL, as areas
 ==============================
 
-For any q(z), log p(x) is the sum of two terms: the ELBO, E_q[log p(x, z) − log q(z)], and KL(q‖p(z | x)). The second is never
-negative, so the first is a lower bound, and a better q only moves area from the second to the first. EM climbs by the same picture.
-Its E-step makes q the posterior, so that the KL is 0 and the bound touches log p(x). Its M-step changes θ to raise the
-bound; log p(x) rises by more, since q is no longer the posterior, and a new KL opens.
+For any q(z), log p(x) is the sum of two terms: the ELBO, E_q[log p(x, z) − log q(z)], and KL(q‖p(z | x)). The second
+is never negative, so the first is a lower bound, and a better q only moves area from the second to the first. EM
+climbs by the same picture. Its E-step makes q the posterior, so that the KL is 0 and the bound touches log p(x). Its
+M-step changes θ to raise the bound; log p(x) rises by more, since q is no longer the posterior, and a new KL opens.
 """
 
 import os
@@ -25,7 +25,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figu
 BLUE, ORANGE = "#56B4E9", "#E69F00"
 
 # %%
-# First one datum at fixed θ: z ~ N(0, 1) and x | z ~ N(z, 1), with x = 1. The posterior is N(½, ½); q is N(m, ½) for many m.
+# First one datum at fixed θ: z ~ N(0, 1) and x | z ~ N(z, 1), with x = 1. The posterior is N(½, ½); q is N(m, ½) for
+# many m.
 
 
 def shifted(x=None, size=None):

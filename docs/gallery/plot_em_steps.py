@@ -2,10 +2,11 @@
 The steps of EM
 ===============
 
-EM begins at a bad guess and alternates two steps. The E-step gives each point to the components in the shares p(z | x), which are
-its colours here; the M-step moves each component to the weighted mean and covariance of its points. No step lowers log p(x), which
-is why the curve at the end only rises. The program below says where to begin, and nothing of EM: the method reads from the program
-that z can be enumerated and that both parameters have a closed-form M-step. Stopping after k iterations gives the k-th picture.
+EM begins at a bad guess and alternates two steps. The E-step gives each point to the components in the shares p(z |
+x), which are its colours here; the M-step moves each component to the weighted mean and covariance of its points. No
+step lowers log p(x), which is why the curve at the end only rises. The program below says where to begin, and nothing
+of EM: the method reads from the program that z can be enumerated and that both parameters have a closed-form M-step.
+Stopping after k iterations gives the k-th picture.
 """
 
 import os
@@ -35,7 +36,8 @@ def mixture(x=None, size=None):
 
 
 # %%
-# One run for each number of iterations, all from the start values of the program. Its first log p(x) can be checked by hand.
+# One run for each number of iterations, all from the start values of the program. Its first log p(x) can be checked
+# by hand.
 
 STEPS = (1, 2, 3) if SMALL else (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16)
 runs = {
@@ -106,5 +108,5 @@ def frame(i):
 animation = FuncAnimation(film, frame, frames=len(thetas), interval=600)
 
 # %%
-# The command that fits Old Faithful without a bad start: ``zoo run gmm --data faithful --standardize --out runs/geyser``; then
-# ``zoo plot runs/geyser`` draws the clusters and the trace.
+# The command that fits Old Faithful without a bad start: ``zoo run gmm --data faithful --standardize --out
+# runs/geyser``; then ``zoo plot runs/geyser`` draws the clusters and the trace.

@@ -2,10 +2,10 @@
 Between two faces
 =================
 
-Brendan Frey's face in 1,965 frames of a video: 560 grey pixels, but hardly more than a few ways to move. A decoder from two
-latents learns them, and the line between the latents of two frames is a short film that nobody recorded. The same line between
-the pixels themselves is a double exposure. The frames are not in the package: where a folder with them is named by
-``ZOO_DATA_DIR``, the pictures are drawn, and elsewhere this page says so in words.
+Brendan Frey's face in 1,965 frames of a video: 560 grey pixels, but hardly more than a few ways to move. A decoder
+from two latents learns them, and the line between the latents of two frames is a short film that nobody recorded. The
+same line between the pixels themselves is a double exposure. The frames are not in the package: where a folder with
+them is named by ``ZOO_DATA_DIR``, the pictures are drawn, and elsewhere this page says so in words.
 """
 
 import os
@@ -30,7 +30,7 @@ except UsageError as absent:
     print("No pictures here:", absent)
 
 # %%
-# The frames in the plane of the two latents' means, and what the decoder makes of a grid over it.
+# What the decoder makes of a grid over the plane of the two latents.
 
 if fit is not None:
     print(fit)
@@ -42,5 +42,5 @@ fit and fit.plot("decoder_grid")
 fit and fit.plot("interpolation")
 
 # %%
-# The commands: ``zoo run deep_latent_gaussian --data frey_face --method svi --set latents=2 --out runs/faces``, then ``zoo plot
-# runs/faces``.
+# The commands: ``zoo run deep_latent_gaussian --data frey_face --method svi --set latents=2 --out runs/faces``, then
+# ``zoo plot runs/faces``.

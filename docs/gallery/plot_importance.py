@@ -2,11 +2,12 @@
 Naive Monte Carlo and importance sampling
 =========================================
 
-log p(x) can be estimated as the log of the mean of p(x | z) over draws of z from the prior: naive Monte Carlo. With ten latents
-hardly any draw explains a given digit, the mean rests on the luckiest draw, and the log of it lies far below the truth even
-with 10,000 draws. Importance sampling draws from a guide q(z | x) that was trained for the task, and weighs each draw by
-p(x, z) / q(z | x): a few draws do. The model here is probabilistic PCA, so the exact log p(x) is known. Without it there is k-hat,
-which tells from the weights alone that naive Monte Carlo cannot be trusted; the tool then calls its figure a lower bound.
+log p(x) can be estimated as the log of the mean of p(x | z) over draws of z from the prior: naive Monte Carlo. With
+ten latents hardly any draw explains a given digit, the mean rests on the luckiest draw, and the log of it lies far
+below the truth even with 10,000 draws. Importance sampling draws from a guide q(z | x) that was trained for the task,
+and weighs each draw by p(x, z) / q(z | x): a few draws do. The model here is probabilistic PCA, so the exact log p(x)
+is known. Without it there is k-hat, which tells from the weights alone that naive Monte Carlo cannot be trusted; the
+tool then calls its figure a lower bound.
 """
 
 import os
@@ -60,6 +61,6 @@ assert SMALL or means["prior"][-1] < means["guide"][0] < 0.5
 assert found["prior"][-1].claimed.kind == "lower bound"
 
 # %%
-# The commands: ``zoo run ppca --data digits --set latents=10 --out runs/theta``, then ``zoo infer runs/theta --method importance
-# --set proposal=prior --set samples=1000``; or first ``zoo infer runs/theta --method svi --out runs/guide`` and the same with
-# ``runs/guide`` and ``proposal=guide``.
+# The commands: ``zoo run ppca --data digits --set latents=10 --out runs/theta``, then ``zoo infer runs/theta --method
+# importance --set proposal=prior --set samples=1000``; or first ``zoo infer runs/theta --method svi --out
+# runs/guide`` and the same with ``runs/guide`` and ``proposal=guide``.

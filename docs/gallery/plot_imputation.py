@@ -2,10 +2,11 @@
 Imputation with honest intervals
 ================================
 
-A quarter of the measurements of 150 irises are hidden, at random. A mixture of Gaussians is fitted to what is left: EM sums over the
-missing entries as over any latent, and no row is thrown away. Given a row's observed entries, the model has a distribution for its
-missing ones, and an interval from its draws says how sure it is. Since the truth is known here, the intervals can be checked: of those
-that claim 80%, about 80% hold the truth. A column's own quantiles hold it as often, but are much wider, for they do not look at the row.
+A quarter of the measurements of 150 irises are hidden, at random. A mixture of Gaussians is fitted to what is left:
+EM sums over the missing entries as over any latent, and no row is thrown away. Given a row's observed entries, the
+model has a distribution for its missing ones, and an interval from its draws says how sure it is. Since the truth is
+known here, the intervals can be checked: of those that claim 80%, about 80% hold the truth. A column's own quantiles
+hold it as often, but are much wider, for they do not look at the row.
 """
 
 import os
@@ -62,13 +63,13 @@ right.fill_between(
 )
 right.plot([0.15, 1], [0.15, 1], color="0.5", lw=0.8)
 for (name, share), color, w in zip(covered.items(), ("#0072B2", "#E69F00"), width, strict=True):
-    right.plot(levels, share, "o-", color=color, ms=4, label=f"{name}: {w:.1f} cm wide at 80%")
-right.set(xlabel="what an interval claims", ylabel="share that hold the truth")
-right.legend(frameon=False, fontsize=9)
+    right.plot(levels, share, "o-", color=color, ms=4, label=f"{name}: {w:.1f} cm wide")
+right.set(xlabel="what an interval claims", ylabel="share that hold the truth", ylim=(0.1, 1.3))
+right.legend(frameon=False, fontsize=9, loc="upper left")
 right.set_title("claimed and true coverage agree", loc="left", fontsize=10)
 figure.suptitle("Imputed intervals hold the truth as often as they say, and are narrow", x=0.01, ha="left")
 assert SMALL or (np.abs(covered["the row's own draws"] - levels) < 3 * error).all()
 
 # %%
-# The commands, for a table with holes: ``zoo run gmm --data table.csv --set components=3 --out runs/table``, then ``zoo impute
-# runs/table``, which writes means, standard deviations and joint draws.
+# The commands, for a table with holes: ``zoo run gmm --data table.csv --set components=3 --out runs/table``, then
+# ``zoo impute runs/table``, which writes means, standard deviations and joint draws.

@@ -2,10 +2,11 @@
 Jensen's gap: the log of a mean, the mean of a log
 ==================================================
 
-p(x) is the mean of the weights w = p(x, z) / q(z) over draws z from q. The logarithm is concave, so the log of that mean is larger
-than the mean of the logs, which is the ELBO: the chord of a concave curve lies below it. What is lost is KL(q‖p(z | x)), and it is 0
-when all weights are equal. The log of the mean of K weights is a bound too, and its gap falls as K grows (Burda, Grosse &
-Salakhutdinov 2016). With enough draws the bound becomes importance sampling's estimate of log p(x).
+p(x) is the mean of the weights w = p(x, z) / q(z) over draws z from q. The logarithm is concave, so the log of that
+mean is larger than the mean of the logs, which is the ELBO: the chord of a concave curve lies below it. What is lost
+is KL(q‖p(z | x)), and it is 0 when all weights are equal. The log of the mean of K weights is a bound too, and its
+gap falls as K grows (Burda, Grosse & Salakhutdinov 2016). With enough draws the bound becomes importance sampling's
+estimate of log p(x).
 """
 
 import os
@@ -82,4 +83,5 @@ figure.suptitle(
 )
 
 # %%
-# The option that climbs the bound of K draws: ``zoo run deep_latent_gaussian --data digits --method svi --set particles=8``.
+# The option that climbs the bound of K draws: ``zoo run deep_latent_gaussian --data digits --method svi --set
+# particles=8``.

@@ -2,10 +2,11 @@
 Laplace's approximation: where it is off, and why it gets better
 ================================================================
 
-Laplace's approximation puts a normal at the mode of a density, with the curvature there. Of a skewed posterior it
-has the mode right and the mean and tails wrong: on the left, the logarithm of a rate of which one count was seen. On the right is why
-it works so often. A posterior of n data looks like exp(−n l(w)), and as n grows all its mass moves to where l is nearly its
-parabola: the integral over the approximation tends to 1, with an error of 1/(12 n) for this l. That is Stirling's formula for n!.
+Laplace's approximation puts a normal at the mode of a density, with the curvature there. Of a skewed posterior it has
+the mode right and the mean and tails wrong: above, the logarithm of a rate of which one count was seen. Below is why
+it works so often. A posterior of n data looks like exp(−n l(w)), and as n grows all its mass moves to where l is
+nearly its parabola: the integral over the approximation tends to 1, with an error of 1/(12 n) for this l. That is
+Stirling's formula for n!.
 """
 
 import os
@@ -36,7 +37,8 @@ print(fit)
 print(*fit.warnings)
 
 # %%
-# The truth by quadrature. The Gaussian of a larger count is nearer to it. The warning of the run, by k-hat, is about the small ones.
+# The truth by quadrature. The Gaussian of a larger count is nearer to it. The warning of the run, by k-hat, is about
+# the small ones.
 
 z = np.linspace(-12, 8, 20_001)
 log_joint = norm(0, 2).logpdf(z) + seen * z - np.exp(z) - gammaln(seen + 1)  # [3, points]
@@ -81,4 +83,5 @@ panels[1, 2].legend(frameon=False, fontsize=9, loc="upper right")
 figure.suptitle("Laplace has the mode right; skewness makes its error, which more data remove", x=0.01, ha="left")
 
 # %%
-# The command, for a program in a file and counts in a table: ``zoo run counts.py:counts --data counts.csv --method laplace``.
+# The command, for a program in a file and counts in a table: ``zoo run counts.py:counts --data counts.csv --method
+# laplace``.

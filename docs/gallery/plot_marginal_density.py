@@ -2,10 +2,11 @@
 A density as the sum of its components
 ======================================
 
-A mixture says that each waiting time of Old Faithful comes from one of K bumps, and does not say from which. The density of a
-waiting time is then a sum over that unknown: p(x) = Σ π_k N(x; μ_k, σ_k²). Here each term is an area, stacked on the ones before:
-the outline of the stack is p(x). The height of one colour over the height of the stack, at one x, is the posterior p(z = k | x).
-Each area is the share π_k of the eruptions that come from that component, and together they have area one.
+A mixture says that each waiting time of Old Faithful comes from one of K bumps, and does not say from which. The
+density of a waiting time is then a sum over that unknown: p(x) = Σ π_k N(x; μ_k, σ_k²). Here each term is an area,
+stacked on the ones before: the outline of the stack is p(x). The height of one colour over the height of the stack,
+at one x, is the posterior p(z = k | x). Each area is the share π_k of the eruptions that come from that component,
+and together they have area one.
 """
 
 import os
@@ -49,7 +50,7 @@ axes.set_title("p(x) is the sum of its components, each with the area of its wei
 axes.legend(frameon=False, loc="upper left")
 
 # %%
-# The command that gives the same fit, and the project's own picture of it: ``zoo run gmm --data faithful --columns waiting --out
-# runs/waits``, then ``zoo plot runs/waits``.
+# The command that gives the same fit, and the project's own picture of it: ``zoo run gmm --data faithful --columns
+# waiting --out runs/waits``, then ``zoo plot runs/waits``.
 
 fit.plot("clusters")

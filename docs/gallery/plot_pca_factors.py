@@ -2,11 +2,11 @@
 PCA, probabilistic PCA and factor analysis
 ==========================================
 
-Six thermometers measure one temperature, and the last of them is bad: its noise is ten times that of the others. PCA looks for the
-direction of largest variance, and most of the variance is that noise, so it follows the bad thermometer. Probabilistic PCA has
-a noise in its model, but the same for every column, and its direction is that of PCA. Factor analysis learns a noise for
-each column: it finds that the last column is mostly noise, gives it hardly any weight, and recovers the temperature. Where the
-noise is equal in all columns, all three find the right direction.
+Six thermometers measure one temperature, and the last of them is bad: its noise is ten times that of the others. PCA
+looks for the direction of largest variance, and most of the variance is that noise, so it follows the bad
+thermometer. Probabilistic PCA has a noise in its model, but the same for every column, and its direction is that of
+PCA. Factor analysis learns a noise for each column: it finds that the last column is mostly noise, gives it hardly
+any weight, and recovers the temperature. Where the noise is equal in all columns, all three find the right direction.
 """
 
 import os
@@ -39,8 +39,8 @@ for name in ("PCA", "probabilistic PCA"):
     assert np.isclose(abs(W @ first) / np.linalg.norm(W), 1, atol=1e-4), name
 
 # %%
-# Above: the direction that each finds, a unit vector, and the true one, equal in all columns. Below: the posterior mean of the
-# latent, scaled to standard deviation 1, against the temperature.
+# Above: the direction that each finds, a unit vector, and the true one, equal in all columns. Below: the posterior
+# mean of the latent, scaled to standard deviation 1, against the temperature.
 
 figure, panels = plt.subplots(2, 3, figsize=(9.4, 5.4), sharey="row", height_ratios=(1, 1.25))
 found = {}
@@ -62,5 +62,5 @@ figure.suptitle("With noise of its own in one column, only factor analysis recov
 assert found["factor analysis"] > 0.95 > 0.5 > found["PCA"]
 
 # %%
-# The commands, for a table of one's own: ``zoo run ppca --data table.csv --set latents=1`` and ``zoo run factor_analysis --data
-# table.csv --set latents=1``.
+# The commands, for a table of one's own: ``zoo run ppca --data table.csv --set latents=1`` and ``zoo run
+# factor_analysis --data table.csv --set latents=1``.
