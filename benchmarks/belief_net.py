@@ -30,7 +30,7 @@ from zoo._program.load import load
 
 PUBLISHED = 113.1
 CAUSES, HIDDEN, BATCH, RATE, SEED = 200, (200, 200), 128, 0.002, 0
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "published"
 Method = Literal["svi", "importance"]
 
 
@@ -45,6 +45,7 @@ def main(
     document = measure(method, 2, 10, 200) if quick else measure(method, epochs, samples, None)
     if not quick:
         text = json_.dumps(document, indent=1, ensure_ascii=False)
+        RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"belief_net_{method}.json").write_text(text + "\n", encoding="utf-8")
     print(json_.dumps(document, indent=1) if json else _line(document))
     return document

@@ -11,6 +11,7 @@ from helpers import in_full, structure_of, task_of
 from torch.nn.functional import softplus
 
 import guides
+from benchmarks import chorales
 from inference import importance, run, svi
 from inference._sampling import sequential, weights
 from inference._training import elbo
@@ -163,3 +164,18 @@ def test_other_data_than_series_of_bits_are_refused():
 def test_a_run_on_chords_is_saved_and_read_back(tmp_path):
     fit = run(MODEL, "chords", "svi", guide="smoothing", epochs=60, out=tmp_path / "run", quiet=True)
     assert fit.claimed.kind == "lower bound" and fit.claimed.value > -100 * 13 * 24 * np.log(2)
+
+
+def test_windows_cover_every_step():
+    x = np.arange(2 * 7.0).reshape(2, 7, 1)
+    x[1, 5:] = np.nan
+    found = chorales.windows(x, 3)[..., 0].tolist()
+    assert found == [[0, 1, 2], [3, 4, 5], [4, 5, 6], [7, 8, 9], [9, 10, 11]]
+
+
+@pytest.mark.slow
+def test_bounds_of_whole_series_lie_below_the_particle_filter(monkeypatch):
+    monkeypatch.setattr(chorales, "SIZES", {"latents": 2, "hidden": 4, "emission": 4})
+    test = chorales.main(quick=True)["test"]
+    assert test["steps"] == 266 and test["particle_filter_kind"] == "estimate"
+    assert test["elbo"] < test["weighted_bound"] < test["particle_filter"] + 4 * test["particle_filter_se"]
