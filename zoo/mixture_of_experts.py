@@ -135,10 +135,8 @@ class Model(WithPriors):
             above = constraints.greater_than(NARROWEST) if self.regressed else constraints.positive
             name, power = ("variances", 2) if self.priors else ("scales", 1)
             self.begin(name, away.repeat(K, 1) ** power, above)
-        elif self.likelihood == "bernoulli":
-            at = torch.logit(mean.clamp(0.01, 0.99))
         else:
-            at = mean.clamp(min=0.01).log()
+            at = torch.logit(mean.clamp(0.01, 0.99)) if self.likelihood == "bernoulli" else mean.clamp(min=0.01).log()
         self.register_buffer("usual", at)  # [E]
         self.register_buffer("away", away)
         self.begin("offsets", at + 0.1 * away * torch.randn(K, E), constraints.real)

@@ -49,11 +49,19 @@ family, lost = (
 )
 at = np.arange(len(gaps))
 axes.bar(at, family, color="#D55E00", alpha=0.75, width=0.6, label="family gap: log p(x) − ELBO(q*)")
-axes.bar(at, lost, bottom=family, color="#0072B2", alpha=0.75, width=0.6, label="amortization gap: ELBO(q*) − ELBO(q)")
+axes.bar(
+    at,
+    lost,
+    bottom=family,
+    color="#0072B2",
+    alpha=0.75,
+    width=0.6,
+    label="amortization gap, or what training left: ELBO(q*) − ELBO(q)",
+)
 for i, total in enumerate(family + lost):
     axes.text(i, total + 0.02, f"{total:.2f}", ha="center", va="bottom")
 axes.set_xticks(at, gaps)
-axes.set(ylabel="KL(q‖p(z | x)), nats a row")
+axes.set(ylabel="KL(q‖p(z | x)), nats a row", ylim=(0, 1.1 * (family + lost).max()))
 axes.legend(frameon=False)
 axes.set_title("A larger network removes one part of the gap, a richer family the other", loc="left", fontsize=11)
 

@@ -67,7 +67,7 @@ for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
     right.hist(log_p["digits, held out"], bins, color="0.85")
     if name != "digits, held out":
         color = "#0072B2" if auc[name] > 0.5 else "#D55E00"
-        right.hist(found, bins, histtype="step", color=color, lw=1.6)
+        right.hist(np.clip(found, bins[0], None), bins, histtype="step", color=color, lw=1.6)
         right.set_title(
             f"scored stranger than a digit {auc[name]:.0%} of the time", loc="left", fontsize=10, color=color
         )
@@ -77,5 +77,5 @@ for (name, found), (left, right) in zip(log_p.items(), panels, strict=True):
     right.spines["left"].set_visible(False)
     if right is not panels[-1, 1]:
         right.tick_params(labelbottom=False)
-panels[-1, 1].set_xlabel("log p(x), nats (grey: digits)")
+panels[-1, 1].set_xlabel("log p(x), nats (grey: digits; what lies below −500 stands there)")
 figure.suptitle("A low log p(x) finds what is strange, not what is simpler than the data", x=0.01, ha="left")

@@ -28,6 +28,10 @@ def counts(x=None, size=None):
         return pyro.sample("x", dist.Poisson(z.exp().unsqueeze(-1)).to_event(1), obs=x)
 
 
+# %%
+# Where a count is large, few draws from the prior come near it: k-hat doubts such rows, and their fits count as not
+# converged.
+
 SIMULATIONS = 10 if SMALL else 80
 found = {
     "importance": calibrate(

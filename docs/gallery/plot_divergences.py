@@ -4,10 +4,10 @@ KL(q‖p) and KL(p‖q)
 
 p is a strongly correlated normal, and q a normal with one variance for both directions, so q cannot be p. KL(q‖p) is
 large where q puts probability and p has none: the q that is best by it stays within the narrow direction of p, and
-its variance is the harmonic mean of p's. KL(p‖q) is large where p has probability and q has none: the best q by it
-covers all of p, and its variance is the arithmetic mean. Variational inference minimises the first, which is why its
-posteriors are often too narrow. Where the wake phase of wake–sleep, or maximum likelihood, fits a distribution to
-draws of p, it minimises the second.
+its variance is the harmonic mean of p's along its axes. KL(p‖q) is large where p has probability and q has none: the
+best q by it covers all of p, and its variance is the arithmetic mean. Variational inference minimises the first,
+which is why its posteriors are often too narrow. Where the wake phase of wake–sleep, or maximum likelihood, fits a
+distribution to draws of p, it minimises the second.
 """
 
 import os

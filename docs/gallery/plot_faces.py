@@ -30,7 +30,7 @@ except UsageError as absent:
     print("No pictures here:", absent)
 
 # %%
-# The frames in the plane of the two latents' means, and what the decoder makes of a grid over it.
+# What the decoder makes of a grid over the plane of the two latents.
 
 if fit is not None:
     print(fit)

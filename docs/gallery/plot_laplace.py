@@ -3,10 +3,10 @@ Laplace's approximation: where it is off, and why it gets better
 ================================================================
 
 Laplace's approximation puts a normal at the mode of a density, with the curvature there. Of a skewed posterior it has
-the mode right and the mean and tails wrong: on the left, the logarithm of a rate of which one count was seen. On the
-right is why it works so often. A posterior of n data looks like exp(−n l(w)), and as n grows all its mass moves to
-where l is nearly its parabola: the integral over the approximation tends to 1, with an error of 1/(12 n) for this l.
-That is Stirling's formula for n!.
+the mode right and the mean and tails wrong: above, the logarithm of a rate of which one count was seen. Below is why
+it works so often. A posterior of n data looks like exp(−n l(w)), and as n grows all its mass moves to where l is
+nearly its parabola: the integral over the approximation tends to 1, with an error of 1/(12 n) for this l. That is
+Stirling's formula for n!.
 """
 
 import os

@@ -2,12 +2,12 @@
 One bump for a posterior with two
 =================================
 
-x is z² and some noise, so that from x = 2.5 we know |z| but not its sign: the posterior has a bump on either side,
-the right one larger, for the prior leans there. A normal q that is fitted by the ELBO minimises KL(q‖p), which is
-infinite where q is and p is not: it takes one bump and leaves the other. The price of a bump is about −log of its
-share of the posterior, so the larger bump is cheaper; but a climb goes downhill from where it begins, and ends in the
-bump whose basin that is. Its draws never see the other bump: k-hat, which looks at the draws, can be low for a q that
-misses a third of the posterior.
+x is z² and some noise, so that from x = 2.5 we know the size of z but not its sign: the posterior has a bump on
+either side, the right one larger, for the prior leans there. A normal q that is fitted by the ELBO minimises KL(q‖p),
+which is infinite where q is and p is not: it takes one bump and leaves the other. The price of a bump is about −log
+of its share of the posterior, so the larger bump is cheaper; but a climb goes downhill from where it begins, and ends
+in the bump whose basin that is. Its draws never see the other bump: k-hat, which looks at the draws, can be low for a
+q that misses a third of the posterior.
 """
 
 import os
