@@ -108,3 +108,19 @@ def test_the_notes_are_of_things_that_have_their_parts():
             assert all(f"## {part}" in PAGES[page] for part in ("What it claims", "How it fails", "Example")), page
         if page.startswith("notes/models/") and not page.endswith("index.md"):
             assert all(f"## {part}" in PAGES[page] for part in ("Equations", "When to use it", "When not to")), page
+
+
+COMMANDS = re.findall(r"`(zoo [^`]+)`", PAGES["lectures.md"])
+CONCRETE = [c for c in COMMANDS if not re.search(r"\b(RUN|MODEL|D|NEW|M)\b|frey_face|^zoo bench", c)]
+
+
+@pytest.mark.parametrize("command", in_full(*CONCRETE))
+@pytest.mark.filterwarnings("default")
+def test_the_commands_of_the_lectures_run(command, tmp_path):
+    session.Session(tmp_path / "session").command(command)
+
+
+def test_the_benchmarks_of_the_lectures_are_there():
+    for name in (c.split()[2] for c in COMMANDS if c.startswith("zoo bench")):
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file()
+    assert len(CONCRETE) >= 10
