@@ -1,8 +1,8 @@
 """A deep Markov model of Bach's chorales, nats a step, beside published bounds (Krishnan et al. 2017; Pyro's own example).
 
-Learns θ and the smoothing guide by the ELBO of windows of 24 steps, which cover the 229 training pieces: whole pieces would be
-padded to the longest. Of the whole test pieces it takes the ELBO, the importance-weighted bound, and what a particle filter says
-of log p(x); each in total over all steps, divided by their number.
+Learns θ and the smoothing guide by the ELBO of windows of 24 steps, which cover the 229 training pieces: whole pieces would
+be padded to the longest. Of the whole test pieces it takes the ELBO, the importance-weighted bound, and what a particle filter
+says of log p(x); each in total over all steps, divided by their number.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(json: bool = False, quick: bool = False, epochs: int = 200, samples: int = 100) -> Document:
-    """Train for `epochs`, evaluate the test pieces by `samples` draws each, print a line (with `json` the document), and keep the
-    result; returns it.
+    """Train for `epochs`, evaluate the test pieces by `samples` draws each, print a line (with `json` the document), and keep
+    the result; returns it.
 
     `quick`: two epochs on chords that are made up, kept nowhere.
     """

@@ -160,7 +160,7 @@ def write(results: Results) -> list[str]:
     if lost := [page for page in PAGES if not (ROOT / page).is_file()]:
         raise UsageError(f"the tables are written in a checkout of the project: there is no {lost[0]} in {ROOT}.")
     texts = {ROOT / page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
-    found = set().union(*map(places, texts.values()))
+    found = {place for text in texts.values() for place in places(text)}
     if lost := tables(results).keys() - found:
         raise ValueError(f"no page has a place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
     for path, text in texts.items():

@@ -65,7 +65,9 @@ class Guide(Derived):
         super().__init__(structure, globals, bijections, covariance, globals_covariance)
         self.sites = structure.local_latents  # in the program's order: each given the one before
         if x.dim() < 2 or x.shape[1] != len(self.sites):
-            raise UsageError(f"guide=smoothing expects x [n, {len(self.sites)}, …], a step a latent, got {list(x.shape)}.")
+            raise UsageError(
+                f"guide=smoothing expects x [n, {len(self.sites)}, …], a step a latent, got {list(x.shape)}."
+            )
         steps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)  # [N, T, D]
         center = steps.flatten(0, 1).nanmean(0).nan_to_num(0.0)
         self.register_buffer("center", center)

@@ -4,72 +4,78 @@ Dempster, Laird & Rubin 1977. With global latents it climbs log p(x, globals; θ
 claims is exact: log p(x; θ̂), given the globals at their mode where there are any. Global latents that are jointly normal with
 the data, or conjugate to them, are integrated out instead (`_training/integrated.py`): it climbs log p(x; θ) itself, and claims
 that.
+
+Two other E-steps complete the data instead of taking expectations (`e_step`): by draws of the latents, stochastic EM (Celeux &
+Diebolt 1985) and Monte Carlo EM (Wei & Tanner 1990), or by the most probable ones, classification EM (Celeux & Govaert 1992).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.distributions import transform_to
 
-from inference._exact.engine import MOST_SUMMED, Statistics
+from inference._em import chain as _chain
+from inference._em.climb import BORDER, ENOUGH, Climb, Options, climb_by_em
+from inference._em.completed import ByDensity, ByStatistics, Completion
+from inference._em.e_step import EStep
+from inference._em.hard import classify
+from inference._em.latents import Latents, latents
+from inference._exact.engine import MOST_SUMMED
 from inference._families._family import Floor
-from inference._families._prior import smallest_spread
 from inference._method.advice import MOST_NAMED, component, empty, remedy
 from inference._method.fit import Evidence, Fit
-from inference._method.progress import Step
 from inference._method.row_posteriors import RowPosteriors
-from inference._method.start import FLOOR, Start, begin, check_rise, contest, usual_restarts
+from inference._method.start import FLOOR, Start, begin, contest, usual_restarts
+from inference._method.summed import completed, summed
 from inference._method.task import Task
 from inference._training import integrated
-from inference._training.ascent import Leap, Spot, Surface
 from inference._training.in_double import in_double
-from zoo._errors import UsageError
-from zoo._options import Count, NotNegative, Positive
+from zoo._errors import Refusal
+from zoo._options import Count, NotNegative, Positive, Used
 from zoo._program.structure import Structure
 
 WEIGHTS = IMPROPER = True  # rows may have weights, and a global latent a prior that is no density
+MAX_ITER, MAX_SAMPLED = 1000, 300  # iterations at most, and those of a chain over θ
+EXACT = Used(e_step="exact")
 SHARES = True  # the processes that torchrun starts share the rows
-PLAIN_ITERATIONS = 20
-SLOW = 60  # iterations after which L-BFGS takes over for a while
-NUMERIC = 5  # the same where an M-step is itself many steps
-CLIMB = 200  # of its iterations at a time
-LOOK = 8  # iterations between two looks at whether θ is still what the closed forms take it for
-STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM may stand still far from the top
-NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
-NEWTON_STEPS = 20
-WAITS = 50
-BORDER = "a variance goes to 0 there, and the density grows without bound"
-ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
 
 def refusal(structure: Structure) -> str | None:
     """Why EM cannot serve the program, or None."""
-    return structure.cut or None if structure.is_exact else f"em needs an exact posterior, and {structure.reason}"
+    if structure.is_exact:
+        return structure.cut or None
+    instead = "" if EStep("sample").refusal(structure) else " (e_step=sample draws the latents instead)"
+    return f"em needs an exact posterior, and {structure.reason}{instead}"
+
+
+def refusal_with(structure: Structure, options: Mapping[str, object]) -> str | None:
+    """The same with these options: draws of the latents serve other programs."""
+    how = EStep.named(str(options.get("e_step", "exact")))
+    return refusal(structure) if how.kind == "exact" else how.refusal(structure)
 
 
 def fit(
     task: Task,
     *,
-    max_iter: Count = 1000,
-    tol: NotNegative = 1e-10,
-    restarts: Count | None = None,
+    max_iter: Count | None = None,
+    tol: Annotated[NotNegative, EXACT] = 1e-10,
+    restarts: Annotated[Count | None, EXACT] = None,
     start: Start = "auto",
     floor: Positive | None = None,
-    accelerate: bool = True,
+    accelerate: Annotated[bool, EXACT] = True,
+    e_step: str = "exact",
 ) -> Fit:
     """Climb the log-likelihood until it changes by less than `tol` of itself, `restarts` times; keep the best.
 
     `restarts` is 1 by default; 20 on small data for a model that says its likelihood has many optima (`many_optima`).
     It has converged where, besides, the gradient promises no more than rounding and `tol` allow.
 
-    - `max_iter`: iterations at most.
+    - `max_iter`: iterations at most; when None 1000. With e_step=sample all of them are made; when None 300.
     - `tol`: the rise of the log-likelihood in one iteration, as a share of itself, below which it stops.
     - `restarts`: how many climbs from different starts; the best is kept.
     - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` tries several for a few iterations, where one is known
@@ -78,289 +84,116 @@ def fit(
       rounding is held, at a millionth.
     - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the
       log-likelihood never falls for it.
+    - `e_step`: `exact`; `sample` or `sample:M`, which completes the data by one or M draws of the latents (stochastic EM, Monte
+      Carlo EM), also where the posterior is not exact; `hard`, by the most probable values of discrete latents.
+
+    With e_step=sample θ is a Markov chain. What is reported is the mean of its iterates after a burn-in of half of them, where
+    they move about one place, else the last one; `converged` is False where the two halves of the rest do not agree, and else
+    unknown.
     """
+    how = EStep.named(e_step)
+    if how.kind != "exact" and (reason := how.refusal(task.structure)) is not None:
+        raise Refusal(reason)
+    if not task.structure.is_exact:
+        return _of_draws(task, how, max_iter or MAX_SAMPLED, start)
     if task.structure.integrable and task.x.dtype == torch.float64:
-        return integrated.fit(task, max_iter, tol)
+        return integrated.fit(task, max_iter or MAX_ITER, tol)
     if task.x.dtype != torch.float64 and not any(s.completes for s in task.structure.discrete_locals):
-        same = partial(
-            fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, accelerate=accelerate
-        )
-        return in_double(task, same)
+        same = partial(fit, max_iter=max_iter, tol=tol, restarts=restarts, start=start, floor=floor, e_step=e_step)
+        return in_double(task, partial(same, accelerate=accelerate))
     if not task.learn:
-        return _result(task, _Climb(globals=task.global_start(), converged=True), [], FLOOR)
-    initial = task.theta()
-    climbs: list[_Climb] = []
+        return _result(task, Climb(globals=task.global_start(), converged=True), [], FLOOR)
+    if how.kind != "exact":
+        return _by_completion(task, how, max_iter, start, floor)
+    max_iter, initial = max_iter or MAX_ITER, task.theta()
+    climbs: list[Climb] = []
     restarts = restarts or usual_restarts(task, start)
     with task.progress("em", max_iter * restarts) as step:
         for r in range(restarts):
             task.program.assign(initial)
             # the program's own values are one start: a second from the same place would add nothing
             again = r > 0 and (start == "program" or task.structure.assignments == 1)
-            how, limit = "random" if again else start, Floor(floor or FLOOR, set(), strict=floor is not None)
-            if how == "auto":
-                globals, starts = contest(task, task.seed + r, limit)
-            else:
-                globals, starts = begin(task, how, task.seed + r, limit), {}
-            options = _Options(max_iter, tol, accelerate, step)
-            climbs.append(_climb(task, _Climb(globals, starts=starts, floor=limit), options))
+            limit = Floor(floor or FLOOR, set(), strict=floor is not None)
+            climb = _begun(task, "random" if again else start, task.seed + r, limit)
+            climbs.append(climb_by_em(task, climb, Options(max_iter, tol, accelerate, step)))
     best = max(climbs, key=lambda c: c.objective[-1])
     task.program.assign(best.parameters)
     return _result(task, best, climbs, floor or FLOOR)
 
 
-@dataclass(frozen=True)
-class _Options:
-    max_iter: int
-    tol: float
-    accelerate: bool
-    step: Step
+def _begun(task: Task, start: Start, seed: int, floor: Floor) -> Climb:
+    """A climb at its start."""
+    if start == "auto":
+        globals, starts = contest(task, seed, floor)
+        return Climb(globals, starts=starts, floor=floor)
+    return Climb(begin(task, start, seed, floor), floor=floor)
 
 
-@dataclass
-class _Climb:
-    globals: dict[str, Tensor]
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    objective: list[float] = field(default_factory=list)  # log p(x, globals; θ) before each M-step and at the end
-    counts: Tensor | None = None
-    iterations: int = 0
-    converged: bool = False
-    floor: Floor = field(default_factory=lambda: Floor(FLOOR, set()))
-    closed: tuple[str, ...] = ()
-    numeric: tuple[str, ...] = ()
-    starts: dict[str, float] = field(default_factory=dict)
-    left: float = 0.0  # nats that are still to be gained, where that was estimated
-    stuck: str = ""  # why it ended before it converged
+# ---------------------------------------------------------------------------------------------------- completed data
 
 
-class _Kept(NamedTuple):  # where a climb was
-    free: dict[str, Tensor]  # θ in unconstrained coordinates
-    globals: dict[str, Tensor]
-    stats: Statistics
-    held: set[tuple[str, int]]  # of the floor
-
-
-class _Lost(Exception):
-    """The climb has to stop; the program stands where it was before the step. The message says why."""
-
-
-def _climb(task: Task, climb: _Climb, options: _Options) -> _Climb:
-    state = _State(task, climb, options)
-    while not (state.at_the_top() or climb.stuck) and climb.iterations < options.max_iter:
-        try:
-            if state.slow():
-                state.climb()
-            else:
-                state.step()
-        except _Lost as lost:
-            climb.stuck = str(lost)
-            break
-    climb.counts = state.stats.counts
-    climb.closed = tuple(state.how.closed)
-    climb.numeric = state.how.by_steps(state.globals)
-    climb.globals = state.globals
-    climb.parameters = task.theta()
-    return climb
-
-
-class _State:
-    """Where a climb stands: θ in the program, the globals, and the sums of the E-step there."""
-
-    def __init__(self, task: Task, climb: _Climb, options: _Options) -> None:
-        self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
-        self.exact, self.globals = task.engine, climb.globals
-        self.how = task.plan(self.globals)
-        self.leap = Leap(task)
-        self.stats, value = self._e_step()
-        climb.objective.append(value)
-        if not math.isfinite(value):
-            raise UsageError(
-                f"em: log p(x) is {value} at the start values: some rows have zero density there. Start from other values."
+def _by_completion(task: Task, how: EStep, max_iter: int | None, start: Start, floor: float | None) -> Fit:
+    """Of an exact program: its data completed by draws or by the most probable latents; log p(x; θ) is exact all the same."""
+    climb = _begun(task, start, task.seed, Floor(floor or FLOOR, set(), strict=floor is not None))
+    iterations = max_iter or (MAX_ITER if how.kind == "hard" else MAX_SAMPLED)
+    closed = task.engine.sampled(1) is not None
+    by: Completion = ByStatistics(task, how.draws, climb.floor) if closed else ByDensity(task, latents(task, how.draws))
+    notes: dict[str, object] = {"e_step": how.kind}
+    with task.progress("em", iterations) as step:
+        if how.kind == "hard":
+            assert isinstance(by, ByStatistics)
+            climb.objective, settled = classify(task, by, iterations, step)
+            notes["climbed"] = "log p(x, a; θ) of the most probable latents a, not log p(x; θ)"
+            said = (
+                [] if settled else [f"em with e_step=hard did not settle in {iterations} iterations; raise max_iter."]
             )
-        self.surface: Surface | None = None
-        self.last: _Kept | None = None  # where it was before the last step
-        self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small
-        self.next_climb = NUMERIC if self.how.by_steps(self.globals) else SLOW
-
-    def _e_step(self) -> tuple[Statistics, float]:
-        return (stats := self.exact.e_step(self.globals)), stats.log_joint
-
-    def _spot(self) -> Spot:
-        if self.surface is None:
-            self.surface = Surface(self.task, self.globals, self.floor, self._least())
-        self.surface.numeric = bool(self.how.by_steps(self.globals))
-        return self.surface.here(self.stats, self.record.objective[-1], self.globals)
-
-    # ------------------------------------------------------------------------------------------------- one iteration
-
-    def step(self, leap: bool = True) -> None:
-        """One M-step and E-step; with a leap now and then, which is taken back where it does not raise the likelihood."""
-        climb, task, kept, moved = self.record, self.task, self._keep(), False
-        climb.iterations += 1
-        try:
-            needed = self.stats.need_responsibilities
-            weights = self.exact.responsibilities(None, self.globals) if needed else None
-            self.floor.clear()
-            self.globals = task.m_step(self.how, self.stats, self.globals, self.floor, weights)
-            if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
-                self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
-            stats, value = self._e_step()
-            look = climb.iterations % LOOK == 0 or climb.iterations < LOOK
-            wrong = self.exact.broken(self.how, stats) if look else []
-        except (ArithmeticError, ValueError, RuntimeError) as error:
-            if self.leap.fresh:
-                self._take_back(kept, drop=0 if moved else 1)
-                return
-            self._restore(kept)
-            if isinstance(error, UsageError) or climb.iterations == 1:
-                raise
-            raise _Lost("a covariance is so nearly singular that the next step fails in floating point") from error
-        self._judge(kept, stats, value, wrong)
-
-    def _judge(self, kept: _Kept, stats: Statistics, value: float, wrong: list[str]) -> None:
-        """Keep a step, or undo it."""
-        last, done = self.record.objective[-1], self.record.iterations
-        if self.leap.fresh:
-            if wrong or self.floor.fell or not value >= last:
-                self._take_back(kept)
-                return
-        elif wrong := wrong or self._no_copies(last - value):
-            self._restore(kept)
-            self._make_numeric(wrong)
-            return
-        elif not self.floor.fell * math.isfinite(value) and not check_rise(self.task, stats, last, value, done):
-            self._restore(kept)
-            raise _Lost("the likelihood falls at the next step, by rounding in a nearly singular covariance")
-        if self._at_the_border(stats):
-            self._restore(kept)
-            raise _Lost(BORDER)
-        if self.floor.fell:  # a variance that had collapsed was raised to the floor: from here it is another climb
-            self.record.objective.clear()
-            self.leap = Leap(self.task)
-        self.last = None if self.floor.fell else kept
-        self._accept(stats, value)
-
-    def _no_copies(self, fell: float) -> list[str]:
-        """The parameters that have no closed form where a step `fell` by so many nats: there they enter in other places too."""
-        copies = self.exact.plan(self.globals).copies if 1e-8 < fell < math.inf else self.how.copies
-        return [n for n in self.how.copies if n not in copies]
-
-    def _make_numeric(self, wrong: list[str]) -> None:
-        """The closed form led to where these θ are no longer the copies that they were taken for."""
-        self.task.numeric.update(wrong)
-        self.how = self.task.plan(self.globals)
-
-    def _at_the_border(self, stats: Statistics) -> bool:
-        """Whether a variance that no M-step in closed form bounds is lost in rounding, or nearly; or a prior's is."""
-        gone = [bool((self.globals[n] <= smallest_spread(self.how.priors[n])).any()) for n in self.how.hypers]
-        return any(gone) or self.exact.smallest(stats) < 4 * self._least()
-
-    def _least(self) -> float:
-        """The smallest share of the data's variance that a climb may come to without a closed form."""
-        return NO_FLOOR if self.how.numeric or self.globals else 0.0
-
-    def _accept(self, stats: Statistics, value: float) -> None:
-        self.stats = stats
-        self.record.objective.append(value)
-        self.options.step(note=f"log p(x) {value:.4f}")
-
-    def _take_back(self, kept: _Kept, drop: int = 0) -> None:
-        """Undo a leap: on from the plain step that it had set out from."""
-        del self.record.objective[len(self.record.objective) - drop :]
-        self.floor.clear()
-        self.floor.held = kept.held
-        self.globals, self.last = self.leap.back(self.record.objective), None
-        self._accept(*self._e_step())
-
-    def _keep(self) -> _Kept:
-        free = {n: p.detach().clone() for n, p in self.task.program.unconstrained().items()}
-        return _Kept(free, self.globals, self.stats, set(self.floor.held))
-
-    @torch.no_grad()
-    def _restore(self, kept: _Kept) -> None:
-        self.globals, self.stats, self.floor.held = kept.globals, kept.stats, kept.held
-        for name, parameter in self.task.program.unconstrained().items():
-            parameter.copy_(kept.free[name])
-
-    # -------------------------------------------------------------------------------------------------- when to end
-
-    def at_the_top(self) -> bool:
-        """Whether the last change is small, and nothing that matters is left to be gained."""
-        climb, tol = self.record, self.options.tol
-        if len(climb.objective) < 2:
-            return False
-        before, now = climb.objective[-2:]
-        if abs(now - before) > tol * abs(before):
-            return False
-        if wrong := self.exact.broken(self.how, self.stats):
-            self._make_numeric(wrong)
-            return False
-        spot = self._spot()
-        assert self.surface is not None
-        earlier = None
-        if self.last is not None and not self.stats.need_responsibilities:
-            theta = {n: transform_to(self.task.program.constraints[n])(u) for n, u in self.last.free.items()}
-            earlier = self.surface.of(theta, self.last.stats, before, self.last.globals)
-        climb.left = self.surface.remaining(spot, earlier)
-        if climb.left > ENOUGH and self.surface.numeric and self.options.accelerate:
-            self._newton(spot)
-            climb.left = self.surface.remaining(self._spot(), None)
-        if climb.left <= ENOUGH and self.options.accelerate and self.exact.smallest(self.stats) < STIFF:
-            climb.left = self._newton(spot)
-        self.waits += 1
-        climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
-        if not climb.converged:
-            self.next_climb = min(self.next_climb, climb.iterations)
-            if self.futile > 1 or self.waits > WAITS:
-                climb.stuck = f"its steps gain nothing more, although the gradient promises {climb.left:.2g} nats"
-        return climb.converged
-
-    def _newton(self, spot: Spot) -> float:
-        """Newton steps while they gain; what the last look promised, nats."""
-        assert self.surface is not None
-        for _ in range(NEWTON_STEPS):
-            left, step = self.surface.newton(spot)
-            if left <= 0.01 * ENOUGH or self.record.iterations >= self.options.max_iter:
-                break
-            found = self.surface.along(spot, step, 2 * left)
-            if found is None:
-                self.surface.put(spot.u)
-                break
-            spot = found
-            self.globals, self.stats, self.last = self.surface.put(spot.u), spot.stats, None
-            self.leap = Leap(self.task)
-            self._note(spot.value)
-        return left
-
-    def slow(self) -> bool:
-        """Whether L-BFGS should have a try."""
-        return self.options.accelerate and self.record.iterations >= self.next_climb
-
-    def climb(self) -> None:
-        """A step of EM, then L-BFGS as far as it gets; EM continues from there."""
-        climb = self.record
-        if self.leap.fresh:
-            self.leap = Leap(self.task)  # the leap has been judged by its own E-step
-        before = self._spot()
-        assert self.surface is not None
-        self.step(leap=False)
-        left = min(CLIMB, self.options.max_iter - climb.iterations)
-        if not self.floor.fell and left > 0:
-            enough = 0.01 * max(ENOUGH, self.options.tol * abs(before.value))
-            found = self.surface.climb(before, self._spot(), left, enough, self._note)
-            self.globals, self.stats, self.last = self.surface.put(found.u), found.stats, None
-            self.leap = Leap(self.task)
-            if self.exact.smallest(self.stats) < STIFF:
-                self._newton(found)
-            self.futile = self.futile + 1 if found.value - before.value < ENOUGH else 0
-        self.next_climb = climb.iterations + SLOW
-
-    def _note(self, value: float) -> None:
-        self.record.iterations += 1
-        self.record.objective.append(value)
-        self.options.step(note=f"log p(x) {value:.4f}")
+        else:
+            walked = _chain.walk(task, by, iterations, step)
+            climb.objective, settled, said = walked.trace, walked.agrees, walked.warnings()
+            notes |= walked.notes(by, how.draws)
+    climb.iterations, climb.numeric = len(climb.objective), by.numeric
+    climb.closed = by.plan.closed if isinstance(by, ByStatistics) else ()
+    climb.counts, climb.converged = task.engine.e_step().counts, True  # or it would warn of a maximum that is not meant
+    found = _result(task, climb, [climb], floor or FLOOR).with_notes(said, notes)
+    trace = {"classification_log_likelihood" if how.kind == "hard" else "log_likelihood": np.asarray(climb.objective)}
+    sure = how.kind == "hard" or not settled
+    return replace(found, trace=trace, converged=settled if sure else None)
 
 
-def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fit:
+def _of_draws(whole: Task, how: EStep, iterations: int, start: Start) -> Fit:
+    """Of a program without an exact posterior: by moves of its latents. Nothing is claimed about log p(x; θ)."""
+    task = summed(whole)
+    drawn, said, trace, settled = latents(task, how.draws), [], {}, True
+    notes: dict[str, object] = {"e_step": how.kind}
+    if task.learn and task.structure.learnable:
+        begin(task, start, task.seed)
+        by = ByDensity(task, drawn)
+        with task.progress("em", iterations) as step:
+            walked = _chain.walk(task, by, iterations, step)
+        notes |= {"iterations": iterations, "numeric": list(by.numeric)} | walked.notes(by, how.draws)
+        said, settled, trace = walked.warnings(), walked.agrees, {"complete_log_joint": np.asarray(walked.trace)}
+    fit = Fit(
+        parameters={n: v.detach().numpy() for n, v in task.program.values().items()},
+        claimed=None,
+        draws=_at_the_end(drawn, how.draws, task.draws),
+        trace=trace,
+        converged=None if settled else False,
+        warnings=said,
+        notes=notes,
+    )
+    return completed(whole, task, fit)
+
+
+def _at_the_end(drawn: Latents, each: int, draws: int) -> dict[str, np.ndarray]:
+    """Site → draws [draws, N, …] at θ̂, by moves from where the chain ended."""
+    parts = [drawn.draw() for _ in range(-(-draws // each))]
+    return {n: torch.cat([p[n] for p in parts])[:draws].numpy() for n in parts[0]}
+
+
+# ------------------------------------------------------------------------------------------------------------- result
+
+
+def _result(task: Task, climb: Climb, climbs: list[Climb], floor: float) -> Fit:
     exact, globals = task.engine, climb.globals
     held = RowPosteriors.of(task, globals)
     given = f"the posterior mode of {', '.join(globals)}" if globals else ""
@@ -392,7 +225,7 @@ def _result(task: Task, climb: _Climb, climbs: list[_Climb], floor: float) -> Fi
     )
 
 
-def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
+def _warnings(task: Task, climb: Climb, floor: float) -> list[str]:
     out, many = [], task.structure.assignments > 1
     components = not any(s.completes for s in task.structure.discrete_locals)
     if climb.counts is not None and many and components:
@@ -416,7 +249,7 @@ def _warnings(task: Task, climb: _Climb, floor: float) -> list[str]:
     return out
 
 
-def _unfinished(task: Task, climb: _Climb) -> str:
+def _unfinished(task: Task, climb: Climb) -> str:
     if climb.stuck == BORDER:
         what = "posterior mode: log p(x, globals)" if climb.globals else "maximum: log p(x)"
         return (

@@ -83,7 +83,7 @@ def fit(
 ) -> Fit:
     """Learn θ (and the guide) with `particles` draws per row, then estimate log p(x) with `samples` draws per row.
 
-    - `proposal`: what draws: the `guide`; the `prior` (naive Monte Carlo); `laplace`, a Gaussian at each row's mode; or
+    - `proposal`: what draws: the `guide`; the `prior` (naive Monte Carlo); `laplace`, Gaussians at each row's modes; or
       `sequential`, a particle filter along a chain of latents, or through missing entries. `auto`: the guide. With global
       latents a mixture of Student t's that adapts, from the modes (`laplace`) or from the `guide` of an earlier run; `auto`:
       from the latter where there is one.
@@ -178,12 +178,12 @@ def _check_laplace(task: Task) -> None:
 
 @torch.no_grad()
 def _at_the_modes(task: Task) -> _mode_guide.ModeGuide:
-    """Each row's Laplace Gaussian, or the mixture of those at its modes, as a guide."""
+    """The mixture of Laplace's Gaussians at each row's modes, and of wider ones, as a guide."""
     density = local.LocalDensity(task.program, task.structure, task.x)
     if (reason := _mode_guide.refusal(density)) is not None:
         raise Refusal(reason)
     with task.progress("importance: modes", len(task.x)) as step:
-        return _mode_guide.ModeGuide(density, modes.all_modes(density, step=step))
+        return _mode_guide.ModeGuide(density, modes.with_wide(modes.all_modes(density, step=step), density))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from inference._mcmc.conditional import Conditional, conditional
 from inference._mcmc.diagnose import diagnose
 from inference._mcmc.posterior import Posterior
 from inference._mcmc.recorded import Gradient
-from inference._method.fit import Arrays, Fit
+from inference._method.fit import Fit
 from inference._method.summed import completed, summed
 from inference._method.task import Task, keeps_theta
 from inference._sampling import weights
@@ -195,7 +195,8 @@ class _Found:
         flat = torch.from_numpy(self.drawn.flat.reshape(C * S, -1))
         values = {n: v.numpy() for n, v in self.posterior.values(flat).items()}
         told = diagnose(self.drawn, {n: v.reshape(C, S, *v.shape[1:]) for n, v in values.items()}, self.max_depth)
-        kept = self._kept(C, S)
+        most = max(KEPT, self.task.draws) if self.task.draws >= 200 else self.task.draws  # fewer of large data
+        kept = self.drawn.kept(most)
         places = (np.arange(C)[:, None] * S + kept).reshape(-1)
         given = conditional(self.posterior, flat[places], torch.Generator().manual_seed(self.task.seed))
         globals = {s.name for s in self.task.structure.global_latents}
@@ -214,7 +215,7 @@ class _Found:
             deviations={n: v.std(0, ddof=1) for n, v in local.items()} | arrays(given.deviations),
             probabilities=arrays(given.probabilities),
             standard_errors=deviations,
-            chains=self._of_chains(kept),
+            chains=self.drawn.told(kept),
             converged=converged,
             warnings=told.warnings(bool(self.posterior.L)) + against,
             notes=notes | told.notes() | self._notes(given) | bridged.notes() | self.labels.notes(),
@@ -247,23 +248,6 @@ class _Found:
         if not self.labels.hold(flat[:, -1]):
             return Bridge(None, "none: the labels can be exchanged at some points and not at others")
         return bridge(self.target, flat, torch.from_numpy(self.drawn.log_p), self.labels)
-
-    def _kept(self, C: int, S: int) -> np.ndarray:
-        """Which draws of each chain the fit holds, evenly over the chain."""
-        most = max(KEPT, self.task.draws) if self.task.draws >= 200 else self.task.draws  # fewer of large data
-        each = max(1, min(S, most // C))
-        return ((np.arange(each) + 1) * S) // each - 1
-
-    def _of_chains(self, kept: np.ndarray) -> Arrays:
-        drawn = self.drawn
-        return {
-            "diverging": drawn.diverging[:, kept],
-            "energy": drawn.energy[:, kept],
-            "tree_depth": drawn.tree_depth[:, kept],
-            "acceptance_rate": drawn.acceptance_rate[:, kept],
-            "step_size": np.repeat(drawn.step_size[:, None], len(kept), 1),
-            "lp": drawn.log_p[:, kept],
-        }
 
     def _notes(self, given: Conditional) -> dict[str, object]:
         structure = self.task.structure

@@ -33,6 +33,7 @@ from inference._sampling import weights
 from inference._training import climb as _climb
 from inference._training import elbo
 from inference._training import nearness as _nearness
+from inference._training.collapse import collapse
 from inference._training.fixed_draws import FixedDraws
 from inference._training.loop import History, Plan, Schedule, train, usual
 from inference._training.nearness import Nearness
@@ -318,6 +319,7 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
             log_q = torch.cat([log_guide(task, guide, rows) for rows in _listed(task).chunks()])
             probabilities = {n: v.numpy() for n, v in _listed(task).marginals(log_q.exp()).items()}
     notes = {"epochs": len(history.objective), "particles": found.particles} | history.notes | _climbed(found.outcome)
+    collapsed, told = ([], {}) if guide is None else collapse(task, guide)
     if nearness.of_globals is not None:
         notes["khat_of_globals"] = nearness.of_globals
     return Fit(
@@ -329,8 +331,8 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         ess=nearness.ess,
         trace=history.trace("elbo_per_datum" if guide is not None else "log_likelihood_per_datum"),
         converged=history.converged,
-        warnings=[*_not_converged(found), *nearness.warnings(verified=task.structure.is_exact)],
-        notes={**notes, DRAWS_PER_ROW: nearness.draws},
+        warnings=[*_not_converged(found), *collapsed, *nearness.warnings(verified=task.structure.is_exact)],
+        notes={**notes, **told, DRAWS_PER_ROW: nearness.draws},
         guide=guide,
         global_gaussian=gaussian,
     )

@@ -55,6 +55,7 @@ DIGITS = "--data digits --rows 120 --binarize 8"
 PIXELS = "--data pixels.npy"
 WINE = "--data wine --standardize"
 DEEP = "--set latents=2 --set hidden=8"
+TANH = f"{DEEP} --set activation=tanh"
 MADE = "--set hidden=8"
 
 REQUESTS: dict[str, list[str]] = {
@@ -109,7 +110,7 @@ REQUESTS: dict[str, list[str]] = {
     ],
     # deep latent Gaussian models
     "deep svi gaussian": [
-        f"run deep_latent_gaussian {WINE} --method svi {DEEP} --set epochs=10 --set particles=3 --set held_out=0.2 "
+        f"run deep_latent_gaussian {WINE} --method svi {TANH} --set epochs=10 --set particles=3 --set held_out=0.2 "
         "--set patience=2 --set clip=5 --set tol=0.01"
     ],
     "deep importance sleep": [
@@ -118,7 +119,7 @@ REQUESTS: dict[str, list[str]] = {
     ],
     "deep svi dynamic": [
         "run deep_latent_gaussian --data mnist5k --rows 40 --binarize dynamic --method svi --set likelihood=bernoulli "
-        f"{DEEP} --set epochs=4 --set schedule=cosine --set batch=30",
+        f"{TANH} --set epochs=4 --set schedule=cosine --set batch=30",
         f"infer fit --method importance {MNIST} --set samples=50 --out weighed",
     ],
     "deep svi mixture": [
@@ -126,21 +127,21 @@ REQUESTS: dict[str, list[str]] = {
         "--set epochs=5 --set schedule=constant --set activation=relu --set lr=0.01"
     ],
     "deep svi layers": [
-        f"run deep_latent_gaussian {DIGITS} --method svi --set likelihood=bernoulli {DEEP} --set layers=2 --set epochs=5"
+        f"run deep_latent_gaussian {DIGITS} --method svi --set likelihood=bernoulli {TANH} --set layers=2 --set epochs=5"
     ],
     "deep importance classes": [
-        f"run deep_latent_gaussian --data labelled.csv --method importance {DEEP} --set classes=2 --set epochs=5 "
+        f"run deep_latent_gaussian --data labelled.csv --method importance {TANH} --set classes=2 --set epochs=5 "
         "--set defensive=0.3 --set samples=100 --set particles=5"
     ],
     "deep laplace": [
-        f"run deep_latent_gaussian {WINE} --rows 50 --method laplace {DEEP} --set max_iter=15 --set samples=100"
+        f"run deep_latent_gaussian {WINE} --rows 50 --method laplace {TANH} --set max_iter=15 --set samples=100"
     ],
     "deep laplace linear": [
         "run deep_latent_gaussian --data pixels.npy --rows 40 --method laplace --set decoder=linear "
         "--set likelihood=bernoulli --set latents=1 --set max_iter=20 --set samples=100"
     ],
     "deep holes float32": [
-        f"run deep_latent_gaussian --data holes.csv --method svi {DEEP} --set epochs=8 --dtype float32 --seed 6"
+        f"run deep_latent_gaussian --data holes.csv --method svi {TANH} --set epochs=8 --dtype float32 --seed 6"
     ],
     # binary images with missing pixels
     "missing_pixels svi made": [

@@ -181,10 +181,13 @@ def test_labellings_are_brought_together():
     other = Fit({}, None, draws={"mu": mu[:, ::-1]}, probabilities={"k": k[:, ::-1]}, notes=told)
     reference = posterior_of(fit, {})
     assert distance(posterior_of(other, {}), reference).mean > 10
-    far = distance(aligned(other, {}, reference), reference)
+    parents = {"k": (), "x": ("mu", "k")}
+    far = distance(aligned(other, {}, reference, parents), reference)
     assert far.mean < 0.01 and far.labels == 0
     wrong = replace(other, probabilities={"k": k})  # labels that do not go with their means
-    assert distance(aligned(wrong, {}, reference), reference).labels > 0.5
+    assert distance(aligned(wrong, {}, reference, parents), reference).labels > 0.5
+    apart = {"k": (), "x": ("mu",), "y": ("k",)}  # labels of something else that has as many values
+    assert distance(aligned(wrong, {}, reference, apart), reference).labels == 0
 
 
 @pytest.mark.full

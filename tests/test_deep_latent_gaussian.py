@@ -39,7 +39,7 @@ def test_em_says_why_not():
 
 def test_the_density_is_the_formula():
     """log p(x, z) by NumPy, with one hidden layer."""
-    task = task_of("deep_latent_gaussian", WINE, latents=2, hidden=(7,))
+    task = task_of("deep_latent_gaussian", WINE, latents=2, hidden=(7,), activation="tanh")
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     z = np.random.default_rng(1).normal(size=(178, 2))
     h = np.tanh(z @ theta["decoder.0.weight"].T + theta["decoder.0.bias"])
@@ -52,7 +52,14 @@ def test_the_density_is_the_formula():
 
 def test_a_mixture_prior_and_its_evidence_by_quadrature():
     task = task_of(
-        "deep_latent_gaussian", BITS, likelihood="bernoulli", latents=1, prior="mixture", components=3, hidden=(5,)
+        "deep_latent_gaussian",
+        BITS,
+        likelihood="bernoulli",
+        latents=1,
+        prior="mixture",
+        components=3,
+        hidden=(5,),
+        activation="tanh",
     )
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     grid = np.linspace(-9, 9, 4001)
@@ -65,7 +72,7 @@ def test_a_mixture_prior_and_its_evidence_by_quadrature():
     truth = special.logsumexp(log_x + prior, axis=1) + math.log(grid[1] - grid[0])
     fit = run(
         "deep_latent_gaussian", BITS, "importance", likelihood="bernoulli", latents=1, prior="mixture", components=3,
-        hidden=(5,), proposal="prior", samples=4000, epochs=1, lr=1e-12,
+        hidden=(5,), activation="tanh", proposal="prior", samples=4000, epochs=1, lr=1e-12,
     )  # fmt: skip
     assert abs(fit.claimed.value - truth.sum()) < 4 * fit.claimed.se + 1e-6
 

@@ -172,8 +172,9 @@ def test_the_log_prior_of_gmm_against_scipy():
     m, s = x.mean(0), x.std(0)
     weights, locs, variances = np.array([0.3, 0.7]), rng.normal(size=(2, 2)), rng.uniform(1, 4, (2, 2))
     rho = np.array([0.4, -0.8])
-    correlations = np.stack([[[1, 0], [r, np.sqrt(1 - r**2)]] for r in rho])
-    point = {"weights": weights, "locs": locs, "variances": variances, "correlations": correlations}
+    scales = np.sqrt(variances)
+    covariances = scales[:, :, None] * scales[:, None] * np.stack([[[1, r], [r, 1]] for r in rho])
+    point = {"weights": weights, "locs": locs, "covariances": covariances}
     exact = exact_of("gmm", x, priors=True)
     evidence, prior = exact.log_evidence(None, {k: tensor(v) for k, v in point.items()})
     expected = (
@@ -181,12 +182,12 @@ def test_the_log_prior_of_gmm_against_scipy():
         + stats.norm.logpdf(locs, m, 2 * s).sum()
         + stats.invgamma.logpdf(variances, 2, scale=s**2).sum()
         + np.log(0.75 * (1 - rho**2)).sum()
+        - np.log(scales.prod(1)).sum()  # |∂Σ / ∂(v, ρ)| = √(v_1 v_2)
     )
     assert float(prior) == pytest.approx(expected, rel=1e-9)
     density = 0.0
     for k in range(2):
-        covariance = np.sqrt(np.outer(variances[k], variances[k])) * np.array([[1, rho[k]], [rho[k], 1]])
-        density = density + weights[k] * stats.multivariate_normal(locs[k], covariance).pdf(x)
+        density = density + weights[k] * stats.multivariate_normal(locs[k], covariances[k]).pdf(x)
     assert float(evidence) == pytest.approx(np.log(density).sum(), rel=1e-9)
 
 

@@ -201,3 +201,31 @@ def test_svi_and_importance_serve_it():
     bound = run("latent_classes", x, "svi", classes=2, epochs=30)
     assert bound.claimed.kind == "lower bound" and bound.claimed.value < exact.verified.value
     assert torch.is_tensor(exact.program(None, size=3))
+
+
+def test_priors_are_conjugate_to_each_column():
+    """One class: modes in closed form."""
+    x = np.array([[1, 0, 3, 0.5], [2, 1, 5, -1.0], [2, 1, 2, 2.0], [3, np.nan, 4, 0.0], [2, 0, 9, 1.5]], dtype=float)
+    types = ("categorical", "bernoulli", "poisson", "normal")
+    fit = run("latent_classes", x, "em", classes=1, priors=True, types=types, quiet=True).fit
+    found = fit.parameters
+    assert fit.converged and fit.notes["numeric"] == ["weights"]  # which is 1
+    assert np.allclose(found["probs_3"], (np.array([1, 3, 1]) + 1 / 3) / 6, atol=1e-8)
+    assert found["probs"] == pytest.approx((2 + 0.5) / (4 + 1), abs=1e-8)
+    assert found["rates"] == pytest.approx((23 + 1) / (5 + 2 / 4.6), abs=1e-8)
+
+
+@pytest.mark.full
+def test_measurements_with_priors_against_quadrature():
+    x = np.array([[0.5], [-1.0], [2.0], [0.0], [1.5]])
+    m, s = x.mean(), x.std()
+    found = run("latent_classes", x, "laplace", types=("normal",), classes=1, priors=True, quiet=True).fit.claimed
+
+    def joint(mu, log_variance):
+        variance = np.exp(log_variance)
+        like = stats.norm(mu[..., None], np.sqrt(variance)[..., None]).logpdf(x[:, 0]).sum(-1)
+        return like + stats.norm(m, 2 * s).logpdf(mu) + stats.invgamma(2, scale=s**2).logpdf(variance) + log_variance
+
+    mu, v = np.meshgrid(np.linspace(-8, 9, 400), np.linspace(-4, 6, 400))
+    truth = np.log(np.exp(joint(mu, v)).sum() * (17 / 399) * (10 / 399))
+    assert found.value == pytest.approx(truth, abs=0.01)

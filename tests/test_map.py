@@ -15,7 +15,7 @@ from torch.distributions import transform_to
 
 from inference import em, run
 from zoo._program.load import load
-from zoo._program.noise import InverseWishart
+from zoo._program.noise import InverseWishart, Separated
 
 
 def mixture(priors, site):
@@ -243,3 +243,40 @@ def test_a_scale_of_a_prior_that_goes_to_0_is_no_mode(prior, bend):
     found = em.fit(task)
     assert found.converged is False
     assert "no posterior mode" in found.warnings[0]
+
+
+def test_a_covariance_of_separate_variances_and_correlations():
+    """The mode by Nelder–Mead in two dimensions, the density by SciPy's, and draws."""
+    prior = Separated(2.0, torch.tensor([1.0, 4.0], dtype=torch.float64), 2.0)
+    scatter = torch.tensor([[9.0, -3.0], [-3.0, 2.0]], dtype=torch.float64)
+
+    def of(value, n):
+        return float(
+            prior.log_prob(value) - 0.5 * (n * torch.logdet(value) + torch.trace(torch.linalg.solve(value, scatter)))
+        )
+
+    def matrix(u):
+        root = torch.tensor([[np.exp(u[0]), 0.0], [u[1], np.exp(u[2])]], dtype=torch.float64)
+        return root @ root.mT
+
+    for n in (0.0, 5.0):
+        best = scipy.optimize.minimize(lambda u, n=n: -of(matrix(u), n), np.zeros(3), method="Nelder-Mead", tol=1e-10)
+        value = torch.eye(2, dtype=torch.float64)
+        for _ in range(20):
+            before, value = (
+                of(value, n),
+                prior.most_probable(value, scatter, torch.full((1, 1), n, dtype=torch.float64)),
+            )
+            assert of(value, n) >= before - 1e-10
+        assert of(value, n) == pytest.approx(-best.fun, abs=1e-7)
+    v, rho = np.array([0.7, 3.0]), -0.4
+    at = torch.tensor([[v[0], rho * v.prod() ** 0.5], [rho * v.prod() ** 0.5, v[1]]])
+    wanted = (
+        scipy.stats.invgamma(2, scale=[1, 4]).logpdf(v).sum() + np.log(0.75 * (1 - rho**2)) - 0.5 * np.log(v.prod())
+    )
+    assert float(prior.log_prob(at.double())) == pytest.approx(wanted, abs=1e-6)
+    torch.manual_seed(0)
+    draws = prior.expand([2]).sample((4000,))
+    rho = draws[..., 0, 1] / (draws[..., 0, 0] * draws[..., 1, 1]).sqrt()
+    assert float(rho.square().mean()) == pytest.approx(1 / 5, abs=0.02)  # of the density ¾ (1 − ρ²)
+    assert float((1 / draws[..., 1, 1]).mean()) == pytest.approx(2 / 4, abs=0.03)

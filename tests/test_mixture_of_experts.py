@@ -212,3 +212,49 @@ def test_a_weight_counts_a_row_so_often():
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
         run(MODEL, np.c_[Y, U], **options)
+
+
+@pytest.mark.full
+def test_priors_against_quadrature():
+    """One expert and no regression: a logit with a normal prior."""
+    y = np.array([1, 0, 1, 1, 1, 0, 1.0])
+    x = np.column_stack([y, np.arange(7.0)])
+    options = {"components": 1, "experts": "constant", "likelihood": "bernoulli", "priors": True}
+    fit = run("mixture_of_experts", x, "laplace", quiet=True, **options).fit
+    at, middle = np.linspace(-15, 15, 6001), np.log(y.mean() / (1 - y.mean()))
+    log_p = y.sum() * -np.logaddexp(0, -at) + (7 - y.sum()) * -np.logaddexp(0, at) + norm(middle, 2.5).logpdf(at)
+    weights = np.exp(log_p - log_p.max())
+    assert fit.parameters["offsets"] == pytest.approx((weights * at).sum() / weights.sum(), abs=0.02)
+    assert fit.claimed.value == pytest.approx(np.log(weights.sum() * 0.005) + log_p.max(), abs=1e-3)
+
+
+def test_a_mixture_density_network_is_the_formulas():
+    """Gate, experts and noise by one hidden layer (Bishop 1994), away from where they begin."""
+    task = task_of(MODEL, np.c_[Y, U], hidden=(4,), noise="covariates", components=3)
+    task.program.assign(task.program.elsewhere())
+    theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
+    u = (U - U.mean()) / U.std()
+    h = np.tanh(u @ theta["trunk.0.weight"].T + theta["trunk.0.bias"])
+    gate = np.c_[np.zeros(N), h @ theta["gate"].T + theta["gate_offset"]]
+    mean = Y.mean() + Y.std() * (h @ theta["slopes"][:, 0].T + theta["offsets"][:, 0])
+    scale = 1e-3 + (theta["scales"][:, 0] - 1e-3) * np.exp(h @ theta["scale_slopes"][:, 0].T)
+    truth = logsumexp(gate + norm(mean, Y.std() * scale).logpdf(Y[:, None]), axis=1) - logsumexp(gate, axis=1)
+    assert np.allclose(task.engine.per_datum().numpy(), truth, atol=1e-9)
+
+
+def test_layers_and_noise_need_something_that_depends_on_the_covariates():
+    with pytest.raises(UsageError, match="hidden has no effect"):
+        task_of(MODEL, np.c_[Y, U], hidden=(4,), gate="constant", experts="constant")
+    with pytest.raises(UsageError, match="noise=covariates goes with"):
+        task_of(MODEL, np.c_[Y, U], noise="covariates", experts="constant")
+
+
+@pytest.mark.slow
+def test_an_inverse_problem_of_several_answers_is_met_by_a_network():
+    """Bishop's: u = t + 0.3 sin 2πt and a little noise, asked for t given u; straight experts fall short of bent ones."""
+    rng = np.random.default_rng(0)
+    t = rng.random(300)
+    x = np.c_[t, t + 0.3 * np.sin(2 * np.pi * t) + rng.uniform(-0.05, 0.05, 300)]
+    straight, bent = (run(MODEL, x, "em", components=3, max_iter=150, restarts=2, hidden=h) for h in ((), (10,)))
+    assert bent.claimed.kind == bent.verified.kind == "exact"
+    assert bent.claimed.value > straight.claimed.value + 20  # 40 more parameters

@@ -88,12 +88,13 @@ def truth(program, found: Simulated) -> np.ndarray:
 # ---- truth --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("start", ["modes", *in_full("prior")])
 @pytest.mark.parametrize("program", [factors, *in_full(causes, mixture, local.counts, local.bent)])
-def test_the_exact_value_lies_between(program):
+def test_the_exact_value_lies_between(program, start):
     """Of 20 data sets of five rows, and the bounds are near each other."""
     found = simulated(program, 100)
     exact = truth(program, found)
-    both = bounded(found, steps=40, chains=16)
+    both = bounded(found, steps=40, chains=16, start=start)
     assert (both.lower.kind, both.upper.kind) == ("lower bound", "upper bound")
     for at in range(0, 100, 5):
         part = both.part(slice(at, at + 5))
@@ -103,12 +104,24 @@ def test_the_exact_value_lies_between(program):
     assert abs(both.width) < 0.3
 
 
-@pytest.mark.parametrize("program", [causes, *in_full(factors, mixture, local.bent)])
-def test_the_weights_are_unbiased_in_both_directions(program, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "start"),
+    [
+        (causes, "prior"),
+        *in_full(
+            (factors, "prior"),
+            (mixture, "prior"),
+            (local.bent, "prior"),
+            (local.bent, "modes"),
+            (local.counts, "modes"),
+        ),
+    ],
+)
+def test_the_weights_are_unbiased_in_both_directions(program, start, monkeypatch):
     """Though the path is short: E w = p(x) forwards, and E w = 1 / p(x) backwards, from a draw of each row's own."""
     found, kept = simulated(program, 1500), []
     monkeypatch.setattr(bounds, "_sandwich", lambda steps, forth, back: kept.append((forth, back)))
-    bounded(found, steps=6, chains=2)
+    bounded(found, steps=6 if start == "prior" else 2, chains=2, start=start)
     exact = tensor(truth(program, found))
     for log_weights, log_p in zip(kept[0], (exact, -exact), strict=True):
         ratio = (log_weights - log_p).exp().mean(0)  # both chains of a row begin at one draw

@@ -5,9 +5,14 @@ from __future__ import annotations
 import chain_programs as chains
 import kalman_programs as kalman
 import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+import user_programs as user
 from helpers import in_full, task_of
+from kalman_programs import POSITIVE
 from scipy import stats
 
 from inference import run
@@ -173,3 +178,169 @@ def test_series_that_no_model_can_have_made_are_refused():
     ):
         with pytest.raises(UsageError, match=words):
             task_of(model, data, **options)
+
+
+# ------------------------------------------------------------------------------------------------- tables of steps, forecasts
+
+
+def steps_table() -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    of = ["b"] * 6 + ["a"] * 4 + ["b"]
+    return pd.DataFrame({"who": of, "height": 50 + 3 * rng.normal(size=11), "weight": 10 + rng.normal(size=11)})
+
+
+def test_rows_of_a_table_become_steps():
+    table = steps_table()
+    one = datasets.load(table, series=True, drop="who,weight")
+    assert one.x.shape == (1, 11) and one.options["series_columns"] == ["height"] and one.row_names is None
+    found = datasets.load(table, series_by="who", standardize=True)
+    assert found.x.shape == (2, 7, 2) and found.row_names == ("b", "a") and np.isnan(found.x[1, 4:]).all()
+    b = table[table.who == "b"][["height", "weight"]].to_numpy()
+    np.testing.assert_allclose(found.x[0] * found.scale + found.center, b)
+    assert "4 to 7 steps" in found.warnings[0] and found.options["series_lengths"] == [7, 4]
+    nile = datasets.load("nile")
+    assert nile.x.shape == (1, 100) and (nile.columns[0], nile.columns[-1]) == ("1871", "1970")
+    for wrong in ({"labels": "who"}, {"weights": "weight"}, {"rows": 2}):
+        with pytest.raises(UsageError, match="series cannot be combined"):
+            datasets.load(table, series=True, **wrong)
+    with pytest.raises(UsageError, match="Expected True or False for series"):
+        datasets.load(table, series="who")
+
+
+@pytest.mark.full
+def test_a_forecast_is_the_kalman_filters():
+    """Of series of two columns and different lengths, with holes; in the data's own units."""
+    found = run("linear_state_space", steps_table(), series_by="who", dynamics="trend", standardize=True, max_iter=5)
+    assert found.request.command() is None and found.request.preparation["series_by"] == "who"
+    ahead = found.predict(ahead=3)
+    assert ahead.series.tolist() == ["b"] * 3 + ["a"] * 3 and ahead.step.tolist() == [7, 8, 9, 4, 5, 6]
+    kept = {k: v.numpy() for k, v in found.program.module.named_buffers()}
+    A, Q, H, R, first, mean = matrices(found.parameters, kept, "trend")
+    for i, length in enumerate((7, 4)):
+        x = np.full((10, 2), np.nan)
+        x[:length] = found.x[i, :length]
+        level = np.array([H @ np.linalg.matrix_power(A, t) @ mean for t in range(10)])
+        moments = kalman.kalman(x - level, A, Q, H, R, first)[1]
+        for h in range(3):
+            m, P = moments[length + h][:2]
+            center, sd = level[length + h] + H @ m, np.sqrt(np.diag(H @ P @ H.T + R))
+            row = ahead.iloc[3 * i + h]
+            for d, name in enumerate(("height", "weight")):
+                scale, middle = found.scale[0, d], found.center[0, d]
+                assert abs(row[f"{name}_mean"] - (center[d] * scale + middle)) < 1e-7
+                assert abs(row[f"{name}_sd"] - sd[d] * scale) < 1e-6
+                at = stats.norm(center[d] * scale + middle, sd[d] * scale).ppf([0.025, 0.25, 0.75, 0.975])
+                np.testing.assert_allclose([row[f"{name}_q{q}"] for q in ("2.5", "25", "75", "97.5")], at, rtol=1e-7)
+    steps = found.predict(by_step=True)
+    assert len(steps) == 11 and steps.height.tolist() == [
+        *steps_table().height[:6],
+        *steps_table().height[[10, 6, 7, 8, 9]],
+    ]
+
+
+EMITTED = {
+    "poisson": lambda theta, k: stats.poisson(theta["rates"][k, 0]),
+    "normal": lambda theta, k: stats.norm(theta["locs"][k, 0], theta["scales"][k, 0]),
+    "exponential": lambda theta, k: stats.expon(scale=1 / theta["rates"][k, 0]),
+    "bernoulli": lambda theta, k: stats.bernoulli(theta["probs"][k, 0]),
+}
+
+
+@pytest.mark.parametrize("emission", in_full(*EMITTED))
+def test_a_forecast_of_states_is_a_mixture(emission):
+    x = series(emission, n=2, T=14)[..., 0]
+    x[:, -1] = x[0, 0] if not np.isnan(x[0, 0]) else 1.0
+    found = run("hidden_markov", x, emission=emission, states=2, max_iter=3, restarts=1)
+    ahead, theta = found.predict(ahead=2), found.parameters
+    e = emitted(x[..., None], theta, emission)
+    _, each, _ = chains.forward_backward(None, {"p": theta["start"], "A": theta["transitions"]}, e=e)
+    for i in range(2):
+        p = each[i, -1]
+        for h in range(2):
+            p, row = p @ theta["transitions"], ahead.iloc[2 * i + h]
+            of = [EMITTED[emission](theta, k) for k in range(2)]
+            mean = sum(w * f.mean() for w, f in zip(p, of, strict=True))
+            var = sum(w * (f.var() + f.mean() ** 2) for w, f in zip(p, of, strict=True)) - mean**2
+            np.testing.assert_allclose([row["P(z=0)"], row.x_mean, row.x_sd], [p[0], mean, var**0.5], rtol=1e-8)
+            for q in ("2.5", "25", "75", "97.5"):
+                value, share = row[f"x_q{q}"], float(q) / 100
+                here, before = (sum(w * f.cdf(v) for w, f in zip(p, of, strict=True)) for v in (value, value - 1))
+                if emission in ("poisson", "bernoulli"):
+                    assert here >= share > before
+                else:
+                    assert abs(here - share) < 1e-9
+
+
+@pytest.mark.full
+def test_categories_ahead_have_probabilities():
+    x = series("categorical", n=2, T=10)[..., 0]
+    x[:, -1] = 1.0
+    found = run("hidden_markov", x, emission="categorical", max_iter=3)
+    theta, ahead = found.parameters, found.predict(ahead=1)
+    assert not [c for c in ahead if c.startswith("x_")]
+    for i in range(2):
+        states = ahead.loc[i, ["P(z=0)", "P(z=1)"]].to_numpy(float)
+        np.testing.assert_allclose(
+            ahead.loc[i, [f"P(x={c})" for c in range(3)]].to_numpy(float), states @ theta["probs"][:, 0]
+        )
+
+
+@pytest.mark.full
+def test_what_has_no_forecast_is_refused():
+    x = np.random.default_rng(0).normal(size=(6, 4))
+    level = run("linear_state_space", x, max_iter=1)
+    for wrong in (0, True, 1.5, "3"):
+        with pytest.raises(UsageError, match="Expected a whole number from 1"):
+            level.predict(ahead=wrong)
+    with pytest.raises(UsageError, match="one of ahead and by_step"):
+        level.predict(ahead=1, by_step=True)
+    for program, why in (
+        (grows_with_length, "changes where steps are added"),
+        (reversed_in_time, "changes where steps are added"),
+        (looks_back_at_data, "an entry of x that is missing"),
+        ("gmm", "'gmm' says nothing of longer rows"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            run(program, x, max_iter=1).predict(ahead=2)
+    assert run(shared_level, x, max_iter=1).predict(ahead=2).columns.tolist()[2:4] == ["x_mean", "x_sd"]
+
+
+def looks_back_at_data(x=None, size=None):
+    """x_t depends on x_{t−1}."""
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=POSITIVE)
+    with user.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(4 if x is None else x.shape[1]):
+            loc = z + (x[:, t - 1] if t and x is not None else 0.0)
+            pyro.sample(f"x{t}", dist.Normal(loc, scale), obs=None if x is None else x[:, t])
+
+
+def grows_with_length(x=None, size=None):
+    """The noise of all steps depends on how many there are."""
+    T = 4 if x is None else x.shape[1]
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=POSITIVE)
+    with user.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(T):
+            pyro.sample(f"x{t}", dist.Normal(z, scale * T), obs=None if x is None else x[:, t])
+
+
+def reversed_in_time(x=None, size=None):
+    """The walk ends, rather than begins, at its prior."""
+    T = 4 if x is None else x.shape[1]
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=POSITIVE)
+    with user.rows(x, size):
+        z = pyro.sample(f"z{T - 1}", dist.Normal(0.0, 1.0))
+        for t in reversed(range(T)):
+            pyro.sample(f"x{t}", dist.Normal(z, scale), obs=None if x is None else x[:, t])
+            if t:
+                z = pyro.sample(f"z{t - 1}", dist.Normal(0.5 * z + 1.0, 0.7))
+
+
+def shared_level(x=None, size=None):
+    """One level for all steps of a series: what comes next is normal about it."""
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=POSITIVE)
+    with user.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(4 if x is None else x.shape[1]):
+            pyro.sample(f"x{t}", dist.Normal(z, scale), obs=None if x is None else x[:, t])

@@ -18,7 +18,9 @@ MODEL = "sigmoid_belief_net"
 
 def net(causes, D, n=3, layers=1, limit=10_000, seed=0, holes=True):
     """A task on data that a net with large weights simulates, some of them hidden; θ is kept."""
-    task = task_of(MODEL, (np.random.default_rng(seed).random((n, D)) < 0.5).astype(float), causes=causes, layers=layers)
+    task = task_of(
+        MODEL, (np.random.default_rng(seed).random((n, D)) < 0.5).astype(float), causes=causes, layers=layers
+    )
     torch.manual_seed(seed)
     scale = 3.0 / causes**0.5
     task.program.assign({k: scale * torch.randn(v.shape).double() for k, v in task.theta().items()})
@@ -74,7 +76,7 @@ def test_a_poor_proposal_is_no_estimate():
     assert fit.claimed.kind == "lower bound" and fit.claimed.value < truth
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 2])
 def test_samplers_are_right_where_the_sum_can_be_had(layers):
     causes = 10 if layers == 1 else 5

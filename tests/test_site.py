@@ -18,7 +18,8 @@ MADE = ("_build", "auto_gallery", "auto_pictures", "models", "methods")  # by th
 PAGES = {
     str(p.relative_to(DOCS)): p.read_text(encoding="utf-8")
     for p in sorted(DOCS.rglob("*.md"))
-    if p.relative_to(DOCS).parts[0] not in MADE and (p.parent.name != "models" or p.stem in {*_registry.models(), "index"})
+    if p.relative_to(DOCS).parts[0] not in MADE
+    and (p.parent.name != "models" or p.stem in {*_registry.models(), "index"})
 }
 GALLERY = sorted((DOCS / "gallery").glob("plot_*.py"))
 sys.path.insert(0, str(DOCS))

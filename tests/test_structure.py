@@ -98,7 +98,7 @@ def test_every_model_of_the_zoo_is_described():
     holes = hide(x, 0.1)
     holes[:, -1] = x[:, -1]  # a covariate, of a model that has one
     for name in _registry.models():
-        found = structure_of(name, holes)
+        found = structure_of(name, holes.reshape(50, 8, 8) if name == "deep_markov" else holes)
         assert found.observed and (found.local_latents or found.global_latents), name
         assert found.reason, name
 

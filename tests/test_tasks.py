@@ -52,6 +52,13 @@ def write_files(folder: Path) -> None:
     response = np.where(rng.random(60) < 0.5, 1 + 2 * dose, 8 - dose) + 0.3 * rng.normal(size=60)
     doses = pd.DataFrame({"response": response.round(3), "dose": dose.round(3), "times": rng.integers(1, 5, 60)})
     doses.to_csv(folder / "doses.csv", index=False)
+    busy = np.repeat([0, 1, 0], 10)
+    visits = pd.DataFrame({"month": np.arange(1, 31), "visits": rng.poisson(4 + 10 * busy)})
+    visits.to_csv(folder / "visits.csv", index=False)
+    child = np.repeat(["Ann", "Bo", "Cy"], [8, 6, 7])
+    height = (90 + 2 * np.concatenate([np.arange(n) for n in (8, 6, 7)]) + rng.normal(size=21)).round(1)
+    growth = pd.DataFrame({"child": child, "height": height, "weight": (height / 7 + rng.normal(size=21)).round(1)})
+    growth.to_csv(folder / "growth.csv", index=False)
 
 
 def ran(line: str, names: dict[str, object]) -> object:

@@ -171,6 +171,12 @@ def run(
     device: _command.Device = "auto",
     seed: Seed = 0,
     out: Out = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init", metavar="RUN", help="Begin at the θ of this run, or of a .npz or .json file.", show_default=False
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Resume this run, which was stopped.", show_default=False),
@@ -191,7 +197,8 @@ def run(
     folder = out
     if resume is None and out is None:
         folder = runner.free_folder(str(model), str(data), method or "em")
-    asked = Request(model, data, method, options, preparation, seed, limit, dtype, device)
+    start = None if init is None else str(init)
+    asked = Request(model, data, method, options, preparation, seed, limit, dtype, device, init=start)
 
     def call() -> Record:
         try:

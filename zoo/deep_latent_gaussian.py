@@ -8,29 +8,36 @@ Generative story (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014):
 and, by option:
 
 - `prior=mixture`: z_i ~ Σ_k π_k N(m_k, diag s_k²), all learned (Dilokthanakul et al. 2016; Jiang et al. 2017);
+  `prior=autoregressive` and `prior=flow`: a learned density by networks (Chen et al. 2017; Huang et al. 2017);
 - `layers=2`: z2_i ~ N(0, I_L), z1_i | z2_i ~ N(μ(z2), σ²(z2)) of 2L numbers, x_i | z1_i (Burda et al. 2016, figure 1);
 - `classes=C`: the last column of x is a label 0 … C − 1 that enters the decoder: p(x | z, label), the conditional
   variational autoencoder (Sohn, Lee & Yan 2015);
 - `decoder=linear`: μ = W z + b with noise of its own for every column: factor analysis (Rubin & Thayer 1982), or for binary
-  data a logistic latent trait model (Bartholomew 1987).
+  data a logistic latent trait model (Bartholomew 1987); `decoder=conv`: an image by convolutions; `decoder=pixelcnn`: binary
+  pixels one after the other, each given z and those before it (Gulrajani et al. 2017).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import UsageError
+from zoo._nets.layers import Deconvolution, begin_at, image_shape, perceptron
+from zoo._nets.pixels import PixelNet, Pixels
+from zoo._nets.priors import AutoregressivePrior, FlowPrior
 from zoo._options import Count, Limits, Used
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
+PRIORS = {"autoregressive": AutoregressivePrior, "flow": FlowPrior}
+NETS = ("mlp", "pixelcnn")  # decoders with hidden layers
+IMAGES = ("conv", "pixelcnn")  # decoders of images
 LEAST_SCALE = 0.01  # of a column's own spread: a pixel that never changes would have an infinite density
 
 
@@ -41,10 +48,12 @@ class Model(PyroModule):
     - `hidden`: widths of the decoder from z to x; between two stochastic layers they are halved.
     - `likelihood`: of each entry: `bernoulli`, or `gaussian`, whose standard deviations are at least 0.01 of their columns'
       own.
-    - `prior`: of z: `standard`, N(0, I), or `mixture`, a learned mixture of Gaussians.
+    - `prior`: of z: `standard`, N(0, I), or learned: a `mixture` of Gaussians, `autoregressive`, or a `flow`.
     - `components`: of that mixture.
     - `layers`: how many stochastic layers.
-    - `decoder`: a network (`mlp`) or a `linear` map.
+    - `decoder`: a network (`mlp`), a `linear` map, transposed convolutions to square images (`conv`), or `pixelcnn`, which
+      draws binary pixels one by one.
+    - `channels`: of the convolutions.
     - `activation`: between the layers of the network.
     - `classes`: how many labels there are in the last column; 0: there are none.
 
@@ -57,19 +66,24 @@ class Model(PyroModule):
         x: Tensor,
         *,
         latents: Count = 10,
-        hidden: Annotated[tuple[Count, ...], Used(decoder="mlp", layers=2)] = (200, 200),
+        hidden: Annotated[tuple[Count, ...], Used(decoder=NETS, layers=2)] = (200, 200),
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
-        prior: Literal["standard", "mixture"] = "standard",
+        prior: Literal["standard", "mixture", "autoregressive", "flow"] = "standard",
         components: Annotated[Count, Used(prior="mixture")] = 10,
         layers: Literal[1, 2] = 1,
-        decoder: Literal["mlp", "linear"] = "mlp",
-        activation: Annotated[Literal["tanh", "relu", "softplus", "silu"], Used(decoder="mlp", layers=2)] = "tanh",
+        decoder: Literal["mlp", "linear", "conv", "pixelcnn"] = "mlp",
+        channels: Annotated[Count, Used(decoder=IMAGES)] = 32,
+        activation: Annotated[
+            Literal["tanh", "relu", "softplus", "silu"], Used(decoder=("mlp", *IMAGES), layers=2)
+        ] = "silu",
         classes: Annotated[int, Limits(least=0)] = 0,
     ) -> None:
         super().__init__()
         _check(x, likelihood, classes)
-        if prior == "mixture" and layers == 2:
-            raise UsageError("deep_latent_gaussian expects layers=1 with prior=mixture, got layers=2.")
+        if prior != "standard" and layers == 2:
+            raise UsageError(f"deep_latent_gaussian expects layers=1 with prior={prior}, got layers=2.")
+        if decoder == "pixelcnn" and likelihood != "bernoulli":
+            raise UsageError("decoder=pixelcnn draws binary pixels: take likelihood=bernoulli, or decoder=conv.")
         pixels = x[:, : x.shape[1] - (classes > 0)]
         D, L = pixels.shape[1], latents
         self.L, self.D, self.likelihood, self.layers, self.classes = L, D, likelihood, layers, classes
@@ -78,7 +92,8 @@ class Model(PyroModule):
         spread = (pixels - center).square().nanmean(0).nan_to_num(0.0).sqrt()
         self.register_buffer("center", center)  # [D]
         self.register_buffer("spread", torch.where(spread > 0, spread, spread.mean() if spread.any() else 1.0))  # [D]
-        self._networks(tuple(hidden), activation)
+        self._networks(decoder, tuple(hidden), channels, activation)
+        self.learned_prior: AutoregressivePrior | FlowPrior | None = PRIORS[prior](L) if prior in PRIORS else None
         if likelihood == "gaussian" and self.linear:
             self.noise = PyroParam(self.spread.clone(), constraints.positive)  # [D]
         if self.mixture:
@@ -86,16 +101,20 @@ class Model(PyroModule):
             self.locs = PyroParam(torch.randn(components, L), constraints.real)
             self.scales = PyroParam(torch.ones(components, L), constraints.positive)
 
-    def _networks(self, hidden: tuple[int, ...], activation: str) -> None:
+    def _networks(self, decoder: str, hidden: tuple[int, ...], channels: int, activation: str) -> None:
         gaussian = self.likelihood == "gaussian"
         wide = self.layers * self.L  # numbers in the latent next to x
-        outputs = 2 * self.D if gaussian and not self.linear else self.D
-        self.decoder = _network(wide + self.classes, () if self.linear else hidden, outputs, activation)
+        inputs, maps = wide + self.classes, 2 if gaussian and not self.linear else 1
+        shape = image_shape(self.D, "deep_latent_gaussian") if decoder in IMAGES else (1, self.D)
+        if decoder == "conv":
+            self.decoder = Deconvolution(inputs, shape, maps, channels, activation)
+        else:
+            self.decoder = perceptron(inputs, () if self.linear else hidden, maps * self.D, activation)
+        self.pixel_net = PixelNet(shape, channels, activation) if decoder == "pixelcnn" else None
         if not gaussian:
-            with torch.no_grad():
-                cast(nn.Linear, self.decoder[-1]).bias.copy_(self.center.clamp(0.001, 0.999).logit())
+            begin_at(self.decoder, self.center.clamp(0.001, 0.999).logit())
         if self.layers == 2:
-            self.between = _network(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
+            self.between = perceptron(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] (or [n, D + 1]), or None to simulate `size` data. Returns x [n, D]."""
@@ -113,6 +132,8 @@ class Model(PyroModule):
         if self.mixture:
             parts = dist.Normal(self.locs, self.scales).to_event(1)
             return pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(self.weights), parts))
+        if self.learned_prior is not None:
+            return pyro.sample("z", self.learned_prior.distribution())
         top = dist.Normal(zero, 1.0).to_event(1)
         if self.layers == 1:
             return pyro.sample("z", top)
@@ -121,6 +142,8 @@ class Model(PyroModule):
 
     def _observation(self, z: Tensor) -> dist.TorchDistribution:
         out = self.decoder(z)
+        if self.pixel_net is not None:
+            return Pixels(self.pixel_net, out)
         if self.likelihood == "bernoulli":
             return dist.Bernoulli(logits=out).to_event(1)
         if self.linear:
@@ -134,19 +157,6 @@ class Model(PyroModule):
             return self.center.new_zeros(0)
         label = torch.arange(n or 0) % self.classes if x is None else x[:, -1].long()
         return one_hot(label, self.classes).to(self.center.dtype)
-
-
-def _network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
-        inputs = width
-    layers.append(nn.Linear(inputs, outputs))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return cast(type[nn.Sequential], PyroModule[nn.Sequential])(*layers)
 
 
 def _check(x: Tensor, likelihood: str, classes: int) -> None:

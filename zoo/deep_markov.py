@@ -73,7 +73,9 @@ class Model(PyroModule):
         layers = [Linear(L, emission), nn.ReLU(), Linear(emission, emission), nn.ReLU(), Linear(emission, D)]
         self.emission = Sequential(*layers)
         with torch.no_grad():
-            self.emission[-1].bias.copy_(x.flatten(0, 1).nanmean(0).nan_to_num(0.5).clamp(0.001, 0.999).logit())
+            cast(nn.Linear, self.emission[-1]).bias.copy_(
+                x.flatten(0, 1).nanmean(0).nan_to_num(0.5).clamp(0.001, 0.999).logit()
+            )
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, T, D], or None to simulate `size` series. Returns x [n, T, D]."""

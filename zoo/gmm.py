@@ -20,7 +20,7 @@ global latents with weakly informative priors centred on the data's mean m and s
 
 (the inverse gamma is conjugate to a variance; the LKJ for correlations is Lewandowski et al. 2009, and separating the two
 follows Barnard et al. 2000). Dirichlet(2) and LKJ(2) keep the posterior mode off the border. `priors=conjugate` has
-Σ_k ~ InverseWishart(D + 2, diag(s²)), of the same mean, in their place: steps to the posterior mode are then closed.
+Σ_k ~ InverseWishart(D + 2, diag(s²)), of the same mean, in their place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from zoo._errors import UsageError
 from zoo._options import Count, positive
 from zoo._program import covariances
 from zoo._program.covariances import LETTERS, WHOLE, Covariance
-from zoo._program.noise import InverseWishart, NoisyMultivariateNormal, NoisyNormal
+from zoo._program.noise import InverseWishart, NoisyMultivariateNormal, NoisyNormal, Separated
 
 
 class Model(PyroModule):
@@ -54,7 +54,7 @@ class Model(PyroModule):
     Parameters (constrained shapes): `weights` [K], or [K + 1] with noise; `locs` [K, D]; `scale_tril` [K, D, D] (full),
     [D, D] (tied); `scales` [K, D] (diagonal), [D] (EEI), [K] (spherical), [1] (EII). The other shapes have `volume` λ [K], or
     [1] where it is equal; `shape` [K, D] or [D], which A is proportional to; and for D the `angles` [K, D(D−1)/2] or
-    [D(D−1)/2] of a rotation. With priors the sites are `weights`, `locs`, `variances`, `correlations`, or `covariances`.
+    [D(D−1)/2] of a rotation. With priors the sites are `weights`, `locs`, and `covariances` or `variances`.
 
     Raises `UsageError` for more components than rows, data that are not a 2-D table, or priors for a covariance without.
     """
@@ -168,7 +168,7 @@ class Model(PyroModule):
         if self.letters[2] != "I":
             if self.noise:
                 return NoisyMultivariateNormal(locs[z], scale, is_noise, self.low, self.high)
-            form = "covariance_matrix" if self.conjugate else "scale_tril"
+            form = "covariance_matrix" if self.priors else "scale_tril"
             return dist.MultivariateNormal(locs[z], **{form: scale})
         scale = scale.unsqueeze(-1) if self.letters == "VII" else scale
         if self.noise:
@@ -183,17 +183,12 @@ class Model(PyroModule):
             rate = s.square().mean()
             variances = pyro.sample("variances", dist.InverseGamma(2.0, rate).expand([K]).to_event(1))  # [K]
             return weights, locs, variances.sqrt()
-        if self.conjugate and self.letters[2] != "I":
-            each = [] if self.letters == "EEE" else [K]
-            wishart = InverseWishart(torch.tensor(D + 2.0), s.square().diag()).expand(each).to_event(len(each))
-            covariances = pyro.sample("covariances", wishart)  # [K, D, D] or [D, D]
-            return weights, locs, torch.linalg.cholesky(covariances) if self.noise else covariances
-        shape = [D] if self.letters == "EEE" else [K, D]
-        prior = dist.InverseGamma(torch.full((D,), 2.0), s.square()).expand(shape).to_event(len(shape))
-        scales = pyro.sample("variances", prior).sqrt()  # [K, D] or [D]
-        if self.letters == "VVI" or D == 1:
-            return weights, locs, scales if self.letters == "VVI" else scales.unsqueeze(-1)
-        lkj = dist.LKJCholesky(D, torch.tensor(2.0))
-        lkj = lkj if self.letters == "EEE" else lkj.expand([K]).to_event(1)
-        correlations = pyro.sample("correlations", lkj)  # [K, D, D] or [D, D], Cholesky factors
-        return weights, locs, scales.unsqueeze(-1) * correlations
+        if self.letters == "VVI":
+            prior = dist.InverseGamma(torch.full((D,), 2.0), s.square()).expand([K, D]).to_event(2)
+            return weights, locs, pyro.sample("variances", prior).sqrt()  # [K, D]
+        each = [] if self.letters == "EEE" else [K]
+        prior = (
+            InverseWishart(torch.tensor(D + 2.0), s.square().diag()) if self.conjugate else Separated(2.0, s**2, 2.0)
+        )
+        covariances = pyro.sample("covariances", prior.expand(each).to_event(len(each)))  # [K, D, D] or [D, D]
+        return weights, locs, torch.linalg.cholesky(covariances) if self.noise else covariances

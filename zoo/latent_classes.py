@@ -12,24 +12,28 @@ Given the class, the columns are independent. `types=auto` takes a column of 0 a
 different whole numbers, each five times as a rule, for categories; one of other whole numbers from 0 on for counts, where
 its variance is what counts have: at least its mean, as in every mixture of Poissons, and at most ten times that; any other
 for normal. Which type each column got is said in a warning: name the types to overrule it.
+
+With `priors=True` the parameters are global latents with priors that are conjugate to each column: π ~ Dirichlet(2, …, 2),
+p_kd ~ Dirichlet(1 + 1/C, …) or Beta(3/2, 3/2), which count as one more row for each class (Galindo-Garre & Vermunt 2006),
+λ_kd ~ Gamma(2, 2 / m_d), μ_kd ~ N(m_d, (2 s_d)²) and σ_kd² ~ InverseGamma(2, s_d²), by the data's means m and standard
+deviations s. None lets a class collapse, or a probability end at 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from zoo._data.kinds import Type, told, types_of
 from zoo._errors import UsageError
 from zoo._options import Count
+from zoo._program.parameters import WithPriors
 
-Type = Literal["auto", "categorical", "bernoulli", "poisson", "normal"]
 MEANS = {"categorical": "probs_", "bernoulli": "probs", "poisson": "rates", "normal": "locs"}
 SUPPORTS = {
     "categorical": constraints.simplex,
@@ -37,27 +41,27 @@ SUPPORTS = {
     "poisson": constraints.positive,
     "normal": constraints.real,
 }
-AUTO_CATEGORIES = 10  # of more different values, `auto` does not take a column for categories
-MOST_CATEGORIES = 1000
-OVERDISPERSED = 10  # times its mean: of a larger variance, `auto` does not take a column for counts
 
 
-class Model(PyroModule):
-    """`Model(x, classes=2, types="auto")` for data x [n, D]; categories are coded by any numbers, such as 1 and 2.
+class Model(WithPriors):
+    """`Model(x, classes=2, types="auto", priors=False)` for x [n, D]; categories are coded by any numbers, such as 1 and 2.
 
     - `classes`: how many.
     - `types`: one for all columns, or one for each: auto, categorical, bernoulli, poisson or normal.
+    - `priors`: draw the parameters from weak priors, so that they have a posterior.
 
     The columns of one type are one site; those of C categories are the site `categorical_C`. Parameters (shapes): `weights`
     [K]; `probs_C` [K, D_C, C] for the categories in ascending order of their codes; `probs` [K, D_b]; `rates` [K, D_p];
-    `locs` and `scales` [K, D_n].
+    `locs` and `scales` [K, D_n]; with priors `variances` in place of scales.
 
     Raises `UsageError` for a column that does not fit its type; one for categories or normal has to vary.
     """
 
     many_optima = True  # of the likelihood: methods that climb it start several times
 
-    def __init__(self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",)) -> None:
+    def __init__(
+        self, x: Tensor, *, classes: Count = 2, types: tuple[Type, ...] = ("auto",), priors: bool = False
+    ) -> None:
         super().__init__()
         if x.dim() != 2:
             raise UsageError(f"latent_classes expects a 2-D table (n × D), got shape {tuple(x.shape)}.")
@@ -65,10 +69,10 @@ class Model(PyroModule):
             raise UsageError(
                 f"latent_classes expects at most as many classes as rows, got classes={classes} for {len(x)} rows."
             )
-        self.K, self.sites = classes, list[str]()
-        kinds, levels = _types(x, types)
-        self.notes = [_told(kinds)] if "auto" in types else []
-        self._set("weights", torch.full((classes,), 1.0 / classes), constraints.simplex)
+        self.K, self.priors, self.sites = classes, priors, list[str]()
+        kinds, levels = types_of(x, types)
+        self.notes = [told(kinds)] if "auto" in types else []
+        self.begin("weights", torch.full((classes,), 1.0 / classes), constraints.simplex)
         order = []
         for site in dict.fromkeys(kinds):
             columns = [d for d, kind in enumerate(kinds) if kind == site]
@@ -92,37 +96,53 @@ class Model(PyroModule):
         start = 0.5 * (mean + torch.where(values[rows].isnan(), mean, values[rows]))  # [K, D_site] or [K, D_C, C]
         if family in ("bernoulli", "poisson"):  # off the border, where a column has one value
             start = start.clamp(0.01, 0.99 if family == "bernoulli" else None)
-        self._set(MEANS[family] + categories, start, SUPPORTS[family])
+        self.begin(MEANS[family] + categories, start, SUPPORTS[family])
         if family == "normal":
             spread = (values - mean).square().nanmean(0).sqrt()
-            self._set("scales", spread.repeat(K, 1), constraints.positive)
+            self.begin(
+                "variances" if self.priors else "scales", spread.repeat(K, 1) ** (1 + self.priors), constraints.positive
+            )
+        self.register_buffer(f"{site}_mean", mean.clamp(min=0.01) if family == "poisson" else mean)
 
-    def _set(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
-        setattr(self, name, PyroParam(value, support))
+    def prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
+        if name == "weights" or name.startswith("probs_"):
+            ones = torch.ones_like(start)
+            return dist.Dirichlet(2 * ones if name == "weights" else ones + 1 / ones.shape[-1]).to_event(
+                start.dim() - 1
+            )
+        if name == "probs":
+            return dist.Beta(torch.full_like(start, 1.5), 1.5).to_event(2)
+        if name == "rates":
+            return dist.Gamma(2.0, 2 / self._get("poisson_mean").expand(start.shape)).to_event(2)
+        variance = self._get("variances_start")
+        if name == "variances":
+            return dist.InverseGamma(2.0, variance).to_event(2)
+        return dist.Normal(self._get("normal_mean"), 2 * variance.sqrt()).to_event(2)
 
     def _get(self, name: str) -> Tensor:
         return getattr(self, name)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] or None to simulate `size` rows. Returns x [n, D], categories as they were coded."""
-        drawn = {}
+        drawn, theta = {}, self.theta()
         with pyro.plate("data", size if x is None else len(x)):
-            z = pyro.sample("z", dist.Categorical(self._get("weights")))  # [n]
+            z = pyro.sample("z", dist.Categorical(theta["weights"]))  # [n]
             for site in self.sites:
                 seen = None if x is None else self._values(site, x)
-                drawn[site] = pyro.sample(site, self._columns(site, z), obs=seen)  # [n, D_site]
-        return self._table(drawn) if x is None else x
+                drawn[site] = pyro.sample(site, self._columns(site, z, theta), obs=seen)  # [n, D_site]
+        return self._table(drawn, theta["weights"].dtype) if x is None else x
 
-    def _columns(self, site: str, z: Tensor) -> dist.TorchDistribution:
+    def _columns(self, site: str, z: Tensor, theta: Mapping[str, Tensor]) -> dist.TorchDistribution:
         family, _, categories = site.partition("_")
-        mean = self._get(MEANS[family] + categories)[z]
+        mean = theta[MEANS[family] + categories][z]
         if family == "categorical":
             return dist.Categorical(mean).to_event(1)
         if family == "bernoulli":
             return dist.Bernoulli(mean).to_event(1)
         if family == "poisson":
             return dist.Poisson(mean).to_event(1)
-        return dist.Normal(mean, self._get("scales")[z]).to_event(1)
+        scales = theta["variances"].sqrt() if self.priors else theta["scales"]
+        return dist.Normal(mean, scales[z]).to_event(1)
 
     def _values(self, site: str, x: Tensor) -> Tensor:
         """The site's columns of x [n, D_site]; categories by number from 0, and −1 for a code that was not known."""
@@ -134,65 +154,12 @@ class Model(PyroModule):
             number = number.masked_fill(x == code, category)
         return number
 
-    def _table(self, drawn: Mapping[str, Tensor]) -> Tensor:
+    def _table(self, drawn: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The sites' values as one table [n, D]."""
         parts = []
         for site, value in drawn.items():
             if site.startswith("categorical"):
                 levels = self._get(f"{site}_levels")
                 value = levels[torch.arange(len(levels)), value.long()]
-            parts.append(value.to(self._get("weights").dtype))
+            parts.append(value.to(dtype))
         return torch.cat(parts, -1)[..., self.places]
-
-
-def _types(x: Tensor, types: tuple[Type, ...]) -> tuple[list[str], list[Tensor]]:
-    """Each column's site, and its different values in ascending order."""
-    D = x.shape[1]
-    if len(types) not in (1, D):
-        raise UsageError(f"types expects one type, or one for each of the {D} columns, got {len(types)}.")
-    kinds, levels = [], []
-    for d, kind in enumerate(types * (D if len(types) == 1 else 1)):
-        values = x[:, d][~x[:, d].isnan()]
-        level = values.unique()
-        levels.append(level)
-        kind = _guess(values, level) if kind == "auto" else kind
-        if wrong := _misfit(kind, level):
-            raise UsageError(f"column {d} (counting from 0) does not fit type {kind}: it expects {wrong}.")
-        kinds.append(f"{kind}_{len(level)}" if kind == "categorical" else kind)
-    return kinds, levels
-
-
-def _guess(values: Tensor, level: Tensor) -> Type:
-    if set(level.tolist()) <= {0.0, 1.0}:
-        return "bernoulli"
-    if bool((level != level.round()).any()):
-        return "normal"
-    if len(level) <= AUTO_CATEGORIES and len(values) >= 5 * len(level):
-        return "categorical"
-    mean, variance = float(values.mean()), float(values.var(correction=0))
-    error = mean * (2 / len(values)) ** 0.5  # of the variance of as many counts
-    return "poisson" if level[0] >= 0 and mean - 3 * error <= variance <= OVERDISPERSED * mean else "normal"
-
-
-def _misfit(kind: str, level: Tensor) -> str:
-    """What the type expects of a column, where its values `level` are not that."""
-    if kind in ("categorical", "normal") and len(level) < 2:
-        what = f"only {float(level[0]):g}" if len(level) else "no value at all"
-        return f"values that vary, and there is {what}. Leave the column out"
-    if kind == "categorical" and len(level) > MOST_CATEGORIES:
-        return f"at most {MOST_CATEGORIES} different values, and there are {len(level)}. Take another of the types"
-    if kind == "bernoulli" and not set(level.tolist()) <= {0.0, 1.0}:
-        return "the values 0 and 1. Others are of type categorical"
-    if kind == "poisson" and not bool(((level == level.round()) & (level >= 0)).all()):
-        return "whole numbers from 0 on. Others are of type normal"
-    return ""
-
-
-def _told(kinds: list[str]) -> str:
-    """Which type each column got, in a sentence."""
-    parts = []
-    for kind in dict.fromkeys(k.partition("_")[0] for k in kinds):
-        mine = [str(d) for d, other in enumerate(kinds) if other.partition("_")[0] == kind]
-        shown = ", ".join(mine if len(mine) <= 12 else [*mine[:10], "…", mine[-1]])
-        parts.append(f"{kind} for column{'s' * (len(mine) > 1)} {shown}")
-    return f"types=auto took {'; '.join(parts)} (counting from 0). Set types to overrule it."

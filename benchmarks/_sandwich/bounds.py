@@ -24,6 +24,7 @@ from benchmarks._sandwich.simulated import Simulated
 from inference import ais
 from inference._density.guided import Guided
 from inference._density.local import LocalDensity
+from inference._density.peaks import Peaks
 from inference._mcmc import annealed, hamiltonian
 from inference._mcmc.entries import Entries
 from inference._method.fit import Evidence, Fit
@@ -104,7 +105,7 @@ class Sandwich:
                 )
 
 
-def refusal(task: Task, start: str = "prior") -> str | None:
+def refusal(task: Task, start: str) -> str | None:
     """Why there is no sandwich for the program, or None."""
     structure = task.structure
     if structure.global_latents:
@@ -174,14 +175,22 @@ def _by_hamiltonian(found: Simulated, steps: Sequence[int], chains: int, leapfro
     total = len(parts) * (hamiltonian.pilots(most) + 2 * sum(steps))
     with task.progress("sandwich", total) as step:
         for rows in parts:
-            here: hamiltonian.Tempered = density.rows(rows)
-            if start == "guide":
-                here = Guided(density.rows(rows), task.guide, rows)
+            here, end = _from(start, density.rows(rows), z[:, rows], task, rows)
             sizes = hamiltonian.pilot(here, chains, most, leapfrog, step)
             for count in steps:
                 forth = hamiltonian.anneal(here, chains, count, leapfrog, sizes, step).log_weights
-                begin = z[:, rows].expand(chains, -1, -1).contiguous()
+                begin = end.expand(chains, -1, -1).contiguous()
                 yield count, forth, hamiltonian.back(here, begin, count, leapfrog, sizes, step)
+
+
+def _from(start: str, density: LocalDensity, z: Tensor, task: Task, rows: slice) -> tuple[hamiltonian.Tempered, Tensor]:
+    """What some rows' chains walk on from that start, and where there the z is that made x, [1, n, L]."""
+    if start == "guide":
+        return Guided(density, task.guide, rows), z
+    if start == "prior":
+        return density, z
+    peaks = Peaks(density)
+    return peaks, peaks.placed(z)
 
 
 def _by_gibbs(found: Simulated, steps: Sequence[int], chains: int, leapfrog: int, start: str) -> Walks:

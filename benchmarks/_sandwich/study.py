@@ -18,7 +18,7 @@ from inference._run.result import load
 from inference._run.runner import run_prepared
 from zoo._errors import Refusal, UsageError
 
-Start = Literal["prior", "guide"]
+Start = Literal["modes", "prior", "guide"]
 THETA = ("em", "svi")  # what learns θ: the first where the program is exact
 
 
@@ -32,12 +32,12 @@ class Asked:
     options: Mapping[str, object] = field(default_factory=dict)
     preparation: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-    steps: Sequence[int] = (500,)
+    steps: Sequence[int] = (100,)
     chains: int = 16
     leapfrog: int = 5
     rows: int = 20
     datasets: int = 1
-    start: Start = "prior"
+    start: Start = "modes"
     quiet: bool = True
 
 

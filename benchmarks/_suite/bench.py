@@ -292,7 +292,7 @@ def main(
         mine = {k: rest.pop(k) for k in list(rest) if k in known or not getattr(module, "OPTIONS_OF_THE_MODEL", False)}
         given |= rest | _options.convert(own, mine, f"option of the benchmark '{name}'")
         given |= {"quick": quick} if "quick" in known else {}
-        if program is module.measure:
+        if not hasattr(module, "main"):
             turns.show(program(**given), json)
         else:
             program(json=json, **given)

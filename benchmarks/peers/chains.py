@@ -8,8 +8,10 @@ are plain programs with a `for` loop over the steps; the peers are written for t
 - `em`: ten iterations of EM on normal emissions, as hmmlearn's `fit` does them.
 - `length`: our E-step of a chain 16 times as long as another, against 16 of that other: 1 where the cost is linear.
 - `gaussian`: log p(x) of one series by a linear Gaussian chain of four latents a step, against statsmodels' Kalman filter.
+- `gaussian_length`: that of a series 16 times as long as another, against 16 of that other.
 
-What is timed is the E-step of an engine that has taken a few, as in EM. Reading the program is done once, and not timed.
+What is timed is the E-step, or log p(x), of an engine that has taken a few, as in EM. Reading the program is done once, and not
+timed.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from zoo._program.load import load
 
 SEED = 0
 EXACT = 1e-9  # relative difference between two sides' figures
-WARM = 4  # E-steps, after which ours replays what leads from θ to its tables
+WARM = 4  # of them, after which ours replays what leads from θ to its tables
 ITERATIONS = 10
 LONGER = 16  # times
 SYMBOLS = 4
-Name = Literal["normal", "categorical", "poisson", "em", "length", "gaussian"]
+Name = Literal["normal", "categorical", "poisson", "em", "length", "gaussian", "gaussian_length"]
 Program = Callable[..., object]
 Theta = dict[str, np.ndarray]
 
@@ -56,30 +58,31 @@ def measure(
 ) -> Document:
     """The document: times, their ratios, log-likelihoods, and who is not installed.
 
-    `n` series of `steps` steps: 500 of 200 when None; one of 2,000 for `gaussian`, and 50 of 250 and of 4,000 for `length`.
+    `n` series of `steps` steps: 500 of 200 when None; one of 2,000 for `gaussian`, 50 of 250 and of 4,000 for `length`, and one
+    of each for `gaussian_length`.
     """
-    usual = {"gaussian": (1, 2000), "length": (50, 4000)}.get(program, (500, 200))
+    usual = {"gaussian": (1, 2000), "length": (50, 4000), "gaussian_length": (1, 4000)}.get(program, (500, 200))
     n, steps = n or (min(usual[0], 20) if quick else usual[0]), steps or (32 if quick else usual[1])
     sides, skipped, peer = dict[str, Side](), list[str](), "statsmodels" if program == "gaussian" else "hmmlearn"
-    if program == "length":
-        sides = _lengths(n, steps, k)
+    if program in ("length", "gaussian_length"):
+        sides = _lengths(n, steps, k, program == "gaussian_length")
     elif program == "gaussian":
         sides = _gaussian(n, steps)
     else:
         sides = _em(n, steps, k) if program == "em" else _e_steps(program, n, steps, k)
-    if program != "length" and find_spec(peer) is None:
+    if "length" not in program and find_spec(peer) is None:
         sides, skipped = {OURS: sides[OURS]}, [f"{peer} is not installed"]
     return {
         "benchmark": "peers/chains",
         "what": f"{WHAT.get(program, f'E-step, hidden Markov model, {program} emissions')}: n={n:,}, steps={steps:,}, "
-        + ("four latents a step" if program == "gaussian" else f"k={k}"),
+        + ("four latents a step" if "gaussian" in program else f"k={k}"),
         "short": f"chains {program}",
         **turns(sides, rounds, agree=_agree),
         "skipped": skipped,
         "program": program,
         "n": n,
         "steps": steps,
-        "k": 4 if program == "gaussian" else k,
+        "k": 4 if "gaussian" in program else k,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
@@ -89,6 +92,7 @@ WHAT = {
     "em": f"EM, {ITERATIONS} iterations, hidden Markov model, normal emissions",
     "length": f"E-step, beside {LONGER} of series of a {LONGER}th of the steps",
     "gaussian": "log-likelihood, linear Gaussian chain",
+    "gaussian_length": f"log-likelihood, linear Gaussian chain, beside {LONGER} of series of a {LONGER}th of the steps",
 }
 
 
@@ -181,12 +185,20 @@ def _e_steps(family: str, n: int, steps: int, k: int) -> dict[str, Side]:
 
 
 def _our_e_step(task: Task, times: int = 1) -> Side:
+    return _ours(lambda: task.engine.e_step().log_joint, times)
+
+
+def _our_log_likelihood(task: Task, times: int = 1) -> Side:
+    return _ours(lambda: float(task.engine.per_datum().sum()), times)
+
+
+def _ours(work: Callable[[], float], times: int) -> Side:
     for _ in range(WARM):
-        task.engine.e_step()
+        work()
 
     def side() -> tuple[float, float]:
         found = list[float]()
-        seconds = timed(lambda: found.extend(task.engine.e_step().log_joint for _ in range(times)))
+        seconds = timed(lambda: found.extend(work() for _ in range(times)))
         return seconds, found[-1]
 
     return side
@@ -260,13 +272,15 @@ def _em(n: int, steps: int, k: int) -> dict[str, Side]:
     return {OURS: ours, **{f"hmmlearn, {how}": theirs(how) for how in ("scaling", "log")}}
 
 
-def _lengths(n: int, steps: int, k: int) -> dict[str, Side]:
-    """An E-step of the long chain, and as many of the short one as make its length; they have no likelihood in common."""
+def _lengths(n: int, steps: int, k: int, gaussian: bool) -> dict[str, Side]:
+    """The long chain's work, and as many times the short one's as make its length; they have no likelihood in common."""
     at, short = theta("normal", k), max(2, steps // LONGER)
 
     def side(length: int, times: int) -> Side:
-        task = _task(hidden_markov("normal", length, at), series("normal", n, length, at))
-        run = _our_e_step(task, times)
+        if gaussian:
+            run = _our_log_likelihood(_task(tracking(length), tracks(n, length).reshape(n, -1)), times)
+        else:
+            run = _our_e_step(_task(hidden_markov("normal", length, at), series("normal", n, length, at)), times)
         return lambda: (run()[0], None)
 
     return {OURS: side(steps, 1), f"zoo, {LONGER} × {short} steps": side(short, LONGER)}
@@ -295,21 +309,20 @@ def tracking(steps: int) -> Program:
     return program
 
 
-def _gaussian(n: int, steps: int) -> dict[str, Side]:
+def tracks(n: int, steps: int) -> np.ndarray:
+    """Draws from the model [n, steps, 2]."""
     rng = np.random.default_rng(SEED)
     z, x = rng.normal(size=(n, 4)), np.empty((n, steps, 2))
     for t in range(steps):
         z = z @ MOVE.T + SHAKE * rng.normal(size=z.shape) if t else z
         x[:, t] = z[:, :2] + BLUR * rng.normal(size=(n, 2))
+    return x
+
+
+def _gaussian(n: int, steps: int) -> dict[str, Side]:
+    x = tracks(n, steps)
     task = _task(tracking(steps), x.reshape(n, -1))
-    assert task.engine is not None
-
-    def ours() -> tuple[float, float]:
-        found = list[float]()
-        seconds = timed(lambda: found.append(float(task.engine.per_datum().sum())))
-        return seconds, found[0]
-
-    return {OURS: ours, "statsmodels": lambda: _statsmodels(x)}
+    return {OURS: _our_log_likelihood(task), "statsmodels": lambda: _statsmodels(x)}
 
 
 def _statsmodels(x: np.ndarray) -> tuple[float, float]:

@@ -56,7 +56,10 @@ class Comparison(list[Run | Refused]):
 
     @property
     def recommendation(self) -> tuple[str | None, str]:
-        """The cheapest method that is good enough, and why; None where none of them is known to be."""
+        """The cheapest method that is good enough, and why.
+
+        Where none is, "A, then importance" if importance sampling can be trusted at the θ of A, and otherwise None.
+        """
         return recommend(list(self.judgements.values()))
 
     def to_json(self) -> dict[str, object]:
@@ -118,11 +121,26 @@ def recommend(judgements: Sequence[Judgement]) -> tuple[str | None, str]:
         why += [f"not good enough: {worse}"] if worse else []
         return best.run.method, "; ".join(why)
     way = way_of(judgements[0].run.at_theta().structure)
+    if (then := _then(judgements)) is not None:
+        return then
     serve = {"em": "em is exact here", "nuts": "nuts would be the reference", "importance": _PROPOSALS}[way]
     if all(j.good is None for j in judgements):
         return None, f"nothing here can check a posterior; {serve}"
     known = "known to be " if any(j.good is None for j in judgements) else ""
     return None, f"none of these is {known}good enough; {serve}"
+
+
+def _then(judgements: Sequence[Judgement]) -> tuple[str, str] | None:
+    """The θ of one method, and the reference's posterior at it, where the reference is a method that rows can be given to."""
+    served = [j for j in judgements if j.reference == "importance" and j.theta_is_good]
+    if not served:
+        return None
+    best = min(served, key=lambda j: j.run.seconds)
+    why = f"of itself {best.run.method} is not good enough ({best.verdict})" if best.faults else best.verdict
+    return f"{best.run.method}, then importance", (
+        f"{why}; at its θ importance with proposal=laplace has weights that can be trusted (zoo infer RUN --method importance "
+        "--set proposal=laplace)"
+    )
 
 
 _PROPOSALS = "try importance with proposal=laplace, or with more samples"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from inference._compare.distance import Distance, distance, shared
 from inference._compare.labelling import aligned
 from inference._compare.moments import supports_of
-from inference._compare.reference import ITSELF, References, untrusted
+from inference._compare.reference import BY_ITS_GUIDE, ITSELF, References, untrusted
 from inference._method.fit import Evidence, finite
 from inference._run.result import Run
 from inference._sampling.khat import LIMIT
@@ -21,7 +21,7 @@ ROWS = 0.05  # of the rows that may have weights which cannot be trusted
 GOOD_ENOUGH = (
     f"good enough: posterior means within {MEANS} sd and sds within {DEVIATIONS:.0%} of the reference's (root mean square), "
     f"labels within {LABELS} (total variation), evidence within {EVIDENCE} nats a row, θ within {THETA} nats a row of the "
-    f"best, k-hat above {LIMIT} for at most {ROWS:.0%} of the rows"
+    f"best of these, k-hat above {LIMIT} for at most {ROWS:.0%} of the rows"
 )
 
 
@@ -49,6 +49,11 @@ class Judgement:
     good: bool | None = None
 
     @property
+    def theta_is_good(self) -> bool:
+        """Whether θ can be taken, whatever the posterior at it is: it converged, and is not behind the best that is known."""
+        return self.run.converged is not False and (self.behind or 0.0) <= THETA
+
+    @property
     def verdict(self) -> str:
         """One line."""
         return _sentence(self)
@@ -73,7 +78,8 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
         held = references[i]
         far, missing, unheld = None, tuple[str, ...](), tuple[str, ...]()
         if held is not None and held[0] != ITSELF:
-            mine = aligned(run.fit, supports_of(run.at_theta().structure), held[1])
+            structure = run.at_theta().structure
+            mine = aligned(run.fit, supports_of(structure), held[1], {s.name: s.parents for s in structure.sites})
             far = distance(mine, held[1])
             missing = tuple(sorted(held[1].sites - mine.sites))
             unheld = tuple(sorted((held[1].sites & mine.sites) - shared(mine, held[1])))
@@ -130,11 +136,17 @@ def _judged(j: Judgement) -> Judgement:
         faults.append(f"its θ is {j.behind:.2g} nats a row behind the best")
     if (bad := untrusted(j.run.fit)) > ROWS and j.run.claimed is not None and j.run.claimed.kind != "exact":
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
-    if j.run.converged is False:
+    if j.run.converged is False and not _only_rising(j):
         faults.append("not converged")
     vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS)
     known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
     return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
+
+
+def _only_rising(j: Judgement) -> bool:
+    """Whether what did not converge is θ alone: its posterior was held against a reference at that θ, where log p(x) is known,
+    and no other method's θ is better."""
+    return j.distance is not None and not j.unheld and j.behind is not None and j.behind <= THETA
 
 
 def _sure(error: float, slack: float) -> float:
@@ -161,6 +173,10 @@ def _sentence(j: Judgement) -> str:
         said.append(f"its bound is {least}{-j.gap:.2g} nats a row short")
     if j.reference == ITSELF:
         said.append("the reference itself, by its own diagnostics")
+    if j.reference == BY_ITS_GUIDE and d is not None:
+        said.append("as far as draws of its own guide can tell")
+    if j.run.converged is False:
+        said.append("θ was still improving when it stopped")
     if j.good is None:
         said.append("nothing here can check its posterior" if d is None or j.unheld else "too few draws to tell")
     return "; ".join(said)

@@ -14,22 +14,36 @@ from inference._globals.labels import MOST
 from inference._method.fit import Fit
 
 
-def aligned(fit: Fit, supports: Mapping[str, np.ndarray], reference: Posterior) -> Posterior:
-    """The posterior of a fit, its global latents and labels in the reference's labelling."""
-    draws, orders = dict(fit.draws), dict[int, Sequence[int]]()
+def aligned(
+    fit: Fit, supports: Mapping[str, np.ndarray], reference: Posterior, parents: Mapping[str, Sequence[str]]
+) -> Posterior:
+    """The posterior of a fit, its global latents and labels in the reference's labelling.
+
+    `parents`: site → the sites that it depends on. A label is moved with the group of those latents that it picks from.
+    """
+    draws, orders = dict(fit.draws), list[tuple[set[str], Sequence[int]]]()
     for size, axes in _groups(fit):
         shared = [(name, axis) for name, axis in axes if name in draws and name in reference.numbers]
         if not shared or math.factorial(size) > MOST:
             continue
-        order = min(itertools.permutations(range(size)), key=lambda o: _away(draws, shared, o, reference.numbers))
+        order: Sequence[int] = min(
+            itertools.permutations(range(size)), key=lambda o: _away(draws, shared, o, reference.numbers)
+        )
         draws |= _moved(draws, axes, order)
-        orders[size] = order
+        orders.append(({name for name, _ in axes}, order))
     found = posterior_of(replace(fit, draws=draws), supports)
-    labels = {
-        site: (p[..., list(orders[p.shape[-1]])] if p.shape[-1] in orders else p, m)
-        for site, (p, m) in found.labels.items()
-    }
+    labels = dict(found.labels)
+    for site, (p, m) in found.labels.items():
+        for group, order in orders:
+            if p.shape[-1] == len(order) and _picks(site, group, parents):
+                labels[site] = p[..., list(order)], m
     return replace(found, labels=labels)
+
+
+def _picks(site: str, group: set[str], parents: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a label's own probabilities, or a site that it is a parent of, depend on the group's latents."""
+    meets = [{site, *parents.get(site, ())}, *({*p} for p in parents.values() if site in p)]
+    return any(group & one for one in meets)
 
 
 def _groups(fit: Fit) -> list[tuple[int, list[tuple[str, int]]]]:

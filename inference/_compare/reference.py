@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,8 @@ from inference._run.result import Run
 from zoo._errors import Refusal
 from zoo._program.structure import Structure
 
-WAYS: Mapping[str, Mapping[str, object]] = {
-    "em": {},
-    "nuts": {},
-    "importance": {"proposal": "laplace", "samples": 2000},
-}
+SAMPLES = 2000  # of importance sampling
+BY_ITS_GUIDE = "importance by its own guide"  # whose draws cannot tell what the guide never reaches
 ITSELF = "itself"  # a method that is the reference has nothing to be held against
 SEED = 77  # other draws than those of the method that is held against it
 FAR = 4.0  # standard errors
@@ -40,8 +38,8 @@ class References:
     tried: list[tuple[Mapping[str, np.ndarray], str, Posterior | None]] = field(default_factory=list)
 
     def at(self, run: Run) -> tuple[str, Posterior] | None:
-        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance", or
-        `ITSELF`. None: there is none."""
+        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance",
+        `BY_ITS_GUIDE`, or `ITSELF`. None: there is none."""
         task = run.at_theta()
         theta = {name: np.asarray(value) for name, value in task.theta().items()}
         for known, what, posterior in self.tried:  # noqa: B007
@@ -73,14 +71,26 @@ def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
     module = method_module(way)
     if module.refusal(task.structure) is not None:
         return way, None
-    kept = replace(task, guide=None, quiet=True, draws=max(task.draws, 500), seed=SEED)
+    what, guide, options = _settings(way, task)
+    kept = replace(task, guide=guide, quiet=True, draws=max(task.draws, 500), seed=SEED)
     try:
         with seeded(SEED):
-            fit: Fit = module.fit(kept, **WAYS[way])
+            fit: Fit = module.fit(kept, **options)
     except (Refusal, ArithmeticError):
-        return way, None
-    found = posterior_of(fit, supports_of(task.structure)) if way == "em" or _can_be_trusted(fit, run) else None
-    return ("the exact posterior" if way == "em" else way), found
+        return what, None
+    return what, posterior_of(fit, supports_of(task.structure)) if way == "em" or _can_be_trusted(fit, run) else None
+
+
+def _settings(way: str, task: Task) -> tuple[str, Any, dict[str, object]]:
+    """What the reference is called, the guide that it draws from, and its options.
+
+    Importance sampling draws from Gaussians at the modes; discrete latents have none, and the run's guide stands in.
+    """
+    if way != "importance":
+        return "the exact posterior" if way == "em" else way, None, {}
+    if task.structure.summed.continuous_locals or task.guide is None:
+        return way, None, {"proposal": "laplace", "samples": SAMPLES}
+    return BY_ITS_GUIDE, task.guide, {"proposal": "guide", "samples": SAMPLES}
 
 
 def _can_be_trusted(fit: Fit, run: Run) -> bool:

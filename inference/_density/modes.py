@@ -6,8 +6,9 @@ estimates that lack log 2 a row, and weights that do not show it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ SCREENED = 24  # rows in which other modes are looked for first,
 STARTS = 4  # each from so many draws and their mirror images,
 MORE_STARTS = 8  # and from so many in all rows where any has them
 NEAR = 1.0  # squared Mahalanobis distance below which two modes are one
+FURTHER, WIDE_SHARE = 3.0, 0.25  # sds that draws of the wide Gaussians lie further out; their share of the draws
 LEAST = 20.0  # nats below the best at which a mode does not count
 
 
@@ -49,6 +51,23 @@ def all_modes(
     ]
     most = max(m.each for m in found)
     return joined([_widened(m, most) for m in found])
+
+
+def with_wide(found: Modes, density: LocalDensity) -> Modes:
+    """Beside each Gaussian a wider one at the same mode, so that draws reach the heavier tails that posteriors have.
+
+    For proposals: no weight is above 4/3 of what it is without. Draws of a Gaussian of L numbers lie about √L sds out. Where
+    the log joint is quadratic, the Gaussians are exact.
+    """
+    if density.structure.linear_gaussian or not density.L:
+        return found
+    wider = 1 + FURTHER / density.L**0.5
+    both = {f.name: torch.stack([getattr(found, f.name)] * 2, 2).flatten(1, 2) for f in fields(Modes)}
+    wide = torch.tensor([False, True], device=found.mean.device).repeat(found.mean.shape[1])
+    share = torch.where(wide, math.log(WIDE_SHARE), math.log1p(-WIDE_SHARE))
+    both["log_evidence_each"] = both["log_evidence_each"] + share.to(found.mean.dtype)
+    both["scale_tril"] = both["scale_tril"] * torch.where(wide, wider, 1.0).to(found.mean.dtype)[:, None, None]
+    return replace(found, **both)
 
 
 def _with_others(density: LocalDensity, first: Modes, pairs: int, max_iter: int, tol: float) -> Modes:

@@ -204,6 +204,11 @@ class Engine(ABC, Generic[S, P]):
         `responsibilities` [N, A]: use these for the discrete latents in place of their posterior (a start from clusters).
         """
 
+    def sampled(self, draws: int, globals: Values | None = None) -> tuple[S, Tensor] | None:
+        """Statistics of the data completed with so many posterior draws of each row's latents, each counted as one in `draws`;
+        and the share of each assignment among them [N, A]. None where an M-step here has no statistics of draws."""
+        return None
+
     @abstractmethod
     def look(self, globals: Values | None = None) -> S:
         """What an E-step sees of the sites at the program's θ, without a pass over the data: statistics of no rows."""

@@ -93,6 +93,12 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
                 sites[view.name] = self._latent_statistics(view, counts)
         return SiteStatistics(counts, per_datum, log_prior, sites, seen, globals=globals or {})
 
+    @torch.no_grad()
+    def sampled(self, draws: int, globals: Values | None = None) -> tuple[SiteStatistics, Tensor]:
+        chosen = torch.multinomial(self.responsibilities(None, globals), draws, replacement=True)  # [N, draws]
+        shares = self.x.new_zeros(self.N, self.A).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=self.x.dtype))
+        return self.e_step(globals, shares.div_(draws)), shares
+
     def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
         family, out = self.families[view.name], []
         for some, value, params in self._latent_blocks(view):

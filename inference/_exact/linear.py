@@ -210,13 +210,27 @@ class LinearGaussian(LinearModel, ByMoments[Moments], NormalEngine[Moments, Line
             per_datum = [torch.cat(per_datum).sum(0, keepdim=True)]
             sums = moments.counts, moments.zz, moments.sites, per_datum
             moments.counts, moments.zz, moments.sites, per_datum = ranks.total(sums, self.N)
+        self._count(moments)
+        moments.per_datum = torch.cat(per_datum)
+        return moments
+
+    @torch.no_grad()
+    def sampled(self, draws: int, globals: Values | None = None) -> tuple[Moments, Tensor]:
+        moments, shares = self._no_moments(globals), self.x.new_empty(self.N, self.A)
+        for rows in self.chunks():
+            found = Posterior.of_draws(*self._posterior(rows, moments.seen).draw(draws), self.A)
+            shares[rows] = found.log_evidence.exp()
+            self._collect(moments, rows, found, weighed(shares[rows], self.weights, rows))
+        self._count(moments)
+        return moments, shares
+
+    def _count(self, moments: Moments) -> None:
+        """The statistics of discrete latents, which are those of their values, each as often as it is expected."""
         for name, params in moments.seen.others.items():
             if name in self.assignments:
                 values = self.data.values[name]
                 family = self.families[name]
                 moments.sites[name] = family.statistics(family.terms(values), moments.counts.diag(), params)
-        moments.per_datum = torch.cat(per_datum)
-        return moments
 
     def look(self, globals: Values | None = None) -> Moments:
         return self._no_moments(globals)

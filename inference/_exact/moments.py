@@ -28,6 +28,27 @@ class Posterior:
         """S with S Sᵀ = the covariance."""
         return torch.linalg.cholesky(self.covariance) if self.root is None else self.root
 
+    def draw(self, draws: int, responsibilities: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Assignments [draws, n] and z [draws, n, L]. `responsibilities` [n, A]: in place of the weights."""
+        n, A, L = self.mean.shape
+        chosen = torch.multinomial(self.weights if responsibilities is None else responsibilities, draws, True).mT
+        tril, index = self.tril(), torch.arange(n)
+        noise = torch.randn(draws, n, L, dtype=self.mean.dtype)
+        if A == len(tril) == 1:  # one covariance for all: one product
+            return chosen, torch.add(self.mean[:, 0], noise @ tril[0, 0].mT)
+        roots = tril.expand(n, A, L, L)[index, chosen]
+        return chosen, self.mean[index, chosen] + (roots @ noise.unsqueeze(-1)).squeeze(-1)
+
+    @classmethod
+    def of_draws(cls, chosen: Tensor, z: Tensor, A: int) -> Posterior:
+        """The weights, means and covariances of draws: assignments [draws, n] and z [draws, n, L]."""
+        one = torch.nn.functional.one_hot(chosen, A).to(z)  # [draws, n, A]
+        times = one.sum(0).clamp(min=1).unsqueeze(-1)
+        mean = torch.einsum("sna,snl->nal", one, z) / times
+        away = z.unsqueeze(2) - mean  # [draws, n, A, L]
+        covariance = torch.einsum("sna,snal,snam->nalm", one, away, away) / times.unsqueeze(-1)
+        return cls(one.mean(0).log(), mean, covariance)
+
 
 @dataclass
 class Posteriors(Statistics):

@@ -33,16 +33,7 @@ class NormalEngine(ByRows[S, P]):
     def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
         pieces = []
         for rows, posterior in self.posteriors(None, globals):
-            n = rows.stop - rows.start
-            weights = posterior.weights if responsibilities is None else responsibilities[rows]
-            chosen = torch.multinomial(weights, draws, replacement=True).mT  # [draws, n]
-            tril, index = posterior.tril(), torch.arange(n)
-            noise = torch.randn(draws, n, self.L, dtype=self.x.dtype)
-            if self.A == len(tril) == 1:  # one covariance for all: one product
-                z = torch.add(posterior.mean[:, 0], noise @ tril[0, 0].mT)
-            else:
-                roots = tril.expand(n, self.A, self.L, self.L)[index, chosen]
-                z = posterior.mean[index, chosen] + (roots @ noise.unsqueeze(-1)).squeeze(-1)
+            chosen, z = posterior.draw(draws, None if responsibilities is None else responsibilities[rows])
             one = {k: v.reshape(self.A, -1).squeeze(-1)[chosen] for k, v in self.assignments.items()}
             pieces.append({**one, **self.layout.natural(z)})
         return {k: torch.cat([p[k] for p in pieces], 1) for k in pieces[0]}

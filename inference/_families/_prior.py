@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from inference._families._family import Pool
-from zoo._program.noise import InverseWishart
+from zoo._program.noise import InverseWishart, Separated
 
 OF_SPREADS: dict[str, tuple[type[Distribution], ...]] = {
     "scale": (dist.HalfNormal, dist.HalfCauchy),
@@ -28,7 +28,7 @@ def has_mode(prior: Distribution) -> bool:
         return bool((prior.concentration >= 1).all())
     if isinstance(prior, dist.Wishart):
         return bool((prior.df >= prior.event_shape[-1] + 1).all())
-    return True
+    return not isinstance(prior, Separated) or prior.lkj >= 1
 
 
 def added(pool: Pool) -> tuple[Tensor | float, Tensor | float]:
@@ -77,6 +77,12 @@ def smallest_spread(prior: Distribution) -> Tensor | float:
 def covariance_mode(pool: Pool, scatter: Tensor, n: Tensor) -> Tensor:
     """The most probable covariance or precision matrices, given Σ w (x − μ)(x − μ)ᵀ [G, D, D] of n [G] rows."""
     D, n, prior = scatter.shape[-1], n[:, None, None], pool.prior
+    if isinstance(prior, Separated):
+        value = pool.value.reshape(-1, D, D)
+        every = prior.expand(pool.value.shape[:-2])
+        return Separated(prior.concentration, every.rate.to(n).reshape(-1, D), prior.lkj).most_probable(
+            value, scatter, n
+        )
     assert isinstance(prior, InverseWishart | dist.Wishart)  # `priors` says so
     df = prior.df.to(n).expand(pool.value.shape[:-2]).reshape(-1, 1, 1)
     scale = prior.scale if isinstance(prior, InverseWishart) else prior.precision_matrix

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, block_size, tiny
 from inference._families._gaussian import Gaussian
 from inference._families._prior import covariance_mode, precision_of
-from zoo._program.noise import InverseWishart
+from zoo._program.noise import InverseWishart, Separated
 
 BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
 SHARED = 8  # rows to a pattern from which one pattern at a time is faster
@@ -36,7 +36,7 @@ class MultivariateNormal(Gaussian):
     joint = True
     priors = {
         "loc": (dist.Normal,),
-        "covariance_matrix": (InverseWishart,),
+        "covariance_matrix": (InverseWishart, Separated),
         "precision_matrix": (dist.Wishart,),
     }
 

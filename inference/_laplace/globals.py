@@ -20,7 +20,8 @@ from inference._laplace import grid
 from inference._laplace.inner import Exact, Inner, Nested
 from inference._laplace.search import MOST_ON_A_GRID, Options, Search
 from inference._laplace.weighed import MOST as MOST_WEIGHED
-from inference._method.fit import Evidence, Fit, GlobalGaussian
+from inference._mcmc.diagnose import AGREE
+from inference._method.fit import Arrays, Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
@@ -33,6 +34,7 @@ from zoo._errors import Refusal
 MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
+FROM_CHAINS = 1600  # draws that the fit holds, at least
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 
@@ -101,6 +103,8 @@ class _Outer:
     point: dict[str, Tensor]  # of the globals
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
+    chains: Arrays = field(default_factory=dict)  # as of `Fit`
+    far: bool = False  # whether the Gaussian is too far from the posterior for weights
 
 
 def _gaussian(search: Search, peak: Peak) -> _Outer:
@@ -138,6 +142,7 @@ def _weigh(search: Search, peak: Peak, q: GlobalGaussian, out: _Outer) -> None:
     khat, ess = (float(v[0]) for v in psis(found.nan_to_num(-torch.inf).unsqueeze(1).double().numpy()))
     out.notes["khat_of_globals"] = khat
     if not khat <= LIMIT or ess < LEAST_EFFECTIVE * len(found):
+        out.far = True
         out.warnings.append(
             f"{of_globals(khat)} with {ess:.0f} effective draws of {len(found)}: its posterior is not close to Gaussian. "
             "nuts samples it."
@@ -182,6 +187,8 @@ def _by_weights(search: Search, peak: Peak, plain: _Outer) -> _Outer:
     if not _can_be_weighed(search, peak, plain):
         return plain
     assert plain.gaussian is not None
+    if plain.far and isinstance(search.inner, Nested) and search.inner.by_nodes and search.inner.side_by_side:
+        return _by_chains(search, peak, plain) or plain
     covariance = plain.gaussian.scale_tril @ plain.gaussian.scale_tril.mT
     found = search.weighed(peak, covariance.to(peak.flat))
     khat, ess = float(found.told.khat[0]), float(found.told.ess[0])
@@ -196,6 +203,33 @@ def _by_weights(search: Search, peak: Peak, plain: _Outer) -> _Outer:
         "log_evidence_se_of_weights": float(found.told.evidence().se or 0.0),
     }
     return _averaged(search, peak, found.flat, found.shares, found.told.evidence().value, notes)
+
+
+def _by_chains(search: Search, peak: Peak, plain: _Outer) -> _Outer | None:
+    """The globals by chains on their density; None where these cannot be trusted."""
+    assert plain.gaussian is not None
+    found = search.walked(peak, plain.gaussian.scale_tril.double())
+    if found is None:
+        return None
+    told, draws = found.told, search.task.draws
+    kept = found.drawn.kept(max(FROM_CHAINS, draws) if draws >= 200 else draws)  # fewer of large data
+    flat, chosen = found.flat.flatten(0, 1), found.flat[:, kept].flatten(0, 1)
+    notes: dict[str, object] = {
+        "global_draws": "chains on their density with the local latents integrated out, begun at Laplace's Gaussian",
+        "rhat_of_globals": max(told.rhat.values()),
+        "effective_draws": min(*told.ess_bulk.values(), *told.ess_tail.values()),
+    }
+    shares = torch.full((len(flat),), 1 / len(flat), dtype=flat.dtype)
+    out = _averaged(search, peak, flat, shares, search.mass(peak), notes)
+    own = _gaussian_draws(search, peak)[torch.arange(len(chosen)) % draws]
+    out.draws = own.index_copy(1, search.places, chosen)
+    out.chains = found.drawn.told(kept)
+    if max(told.rhat.values()) >= AGREE:
+        out.warnings.append(
+            f"R-hat of the chains over the global latents is {max(told.rhat.values()):.3f}, and should be below {AGREE}: the "
+            "draws are better than the Gaussian's, and not as good as those of a long run of nuts."
+        )
+    return out
 
 
 def _can_be_weighed(search: Search, peak: Peak, plain: _Outer) -> bool:
@@ -268,6 +302,7 @@ def _result(search: Search, peak: Peak) -> Fit:
         khat=local.khat,
         ess=local.ess,
         trace={"log_joint" if search.globals else "log_likelihood": np.asarray(peak.trace)} if peak.trace else {},
+        chains=outer.chains,
         converged=peak.converged,
         warnings=[*warnings, *local.warnings],
         notes=outer.notes | local.notes,

@@ -7,8 +7,9 @@ Chopin 2009). The modes follow the globals, and the gradient takes them along (`
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -149,6 +150,16 @@ class Nested(Inner):
             )
         self.means: Tensor | None = None  # where the modes were last
         self.side_by_side: bool | None = None
+        self.held: Modes | None = None
+
+    @contextlib.contextmanager
+    def holding(self, point: Values) -> Iterator[None]:
+        """Inside it a few nodes of quadrature stay where they are at a point: quick near it, and less exact."""
+        self.held = self.modes(point)
+        try:
+            yield
+        finally:
+            self.held = None
 
     @torch.no_grad()
     def modes(self, globals: Values, parameters: Values | None = None) -> Modes:
@@ -193,9 +204,15 @@ class Nested(Inner):
             self.side_by_side = False
 
     def _evidences(self, parameters: Values, globals: Values) -> Tensor:
-        together, modes = self.modes_together(globals, parameters)
-        by = quadrature if self.by_nodes else newton
-        each = by.log_evidence(Together(self.density, globals, parameters), modes).reshape(together.B, -1)
+        together = Together(self.density, globals, parameters)
+        if self.held is not None:
+            each = quadrature.log_evidence(
+                together, self.held.rows(torch.arange(self.density.n).repeat(together.B)), few=True
+            )
+        else:
+            modes = self.modes_together(globals, parameters)[1]
+            each = (quadrature if self.by_nodes else newton).log_evidence(together, modes)
+        each = each.reshape(together.B, -1)
         with pyro.validation_enabled(False):  # the locals that the program draws are not looked at
             outside = torch.vmap(self._outside, in_dims=(0 if parameters else None, 0), randomness="same")(
                 parameters or None, globals

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from inference._laplace import grid, weighed
-from inference._laplace.inner import Exact, Inner
+from inference._laplace import grid, walked, weighed
+from inference._laplace.inner import Exact, Inner, Nested
+from inference._laplace.walked import Walked
 from inference._laplace.weighed import Weighed
 from inference._mcmc.posterior import Posterior
 from inference._method.start import Start, begin, is_mixture
@@ -34,6 +35,7 @@ from zoo._program.trace import node_of
 
 MOST_ON_A_GRID = len(grid.STEPS)
 EDGE = 8.0  # in unconstrained coordinates, as far as a climb goes that does not run away
+CHECKED, MOST_OFF = 50, 0.05  # draws at which a density of few nodes is held against that of all; its error's sd, nats
 Globals = Literal["auto", "laplace", "grid"]
 
 
@@ -89,6 +91,20 @@ class Search:
         if again is None or not again.trusted:
             return found
         return replace(again, flat=again.flat[:, order.argsort()])
+
+    def walked(self, peak: Peak, tril: Tensor) -> Walked | None:
+        """Draws of the global latents by chains from a Gaussian at a peak on; None where they cannot be trusted."""
+        mode, inner = peak.flat[self.places], self.inner
+        assert isinstance(inner, Nested)
+        count = walked.CHAINS * (walked.WARMUP + walked.KEPT)
+        point = {n: v for n, v in self.values(peak.flat).items() if n in self.globals}
+        with self.task.progress("laplace: walking", count) as step, inner.holding(point):
+            found = walked.walked(self.beside(peak), mode, tril, self.layout.unflatten, self.task.seed, step)
+        some = torch.linspace(0, found.drawn.log_p.size - 1, CHECKED).long()
+        with torch.no_grad():
+            exact = self.beside(peak)(found.flat.flatten(0, 1)[some])
+        off = exact - torch.from_numpy(found.drawn.log_p).flatten()[some]
+        return found if found.trusted and float(off.std()) <= MOST_OFF else None
 
     @property
     def quick(self) -> bool:

@@ -34,6 +34,23 @@ class Drawn:
     acceptance_rate: np.ndarray
     step_size: np.ndarray  # [C]
 
+    def kept(self, draws: int) -> np.ndarray:
+        """Which of each chain's draws to keep, evenly over the chain, for so many of all chains at most."""
+        C, S = self.log_p.shape
+        each = max(1, min(S, draws // C))
+        return ((np.arange(each) + 1) * S) // each - 1
+
+    def told(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """What the sampler says of some of each chain's draws: name → [C, kept]."""
+        return {
+            "diverging": self.diverging[:, kept],
+            "energy": self.energy[:, kept],
+            "tree_depth": self.tree_depth[:, kept],
+            "acceptance_rate": self.acceptance_rate[:, kept],
+            "step_size": np.repeat(self.step_size[:, None], len(kept), 1),
+            "lp": self.log_p[:, kept],
+        }
+
 
 @dataclass
 class _DualAveraging:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from inference._density.local import Free, onto
 from inference._method.task import Task
+from inference._numerics.definite import NotDefinite
 from inference._numerics.slices import slices
 from zoo._errors import Refusal
 from zoo._program.latents import Layout, joint_values
@@ -92,7 +93,7 @@ class Posterior:
 
     def terms(self, flat: Tensor) -> Terms:
         """Of the points flat [B, d]; differentiable."""
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), NotDefinite():
             return self._terms(flat)
 
     def _terms(self, flat: Tensor) -> Terms:

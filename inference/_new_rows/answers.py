@@ -17,6 +17,7 @@ from inference._answers.names import columns_of, names_of
 from inference._answers.rows import Rows
 from inference._answers.table import Table
 from inference._method.fit import Evidence
+from inference._new_rows.ahead import by_step as steps_of
 from inference._new_rows.asked import NewRows, new_rows, own_rows
 from inference._run import folder as _store
 from inference._run import predictive
@@ -27,6 +28,7 @@ from inference._run.result import Run, load
 from inference._run.saving import known_rows
 from zoo import _atomic
 from zoo._errors import UsageError
+from zoo._options import flags
 
 Preparation = Mapping[str, object]
 Take = Callable[[Rows, np.ndarray], None]
@@ -37,8 +39,13 @@ MOST_SAMPLED = 100_000_000  # numbers
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
-def predict(run: Run, data: object, preparation: Preparation) -> pd.DataFrame:
+def predict(
+    run: Run, data: object, preparation: Preparation, ahead: int | None = None, by_step: bool = False
+) -> pd.DataFrame:
     """`Run.predict`."""
+    flags(by_step=by_step)
+    if by_step or ahead is not None:
+        return steps_of(run, ahead, by_step, data, preparation)[0].frame()
     tables: list[Table] = []
     asked = _each(run, data, preparation, lambda found, names: tables.append(found.table(names)))
     return _indexed(_table.joined(tables).frame("row"), data, asked)
@@ -221,17 +228,37 @@ def write_predictions(
     return Written(str(final), count, header, evidence, told, said, weight, run.center is not None)
 
 
+def write_steps(
+    run: Run,
+    ahead: int | None,
+    by_step: bool,
+    data: object,
+    preparation: Preparation,
+    out: str | os.PathLike[str] | None,
+) -> Written:
+    """What is known of each step, or of the next steps, as a CSV file: `out`, or a new one in the run folder."""
+    final = _place(run, out, "steps.csv" if ahead is None else "ahead.csv")
+    found, steps = steps_of(run, ahead, by_step, data, preparation)
+    _write(final, found)
+    said = (*(() if data is None else steps.asked.data.warnings), *steps.asked.said)
+    return Written(str(final), len(found), list(found.columns), None, steps.source, said)
+
+
 def write_sample(
     run: Run, n: int | None, given: object, seed: int, preparation: Preparation, out: str | os.PathLike[str] | None
 ) -> Written:
     """`sampled` as a CSV file, `out` or a new one in the run folder."""
     final = _place(run, out, "sample.csv")
     found = sampled(run, n, given, seed, preparation)
+    _write(final, found)
+    return Written(str(final), len(found), list(found.columns))
+
+
+def _write(final: Path, found: Table) -> None:
     with _atomic.workspace(final) as work:
-        count = _table.write(work / "rows", [found])
+        _table.write(work / "rows", [found])
         _atomic.flush(work / "rows")
         os.replace(work / "rows", final)
-    return Written(str(final), count, list(found.columns))
 
 
 def _place(run: Run, out: str | os.PathLike[str] | None, name: str) -> Path:

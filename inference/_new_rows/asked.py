@@ -144,7 +144,7 @@ class NewRows:
     def _refitted(self) -> tuple[Fit, Evidence | None]:
         """The method on these rows, with θ as it is; and the evidence as verified."""
         task, module = self.task, method_module(self.method)
-        if (reason := refusal(self.method, task.structure, learn=False)) is not None:
+        if (reason := refusal(self.method, task.structure, False, self.options)) is not None:
             raise Refusal(f"{reason}. Take another method to the run: zoo infer RUN --method … --data ….")
         schema = _options.schema(module.fit)
         trained = task.guide is not None  # then it is used as it is: its training is not continued on these rows
@@ -188,7 +188,12 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
     if inherited and not _is_binary(other.x):
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
     told = (COUNTED_ONCE,) if other.weights is not None else ()
-    other = replace(other, weights=None, warnings=(*other.warnings, *told))
+    return on(run, replace(other, weights=None, warnings=(*other.warnings, *told)))
+
+
+@entrance
+def on(run: Run, other: Dataset) -> NewRows:
+    """Data that are in the units of the run, on its program."""
     if run.stored is not None:
         prepared = reopen(run.stored, [], {}, other, run.seed)
         task = replace(task_of(prepared, run.stored), quiet=True)

@@ -6,8 +6,25 @@ that one bound serves for all eigenvalues. For H = [[4, 0], [0, −0.01]], S = d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class NotDefinite(TorchFunctionMode):
+    """Inside it a matrix that has no Cholesky factor gets one of NaN, where PyTorch raises for all matrices side by side."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """A call of PyTorch."""
+        if func not in (torch.linalg.cholesky, torch.cholesky, Tensor.cholesky) or len(args) != 1 or kwargs:
+            return func(*args, **(kwargs or {}))
+        factor, info = torch.linalg.cholesky_ex(args[0])
+        return torch.where((info > 0)[..., None, None], torch.nan, factor)
 
 
 def unit_diagonal(hessian: Tensor) -> tuple[Tensor, Tensor]:

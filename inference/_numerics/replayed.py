@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from inference._numerics import tape
+from zoo._reading.garbage import seldom_collected
 
 Values = Mapping[str, Tensor]
 Seen = TypeVar("Seen")  # tensors in dictionaries and tuples
@@ -66,7 +67,7 @@ class Replayed(Generic[Seen]):
             found, self._spec = tree_flatten(self.function(dict(zip(self._like, given, strict=True))))
             return found
 
-        with contextlib.suppress(Exception), warnings.catch_warnings():
+        with seldom_collected(), contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.graph = tape.record(flat, [values[name] for name in self._like])
             if not (self._is_right(values) and self._is_right(self.elsewhere(values))):

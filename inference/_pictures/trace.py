@@ -15,6 +15,8 @@ from inference._pictures._views.style import INK, OKABE_ITO, Look, new_figure, p
 _CLIMBED = {
     "log_likelihood": "log p(x; θ), nats",
     "log_joint": "log p(x, globals; θ), nats",
+    "complete_log_joint": "log p(x, z; θ) at draws of z, nats",
+    "classification_log_likelihood": "log p(x, a; θ) at the most probable a, nats",
     "elbo_per_datum": "ELBO per row, nats",
     "bound_per_datum": "importance-weighted bound per row, nats",
     "log_likelihood_per_datum": "log p(x; θ) per row, nats",

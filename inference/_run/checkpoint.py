@@ -169,7 +169,7 @@ def resumed(run: str | os.PathLike[str], given: Request, trust: bool = False) ->
         if now is not None and then is not None and str(now) != then:
             raise UsageError(f"Expected {key} '{then}', with which '{run}' was started, got '{now}'.")
     usual = Request(None, None)
-    for key in ("seed", "limit", "dtype", "device"):
+    for key in ("seed", "limit", "dtype", "device", "init"):
         if (now := getattr(given, key)) != getattr(usual, key) and now != (then := getattr(begun, key)):
             raise UsageError(f"Expected {key} {then}, with which '{run}' was started, got {now}.")
     for key, value in given.preparation.items():

@@ -7,6 +7,7 @@ every draw and find nothing to correct: such a figure always prefers the larger 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -74,11 +75,11 @@ def predict(task: Task, fit: Fit, simulated: bool = True) -> tuple[Fit, Predicte
     width = task.x.numel() + sum(v.size for v in found.observed.values())
     count = max(1, min(at.count, MOST_SIMULATED, DRAW_NUMBERS // width))
     try:
-        drawn = [data.simulation(at, d) for d in range(count)]
+        drawn = data.simulations(at, count)
     except UsageError as error:
         why = str(error) if data.given is not None else f"model(None, size=n) does not simulate ({error})"
         return fit.with_notes([f"no posterior predictive data: {why.rstrip('.')}."]), found
-    return fit, replace(found, simulated={name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
+    return fit, replace(found, simulated=drawn)
 
 
 class Given(pyro.poutine.messenger.Messenger):
@@ -108,7 +109,7 @@ def simulate(task: Task, n: int) -> np.ndarray:
     at, data = _Draws(task, Fit({k: v.numpy() for k, v in task.globals.items()}, None)), _Data(task)
     parts = []
     for rows in slices(n, ROWS):
-        found = data.rows(at.simulate(0, rows, None), rows.stop - rows.start)
+        found = data.rows(at.simulate(slice(0, 1), rows, None), rows.stop - rows.start)
         if found is None:
             raise UsageError(UNKNOWN_ROWS.format(task.program.name))
         parts.append(found.numpy())
@@ -183,8 +184,12 @@ class _Draws:
         self._globals = [s.name for s in task.structure.global_latents]
         self.count = len(next(iter(self._draws.values()))) if self._draws else 0
         # a θ that is kept may be no mode of these data: its draws then say nothing of how sure they are
-        names = [*(self._theta if task.learn else ()), *(k for k in self._globals if k in self._draws)]
-        self.theta_varies = any(bool((self._draws[k] != self._draws[k][:1]).any()) for k in names)
+        globals = [k for k in self._globals if k in self._draws]
+        self.theta_varies = self._vary([*(self._theta if task.learn else ()), *globals])
+        self.rows_vary_alone = not self._vary([*self._theta, *globals])  # all draws have the same θ and globals
+
+    def _vary(self, names: Sequence[str]) -> bool:
+        return any(bool((self._draws[k] != self._draws[k][:1]).any()) for k in names)
 
     def theta(self, d: int) -> dict[str, Tensor]:
         return {k: self._draws[k][d] for k in self._theta}
@@ -192,21 +197,23 @@ class _Draws:
     def globals(self, d: int) -> dict[str, Tensor]:
         return {k: self._draws[k][d] if k in self._draws else self._point[k] for k in self._globals}
 
-    def simulate(self, d: int, rows: slice, given: Given | None) -> Trace:
-        """The program's trace of that many rows, at draw d; under the covariates of those rows, where x has any."""
-        latents, program = self.globals(d) | self.locals(d, rows), self._task.program
+    def simulate(self, draws: slice, rows: slice, given: Given | None) -> Trace:
+        """The program's trace of that many rows, at each of these draws, of one θ; under those rows' covariates, if any."""
+        d, D, program = draws.start, draws.stop - draws.start, self._task.program
+        latents = self.globals(d) | self.locals(draws, rows)
         with blame(program.name):
             if given is None:
-                return program.trace(None, size=rows.stop - rows.start, parameters=self.theta(d), latents=latents)
+                size = D * (rows.stop - rows.start)
+                return program.trace(None, size=size, parameters=self.theta(d), latents=latents)
             with given:
-                return program.trace(
-                    given.alone(self._task.x[rows]), parameters=self.theta(d), latents=latents, raw=True
-                )
+                x = given.alone(self._task.x[rows]).repeat(D, 1)
+                return program.trace(x, parameters=self.theta(d), latents=latents, raw=True)
 
-    def locals(self, d: int, rows: slice) -> dict[str, Tensor]:
+    def locals(self, draws: slice, rows: slice) -> dict[str, Tensor]:
+        """The draws of the local latents of these rows, one draw below the other."""
         structure = self._task.structure
         sites = [s for s in structure.local_latents if s.name in self._draws]
-        return {s.name: structure.axes.as_program(self._draws[s.name][d][rows], s) for s in sites}
+        return {s.name: structure.axes.as_program(self._draws[s.name][draws, rows].flatten(0, 1), s) for s in sites}
 
 
 class _Data:
@@ -225,6 +232,9 @@ class _Data:
         local = {k: v.reshape(len(x), -1) for k, v in sites.items() if x.dim() == 2 and v.shape[:1] == x.shape[:1]}
         self.columns = dict(zip(local, places_of(list(local.values()), x), strict=True))
         self.given = self._covariates(x, sites)
+        self.outside = {
+            _name(s.name) for s in observed if s.scope != "local"
+        }  # the plate `data`: the same for all rows
 
     def _covariates(self, x: Tensor, sites: dict[str, Tensor]) -> Given | None:
         """How to draw data given the columns that no site observes; None where all of x is observed."""
@@ -243,18 +253,26 @@ class _Data:
             values = _values(self._task, self._task.program.trace(self._task.x, raw=True), len(self._task.x))
         return {_name(k): v.numpy() for k, v in values.items()}
 
-    def simulation(self, at: _Draws, d: int) -> dict[str, np.ndarray]:
-        """A data set at draw d, some rows at a time: what `_simulated` gives, of all rows."""
-        parts = [self._simulated(at.simulate(d, rows, self.given), rows) for rows in slices(len(self._task.x), ROWS)]
-        outside = {s.name for s in self._task.structure.observed if s.scope != "local"}  # the same for all rows
-        return {
-            name: value if len(parts) == 1 or name in outside else np.concatenate([part[name] for part in parts])
-            for name, value in parts[0].items()
-        }
+    def simulations(self, at: _Draws, count: int) -> Arrays:
+        """So many data sets, one at each draw: what `_simulated` gives, [count, n, …]; several in one run where they can be."""
+        each = max(1, ROWS // len(self._task.x)) if at.rows_vary_alone and not self.outside else 1
+        blocks = [self._block(at, draws) for draws in slices(count, each)]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
-    def _simulated(self, trace: Trace, rows: slice) -> dict[str, np.ndarray]:
-        """Each observed site of a simulation of some rows [n, …] under its own name, and all of a row together as `x`."""
-        n = rows.stop - rows.start
+    def _block(self, at: _Draws, draws: slice) -> Arrays:
+        """The data sets at these draws, of one θ, [draws, n, …], some rows at a time."""
+        D, N = draws.stop - draws.start, len(self._task.x)
+        parts = []
+        for rows in slices(N, ROWS):
+            found = self._simulated(at.simulate(draws, rows, self.given), D * (rows.stop - rows.start))
+            parts.append(
+                {k: v.reshape(D, -1, *v.shape[1:]) if k not in self.outside else v[None] for k, v in found.items()}
+            )
+        first = parts[0]
+        return {k: v if k in self.outside else np.concatenate([p[k] for p in parts], 1) for k, v in first.items()}
+
+    def _simulated(self, trace: Trace, n: int) -> Arrays:
+        """Each observed site of a simulation of n rows [n, …] under its own name, and all of a row together as `x`."""
         sites, whole = _values(self._task, trace, n), self.rows(trace, n)
         out = {} if self.one_site and WHOLE in sites else {_name(k): v for k, v in sites.items()}
         if whole is not None:

@@ -271,8 +271,13 @@ def takes_weights(method: str) -> bool:
     return bool(getattr(method_module(method), "WEIGHTS", False))
 
 
-def refusal(method: str, structure: Structure, learn: bool = True) -> str | None:
-    """Why a method cannot serve the program, or None: what no method can serve comes first."""
+def refusal(
+    method: str, structure: Structure, learn: bool = True, options: Mapping[str, object] | None = None
+) -> str | None:
+    """Why a method cannot serve the program, or None: what no method can serve comes first.
+
+    `options`: those that are given, which count where the method's module says so by a function `refusal_with`.
+    """
     if structure.obstacle:
         return f"no method can serve '{structure.program}': {structure.obstacle}"
     module = method_module(method)
@@ -281,18 +286,19 @@ def refusal(method: str, structure: Structure, learn: bool = True) -> str | None
             f"{method} integrates the latents out of log p(x), and the prior of '{structure.improper[0]}' is improper, "
             "so that this is no number"
         )
-    reason: str | None = module.refusal(structure)
+    by_options = getattr(module, "refusal_with", None) if options else None
+    reason: str | None = module.refusal(structure) if by_options is None else by_options(structure, options)
     if reason is None and learn and structure.learnable and not getattr(module, "LEARNS", True):
         return keeps_theta(method, structure.program)
     return reason
 
 
-def check_serves(prepared: Prepared, method: str, learn: bool) -> None:
-    """Raise `Refusal` where the method cannot serve the program, or its rows' weights; `UsageError` where several processes
-    were started for a method that does not share the rows among them."""
+def check_serves(prepared: Prepared, method: str, learn: bool, options: Mapping[str, object] | None = None) -> None:
+    """Raise `Refusal` where the method cannot serve the program with these options, or its rows' weights; `UsageError` where
+    several processes were started for a method that does not share the rows among them."""
     _check_processes(method)
-    if (reason := refusal(method, prepared.structure, learn)) is not None:
-        able = [name for name, why in serving(prepared.structure, learn).items() if why is None]
+    if (reason := refusal(method, prepared.structure, learn, options)) is not None:
+        able = [name for name, why in serving(prepared.structure, learn).items() if why is None and name != method]
         hint = f" Methods that can: {', '.join(able)}." if able else ""
         raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
     if prepared.weights is not None and not takes_weights(method):

@@ -33,6 +33,7 @@ class Request:
     - `options`: the model's and the method's; `preparation`: of the data (columns, labels, …, rows, standardize,
       binarize, missing, and its own `seed` where that is another than the method's).
     - `of`: the run whose θ is kept (`zoo infer`); its own data are meant where `data` is None.
+    - `init`: the run or file at whose θ learning begins.
     """
 
     model: object
@@ -45,6 +46,7 @@ class Request:
     dtype: str = "auto"
     device: str = "auto"
     of: str | None = None
+    init: str | None = None
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready; a model or data that have no name are None."""
@@ -59,7 +61,7 @@ class Request:
             "preparation": {**dict.fromkeys(ENTRIES), "standardize": False, "series": False, **self.preparation},
             "options": self.options,
         }
-        document |= {} if self.of is None else {"of": self.of}
+        document |= {k: v for k, v in (("of", self.of), ("init", self.init)) if v is not None}
         out: dict[str, object] = json.loads(json.dumps(document, default=_plain))
         return out
 
@@ -82,7 +84,7 @@ class Request:
             limit, dtype, device = chosen.get("limit", LIMIT), chosen.get("dtype", "auto"), chosen.get("device", "auto")
             if str(document["data"]).partition(":")[0] not in catalogue.names() or document.get("learned") is False:
                 document = {**document, "data": None}
-        method, of, seed = document.get("method"), document.get("of"), document["seed"]
+        method, of, init, seed = document.get("method"), document.get("of"), document.get("init"), document["seed"]
         assert isinstance(seed, int) and isinstance(limit, int)
         return cls(
             document["model"],
@@ -95,6 +97,7 @@ class Request:
             str(dtype),
             str(device),
             None if of is None else str(of),
+            None if init is None else str(init),
         )
 
     def command(self) -> str | None:
@@ -127,6 +130,7 @@ class Request:
         if self.of is None:
             words += ["--limit", str(self.limit)] if self.limit != LIMIT else []
             words += ["--dtype", self.dtype] if self.dtype != "auto" else []
+            words += [] if self.init is None else ["--init", self.init]
         words += ["--device", self.device] if self.device != "auto" else []
         return shlex.join([*words, "--seed", str(self.seed)])
 

@@ -76,7 +76,9 @@ class Run(Record):
             return self.stored.tree
         return to_datatree(self)
 
-    def predict(self, data: object = None, **preparation: object) -> pd.DataFrame:
+    def predict(
+        self, data: object = None, *, ahead: int | None = None, by_step: bool = False, **preparation: object
+    ) -> pd.DataFrame:
         """What is known of each row, by its name: log p(x_i) in nats, the most probable states of discrete latents with all
         probabilities, means and standard deviations of continuous ones, k-hat. It is what `rows.csv` holds.
 
@@ -89,12 +91,14 @@ class Run(Record):
             1    0     1.0     0.0
 
         - `data`: new rows, a table (matched by the names of its columns), a file or an array; the run's own rows when None.
+        - `ahead`: of series, so many next steps, a row for each: mean, standard deviation and quantiles of each number, and the
+          latents' posterior. `by_step`: a row for each step that is there.
         - `preparation`: of new rows, as for `infer`.
 
         The column of log p(x_i) says what it is: `log_p` (exact), `log_p_lower_bound`, `log_p_estimate`. Of standardized data
         it is the density of the standardized rows.
         """
-        found: pd.DataFrame = _answers().predict(self, data, preparation)
+        found: pd.DataFrame = _answers().predict(self, data, preparation, ahead, by_step)
         return found
 
     def transform(self, data: object = None, **preparation: object) -> pd.DataFrame:

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from inference._method.check import checked
+from inference._method.fit import Fit
 from inference._method.task import Task
 from inference._numerics import ranks
 from inference._numerics.threads import one_thread
 from inference._run import checkpoint as _checkpoint
 from inference._run import folder as _store
 from inference._run import result as _result
+from inference._run.beginning import begin_at
 from inference._run.cost import Cost, measured, versions
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
@@ -68,6 +70,7 @@ def run(
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
+    init: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     trust: bool = False,
     checkpoint: float = _checkpoint.INTERVAL,
@@ -94,6 +97,7 @@ def run(
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
+    - `init`: the folder of a run, or a .npz or .json file of parameters by name, at which em, laplace or svi begin.
     - `resume`: the folder of a run that was stopped: it resumes from its checkpoint and ends with the same numbers. Nothing
       else needs to be given, except a model or data that have no name. A model or guide in a Python file has to be named
       again, unless `trust` allows the file that the folder names to be executed.
@@ -103,6 +107,7 @@ def run(
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize, series=series)
     request = request_of(model, data, method, options, seed, limit, dtype, device, preparation)
+    request = replace(request, init=None if init is None else os.fspath(init))
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 
@@ -287,13 +292,15 @@ def run_prepared(
     """
     check_seed(seed)
     module, learn = method_module(method), stored is None
-    check_serves(prepared, method, learn)
+    check_serves(prepared, method, learn, options)
     schema = _options.schema(module.fit)
     chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
     with seeded(seed), _threads(prepared), measured() as cost:
         task = _task(prepared, seed, quiet, checkpoints, device, draws)
         if stored is not None:
             restore(task, stored)
+        if request is not None and request.init is not None:
+            chosen = begin_at(task, request.init, method, chosen)
         with in_words(prepared.name, method):
             version = task.x._version
             fit = checked(module.fit(task, **chosen), task, method, version)
@@ -308,15 +315,9 @@ def run_prepared(
         request = replace(request, of=str(stored.folder))
     taken = {"model": prepared.options, "method": chosen, "data": prepared.data.options, "limit": prepared.limit}
     taken |= {"dtype": str(prepared.x.dtype).removeprefix("torch."), "device": task.device.type}
-    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
-    if task.device.type != device.type:
-        told.append(
-            f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
-            "of a module (register_buffer), or take device=cpu."
-        )
     found = Run(
         request=request,
-        fit=replace(fit, warnings=told),
+        fit=replace(fit, warnings=_told(prepared, task, fit, device)),
         verified=evidence,
         cost=Cost(cost.seconds, cost.peak_mb, versions()),
         dataset=replace(prepared.data, x=prepared.x.numpy(), truth=None),
@@ -332,6 +333,17 @@ def run_prepared(
     if folder is not None:
         _result.save(found, folder)
     return found
+
+
+def _told(prepared: Prepared, task: Task, fit: Fit, device: torch.device) -> list[str]:
+    """The warnings of data, program and method, and of a device that was not used."""
+    told = [*prepared.data.warnings, *prepared.structure.warnings, *fit.warnings]
+    if task.device.type != device.type:
+        told.append(
+            f"trained on the CPU, not on {device.type}: the program holds tensors that do not move there. Make them buffers "
+            "of a module (register_buffer), or take device=cpu."
+        )
+    return told
 
 
 def _task(

@@ -370,7 +370,7 @@ def _modes(task: Task, fit: Fit) -> guide.ModeGuide | None:
     if work > CLIMB_NUMBERS or guide.refusal(density) is not None:
         return None
     try:
-        return guide.ModeGuide(density, _all_modes.all_modes(density))
+        return guide.ModeGuide(density, _all_modes.with_wide(_all_modes.all_modes(density), density))
     except (ArithmeticError, RuntimeError, ValueError):  # no derivative, no finite start: the other proposals serve
         return None
 

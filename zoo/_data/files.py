@@ -226,3 +226,10 @@ def near_files(path: Path) -> str:
         return f"did you mean {' or '.join(near)}?"
     named = f"the data set is called '{path.stem}', with no suffix."
     return named if path.stem in SETS else f"give the path of {GIVE}."
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The bytes in a gzipped IDX file: two zeros, type, number of dimensions, the dimensions, the data."""
+    content = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(tuple(map(int, shape)))

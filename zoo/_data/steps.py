@@ -47,8 +47,9 @@ def fold(data: Dataset, by: np.ndarray | None) -> Dataset:
     names = ["all"] if by is None else list(dict.fromkeys(by.tolist()))
     places = [np.arange(len(data.x)) if by is None else np.flatnonzero(by == name) for name in names]
     n, T, D = len(names), max(map(len, places)), data.x.shape[1]
-    told = list(data.warnings)
+    told, options = list(data.warnings), {**data.options, "series_columns": list(data.columns)}
     if (short := min(map(len, places))) < T:
+        options["series_lengths"] = list(map(len, places))
         told.append(f"the series have {short} to {T} steps: the shorter ones end in missing steps.")
     if n > 1 and data.row_names is not None:
         told.append("the names of steps are not kept, since there are several series.")
@@ -75,6 +76,6 @@ def fold(data: Dataset, by: np.ndarray | None) -> Dataset:
         scale=each(data.scale),
         columns=steps if D == 1 else (),
         row_names=None if by is None else tuple(names),
-        options={**data.options, "series_columns": list(data.columns)},
+        options=options,
         warnings=tuple(told),
     )

@@ -70,23 +70,24 @@ def check_growth(program: Program, probe: Tensor, nodes: list[Node]) -> None:
             )
 
 
-def check_support(program: Program, x: Tensor, matrices: bool) -> None:
+def check_support(program: Program, x: Tensor, matrices: bool, trace: pyro.poutine.Trace | None = None) -> None:
     """Every observed value must lie in the support of its site; the first that does not is named.
 
-    `matrices`: the program may make a matrix for each row.
+    `matrices`: the program may make a matrix for each row. `trace`: of a run on all of x, if there was one.
     """
-    size = _rows_at_once(x, matrices)
+    size = len(x) if trace else _rows_at_once(x, matrices)
     for start in range(0, len(x), size):
-        _check_rows(program, x[start : start + size], start)
+        _check_rows(program, x[start : start + size], start, trace)
 
 
 def _rows_at_once(x: Tensor, matrices: bool) -> int:
     return max(16, min(8192, 2**22 // max(1, x[0].numel() ** (2 if matrices else 1))))
 
 
-def _check_rows(program: Program, x: Tensor, start: int) -> None:
-    with blame(program.name, x), pyro.poutine.block(), pyro.validation_enabled(False):
-        trace = program.trace(x)
+def _check_rows(program: Program, x: Tensor, start: int, trace: pyro.poutine.Trace | None) -> None:
+    if trace is None:
+        with blame(program.name, x), pyro.poutine.block(), pyro.validation_enabled(False):
+            trace = program.trace(x)
     latents = any(is_latent(node) for node in sample_nodes(trace))
     for node in sample_nodes(trace):
         if is_latent(node) or not isinstance(node["value"], Tensor):

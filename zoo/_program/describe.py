@@ -40,6 +40,7 @@ from zoo._program.trace import (
 )
 from zoo._reading import witness as _witness
 from zoo._reading.curvature import quadratic
+from zoo._reading.garbage import seldom_collected
 from zoo._reading.listing import MOST_NAMED, exactness
 from zoo._reading.own_values import comes_back
 from zoo._reading.pairs import conjugate, globals_not_conjugate
@@ -69,6 +70,7 @@ class _Traced:
         return frozenset(n["name"] for n in local if not is_discrete(n["fn"]))
 
 
+@seldom_collected()
 def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Structure:
     """Trace `program` on a few rows of `x` [n, ...] and read its structure off the trace.
 
@@ -90,7 +92,7 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
                 check_growth(program, probe, nodes)
         depth = max((-p.dim for node in nodes for p in plates(node)), default=1)
         matrices = any(hasattr(_innermost(node["fn"]), "covariance_matrix") for node in nodes)
-        check_support(program, x, matrices)
+        check_support(program, x, matrices, None if len(x) > PROBE_ROWS or program.completes else trace)
         run = _Traced(program, x, probe, nodes, Axes(depth, data_dim))
         with blame(program.name):
             readings = _readings(run)

@@ -10,12 +10,38 @@ from typing import Any, TypedDict, cast
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from zoo._errors import UsageError
 from zoo._program.trace import Node
+
+
+class WithPriors(PyroModule):
+    """A model whose parameters are θ or, where its `priors` are on, global latents drawn from `prior(name, start)`."""
+
+    priors: bool
+
+    def begin(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
+        """A parameter and its first value, or where its latent starts."""
+        self.names: list[str] = [*getattr(self, "names", ()), name]
+        if self.priors:
+            self.register_buffer(f"{name}_start", value)
+        else:
+            setattr(self, name, PyroParam(value, support))
+
+    def theta(self) -> dict[str, Tensor]:
+        """The parameters by name, or draws from their priors."""
+        if not self.priors:
+            return {name: getattr(self, name) for name in self.names}
+        starts: dict[str, Any] = {name: {"init": getattr(self, f"{name}_start")} for name in self.names}
+        return {n: pyro.sample(n, self.prior(n, s["init"]), infer=s) for n, s in starts.items()}
+
+    def prior(self, name: str, start: Tensor) -> TorchDistribution:
+        """The prior of a parameter, which starts at `start`."""
+        raise NotImplementedError
 
 
 class Statement(TypedDict):

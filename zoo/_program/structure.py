@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from zoo._program.axes import Axes
@@ -189,11 +190,11 @@ class Structure:
         """Where the plates lie among the dimensions of a value."""
         return Axes(self.max_plate_nesting, self.data_dim)
 
-    @property
+    @cached_property
     def local_latents(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.role == "latent" and s.scope == "local")
 
-    @property
+    @cached_property
     def global_latents(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.role == "latent" and s.scope == "global")
 

@@ -152,7 +152,10 @@ def curvature_change(
     some = torch.randperm(assignments, generator=generator)[:CURVATURE_ASSIGNMENTS]
     A, T, n, L = len(some), len(CURVATURE_STEPS), len(rows), layout.L
     steps = torch.tensor(CURVATURE_STEPS, dtype=torch.float64)[:, None, None, None]
-    first, *others = (_prior(program, rows, layout, seed) for seed in range(T))
+    if len(nodes) > MANY_SITES and not program.is_hiding:
+        first, *others = _prior(program, rows.repeat(T, *(1,) * (rows.dim() - 1)), layout, 0).chunk(T)
+    else:
+        first, *others = (_prior(program, rows, layout, seed) for seed in range(T))
     away = torch.stack([torch.zeros_like(first), *others[: T - 1]])[:, None] - first
     z = (first + steps * away).expand(T, A, n, L).reshape(T * A, n, L)
     z = z.to(rows.dtype).clone().requires_grad_()
@@ -219,6 +222,7 @@ def _from_quadratic(
     steps = points - points[:1]  # from the first point to each
     worst = 0.0
     directions = [torch.randn(L, generator=generator, dtype=z.dtype).expand(shape) for _ in range(min(L, most))]
+    curved = list[Tensor]()
     for direction in [*directions, *steps[1:, None].expand(T - 1, T, A, n, L)]:
         product = torch.zeros_like(z)
         if gradient.requires_grad:
@@ -227,9 +231,11 @@ def _from_quadratic(
         product = product.reshape(shape)
         size = product[0].abs().amax(-1, keepdim=True).clamp(min=1e-30)
         worst = max(worst, float(((product - product[:1]).abs() / size).max()))
+        curved.append(product[0])
     noise = _rounding(value, rows) + 16 * torch.finfo(z.dtype).eps * float((gradient.detach() * z.detach()).abs().sum())
-    for t in range(1, T):
-        worst = max(worst, _from_expansion(value, gradient, z, steps[t], t, shape, noise))
+    f, g = value.detach().reshape(shape[:3]), gradient.detach().reshape(shape)[0]
+    for t, bent in zip(range(1, T), curved[len(directions) :], strict=True):
+        worst = max(worst, _from_expansion(f[0], f[t], (g * steps[t]).sum(-1), 0.5 * (bent * steps[t]).sum(-1), noise))
     return worst if math.isfinite(worst) else math.inf
 
 
@@ -241,21 +247,10 @@ def _rounding(value: Tensor, rows: Tensor) -> float:
     return 16 * torch.finfo(rows.dtype).eps * float((slope * rows.detach()).abs().sum())
 
 
-def _from_expansion(
-    value: Tensor, gradient: Tensor, z: Tensor, step: Tensor, t: int, shape: tuple[int, ...], noise: float
-) -> float:
-    """How far the value at point t is from the quadratic made at point 0, relative to its largest term."""
-    f = value.detach().reshape(shape[:3])
-    g = gradient.detach().reshape(shape)[0]
-    curved = torch.zeros_like(step)
-    if gradient.requires_grad:
-        got = torch.autograd.grad(
-            gradient, z, step.expand(shape).reshape(z.shape), retain_graph=True, allow_unused=True
-        )[0]
-        curved = curved if got is None else got.reshape(shape)[0]
-    linear, quadratic = (g * step).sum(-1), 0.5 * (curved * step).sum(-1)
-    size = f[0].abs() + f[t].abs() + linear.abs() + quadratic.abs()
-    away = ((f[t] - f[0] - linear - quadratic).abs() - noise).clamp(min=0)
+def _from_expansion(first: Tensor, there: Tensor, linear: Tensor, quadratic: Tensor, noise: float) -> float:
+    """How far the value `there` is from the quadratic made at the first point, relative to its largest term."""
+    size = first.abs() + there.abs() + linear.abs() + quadratic.abs()
+    away = ((there - first - linear - quadratic).abs() - noise).clamp(min=0)
     return float((away / size.clamp(min=1e-30)).max())
 
 

@@ -31,7 +31,7 @@ ROW_BITS = (1 << ROWS) - 1
 _LEAVES = {"tolist", "numpy", "__array__", "__deepcopy__", "__reduce_ex__", "__dlpack__", "untyped_storage", "storage",
            "data_ptr", "set_", "apply_", "map_"}  # fmt: skip
 _BUILDERS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}  # from lists of tensors
-_LOOKED_AT = _LEAVES | _BUILDERS | {"__get__"}
+_LOOKED_AT = _LEAVES | _BUILDERS
 
 
 def rows_along(value: Tensor, dim: int) -> Tensor:
@@ -315,10 +315,12 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
         if self.reader.busy:
             return func(*args, **kwargs)
-        if name in _LOOKED_AT:
+        name = getattr(func, "__name__", "")
+        if name in _LOOKED_AT or (
+            name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+        ):
             with self.reader.unwatched():
                 self._look(func, name, args, kwargs)
         if name != "one_hot":
@@ -333,8 +335,7 @@ class _Watch(TorchFunctionMode):
         if name in _LEAVES or (name in _BUILDERS and args and not isinstance(args[-1], Tensor)):
             self.reader.choose(tensors((args, kwargs)), name)
             return
-        is_data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
-        if is_data:
+        if name == "__get__":
             self.reader._loses([self.reader.of(t) for t in tensors(args)])
 
 

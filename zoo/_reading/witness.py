@@ -192,6 +192,11 @@ class Witness:
         b = torch.stack([other[name] for name in one])[:, of_other]
         return bool(torch.isclose(a, b, rtol=self.tolerance, atol=self.tolerance, equal_nan=True).all())
 
+    def _alike(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
+        """Whether the two densities of each site are the same."""
+        one, other = ({k: v[i] for k, v in pairs.items()} for i in (0, 1))
+        return self._same(one, other, slice(None), slice(None))
+
     # ----------------------------------------------------------------------------------------------- side by side
 
     def side_by_side(self, discrete: list[str], continuous: list[str], assignments: int) -> str:
@@ -242,15 +247,15 @@ class Witness:
                     states = {k: torch.randint(card, (n,), generator=self.generator) for k, card in cards.items()}
                     own = {k: v.expand(whole_shape(nodes[k]["fn"])) for k, v in every.at(states).items()}
                     alone = self.program.trace(x, parameters=self.theta, latents={**fixed, **own})
-                    for node in sample_nodes(alone):
+                    pairs = dict[str, tuple[Tensor, Tensor]]()
+                    for node in filter(is_local, sample_nodes(alone)):
                         name = node["name"]
-                        if not is_local(node):
-                            continue
                         table = tables[name].expand(n, *tables[name].shape[1:])
                         entry = table[(torch.arange(n), *(states[k] for k in scopes[name]))]
                         value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
-                        if not self._same({name: entry}, {name: value.expand(n)}, slice(None), slice(None)):
-                            return f"at site '{name}' {SIDE}"
+                        pairs[name] = entry, value.expand(n)
+                    if not self._alike(pairs):
+                        return f"at site '{next(k for k, v in pairs.items() if not self._alike({k: v}))}' {SIDE}"
             except WrongGraph as error:
                 return f"{error}: {SIDE}"
             except (RuntimeError, IndexError):

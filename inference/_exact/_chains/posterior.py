@@ -6,7 +6,8 @@ L numbers O(T L³), where a dense solution takes O(T³ L³). Rows may differ in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._exact._chains import solve
+from inference._exact._chains.banded import Band, band
 from inference._exact._chains.plan import best_plan
 from inference._exact._chains.sites import Graph, Group, Seen, observed, seen
 from inference._exact._chains.solve import LOG_2PI, Solved
@@ -59,7 +61,12 @@ class ChainPosterior:
 
     log_evidence: Tensor  # [n, A]
     mean: Tensor  # [L, A, R, M]
-    solved: Solved
+    solve: Callable[[], Solved]
+
+    @cached_property
+    def solved(self) -> Solved:
+        """All steps of the plan, which log p(x) and the mean may not need."""
+        return self.solve()
 
     @property
     def weights(self) -> Tensor:
@@ -103,7 +110,13 @@ class ByElimination(ByMoments[ChainMoments]):
                 self.families[name].weigh(self._others[name], weights)
         scopes = [g.scopes for g in graph.groups]
         some = slice(0, min(self.N, CHUNK_ROWS))
-        self.steps = best_plan(self.layout.places, scopes, some.stop, self._splits(some), backwards)
+        matrices = self._splits(some)
+        self.steps = best_plan(self.layout.places, scopes, some.stop, matrices, backwards)
+        self.band: Band | None = None
+        if not backwards:
+            found = band([g.columns for g in graph.groups], self.L)
+            if found.seconds(some.stop, matrices) < self.steps.seconds(some.stop, matrices):
+                self.band = found
 
     @property
     def size(self) -> float:
@@ -288,18 +301,28 @@ class ByElimination(ByMoments[ChainMoments]):
     def _posterior(self, rows: slice, at: At) -> ChainPosterior:
         whites, groups = self._whitened(rows, at, self._splits(rows)), self.graph.groups
         with torch.no_grad():
-            solved = self._solved(whites)
-            mean = solve.solutions(solved, self.L)
+            mean, log_det, solved = self._middle(whites)
         total = torch.stack([self._density(g, w, mean) for g, w in zip(groups, whites, strict=True)]).sum(0)
         if torch.is_grad_enabled():  # about the mean, a constant: the value is the same, and so are all derivatives
             about = [White(w.J, self._residual(g, w, mean), w.constant) for g, w in zip(groups, whites, strict=True)]
             again = solve.eliminate(self.steps, self._tables(about))
             total = total + (0.5 * again.squares() - again.log_det().unsqueeze(-1)).flatten(1)
         else:
-            total = total - solved.log_det().unsqueeze(-1).expand(mean.shape[1:]).flatten(1)
+            total = total - log_det.unsqueeze(-1).expand(mean.shape[1:]).flatten(1)
         log_p = total.mT + 0.5 * self.L * LOG_2PI + self._of_others(rows, at)
         return ChainPosterior(log_p, mean, solved)
 
+    def _middle(self, whites: Sequence[White]) -> tuple[Tensor, Tensor, Callable[[], Solved]]:
+        """The posterior mean, ½ log det P, and what carries out the steps of the plan."""
+        if self.band is not None:
+            with contextlib.suppress(torch.linalg.LinAlgError):
+                mean, log_det, lost = self.band.solve([(w.J.detach(), w.r.detach()) for w in whites])
+                if lost <= DIGITS:
+                    return mean, log_det, lambda: self._solved(whites)
+        solved = self._solved(whites)
+        return solve.solutions(solved, self.L), solved.log_det(), lambda: solved
+
+    @torch.no_grad()
     def _solved(self, whites: Sequence[White]) -> Solved:
         """By products where they keep enough digits, else by square roots."""
         tables = self._tables(whites)

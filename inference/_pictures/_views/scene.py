@@ -19,6 +19,9 @@ from inference._run.folder import Stored
 from inference._run.result import Run, opened
 from zoo._errors import UsageError
 
+FEWEST_STEPS = 8  # of what is drawn as a series
+NOT_SHOWN = ("source", "seed", "series_columns", "series_lengths")  # of the options of data, in titles
+
 
 @dataclass
 class Scene:
@@ -36,6 +39,7 @@ class Scene:
     factors: Factors | None = None  # where the rest is linear and Gaussian
     decoder: Decoder | None = None  # where continuous latents have no exact posterior
     obstacle: str = ""  # why there is no task
+    run: Run | None = None
 
     @property
     def has_rows(self) -> bool:
@@ -50,6 +54,15 @@ class Scene:
     def image_shape(self) -> tuple[int, int] | None:
         shape = self.json.get("image_shape")
         return tuple(shape) if shape and math.prod(shape) == self.x[0].size else None
+
+    @property
+    def is_series(self) -> bool:
+        """Whether each step of a row has latents of its own, so that the rows are series."""
+        if self.task is None or self.x.ndim not in (2, 3) or self.image_shape is not None:
+            return False
+        local = {s.name for s in self.task.structure.local_latents}
+        latents = [frozenset(local & set(s.parents)) for s in self.task.structure.observed]
+        return all(latents) and len(set(latents)) == len(latents) >= max(self.x.shape[1], FEWEST_STEPS)
 
     @property
     def decodes_images(self) -> bool:
@@ -96,7 +109,7 @@ class Scene:
             self.oracle = Oracle(task)
         elif has_decoder(task.structure):
             self.decoder = Decoder(task, {k: v[0] for k, v in self.draws.items()})
-        elif task.structure.linear_gaussian:
+        elif task.structure.linear_gaussian and not self.is_series:
             factors = Factors(task)
             self.factors = factors if len(factors.columns) else None
 
@@ -105,7 +118,7 @@ class Scene:
         chosen = self.json["options"]["model"]
         options = ", ".join(k if v is True else f"{k} = {v}" for k, v in chosen.items())
         model = plain(Path(self.json["model"]).name, 60) + (f" ({plain(options, 60)})" if options else "")
-        prepared = {k: v for k, v in self.json["options"]["data"].items() if k not in ("source", "seed")}
+        prepared = {k: v for k, v in self.json["options"]["data"].items() if k not in NOT_SHOWN}
         how = ", ".join(k if v is True else f"{k} {v}" for k, v in prepared.items())
         data = plain(self.json["data"]) + (f" ({plain(how)})" if how else "")
         lines = [f"{model} · {data} · {self.json['method']}", evidence_line(self.json), what]
@@ -133,4 +146,5 @@ def scene_of(of: Run | Stored) -> Scene:
         scene.obstacle = f"the parameters of '{run.model}' are no longer those of '{scene.folder}'."
         return scene
     scene.see(task)
+    scene.run = run
     return scene

@@ -10,9 +10,12 @@ from torch import Tensor
 from inference._exact._chains.engine import Chains
 from inference._exact._sums.elimination import Elimination
 from inference._method.task import Task
+from inference._numerics.slices import slices
 from inference._run._own.batch import DRAWS
 from inference._run._own.disagreement import Disagreement, tolerance
 from zoo._program.trace import is_local, nodes_of, per_datum, sample_nodes
+
+CHUNK = 2**20  # values of sites side by side
 
 
 def by_ratio(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
@@ -24,7 +27,8 @@ def by_ratio(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> Tensor:
     rows = rows[torch.randperm(len(rows))]
     engine = Elimination(task.program, task.structure, task.x[rows], backwards=True)
     states, density = engine.trials(DRAWS, point)
-    joint = torch.stack([_joint_at(engine, {k: v[d] for k, v in states.items()}, point) for d in range(len(density))])
+    values = engine.factors.every.at({k: v.reshape(-1) for k, v in states.items()})
+    joint = _plain_joint(engine, {k: v.unflatten(0, density.shape) for k, v in values.items()}, point)
     impossible = joint.isneginf() & density.isneginf()
     ratio = (joint - density).masked_fill(impossible, 0.0)
     found = ratio[0]
@@ -61,30 +65,34 @@ def by_normals(task: Task, exact: Chains, rows: Tensor, point: Mapping[str, Tens
     rows = rows[torch.randperm(len(rows))]
     engine = Chains(exact.program, exact.structure, exact.x[rows], exact.graph, backwards=True)
     x, n, A = engine.x, len(rows), engine.A
-    prior = [engine.layout.flatten(nodes_of(engine.program.trace(x, latents=dict(point))), n) for _ in range(DRAWS)]
-    z, density = engine.trials(DRAWS, torch.stack(prior), point)  # [D, A, n, L], [D, A, n]
+    drawn = nodes_of(engine.program.trace(_repeated(x, DRAWS), latents=dict(point)))
+    prior = engine.layout.flatten(drawn, DRAWS * n).reshape(DRAWS, n, engine.L)
+    z, density = engine.trials(DRAWS, prior, point)  # [D, A, n, L], [D, A, n]
     first, each, index = torch.randint(A, (n,)), x.new_zeros(n, A), torch.arange(n)
     for a in range(A):
         mine = (first + a) % A
         q, discrete = density[:, mine, index], {k: v[mine, 0] for k, v in engine.assignments.items()}
-        values = [{k: v[0] for k, v in engine.layout.natural(one.unsqueeze(0)).items()} for one in z[:, mine, index]]
-        joint = torch.stack([_plain_joint(engine, {**point, **discrete, **value}) for value in values])
+        values = {k: v.expand(len(q), *v.shape) for k, v in discrete.items()} | engine.layout.natural(z[:, mine, index])
+        joint = _plain_joint(engine, values, point)
         _all_equal(task, rows, joint - q, joint, q)
         each[index, mine] = joint[0] - q[0]
     return each.logsumexp(1)[rows.argsort()]
 
 
-def _joint_at(engine: Elimination, states: Mapping[str, Tensor], point: Mapping[str, Tensor]) -> Tensor:
-    """log p(x_i, z) [n] at the numbers of the latents' values, in a plain run."""
-    return _plain_joint(engine, {**point, **engine.factors.every.at(states)})
+def _plain_joint(engine: Elimination | Chains, latents: Mapping[str, Tensor], point: Mapping[str, Tensor]) -> Tensor:
+    """log p(x_i, latents) [D, n] at D values of the latents [D, n, …], each (row, value) a row of a plain run."""
+    x, axes, sites = engine.x, engine.structure.axes, len(engine.structure.sites)
+    parts, D = [], len(next(iter(latents.values())))
+    for some in slices(D, max(1, CHUNK // (len(x) * sites))):
+        batch = _repeated(x, some.stop - some.start)
+        trace = engine.program.trace(batch, latents={**point, **{k: v[some].flatten(0, 1) for k, v in latents.items()}})
+        total = batch.new_zeros(len(batch))
+        for node in filter(is_local, sample_nodes(trace)):
+            found = per_datum(node, node["fn"].log_prob(node["value"]), axes.data_dim, axes.depth)
+            total = total + found.reshape(-1)
+        parts.append(total.reshape(-1, len(x)))
+    return torch.cat(parts)
 
 
-def _plain_joint(engine: Elimination | Chains, latents: Mapping[str, Tensor]) -> Tensor:
-    """log p(x_i, latents) [n] in a plain run."""
-    x, axes = engine.x, engine.structure.axes
-    trace = engine.program.trace(x, latents=latents)
-    total = x.new_zeros(len(x))
-    for node in sample_nodes(trace):
-        if is_local(node):
-            total = total + per_datum(node, node["fn"].log_prob(node["value"]), axes.data_dim, axes.depth).reshape(-1)
-    return total
+def _repeated(x: Tensor, times: int) -> Tensor:
+    return x.repeat(times, *(1,) * (x.dim() - 1))

@@ -9,7 +9,8 @@ import numpy as np
 PIANO = 88  # keys
 KEYS = 24  # two octaves
 STEPS, SHORTEST, PIECES = 16, 10, 100
-MOVES = np.array(  # which of the triads on the seven degrees of a scale follows which: after I anything, after V mostly I
+# which of the triads on the seven degrees of a scale follows which: after I anything, after V mostly I
+MOVES = np.array(
     [
         [2, 2, 1, 4, 4, 3, 0],
         [1, 1, 0, 1, 6, 0, 1],

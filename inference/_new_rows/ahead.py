@@ -1,0 +1,349 @@
+"""Series step by step: what a run says of each step, and of the steps that come next.
+
+The next steps are holes at the end of each series: the program runs on longer rows, and what it says of their latents and of
+their missing entries is the forecast. Of an exact posterior so are the forecast's mean, standard deviation and quantiles:
+
+- where an entry depends on one discrete latent, it is a mixture of the program's own distributions, one for each state;
+- in a linear-Gaussian program it is normal. Its mean is the program's at the latents' means, and its density there is
+  p(x, the entry) / p(x), a ratio of two exact values, which gives the variance. The same ratio one standard deviation away
+  checks both.
+
+All else is averaged over draws of the posterior.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from inference._answers import rows as _rows
+from inference._answers.mixture import Mixture
+from inference._answers.rows import Rows
+from inference._answers.table import Table
+from inference._new_rows.asked import NewRows, new_rows, on, own_rows
+from inference._run.entrance import entrance, seeded
+from inference._run.failures import in_words
+from inference._run.result import Run
+from zoo._data.columns import default_names
+from zoo._data.datasets import Dataset
+from zoo._errors import UsageError
+from zoo._program.structure import Site
+from zoo._program.trace import node_of
+
+QUANTILES = (0.025, 0.25, 0.75, 0.975)  # the ends of intervals of 95 % and of 50 %
+DRAWS = 1000
+MOST_AHEAD = 10_000
+MOST_NUMBERS = 2**22  # of x, beside each other
+
+
+@entrance
+def by_step(
+    run: Run, ahead: object, there: bool, data: object, preparation: Mapping[str, object]
+) -> tuple[Table, Steps]:
+    """A row for each step of each series: of the next `ahead` steps, or of all that are `there`.
+
+    A step that is there has its numbers, one ahead for each number a mean, a standard deviation and quantiles, or the
+    probabilities of its categories, in the data's own units. Beside them are the latents that the step depends on.
+    """
+    if there and ahead is not None:
+        raise UsageError(
+            "Expected one of ahead and by_step, got both: ask for the steps that come and those there apart."
+        )
+    steps = 0 if there else _number(ahead)
+    own = own_rows(run) if data is None else new_rows(run, data, preparation)
+    longer = _longer(own.data, steps) if steps else None
+    try:
+        asked = own if longer is None else on(run, longer)
+    except UsageError as error:
+        raise UsageError(f"'{run.model}' says nothing of longer rows, so it has no next steps: {error}") from None
+    with seeded(run.seed), in_words(run.model, "predicting step by step"), torch.no_grad():
+        found = Steps(asked, steps)
+        if steps:
+            found.check_the_same(own)
+        return found.table(found.forecast() if steps else found.seen()), found
+
+
+def _number(ahead: object) -> int:
+    if isinstance(ahead, bool) or not isinstance(ahead, int | np.integer) or not 1 <= ahead <= MOST_AHEAD:
+        raise UsageError(f"Expected a whole number from 1 to {MOST_AHEAD:,} for ahead, got {ahead!r:.40}.")
+    return int(ahead)
+
+
+class Steps:
+    """The last `ahead` steps of series [n, T, D] or [n, T] after where each of them ends; where `ahead` is 0, all others."""
+
+    def __init__(self, asked: NewRows, ahead: int) -> None:
+        self.asked, self.task, self.structure = asked, asked.task, asked.task.structure
+        x = self.task.x
+        if x.dim() not in (2, 3) or self.structure.max_plate_nesting > 1:
+            raise UsageError(f"'{asked.task.program.name}' has no steps: its rows are no series, n × T or n × T × D.")
+        if self.task.program.completes:
+            raise UsageError(
+                f"'{self.task.program.completes[0]}' needs steps that are missing to tell of others. Impute them: zoo impute."
+            )
+        self.n, self.T, self.x = len(x), x.shape[1], x.reshape(len(x), x.shape[1], -1)
+        self.D = self.x.shape[2]
+        ends = np.asarray(asked.data.options.get("series_lengths", [self.T - ahead] * self.n))
+        first, many = (ends, np.full(self.n, ahead)) if ahead else (np.zeros(self.n, dtype=int), ends)
+        self.series = np.repeat(np.arange(self.n), many)
+        self.ahead = np.concatenate([np.arange(k) for k in many])
+        self.at = np.repeat(first, many) + self.ahead  # the step of each row of the table
+        parts: list[Rows] = []
+        asked.each(lambda rows, names: parts.append(rows))
+        self.rows = _rows.joined(parts)
+        self.source = self.rows.source
+
+    def check_the_same(self, own: NewRows) -> None:
+        """Raise `UsageError` where steps that nothing is seen of change what is said of the others."""
+        before = own.score() if own.route == "engine" else None
+        if before is None or before.per_datum is None or self.rows.log_p is None:
+            return
+        if not np.allclose(before.per_datum, self.rows.log_p, rtol=1e-8, atol=1e-8):
+            raise UsageError(
+                f"log p(x) under '{self.task.program.name}' changes where steps are added of which nothing is seen: it is no "
+                "model of a series that goes on, and says nothing of the next steps."
+            )
+
+    # ---- which site is which entry
+
+    @cached_property
+    def places(self) -> dict[str, list[tuple[int, int]]]:
+        """Observed site → the step and the column of each of its entries: seen where one entry of x at a time is missing."""
+        out = {}
+        wanted = np.unique(self.at)
+        entries = [(int(t), d) for t in wanted for d in range(self.D)]
+        x = self.x[:1].nan_to_num(1.0).repeat(len(entries), 1, 1)
+        for row, (t, d) in enumerate(entries):
+            x[row, t, d] = torch.nan
+        with torch.random.fork_rng(devices=[]):
+            trace = self.task.program.trace(x.reshape(-1, *self.task.x.shape[1:]), raw=True)
+        for site in self.structure.observed:
+            gone = node_of(trace, site.name)["value"].reshape(len(entries), -1).isnan()  # [entries, E]
+            if not bool(gone.any()):
+                continue
+            if not bool((gone.sum(0) == 1).all()):
+                raise UsageError(
+                    f"site '{site.name}' observes several steps, or mixes them: it has no forecast of each."
+                )
+            out[site.name] = [entries[int(e)] for e in gone.double().argmax(0)]
+        if missing := set(entries) - {e for found in out.values() for e in found}:
+            raise UsageError(
+                f"no site of '{self.task.program.name}' observes step {min(missing)[0]}: it is no model of a longer series."
+            )
+        return out
+
+    def _site(self, name: str) -> Site:
+        return next(s for s in self.structure.sites if s.name == name)
+
+    # ---- what is said of entries
+
+    def seen(self) -> dict[str, np.ndarray]:
+        """The numbers of each step, in the data's own units, and the mean of their distribution given all that is seen."""
+        out: dict[str, np.ndarray] = {}
+        for d, name in enumerate(self.names):
+            out[name] = self._of_column(self.x[:, :, d], d, True)
+        fitted = {} if self._given() else {k: m for k, m in self._mixtures().items() if m.shares is None}
+        for site, mixture in fitted.items():
+            for (t, d), mean in zip(self.places[site], mixture.moments()[0].mT, strict=True):
+                here = out.setdefault(f"{self.names[d]}_fitted", np.full((self.n, self.T), np.nan))
+                here[:, t] = self._of_column(mean, d, True)
+        return {name: value[self.series, self.at] for name, value in out.items()}
+
+    def forecast(self) -> dict[str, np.ndarray]:
+        """The moments and quantiles of each column, or the probabilities of its categories, at the steps ahead."""
+        kept: dict[str, np.ndarray] = {}
+
+        def keep(name: str, value: Tensor | np.ndarray, t: int) -> None:
+            kept.setdefault(name, np.full((self.n, self.T), np.nan))[:, t] = value
+
+        if given := self._given():
+            raise UsageError(f"site '{given}' depends on other data than its own entry, which are not known ahead.")
+        mixtures = self._mixtures()
+        for site, mixture in (self._normal(mixtures) if self._is_normal else mixtures).items():
+            shares = mixture.shares
+            of = {} if shares is not None else _said(mixture)
+            for e, (t, d) in enumerate(self.places[site]):
+                if shares is not None:
+                    for c in range(shares.shape[-1]):
+                        keep(f"P({self.names[d]}={c})", shares[:, e, c], t)
+                for what, value in of.items():
+                    keep(f"{self.names[d]}_{what}", self._of_column(value[:, e], d, what != "sd"), t)
+        return {name: value[self.series, self.at] for name, value in kept.items()}
+
+    def _given(self) -> str:
+        """A site that depends on other data than its own entry; "" for none."""
+        sites = [self._site(name) for name in self.places]
+        others = [s.name for s in sites if s.reads_data or any(self._site(p).role == "observed" for p in s.parents)]
+        return next(iter(others), "")
+
+    @property
+    def _is_normal(self) -> bool:
+        exact = self.asked.route == "engine" and self.structure.linear_gaussian
+        return exact and not self.structure.discrete_locals
+
+    def _mixtures(self) -> dict[str, Mixture]:
+        """Each observed site's distribution given the latents, at weighted values of them: at their means if all is linear."""
+        if self.asked.route == "engine" and not self.structure.continuous_locals and self._one_parent():
+            return self._by_states()
+        if not self._is_normal:
+            return self._by_draws()
+        means = {k: torch.as_tensor(v).unsqueeze(0) for k, v in self.rows.means.items()}
+        return {name: Mixture.of(fn, self.x.new_ones(1, self.n)) for name, fn in self._traced(means, 1).items()}
+
+    def _one_parent(self) -> bool:
+        return all(len(self._latents(name)) < 2 for name in self.places) and not _rows.several(self.structure)
+
+    def _latents(self, site: str) -> list[str]:
+        """The local latents that an observed site depends on."""
+        local = {s.name for s in self.structure.local_latents}
+        return [p for p in self._site(site).parents if p in local]
+
+    def _traced(self, latents: Mapping[str, Tensor], J: int) -> dict[str, dist.TorchDistribution]:
+        """Observed site → its distribution for J values [J, n, …] of the latents, side by side as J · n rows."""
+        x = self.task.x.nan_to_num(0.0).repeat(J, *(1,) * (self.task.x.dim() - 1))
+        sites = {s.name: s for s in self.structure.local_latents}
+        given = {k: self.structure.axes.as_program(v.flatten(0, 1), sites[k]) for k, v in latents.items()}
+        trace = self.task.program.trace(x, latents={**given, **self.asked.point}, raw=True)
+        return {name: node_of(trace, name)["fn"].expand((J * self.n,)) for name in self.places}
+
+    def _by_states(self) -> dict[str, Mixture]:
+        """Each entry by the states of the one discrete latent that it depends on."""
+        values = {s.name: self.task.engine.values_of(s.name) for s in self.structure.discrete_locals}
+        J = max(map(len, values.values()), default=1)
+        index = torch.arange(J)
+        states = {k: v[index.clamp(max=len(v) - 1)].unsqueeze(1).expand(J, self.n) for k, v in values.items()}
+        out = {}
+        for name, fn in self._traced(states, J).items():
+            weights = self.x.new_zeros(J, self.n)
+            for latent in self._latents(name):
+                shares = torch.as_tensor(self.rows.probabilities[latent], dtype=self.x.dtype)  # [n, K]
+                weights[: shares.shape[1]] = shares.mT
+            out[name] = Mixture.of(fn, weights if self._latents(name) else torch.full_like(weights, 1 / J))
+        return out
+
+    def _normal(self, fns: Mapping[str, Mixture]) -> dict[str, Mixture]:
+        """Each entry as the normal that p(x, the entry) / p(x) is; `fns`: at the latents' means."""
+        rows = []
+        for name, fn in fns.items():
+            mean, sd = fn.moments()
+            for e, (t, d) in enumerate(self.places[name]):
+                for value in (mean[:, e], mean[:, e] + sd[:, e]):
+                    rows.append(self.x.clone())
+                    rows[-1][:, t, d] = value
+        task = replace(self.task, x=torch.cat(rows).reshape(-1, *self.task.x.shape[1:]), weights=None)
+        log_p = task.engine.per_datum(None, self.asked.point).reshape(-1, 2, self.n) - torch.as_tensor(self.rows.log_p)
+        variance = (-2 * log_p[:, 0]).exp() / (2 * torch.pi)
+        out, at = {}, 0
+        for name, fn in fns.items():
+            mean, sd = fn.moments()
+            some = slice(at, at + mean.shape[1])
+            coming = torch.stack([self.x[:, t, d].isnan() for t, d in self.places[name]], 1)  # not in a longer series
+            mine = torch.where(coming, variance[some].mT, 1.0)
+            fall = (log_p[some, 0] - log_p[some, 1]).mT
+            if not torch.allclose((fall * mine)[coming], sd.square()[coming] / 2, rtol=1e-4):
+                raise ArithmeticError(f"the forecast of '{name}' is not normal, although its program was read as such.")
+            at += mean.shape[1]
+            out[name] = Mixture(dist.Normal(mean, mine.sqrt()), self.x.new_ones(1, self.n))
+        return out
+
+    def _by_draws(self) -> dict[str, Mixture]:
+        """Each entry given draws of the latents."""
+        drawn, _ = self.asked._latents(DRAWS)
+        wanted = {s.name for s in self.structure.local_latents}
+        if set(drawn) < wanted:
+            raise UsageError("predicting ahead needs posterior draws of the latents, and this run's method gives none.")
+        S = min([len(v) for v in drawn.values()] or [1])
+        S = max(1, min(S, MOST_NUMBERS // self.x.numel()))
+        self.source += f"; the forecast by {S} draws"
+        fns = self._traced({k: torch.as_tensor(v[:S]) for k, v in drawn.items()}, S)
+        return {name: Mixture.of(fn, self.x.new_full((S, self.n), 1 / S)) for name, fn in fns.items()}
+
+    # ---- the table
+
+    def latents(self) -> dict[str, np.ndarray]:
+        """What is known of the latents of each step, under their names without the number of the step."""
+        kept: dict[str, np.ndarray] = {}
+        for site, entries in self.places.items():
+            names = [p for p in self._latents(site) if p in self.rows.probabilities or p in self.rows.means]
+            short = {re.sub(r"[_.\[]*\d+\]?$", "", p) or p: p for p in names}
+            if len(short) < len(names):
+                continue  # several steps' latents: which of them is this step's?
+            probabilities, means, deviations = (
+                {s: of[p] for s, p in short.items() if p in of}
+                for of in (self.rows.probabilities, self.rows.means, self.rows.deviations)
+            )
+            own = Rows(probabilities=probabilities, means=means, deviations=deviations)
+            for column, value in own.table(self.series[:0]).columns.items():
+                if column != "row":
+                    empty = (
+                        np.full((self.n, self.T), np.nan)
+                        if value.dtype.kind == "f"
+                        else np.zeros((self.n, self.T), int)
+                    )
+                    kept.setdefault(column, empty)[:, entries[0][0]] = value
+        return {name: value[self.series, self.at] for name, value in kept.items()}
+
+    def table(self, entries: Mapping[str, np.ndarray]) -> Table:
+        """The series, the step, what is said of its entries, and its latents."""
+        steps = _names_of_steps(self.asked.data, self.T)
+        first = {"series": self.asked.names[self.series], "step": steps[self.at]}
+        return Table({**first, **entries, **self.latents()})
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns of a step."""
+        found = self.asked.data.options.get("series_columns", ())
+        return tuple(found) if len(found) == self.D else ("x",) if self.D == 1 else default_names(self.D)
+
+    def _of_column(self, value: Tensor, d: int, place: bool) -> np.ndarray:
+        data = self.asked.data
+        if data.center is None or data.scale is None:
+            return value.numpy()
+        center, scale = (v.reshape(-1, self.D)[0, d] for v in (data.center, data.scale))
+        return value.numpy() * scale + (center if place else 0.0)
+
+
+def _said(mixture: Mixture) -> dict[str, Tensor]:
+    """Mean, standard deviation and quantiles [n, E] by their names."""
+    mean, sd = mixture.moments()
+    quantiles = {f"q{100 * p:g}": mixture.quantile(p) for p in QUANTILES}
+    return {"mean": mean, "sd": sd, **{k: v for k, v in quantiles.items() if v is not None}}
+
+
+def _longer(data: Dataset, steps: int) -> Dataset:
+    """With so many steps more at the end of each series, of which nothing is seen."""
+    if data.x.ndim not in (2, 3):
+        raise UsageError(
+            f"predicting ahead needs series, n × T or n × T × D numbers, got rows of shape {data.x.shape[1:]}."
+        )
+    center, scale = data.center, data.scale
+    if center is not None and scale is not None:
+        if len(center) and not ((center == center[:1]).all() and (scale == scale[:1]).all()):
+            raise UsageError(
+                "the data were standardized column by column, and steps that come have no mean of their own: give the data as "
+                "a table of steps (--series), which is standardized as one."
+            )
+        center, scale = (np.repeat(v[:1], len(v) + steps, 0) for v in (center, scale))
+    more = np.full((len(data.x), steps, *data.x.shape[2:]), np.nan)
+    columns = tuple(_names_of_steps(data, data.x.shape[1] + steps).astype(str)) if data.columns else ()
+    x = np.concatenate([data.x, more], 1)
+    return replace(data, x=x, columns=columns, center=center, scale=scale, labels=None, truth=None, weights=None)
+
+
+def _names_of_steps(data: Dataset, T: int) -> np.ndarray:
+    """The names of steps [T], continued where they are numbers in even steps, such as years; else their numbers from 0."""
+    try:
+        known = np.array([int(name) for name in data.columns])
+    except ValueError:
+        known = np.zeros(0, dtype=int)
+    if len(known) > 1 and len(set(np.diff(known))) == 1:
+        return known[0] + np.arange(T) * (known[1] - known[0])
+    same = len(data.columns) == T and data.columns != default_names(T)
+    return np.array(data.columns, dtype=object) if same else np.arange(T)
