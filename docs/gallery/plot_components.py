@@ -33,15 +33,16 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4))
 for by, color, marker in (("bic", "#0072B2", "o"), ("icl", "#D55E00", "s"), ("aic", "#009E73", "^")):
     left.plot(table.index, table[by] - table[by].min(), color=color, marker=marker, label=by.upper())
     left.plot(table[by].idxmin(), 0, marker="o", ms=13, mfc="none", mec="k", ls="none")
-left.set(xlabel="components", ylabel="criterion less its smallest value", xticks=table.index, yscale="symlog")
+left.set(xlabel="components", ylabel="criterion less its smallest value", xticks=table.index, ylim=(-3, None))
+left.set_yscale("symlog", linthresh=10)
 left.set_title("circles: the choice of each", loc="left", fontsize=10)
-left.legend(frameon=False)
+left.legend(frameon=False, loc="upper center")
 right.errorbar(
     table.index, -table["heldout_behind"], yerr=table["heldout_behind_se"], fmt="o-", color="#0072B2", capsize=3
 )
 right.set(xlabel="components", ylabel="log p of rows left out, less the best; nats", xticks=table.index)
 right.set_title("± 1 standard error of the difference", loc="left", fontsize=10)
-figure.suptitle("BIC and ICL choose two components; rows left out do not ask for more", x=0.01, ha="left")
+figure.suptitle("BIC and ICL choose two components; rows left out hardly ask for more", x=0.01, ha="left")
 assert SMALL or table["bic"].idxmin() == table["icl"].idxmin() == 2
 
 # %%
