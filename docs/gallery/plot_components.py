@@ -5,8 +5,8 @@ How many components?
 More components always fit better, so the log-likelihood alone chooses too many. BIC takes off half a log n for each
 parameter, and is an approximation of the evidence of the model; ICL also takes off the entropy of the labels, and so
 asks for components that are apart; AIC takes off one nat a parameter, and is often generous. Rows that were left out
-of the fit ask directly: what is log p of data that the model has not seen? On Old Faithful these agree, or nearly;
-where they do not, they answer different questions.
+of the fit ask directly: what is log p of data that the model has not seen? On Old Faithful BIC and ICL choose two,
+AIC asks for more and more, and rows left out hardly tell two from three.
 """
 
 import os
@@ -36,7 +36,7 @@ for by, color, marker in (("bic", "#0072B2", "o"), ("icl", "#D55E00", "s"), ("ai
 left.set(xlabel="components", ylabel="criterion less its smallest value", xticks=table.index, ylim=(-3, None))
 left.set_yscale("symlog", linthresh=10)
 left.set_title("circles: the choice of each", loc="left", fontsize=10)
-left.legend(frameon=False, loc="upper center")
+left.legend(frameon=False, loc="lower left")
 right.errorbar(
     table.index, -table["heldout_behind"], yerr=table["heldout_behind_se"], fmt="o-", color="#0072B2", capsize=3
 )
