@@ -36,9 +36,9 @@ CASES = (
     Case(
         "deep_latent_gaussian",
         "digits",
-        {"latents": 3, "epochs": 500},
+        {"latents": 3, "activation": "tanh", "epochs": 500},
         {"rows": 200},
-        "3 latents, 200 digits",
+        "3 latents, tanh, 200 digits",
         ("svi", "importance"),  # laplace takes minutes to learn θ through a network
     ),
     Case(

@@ -161,8 +161,8 @@ def write(results: Results) -> list[str]:
         raise UsageError(f"the tables are written in a checkout of the project: there is no {lost[0]} in {ROOT}.")
     texts = {ROOT / page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
     found = {place for text in texts.values() for place in places(text)}
-    if lost := tables(results).keys() - found:
-        raise ValueError(f"no page has a place for the table '{min(lost)}': '<!-- table {min(lost)}: …'")
+    if homeless := tables(results).keys() - found:
+        raise ValueError(f"no page has a place for the table '{min(homeless)}': '<!-- table {min(homeless)}: …'")
     for path, text in texts.items():
         path.write_text(rewritten(text, results), encoding="utf-8")
     return sorted(found)

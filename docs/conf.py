@@ -62,6 +62,9 @@ html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_sidebars = {
+    page: [] for page in ("start", "choose", "concepts", "lectures", "tasks", "command", "api", "benchmarks")
+}
 html_theme_options = {
     "navbar_align": "left",
     "show_prev_next": False,

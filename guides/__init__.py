@@ -7,5 +7,5 @@ from guides._make import at, make, of_user, refusal
 
 __distribution__ = "latent-zoo"
 __all__ = ["GAUSSIANS", "NETWORKS", "Covariance", "Derived", "at", "free_shape", "make", "of_user", "refusal"]
-NETWORKS = ("amortized", "autoregressive", "smoothing")  # the guides that have hidden layers
-GAUSSIANS = ("amortized", "mean_field", "smoothing")  # those that have a covariance
+NETWORKS = ("amortized", "autoregressive", "convolutional", "smoothing")  # the guides that have hidden layers
+GAUSSIANS = ("amortized", "convolutional", "mean_field", "smoothing")  # those that have a covariance

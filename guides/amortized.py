@@ -60,14 +60,9 @@ class Guide(Derived):
         self.register_buffer("spread", spread(flat, center))
         self.scaled = bool((self.spread != 1).any()) if scaled is None else scaled
         self.sees_mask = bool(x.isnan().any()) if sees_mask is None else sees_mask
-        size = flat.shape[1] * (2 if self.sees_mask else 1)
-        layers: list[nn.Module] = []
-        for wide in hidden:
-            layers += [nn.Linear(size, wide), nn.Tanh()]
-            size = wide
-        self.encoder = _Sequential(*layers)
-        heads, before = {}, 0
         self.entries = flat.shape[1]
+        self.encoder, size = self.make_encoder(2 if self.sees_mask else 1, hidden)
+        heads, before = {}, 0
         whole = {s.name for s in structure.observed if math.prod(s.event_shape) == self.entries}
         self.gathered = {s.name for s in self.sites if s.completes in whole}
         for site in self.sites:
@@ -78,6 +73,15 @@ class Guide(Derived):
             before += width(site)
         self.heads = _Table(heads)
         self.ready(x)
+
+    def make_encoder(self, planes: int, hidden: tuple[int, ...]) -> tuple[nn.Module, int]:
+        """The network of x, and of which entries were seen where there are two `planes` [n, planes · entries]; its features."""
+        layers: list[nn.Module] = []
+        size = planes * self.entries
+        for wide in hidden:
+            layers += [nn.Linear(size, wide), nn.Tanh()]
+            size = wide
+        return _Sequential(*layers), size
 
     @property
     def extras(self) -> dict[str, bool]:

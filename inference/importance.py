@@ -96,7 +96,8 @@ def fit(
     - `tol`: the rise of the bound that counts as one, nats per row.
     - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
     - `patience`: epochs without such a rise after which progress has stopped.
-    - `guide`: `amortized`, `mean_field`, `autoregressive`, `smoothing` (series) or `file.py:callable`.
+    - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
+      `file.py:callable`.
     - `guide_covariance`: of the guide's Gaussians.
     - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` chooses.
     - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128.

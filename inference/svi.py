@@ -91,7 +91,8 @@ def fit(
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     - `tol`: the rise of the bound that counts as one, nats per row; of Adam.
     - `particles`: draws per row of the importance-weighted bound; 1 is the ELBO.
-    - `guide`: `amortized`, `mean_field`, `autoregressive`, `smoothing` (series) or `file.py:callable`.
+    - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
+      `file.py:callable`.
     - `guide_covariance`: of the Gaussians of an amortized or mean-field guide.
     - `globals`: `full`, one normal with all covariances of the global latents in unconstrained coordinates, begun at Laplace's
       approximation where there is one; `diagonal`, independent ones. `auto` is full for at most 100 numbers.

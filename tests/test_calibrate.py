@@ -32,7 +32,7 @@ from zoo.__main__ import app
 from zoo._errors import Refusal, UsageError
 
 PROGRAMS = Path(__file__).with_name("calibration_programs.py")
-QUICK = {"warmup": 300, "samples": 250}  # of nuts, on posteriors that are easily walked
+QUICK = {"chains": 8, "warmup": 100, "samples": 40}  # of nuts: short chains side by side, worth the 99 draws of a rank
 
 
 def of_ranks(ranks: np.ndarray) -> Calibration:

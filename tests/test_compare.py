@@ -15,10 +15,10 @@ import torch
 from helpers import started
 
 from inference._compare.distance import distance
-from inference._compare.judge import _gap
+from inference._compare.judge import Judgement, _gap, _judged, judge
 from inference._compare.labelling import aligned
 from inference._compare.moments import Moments, Posterior, posterior_of
-from inference._compare.reference import _can_be_trusted, _misses
+from inference._compare.reference import _misses, can_be_trusted
 from inference._method.fit import Evidence, Fit
 from latent_zoo import compare
 
@@ -166,6 +166,64 @@ def test_weighed_draws_that_miss_a_mode_are_no_reference(tmp_path):
     assert not any(j.good for j in found.judgements.values()) and found.recommendation[0] is None
 
 
+def tailed(x=None, size=None):
+    """As `correlated`, with noise that is not normal."""
+    s = pyro.param("s", torch.tensor(0.5), constraint=dist.constraints.positive)
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        return pyro.sample("x", dist.StudentT(5.0, z.sum(-1), s), obs=x if x is None else x[..., 0])
+
+
+@pytest.mark.full
+def test_where_none_is_good_enough_importance_serves_at_a_methods_theta():
+    x = np.random.default_rng(1).normal(size=(40, 1)) * 1.5
+    found = compare(tailed, x, ["svi"])
+    method, why = found.recommendation
+    assert found.judgements["svi"].good is False and "svi is not good enough" in why
+    assert method == "svi, then importance" and "zoo infer RUN --method importance --set proposal=laplace" in why
+    stopped = compare(tailed, x, ["svi"], epochs=2)  # a θ that has not converged is not to be taken
+    assert stopped.recommendation[0] is None
+
+
+W = np.random.default_rng(5).normal(size=(6, 4))
+
+
+def causes(x=None, size=None):
+    loc = pyro.param("loc", torch.zeros(4))
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.3 * torch.ones(6)).to_event(1))
+        return pyro.sample("x", dist.Normal(z @ torch.as_tensor(W).to(z) + loc, 1.5).to_event(1), obs=x)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("epochs", [1, 300])
+def test_bits_are_held_against_importance_by_the_guide(epochs):
+    """64 joint values, more than the limit says: what is held against is what listing them gives."""
+    bits = np.array(list(np.ndindex(*(2,) * 6)), float)
+    x = bits[np.random.default_rng(2).integers(0, 64, 30)] @ W + 1.5 * np.random.default_rng(3).normal(size=(30, 4))
+    found = compare(causes, x, ["svi"], limit=10, epochs=epochs)
+    run, j = found[0], found.judgements["svi"]
+    away = (x[:, None] - (bits @ W + run.parameters["loc"])) / 1.5
+    log_p = -0.5 * np.square(away).sum(-1) + bits.sum(1) * np.log(0.3) + (6 - bits.sum(1)) * np.log(0.7)
+    p = np.exp(log_p - log_p.max(1, keepdims=True))
+    mean = (p / p.sum(1, keepdims=True)) @ bits
+    sd = np.sqrt(mean * (1 - mean))
+    own = run.fit.draws["z"].reshape(-1, 30, 6).mean(0)
+    error = np.sqrt(np.mean(np.square((own - mean) / sd)))
+    assert j.reference == "importance by its own guide" and j.distance.mean == pytest.approx(error, rel=0.25, abs=0.05)
+    assert (j.good is not True) or error < 0.15
+
+
+def test_a_theta_that_still_rises_is_no_fault_where_its_posterior_was_held_against_a_reference():
+    def said(far, behind):
+        run = SimpleNamespace(converged=False, claimed=None, verified=None, fit=Fit({}, None))
+        return _judged(Judgement(run, None if far is None else "importance", far, None, None, behind))
+
+    near = distance(posterior([0.0], [1.0]), posterior([0.0], [1.0]))
+    assert said(near, 0.0).good is True and "still improving" in said(near, 0.0).verdict
+    assert said(near, None).good is said(near, 0.2).good is said(None, 0.0).good is False
+
+
 def two_means(x=None, size=None):
     mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
     with pyro.plate("data", size if x is None else len(x)):
@@ -211,7 +269,7 @@ def test_what_misses_some_of_the_evidence_is_no_reference():
     verified = Evidence(-10.0, 0.1, "lower bound")
     for value, trusted in ((-10.6, False), (-10.5, True)):
         fit = Fit({}, Evidence(value, 0.1, "estimate"), khat=np.zeros(10))
-        assert _can_be_trusted(fit, SimpleNamespace(verified=verified)) is trusted
+        assert can_be_trusted(fit, SimpleNamespace(verified=verified)) is trusted
     assert _misses(Evidence(-10.6, 0.1, "estimate"), verified) and not _misses(
         Evidence(-10.5, 0.1, "estimate"), verified
     )
@@ -257,6 +315,17 @@ def test_a_reference_is_not_held_against_itself(methods):
     assert (nuts.reference, nuts.distance, nuts.good) == ("itself", None, True)
     assert "the reference itself" in nuts.verdict
     assert svi.reference == "nuts" and svi.distance is not None
+
+
+@pytest.mark.full
+def test_chains_that_all_miss_a_mode_are_held_against_weighed_draws():
+    """The chains' draws are moved as if all had been at another mode; unmoved, both methods are good."""
+    x = np.random.default_rng(2).normal(1, 3, size=(12, 1))
+    nuts, importance = found = compare(schools, x, ["nuts", "importance"], warmup=500, samples=2000)
+    assert [j.good for j in judge(found)] == [True, True]
+    draws = {"mu": nuts.fit.draws["mu"] + 2 * nuts.fit.draws["mu"].std()}
+    moved = judge([replace(nuts, fit=replace(nuts.fit, draws=draws)), importance])
+    assert [j.good for j in moved] == [False, False] and "another posterior: means 2" in moved[0].verdict
 
 
 @pytest.mark.full

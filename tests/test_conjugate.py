@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import gammaln, logsumexp
 from torch.distributions import constraints
 
-from inference._run import own_route
+from inference._run._own import own_route
 from latent_zoo import run
 from zoo._program.structure import Exactness
 

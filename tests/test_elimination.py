@@ -18,8 +18,9 @@ from scipy.special import logsumexp
 from inference import em
 from inference._exact._sums.elimination import Elimination
 from inference._numerics.replayed import Replayed
-from inference._run import own_route
+from inference._run._own import own_route
 from inference._run._own.disagreement import Disagreement
+from zoo._errors import UsageError
 from zoo._reading.elimination import best_order, many_at_once
 from zoo._reading.witness import Witness
 
@@ -74,12 +75,13 @@ def test_a_chain_is_what_the_forward_algorithm_says(family, T, holes):
 
 
 @pytest.mark.parametrize(
-    ("family", "holes"),
-    [("normal", 0.15), ("poisson", 0.0), ("categorical", 0.15)]
-    + [pytest.param(f, h, marks=pytest.mark.slow) for f, h in zip(FAMILIES, (0.0, 0.15, 0.0), strict=True)],
+    ("family", "holes", "T"),
+    [("normal", 0.15, 10), ("poisson", 0.0, 10), ("categorical", 0.15, 10)]
+    + [pytest.param(f, h, 10, marks=pytest.mark.slow) for f, h in zip(FAMILIES, (0.0, 0.15, 0.0), strict=True)]
+    + [pytest.param(f, h, 1000, marks=pytest.mark.slow) for f in FAMILIES for h in (0.0, 0.15)],
 )
-def test_em_is_baum_welch(family, holes):
-    task, x = chain(10, 3, 20, family, holes)
+def test_em_is_baum_welch(family, holes, T):
+    task, x = chain(T, 3, 20 if T < 100 else 5, family, holes)
     truth, theta = chains.baum_welch(x, theta_of(task), 51, family)
     found = em.fit(task, max_iter=50, tol=0, accelerate=False, start="program")
     assert set(found.notes["closed_form"]) == set(theta) and not found.notes["numeric"]
@@ -97,6 +99,36 @@ def test_a_program_is_replayed_and_not_run_where_only_theta_changes():
     for site, sums in by_program.sites.items():
         for name, value in sums.items():
             np.testing.assert_allclose(replayed.sites[site][name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.full
+def test_a_record_sees_sites_that_stop_being_alike():
+    def program(x=None, size=None):
+        s = pyro.param("s", torch.tensor(0.7), constraint=torch.distributions.constraints.positive)
+        with user.rows(x, size):
+            z = None
+            for t in range(14):
+                z = pyro.sample(f"z{t}", dist.Categorical(MOVES[0] if z is None else MOVES[z]))
+                scale = torch.where(s > 50, s + t, s)
+                pyro.sample(f"x{t}", dist.Normal(2.0 * z, scale), obs=None if x is None else x[:, t])
+
+    task = task_of(program, np.random.default_rng(0).normal(size=(4, 14)))
+    runs, plain = [], task.program._run
+    task.program._run = lambda *a, **k: runs.append(1) or plain(*a, **k)
+    for s in (0.7, 0.8, 0.9, 1.0, 1.1, 1.2):
+        task.program.assign({"s": tensor(s)})
+        runs.clear()
+        found = float(task.engine.per_datum().sum())
+        plan = {"p": MOVES[0].numpy(), "A": MOVES.numpy(), "b": np.array([0.0, 2.0]), "s": s}
+        nearly(found, chains.forward_backward(task.x.numpy(), plan)[0].sum())
+    assert not runs
+    task.program.assign({"s": tensor(60.0)})
+    for ask in (task.engine.per_datum, task.engine.e_step):
+        with pytest.raises(UsageError, match="do not at this one"):
+            ask()
+
+
+MOVES = torch.tensor([[0.7, 0.3], [0.2, 0.8]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", ["by a value", "beside torch", "counted"])

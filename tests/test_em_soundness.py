@@ -321,3 +321,25 @@ def test_priors_that_do_not_keep_the_mode_inside_are_said_to():
     assert fit.converged is False and fit.notes["iterations"] < 300
     assert any("no posterior mode" in w for w in fit.warnings)
     assert fit.impute(draws=1).mean[4, 0] == pytest.approx(11.0, abs=1e-2)
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_a_start_without_slope_is_no_end(prior):
+    """Loadings that begin at 0 have no gradient there, and a likelihood 870 nats below its maximum."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 1)) * np.array([2.0, -1.5, 1.0]) + 0.7 * rng.normal(size=(150, 3))
+
+    def program(x=None, size=None):
+        if prior:
+            variance = pyro.sample("variance", dist.InverseGamma(2.0, 1.0))
+            w = pyro.sample("w", dist.Normal(torch.zeros(3), variance.sqrt()).to_event(1))
+        else:
+            w = pyro.param("w", torch.zeros(3))
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1) * w, 0.7).to_event(1), obs=x)
+
+    fit = run(program, x, "em").fit
+    covariance = np.outer(fit.parameters["w"], fit.parameters["w"]) + 0.49 * np.eye(3)
+    value = multivariate_normal(np.zeros(3), covariance).logpdf(x).sum()
+    assert fit.converged and fit.claimed.value == pytest.approx(value, abs=1e-6) and value > -690

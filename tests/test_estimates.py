@@ -13,7 +13,7 @@ from scipy import special, stats
 from inference import ais, importance, run
 from inference._density.guide import ModeGuide
 from inference._density.local import LocalDensity
-from inference._density.modes import all_modes
+from inference._density.modes import all_modes, with_wide
 from inference._method.estimates import Estimates
 from inference._sampling import weights
 from zoo._errors import Refusal
@@ -264,6 +264,31 @@ def test_three_modes_are_found_and_mixed():
     drawn = seeded(2, lambda: weights.draw(task.program, task.structure, task.x, guide, 4000))
     own = modes.log_prob(torch.stack([drawn.values["z"], drawn.values["y"]], -1), torch.zeros(4000, 15).long())
     torch.testing.assert_close(drawn.log_proposal, own)
+
+
+def test_wide_gaussians_beside_those_at_the_modes():
+    """A mixture of both, by SciPy; where the posterior has heavier tails than a Gaussian, k-hat falls."""
+
+    def tailed(x=None, size=None):
+        with rows(x, size):
+            z = pyro.sample("z", dist.StudentT(3.0, torch.zeros(3), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    task = task_of(tailed, np.random.default_rng(0).normal(size=(20, 3)) * 2)
+    density = LocalDensity(task.program, task.structure, task.x)
+    narrow = seeded(0, lambda: all_modes(density))
+    wide, each = with_wide(narrow, density), torch.zeros(50, 20, dtype=torch.long)
+    z = 2 * torch.randn(50, 20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, cov = narrow.mean[3, 0].numpy(), (narrow.scale_tril[3, 0] @ narrow.scale_tril[3, 0].mT).numpy()
+    two = [stats.multivariate_normal(mean, s**2 * cov).pdf(z[:, 3].numpy()) for s in (1, 1 + 3 / 3**0.5)]
+    assert wide.log_prob(z, each)[:, 3].exp().numpy() == pytest.approx(0.75 * two[0] + 0.25 * two[1])
+
+    def told(q):
+        draws, chosen = q.draw(1000)
+        return Estimates.of(density.log_joint(draws, chosen) - q.log_prob(draws, chosen))
+
+    before, after = (seeded(1, lambda q=q: told(q)).khat for q in (narrow, wide))
+    assert float(after.mean()) < float(before.mean()) - 0.2
 
 
 def test_a_discrete_site_and_modes_of_each():

@@ -18,7 +18,7 @@ from inference._exact._chains.engine import Chains
 from inference._exact._chains.sites import graph
 from inference._exact.latent_program import LatentProgram
 from inference._exact.quadratic import Quadratic
-from inference._run import own_route
+from inference._run._own import own_route
 from inference._run._own.disagreement import Disagreement
 from zoo._errors import UsageError
 

@@ -15,7 +15,7 @@ from helpers import in_full, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference._pictures import _graph as picture
+from inference._pictures._views import graph as picture
 from zoo._errors import UsageError
 from zoo._program.axes import Axes
 from zoo._program.describe import describe

@@ -1,4 +1,4 @@
-"""Networks of models: distributions that add up to 1 and are drawn from as they say, priors with the density of their draws."""
+"""Networks: distributions that add up to 1 and are drawn from as they say, priors with the density of their draws, images."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers import task_of
 
-from inference import run
+import guides
+from inference import load, run
 from zoo._data import datasets
 from zoo._errors import UsageError
 from zoo._nets.layers import Deconvolution, image_shape
 from zoo._nets.pixels import PixelNet, Pixels
 from zoo._nets.priors import AutoregressivePrior, FlowPrior
 
+MODEL = "deep_latent_gaussian"
+BITS = (np.random.default_rng(0).random((30, 36)) < 0.4).astype(float)
 EVERY = torch.tensor(list(itertools.product([0.0, 1.0], repeat=12)), dtype=torch.float64)  # image of 3 × 4
 
 
@@ -98,10 +102,10 @@ def test_convolutions_end_in_an_image():
 )
 def test_what_does_not_go_together_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
-        run("deep_latent_gaussian", np.zeros((9, 6)) + np.arange(6), "svi", **options)
+        run(MODEL, np.zeros((9, 6)) + np.arange(6), "svi", **options)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -112,7 +116,7 @@ def test_what_does_not_go_together_is_refused(options, words):
     ],
 )
 def test_each_learns_digits_and_simulates(options, tmp_path):
-    x = datasets.load("digits", binarize="8", rows=300).x
+    x = datasets.load("digits", binarize="8", rows=60).x
     first, later = (
         run(
             "deep_latent_gaussian",
@@ -124,10 +128,36 @@ def test_each_learns_digits_and_simulates(options, tmp_path):
             out=tmp_path / f"{e}",
             **options,
         )
-        for e in (1, 20)
+        for e in (1, 30)
     )
     assert later.claimed.kind == "lower bound"
     assert later.claimed.value > first.claimed.value + 4 * later.claimed.se
     assert later.claimed.value < later.verified.value + 4 * (later.verified.se or 0)
     simulated = later.sample(3)
     assert len(simulated) == 3
+
+
+def test_a_convolutional_guide_sees_images_and_what_comes_after():
+    x = torch.rand(7, 37).round()
+    x[0, 3] = torch.nan
+    encoder = guides.make(
+        "convolutional", task_of(MODEL, BITS, likelihood="bernoulli", latents=2).structure, x, hidden=(9,)
+    )
+    features, _ = encoder.look(x, None)
+    assert features.shape == (7, 9)
+    other = x.clone()
+    other[1, 36], other[2, 0] = 1 - other[1, 36], 1 - other[2, 0]
+    moved = (encoder.look(other, None)[0] != features).any(-1)
+    assert moved.tolist() == [False, True, True, False, False, False, False]
+    with pytest.raises(UsageError, match="square images"):
+        guides.make("convolutional", task_of(MODEL, BITS, likelihood="bernoulli").structure, x[:, :30])
+
+
+@pytest.mark.full
+def test_a_convolutional_guide_learns_is_saved_and_read_back(tmp_path):
+    x = datasets.load("digits", binarize="8", rows=200).x
+    options = {"likelihood": "bernoulli", "latents": 2, "decoder": "conv", "channels": 8, "guide": "convolutional"}
+    found = run(MODEL, x, "svi", epochs=15, out=tmp_path / "run", **options)
+    assert found.claimed.value < found.verified.value + 4 * (found.verified.se or 0)
+    again = load(tmp_path / "run")
+    assert np.allclose(again.transform(x[:5]).to_numpy(), found.transform(x[:5]).to_numpy())

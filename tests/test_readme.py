@@ -24,6 +24,16 @@ def test_the_tables_are_those_of_the_kept_results(page):
     assert generator.places(text) and generator.rewritten(text, RESULTS) == text, "run `zoo bench readme_tables`"
 
 
+def test_the_command_writes_them(tmp_path, monkeypatch):
+    for page in generator.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        emptied = generator.PLACE.sub(r"\1\n\3", (ROOT / page).read_text(encoding="utf-8"))
+        (tmp_path / page).write_text(emptied, encoding="utf-8")
+    monkeypatch.setattr(generator, "ROOT", tmp_path)
+    assert CliRunner().invoke(app, ["bench", "readme_tables"]).exit_code == 0
+    assert all((tmp_path / page).read_bytes() == (ROOT / page).read_bytes() for page in generator.PAGES)
+
+
 def test_it_is_short():
     assert README.count("\n") <= 120
     assert README.split("<!-- table costs")[1].split("<!-- end")[0].count("\n|") <= 10

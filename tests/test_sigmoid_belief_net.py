@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import in_full, task_of, zoo_refusal
-from scipy.special import expit, log_expit, logsumexp
+from scipy.special import log_expit, logsumexp
 
 from inference import ais, gibbs, importance, svi
 from zoo._errors import UsageError
@@ -98,13 +98,12 @@ def test_samplers_are_right_where_the_sum_can_be_had(layers):
 
 @pytest.mark.slow
 def test_samplers_agree_on_thirty_causes():
-    task, _, _ = net(30, 40, n=4)
+    task, _, _ = net(30, 20, n=2)
     torch.manual_seed(0)
-    walked = ais.fit(task, temperatures=500, chains=400)
-    drawn = importance.fit(task, epochs=1500, samples=40_000, guide="autoregressive")
+    walked = ais.fit(task, temperatures=200, chains=400)
+    drawn = importance.fit(task, epochs=500, samples=20_000, guide="autoregressive")
     assert walked.claimed.kind == drawn.claimed.kind == "estimate"
     assert abs(walked.claimed.value - drawn.claimed.value) < 4 * np.hypot(walked.claimed.se, drawn.claimed.se)
-    chains = gibbs.fit(task, sweeps=1000, chains=8)
-    weighted = walked.probabilities["z"][..., 1]
-    spread = np.sqrt(expit(0) ** 2 / walked.ess.min())  # of a share, at most
-    assert abs(chains.means["z"] - weighted).max() < 5 * spread + 0.02
+    chains = gibbs.fit(task, sweeps=500, chains=8)
+    share, size = walked.probabilities["z"][..., 1], min(walked.ess.min(), 500)
+    assert abs(chains.means["z"] - share).max() < 5 * np.sqrt(0.25 / size)  # a share's standard error, at most

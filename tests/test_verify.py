@@ -13,7 +13,8 @@ from scipy import special, stats
 
 from inference import run
 from inference._method.fit import Evidence, Fit
-from inference._run import own_route, verify
+from inference._run import verify
+from inference._run._own import own_route
 from zoo._program.structure import Structure
 
 

@@ -12,6 +12,7 @@ from helpers import task_of, tensor
 from scipy import special, stats
 
 from benchmarks._references import exactly
+from benchmarks._references.command import Asked, checked
 from benchmarks._references.programs import DATA, MODELS
 from inference import importance, laplace
 from inference._globals.adaptive import GROUP
@@ -110,3 +111,46 @@ def test_a_gaussian_process_needs_nested_proposals():
     assert fit.notes["nested"] == GROUP and fit.claimed.kind == "estimate"
     other = laplace.fit(task)
     assert other.claimed.value == pytest.approx(fit.claimed.value, abs=4 * fit.claimed.se + 0.05)
+
+
+@pytest.mark.full
+def test_a_mode_beside_the_one_of_a_nested_gaussian_is_told():
+    """Two modes of 6 : 4 in mu; the truth by quadrature over mu and each row's b."""
+    x = np.array([[3.0], [5.0], [4.0], [2.0], [6.0], [4.0]])
+
+    def program(x=None, size=None):
+        mu = pyro.sample("mu", dist.Normal(0.2, 1.0))
+        with programs.rows(x, size):
+            b = pyro.sample("b", dist.Normal(mu**2, 0.3))
+            return pyro.sample("x", dist.Poisson(b.exp()), obs=x)
+
+    fit = laplace.fit(task_of(program, x))
+    mu, b = np.linspace(-5, 5, 1001)[:, None], np.linspace(-1, 4, 800)
+    truth = stats.norm(0.2, 1).logpdf(mu[:, 0])
+    for count in x[:, 0]:
+        joint = stats.poisson(np.exp(b)).logpmf(count) + stats.norm(mu**2, 0.3).logpdf(b)
+        truth = truth + special.logsumexp(joint, 1) + np.log(b[1] - b[0])
+    truth = special.logsumexp(truth) + np.log(0.01)
+    assert fit.claimed.value < truth - 0.3 and "one of 2" in fit.claimed.given
+    assert special.logsumexp([m["log_evidence"] for m in fit.notes["modes"]]) == pytest.approx(truth, abs=0.1)
+
+
+def test_a_point_whose_matrix_has_no_factor_is_impossible_alone():
+    def program(x=None, size=None):
+        alpha = pyro.sample("alpha", dist.Normal(0.0, 0.1))
+        root = torch.linalg.cholesky(torch.eye(2) - alpha**2)
+        with programs.rows(x, size):
+            return pyro.sample("x", dist.Normal(root.sum(), 1.0), obs=x)
+
+    task = task_of(program, np.array([[0.5], [1.0]]))
+    posterior = Posterior(task, False)
+    posterior.check(tensor([[0.1], [0.2]]))
+    found = posterior.log_density(tensor([[0.3], [-2.0], [0.4]]))
+    assert posterior.side_by_side and found.isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.slow
+def test_laplace_walks_where_its_gaussian_is_far_off():
+    """2PL, 40 global numbers: the reference is a long run of nuts."""
+    found, _ = checked(Asked("two_pl", method="laplace"))
+    assert found.verdict == "agrees" and len(found.numbers) == 140

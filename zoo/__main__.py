@@ -122,7 +122,7 @@ def describe(
     from inference._run import explain, runner
 
     if graph is not None:
-        from inference._pictures import _graph
+        from inference._pictures._views import graph as _graph
 
         _graph.check(graph)
     prepared = runner.prepare(

@@ -70,31 +70,34 @@ class Model(PyroModule):
         steps = x.reshape(len(x) * self.T, -1)  # [n T, D]
         m = blockwise.center(steps)
         s = blockwise.spread(steps, m)
-        D, zero = len(m), torch.zeros_like(m)
         self._set("noise", 0.7 * s, constraints.positive)
-        if dynamics != "full":
-            self._set("moves", torch.cat([0.5 * s, 0.1 * s]) if dynamics == "trend" else 0.5 * s, constraints.positive)
         if dynamics in ("level", "trend"):
-            trend = dynamics == "trend"
-            self._keep("begins", torch.cat([m, zero]) if trend else m)  # [S]
-            self._keep("begins_within", torch.cat([WIDE * s, s]) if trend else WIDE * s)  # [S]
-            step = torch.ones(2, 2).triu() if trend else torch.ones(1, 1)
-            self._keep("transitions", torch.kron(step, torch.eye(D)))  # [S, S]
-            self._keep("loadings", torch.eye(D, D * len(step)))  # [D, S]
-            self._keep("mean", zero)
+            self._walks(m, s)
             return
         self._set("mean", m)
         if dynamics == "ar":
-            self._set("coefficients", 0.5 ** torch.arange(1.0, order + 1).unsqueeze(1).repeat(1, D))
-            self._keep("begins", zero)
+            self._set("moves", 0.5 * s, constraints.positive)
+            self._set("coefficients", 0.5 ** torch.arange(1.0, order + 1).unsqueeze(1).repeat(1, len(m)))
+            self._keep("begins", torch.zeros_like(m))
             self._keep("begins_within", s)
-            self._keep("loadings", torch.eye(D))
-        else:
-            self._set("transitions", 0.8 * torch.eye(latents) + 0.1 * torch.randn(latents, latents))
-            self._set("loadings", s.unsqueeze(1) * torch.randn(D, latents) / (2 * latents) ** 0.5)
-            self._set("first", torch.zeros(latents))
-            self._keep("moves", torch.ones(latents))
-            self._keep("begins_within", torch.ones(latents))
+            self._keep("loadings", torch.eye(len(m)))
+            return
+        self._set("transitions", 0.8 * torch.eye(latents) + 0.1 * torch.randn(latents, latents))
+        self._set("loadings", s.unsqueeze(1) * torch.randn(len(m), latents) / (2 * latents) ** 0.5)
+        self._set("first", torch.zeros(latents))
+        self._keep("moves", torch.ones(latents))
+        self._keep("begins_within", torch.ones(latents))
+
+    def _walks(self, m: Tensor, s: Tensor) -> None:
+        """A level for each column, and a slope with dynamics=trend: S hidden numbers."""
+        trend, zero = self.dynamics == "trend", torch.zeros_like(m)
+        step = torch.ones(2, 2).triu() if trend else torch.ones(1, 1)
+        self._set("moves", torch.cat([0.5 * s, 0.1 * s]) if trend else 0.5 * s, constraints.positive)  # [S]
+        self._keep("begins", torch.cat([m, zero]) if trend else m)  # [S]
+        self._keep("begins_within", torch.cat([WIDE * s, s]) if trend else WIDE * s)  # [S]
+        self._keep("transitions", torch.kron(step, torch.eye(len(m))))  # [S, S]
+        self._keep("loadings", torch.eye(len(m), len(m) * len(step)))  # [D, S]
+        self._keep("mean", zero)
 
     def _set(self, name: str, value: Tensor, support: constraints.Constraint = constraints.real) -> None:
         setattr(self, name, PyroParam(value, support))

@@ -49,8 +49,7 @@ class Model(WithPriors):
     - `covariates`: how many of the last columns of x are covariates, q; `--covariates a,b` puts columns there and counts them.
     - `gate`: `covariates`, an expert's weight depends on them; `constant`, it is the same for all rows.
     - `experts`: `covariates`, each expert is a regression on them; `constant`, it is one distribution for all rows.
-    - `hidden`: widths of the layers of a network from the covariates, of whose last layer gate and experts are linear maps;
-      without any, they are linear in the covariates.
+    - `hidden`: widths of a network of the covariates, in whose last layer gate and experts are linear; none: in them.
     - `noise`: of gaussian regressions: `constant` in each expert, or dependent on the `covariates`.
     - `likelihood`: of the other columns: gaussian, bernoulli (0 and 1), poisson (counts), categorical (0, 1, …).
     - `priors`: draw the parameters from weak priors, so that they have a posterior and no expert collapses.
@@ -135,10 +134,8 @@ class Model(WithPriors):
             above = constraints.greater_than(NARROWEST) if self.regressed else constraints.positive
             name, power = ("variances", 2) if self.priors else ("scales", 1)
             self.begin(name, away.repeat(K, 1) ** power, above)
-        elif self.likelihood == "bernoulli":
-            at = torch.logit(mean.clamp(0.01, 0.99))
         else:
-            at = mean.clamp(min=0.01).log()
+            at = torch.logit(mean.clamp(0.01, 0.99)) if self.likelihood == "bernoulli" else mean.clamp(min=0.01).log()
         self.register_buffer("usual", at)  # [E]
         self.register_buffer("away", away)
         self.begin("offsets", at + 0.1 * away * torch.randn(K, E), constraints.real)

@@ -142,7 +142,7 @@ def references(text: str) -> str:
 
 def cited(who: str, year: str, text: str) -> bool:
     first = re.escape(re.split(r",| & | et al", who)[0])
-    return re.search(rf"{first}\b[^.;()\d]*\(?{year}", text) is not None
+    return re.search(rf"{first}\b[^;()\d]{{0,60}}\(?{year}", text) is not None
 
 
 def setup(app: Any) -> None:

@@ -3,8 +3,8 @@
 The build shows what they print, and a test runs them without Sphinx:
 
     ```{file} model.py        writes what it shows
-    ```{zoo}                  runs each line; `:picture: clusters` shows one that `zoo plot` drew, `:lines: 8` as much of the
-                              output; `:status: 2`: they are refused; `:slow:`: only the slow tests run them
+    ```{zoo}                  runs each line. `:picture: clusters` shows what `zoo plot` or `zoo gap` drew, `:lines: 8` so much
+                              of the output; `:status: 2`: they are refused; `:slow:`: slow tests run them, and not the build
     ```{python}               runs, with the names of the blocks before it
 """
 
@@ -74,7 +74,7 @@ class Session:
         ended, printed = (self.apart if words[0] in WITH_WORKERS else self.here)(words)
         if ended != status:
             raise ValueError(f"'{line}' ended with {ended}: {printed}")
-        if words[0] == "plot":
+        if words[0] in ("plot", "gap"):
             self.plotted = self.folder / words[1] / "plots"
         return printed
 
@@ -103,5 +103,5 @@ class Session:
         return printed.getvalue()
 
     def picture(self, name: str) -> Path:
-        """A picture that the last `zoo plot` drew, or that Python saved here under that name."""
+        """A picture that the last `zoo plot` or `zoo gap` drew, or the file of that name here."""
         return next(p for p in (self.folder / name, self.plotted / f"{name}.png") if p.is_file())

@@ -2,10 +2,11 @@
 EM without noise is alternating least squares
 =============================================
 
-Probabilistic PCA has a latent plane and noise around it. As the noise goes to 0, EM's two steps become two regressions (Roweis
-1998). The E-step finds each row's coordinates on the plane that W spans, (WᵀW)⁻¹ Wᵀ x: a regression of the row on W. The M-step
-finds the plane through those coordinates, X Zᵀ (Z Zᵀ)⁻¹: a regression of the columns on the coordinates. In alternation they end
-at the plane of PCA, and the angle that is left shrinks by λ₃ / λ₂ a step, the ratio of the eigenvalues on both sides of the cut.
+Probabilistic PCA has a latent plane and noise around it. As the noise goes to 0, EM's two steps become two regressions
+(Roweis 1998). The E-step finds each row's coordinates on the plane that W spans, (WᵀW)⁻¹ Wᵀ x: a regression of the row on W.
+The M-step finds the plane through those coordinates, X Zᵀ (Z Zᵀ)⁻¹: a regression of the columns on the coordinates. In
+alternation they end at the plane of PCA. The angle that is left shrinks by λ₃ / λ₂ a step, the ratio of the eigenvalues at
+the cut.
 """
 
 import matplotlib.pyplot as plt

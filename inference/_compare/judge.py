@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from inference._compare.distance import Distance, distance, shared
 from inference._compare.labelling import aligned
-from inference._compare.moments import supports_of
-from inference._compare.reference import BY_ITS_GUIDE, ITSELF, References, untrusted
+from inference._compare.moments import posterior_of, supports_of
+from inference._compare.reference import BY_ITS_GUIDE, ITSELF, References, can_be_trusted, untrusted
 from inference._method.fit import Evidence, finite
 from inference._run.result import Run
 from inference._sampling.khat import LIMIT
@@ -17,6 +17,7 @@ from inference._sampling.khat import LIMIT
 MEANS, DEVIATIONS, LABELS = 0.1, 0.1, 0.02  # posterior sds; relative; total variation
 EVIDENCE, THETA = 0.1, 0.05  # nats a row
 MOST = 7.0  # logarithm of a ratio of sds that is worth a number
+CONTRADICTION = 0.5  # posterior sds between two methods that are both trusted
 ROWS = 0.05  # of the rows that may have weights which cannot be trusted
 GOOD_ENOUGH = (
     f"good enough: posterior means within {MEANS} sd and sds within {DEVIATIONS:.0%} of the reference's (root mean square), "
@@ -45,6 +46,7 @@ class Judgement:
     behind: float | None
     missing: tuple[str, ...] = ()  # latents of which the reference has a posterior, and the run has none
     unheld: tuple[str, ...] = ()  # latents of which both have one, in forms that cannot be compared
+    against: str = ""  # what another run, of trusted weights, says against a reference
     faults: tuple[str, ...] = ()
     good: bool | None = None
 
@@ -84,8 +86,25 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
             missing = tuple(sorted(held[1].sites - mine.sites))
             unheld = tuple(sorted((held[1].sites & mine.sites) - shared(mine, held[1])))
         gap, se = _gap(run)
-        found.append(Judgement(run, None if held is None else held[0], far, gap, se, None, missing, unheld))
+        against = _contradicted(run, runs) if held is not None and held[0] == ITSELF else ""
+        found.append(Judgement(run, None if held is None else held[0], far, gap, se, None, missing, unheld, against))
     return [_judged(replace(j, behind=behind)) for j, behind in zip(found, _behind(runs), strict=True)]
+
+
+def _contradicted(run: Run, runs: Sequence[Run]) -> str:
+    """What speaks against chains that are trusted by their own diagnostics: they tell nothing of a mode that none reached."""
+    task = run.at_theta()
+    structure, theta = task.structure, task.theta()
+    for other in runs if run.method == "nuts" else ():
+        if other.method != "importance" or not can_be_trusted(other.fit, other):
+            continue
+        if not all(bool((theta[n] == v).all()) for n, v in other.at_theta().theta().items()):
+            continue
+        there = posterior_of(other.fit, supports_of(structure))
+        here = aligned(run.fit, supports_of(structure), there, {s.name: s.parents for s in structure.sites})
+        if (d := distance(here, there)) is not None and (d.mean or 0.0) > CONTRADICTION:
+            return f"importance, whose weights can be trusted, has another posterior: means {d.mean:.2g} sd apart"
+    return ""
 
 
 def _gap(run: Run) -> tuple[float | None, float | None]:
@@ -128,6 +147,8 @@ def _judged(j: Judgement) -> Judgement:
             )
         if d.labels is not None and not d.labels <= LABELS:
             faults.append(f"probabilities of labels off by {d.labels:.2g}")
+    if j.against:
+        faults.append(j.against)
     if j.missing:
         faults.append(f"no posterior of {', '.join(j.missing)}")
     if j.gap is not None and not abs(j.gap) - 2 * (j.gap_se or 0.0) <= EVIDENCE:

@@ -67,7 +67,7 @@ def way_of(structure: Structure) -> str:
 def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
     way = way_of(task.structure)
     if way == run.method and way != "em":  # the method itself has the reference's draws
-        return way, posterior_of(run.fit, supports_of(task.structure)) if _can_be_trusted(run.fit, run) else None
+        return way, posterior_of(run.fit, supports_of(task.structure)) if can_be_trusted(run.fit, run) else None
     module = method_module(way)
     if module.refusal(task.structure) is not None:
         return way, None
@@ -78,7 +78,7 @@ def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
             fit: Fit = module.fit(kept, **options)
     except (Refusal, ArithmeticError):
         return what, None
-    return what, posterior_of(fit, supports_of(task.structure)) if way == "em" or _can_be_trusted(fit, run) else None
+    return what, posterior_of(fit, supports_of(task.structure)) if way == "em" or can_be_trusted(fit, run) else None
 
 
 def _settings(way: str, task: Task) -> tuple[str, Any, dict[str, object]]:
@@ -93,7 +93,7 @@ def _settings(way: str, task: Task) -> tuple[str, Any, dict[str, object]]:
     return BY_ITS_GUIDE, task.guide, {"proposal": "guide", "samples": SAMPLES}
 
 
-def _can_be_trusted(fit: Fit, run: Run) -> bool:
+def can_be_trusted(fit: Fit, run: Run) -> bool:
     """Whether draws at the θ of a run can stand for the posterior: chains that converged, or weights of nearly all rows that
     are no gamble; and no part of log p(x) that the verifier sees is missing."""
     if _misses(fit.claimed, run.verified):

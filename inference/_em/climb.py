@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,6 +29,7 @@ STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM
 NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
 NEWTON_STEPS = 20
 WAITS = 50
+ASIDE = 10  # steps from a little aside of a start that has no slope
 BORDER = "a variance goes to 0 there, and the density grows without bound"
 ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
@@ -92,6 +94,10 @@ class _State:
     def __init__(self, task: Task, climb: Climb, options: Options) -> None:
         self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
         self.exact, self.globals = task.engine, climb.globals
+        self.begin, self.aside = (
+            {**task.theta(), **self.globals},
+            False,
+        )  # `aside`: whether it looked aside of a flat spot
         self.how = task.plan(self.globals)
         self.leap = Leap(task)
         self.stats, value = self._e_step()
@@ -108,6 +114,12 @@ class _State:
     def _e_step(self) -> tuple[Statistics, float]:
         return (stats := self.exact.e_step(self.globals)), stats.log_joint
 
+    def _m_step(self) -> None:
+        needed = self.stats.need_responsibilities
+        weights = self.exact.responsibilities(None, self.globals) if needed else None
+        self.floor.clear()
+        self.globals = self.task.m_step(self.how, self.stats, self.globals, self.floor, weights)
+
     def _spot(self) -> Spot:
         if self.surface is None:
             self.surface = Surface(self.task, self.globals, self.floor, self._least())
@@ -118,13 +130,10 @@ class _State:
 
     def step(self, leap: bool = True) -> None:
         """One M-step and E-step; with a leap now and then, which is taken back where it does not raise the likelihood."""
-        climb, task, kept, moved = self.record, self.task, self._keep(), False
+        climb, kept, moved = self.record, self._keep(), False
         climb.iterations += 1
         try:
-            needed = self.stats.need_responsibilities
-            weights = self.exact.responsibilities(None, self.globals) if needed else None
-            self.floor.clear()
-            self.globals = task.m_step(self.how, self.stats, self.globals, self.floor, weights)
+            self._m_step()
             if leap and self.options.accelerate and climb.iterations > PLAIN_ITERATIONS:
                 self.globals, moved = self.leap.after(self.globals, allowed=not self.floor.reached), True
             stats, value = self._e_step()
@@ -232,11 +241,31 @@ class _State:
             climb.left = self._newton(spot)
         self.waits += 1
         climb.converged = climb.left <= max(ENOUGH, 100 * tol * abs(now))
-        if not climb.converged:
+        if climb.converged:
+            climb.converged = self.aside or not self._leaves_a_saddle()
+        else:
             self.next_climb = min(self.next_climb, climb.iterations)
             if self.futile > 1 or self.waits > WAITS:
                 climb.stuck = f"its steps gain nothing more, although the gradient promises {climb.left:.2g} nats"
         return climb.converged
+
+    def _leaves_a_saddle(self) -> bool:
+        """Whether steps from a little aside lead further up: what has not moved from its start may be at a saddle."""
+        kept, top, reached, self.aside = self._keep(), self.record.objective[-1], -math.inf, True
+        assert self.surface is not None
+        if (spot := self.surface.aside(self._spot(), self.begin)) is not None:
+            self.globals, self.stats = self.surface.put(spot.u), spot.stats
+            with contextlib.suppress(ArithmeticError, ValueError, RuntimeError):
+                for _ in range(ASIDE):
+                    self._m_step()
+                    self.stats, value = self._e_step()
+                reached = value
+        if not top + ENOUGH < reached < math.inf:
+            self._restore(kept)
+            return False
+        self.last, self.leap = None, Leap(self.task)
+        self._note(reached)
+        return True
 
     def _newton(self, spot: Spot) -> float:
         """Newton steps while they gain; what the last look promised, nats."""

@@ -34,6 +34,7 @@ from zoo._errors import Refusal
 MOST_BELOW = 0.01  # nats from θ to the mode near it, for a curvature at θ to say how well the data fix θ
 MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
+LEAST_BESIDE = 0.01  # of the mass, in other modes, that a claim has to speak of
 FROM_CHAINS = 1600  # draws that the fit holds, at least
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
@@ -352,6 +353,8 @@ def _with_others(fit: Fit, search: Search, peaks: list[Peak]) -> Fit:
         f"{len(peaks)} modes were found, and the fit is of the one that has {share[0]:.0%} of their mass by Laplace's "
         f"approximation: draws and evidence {alone}. The sum of all is {float(masses.logsumexp(0)):.3f} nats."
     )
+    if search.globals and fit.claimed is not None and 1 - share[0] >= LEAST_BESIDE:
+        fit = replace(fit, claimed=replace(fit.claimed, given=f"the mode that the fit is of, one of {len(peaks)}"))
     return fit.with_notes([said] if search.globals else [], {"modes": modes})
 
 

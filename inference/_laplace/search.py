@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -34,6 +35,12 @@ from zoo._errors import Refusal
 from zoo._program.trace import node_of
 
 MOST_ON_A_GRID = len(grid.STEPS)
+LOOKS, AROUND, BEYOND = (
+    30,
+    4.0,
+    3.0,
+)  # points from the prior and from around zero; standard deviations of their distance
+CLIMBS, MOST_LOOKED = 4, 10  # from the best of them; numbers of the globals
 EDGE = 8.0  # in unconstrained coordinates, as far as a climb goes that does not run away
 CHECKED, MOST_OFF = 50, 0.05  # draws at which a density of few nodes is held against that of all; its error's sd, nats
 Globals = Literal["auto", "laplace", "grid"]
@@ -170,7 +177,29 @@ class Search:
                 except Refusal:
                     if i + 1 == self.options.restarts and not found:
                         raise
+            if len(found) == 1 and isinstance(self.inner, Nested):  # else the verifier looks for other modes
+                found += self._others(found[0], step)
         return distinct(found, self.mass)
+
+    def _others(self, peak: Peak, step: Callable[..., object]) -> list[Peak]:
+        """Where climbs end from the likeliest of points beyond a peak, from the prior and from around zero."""
+        d, inner = len(self.places), self.inner
+        if not 0 < d <= MOST_LOOKED or not (isinstance(inner, Nested) and inner.side_by_side):
+            return []
+        generator = torch.Generator().manual_seed(self.task.seed)
+        near = AROUND * (2 * torch.rand(LOOKS, d, generator=generator, dtype=torch.float64) - 1)
+        prior = [self.layout.flatten(self._drawn(self.task.seed + k)) for k in range(LOOKS)]
+        u = torch.cat([torch.stack(prior).to(peak.flat), near.to(peak.flat)])
+        away, hessian = u - peak.flat[self.places], peak.hessian[self.places][:, self.places]
+        u = u[((away @ hessian) * away).sum(1) > d + BEYOND * (2 * d) ** 0.5]
+        whole = peak.flat.expand(len(u), -1).index_copy(1, self.places, u)
+        found: list[Peak] = []
+        with contextlib.suppress(ArithmeticError, ValueError, RuntimeError), torch.no_grad():
+            values = self.densities(whole).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+            for i in values.topk(min(CLIMBS, len(u))).indices:
+                with contextlib.suppress(Refusal), torch.enable_grad():
+                    found.append(self._climb(whole[i], step))
+        return [p for p in found if p.converged]
 
     def _climb(self, flat: Tensor, step: Callable[..., object]) -> Peak:
         best = [(-torch.inf, flat)]

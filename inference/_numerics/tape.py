@@ -104,6 +104,7 @@ def _simplify(graph: GraphModule) -> None:
         _without_writing(node)
     if any(_writes(node) for node in nodes):
         return  # what is written into may not be one with anything
+    _share(graph)
     seen: dict[object, Node] = {}
     for node in nodes:
         if _changes_nothing(node):
@@ -114,6 +115,17 @@ def _simplify(graph: GraphModule) -> None:
             node.replace_all_uses_with(seen[key])
         else:
             seen[key] = node
+
+
+def _share(graph: GraphModule) -> None:
+    """Keep one of constants that are equal, so that operations on them are equal too."""
+    seen: dict[object, Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(graph, str(node.target))
+            key = value.dtype, value.shape, value.stride(), value.numpy().tobytes()
+            if (first := seen.setdefault(key, node)) is not node:
+                node.replace_all_uses_with(first)
 
 
 def _writes(node: Node) -> bool:

@@ -32,7 +32,7 @@ from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.summed import summed
 from inference._method.task import Task
-from inference._run import own_route
+from inference._run._own import own_route
 from inference._run._own import posterior as own_posterior
 from inference._run._own.disagreement import Disagreement, tolerance
 from inference._sampling import sequential, weights

@@ -22,6 +22,7 @@ from inference._numerics.lbfgs import Memory
 
 HALVINGS = 15
 FLATTEST = 1e-8  # a share of the stiffest curvature: a direction that bends less is taken for the program's own freedom
+TINY = 1e-4  # of a coordinate's step to where its curvature is read off
 NEWTON = 60  # coordinates up to which a Hessian is formed
 NEWTON_NUMBERS = 1_000_000  # of rows × joint values × coordinates
 
@@ -198,6 +199,24 @@ class Surface:
             return none
         step = torch.where(known, along / values.clamp(min=1e-300), torch.zeros_like(along))
         return 0.5 * float(along @ step), unit * (vectors @ step)
+
+    def aside(self, spot: Spot, begin: dict[str, Tensor]) -> Spot | None:
+        """A point half a nat or so aside of a flat spot, in what has its values of `begin` yet; None without such.
+
+        A start that is symmetric has no slope (loadings of 0, latents that are alike), and may be a saddle.
+        """
+        first = self.layout.flatten(begin)
+        still = [p for p in self._places() if len(p) and bool((spot.u[p] - first[p]).abs().max() <= 1e-12)]
+        way = torch.zeros_like(spot.u)
+        for place in still:
+            way[place] = torch.randn(len(place), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
+                way
+            )
+        way = self.free() * way
+        if not bool(way.any()) or (near := self.spot(spot.u + TINY * way)) is None:
+            return None
+        bend = abs(float((near.gradient - spot.gradient) @ way)) / TINY
+        return self.spot(spot.u + bend**-0.5 * way) if bend > FLATTEST else None
 
     def _sizes(self, spot: Spot) -> Tensor:
         """The size of each coordinate [d]: 1 for logarithms and the like, its tensor's own for a real number."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from zoo._data import covariance, mapped, music, steps
 from zoo._data.catalogue import PARTS, SERIES, SETS, SHA256, URLS
+from zoo._data.dataset import Dataset as Dataset
 from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_idx, read_standard_input
 from zoo._data.notation import Marks, as_float
 from zoo._data.raw import Raw, check_finite, from_array
@@ -30,29 +31,6 @@ from zoo._options import flags
 BLOCK = 2**21  # numbers in a block
 How = str | float | None  # of binarisation: "fixed", "dynamic" or a threshold
 _HALVES = ("top", "bottom", "left", "right")
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Data that is ready for a model, with all that was done to it."""
-
-    x: np.ndarray  # [n, ...] float64, C-contiguous, NaN = unobserved
-    name: str  # as given; for a file its stem
-    columns: tuple[str, ...]  # names of the columns of x; () for images, and for more than two dimensions
-    labels: np.ndarray | None  # [n]
-    options: dict[str, Any]  # the source, and the preparations that were used; JSON-ready
-    image_shape: tuple[int, int] | None  # (height, width), where a row of x is an image
-    center: np.ndarray | None  # [...] of one row: x * scale + center is in the data's own units
-    scale: np.ndarray | None
-    truth: np.ndarray | None  # x before ``missing`` hid entries
-    warnings: tuple[str, ...]
-    row_names: tuple[str, ...] | None = None  # of the rows, where a column names them
-    weights: np.ndarray | None = None  # [n] how many times each row counts, where it is not once
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether the rows are data. Else they are made from a covariance matrix, and no single row means anything."""
-        return "covariance_of" not in self.options
 
 
 def load(
@@ -106,7 +84,8 @@ def load(
     if chosen.na:
         used["na"] = list(chosen.na)
     options = {"source": raw.source} | raw.used | {option: value for option, value in used.items() if value is not None}
-    return steps.fold(_prepare(raw, name, options, how, share), raw.series)
+    folded: Dataset = steps.fold(_prepare(raw, name, options, how, share), raw.series)
+    return folded
 
 
 def _from_covariance(spec: object, number: object, given: Mapping[str, object], standardize: bool) -> Dataset:

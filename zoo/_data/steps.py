@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoo._data.catalogue import SERIES
 from zoo._data.columns import default_names
+from zoo._data.dataset import Dataset
 from zoo._errors import UsageError
 from zoo._options import flags
-
-if TYPE_CHECKING:
-    from zoo._data.datasets import Dataset
 
 OF_ROWS = ("labels", "weights", "rows", "covariance_of")  # preparations that single steps cannot have
 
@@ -33,7 +30,7 @@ def asked(spec: object, series: bool, roles: dict[str, object], **others: object
 
 
 def fold(data: Dataset, by: np.ndarray | None) -> Dataset:
-    """Steps [N, D] as series [n, T, D], or [n, T] of one column, in the order of the table; shorter ones end in NaN.
+    """Steps [N, D] as series [n, T, D], or [n, T] of one column, in their order; shorter ones end in NaN.
 
     `by` [N]: which series each step belongs to; None: all to one. Data of other rows stay as they are.
     """

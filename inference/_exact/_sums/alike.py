@@ -115,11 +115,16 @@ def groups(
     return out
 
 
-def hold(every: Enumerated, trace: Trace, kind: Kind) -> bool:
-    """Whether the sites of a kind are still alike, in a trace at any θ."""
-    first, *others = (parameters(every, node_of(trace, site)) or {} for site in kind.sites)
-    wanted = {name: _bytes(value) for name, value in first.items()}
-    return all({name: _bytes(value) for name, value in params.items()} == wanted for params in others)
+def hold(every: Enumerated, trace: Trace, kind: Kind) -> Tensor:
+    """Whether the sites of a kind are still alike, in a trace at any θ; a tensor, so that a record can tell it too."""
+    found = [parameters(every, node_of(trace, site)) or {} for site in kind.sites]
+    first, no = found[0], torch.tensor(False)
+    if any({n: v.shape for n, v in f.items()} != {n: v.shape for n, v in first.items()} for f in found):
+        return no
+    same = [
+        torch.stack([f[name] for f in found]).detach().nan_to_num(torch.inf, torch.inf, -torch.inf) for name in first
+    ]
+    return torch.stack([(values == values[:1]).all() for values in same]).all() if same else no
 
 
 def unlike(program: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,15 +62,23 @@ class Elimination(Engine[TableStatistics, Plan]):
         self.cards, self.scopes = structure.cards, structure.scopes
         by_row = {site: site not in self.factors.rowless for site in self.scopes}
         self._schedules = schedules(self.cards, self.scopes, by_row, backwards)
+        self._chosen: dict[tuple[int, bool], Schedule] = {}
         self._marginal: Schedule | None = None
 
     def schedule(self, rows: int, along_chains: bool = True) -> Schedule:
         """The order in which to sum so many rows."""
-        return min(self._schedules, key=lambda s: s.seconds(rows, along_chains))
+        if (rows, along_chains) not in self._chosen:
+            self._chosen[rows, along_chains] = min(self._schedules, key=lambda s: s.seconds(rows, along_chains))
+        return self._chosen[rows, along_chains]
+
+    @cached_property
+    def _numbers(self) -> int:
+        """How many numbers a row takes in all tables."""
+        return self._schedules[0].numbers()
 
     @property
     def size(self) -> float:
-        return self.N * self._schedules[0].numbers()
+        return self.N * self._numbers
 
     @property
     def states(self) -> int:
@@ -77,7 +86,7 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     def chunks(self) -> Iterator[slice]:
         """Slices of rows whose tables are not too much memory."""
-        yield from slices(self.N, fitting(CHUNK_NUMBERS, self._schedules[0].numbers(), 1, CHUNK_ROWS))
+        yield from slices(self.N, fitting(CHUNK_NUMBERS, self._numbers, 1, CHUNK_ROWS))
 
     # ------------------------------------------------------------------------------------- evidence and posterior
 
@@ -111,7 +120,7 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     @torch.no_grad()
     def per_datum(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Tensor:
-        look = self.factors.look(parameters, globals, own, sure=True)
+        look = self.factors.look(parameters, globals, own)
         return torch.cat([self._summed(r, look, parameters, globals, own) for r in self.chunks()])
 
     def responsibilities(self, parameters: Values | None = None, globals: Values | None = None) -> Tensor:
@@ -122,7 +131,7 @@ class Elimination(Engine[TableStatistics, Plan]):
 
     @torch.no_grad()
     def marginals(self, responsibilities: Tensor, globals: Values | None = None) -> dict[str, Tensor]:
-        look, plan = self.factors.look(None, globals, sure=True), self._of_marginals()
+        look, plan = self.factors.look(None, globals), self._of_marginals()
         names = [s.name for s in self.structure.discrete_locals if not s.event_shape]
         if not names:
             return {}
@@ -281,9 +290,6 @@ class Elimination(Engine[TableStatistics, Plan]):
         return total
 
     def broken(self, plan: Plan, stats: TableStatistics) -> list[str]:
-        self.factors.look(
-            None, stats.globals, sure=True
-        )  # raises where sites that are summed together are no longer alike
         return mstep.broken(self, plan, stats)
 
     def smallest(self, stats: TableStatistics) -> float:

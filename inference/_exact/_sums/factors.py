@@ -62,6 +62,7 @@ class Look(NamedTuple):
     params: dict[str, Params]  # kind, by its first site → the parameters of its distributions
     tables: dict[str, Tensor]  # site, or kind, without data → its table [1, values]
     log_prior: Tensor  # of the global latents, nats
+    alike: Tensor  # 1 where all sites of each kind have the same parameters, else 0
 
 
 class Factors:
@@ -145,26 +146,28 @@ class Factors:
 
     # ----------------------------------------------------------------------------------------------------- one run
 
-    def look(
-        self, parameters: Values | None = None, globals: Values | None = None, own: bool = False, sure: bool = False
-    ) -> Look:
-        """The program on two rows, with the values of all latents side by side.
+    def look(self, parameters: Values | None = None, globals: Values | None = None, own: bool = False) -> Look:
+        """The program on two rows, with the values of all latents side by side. `own`: with the table of every site.
 
-        `own`: with the table of every site; `sure`: see that sites of a kind are alike here, which a record does not.
+        Raises `UsageError` where sites of a kind are not alike.
         """
-        if own or sure or torch.is_grad_enabled() or self.program.is_hiding:
-            return self._seen(self._run(parameters, globals), self.rowless if own else self._tabled)
-        return self._replayed({**self.program.values(), **(parameters or {}), **(globals or {})})
+        if own or torch.is_grad_enabled() or self.program.is_hiding:
+            found = self._seen(self._run(parameters, globals), self.rowless if own else self._tabled)
+        else:
+            found = self._replayed({**self.program.values(), **(parameters or {}), **(globals or {})})
+        if not found.alike:
+            raise UsageError(alike.unlike(self.program.name))
+        return found
 
     def _run(self, parameters: Values | None = None, globals: Values | None = None) -> Trace:
         return self.every.trace(self._few, parameters, globals, raw=True)
 
     def _seen(self, trace: Trace, tabled: Collection[str]) -> Look:
-        if not all(alike.hold(self.every, trace, k) for g in self.groups for k in g.kinds):
-            raise UsageError(alike.unlike(self.program.name))
+        hold = [alike.hold(self.every, trace, k) for g in self.groups for k in g.kinds]
         params = {k.sites[0]: self._params(trace, k) for g in self.groups for k in g.kinds}
         tables = {site: table[:1] for site, table in self.every.tables(trace, tabled).items()}
-        return Look(params, tables, torch.as_tensor(global_log_prob(trace)))
+        same = torch.stack(hold).all() if hold else torch.tensor(True)
+        return Look(params, tables, torch.as_tensor(global_log_prob(trace)), same.to(self.x.dtype))
 
     def _at(self, values: Values) -> Look:
         """What is seen at values of θ and of the global latents."""

@@ -15,7 +15,7 @@ from inference._method.task import Task
 from inference._run._own.batch import Batch, assignments
 from inference._run._own.disagreement import Disagreement
 from inference._run._own.implied import Gaussian
-from inference._run.own_route import rows_of
+from inference._run._own.own_route import rows_of
 
 ROWS = 8
 FAR = 6.0  # standard errors of a sum of draws
