@@ -11,13 +11,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
+from drawing import picture_of
 from helpers import in_full, task_of
 from kalman_programs import POSITIVE
 from scipy import stats
 
-from inference import run
+from inference import infer, run
+from inference._pictures._draw import subjects
+from inference._pictures._views.scene import scene_of
 from zoo._data import datasets
-from zoo._errors import UsageError
+from zoo._errors import Refusal, UsageError
 
 
 def series(emission: str, n: int = 3, T: int = 6, seed: int = 0) -> np.ndarray:
@@ -303,6 +306,33 @@ def test_what_has_no_forecast_is_refused():
         with pytest.raises(UsageError, match=why):
             run(program, x, max_iter=1).predict(ahead=2)
     assert run(shared_level, x, max_iter=1).predict(ahead=2).columns.tolist()[2:4] == ["x_mean", "x_sd"]
+
+
+@pytest.mark.full
+def test_the_picture_of_a_series_and_of_no_series():
+    x = np.r_[np.zeros(6), np.full(6, 9.0)] + np.random.default_rng(0).normal(size=12)
+    scene = scene_of(run("hidden_markov", pd.DataFrame({"pulse": x}), series=True, max_iter=5))
+    figure = picture_of("series", scene)
+    data, states = figure.axes
+    assert data.get_title(loc="left") == "pulse" and states.get_ylim() == (0, 1)
+    assert len({tuple(c) for c in data.collections[0].get_facecolors()}) == 2
+    level = scene_of(run("linear_state_space", pd.DataFrame({"pulse": x}), series=True, max_iter=2))
+    assert set(subjects(level)) == {"series", "trace"}
+    assert "series" not in subjects(scene_of(run("ppca", np.random.default_rng(0).normal(size=(20, 9)), max_iter=2)))
+
+
+@pytest.mark.full
+def test_methods_serve_series_or_say_why_not(tmp_path):
+    x = np.random.default_rng(2).poisson(5, (2, 6)) * 1.0
+    fitted = run("hidden_markov", x, emission="poisson", max_iter=20, restarts=1, out=tmp_path / "run")
+    found = infer(fitted, "importance", proposal="sequential", samples=2000)
+    assert abs(found.claimed.value - fitted.claimed.value) < 5 * found.claimed.se + 1e-9
+    with pytest.raises(Refusal, match="nuts needs a continuous latent"):
+        infer(fitted, "nuts")
+    drawn = infer(fitted, "gibbs", sweeps=50)
+    assert drawn.draws["z0"].shape[1:] == (2,)
+    bayes = run("hidden_markov", x, emission="poisson", priors=True, method="laplace")
+    assert {"start", "transitions", "rates"} <= set(bayes.parameters)
 
 
 def looks_back_at_data(x=None, size=None):

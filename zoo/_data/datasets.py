@@ -84,8 +84,7 @@ def load(
     if chosen.na:
         used["na"] = list(chosen.na)
     options = {"source": raw.source} | raw.used | {option: value for option, value in used.items() if value is not None}
-    folded: Dataset = steps.fold(_prepare(raw, name, options, how, share), raw.series)
-    return folded
+    return steps.fold(_prepare(raw, name, options, how, share), raw.series)
 
 
 def _from_covariance(spec: object, number: object, given: Mapping[str, object], standardize: bool) -> Dataset:
