@@ -58,4 +58,7 @@ below.legend(title="rate of the state", loc="upper left", bbox_to_anchor=(1.0, 1
 figure.suptitle("Quiet and busy spells: the hidden states of a century of earthquakes", x=0.01, ha="left")
 
 # %%
-# The command: ``zoo run hidden_markov --data earthquakes --set states=3 --set emission=poisson --out runs/earth``.
+# The command: ``zoo run hidden_markov --data earthquakes --set states=3 --set emission=poisson --out runs/earth``,
+# then ``zoo plot runs/earth``, which draws this.
+
+fit.plot("series")
