@@ -31,6 +31,9 @@ WARM_UP = 0.02  # of all steps, of the cosine schedule
 LAST_RATE = 0.005  # of the first rate, at the end of the cosine schedule
 SMALLEST_RATE = 1 / 64  # of the first rate: where a plateau counts as the end
 LEAST_STEPS = 50  # without progress before a rate is halved, however few rows make an epoch
+HIDDEN = (
+    0.1  # nats per row: where a mean over the last epochs is less sure than this, a rise may be hidden in its noise
+)
 RISING = 2.0  # standard errors of the slope from which a noisy objective counts as rising
 
 
@@ -43,11 +46,13 @@ class History:
     lr: np.ndarray  # [epochs]
     converged: bool | None
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [epochs] of the rows kept aside
+    hidden: bool = False  # whether noise hides what progress there is
 
     @property
     def notes(self) -> dict[str, str]:
         """What a fit says of the end where it cannot say whether training had converged."""
-        return {} if self.converged is not None else {"ended": "the schedule ended"}
+        told = "noise hides whether the objective still rose" if self.hidden else "the schedule ended"
+        return {} if self.converged is not None else {"ended": told}
 
     def trace(self, name: str) -> dict[str, np.ndarray]:
         """What a fit shows of it."""
@@ -103,9 +108,11 @@ def train(
 
     `schedule=plateau`: when the smoothed objective (or that of the held-out rows) has not risen by `tol` nats per row in
     `patience` epochs, and at least 50 steps, and its noise does not hide such a rise either, the rate is halved; at 1/64 of
-    the first rate training has converged. `cosine`: the rate falls along a half cosine over all epochs (Loshchilov & Hutter
-    2017); where it ends, or a `constant` rate does, says nothing of convergence, and `converged` is None, or False where the
-    objective was still rising. With rows held out, the parameters of the epoch that was best on them are kept.
+    the first rate training has converged; `converged` is None where the mean over those epochs has a standard error above 0.1
+    nats per row, since so much noise can hide a rise. `cosine`: the rate falls along a half cosine over all epochs
+    (Loshchilov & Hutter 2017); where it ends, or a `constant` rate does, says nothing of convergence, and `converged` is
+    None, or False where the objective was still rising. With rows held out, the parameters of the epoch that was best on
+    them are kept.
 
     Raises `ArithmeticError` with the step when the objective is not a number, `UsageError` for impossible settings.
     """
@@ -126,7 +133,9 @@ def train(
             loop.run_epoch()
             step(note=f"{loop.seen[-1]:.4f} nats per row")
         loop.keep_best()
-    return History(np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched))
+    return History(
+        np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched), loop.is_hidden()
+    )
 
 
 def plan_is_long(plan: Plan, batches: int) -> bool:
@@ -288,8 +297,7 @@ class _Loop:
             self.best = self.smoothed
         if len(self.aside) and figure >= max(self.watched):
             self.best_state = {name: copy.deepcopy(m.state_dict()) for name, m in self.modules.items()}
-        batches = -(-len(self.kept) // min(self.plan.batch, len(self.kept)))
-        patience = max(self.plan.patience, -(-LEAST_STEPS // batches))
+        patience = self._patience()
         if self.plan.schedule == "plateau" and self.since >= patience and not self._rising(patience):
             self.since, self.rate = 0, self.rate / 2
             self.done = self.rate < self.plan.lr * SMALLEST_RATE
@@ -297,18 +305,34 @@ class _Loop:
 
     def _rising(self, epochs: int) -> bool:
         """Whether the figure of the last epochs rises, beyond its noise, by `tol` in all: the slope of a line."""
-        seen = np.asarray((self.watched if len(self.aside) else self.seen)[-epochs:])
-        if len(seen) < max(4, epochs):
+        if len(self.seen) < max(4, epochs):
             return False
+        slope, noise, spread = self._line(epochs)
+        return slope * epochs > self.plan.tol and slope > RISING * noise / spread**0.5
+
+    def _line(self, epochs: int) -> tuple[float, float, float]:
+        """The slope of a line through the figure of the last epochs, the noise about it, and Σ t² of its times."""
+        seen = np.asarray((self.watched if len(self.aside) else self.seen)[-epochs:])
         t = np.arange(len(seen)) - (len(seen) - 1) / 2
-        slope = t @ seen / (t @ t)
-        error = np.sqrt(np.square(seen - seen.mean() - slope * t).sum() / (len(seen) - 2) / (t @ t))
-        return bool(slope * len(seen) > self.plan.tol and slope > RISING * error)
+        slope = float(t @ seen / (t @ t))
+        noise = float(np.sqrt(np.square(seen - seen.mean() - slope * t).sum() / (len(seen) - 2)))
+        return slope, noise, float(t @ t)
+
+    def is_hidden(self) -> bool:
+        """Whether the mean over the epochs in which progress seemed to have stopped is too noisy to say so."""
+        epochs = max(4, self._patience())
+        if self.plan.schedule != "plateau" or len(self.seen) < max(4, epochs):
+            return False
+        return self._line(epochs)[1] / epochs**0.5 > HIDDEN
+
+    def _patience(self) -> int:
+        batches = -(-len(self.kept) // min(self.plan.batch, len(self.kept)))
+        return max(self.plan.patience, -(-LEAST_STEPS // batches))
 
     def converged(self) -> bool | None:
         """Whether progress had stopped when training did; None where nothing says so."""
         if self.plan.schedule == "plateau":
-            return self.done
+            return None if self.done and self.is_hidden() else self.done
         return False if self._rising(max(4, len(self.seen) // 4)) else None
 
     @torch.no_grad()
