@@ -67,16 +67,16 @@ SABOTAGES = [
         ),
         (
             "transposed Cholesky factor",
-            ENGINE + "normal_engine.py",
-            "(tril[index, chosen] @ noise)",
-            "(tril[index, chosen].mT @ noise)",
+            ENGINE + "moments.py",
+            "noise @ tril[0, 0].mT",
+            "noise @ tril[0, 0]",
             "run factors by em",
         ),
         (
             "draws with half their sd",
-            ENGINE + "normal_engine.py",
-            "(tril[index, chosen] @ noise)",
-            "(0.5 * tril[index, chosen] @ noise)",
+            ENGINE + "moments.py",
+            "noise @ tril[0, 0].mT",
+            "0.5 * noise @ tril[0, 0].mT",
             "run factors by em",
         ),
         (

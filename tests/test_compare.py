@@ -295,7 +295,8 @@ def test_the_command(tmp_path):
     assert done.returncode == 0 and nuts["status"] == "refused"
     assert em["reference"] == "the exact posterior" and em["good_enough"] is True and em["verdict"] == "exact"
     assert 0 <= svi["distance"]["labels"] < 0.2 and svi["gap_per_row"] < 0
-    assert document["recommendation"]["method"] == "em" and "k-hat" in document["good_enough"]
+    cheapest = min((r for r in document["runs"] if r.get("good_enough")), key=lambda r: r["seconds"])
+    assert document["recommendation"]["method"] == cheapest["method"] and "k-hat" in document["good_enough"]
     assert json.loads((tmp_path / "c" / "compare.json").read_text()) == document
     assert (tmp_path / "c" / "compare.png").read_bytes()[:4] == b"\x89PNG"
 

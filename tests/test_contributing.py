@@ -74,6 +74,6 @@ def test_the_example_runs(name, copy):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_has_the_same_method():
-    (code,) = re.findall(r"```python\n# inference/.*?```", SECTIONS["A method"], re.S)
-    assert code in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tutorial_has_the_same_method():
+    (code,) = re.findall(r"```python\n# inference/gradient.py\n(.*?)```", SECTIONS["A method"], re.S)
+    assert code in (ROOT / "docs" / "tutorials" / "add_method.md").read_text(encoding="utf-8")

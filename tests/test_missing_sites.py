@@ -493,3 +493,18 @@ def test_quadratic_in_what_is_missing_and_not_in_what_is_seen():
     x[123, 1] = np.nan
     found = task_of(bent, x).structure
     assert found.exact == "no" and "site 'x' (Bent)" in found.reason
+
+
+def test_a_value_of_another_shape_is_refused_with_holes_as_without():
+    """The mask of the holes would broadcast one rate to two columns, and weigh what is no density of both."""
+
+    def one_column(x=None, size=None):
+        rate = pyro.param("rate", torch.ones(1), constraint=constraints.positive)
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Poisson(rate).to_event(1), obs=x)
+
+    x = np.ones((5, 2))
+    for holes in (False, True):
+        x[1, 1] = np.nan if holes else 1
+        with pytest.raises(UsageError, match=r"site 'x' .*expects values of its distribution's"):
+            task_of(one_column, x)

@@ -465,7 +465,7 @@ def test_a_guide_is_asked_where_the_run_has_few_draws(found: Scene) -> None:
 
 def test_without_draws_and_guide_the_prior_is_left(found: Scene) -> None:
     bare = replace(found, decoder=Decoder(replace(decoder_of(found).task, guide=None), {}), trace={})
-    assert set(_draw.subjects(bare)) == {"samples", "decoder_grid", "khat", "worst_khat"}
+    assert set(_draw.subjects(bare)) == {"samples", "decoder_grid", "khat", "worst_khat", "latent_kl"}
 
 
 def test_runs_without_a_guide(programs: str, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_gmm(covariance, family, parameters):
 
 def test_gmm_with_priors_has_global_latents_and_no_parameters():
     found = structure_of("gmm", datasets.load("faithful").x, components=3, priors=True)
-    assert [s.name for s in found.global_latents] == ["weights", "locs", "variances", "correlations"]
+    assert [s.name for s in found.global_latents] == ["weights", "locs", "covariances"]
     assert [s.name for s in found.local_latents] == ["z"]
     assert found.parameters == ()
     assert found.exact == "enumerable"

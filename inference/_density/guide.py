@@ -101,12 +101,12 @@ class ModeGuide(torch.nn.Module):
     def _draw(self, place: Place, loc: Tensor, tril: Tensor, share: Tensor) -> Tensor:
         """Sample a site, Σ_m share_m N(loc_m, tril_m tril_mᵀ); its free numbers [T, n, numbers].
 
-        `loc` [T, n, M, numbers], `tril` [T, n, M, numbers, numbers], `share` [T, n, M] in logarithms.
+        `loc` [T, n, M, numbers], `tril` [T or 1, n, M, numbers, numbers], `share` [T, n, M] in logarithms.
         """
         site, copies, one = place.site, math.prod(place.plates), math.prod(place.free)
-        T, n, M = share.shape
+        M = share.shape[2]
         if copies > 1:  # each copy by itself: its own block of the covariance
-            blocks = (tril @ tril.mT).reshape(T, n, M, copies, one, copies, one).diagonal(dim1=3, dim2=5)
+            blocks = (tril @ tril.mT).reshape(*tril.shape[:3], copies, one, copies, one).diagonal(dim1=3, dim2=5)
             tril = torch.linalg.cholesky(blocks.movedim(-1, 3))
         loc, tril = self._in_place(loc, place, one), self._in_place(tril, place, one, one)
         if place.free:

@@ -26,6 +26,13 @@ class LowerCholesky(transforms.Transform):
     def _size(length: int) -> int:
         return int(((8 * length + 1) ** 0.5 - 1) / 2 + 0.5)
 
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        D = self._size(shape[-1])
+        return torch.Size([*shape[:-1], D, D])
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size([*shape[:-2], shape[-1] * (shape[-1] + 1) // 2])
+
     def _call(self, x: Tensor) -> Tensor:
         D = self._size(x.shape[-1])
         row, column = torch.tril_indices(D, D)

@@ -58,7 +58,7 @@ class Request:
             "limit": self.limit,
             "dtype": self.dtype,
             "device": self.device,
-            "preparation": {**dict.fromkeys(ENTRIES), "standardize": False, "series": False, **self.preparation},
+            "preparation": {**{k: None for k in ENTRIES if k != "series"}, "standardize": False, **self.preparation},
             "options": self.options,
         }
         document |= {k: v for k, v in (("of", self.of), ("init", self.init)) if v is not None}

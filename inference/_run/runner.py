@@ -69,7 +69,7 @@ def run(
     limit: int = ENUMERATION_LIMIT,
     dtype: str = "auto",
     device: str = "auto",
-    init: str | os.PathLike[str] | None = None,
+    init_from: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     trust: bool = False,
     checkpoint: float = _checkpoint.INTERVAL,
@@ -96,7 +96,7 @@ def run(
     - `device`: `cpu`, `cuda` or `auto` (a GPU where there is one): where networks are trained. All else runs on the CPU.
     - `out`: a folder to write the run to; None writes nothing. Training leaves a checkpoint beside it every `checkpoint`
       seconds.
-    - `init`: the folder of a run, or a .npz or .json file of parameters by name, at which em, laplace or svi begin.
+    - `init_from`: the folder of a run, or a .npz or .json file of parameters by name, at which em, laplace or svi begin.
     - `resume`: the folder of a run that was stopped: it resumes from its checkpoint and ends with the same numbers. Nothing
       else needs to be given, except a model or data that have no name. A model or guide in a Python file has to be named
       again, unless `trust` allows the file that the folder names to be executed.
@@ -106,7 +106,7 @@ def run(
     preparation = {k: v for k, v in locals().items() if k in PREPARATIONS}
     _options.flags(standardize=standardize, series=series)
     request = request_of(model, data, method, options, seed, limit, dtype, device, preparation)
-    request = replace(request, init=None if init is None else os.fspath(init))
+    request = replace(request, init=None if init_from is None else os.fspath(init_from))
     return run_request(request, out=out, resume=resume, trust=trust, checkpoint=checkpoint, quiet=quiet)
 
 

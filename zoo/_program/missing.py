@@ -219,8 +219,11 @@ def marginal(
 ) -> tuple[dist.TorchDistribution, Tensor]:
     """The distribution of the observed entries, and the value with harmless numbers where `missing` is true.
 
-    Raises `UsageError` where a row is partly missing and the family cannot be marginalised.
+    Raises `UsageError` where a row is partly missing and the family cannot be marginalised, or the value has another shape.
     """
+    event = tuple(fn.event_shape)
+    if (got := tuple(value.shape[value.dim() - len(event) :])) != event:  # a mask would broadcast them to one another
+        raise UsageError(f"site '{site}' expects values of its distribution's event shape {event}, got {got} in each row.")
     event_dims = tuple(range(value.dim() - len(fn.event_shape), value.dim()))
     row_missing = missing.all(dim=event_dims) if event_dims else missing
     partly = (missing.any(dim=event_dims) if event_dims else missing) & ~row_missing
