@@ -201,7 +201,7 @@ REQUESTS: dict[str, list[str]] = {
         "infer fit --trust --method importance --data other.csv --set samples=50 --out weighed",
     ],
     "user resume": [
-        "ZOO_STOP_AT=150 run programs.py:stoppable --data counts.csv --method svi --set epochs=12 --checkpoint 0",
+        "ZOO_STOP_AT=100 run programs.py:stoppable --data counts.csv --method svi --set epochs=12 --checkpoint 0",
         "run programs.py:stoppable --resume fit",
     ],
     # what is no fit
