@@ -32,7 +32,9 @@ def test_learning_begins_at_the_values_of_a_run_or_a_file(tmp_path):
 def test_global_latents_begin_there_too(tmp_path):
     first = run("gmm", X, "em", components=2, priors="conjugate", quiet=True).fit
     np.savez(tmp_path / "at.npz", **first.parameters)
-    found = run("gmm", X, "em", components=2, priors="conjugate", init_from=tmp_path / "at.npz", max_iter=1, quiet=True).fit
+    found = run(
+        "gmm", X, "em", components=2, priors="conjugate", init_from=tmp_path / "at.npz", max_iter=1, quiet=True
+    ).fit
     assert found.trace["log_joint"][0] == pytest.approx(first.trace["log_joint"][-1], abs=1e-9)
 
 

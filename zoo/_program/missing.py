@@ -223,7 +223,9 @@ def marginal(
     """
     event = tuple(fn.event_shape)
     if (got := tuple(value.shape[value.dim() - len(event) :])) != event:  # a mask would broadcast them to one another
-        raise UsageError(f"site '{site}' expects values of its distribution's event shape {event}, got {got} in each row.")
+        raise UsageError(
+            f"site '{site}' expects values of its distribution's event shape {event}, got {got} in each row."
+        )
     event_dims = tuple(range(value.dim() - len(fn.event_shape), value.dim()))
     row_missing = missing.all(dim=event_dims) if event_dims else missing
     partly = (missing.any(dim=event_dims) if event_dims else missing) & ~row_missing
