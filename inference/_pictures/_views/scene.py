@@ -119,7 +119,8 @@ class Scene:
         options = ", ".join(k if v is True else f"{k} = {v}" for k, v in chosen.items())
         model = plain(Path(self.json["model"]).name, 60) + (f" ({plain(options, 60)})" if options else "")
         prepared = {k: v for k, v in self.json["options"]["data"].items() if k not in NOT_SHOWN}
-        how = ", ".join(k if v is True else f"{k} {v}" for k, v in prepared.items())
+        words = {k: ", ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in prepared.items()}
+        how = ", ".join(k if v is True else f"{k} {v}" for k, v in words.items())
         data = plain(self.json["data"]) + (f" ({plain(how)})" if how else "")
         lines = [f"{model} · {data} · {self.json['method']}", evidence_line(self.json), what]
         return "\n".join(line for line in lines if line)
