@@ -42,7 +42,11 @@ CASES = (
         ("svi", "importance"),  # laplace takes minutes to learn θ through a network
     ),
     Case(
-        "missing_pixels", "digits", {}, {"rows": 200, "binarize": 8, "missing": "top"}, "top half missing, 200 digits"
+        "missing_pixels",
+        "digits",
+        {"lr": 0.01},
+        {"rows": 200, "binarize": 8, "missing": "top"},
+        "top half missing, 200 digits",
     ),
 )
 QUICK = {"rows": 30}

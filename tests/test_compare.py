@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import started
 
+from inference._compare.comparison import ALIKE
 from inference._compare.distance import distance
 from inference._compare.judge import Judgement, _gap, _judged, judge
 from inference._compare.labelling import aligned
@@ -295,8 +296,9 @@ def test_the_command(tmp_path):
     assert done.returncode == 0 and nuts["status"] == "refused"
     assert em["reference"] == "the exact posterior" and em["good_enough"] is True and em["verdict"] == "exact"
     assert 0 <= svi["distance"]["labels"] < 0.2 and svi["gap_per_row"] < 0
-    cheapest = min((r for r in document["runs"] if r.get("good_enough")), key=lambda r: r["seconds"])
-    assert document["recommendation"]["method"] == cheapest["method"] and "k-hat" in document["good_enough"]
+    # the exact one, unless another was good enough in much less time
+    takes = "svi" if svi["good_enough"] and em["seconds"] > ALIKE * svi["seconds"] + 1 else "em"
+    assert document["recommendation"]["method"] == takes and "k-hat" in document["good_enough"]
     assert json.loads((tmp_path / "c" / "compare.json").read_text()) == document
     assert (tmp_path / "c" / "compare.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference._compare import picture
-from inference._compare.judge import GOOD_ENOUGH, Judgement, is_exact, judge
+from inference._compare.judge import GOOD_ENOUGH, NOT_CONVERGED, Judgement, is_exact, judge
 from inference._compare.reference import way_of
 from inference._run.entrance import entrance
 from inference._run.folder import check_out
@@ -120,10 +120,14 @@ def recommend(judgements: Sequence[Judgement]) -> tuple[str | None, str]:
         why += [f"{others} would do too"] if others else []
         why += [f"not good enough: {worse}"] if worse else []
         return best.run.method, "; ".join(why)
-    way = way_of(judgements[0].run.at_theta().structure)
+    structure = judgements[0].run.at_theta().structure
     if (then := _then(judgements)) is not None:
         return then
-    serve = {"em": "em is exact here", "nuts": "nuts would be the reference", "importance": _PROPOSALS}[way]
+    proposals = "proposal=laplace" if structure.continuous_locals else "guide=autoregressive"
+    more = f"try importance with {proposals}, or with more samples"
+    serve = {"em": "em is exact here", "nuts": "nuts would be the reference", "importance": more}[way_of(structure)]
+    if rising := _listed(j.run.method for j in judgements if j.faults == (NOT_CONVERGED,)):
+        serve = f"{rising} had only not converged: raise epochs, or lr"
     if all(j.good is None for j in judgements):
         return None, f"nothing here can check a posterior; {serve}"
     known = "known to be " if any(j.good is None for j in judgements) else ""
@@ -141,9 +145,6 @@ def _then(judgements: Sequence[Judgement]) -> tuple[str, str] | None:
         f"{why}; at its θ importance with proposal=laplace has weights that can be trusted (zoo infer RUN --method importance "
         "--set proposal=laplace)"
     )
-
-
-_PROPOSALS = "try importance with proposal=laplace, or with more samples"
 
 
 def _listed(names: Iterable[str]) -> str:

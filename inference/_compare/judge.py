@@ -16,6 +16,7 @@ from inference._sampling.khat import LIMIT
 
 MEANS, DEVIATIONS, LABELS = 0.1, 0.1, 0.02  # posterior sds; relative; total variation
 EVIDENCE, THETA = 0.1, 0.05  # nats a row
+NOT_CONVERGED = "not converged"
 MOST = 7.0  # logarithm of a ratio of sds that is worth a number
 CONTRADICTION = 0.5  # posterior sds between two methods that are both trusted
 ROWS = 0.05  # of the rows that may have weights which cannot be trusted
@@ -158,7 +159,7 @@ def _judged(j: Judgement) -> Judgement:
     if (bad := untrusted(j.run.fit)) > ROWS and j.run.claimed is not None and j.run.claimed.kind != "exact":
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
     if j.run.converged is False and not _only_rising(j):
-        faults.append("not converged")
+        faults.append(NOT_CONVERGED)
     vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS)
     known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
     return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
