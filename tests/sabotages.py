@@ -47,8 +47,8 @@ SABOTAGES = [
         (
             "missing entries counted as zero",
             "inference/_families/_elementwise.py",
-            "else -(normaliser @ seen.mT)",
-            "else -total",
+            "else [seen, ",
+            "else [torch.ones_like(seen), ",
             "run mixture with holes by em",
         ),
         (

@@ -130,7 +130,7 @@ def test_small_digits(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "LARGE_NUMBERS", 10_000)
     fit = run(
         "deep_latent_gaussian", "digits", "svi", rows=600, binarize="dynamic", likelihood="bernoulli", latents=6,
-        hidden=(30,), epochs=60, batch=50, lr=0.01, schedule="cosine", held_out=0.1, out=tmp_path / "run",
+        hidden=(30,), activation="tanh", epochs=60, batch=50, lr=0.01, schedule="cosine", held_out=0.1, out=tmp_path / "run",
     )  # fmt: skip
     assert fit.options["dtype"] == "float32"
     assert -32 < fit.claimed.value / fit.n < -20

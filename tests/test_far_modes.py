@@ -138,7 +138,7 @@ def squares(x=None, size=None):
 def test_a_claim_at_one_of_the_modes_that_the_method_found_says_so():
     task = task_of(squares, np.array([[20.0], [18.0], [25.0]]))
     fit, found = verify(task, laplace.fit(task, restarts=5))
-    assert found is None and len(fit.notes["modes"]) == 2 and "one of several" in fit.claimed.given
+    assert found is None and len(fit.notes["modes"]) == 2 and ", one of " in fit.claimed.given
 
 
 @pytest.mark.full

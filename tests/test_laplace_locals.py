@@ -108,7 +108,7 @@ def test_a_network_is_learned():
     rng = np.random.default_rng(5)
     z = rng.normal(size=(150, 1))
     x = np.column_stack([np.cos(z), np.sin(z)]) + 0.1 * rng.normal(size=(150, 2))
-    fit = run("deep_latent_gaussian", x, "laplace", latents=1, hidden="8", max_iter=60, samples=50)
+    fit = run("deep_latent_gaussian", x, "laplace", latents=1, hidden="8", activation="tanh", max_iter=60, samples=50)
     one = run("factor_analysis", x, "em", latents=1)
     assert fit.verified.value > one.claimed.value + 20  # a curve is no line
     assert fit.notes["modes_not_found"] == 0

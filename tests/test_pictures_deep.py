@@ -210,6 +210,7 @@ def test_correlations_are_numpys_over_the_rows_seen_in_both() -> None:
 def test_pictures_of_images(folder: Path, tmp_path: Path) -> None:
     assert inked(plot(folder, tmp_path, dpi=50)) == ALWAYS | {
         "interpolation",
+        "latent_kl",
         "decoder_grid",
         "trace",
         "khat",
@@ -304,7 +305,7 @@ def test_the_plane_holds_the_posterior_means_by_label(found: Scene) -> None:
 def test_more_latents_are_drawn_on_principal_axes(programs: str, tmp_path: Path) -> None:
     options = {"rows": 60, "binarize": 8, "epochs": 2, "guide": "mean_field", "latents": 3}
     run(programs + "pixels", "digits", "svi", out=tmp_path / "run", **options)
-    assert belonging(tmp_path / "run") == ALWAYS | {"interpolation", "trace", "khat", "worst_khat"}
+    assert belonging(tmp_path / "run") == ALWAYS | {"interpolation", "latent_kl", "trace", "khat", "worst_khat"}
     found = scene(tmp_path / "run")
     figure, pca = picture_of("latent_plane", found), PCA(2).fit(own_means(found))
     (points,) = (c for c in figure.axes[0].collections if isinstance(c, PathCollection))
@@ -344,6 +345,7 @@ def test_two_layers_are_seen_from_the_top(tmp_path: Path) -> None:
     run("deep_latent_gaussian", "digits", "svi", rows=60, binarize=8, missing="top", out=tmp_path / "run", **options)
     assert belonging(tmp_path / "run") == ALWAYS | {
         "interpolation",
+        "latent_kl",
         "decoder_grid",
         "trace",
         "missing",
@@ -402,7 +404,7 @@ def test_one_latent_is_a_histogram(programs: str, tmp_path: Path) -> None:
 def test_many_columns_are_heat_maps_and_their_correlations(tmp_path: Path) -> None:
     options = {"latents": 2, "hidden": (8,), "epochs": 3, "lr": 0.005}
     run("deep_latent_gaussian", "wine", "svi", standardize=True, rows=70, out=tmp_path / "run", **options)
-    assert belonging(tmp_path / "run") == ALWAYS | {"trace", "khat"}
+    assert belonging(tmp_path / "run") == ALWAYS | {"latent_kl", "trace", "khat"}
     found = scene(tmp_path / "run")
     observed, simulated, pairs = picture_of("samples", found).axes[:3]
     assert observed.images[0].get_array().shape == simulated.images[0].get_array().shape == (60, 13)  # type: ignore[union-attr]
@@ -423,7 +425,7 @@ def test_a_label_that_the_decoder_is_told_is_no_column_of_the_pictures(tmp_path:
     told = torch.cat([z, torch.eye(3, dtype=z.dtype)[[0, 2]]], 1)
     with torch.no_grad():
         np.testing.assert_allclose(made, module.center + module.spread * module.decoder(told)[:, :4])
-    assert belonging(tmp_path / "run") == ALWAYS | {"trace", "khat"}
+    assert belonging(tmp_path / "run") == ALWAYS | {"latent_kl", "trace", "khat"}
 
 
 @pytest.mark.parametrize("program", ["several", "in_a_plate", "nested_bounds", "unbounded_choice"])

@@ -348,12 +348,13 @@ def _with_others(fit: Fit, search: Search, peaks: list[Peak]) -> Fit:
         {"log_density": p.value, "log_evidence": float(m), "weight": w}
         for p, m, w in zip(peaks, masses, share, strict=True)
     ]
-    alone = "may not reach the others" if fit.notes.get("point") == "posterior means" else "cover it alone"
+    averaged = fit.notes.get("point") == "posterior means"  # which may be over all of them: the verifier looks
+    alone = "may not reach the others" if averaged else "cover it alone"
     said = (
         f"{len(peaks)} modes were found, and the fit is of the one that has {share[0]:.0%} of their mass by Laplace's "
         f"approximation: draws and evidence {alone}. The sum of all is {float(masses.logsumexp(0)):.3f} nats."
     )
-    if search.globals and fit.claimed is not None and 1 - share[0] >= LEAST_BESIDE:
+    if search.globals and fit.claimed is not None and not averaged and 1 - share[0] >= LEAST_BESIDE:
         fit = replace(fit, claimed=replace(fit.claimed, given=f"the mode that the fit is of, one of {len(peaks)}"))
     return fit.with_notes([said] if search.globals else [], {"modes": modes})
 
