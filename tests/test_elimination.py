@@ -164,6 +164,18 @@ def test_a_record_that_is_no_longer_right_is_dropped():
     assert replayed.graph is None and float(found[0]) == 3.0
 
 
+def test_a_record_that_cannot_be_looked_at_elsewhere_is_not_used():
+    def elsewhere(values):
+        raise ValueError("there is no other place")
+
+    state = {"factor": 1.0}
+    replayed = Replayed(lambda values: {"b": values["a"] * state["factor"]}, elsewhere)
+    for _ in range(5):
+        replayed({"a": torch.ones(2)})
+    state["factor"] = 2.0
+    assert replayed({"a": torch.ones(2)})["b"].tolist() == [2.0, 2.0]
+
+
 def test_a_row_of_weight_three_counts_as_three():
     x = chain(10, 3, 12, holes=0.1)[1]
     weights = np.r_[0, 3, np.ones(10)]

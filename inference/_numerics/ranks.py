@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from zoo._errors import UsageError
+
 T = TypeVar("T")
 LOST = "another process of this run has ended, so that its share of the rows is missing; start the run again."
 LEAST_ROWS = 1024
@@ -76,7 +78,7 @@ def gathered(value: Tensor, rows: int) -> list[Tensor]:
     try:
         dist.all_gather(out, value.contiguous())
     except RuntimeError as error:
-        raise RuntimeError(LOST) from error
+        raise UsageError(LOST) from error
     return out
 
 
@@ -84,7 +86,7 @@ def _all_reduce(flat: Tensor) -> None:
     try:
         dist.all_reduce(flat)
     except RuntimeError as error:
-        raise RuntimeError(LOST) from error
+        raise UsageError(LOST) from error
 
 
 def _share(rows: int) -> bool:

@@ -67,11 +67,13 @@ class Replayed(Generic[Seen]):
             found, self._spec = tree_flatten(self.function(dict(zip(self._like, given, strict=True))))
             return found
 
+        right = False
         with seldom_collected(), contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.graph = tape.record(flat, [values[name] for name in self._like])
-            if not (self._is_right(values) and self._is_right(self.elsewhere(values))):
-                self.graph = None
+            right = self._is_right(values) and self._is_right(self.elsewhere(values))
+        if not right:  # or it could not be looked at elsewhere
+            self.graph = None
 
     def _is_right(self, values: Values) -> bool:
         """Whether record and program agree at these values."""
