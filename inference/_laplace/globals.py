@@ -8,6 +8,7 @@ large-sample one over θ itself, from the observed information (Efron & Hinkley 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -56,9 +57,7 @@ def fit(task: Task, inner: Inner, options: Options) -> Fit:
         learned = {n: v for n, v in search.values(peak.flat).items() if n in search.theta}
         for own in {id(t): t for t in (task, inner.task)}.values():
             own.program.assign({n: v.to(own.x.dtype) for n, v in learned.items()})
-    found = _result(search, peak)
-    if len(peaks) > 1:
-        found = _with_others(found, search, peaks)
+    found = _result(search, peaks)
     kept = not (task.learn or search.globals or not search.coordinates.d)
     return _at_kept_theta(found, search.density, peak) if kept else found
 
@@ -87,9 +86,7 @@ def approximation(task: Task) -> GlobalGaussian | None:
 
 def _at(search: Search, peak: Peak) -> GlobalGaussian:
     """The Gaussian over the globals at a peak."""
-    hessian, _ = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
-    block = hessian[search.places][:, search.places]
-    tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(block)))
+    tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(search.precision(peak))))
     return _in_dtype(search.task, search.layout, peak.flat[search.places], tril)
 
 
@@ -277,8 +274,8 @@ def _endless(search: Search, error: grid.Endless) -> str:
     )
 
 
-def _result(search: Search, peak: Peak) -> Fit:
-    task = search.task
+def _result(search: Search, peaks: list[Peak]) -> Fit:
+    task, peak = search.task, peaks[0]
     outer = _on_a_grid(search, peak) or _by_weights(search, peak, _gaussian(search, peak))
     draws = {n: v.detach() for n, v in search.coordinates.unflatten(outer.draws).items()}
     local = search.inner.locals({n: v for n, v in draws.items() if n in search.globals}, outer.point)
@@ -292,7 +289,7 @@ def _result(search: Search, peak: Peak) -> Fit:
         )
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     dtype = task.x.numpy().dtype
-    return Fit(
+    fit = Fit(
         parameters={**theta, **{n: v.numpy().astype(dtype) for n, v in outer.point.items()}},
         claimed=outer.evidence,
         draws={**{n: v.numpy().astype(dtype) for n, v in draws.items()}, **local.draws},
@@ -309,6 +306,7 @@ def _result(search: Search, peak: Peak) -> Fit:
         notes=outer.notes | local.notes,
         global_gaussian=outer.gaussian,
     )
+    return _with_others(fit, search, peaks, outer.draws) if len(peaks) > 1 else fit
 
 
 def _evidence(search: Search, peak: Peak, point: dict[str, Tensor]) -> Evidence:
@@ -340,23 +338,37 @@ def _gaussian_draws(search: Search, peak: Peak) -> Tensor:
     return peak.flat + noise.to(peak.flat) @ _spread(peak.hessian).mT
 
 
-def _with_others(fit: Fit, search: Search, peaks: list[Peak]) -> Fit:
-    """What the fit says of modes beside its own."""
+def _with_others(fit: Fit, search: Search, peaks: list[Peak], drawn: Tensor) -> Fit:
+    """What the fit says of modes beside its own; `drawn` [S, d] are its draws."""
     masses = torch.tensor([search.mass(p) for p in peaks], dtype=torch.float64)
     share = masses.softmax(0).tolist()
     modes = [
         {"log_density": p.value, "log_evidence": float(m), "weight": w}
         for p, m, w in zip(peaks, masses, share, strict=True)
     ]
-    averaged = fit.notes.get("point") == "posterior means"  # which may be over all of them: the verifier looks
-    alone = "may not reach the others" if averaged else "cover it alone"
-    said = (
-        f"{len(peaks)} modes were found, and the fit is of the one that has {share[0]:.0%} of their mass by Laplace's "
-        f"approximation: draws and evidence {alone}. The sum of all is {float(masses.logsumexp(0)):.3f} nats."
-    )
-    if search.globals and fit.claimed is not None and not averaged and 1 - share[0] >= LEAST_BESIDE:
-        fit = replace(fit, claimed=replace(fit.claimed, given=f"the mode that the fit is of, one of {len(peaks)}"))
+    found = f"{len(peaks)} modes were found by Laplace's approximation, the first with {share[0]:.0%} of their mass"
+    said = f"{found}: draws and evidence cover all of them, and a mean may lie between."
+    if (beside := _not_reached(search, peaks, share, drawn)) >= LEAST_BESIDE:
+        said = (
+            f"{found}: draws and evidence leave out modes with {beside:.0%} of it. The sum of all is "
+            f"{float(masses.logsumexp(0)):.3f} nats."
+        )
+        if search.globals and fit.claimed is not None:
+            fit = replace(fit, claimed=replace(fit.claimed, given=f"the mode that the fit is of, one of {len(peaks)}"))
     return fit.with_notes([said] if search.globals else [], {"modes": modes})
+
+
+def _not_reached(search: Search, peaks: list[Peak], share: list[float], drawn: Tensor) -> float:
+    """The mass of the modes near which there are far fewer draws [S, d] than their share."""
+    u = drawn[:, search.places].to(peaks[0].flat)
+    each = []
+    for peak, own in zip(peaks, share, strict=True):
+        q = torch.distributions.MultivariateNormal(
+            peak.flat[search.places], precision_matrix=search.precision(peak)
+        )
+        each.append(q.log_prob(u) + math.log(max(own, 1e-300)))
+    nearest = torch.stack(each).argmax(0).bincount(minlength=len(peaks)) / len(u)
+    return sum(own for own, near in zip(share[1:], nearest[1:].tolist(), strict=True) if near < own / 4)
 
 
 def _at_kept_theta(fit: Fit, density: Callable[[Tensor], Tensor], peak: Peak) -> Fit:

@@ -293,10 +293,14 @@ class Search:
             trace = self.task.program.trace(self.task.x[:2])
         return {n: node_of(trace, n)["value"] for n in self.globals}
 
+    def precision(self, peak: Peak) -> Tensor:
+        """Of the globals' Gaussian at a peak, θ a point: the Hessian, positive definite where it was not."""
+        hessian, _ = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
+        return hessian[self.places][:, self.places]
+
     def mass(self, peak: Peak) -> float:
         """Laplace's log-integral over the globals, θ a point."""
-        hessian, _ = definite.raised(peak.hessian, SMALLEST_EIGENVALUE)
-        block = hessian[self.places][:, self.places]
+        block = self.precision(peak)
         log_det = 2 * torch.linalg.cholesky(block).diagonal().log().sum()
         return peak.value + 0.5 * len(block) * math.log(2 * math.pi) - 0.5 * float(log_det)
 
