@@ -103,7 +103,8 @@ def _normals(task: Task, guide: torch.nn.Module, rows: Tensor, site: Site) -> _N
         values = of_q.mean, of_q.stddev, of_p.mean, of_p.stddev, mine["value"]
         parts.append([_flat(task, site, v, len(x)) for v in values])
     weight = weighed(torch.ones(len(rows)).to(task.x), task.weights, rows)
-    return _Normals(*(torch.cat(some) for some in zip(*parts, strict=True)), apart=apart, shares=weight / weight.sum())
+    mean, scale, prior_mean, prior_scale, drawn = (torch.cat(some) for some in zip(*parts, strict=True))
+    return _Normals(mean, scale, prior_mean, prior_scale, drawn, apart, weight / weight.sum())
 
 
 def _base(fn: torch.distributions.Distribution) -> torch.distributions.Distribution:
