@@ -136,7 +136,7 @@ def _by_completion(task: Task, how: EStep, max_iter: int | None, start: Start, f
     """Of an exact program: its data completed by draws or by the most probable latents; log p(x; θ) is exact all the same."""
     climb = _begun(task, start, task.seed, Floor(floor or FLOOR, set(), strict=floor is not None))
     iterations = max_iter or (MAX_ITER if how.kind == "hard" else MAX_SAMPLED)
-    closed = task.engine.sampled(1) is not None
+    closed = how.kind == "hard" or task.engine.sampled(1) is not None
     by: Completion = ByStatistics(task, how.draws, climb.floor) if closed else ByDensity(task, latents(task, how.draws))
     notes: dict[str, object] = {"e_step": how.kind}
     with task.progress("em", iterations) as step:

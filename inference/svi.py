@@ -198,6 +198,7 @@ class _Found:
         self.effort = 3.0 * len(self.history.objective) * self.particles
         if self.guide is not None and self.task.structure.global_latents and self.history.converged:
             self.history.converged = _climb.stationary(self.task, self.guide, self.objective)
+            self.history.unsure = "the slope of the bound in the guide's global latents is not known"
 
     def fit(self) -> Fit:
         """The result."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import task_of, tensor
 from pyro.nn import PyroModule, PyroParam
+from scipy.stats import multivariate_normal, norm
 from sklearn.cluster import KMeans
 from torch.distributions import constraints
 
@@ -272,12 +273,44 @@ def test_a_chain_that_drifts_is_not_called_settled():
     assert "did not settle" in found.warnings()[0]
 
 
+def test_a_chain_that_no_draw_moves_is_settled():
+    """One component: each iteration gives the same θ, which is the maximum."""
+    fit = em.fit(task_of("gmm", FAITHFUL, components=1), e_step="sample", max_iter=20)
+    assert fit.warnings == []
+    assert fit.converged is None
+    assert np.isclose(
+        fit.claimed.value, multivariate_normal(FAITHFUL.mean(0), np.cov(FAITHFUL.T, ddof=0)).logpdf(FAITHFUL).sum()
+    )
+
+
 # -------------------------------------------------------------------------------------------------------------- hard
+
+
+def test_hard_em_ends_where_theta_is_best_for_its_assignments():
+    """An M-step of a mean that two scales share is one step of two, and the assignments settle first."""
+    rng = np.random.default_rng(0)
+    x = np.r_[0.1 * rng.normal(size=50) + 1, 8 * rng.normal(size=50) + 4]
+
+    def program(x=None, size=None):
+        m = pyro.param("m", torch.zeros(()))
+        s = pyro.param("s", torch.tensor([1.0, 2.0]), constraint=constraints.positive)
+        with pyro.plate("data", size if x is None else len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2))
+            return pyro.sample("x", dist.Normal(m.expand(*k.shape, 1), s[k].unsqueeze(-1)).to_event(1), obs=x)
+
+    fit = em.fit(task_of(program, x[:, None]), e_step="hard", start="program")
+    assert fit.converged
+    wide = fit.probabilities["k"].argmax(1) == 1
+    m = fit.parameters["m"]
+    for _ in range(200):
+        s = np.array([((x[~wide] - m) ** 2).mean(), ((x[wide] - m) ** 2).mean()])[wide * 1] ** 0.5
+        m = (x / s**2).sum() / (1 / s**2).sum()
+    best = (norm(m, s).logpdf(x) + np.log(0.5)).sum()
+    assert np.isclose(fit.trace["classification_log_likelihood"][-1], best, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("components", [2, 3, 5])
 def test_hard_em_of_equal_spheres_is_k_means(components):
-    start = FAITHFUL[np.linspace(0, len(FAITHFUL) - 1, components).round().astype(int)]
     start = FAITHFUL[torch.linspace(0, len(FAITHFUL) - 1, components).long().numpy()]
     theirs = KMeans(components, init=start, n_init=1, tol=0, max_iter=300, algorithm="lloyd").fit(FAITHFUL)
     found = run(Spheres, FAITHFUL, "em", e_step="hard", start="program", components=components)

@@ -17,6 +17,7 @@ from scipy import special, stats
 from inference import run, svi
 from inference._numerics.coordinates import bijection
 from inference._training import climb, fixed_draws
+from inference._training.loop import Plan, train
 from zoo._errors import Refusal
 
 SEEDS = (0, 1, 2)
@@ -287,6 +288,20 @@ def test_a_schedule_that_ended_is_no_convergence(schedule):
 def test_an_objective_that_was_still_rising_is_called_so():
     fit = run(user.poisson, np.full((40, 3), 500.0) + np.arange(3), "svi", schedule="constant", epochs=40, lr=0.001)
     assert fit.converged is False and any("still rising" in w for w in fit.warnings)
+
+
+@pytest.mark.parametrize(("noise", "converged"), [(0.1, True), (3.0, None)])
+def test_an_objective_in_whose_noise_a_rise_may_hide_is_not_called_converged(noise, converged):
+    """The mean of the last 50 epochs has a standard error of noise / √50: 0.01 and 0.4 nats."""
+    task, module = task_of(user.coin, COIN), torch.nn.Linear(1, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def objective(rows, x):
+        return noise * torch.randn((), generator=generator) - module.weight.square().sum() - module.bias.square().sum()
+
+    found = train(task, {"it": module}, objective, Plan(3000, len(COIN), 0.1, 1e-3), step=lambda *_, **__: None)
+    assert found.converged is converged
+    assert found.notes == ({} if converged else {"ended": "noise hides whether the objective still rose"})
 
 
 @pytest.mark.full

@@ -343,3 +343,50 @@ def test_a_start_without_slope_is_no_end(prior):
     covariance = np.outer(fit.parameters["w"], fit.parameters["w"]) + 0.49 * np.eye(3)
     value = multivariate_normal(np.zeros(3), covariance).logpdf(x).sum()
     assert fit.converged and fit.claimed.value == pytest.approx(value, abs=1e-6) and value > -690
+
+
+def test_a_column_of_loadings_that_stays_at_0_is_no_end():
+    """The other column moves, and the likelihood comes to the maximum of one latent; of two, it is PPCA's."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 2)) @ [[2, -1.5, 1, 0.5], [0, 1, 1.2, -1]] + 0.5 * rng.normal(size=(100, 4))
+
+    def program(x=None, size=None):
+        w = pyro.param("w", torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]]))
+        noise = pyro.param("noise", torch.tensor(1.0), constraint=constraints.positive)
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z @ w, noise).to_event(1), obs=x)
+
+    ordered = np.linalg.eigvalsh(x.T @ x / 100)[::-1]
+    spread = np.r_[ordered[:2], [ordered[2:].mean()] * 2]
+    fit = em.fit(task_of(program, x))
+    assert fit.claimed.value == pytest.approx(-50 * (4 * np.log(2 * np.pi) + np.log(spread).sum() + 4), abs=1e-3)
+
+
+def test_two_components_that_begin_alike_do_not_stay_alike():
+    rng = np.random.default_rng(0)
+    x = np.repeat([[3.0, 3], [-2, -2], [6, -6]], 40, 0) + rng.normal(size=(120, 2))
+
+    def program(x=None, size=None):
+        locs = pyro.param("locs", torch.tensor([[0.0, 0], [0, 0], [6, -6]]))
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+            return pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x)
+
+    alike, apart = (em.fit(task_of(program, x), start=start).claimed.value for start in ("program", "kmeans"))
+    assert alike == pytest.approx(apart, abs=1e-3)
+
+
+@pytest.mark.full
+def test_a_saddle_that_bends_little_is_left():
+    """A variance of 1.02 in one direction and 1 in the others: EM's steps from loadings of 0 grow by 2 % each."""
+    x = np.linalg.qr(np.random.default_rng(0).normal(size=(4000, 3)))[0] * 4000**0.5 * [1.02**0.5, 1, 1]
+
+    def program(x=None, size=None):
+        w = pyro.param("w", torch.zeros(3))
+        with user.rows(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z.unsqueeze(-1) * w, 1.0).to_event(1), obs=x)
+
+    best = multivariate_normal(np.zeros(3), np.diag([1.02, 1, 1])).logpdf(x).sum()
+    assert em.fit(task_of(program, x)).claimed.value == pytest.approx(best, abs=1e-3)

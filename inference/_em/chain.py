@@ -67,8 +67,9 @@ def walk(task: Task, completion: Completion, iterations: int, step: Step) -> Cha
             halves[2 * place // chain.kept].add(_flat(task))
         step(note=f"{'log p(x)' if task.structure.is_exact else 'log p(x, z)'} {chain.trace[-1]:.4f}")
     kept = np.asarray(chain.trace[-chain.kept :])
-    if chain.kept >= 8 and np.ptp(kept) > 0:
-        chain.rhat = float(agreement(kept[-(chain.kept // 2 * 2) :].reshape(1, 2, -1))[0][0])
+    if chain.kept >= 8:  # no draw moves what stands still
+        still = np.ptp(kept) <= np.finfo(float).eps * chain.kept * (1 + np.abs(kept).max())
+        chain.rhat = 1.0 if still else float(agreement(kept[-(chain.kept // 2 * 2) :].reshape(1, 2, -1))[0][0])
     chain.rhat_of_theta = _rhat(*halves)
     _average(task, completion, chain, halves, float(kept.mean()))
     return chain

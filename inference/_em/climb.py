@@ -29,7 +29,7 @@ STIFF = 1e-5  # a share of the data's variance: where a smaller one is about, EM
 NO_FLOOR = 1e-10  # a share of the data's variance: where nothing bounds a smaller one, it is on its way to 0
 NEWTON_STEPS = 20
 WAITS = 50
-ASIDE = 10  # steps from a little aside of a start that has no slope
+ASIDE = 100  # steps at most from a little aside of a flat spot
 BORDER = "a variance goes to 0 there, and the density grows without bound"
 ENOUGH = 1e-4  # nats: where no more than this is left to gain, the climb has converged
 
@@ -94,10 +94,8 @@ class _State:
     def __init__(self, task: Task, climb: Climb, options: Options) -> None:
         self.task, self.record, self.options, self.floor = task, climb, options, climb.floor
         self.exact, self.globals = task.engine, climb.globals
-        self.begin, self.aside = (
-            {**task.theta(), **self.globals},
-            False,
-        )  # `aside`: whether it looked aside of a flat spot
+        self.begin = {**task.theta(), **self.globals}
+        self.aside = False  # whether it looked aside of a flat spot
         self.how = task.plan(self.globals)
         self.leap = Leap(task)
         self.stats, value = self._e_step()
@@ -254,11 +252,13 @@ class _State:
         kept, top, reached, self.aside = self._keep(), self.record.objective[-1], -math.inf, True
         assert self.surface is not None
         if (spot := self.surface.aside(self._spot(), self.begin)) is not None:
-            self.globals, self.stats = self.surface.put(spot.u), spot.stats
+            self.globals, self.stats, value = self.surface.put(spot.u), spot.stats, spot.value
             with contextlib.suppress(ArithmeticError, ValueError, RuntimeError):
                 for _ in range(ASIDE):
                     self._m_step()
-                    self.stats, value = self._e_step()
+                    before, (self.stats, value) = value, self._e_step()
+                    if not before + 0.01 * ENOUGH < value <= top + ENOUGH:
+                        break
                 reached = value
         if not top + ENOUGH < reached < math.inf:
             self._restore(kept)

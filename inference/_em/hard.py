@@ -12,18 +12,25 @@ from torch import Tensor
 from inference._em.completed import ByStatistics
 from inference._method.progress import Step
 from inference._method.task import Task
+from inference._numerics.weighted import weighed
+
+STILL = 1e-12  # a share of log p(x, a; θ), by which no step changes it
 
 
 def classify(task: Task, completion: ByStatistics, iterations: int, step: Step) -> tuple[list[float], bool]:
-    """Put θ at a fixed point. Returns Σ log p(x_i, a_i; θ) before each M-step, and whether no row changed its assignment."""
+    """Put θ at a fixed point. Returns Σ log p(x_i, a_i; θ) before each M-step, and whether an M-step changed neither this nor
+    an assignment: one that is itself a few steps may leave θ short of its best."""
     trace: list[float] = []
     before: Tensor | None = None
     for _ in range(iterations):
         shares = task.engine.responsibilities()
         top, chosen = shares.max(1)
-        value = task.engine.per_datum() + top.log()
-        trace.append(float((value if task.weights is None else value * task.weights).sum()))
-        if before is not None and torch.equal(chosen, before):
+        trace.append(float(weighed(task.engine.per_datum() + top.log(), task.weights, slice(None)).sum()))
+        if (
+            before is not None
+            and torch.equal(chosen, before)
+            and abs(trace[-1] - trace[-2]) <= STILL * (1 + abs(trace[-2]))
+        ):
             return trace, True
         before = chosen
         hard = torch.nn.functional.one_hot(chosen, shares.shape[1]).to(shares)

@@ -22,6 +22,8 @@ from inference._numerics.lbfgs import Memory
 
 HALVINGS = 15
 FLATTEST = 1e-8  # a share of the stiffest curvature: a direction that bends less is taken for the program's own freedom
+ALIKE = 1e-12  # the difference of coordinates up to which they are the same
+MOST_ALIKE = 1000  # parts of a parameter that are held against each other
 TINY = 1e-4  # of a coordinate's step to where its curvature is read off
 NEWTON = 60  # coordinates up to which a Hessian is formed
 NEWTON_NUMBERS = 1_000_000  # of rows × joint values × coordinates
@@ -201,18 +203,19 @@ class Surface:
         return 0.5 * float(along @ step), unit * (vectors @ step)
 
     def aside(self, spot: Spot, begin: dict[str, Tensor]) -> Spot | None:
-        """A point half a nat or so aside of a flat spot, in what has its values of `begin` yet; None without such.
+        """A point half a nat or so aside of a flat spot, in what did not move from `begin` or is alike; None without such.
 
-        A start that is symmetric has no slope (loadings of 0, latents that are alike), and may be a saddle.
+        A start that is symmetric has no slope, and leads to a saddle: a column of loadings that begins at 0 stays there, and
+        components that begin alike stay alike.
         """
-        first = self.layout.flatten(begin)
-        still = [p for p in self._places() if len(p) and bool((spot.u[p] - first[p]).abs().max() <= 1e-12)]
-        way = torch.zeros_like(spot.u)
-        for place in still:
-            way[place] = torch.randn(len(place), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
-                way
-            )
-        way = self.free() * way
+        moved = (spot.u - self.layout.flatten(begin)).abs() > ALIKE
+        for shape, place in zip(self.layout.shapes.values(), self._places(), strict=True):
+            for axis in [a for a, size in enumerate(shape) if len(place) and size <= MOST_ALIKE]:
+                parts = place.reshape(shape).movedim(axis, 0)
+                rows = spot.u[parts].reshape(len(parts), -1)
+                moved[parts[(torch.cdist(rows, rows, p=torch.inf) <= ALIKE).sum(0) > 1]] = False
+        way = torch.randn(len(moved), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        way = self.free() * ~moved * way.to(spot.u)
         if not bool(way.any()) or (near := self.spot(spot.u + TINY * way)) is None:
             return None
         bend = abs(float((near.gradient - spot.gradient) @ way)) / TINY

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import pyro
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from guides import at
@@ -32,13 +31,18 @@ NORMAL = (torch.distributions.Normal, torch.distributions.MultivariateNormal)
 
 @dataclass
 class _Normals:
-    """q and p of one site in some rows: means and standard deviations of each number, and a draw of q, all [n, d]."""
+    """q and p of one site in some rows: means and standard deviations of each number, and a draw of q, all [n, d].
+
+    `apart`: whether the numbers are independent given the row under q. `shares` [n]: what each row counts, 1 in all.
+    """
 
     mean: Tensor
     scale: Tensor
     prior_mean: Tensor
     prior_scale: Tensor
     drawn: Tensor
+    apart: bool
+    shares: Tensor
 
     def kl(self) -> Tensor:
         """KL(q ‖ p) of each number by itself [n, d], nats."""
@@ -51,22 +55,25 @@ class _Normals:
 def collapse(task: Task, guide: torch.nn.Module) -> tuple[list[str], dict[str, object]]:
     """A warning where latents carry no information, and notes: KL by number, active units, mutual information.
 
-    Of continuous latents whose prior and q are normal, in programs without global latents; nothing is said of others.
+    Of continuous latents whose prior and q are normal, in programs without global latents; nothing is said of others, nor of
+    missing entries. Numbers that are tied under q may tell together what none of them tells: those are not warned of.
     """
     structure = task.structure
     rows = torch.linspace(0, len(task.x) - 1, min(len(task.x), MOST_ROWS)).long()
-    sites = [s for s in structure.continuous_locals if s.inner * math.prod(s.event_shape) <= MOST_NUMBERS]
+    latents = [s for s in structure.continuous_locals if not s.completes]
+    sites = [s for s in latents if s.inner * math.prod(s.event_shape) <= MOST_NUMBERS]
     if structure.global_latents or not sites:
         return [], {}
     found = {s.name: n for s in sites if (n := _normals(task, guide, rows, s)) is not None}
     if not found:
         return [], {}
-    kl = {name: _mean(task, rows, n.kl()) for name, n in found.items()}
+    kl = {name: n.shares @ n.kl() for name, n in found.items()}
     notes: dict[str, object] = {"kl_by_dimension": {name: v.tolist() for name, v in kl.items()}}
     notes["active_units"] = {name: int(_active(n).sum()) for name, n in found.items()}
-    if len(structure.local_latents) == 1 and len(rows) > 1 and _independent(task, guide):
-        notes["mutual_information"] = _mutual(next(iter(found.values())))
-    return _warnings(kl), notes
+    first = next(iter(found.values()))
+    if len(structure.local_latents) == 1 and len(rows) > 1 and first.apart:
+        notes["mutual_information"] = _mutual(first)
+    return _warnings({name: v for name, v in kl.items() if found[name].apart}), notes
 
 
 def _warnings(kl: dict[str, Tensor]) -> list[str]:
@@ -82,30 +89,22 @@ def _warnings(kl: dict[str, Tensor]) -> list[str]:
 
 
 def _normals(task: Task, guide: torch.nn.Module, rows: Tensor, site: Site) -> _Normals | None:
-    parts = []
+    parts, apart = [], True
     for some in weights.chunks(task.x[rows], 1):
-        x, q = _trace(task, guide, rows[some])
+        x = task.x[rows[some]]
+        with task.program.settings():
+            q = pyro.poutine.trace(at(guide, rows[some])).get_trace(x)
         latents = {s.name: node_of(q, s.name)["value"] for s in task.structure.local_latents}
         mine, prior = node_of(q, site.name), node_of(task.program.joint_trace(x, latents=latents), site.name)
         if not all(is_plain(n) and isinstance(_base(n["fn"]), NORMAL) for n in (mine, prior)):
             return None
         of_q, of_p = _base(mine["fn"]), _base(prior["fn"])
+        apart = apart and isinstance(of_q, torch.distributions.Normal)
         values = of_q.mean, of_q.stddev, of_p.mean, of_p.stddev, mine["value"]
         parts.append([_flat(task, site, v, len(x)) for v in values])
-    return _Normals(*(torch.cat(some) for some in zip(*parts, strict=True)))
-
-
-def _trace(task: Task, guide: torch.nn.Module, rows: Tensor) -> tuple[Tensor, Trace]:
-    """x of some rows, and the guide run on them."""
-    with task.program.settings():
-        return task.x[rows], pyro.poutine.trace(at(guide, rows)).get_trace(task.x[rows])
-
-
-def _independent(task: Task, guide: torch.nn.Module) -> bool:
-    """Whether the numbers of the one latent are independent given the row, under q."""
-    q = _trace(task, guide, torch.arange(min(2, len(task.x))))[1]
-    fn = node_of(q, task.structure.local_latents[0].name)["fn"]
-    return isinstance(_base(fn), torch.distributions.Normal)
+    weight = weighed(torch.ones(len(rows)).to(task.x), task.weights, rows)
+    mean, scale, prior_mean, prior_scale, drawn = (torch.cat(some) for some in zip(*parts, strict=True))
+    return _Normals(mean, scale, prior_mean, prior_scale, drawn, apart, weight / weight.sum())
 
 
 def _base(fn: torch.distributions.Distribution) -> torch.distributions.Distribution:
@@ -121,26 +120,22 @@ def _flat(task: Task, site: Site, value: Tensor, n: int) -> Tensor:
     return axes.by_datum(axes.expand(value, site, n, 1), site)[0].reshape(n, -1)
 
 
-def _mean(task: Task, rows: Tensor, values: Tensor) -> Tensor:
-    """The mean over rows [d] of [n, d], each row as often as it counts."""
-    if task.weights is None:
-        return values.mean(0)
-    return weighed(values, task.weights, rows).sum(0) / task.weights[rows].sum()
-
-
 def _active(of: _Normals) -> Tensor:
     """Which numbers' means under q vary with the row [d]."""
-    return of.mean.var(0, correction=0) > ACTIVE * of.prior_scale.square().mean(0)
+    variance = of.shares @ (of.mean - of.shares @ of.mean).square()
+    return variance > ACTIVE * (of.shares @ of.prior_scale.square())
 
 
 def _mutual(of: _Normals) -> dict[str, float | int]:
     """E log q(z | x_i) − log of its mean over the rows j of q(z | x_j), by one draw of z a row: nats, at most log n."""
     some = torch.linspace(0, len(of.mean) - 1, min(len(of.mean), PAIRED_ROWS)).long()
-    n, mean, scale = len(some), of.mean[some], of.scale[some]
+    n, mean, scale, share = len(some), of.mean[some], of.scale[some], of.shares[some] / of.shares[some].sum()
     each = [
         (-0.5 * ((z - mean) / scale).square() - scale.log()).sum(1)  # log q(z_i | x_j) + a constant [n]
         for z in of.drawn[some]
     ]
     log_q = torch.stack(each)
-    values = log_q.diagonal() - (log_q.logsumexp(1) - math.log(n))
-    return {"nats": float(values.mean()), "se": float(values.std() / n**0.5), "rows": n, "at_most": math.log(n)}
+    values = log_q.diagonal() - (log_q + share.log()).logsumexp(1)
+    nats = share @ values
+    se = (n / (n - 1) * (share * (values - nats)).square().sum()).sqrt()
+    return {"nats": float(nats), "se": float(se), "rows": n, "at_most": float(torch.special.entr(share).sum())}

@@ -31,9 +31,7 @@ WARM_UP = 0.02  # of all steps, of the cosine schedule
 LAST_RATE = 0.005  # of the first rate, at the end of the cosine schedule
 SMALLEST_RATE = 1 / 64  # of the first rate: where a plateau counts as the end
 LEAST_STEPS = 50  # without progress before a rate is halved, however few rows make an epoch
-HIDDEN = (
-    0.1  # nats per row: where a mean over the last epochs is less sure than this, a rise may be hidden in its noise
-)
+HIDDEN = 0.1  # nats per row: in the noise of a mean that is less sure than this a rise may be hidden
 RISING = 2.0  # standard errors of the slope from which a noisy objective counts as rising
 
 
@@ -46,13 +44,12 @@ class History:
     lr: np.ndarray  # [epochs]
     converged: bool | None
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [epochs] of the rows kept aside
-    hidden: bool = False  # whether noise hides what progress there is
+    unsure: str = "the schedule ended"  # why `converged` is None, where it is
 
     @property
     def notes(self) -> dict[str, str]:
         """What a fit says of the end where it cannot say whether training had converged."""
-        told = "noise hides whether the objective still rose" if self.hidden else "the schedule ended"
-        return {} if self.converged is not None else {"ended": told}
+        return {} if self.converged is not None else {"ended": self.unsure}
 
     def trace(self, name: str) -> dict[str, np.ndarray]:
         """What a fit shows of it."""
@@ -133,9 +130,10 @@ def train(
             loop.run_epoch()
             step(note=f"{loop.seen[-1]:.4f} nats per row")
         loop.keep_best()
-    return History(
-        np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched), loop.is_hidden()
-    )
+    found = History(np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched))
+    if plan.schedule == "plateau":
+        found.unsure = "noise hides whether the objective still rose"
+    return found
 
 
 def plan_is_long(plan: Plan, batches: int) -> bool:
@@ -318,11 +316,9 @@ class _Loop:
         noise = float(np.sqrt(np.square(seen - seen.mean() - slope * t).sum() / (len(seen) - 2)))
         return slope, noise, float(t @ t)
 
-    def is_hidden(self) -> bool:
+    def _hidden(self) -> bool:
         """Whether the mean over the epochs in which progress seemed to have stopped is too noisy to say so."""
         epochs = max(4, self._patience())
-        if self.plan.schedule != "plateau" or len(self.seen) < max(4, epochs):
-            return False
         return self._line(epochs)[1] / epochs**0.5 > HIDDEN
 
     def _patience(self) -> int:
@@ -332,7 +328,7 @@ class _Loop:
     def converged(self) -> bool | None:
         """Whether progress had stopped when training did; None where nothing says so."""
         if self.plan.schedule == "plateau":
-            return None if self.done and self.is_hidden() else self.done
+            return None if self.done and self._hidden() else self.done
         return False if self._rising(max(4, len(self.seen) // 4)) else None
 
     @torch.no_grad()

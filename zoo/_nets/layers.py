@@ -41,7 +41,7 @@ def image_shape(pixels: int, model: str) -> Shape:
     side = math.isqrt(pixels)
     if side**2 != pixels or side < 4:
         raise UsageError(
-            f"{model} expects square images of 4 × 4 pixels or more for its convolutions, got {pixels} columns."
+            f"{model} expects square images of 4 × 4 pixels or more for its convolutions, got {pixels} pixels."
         )
     return side, side
 
