@@ -17,6 +17,7 @@ from kalman_programs import POSITIVE
 from scipy import stats
 
 from inference import infer, run
+from inference._answers.mixture import Mixture
 from inference._pictures._draw import subjects
 from inference._pictures._views.scene import scene_of
 from zoo._data import datasets
@@ -272,6 +273,20 @@ def test_a_forecast_of_states_is_a_mixture(emission):
                     assert here >= share > before
                 else:
                     assert abs(here - share) < 1e-9
+
+
+def test_quantiles_of_families_that_have_no_negative_numbers():
+    """Their distribution functions say nothing of numbers outside their supports."""
+    weights, at = torch.tensor([[0.3], [0.7]]).double(), torch.tensor([[0.4], [2.0]]).double()
+    for fn, of in (
+        (dist.Gamma(0.5, at), lambda v: stats.gamma(0.5, scale=1 / v)),
+        (dist.LogNormal(at, 1.0), lambda v: stats.lognorm(1.0, scale=np.exp(v))),
+        (dist.Uniform(at, at + 1), lambda v: stats.uniform(v, 1)),
+    ):
+        mixture = Mixture.of(fn, weights)
+        for p in (0.025, 0.25, 0.975):
+            value = float(mixture.quantile(p))
+            assert value > 0 and abs(0.3 * of(0.4).cdf(value) + 0.7 * of(2.0).cdf(value) - p) < 1e-8
 
 
 @pytest.mark.full
