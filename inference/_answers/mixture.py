@@ -70,7 +70,8 @@ class Mixture:
         elif isinstance(self.fn, dist.Bernoulli):
             found = torch.where(value < 1, 1 - self.fn.probs, 1.0) * (value >= 0)
         else:
-            inside = self.fn.support.check(value)  # a distribution function says nothing elsewhere: log x of a negative x
+            support = self.fn.support  # outside it `cdf` may be NaN: of log x, say
+            inside = torch.ones_like(value, dtype=torch.bool) if support is None else support.check(value)
             try:
                 found = self.fn.cdf(torch.where(inside, value, self.fn.mean))
             except NotImplementedError:

@@ -18,7 +18,7 @@ from inference._answers.rows import Rows
 from inference._answers.table import Table
 from inference._method.fit import Evidence
 from inference._new_rows.ahead import by_step as steps_of
-from inference._new_rows.asked import NewRows, new_rows, own_rows
+from inference._new_rows.asked import NewRows, asked_of, new_rows
 from inference._run import folder as _store
 from inference._run import predictive
 from inference._run.entrance import entrance, seeded
@@ -45,7 +45,10 @@ def predict(
     """`Run.predict`."""
     flags(by_step=by_step)
     if by_step or ahead is not None:
-        return steps_of(run, ahead, by_step, data, preparation)[0].frame()
+        found, steps = steps_of(run, ahead, by_step, data, preparation)
+        frame = found.frame()
+        frame.attrs["posterior"] = steps.told
+        return frame
     tables: list[Table] = []
     asked = _each(run, data, preparation, lambda found, names: tables.append(found.table(names)))
     return _indexed(_table.joined(tables).frame("row"), data, asked)
@@ -77,13 +80,10 @@ def impute(run: Run, data: object, preparation: Preparation, draws: int, seed: i
 
 def _each(run: Run, data: object, preparation: Preparation, take: Take) -> NewRows | None:
     """Call `take` for some rows after the other: of new data, or of the run's own as it holds them."""
-    if data is None:
-        if preparation:
-            raise UsageError("the run's own rows are already prepared: give preparations only with other data.")
-        if not (_left_out(run) or _nothing_of_log_p(run)):
-            take(known_rows(run), names_of(run.dataset))
-            return None
-    asked = own_rows(run) if data is None else new_rows(run, data, preparation)
+    if data is None and not preparation and not (_left_out(run) or _nothing_of_log_p(run)):
+        take(known_rows(run), names_of(run.dataset))
+        return None
+    asked = asked_of(run, data, preparation)
     asked.each(take)
     return asked
 
@@ -240,8 +240,8 @@ def write_steps(
     final = _place(run, out, "steps.csv" if ahead is None else "ahead.csv")
     found, steps = steps_of(run, ahead, by_step, data, preparation)
     _write(final, found)
-    said = (*(() if data is None else steps.asked.data.warnings), *steps.asked.said)
-    return Written(str(final), len(found), list(found.columns), None, steps.source, said)
+    said = (*(() if data is None else steps.known.data.warnings), *steps.known.said)
+    return Written(str(final), len(found), list(found.columns), None, steps.told, said)
 
 
 def write_sample(
