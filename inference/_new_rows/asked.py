@@ -154,7 +154,7 @@ class NewRows:
         }
         chosen, version = _options.convert(schema, known, f"option of {self.method}"), task.x._version
         fit, evidence = verify(task, checked(module.fit(task, **chosen), task, self.method, version))
-        self.said.extend(fit.warnings)
+        self.said.extend(f"on these rows: {sentence}" for sentence in fit.warnings)
         return fit, None if evidence is None else replace(evidence, given=evidence.given or self.given)
 
     def _latents(self, draws: int) -> tuple[Arrays, Arrays]:
