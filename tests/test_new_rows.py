@@ -300,3 +300,50 @@ def test_samples_give_categories_in_words_and_standardize_leaves_their_codes():
     sample = fit.sample(50)
     assert set(sample["colour"]) <= set(words) and 40 < sample["size"].mean() < 60
     assert len(fit.predict(sample)) == 50
+
+
+@pytest.mark.full
+def test_a_method_that_did_not_converge_on_new_rows_is_told(tmp_path):
+    """A guide with a q for each row has none for others: they get theirs in the epochs of the run."""
+
+    def counts(x=None, size=None):
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            rates = (1 + z).exp().unsqueeze(-1) * torch.ones(3)
+            return pyro.sample("x", pyro.distributions.Poisson(rates).to_event(1), obs=x)
+
+    x = np.random.default_rng(0).poisson(2, (12, 3)) * 1.0
+    found = run(counts, x, "svi", guide="mean_field", epochs=2, out=tmp_path / "run")
+    holes = pd.DataFrame(np.where(np.eye(3, dtype=bool), np.nan, x[:3]), columns=found.columns)
+    for answer in (
+        lambda: found.predict(x[:3]),
+        lambda: found.transform(x[:3]),
+        lambda: found.score(x[:3]),
+        lambda: found.impute(holes),
+        lambda: found.sample(2, given=holes),
+    ):
+        with pytest.warns(UserWarning, match="on these rows: svi did not converge"):
+            answer()
+
+
+@pytest.mark.full
+def test_the_command_line_tells_it_too(tmp_path):
+    (tmp_path / "counts.py").write_text(
+        "import pyro, torch\nimport pyro.distributions as dist\n\n"
+        "def program(x=None, size=None):\n"
+        "    with pyro.plate('data', size if x is None else len(x)):\n"
+        "        z = pyro.sample('z', dist.Normal(0.0, 1.0))\n"
+        "        rates = (1 + z).exp().unsqueeze(-1) * torch.ones(3)\n"
+        "        return pyro.sample('x', dist.Poisson(rates).to_event(1), obs=x)\n"
+    )
+    x = pd.DataFrame(np.random.default_rng(0).poisson(2, (6, 3)) * 1.0, columns=list("abc"))
+    x.to_csv(tmp_path / "x.csv", index=False)
+    x.where(~np.eye(6, 3, dtype=bool)).to_csv(tmp_path / "holes.csv", index=False)
+    folder, file = str(tmp_path / "run"), f"{tmp_path / 'counts.py'}:program"
+    options = ("--method", "svi", "--set", "guide=mean_field", "--set", "epochs=2")
+    zoo("run", file, "--data", str(tmp_path / "x.csv"), *options, "--out", folder)
+    holes = str(tmp_path / "holes.csv")
+    said = zoo("sample", folder, "--given", holes, "--trust")["warnings"]
+    assert said and said[0].startswith("on these rows: svi did not converge")
+    done = CliRunner().invoke(app, ["impute", folder, "--data", holes, "--trust"])
+    assert done.exit_code == 0 and "on these rows: svi did not converge" in done.output

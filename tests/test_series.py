@@ -17,6 +17,7 @@ from kalman_programs import POSITIVE
 from scipy import stats
 
 from inference import infer, run
+from inference._answers.mixture import Mixture
 from inference._pictures._draw import subjects
 from inference._pictures._views.scene import scene_of
 from zoo._data import datasets
@@ -274,6 +275,20 @@ def test_a_forecast_of_states_is_a_mixture(emission):
                     assert abs(here - share) < 1e-9
 
 
+def test_quantiles_of_families_that_have_no_negative_numbers():
+    """Their distribution functions say nothing of numbers outside their supports."""
+    weights, at = torch.tensor([[0.3], [0.7]]).double(), torch.tensor([[0.4], [2.0]]).double()
+    for fn, of in (
+        (dist.Gamma(0.5, at), lambda v: stats.gamma(0.5, scale=1 / v)),
+        (dist.LogNormal(at, 1.0), lambda v: stats.lognorm(1.0, scale=np.exp(v))),
+        (dist.Uniform(at, at + 1), lambda v: stats.uniform(v, 1)),
+    ):
+        mixture = Mixture.of(fn, weights)
+        for p in (0.025, 0.25, 0.975):
+            value = float(mixture.quantile(p))
+            assert value > 0 and abs(0.3 * of(0.4).cdf(value) + 0.7 * of(2.0).cdf(value) - p) < 1e-8
+
+
 @pytest.mark.full
 def test_categories_ahead_have_probabilities():
     x = series("categorical", n=2, T=10)[..., 0]
@@ -305,7 +320,55 @@ def test_what_has_no_forecast_is_refused():
     ):
         with pytest.raises(UsageError, match=why):
             run(program, x, max_iter=1).predict(ahead=2)
-    assert run(shared_level, x, max_iter=1).predict(ahead=2).columns.tolist()[2:4] == ["x_mean", "x_sd"]
+    hole = np.where(np.arange(4) == 3, np.nan, x)
+    counts = np.random.default_rng(0).poisson(2, (6, 4)) * 1.0
+    for found in (
+        run(grows_with_length, x, "svi", epochs=2),  # the run's guide is not exact, what is ahead would be
+        run(loud_at_the_end, hole, max_iter=1),  # nothing is seen of the step that changes
+        run(counts_by_length, counts, "laplace", max_iter=2),
+    ):
+        with pytest.raises(UsageError, match="changes where steps are added"):
+            found.predict(ahead=2)
+    with pytest.raises(UsageError, match="has other latents where steps are added"):
+        run(one_walk, counts, "laplace", max_iter=2).predict(ahead=1)
+    level = run(shared_level, x, "svi", epochs=2)
+    ahead = level.predict(ahead=2)
+    assert ahead.columns.tolist()[2:4] == ["x_mean", "x_sd"] and ahead.attrs["posterior"] == "the exact posterior"
+    with pytest.raises(UsageError, match="give preparations only with other data"):
+        level.predict(ahead=2, rows=3)
+
+
+@pytest.mark.full
+def test_what_is_not_exact_is_forecast_by_the_program_from_its_last_states():
+    """Against sums over a grid of both states; no method has looked at the steps ahead. Equal rows say more together."""
+    x, many = np.array([[1.0, 6.0], [3.0, 0.0]]), 60
+    found = run(counted_walk, x.repeat(many, 0), "importance", proposal="laplace", samples=1000, epochs=1)
+    ahead = found.predict(ahead=2)
+    assert ahead.attrs["posterior"].startswith("200 draws by the method importance") and len(ahead) == 4 * many
+    z, near = np.linspace(-6, 6, 1201), 5 / (200 * many) ** 0.5
+    for i, (first, second) in enumerate(x):
+        log_p = stats.norm.logpdf(z)[:, None] + stats.norm.logpdf(z, 0.9 * z[:, None], 0.5)
+        log_p += stats.poisson.logpmf(first, np.exp(z))[:, None] + stats.poisson.logpmf(second, np.exp(z))
+        weights = np.exp(log_p - log_p.max()).sum(0)
+        mean = np.average(z, weights=weights)
+        for h in (1, 2):
+            rows = ahead[(ahead.series // many == i) & (ahead.step == h + 1)]
+            variance = 0.25 * sum(0.81**k for k in range(h))
+            spread = (np.average((z - mean) ** 2, weights=weights) * 0.81**h + variance) ** 0.5
+            rates, squares = np.exp(0.9**h * z + variance / 2), np.exp(2 * 0.9**h * z + 2 * variance)
+            rate = np.average(rates, weights=weights)
+            deviation = (np.average(squares, weights=weights) - rate**2) ** 0.5
+            assert abs(rows.z_mean.mean() - 0.9**h * mean) < near * spread
+            assert abs(rows.z_sd.mean() / spread - 1) < near
+            assert abs(rows.x_mean.mean() - rate) < near * deviation
+            assert abs((rows.x_sd**2 + rows.x_mean**2).mean() / (deviation**2 + rate**2 + rate) - 1) < 5 * near
+
+
+@pytest.mark.full
+def test_a_forecast_at_a_point_of_the_global_latents_says_so():
+    x = np.random.default_rng(0).poisson(5, (2, 6)) * 1.0
+    ahead = run("hidden_markov", x, emission="poisson", priors=True, method="laplace").predict(ahead=1)
+    assert ahead.attrs["posterior"].startswith("the exact posterior, given ")
 
 
 @pytest.mark.full
@@ -374,3 +437,39 @@ def shared_level(x=None, size=None):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         for t in range(4 if x is None else x.shape[1]):
             pyro.sample(f"x{t}", dist.Normal(z, scale), obs=None if x is None else x[:, t])
+
+
+def loud_at_the_end(x=None, size=None):
+    """The last step, whichever it is, is noisier than the others."""
+    T = 4 if x is None else x.shape[1]
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=POSITIVE)
+    with user.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(T):
+            pyro.sample(f"x{t}", dist.Normal(z, 9 * scale if t == T - 1 else scale), obs=None if x is None else x[:, t])
+
+
+def counts_by_length(x=None, size=None):
+    """Counts of a rate that depends on how many steps there are."""
+    T = 4 if x is None else x.shape[1]
+    with user.rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(T):
+            pyro.sample(f"x{t}", dist.Poisson((z - T / 4).exp()), obs=None if x is None else x[:, t])
+
+
+def one_walk(x=None, size=None):
+    """All states are one latent."""
+    T = 4 if x is None else x.shape[1]
+    with user.rows(x, size):
+        z = pyro.sample("z", dist.Normal(torch.zeros(T), 1.0).to_event(1))
+        pyro.sample("x", dist.Poisson(z.exp()).to_event(1), obs=x)
+
+
+def counted_walk(x=None, size=None):
+    """Counts of the exponential of an autoregression."""
+    with user.rows(x, size):
+        z = pyro.sample("z0", dist.Normal(0.0, 1.0))
+        for t in range(2 if x is None else x.shape[1]):
+            z = pyro.sample(f"z{t}", dist.Normal(0.9 * z, 0.5)) if t else z
+            pyro.sample(f"x{t}", dist.Poisson(z.exp()), obs=None if x is None else x[:, t])

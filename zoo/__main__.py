@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -324,11 +323,9 @@ def plot(
 
     if format not in ("png", "pdf", "svg"):
         raise unknown("format", format, ("png", "pdf", "svg"))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with _command.heard() as said:
         found = _draw.plot(folder, out, format, model=model, trust=trust, changed_program=changed_program)  # type: ignore[arg-type]
         paths = [str(p) for p in found]
-    said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
     if len(letters := [s for s in said if s.startswith("Glyph ")]) > 0:
         said = [s for s in said if s not in letters] + [
             "the pictures' font lacks letters of some names: they show as boxes."

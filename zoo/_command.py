@@ -10,7 +10,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter
 from typing import Annotated, Any, ParamSpec
@@ -26,6 +27,16 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 
 
 Some = list[str] | None
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """The warnings that users of Python would see, as sentences, once this has ended."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield said
+    said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
 
 
 def _option(kind: Any, name: str, help: str) -> Any:

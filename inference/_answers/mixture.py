@@ -70,8 +70,11 @@ class Mixture:
         elif isinstance(self.fn, dist.Bernoulli):
             found = torch.where(value < 1, 1 - self.fn.probs, 1.0) * (value >= 0)
         else:
+            support = self.fn.support  # outside it `cdf` may be NaN: of log x, say
+            inside = torch.ones_like(value, dtype=torch.bool) if support is None else support.check(value)
             try:
-                found = self.fn.cdf(value.clamp(min=0) if isinstance(self.fn, dist.Exponential) else value)
+                found = self.fn.cdf(torch.where(inside, value, self.fn.mean))
             except NotImplementedError:
                 return None
+            found = torch.where(inside, found, (value > self.fn.mean).to(found.dtype))
         return self._mean(found)

@@ -8,7 +8,9 @@ their missing entries is the forecast. Of an exact posterior so are the forecast
   p(x, the entry) / p(x), a ratio of two exact values, which gives the variance. The same ratio one standard deviation away
   checks both.
 
-All else is averaged over draws of the posterior.
+All else is averaged over draws of the posterior. Where it is not exact, the run says what the latents of the steps are that
+are there, and the program draws those of the next steps given these: no method, and no guide, looks at steps that come.
+All of it is at the run's θ, and at one value of each global latent.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from functools import cached_property
 import numpy as np
 import pyro.distributions as dist
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._answers import rows as _rows
 from inference._answers.mixture import Mixture
 from inference._answers.rows import Rows
 from inference._answers.table import Table
-from inference._new_rows.asked import NewRows, new_rows, on, own_rows
+from inference._new_rows.asked import NewRows, asked_of, on
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.result import Run
@@ -35,12 +38,13 @@ from zoo._data.columns import default_names
 from zoo._data.datasets import Dataset
 from zoo._errors import UsageError
 from zoo._program.structure import Site
-from zoo._program.trace import node_of
+from zoo._program.trace import log_prob, node_of
 
 QUANTILES = (0.025, 0.25, 0.75, 0.975)  # the ends of intervals of 95 % and of 50 %
 DRAWS = 1000
 MOST_AHEAD = 10_000
 MOST_NUMBERS = 2**22  # of x, beside each other
+CHECKED = 20  # series, on which it is seen whether steps that are added change the others
 
 
 @entrance
@@ -57,16 +61,15 @@ def by_step(
             "Expected one of ahead and by_step, got both: ask for the steps that come and those there apart."
         )
     steps = 0 if there else _number(ahead)
-    own = own_rows(run) if data is None else new_rows(run, data, preparation)
-    longer = _longer(own.data, steps) if steps else None
-    try:
-        asked = own if longer is None else on(run, longer)
-    except UsageError as error:
-        raise UsageError(f"'{run.model}' says nothing of longer rows, so it has no next steps: {error}") from None
+    own = asked = asked_of(run, data, preparation)
+    if steps:
+        longer = _longer(own.data, steps)
+        try:
+            asked = on(run, longer)
+        except UsageError as error:
+            raise UsageError(f"'{run.model}' says nothing of longer rows, so it has no next steps: {error}") from None
     with seeded(run.seed), in_words(run.model, "predicting step by step"), torch.no_grad():
-        found = Steps(asked, steps)
-        if steps:
-            found.check_the_same(own)
+        found = Steps(asked, steps, own)
         return found.table(found.forecast() if steps else found.seen()), found
 
 
@@ -79,7 +82,10 @@ def _number(ahead: object) -> int:
 class Steps:
     """The last `ahead` steps of series [n, T, D] or [n, T] after where each of them ends; where `ahead` is 0, all others."""
 
-    def __init__(self, asked: NewRows, ahead: int) -> None:
+    def __init__(self, asked: NewRows, ahead: int, own: NewRows) -> None:
+        if ahead:  # no guide has looked at steps that come
+            task = replace(asked.task, guide=None)
+            asked = replace(asked, task=task.doubled() if task.structure.is_exact else task)
         self.asked, self.task, self.structure = asked, asked.task, asked.task.structure
         x = self.task.x
         if x.dim() not in (2, 3) or self.structure.max_plate_nesting > 1:
@@ -95,21 +101,67 @@ class Steps:
         self.series = np.repeat(np.arange(self.n), many)
         self.ahead = np.concatenate([np.arange(k) for k in many])
         self.at = np.repeat(first, many) + self.ahead  # the step of each row of the table
-        parts: list[Rows] = []
-        asked.each(lambda rows, names: parts.append(rows))
-        self.rows = _rows.joined(parts)
+        if ahead:
+            self._check_the_same(own)
+        self.known = asked if self.is_exact else own  # of whose latents there is a posterior
+        self.rows = Rows()
+        if self.is_exact or not ahead:
+            parts: list[Rows] = []
+            asked.each(lambda rows, names: parts.append(rows))
+            self.rows = _rows.joined(parts)
         self.source = self.rows.source
 
-    def check_the_same(self, own: NewRows) -> None:
-        """Raise `UsageError` where steps that nothing is seen of change what is said of the others."""
-        before = own.score() if own.route == "engine" else None
-        if before is None or before.per_datum is None or self.rows.log_p is None:
-            return
-        if not np.allclose(before.per_datum, self.rows.log_p, rtol=1e-8, atol=1e-8):
+    @property
+    def is_exact(self) -> bool:
+        """Whether the posterior of all these steps is exact."""
+        return self.asked.route == "engine"
+
+    @property
+    def told(self) -> str:
+        """Where all this comes from."""
+        return self.source + f", given {self.asked.given}" * bool(self.asked.given)
+
+    def _check_the_same(self, own: NewRows) -> None:
+        """Raise `UsageError` where steps of which nothing is seen change what is said of the others.
+
+        All steps that are there have values here: a hole at the end of the data must not hide what changes.
+        """
+        x, T = own.task.x[:CHECKED].clone(), own.task.x.shape[1]
+        for column in x.reshape(len(x), T, -1).unbind(2):
+            seen = column[~column.isnan()]
+            column[column.isnan()] = seen[0] if len(seen) else torch.nan
+        longer = self.task.x[:CHECKED].clone()
+        longer[:, :T] = x
+        if not (self._same_evidence if self.is_exact else self._same_sites)(own, x, longer):
             raise UsageError(
                 f"log p(x) under '{self.task.program.name}' changes where steps are added of which nothing is seen: it is no "
                 "model of a series that goes on, and says nothing of the next steps."
             )
+
+    def _same_evidence(self, own: NewRows, x: Tensor, longer: Tensor) -> bool:
+        pairs = ((own, x), (self.asked, longer))
+        tasks = [replace(of.task.doubled(), x=rows.double()) for of, rows in pairs]
+        one, other = (task.engine.per_datum(None, task.globals) for task in tasks)
+        return torch.allclose(one, other, rtol=1e-8, atol=1e-8)
+
+    def _same_sites(self, own: NewRows, x: Tensor, longer: Tensor) -> bool:
+        """Whether each site has the same density in longer rows, at one value of the latents."""
+        before, after = ({s.name: s for s in of.structure.local_latents} for of in (own.task, self.task))
+        if any(k not in after or after[k].event_shape != s.event_shape for k, s in before.items()):
+            raise UsageError(
+                f"'{self.task.program.name}' has other latents where steps are added, and its posterior is not exact: what "
+                "this run says of the steps that are there does not tell of the next."
+            )
+        short, long = own.task.doubled(), self.task.doubled()
+        with torch.random.fork_rng(devices=[]):
+            one = short.program.trace(x.double(), latents=short.globals)
+            values = {k: node_of(one, k)["value"] for k in before}
+            other = long.program.trace(longer.double(), latents={**long.globals, **values})
+        names = [*before, *(s.name for s in own.task.structure.observed)]
+        if not all(k in other.nodes for k in names):
+            return False
+        pairs = [[log_prob(node_of(of, k)) for of in (one, other)] for k in names]
+        return all(torch.allclose(a, b, rtol=1e-8, atol=1e-8) for a, b in pairs)
 
     # ---- which site is which entry
 
@@ -195,7 +247,8 @@ class Steps:
         if not self._is_normal:
             return self._by_draws()
         means = {k: torch.as_tensor(v).unsqueeze(0) for k, v in self.rows.means.items()}
-        return {name: Mixture.of(fn, self.x.new_ones(1, self.n)) for name, fn in self._traced(means, 1).items()}
+        fns = self._of_places(self._trace(means, 1), 1)
+        return {name: Mixture.of(fn, self.x.new_ones(1, self.n)) for name, fn in fns.items()}
 
     def _one_parent(self) -> bool:
         return all(len(self._latents(name)) < 2 for name in self.places) and not _rows.several(self.structure)
@@ -205,12 +258,15 @@ class Steps:
         local = {s.name for s in self.structure.local_latents}
         return [p for p in self._site(site).parents if p in local]
 
-    def _traced(self, latents: Mapping[str, Tensor], J: int) -> dict[str, dist.TorchDistribution]:
-        """Observed site → its distribution for J values [J, n, …] of the latents, side by side as J · n rows."""
+    def _trace(self, latents: Mapping[str, Tensor], J: int) -> Trace:
+        """The program at J values [J, n, …] of latents, side by side as J · n rows; others are drawn given these."""
         x = self.task.x.nan_to_num(0.0).repeat(J, *(1,) * (self.task.x.dim() - 1))
         sites = {s.name: s for s in self.structure.local_latents}
         given = {k: self.structure.axes.as_program(v.flatten(0, 1), sites[k]) for k, v in latents.items()}
-        trace = self.task.program.trace(x, latents={**given, **self.asked.point}, raw=True)
+        return self.task.program.trace(x, latents={**given, **self.asked.point}, raw=True)
+
+    def _of_places(self, trace: Trace, J: int) -> dict[str, dist.TorchDistribution]:
+        """Observed site → its distribution for the J · n rows."""
         return {name: node_of(trace, name)["fn"].expand((J * self.n,)) for name in self.places}
 
     def _by_states(self) -> dict[str, Mixture]:
@@ -220,7 +276,7 @@ class Steps:
         index = torch.arange(J)
         states = {k: v[index.clamp(max=len(v) - 1)].unsqueeze(1).expand(J, self.n) for k, v in values.items()}
         out = {}
-        for name, fn in self._traced(states, J).items():
+        for name, fn in self._of_places(self._trace(states, J), J).items():
             weights = self.x.new_zeros(J, self.n)
             for latent in self._latents(name):
                 shares = torch.as_tensor(self.rows.probabilities[latent], dtype=self.x.dtype)  # [n, K]
@@ -255,15 +311,29 @@ class Steps:
 
     def _by_draws(self) -> dict[str, Mixture]:
         """Each entry given draws of the latents."""
-        drawn, _ = self.asked._latents(DRAWS)
-        wanted = {s.name for s in self.structure.local_latents}
-        if set(drawn) < wanted:
+        drawn, _ = self.known._latents(DRAWS)
+        if set(drawn) < {s.name for s in self.known.task.structure.local_latents}:
             raise UsageError("predicting ahead needs posterior draws of the latents, and this run's method gives none.")
-        S = min([len(v) for v in drawn.values()] or [1])
+        S = min([len(v) for v in drawn.values()] or [DRAWS])
         S = max(1, min(S, MOST_NUMBERS // self.x.numel()))
-        self.source += f"; the forecast by {S} draws"
-        fns = self._traced({k: torch.as_tensor(v[:S]) for k, v in drawn.items()}, S)
-        return {name: Mixture.of(fn, self.x.new_full((S, self.n), 1 / S)) for name, fn in fns.items()}
+        trace = self._trace({k: torch.as_tensor(v[:S]) for k, v in drawn.items()}, S)
+        if self.known is self.asked:
+            self.source += f"; the forecast by {S} draws"
+        else:
+            self._look_at(trace, S)
+        return {
+            name: Mixture.of(fn, self.x.new_full((S, self.n), 1 / S)) for name, fn in self._of_places(trace, S).items()
+        }
+
+    def _look_at(self, trace: Trace, S: int) -> None:
+        """What S draws say of the latents; those of the steps ahead are the program's, given the others."""
+        drawn = {
+            s.name: node_of(trace, s.name)["value"].reshape(S, self.n, *s.event_shape).numpy()
+            for s in self.structure.local_latents
+        }
+        self.rows = _rows.of_sites(self.structure, {}, {}, {}, drawn)
+        whose = "the guide q(z | x) of the run" if self.known.route == "guide" else f"the method {self.known.method}"
+        self.source = f"{S} draws by {whose}, and of the steps ahead by the program given these"
 
     # ---- the table
 
@@ -287,7 +357,7 @@ class Steps:
                         if value.dtype.kind == "f"
                         else np.zeros((self.n, self.T), int)
                     )
-                    kept.setdefault(column, empty)[:, entries[0][0]] = value
+                    kept.setdefault(column, empty)[:, [t for t, _ in entries]] = value[:, None]
         return {name: value[self.series, self.at] for name, value in kept.items()}
 
     def table(self, entries: Mapping[str, np.ndarray]) -> Table:

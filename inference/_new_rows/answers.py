@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from inference._answers.rows import Rows
 from inference._answers.table import Table
 from inference._method.fit import Evidence
 from inference._new_rows.ahead import by_step as steps_of
-from inference._new_rows.asked import NewRows, new_rows, own_rows
+from inference._new_rows.asked import NewRows, asked_of, new_rows
 from inference._run import folder as _store
 from inference._run import predictive
 from inference._run.entrance import entrance, seeded
@@ -45,9 +46,14 @@ def predict(
     """`Run.predict`."""
     flags(by_step=by_step)
     if by_step or ahead is not None:
-        return steps_of(run, ahead, by_step, data, preparation)[0].frame()
+        found, steps = steps_of(run, ahead, by_step, data, preparation)
+        frame = found.frame()
+        frame.attrs["posterior"] = steps.told
+        _tell(steps.known)
+        return frame
     tables: list[Table] = []
     asked = _each(run, data, preparation, lambda found, names: tables.append(found.table(names)))
+    _tell(asked)
     return _indexed(_table.joined(tables).frame("row"), data, asked)
 
 
@@ -55,6 +61,7 @@ def transform(run: Run, data: object, preparation: Preparation) -> pd.DataFrame:
     """`Run.transform`."""
     tables: list[Table] = []
     asked = _each(run, data, preparation, lambda found, names: tables.append(found.features(names)))
+    _tell(asked)
     if len(tables[0].columns) == 1:
         raise UsageError(f"'{run.model}' has no latents of its own for each row: there is nothing to transform to.")
     return _indexed(_table.joined(tables).frame("row"), data, asked)
@@ -62,28 +69,36 @@ def transform(run: Run, data: object, preparation: Preparation) -> pd.DataFrame:
 
 def score(run: Run, data: object, preparation: Preparation) -> Evidence:
     """`Run.score`."""
-    found = (run.verified or run.claimed) if data is None else new_rows(run, data, preparation).score()
+    asked = None if data is None else new_rows(run, data, preparation)
+    found = (run.verified or run.claimed) if asked is None else asked.score()
     if found is None:
         raise UsageError(
             f"{run.method} says nothing of log p(x) here; take another method to the run (infer(run, 'importance', data=…))."
         )
+    _tell(asked)
     return found
 
 
 def impute(run: Run, data: object, preparation: Preparation, draws: int, seed: int) -> Imputation:
     """`Run.impute`, of new rows."""
-    return new_rows(run, data, preparation).impute(draws, seed)
+    asked = new_rows(run, data, preparation)
+    found = asked.impute(draws, seed)
+    _tell(asked)
+    return found
+
+
+def _tell(asked: NewRows | None) -> None:
+    """Warn of what the method, which may have been run on these rows, and the verifier say: a table has no place for it."""
+    for sentence in dict.fromkeys([] if asked is None else asked.said):
+        warnings.warn(sentence, UserWarning, stacklevel=4)
 
 
 def _each(run: Run, data: object, preparation: Preparation, take: Take) -> NewRows | None:
     """Call `take` for some rows after the other: of new data, or of the run's own as it holds them."""
-    if data is None:
-        if preparation:
-            raise UsageError("the run's own rows are already prepared: give preparations only with other data.")
-        if not (_left_out(run) or _nothing_of_log_p(run)):
-            take(known_rows(run), names_of(run.dataset))
-            return None
-    asked = own_rows(run) if data is None else new_rows(run, data, preparation)
+    if data is None and not preparation and not (_left_out(run) or _nothing_of_log_p(run)):
+        take(known_rows(run), names_of(run.dataset))
+        return None
+    asked = asked_of(run, data, preparation)
     asked.each(take)
     return asked
 
@@ -119,15 +134,18 @@ def _indexed(frame: pd.DataFrame, data: object, asked: NewRows | None) -> pd.Dat
 
 def sample(run: Run, n: int | None, given: object, seed: int) -> pd.DataFrame:
     """`Run.sample`."""
-    found = sampled(run, n, given, seed, {})
-    if given is None:
-        return found.frame()
+    found, asked = sampled(run, n, given, seed, {})
+    _tell(asked)
     frame = found.frame()
+    if given is None:
+        return frame
     index = pd.MultiIndex.from_arrays([frame.pop("draw"), frame.pop("row")])
     return frame.set_index(index)
 
 
-def sampled(run: Run, n: int | None, given: object, seed: int, preparation: Preparation) -> Table:
+def sampled(
+    run: Run, n: int | None, given: object, seed: int, preparation: Preparation
+) -> tuple[Table, NewRows | None]:
     """n new rows; or, with `given`, n draws of what is missing there, with the columns `draw` and `row` before."""
     check_seed(seed)
     size = (SIZE if given is None else 1) if n is None else n
@@ -136,11 +154,11 @@ def sampled(run: Run, n: int | None, given: object, seed: int, preparation: Prep
     if size * run.x[:1].size > MOST_SAMPLED:
         raise UsageError(f"Expected a sample of at most {MOST_SAMPLED:,} numbers, got {size * run.x[:1].size:,}.")
     if given is None:
-        return _in_words(Table(_by_column(_simulated(run, int(size), seed), columns_of(run.dataset))), run)
+        return _in_words(Table(_by_column(_simulated(run, int(size), seed), columns_of(run.dataset))), run), None
     asked = new_rows(run, given, preparation, partial=True)
     if not np.isnan(asked.data.x).any():
         raise UsageError("nothing is missing in the rows that are given: there is nothing to sample.")
-    return _in_words(asked.impute(int(size), seed).drawn(), run)
+    return _in_words(asked.impute(int(size), seed).drawn(), run), asked
 
 
 def _in_words(table: Table, run: Run) -> Table:
@@ -240,8 +258,8 @@ def write_steps(
     final = _place(run, out, "steps.csv" if ahead is None else "ahead.csv")
     found, steps = steps_of(run, ahead, by_step, data, preparation)
     _write(final, found)
-    said = (*(() if data is None else steps.asked.data.warnings), *steps.asked.said)
-    return Written(str(final), len(found), list(found.columns), None, steps.source, said)
+    said = (*(() if data is None else steps.known.data.warnings), *steps.known.said)
+    return Written(str(final), len(found), list(found.columns), None, steps.told, said)
 
 
 def write_sample(
@@ -249,9 +267,10 @@ def write_sample(
 ) -> Written:
     """`sampled` as a CSV file, `out` or a new one in the run folder."""
     final = _place(run, out, "sample.csv")
-    found = sampled(run, n, given, seed, preparation)
+    found, asked = sampled(run, n, given, seed, preparation)
     _write(final, found)
-    return Written(str(final), len(found), list(found.columns))
+    said = () if asked is None else (*asked.data.warnings, *asked.said)
+    return Written(str(final), len(found), list(found.columns), warnings=said)
 
 
 def _write(final: Path, found: Table) -> None:

@@ -141,6 +141,7 @@ class NewRows:
         return _with_evidence(_rows.of_fit(self.task.structure, fit, f"the method {self.method}"), told), told
 
     @cached_property
+    @torch.enable_grad()
     def _refitted(self) -> tuple[Fit, Evidence | None]:
         """The method on these rows, with θ as it is; and the evidence as verified."""
         task, module = self.task, method_module(self.method)
@@ -153,7 +154,7 @@ class NewRows:
         }
         chosen, version = _options.convert(schema, known, f"option of {self.method}"), task.x._version
         fit, evidence = verify(task, checked(module.fit(task, **chosen), task, self.method, version))
-        self.said.extend(fit.warnings)
+        self.said.extend(f"on these rows: {sentence}" for sentence in fit.warnings)
         return fit, None if evidence is None else replace(evidence, given=evidence.given or self.given)
 
     def _latents(self, draws: int) -> tuple[Arrays, Arrays]:
@@ -189,6 +190,15 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
     told = (COUNTED_ONCE,) if other.weights is not None else ()
     return on(run, replace(other, weights=None, warnings=(*other.warnings, *told)))
+
+
+def asked_of(run: Run, data: object, preparation: Mapping[str, object]) -> NewRows:
+    """`data` as new rows; None: the run's own rows."""
+    if data is not None:
+        return new_rows(run, data, preparation)
+    if preparation:
+        raise UsageError("the run's own rows are already prepared: give preparations only with other data.")
+    return own_rows(run)
 
 
 @entrance

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo._command import Changed, Json, Named, Seed, Trust, plainly, preparing, print_json
+from zoo._command import Changed, Json, Named, Seed, Trust, heard, plainly, preparing, print_json
 
 if TYPE_CHECKING:
     from inference._new_rows.answers import Written
@@ -138,9 +138,13 @@ def impute(
     """Impute the missing entries of a run's data, or of new rows: mean, standard deviation, joint draws."""
     from inference._new_rows import answers
 
-    paths = [
-        str(p) for p in answers.impute_run(folder, draws, seed, out, model, trust, changed_program, data, preparation)
-    ]
+    with heard() as said:
+        found = answers.impute_run(folder, draws, seed, out, model, trust, changed_program, data, preparation)
+    paths = [str(p) for p in found]
+    if said:
+        from zoo import _show
+
+        _show.warnings(said)
     if json:
         print_json({"run": str(folder), "files": paths})
     else:
