@@ -51,7 +51,7 @@ def is_first() -> bool:
 def check_alike(*values: Tensor) -> None:
     """Raise `UsageError` where the processes do not hold the same tensors, of which each would add up another share."""
     if size() > 1:
-        digest = torch.tensor([zlib.crc32(v.detach().contiguous().reshape(-1).numpy()) for v in values])
+        digest = torch.tensor([zlib.crc32(v.detach().contiguous().reshape(-1).numpy().data) for v in values])
         if any(not torch.equal(digest, other) for other in _gathered(digest)):
             raise UsageError(UNLIKE)
 
