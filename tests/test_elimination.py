@@ -131,7 +131,7 @@ def test_a_record_sees_sites_that_stop_being_alike():
 MOVES = torch.tensor([[0.7, 0.3], [0.2, 0.8]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", ["by a value", "beside torch", "counted"])
+@pytest.mark.parametrize("kind", ["by a value", "beside torch", "counted", "into a constant"])
 def test_what_cannot_be_replayed_is_run(kind):
     calls = []
 
@@ -142,6 +142,10 @@ def test_what_cannot_be_replayed_is_run(kind):
             return {"b": a.exp() if float(a.sum()) > 0 else -a}
         if kind == "beside torch":
             return {"b": torch.as_tensor(a.numpy() ** 2)}
+        if kind == "into a constant":  # of equal values wherever the record is looked at
+            b = torch.zeros(2, dtype=torch.float64)
+            b[:] = a.clamp(max=-1)
+            return {"b": b}
         return {"b": a * len(calls)}
 
     replayed = Replayed(function, lambda values: {"a": values["a"] + 1})
@@ -151,7 +155,8 @@ def test_what_cannot_be_replayed_is_run(kind):
         if kind == "counted":
             assert torch.equal(found, a * len(calls))
         else:
-            assert torch.equal(found, (a.exp() if 2 - k > 0 else -a) if kind == "by a value" else a**2)
+            of = {"by a value": a.exp() if 2 - k > 0 else -a, "beside torch": a**2, "into a constant": a.clamp(max=-1)}
+            assert torch.equal(found, of[kind])
     assert replayed.graph is None
 
 

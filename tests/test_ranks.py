@@ -37,6 +37,19 @@ def test_few_rows_are_not_shared(monkeypatch):
     assert ranks.total(sums, 1000) is sums
 
 
+UNSEEDED = """
+import numpy as np, pyro, pyro.distributions as dist, torch
+
+START = torch.tensor(np.random.default_rng().normal(size=(2, 4)))
+
+def model(x=None, size=None):
+    means = pyro.param("means", lambda: START.clone())
+    with pyro.plate("data", size if x is None else len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        return pyro.sample("x", dist.Normal(means[z.long()], 1.0).to_event(1), obs=x)
+"""
+
+
 def ask(processes: int, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m"]
     if processes > 1:
@@ -53,8 +66,10 @@ def tables(tmp_path_factory):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3000, 4)) + 3 * rng.integers(3, size=3000)[:, None]
     np.save(folder / "whole.npy", x)
+    np.save(folder / "wide.npy", rng.normal(size=(1025, 3)) @ rng.normal(size=(3, 600)) + rng.normal(size=(1025, 600)))
     x[rng.random(x.shape) < 0.1] = np.nan
     np.save(folder / "holes.npy", x)
+    (folder / "unseeded.py").write_text(UNSEEDED)
     return folder
 
 
@@ -79,6 +94,30 @@ def test_two_processes_give_the_numbers_of_one(tables, request_):
     for name, value in alone["parameters"].items():
         np.testing.assert_allclose(together["parameters"][name], value, rtol=1e-5, atol=1e-6)
     assert (tables / f"{model}-2" / "run.json").is_file()
+
+
+@pytest.mark.full
+def test_a_share_may_have_fewer_rows_than_columns(tables):
+    """Two processes have 512 and 513 of the rows of 600 columns."""
+    arguments = ("run", "ppca", "--data", "wide.npy", "--set", "latents=10", "--set", "max_iter=3", "--json", "--out")
+    alone, together = (json.loads(ask(n, *arguments, f"wide-{n}", folder=tables).stdout) for n in (1, 2))
+    assert together["log_evidence"]["value"] == pytest.approx(alone["log_evidence"]["value"], rel=1e-10)
+
+
+@pytest.mark.full
+def test_processes_that_begin_at_another_theta_are_told(tables):
+    asked = ask(2, "run", "unseeded.py:model", "--data", "whole.npy", "--out", "unseeded", folder=tables)
+    assert asked.returncode != 0 and "begin with other data or another θ" in asked.stderr
+    assert not (tables / "unseeded").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("of", ["infer", "resume"])
+def test_what_is_not_shared_runs_in_one_process(tables, of):
+    asked = ("infer", "none", "--method", "em") if of == "infer" else ("run", "--resume", "none")
+    assert f"Expected one process {'for zoo infer' if of == 'infer' else 'to resume a run'}, got 2" in (
+        ask(2, *asked, folder=tables).stderr
+    )
 
 
 @pytest.mark.full

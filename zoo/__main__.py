@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -46,12 +45,15 @@ ENUMERATION_LIMIT = 10_000  # as in zoo._program.structure, whose import takes s
 
 
 @app.callback()
+@plainly
 def _zoo(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version, and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Fit a Pyro program by any inference method, and verify its log evidence. Log-densities are in nats."""
+    _command.check_processes(context.invoked_subcommand)
 
 
 @app.command("list")
@@ -436,9 +438,8 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def main() -> None:
-    """The console script. Of several processes of one run, which torchrun starts, the first one speaks."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    """The console script."""
+    _command.let_the_first_speak()
     app()
 
 

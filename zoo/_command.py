@@ -146,6 +146,21 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
+def let_the_first_speak() -> None:
+    """Of several processes of one run, which torchrun starts, the others say nothing."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def check_processes(command: str | None) -> None:
+    """Raise `UsageError` where torchrun started several processes of a command that does not share the work among them."""
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if count > 1 and command != "run":
+        raise UsageError(
+            f"Expected one process for zoo {command}, got {count}: zoo run alone takes several. Start it without torchrun."
+        )
+
+
 def plainly(command: Callable[P, None]) -> Callable[P, None]:
     """Errors as one or two sentences without a traceback; exit status 2 for a wrong use or a refusal, 1 for a failure."""
 

@@ -91,7 +91,9 @@ def _points(engine: LinearGaussian) -> _Points:
         if engine.weights is not None:
             x = x * engine.weights[rows].sqrt().to(x).unsqueeze(1)
         root = torch.linalg.qr(torch.cat([root, x]), mode="r").R
-    root = torch.linalg.qr(torch.cat(ranks.gathered(root, data.N)), mode="r").R if ranks.size() > 1 else root
+    if ranks.size() > 1:  # of fewer rows than columns, R has as many rows as those
+        root = torch.nn.functional.pad(root, (0, 0, 0, D - len(root)))
+        root = torch.linalg.qr(torch.cat(ranks.gathered(root, data.N)), mode="r").R
     scatter = dict(zip(names, (root / count(engine.weights, data.N) ** 0.5).split(widths, 1), strict=True))
     values = {name: torch.cat([r, -r]) * D**0.5 for name, r in scatter.items()}
     return _Points(2 * D, False, values, data.families, data.centers, data.spreads)

@@ -8,6 +8,7 @@ over all rows. Alone, everything here does nothing.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -21,6 +22,9 @@ from zoo._errors import UsageError
 
 T = TypeVar("T")
 LOST = "another process of this run has ended, so that its share of the rows is missing; start the run again."
+UNLIKE = (
+    "the processes of this run begin with other data or another θ than each other: give all of them the same files."
+)
 LEAST_ROWS = 1024
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
 
@@ -42,6 +46,14 @@ def size() -> int:
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return size() == 1 or dist.get_rank() == 0
+
+
+def check_alike(*values: Tensor) -> None:
+    """Raise `UsageError` where the processes do not hold the same tensors, of which each would add up another share."""
+    if size() > 1:
+        digest = torch.tensor([zlib.crc32(v.detach().contiguous().reshape(-1).numpy().data) for v in values])
+        if any(not torch.equal(digest, other) for other in _gathered(digest)):
+            raise UsageError(UNLIKE)
 
 
 def mine(chunks: Iterable[slice], rows: int) -> Iterator[slice]:
@@ -72,8 +84,10 @@ def total(sums: T, rows: int) -> T:
 
 def gathered(value: Tensor, rows: int) -> list[Tensor]:
     """A tensor of one shape from every process."""
-    if not _share(rows):
-        return [value]
+    return _gathered(value) if _share(rows) else [value]
+
+
+def _gathered(value: Tensor) -> list[Tensor]:
     out = [torch.empty_like(value) for _ in range(size())]
     try:
         dist.all_gather(out, value.contiguous())

@@ -68,6 +68,8 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.split("::")[-1]
         if name in VALUES_DECIDE or torch.Tag.nondeterministic_seeded in func.tags:
             raise NotImplementedError(f"{name} of what depends on the inputs")
+        if any(id(v) not in self.nodes for v in _written(func, args, kwargs)):
+            raise NotImplementedError(f"{name} writes what depends on the inputs into a constant")
         noted, words = tree_map(self.argument, args), tree_map(self.argument, kwargs)
         found = func(*args, **kwargs)
         node = self.graph.call_function(func, noted, words)
@@ -91,6 +93,14 @@ class _Recorder(TorchDispatchMode):
             self.known[id(value)] = self.graph.get_attr(name)
             self.held.append(value)
         return self.known[id(value)]
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operation writes into."""
+    given = zip(func._schema.arguments, args, strict=False)
+    named = {a.name: a for a in func._schema.arguments}
+    pairs = [*given, *((named[name], value) for name, value in kwargs.items())]
+    return [value for a, value in pairs if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _item(values: Any, i: int) -> Any:

@@ -257,8 +257,14 @@ def serving(structure: Structure, learn: bool = True) -> dict[str, str | None]:
     return {name: refusal(name, structure, learn) for name in _registry.methods()}
 
 
-def _check_processes(method: str) -> None:
-    if (processes := ranks.started()) > 1 and not getattr(method_module(method), "SHARES", False):
+def _check_processes(method: str, learn: bool) -> None:
+    if (processes := ranks.started()) == 1:
+        return
+    if not learn:
+        raise UsageError(
+            f"Expected one process where θ is kept, got {processes}: they share the rows to learn θ. Start it without torchrun."
+        )
+    if not getattr(method_module(method), "SHARES", False):
         able = [name for name in _registry.methods() if getattr(method_module(name), "SHARES", False)]
         raise UsageError(
             f"Expected one process for {method}, got {processes}: the rows are shared among processes by {', '.join(able)}. "
@@ -296,7 +302,7 @@ def refusal(
 def check_serves(prepared: Prepared, method: str, learn: bool, options: Mapping[str, object] | None = None) -> None:
     """Raise `Refusal` where the method cannot serve the program with these options, or its rows' weights; `UsageError` where
     several processes were started for a method that does not share the rows among them."""
-    _check_processes(method)
+    _check_processes(method, learn)
     if (reason := refusal(method, prepared.structure, learn, options)) is not None:
         able = [name for name, why in serving(prepared.structure, learn).items() if why is None and name != method]
         hint = f" Methods that can: {', '.join(able)}." if able else ""

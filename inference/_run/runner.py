@@ -142,8 +142,10 @@ def run_request(
     """`run`, for a request."""
     _options.flags(trust=trust, quiet=quiet)
     _checkpoint.check_interval(checkpoint)
+    if resume is not None and ranks.started() > 1:
+        raise UsageError(f"Expected one process to resume a run, got {ranks.size()}. Start it without torchrun.")
     if ranks.started() > 1 and not ranks.is_first():  # which does the same, and leaves it to the first one to tell
-        out, resume, quiet = None, None, True
+        out, quiet = None, True
     if resume is not None:
         if out is not None:
             raise UsageError("a resumed run keeps its folder: give resume or out, not both.")
@@ -300,6 +302,7 @@ def run_prepared(
             restore(task, stored)
         if request is not None and request.init is not None:
             chosen = begin_at(task, request.init, method, chosen)
+        ranks.check_alike(task.x, *(() if task.weights is None else (task.weights,)), *task.theta().values())
         with in_words(prepared.name, method):
             version = task.x._version
             fit = checked(module.fit(task, **chosen), task, method, version)
