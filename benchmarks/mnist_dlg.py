@@ -71,6 +71,7 @@ def _train(folder: Path, epochs: int, particles: int, quick: bool) -> None:
         likelihood="bernoulli",
         latents=50,
         hidden=(200, 200),
+        activation="tanh",
         epochs=epochs,
         batch=128,
         lr=0.002,

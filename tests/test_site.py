@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ PAGES = {
 GALLERY = sorted((DOCS / "gallery").glob("plot_*.py"))
 sys.path.insert(0, str(DOCS))
 
-from _site import session  # noqa: E402
+from _site import pages, session  # noqa: E402
 
 RUN = [name for name, text in PAGES.items() if any("slow" not in b.options for b in session.blocks(text))]
 LONG = [name for name, text in PAGES.items() if any("slow" in b.options for b in session.blocks(text))]
@@ -100,6 +101,23 @@ def test_what_is_cited_is_in_the_references(kind, names):
             assert re.search(rf"^- .*{who}.* \({year}\)\. ", entries, re.M), (
                 f"{name} cites {who} {year}: see docs/references.md"
             )
+
+
+def test_a_page_lists_the_references_that_it_cites():
+    found = pages.references("Neal (1992), and importance weights (Burda, Grosse & Salakhutdinov 2016); not Neal 2011b.")
+    assert [line.split(" (")[0] for line in found.splitlines()] == [
+        "- Burda, Grosse & Salakhutdinov",
+        "- Neal",
+        "- Neal",
+    ]
+    assert pages.references("Neal, and others, in 1993") == "None."
+
+
+def test_the_marks_of_the_table_are_what_describe_says(tmp_path):
+    told = json.loads(session.Session(tmp_path / "session").command("zoo describe gmm --data faithful --json"))
+    marks = {method: pages.mark(said) for method, said in told["methods"].items()}
+    assert marks == dict.fromkeys(("em", "importance", "laplace", "svi"), "●") | {"ais": "◐", "gibbs": "◐", "nuts": "–"}
+    assert pages.mark("?") == "?"
 
 
 def test_the_notes_are_of_things_that_have_their_parts():

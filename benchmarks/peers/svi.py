@@ -69,7 +69,7 @@ def _step(loop: Callable[[int], None], steps: int) -> tuple[float, None]:
 
 
 def _ours(x: Tensor) -> Callable[[int], None]:
-    program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS})
+    program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "activation": "tanh"})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=(HIDDEN, HIDDEN))
     objective = elbo.objective(task, guide, 1)

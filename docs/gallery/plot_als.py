@@ -4,9 +4,9 @@ EM without noise is alternating least squares
 
 Probabilistic PCA has a latent plane and noise around it. As the noise goes to 0, EM's two steps become two regressions
 (Roweis 1998). The E-step finds each row's coordinates on the plane that W spans, (WᵀW)⁻¹ Wᵀ x: a regression of the row on W.
-The M-step finds the plane through those coordinates, X Zᵀ (Z Zᵀ)⁻¹: a regression of the columns on the coordinates. In
-alternation they end at the plane of PCA. The angle that is left shrinks by λ₃ / λ₂ a step, the ratio of the eigenvalues at
-the cut.
+The M-step finds the plane through those coordinates, X Zᵀ (Z Zᵀ)⁻¹: a regression of the columns on the coordinates. Taken
+in turn, they end at the plane of PCA. The angle that is left shrinks by λ₃ / λ₂ a step, the ratio of the first eigenvalue
+that is left out to the last that is kept.
 """
 
 import matplotlib.pyplot as plt
@@ -35,7 +35,7 @@ def als(W):
 
 
 # %%
-# Both begin at the first step of EM, and their loadings are equal at every step.
+# Both begin at the first step of EM, and their loadings are equal at every step, to rounding.
 
 by_em = [em(k) for k in range(1, 9)]
 by_als = [by_em[0]]
@@ -60,4 +60,4 @@ panel.legend(frameon=False)
 plt.show()
 
 # %%
-# The command that makes it: ``zoo run ppca --data wine --standardize --set noise=0``.
+# The same model on a table: ``zoo run ppca --data wine --standardize --set noise=0``.

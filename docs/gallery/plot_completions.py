@@ -5,7 +5,7 @@ The top half is missing
 An autoregressive model of digits gives p(x) of a whole image; where the top half is missing, its 392 pixels are
 latents, and log p of the rest is a sum over 2³⁹² completions. A factorised q says of each missing pixel that it is on
 with probability φ, and its ELBO is a lower bound on log p of what was seen. With φ = ½ the completions are noise and
-the bound is thousands of nats low; with φ = 1, all on, it is worse. A φ that is learned by the ELBO settles on one
+the bound is nearly two thousand nats low; with φ = 1, all on, it is worse. A φ that is learned by the ELBO settles on one
 plausible top, since independent pixels cannot agree on several. Draws from the posterior itself differ from each
 other.
 """

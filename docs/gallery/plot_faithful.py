@@ -2,9 +2,9 @@
 Old Faithful by one and by two Gaussians
 ========================================
 
-Old Faithful, a geyser, erupts for two to five minutes, and the wait for the next eruption is the longer, the longer the last
-one was. One Gaussian describes the means, the spreads and the correlation, and puts most of its mass where there are few
-eruptions: between two groups. A mixture of two Gaussians has a latent variable for each eruption, the group that it belongs to.
+Old Faithful, a geyser, erupts for two to five minutes, and the wait for the next eruption is longer after a longer one.
+One Gaussian describes the means, the spreads and the correlation, and is densest where there are few eruptions: between two
+groups. A mixture of two Gaussians has a latent variable for each eruption, the group that it belongs to.
 Nobody has observed it, and EM needs nobody to: it sums over both groups. The log-likelihood says what is gained, and since the
 posterior of a mixture is exact, so is that number.
 """

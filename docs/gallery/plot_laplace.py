@@ -37,8 +37,8 @@ print(fit)
 print(*fit.warnings)
 
 # %%
-# The truth by quadrature. The Gaussian of a larger count is nearer to it. The warning of the run, by k-hat, is about
-# the small ones.
+# The truth by quadrature. The mean of the Gaussian is nearer to it for a larger count. The warning of the run, by
+# k-hat, looks at the tails, and need not go in that order.
 
 z = np.linspace(-12, 8, 20_001)
 log_joint = norm(0, 2).logpdf(z) + seen * z - np.exp(z) - gammaln(seen + 1)  # [3, points]

@@ -5,8 +5,9 @@ PCA, probabilistic PCA and factor analysis
 Six thermometers measure one temperature, and the last of them is bad: its noise is ten times that of the others. PCA
 looks for the direction of largest variance, and most of the variance is that noise, so it follows the bad
 thermometer. Probabilistic PCA has a noise in its model, but the same for every column, and its direction is that of
-PCA. Factor analysis learns a noise for each column: it finds that the last column is mostly noise, gives it hardly
-any weight, and recovers the temperature. Where the noise is equal in all columns, all three find the right direction.
+PCA. Factor analysis learns a noise for each column: it finds that the last column is mostly noise, gives it
+hardly any weight in E[z | x], and recovers the temperature. Where the noise is equal in all columns, all three find
+the right direction.
 """
 
 import os
