@@ -104,7 +104,9 @@ def test_what_is_cited_is_in_the_references(kind, names):
 
 
 def test_a_page_lists_the_references_that_it_cites():
-    found = pages.references("Neal (1992), and importance weights (Burda, Grosse & Salakhutdinov 2016); not Neal 2011b.")
+    found = pages.references(
+        "Neal (1992), and importance weights (Burda, Grosse & Salakhutdinov 2016); not Neal 2011b."
+    )
     assert [line.split(" (")[0] for line in found.splitlines()] == [
         "- Burda, Grosse & Salakhutdinov",
         "- Neal",

@@ -363,9 +363,7 @@ def _not_reached(search: Search, peaks: list[Peak], share: list[float], drawn: T
     u = drawn[:, search.places].to(peaks[0].flat)
     each = []
     for peak, own in zip(peaks, share, strict=True):
-        q = torch.distributions.MultivariateNormal(
-            peak.flat[search.places], precision_matrix=search.precision(peak)
-        )
+        q = torch.distributions.MultivariateNormal(peak.flat[search.places], precision_matrix=search.precision(peak))
         each.append(q.log_prob(u) + math.log(max(own, 1e-300)))
     nearest = torch.stack(each).argmax(0).bincount(minlength=len(peaks)) / len(u)
     return sum(own for own, near in zip(share[1:], nearest[1:].tolist(), strict=True) if near < own / 4)
