@@ -184,16 +184,29 @@ def _readings(run: _Traced) -> list[Reading]:
     out = list[Reading]()
     for size in READ_ROWS:
         some = rows[: min(size, len(rows) if size == READ_ROWS[0] else max(1, len(rows) - 1))]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(size)
-            drawn = sample_nodes(run.program.trace(some, raw=True))
-        latents = {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n) and n["name"] not in completing}
+        latents, drawn = _drawn(run, some, first=not out)
+        latents = {k: v for k, v in latents.items() if k not in completing}
         again = out[0].again if out else None
         out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again, drawn=drawn))
         settled = out[0].again is None and not any(s.place for s in out[0].sites.values())
         if settled and len(run.nodes) > MANY_SITES:
             break
     return out
+
+
+def _drawn(run: _Traced, rows: Tensor, first: bool) -> tuple[dict[str, Tensor], list[Node]]:
+    """Values of all latents for some rows, and the sites; of the first rows the run has them, where nothing is missing."""
+    if first and not bool(run.probe.isnan().any()):
+        latents, index = {n["name"]: n for n in run.nodes if is_latent(n)}, torch.arange(len(rows))
+        whole = {name: drawn_in_full(n) for name, n in latents.items()}
+        for name, n in latents.items():
+            if is_local(n):
+                whole[name] = whole[name].index_select(run.axes.row_dim(len(n["fn"].event_shape)), index)
+        return whole, run.nodes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(rows))
+        drawn = sample_nodes(run.program.trace(rows, raw=True))
+    return {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n)}, drawn
 
 
 def _check_holes(run: _Traced) -> None:

@@ -54,8 +54,19 @@ class _Beside:
         self.storage, self.bytes = storage, storage.nbytes()
         self.count = self.bytes // itemsize
         self.mask = torch.zeros(self.count, dtype=torch.int64)
-        self.degree = torch.zeros(self.count, dtype=torch.int8)
-        self.flat = True  # whether all degrees are 0
+        self.degree: Tensor | None = None  # where all are 0
+
+    @property
+    def whole(self) -> Shadow:
+        """Of all entries."""
+        degree = NO_DEGREE.expand(self.count) if self.degree is None else self.degree
+        return Shadow(self.mask, degree, self.degree is None)
+
+    def rising(self) -> Tensor:
+        """The degrees, to be written to."""
+        if self.degree is None:
+            self.degree = torch.zeros(self.count, dtype=torch.int8)
+        return self.degree
 
 
 class Reader(TorchDispatchMode):
@@ -100,10 +111,13 @@ class Reader(TorchDispatchMode):
         mask = torch.zeros(t.shape, dtype=torch.int64) | bits
         self._write(t, Shadow(mask, torch.full(t.shape, degree, dtype=torch.int8)))
 
-    def rename(self, t: Tensor, away: int, bits: int) -> None:
-        """In all entries of t, take some bits away and add others."""
-        old = self.of(t)
-        self._write(t, Shadow((old.mask & ~away) | bits, old.degree.clone()))
+    def renamed(self, t: Tensor, away: int, bits: int) -> Tensor:
+        """A copy of t, in all entries of which some bits are taken away and others added."""
+        own, old = t.clone(), self.of(t)
+        self._write(own, Shadow((old.mask & ~away) | bits, old.degree, old.flat))
+        if notes := self._notes.get(_address(t)):
+            self._notes[_address(own)] = notes
+        return own
 
     def of(self, t: Tensor) -> Shadow:
         """The shadow of a tensor."""
@@ -114,12 +128,13 @@ class Reader(TorchDispatchMode):
         if found is None:
             return constant(t)
         if found.bytes // t.itemsize != found.count:  # seen as another type, such as a complex number's parts
-            bits, degree = Shadow(found.mask, found.degree, found.flat).union()
+            bits, degree = found.whole.union()
             mask = torch.full(t.shape, bits | UNKNOWN if bits else 0, dtype=torch.int64)
             return Shadow(mask, torch.full(t.shape, OTHER if degree else 0, dtype=torch.int8))
         size, stride, offset = t.size(), t.stride(), t.storage_offset()
-        degrees = NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, stride, offset)
-        return Shadow(found.mask.as_strided(size, stride, offset), degrees, found.flat)
+        flat = found.degree is None
+        degrees = NO_DEGREE.expand(size) if found.degree is None else found.degree.as_strided(size, stride, offset)
+        return Shadow(found.mask.as_strided(size, stride, offset), degrees, flat)
 
     def _write(self, t: Tensor, shadow: Shadow) -> None:
         if not t.numel():
@@ -134,14 +149,13 @@ class Reader(TorchDispatchMode):
         if beside.bytes // t.itemsize != beside.count:
             bits, degree = shadow.union()
             beside.mask |= bits | UNKNOWN
-            beside.degree.clamp_(min=OTHER if degree else 0)
-            beside.flat = beside.flat and not degree
+            if degree:
+                beside.rising().clamp_(min=OTHER)
             return
         place = t.size(), t.stride(), t.storage_offset()
         beside.mask.as_strided(*place).copy_(shadow.mask)
-        if not (beside.flat and shadow.union()[1] == 0):
-            beside.flat = False
-            beside.degree.as_strided(*place).copy_(shadow.degree)
+        if beside.degree is not None or shadow.union()[1]:
+            beside.rising().as_strided(*place).copy_(shadow.degree)
 
     def first(self, t: Tensor, what: str) -> str:
         """Where it first happened on the way to t."""
@@ -315,15 +329,11 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        if self.reader.busy:
+        if self.reader.busy or not (name := _watched(func)):
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _LOOKED_AT or (
-            name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
-        ):
+        if name != "one_hot":
             with self.reader.unwatched():
                 self._look(func, name, args, kwargs)
-        if name != "one_hot":
             return func(*args, **kwargs)
         self.reader.checked = _classes(*args, **kwargs) > 0
         try:
@@ -337,6 +347,14 @@ class _Watch(TorchFunctionMode):
             return
         if name == "__get__":
             self.reader._loses([self.reader.of(t) for t in tensors(args)])
+
+
+@functools.cache
+def _watched(func: Callable[..., object]) -> str:
+    """The name of a function that has to be looked at; "" for all others."""
+    name = getattr(func, "__name__", "")
+    data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+    return name if data or name in _LOOKED_AT or name == "one_hot" else ""
 
 
 def _classes(of: object, num_classes: int = -1) -> int:
