@@ -122,7 +122,7 @@ def _pair(matrix: Matrix, i: np.intp | int, j: np.intp | int) -> str:
 def in_order(spec: object) -> object:
     """The matrix; of a data frame whose index names the columns, with its rows in the order of its columns."""
     pd = sys.modules.get("pandas")  # no frame is there where it was not imported
-    if pd is not None and isinstance(spec, pd.DataFrame) and spec.index.is_unique and set(spec.index) == set(spec.columns):
+    if pd and isinstance(spec, pd.DataFrame) and spec.index.is_unique and set(spec.index) == set(spec.columns):
         return spec.loc[spec.columns]
     return spec
 

@@ -99,7 +99,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             if readings[0].covariates:
                 _check_holes(run)
             obstacle = _obstacle(sites, nodes, readings)
-            witness = _witness.Witness(program, x, run.axes)
+            whole = len(probe) == len(x) and not bool(probe.isnan().any())
+            witness = _witness.Witness(program, x, run.axes, nodes if whole else ())
             obstacle = obstacle or witness.complaint()
             if not obstacle and readings[0].covariates:
                 obstacle = comes_back(program, probe[: READ_ROWS[0]].nan_to_num(0.0), readings[0])

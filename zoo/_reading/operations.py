@@ -60,6 +60,8 @@ BY_FIRST_DIMENSION = {"convolution", "mkldnn_convolution", "max_pool2d_with_indi
 
 def apply(op: Operation) -> list[Shadow]:
     """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
+    if op.name in RULE_OF:
+        return RULE_OF[op.name](op)
     if op.name in CONSTANTS:
         return [constant(o) for o in op.outs]
     if op.name == "isnan":  # that an entry is missing may be known; what stands there may not
@@ -67,11 +69,7 @@ def apply(op: Operation) -> list[Shadow]:
         return [Shadow(source.mask & ~MISSING, curved(source.degree))]
     if op.name.startswith("native_layer_norm"):
         return _normalised(op)
-    if op.name in RULE_OF:
-        return RULE_OF[op.name](op)
-    if torch.Tag.pointwise in op.func.tags or op.name in ENTRYWISE:
-        return entrywise(op)
-    return unknown(op)
+    return entrywise(op) if op.name in ENTRYWISE or torch.Tag.pointwise in op.func.tags else unknown(op)
 
 
 def unknown(op: Operation) -> list[Shadow]:

@@ -51,11 +51,14 @@ Values = dict[str, Tensor]
 
 
 class Witness:
-    """A program on some rows, at draws of its latents; `complaint` says in one sentence what does not hold."""
+    """A program on some rows, at draws of its latents; `complaint` says in one sentence what does not hold.
 
-    def __init__(self, program: Program, x: Tensor, axes: Axes) -> None:
+    `others`: the sites of another run on all rows of x, if there was one.
+    """
+
+    def __init__(self, program: Program, x: Tensor, axes: Axes, others: Sequence[Node] = ()) -> None:
         width = max(1, x[0].numel())
-        self.program, self.axes = program, axes
+        self.program, self.axes, self.others = program, axes, others
         self.generator = torch.Generator().manual_seed(11)
         count = min(len(x), ROWS, max(20, NUMBERS // width))
         some = torch.randperm(len(x), generator=self.generator)[:count].sort().values
@@ -110,7 +113,7 @@ class Witness:
     def _all_at_once(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> bool:
         """Whether all of it holds together, for a program that takes long to run: rows keep their densities in another order,
         where some of the others are replaced and the rest left out; and one row by itself."""
-        n, fresh = len(self.x), self._drawn(self.x)[0]
+        n, fresh = len(self.x), (_values(self.others) if self.others else self._drawn(self.x))[0]
         for _ in range(FEWER_HALVES):
             other = self._half()
             x, mixed = self._mixed(latents, nodes, fresh, other)
