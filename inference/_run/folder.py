@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from inference._run import checkpoint
+from inference._run.netcdf import read_netcdf
 from inference._run.record import ROW_WEIGHTS
 from zoo import _atomic, _registry
 from zoo._atomic import digest_of
@@ -254,8 +255,6 @@ def load(
             raise UsageError(f"'{path / name}' is damaged: it is not what was written. Run it again.")
     try:
         from safetensors.torch import load as from_bytes
-
-        from inference._run.netcdf import read_netcdf  # xarray and pandas take a while
 
         tree, state = read_netcdf(contents["fit.nc"]), from_bytes(contents["state.safetensors"])
     except Exception as error:
