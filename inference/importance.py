@@ -2,11 +2,10 @@
 
 Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each row's mode) and `sequential`
 (a particle filter along the local latents of a chain, whose pasts are drawn again where few are left, or through the missing
-entries of an autoregressive distribution). θ is
-learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of
-reweighted wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted,
-and otherwise a lower bound (`estimates`; Vehtari et al. 2024). Discrete latents that can be summed out along the graph given
-the continuous ones are, except under `sequential`.
+entries of an autoregressive distribution). θ is learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016),
+the guide by the wake and sleep phases of reweighted wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where
+the weights of every row can be trusted, and otherwise a lower bound (`estimates`; Vehtari et al. 2024). Discrete latents that
+can be summed out along the graph given the continuous ones are, except under `sequential`.
 
 Global latents are drawn jointly with what is not exact given them (`_globals`), and θ then stays as it is.
 """
