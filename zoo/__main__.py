@@ -120,7 +120,10 @@ def describe(
     if data is None:
         _explain(model, json)
         return
-    from inference._run import explain, prepare
+    from zoo._reading.garbage import seldom_collected
+
+    with seldom_collected():
+        from inference._run import explain, prepare
 
     if graph is not None:
         from inference._pictures._views import graph as _graph
