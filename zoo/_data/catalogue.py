@@ -20,6 +20,7 @@ SETS = {  # name: what it is; its size, and what else there is to know
     "from ZOO_DATA_DIR",
 }
 SERIES = ("earthquakes", "nile")  # whose rows are the steps of one series, named by their year
+PHOTOGRAPHS = ("frey_face",)  # whose large numbers are light; those of other images are ink
 PARTS = {
     "mnist": ("train", "test"),
     "fashion_mnist": ("train", "test"),

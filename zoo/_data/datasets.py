@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo._data import covariance, mapped, music, steps
+from zoo._data import covariance, labelled, mapped, music, steps
 from zoo._data.catalogue import PARTS, SERIES, SETS, SHA256, URLS
 from zoo._data.dataset import Dataset as Dataset
 from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_idx, read_standard_input
@@ -42,6 +42,7 @@ def load(
     missing: str | None = None,
     covariance_of: int | None = None,
     series: bool = False,
+    told: bool = False,
     seed: int = 0,
     like: Roles | None = None,
     **roles: object,
@@ -62,6 +63,7 @@ def load(
     covariance_of: ``spec`` is the matrix of covariances (with divisor n) or correlations of this many rows, n. Rows of
         mean 0 with exactly that covariance are made in their place: ``Dataset.has_rows`` is False.
     series: the rows of the table are the steps of one series, or of one for each value of the column ``series_by``.
+    told: the codes of the labels, where there are any, are the last column of x, for a model that reads them.
     seed: rows, binarize and missing each have a stream of their own from it.
 
     Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
@@ -72,8 +74,8 @@ def load(
         of_rows = {"rows": rows, "binarize": binarize, "missing": missing, **roles}
         return _from_covariance(spec, covariance_of, of_rows, standardize)
     chosen = Roles.of(roles, like)
-    found, name = _read(spec)
-    raw = check_finite(_chosen(found, chosen, isinstance(spec, str | os.PathLike)))
+    read, name = _read(spec)
+    raw = check_finite(_chosen(read, chosen, isinstance(spec, str | os.PathLike)))
     used: dict[str, object] = {
         "rows": rows and int(rows),
         "binarize": how,
@@ -84,7 +86,9 @@ def load(
     if chosen.na:
         used["na"] = list(chosen.na)
     options = {"source": raw.source} | raw.used | {option: value for option, value in used.items() if value is not None}
-    return steps.fold(_prepare(raw, name, options, how, share), raw.series)
+    found = steps.fold(_prepare(raw, name, options, how, share), raw.series)
+    known = None if like is None else like.told
+    return labelled.put_last(found, known) if told or known is not None else found
 
 
 def _from_covariance(spec: object, number: object, given: Mapping[str, object], standardize: bool) -> Dataset:
