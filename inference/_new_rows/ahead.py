@@ -62,6 +62,8 @@ def by_step(
         )
     steps = 0 if there else _number(ahead)
     own = asked = asked_of(run, data, preparation)
+    if steps and own.data.options.get("covariates"):
+        raise UsageError("the covariates of the next steps are not known, so nothing is said of them.")
     if steps:
         longer = _longer(own.data, steps)
         try:
@@ -185,9 +187,11 @@ class Steps:
                     f"site '{site.name}' observes several steps, or mixes them: it has no forecast of each."
                 )
             out[site.name] = [entries[int(e)] for e in gone.double().argmax(0)]
-        if missing := set(entries) - {e for found in out.values() for e in found}:
+        if missing := set(wanted.tolist()) - {
+            t for found in out.values() for t, _ in found
+        }:  # columns may be covariates
             raise UsageError(
-                f"no site of '{self.task.program.name}' observes step {min(missing)[0]}: it is no model of a longer series."
+                f"no site of '{self.task.program.name}' observes step {min(missing)}: it is no model of a longer series."
             )
         return out
 
