@@ -449,8 +449,43 @@ def test_what_is_not_exact_is_forecast_by_the_program_from_its_last_states():
 @pytest.mark.full
 def test_a_forecast_at_a_point_of_the_global_latents_says_so():
     x = np.random.default_rng(0).poisson(5, (2, 6)) * 1.0
-    ahead = run("hidden_markov", x, emission="poisson", priors=True, method="laplace").predict(ahead=1)
+    ahead = run("hidden_markov", x, emission="poisson", priors=True, method="em").predict(ahead=1)
     assert ahead.attrs["posterior"].startswith("the exact posterior, given ")
+
+
+@pytest.mark.full
+def test_a_forecast_is_averaged_over_draws_of_the_global_latents():
+    """Against the dense normal, whose spread has the level that the series share; and the pool's moments and quantiles."""
+    x, T = np.random.default_rng(0).normal(size=(1, 5)) + 2, 7
+    found = run(walk_about_a_level, x, "laplace")
+    drawn = found.draws["mu"][np.linspace(0, len(found.draws["mu"]) - 1, 50).round().astype(int)]
+    ahead = found.predict(ahead=2)
+    assert ahead.attrs["posterior"] == "the exact posterior, averaged over 50 draws of mu by laplace"
+    variance = np.cumsum(0.25 ** np.arange(T))
+    steps = np.arange(T)
+    cov = variance[np.minimum.outer(steps, steps)] * 0.5 ** np.abs(np.subtract.outer(steps, steps)) + 0.25 * np.eye(T)
+    weights = np.linalg.solve(cov[:5, :5], cov[:5, 5:]).T
+    own = np.sqrt(np.diag(cov[5:, 5:] - weights @ cov[:5, 5:]))
+    centers = drawn[:, None] + (x[0] - drawn[:, None]) @ weights.T  # [draws, 2], each draw's
+    np.testing.assert_allclose(ahead.x_mean, centers.mean(0), atol=1e-6)
+    np.testing.assert_allclose(ahead.x_sd, np.sqrt(own**2 + centers.var(0)), rtol=1e-5)
+    for q in ("2.5", "75"):
+        below = stats.norm.cdf(ahead[f"x_q{q}"].to_numpy(), centers, own).mean(0)
+        np.testing.assert_allclose(below, float(q) / 100, atol=1e-5)
+    whole = np.linalg.solve((cov + 9)[:5, :5], (cov + 9)[:5, 5:]).T
+    spread = np.sqrt(np.diag((cov + 9)[5:, 5:] - whole @ (cov + 9)[:5, 5:]))
+    assert np.all(np.abs(ahead.x_mean - whole @ x[0]) < 5 * centers.std(0) / 50**0.5)
+    np.testing.assert_allclose(ahead.x_sd, spread, rtol=0.1)
+
+
+def walk_about_a_level(x=None, size=None):
+    """An autoregression about a level that all series share."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with user.rows(x, size):
+        z = pyro.sample("z0", dist.Normal(mu, 1.0))
+        for t in range(5 if x is None else x.shape[1]):
+            z = pyro.sample(f"z{t}", dist.Normal(mu + 0.5 * (z - mu), 1.0)) if t else z
+            pyro.sample(f"x{t}", dist.Normal(z, 0.5), obs=None if x is None else x[:, t])
 
 
 @pytest.mark.full
