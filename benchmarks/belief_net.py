@@ -17,6 +17,7 @@ import torch
 
 import guides
 from benchmarks._images import estimates
+from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.documents import Document
 from inference._method.task import Task
@@ -97,6 +98,17 @@ def _task(rows: int | None) -> Task:
 
 def _images(name: str, rows: int | None) -> torch.Tensor:
     return torch.as_tensor(datasets.load(name, rows=rows, seed=SEED).x, dtype=torch.float32)
+
+
+def table(*documents: Document) -> str:
+    """Bounds on the test images beside what was published, as Markdown."""
+    heads = ("trained by", "−log p(x) of a test image: by the ELBO", "by weighted draws", "published", "training")
+    rows = []
+    for d in documents:
+        weighted = f"≤ {-d['weighted_bound_nats']:.1f} ({d['samples']} draws)"
+        cost = f"{d['epochs']} epochs, {d['training_cpu_seconds'] / 60:.0f} minutes of one core"
+        rows.append((f"`{d['method']}`", f"≤ {-d['elbo_nats']:.1f}", weighted, f"{-d['published_nats']:.1f}", cost))
+    return markdown.table(heads, rows)
 
 
 def _line(document: Document) -> str:

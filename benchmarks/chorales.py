@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import guides
 from benchmarks._images import estimates
+from benchmarks._report import markdown
+from benchmarks._report.tables import NOTHING
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.documents import Document
 from inference._method.estimates import Estimates
@@ -133,6 +135,23 @@ def _task(x: np.ndarray, learned: Task | None = None) -> Task:
     if learned is not None:
         program.load_state_dict(learned.program.state_dict())
     return Task(program, describe(program, data), data, seed=SEED, learn=learned is None, quiet=True)
+
+
+def table(document: Document) -> str:
+    """Bounds on the test pieces beside what was published, as Markdown."""
+    test, samples = document["test"], document["samples"]
+    cost = f"{document['epochs']} epochs, {document['training_cpu_seconds'] / 60:.0f} minutes of one core"
+    heads = ("−log p(x), nats a step", "by the ELBO", "by weighted draws", "training")
+    rows = [
+        (
+            "`deep_markov`, `guide=smoothing`",
+            f"≤ {-test['elbo']:.2f}",
+            f"≤ {-test['weighted_bound']:.2f} ({samples} draws)",
+            cost,
+        )
+    ]
+    rows += [(name, f"≤ {-bound:.1f}", NOTHING, NOTHING) for name, bound in document["published_nats_per_step"].items()]
+    return markdown.table(heads, rows)
 
 
 def _line(document: Document) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from benchmarks import compare, completions, digits, missing_pixels, mnist_dlg, soundness
+from benchmarks import belief_net, chorales, compare, completions, digits, missing_pixels, mnist_dlg, soundness
 from benchmarks._report import markdown
 from benchmarks._suite import folder as _folder
 from benchmarks._suite.documents import Evidence, KHat, Machine, Options
@@ -60,6 +60,8 @@ TABLES = {
     "missing_pixels": Source("missing_pixels*.json", missing_pixels.table),
     "completions": Source("completions.json", completions.table),
     "digits": Source("digits.json", digits.table),
+    "belief_net": Source("published/belief_net*.json", belief_net.table),
+    "chorales": Source("published/chorales.json", chorales.table),
     "soundness": Source("soundness.json", soundness.table),
 }
 

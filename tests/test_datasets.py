@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zoo._data import catalogue
+from zoo._data import catalogue, music
 from zoo._data.catalogue import names
 from zoo._data.datasets import load
 from zoo._errors import UsageError
@@ -251,6 +251,44 @@ def test_a_failed_download_says_what_to_do(no_folder, monkeypatch):
     message = refused("fashion_mnist")
     assert "train-images-idx3-ubyte.gz could not be downloaded (Max retries exceeded with url)" in message
     assert "set ZOO_DATA_DIR to a folder that holds fashion_mnist/train-images-idx3-ubyte.gz" in message
+
+
+def test_chorales_of_pitches_are_known_by_their_content(no_folder, tmp_path, monkeypatch):
+    """Lists of MIDI pitches, as they are downloaded, make the same numbers as packed bits; others are refused."""
+    import pooch
+
+    pitches = {"train": [[[21, 60], []]], "valid": [[[108]]], "test": [[[22], [], [107, 23]], [[60]]]}
+    rolls = {part: [np.zeros((len(piece), 88), np.uint8) for piece in pieces] for part, pieces in pitches.items()}
+    for part, pieces in pitches.items():
+        for roll, piece in zip(rolls[part], pieces, strict=True):
+            for step, keys in zip(roll, piece, strict=True):
+                step[[key - 21 for key in keys]] = 1
+    monkeypatch.setattr(music, "CONTENT", music.digest(rolls))
+    file = tmp_path / "chorales.json"
+    monkeypatch.setattr(pooch, "retrieve", lambda url, known, fname, path: str(file))
+    file.write_text(json.dumps(pitches))
+    x = load("jsb_chorales:test").x
+    assert x.shape == (2, 3, 88) and np.isnan(x[1, 1:]).all()
+    np.testing.assert_array_equal(x[0], rolls["test"][0])
+    packed = {
+        part: np.packbits(np.stack([np.pad(r, ((0, 3 - len(r)), (0, 0))) for r in of]), 2) for part, of in rolls.items()
+    }
+    np.savez(tmp_path / "bits.npz", **packed, **{f"{p}_lengths": [len(r) for r in of] for p, of in rolls.items()})
+    np.testing.assert_array_equal(music.chorales(tmp_path / "bits.npz", "test"), x)
+    for other in (
+        pitches | {"test": [[[22], [], [107, 24]], [[60]]]},
+        pitches | {"test": [[[200]]]},
+        {"train": []},
+        [],
+    ):
+        file.write_text(json.dumps(other))
+        assert "does not hold the chorales" in refused("jsb_chorales")
+
+
+@pytest.mark.full
+def test_the_chorales_have_the_content_that_is_known(full_sets):
+    file = Path(os.environ["ZOO_DATA_DIR"]) / "jsb_chorales" / "jsb_chorales_quarter.npz"
+    assert music.digest(music._of_bits(file)) == music.CONTENT
 
 
 @pytest.fixture

@@ -6,14 +6,17 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import in_full, structure_of, task_of
 from scipy import special, stats
+from sklearn.datasets import load_digits
 
-from inference import infer, run
+from inference import infer, load, run
 from inference._run import prepare
 from zoo._data import datasets
+from zoo._data.roles import Roles
 from zoo._errors import Refusal, UsageError
 
 WINE = datasets.load("wine", standardize=True).x
@@ -92,6 +95,42 @@ def test_with_labels_the_decoder_is_told():
     assert run("deep_latent_gaussian", x, "svi", epochs=2, **options).claimed.kind == "lower bound"
     with pytest.raises(UsageError, match="a label from 0 to 1 in"):
         run("deep_latent_gaussian", x, "svi", **options | {"classes": 2})
+
+
+def test_labels_become_codes_in_the_last_column():
+    table = pd.DataFrame({"kind": ["b", "a", "b"], "v": [1.0, 2.0, 3.0]})
+    found = datasets.load(table, labels="kind", standardize=True, told=True)
+    assert found.columns == ("v", "kind") and found.x[:, 1].tolist() == [1, 0, 1] and abs(found.x[:, 0].sum()) < 1e-12
+    assert found.center.tolist() == [2, 0] and datasets.load(table[["v"]], told=True).columns == ("v",)
+    like = Roles.stored(found.columns, found.options)
+    assert datasets.load(table[:1], like=like).x[0].tolist() == [1, 1]  # of one row, `b` is still the run's 1
+    assert datasets.load("digits", told=True).x[:, 64].tolist() == datasets.load("digits").labels.tolist()
+    for wrong, words in (
+        ({"kind": ["b", "c"], "v": [1, 2]}, "Expected labels of the run .a, b., got 'c'"),
+        ({"v": [1]}, "has none"),
+        ({"kind": ["b", ""], "v": [1, 2]}, "row 1 .counting from 0. has none"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            datasets.load(pd.DataFrame(wrong), like=like)
+    with pytest.raises(UsageError, match="binarize=dynamic and labels"):
+        datasets.load("digits", told=True, binarize="dynamic")
+
+
+@pytest.mark.full
+def test_labels_of_the_data_are_what_the_decoder_is_told(tmp_path):
+    """The same numbers as with the codes in x, also of new rows of fewer labels; intensities are binarised as the run's."""
+    options = {"likelihood": "bernoulli", "latents": 2, "hidden": (8,), "epochs": 2, "classes": 3, "binarize": 8.0}
+    bunch = load_digits(n_class=3)
+    x, y = bunch.data[:60], bunch.target[:60]
+    table = pd.DataFrame(x).add_prefix("p").assign(digit=np.array(["nought", "one", "two"])[y])
+    found = run("deep_latent_gaussian", table, "svi", labels="digit", out=tmp_path / "run", **options)
+    bits = np.c_[x > 8, y].astype(float)
+    other = run("deep_latent_gaussian", bits, "svi", **{k: v for k, v in options.items() if k != "binarize"})
+    assert found.claimed.value == other.claimed.value
+    for of in (found, load(tmp_path / "run")):
+        some = of.score(table[y == 2])  # their only label is the run's third
+        np.testing.assert_allclose(some.per_datum, of.score(table).per_datum[y == 2], atol=1.5)
+        assert abs(some.value - other.score(bits[y == 2]).value) < 4 * some.se + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from inference._loadings.affine import columns_of
 from inference._pictures import _draw
 from inference._pictures._draw import plot
 from inference._pictures._views.decoder import Decoder
-from inference._pictures._views.images import grey_range, montage
+from inference._pictures._views.images import grey_range, greys, montage
 from inference._pictures._views.scene import Scene, scene_of
 from inference._pictures._views.style import FAINT, UNSEEN, component_colors
 from inference._pictures.decoder_grid import GRID
@@ -163,9 +163,12 @@ def test_a_montage_has_frames_tints_and_greys() -> None:
 
 
 def test_the_grey_range_is_the_datas() -> None:
-    assert grey_range(np.array([0.0, 0.9, np.nan])) == (0.0, 1.0)
-    assert grey_range(np.array([-2.0, 16.0])) == (-2.0, 16.0)
-    assert grey_range(np.full(4, 3.0)) == (3.0, 4.0)
+    """Ink is black, and the light of photographs white."""
+    for values, ends in (([0.0, 0.9, np.nan], (0.0, 1.0)), ([-2.0, 16.0], (-2.0, 16.0)), ([3.0] * 4, (3.0, 4.0))):
+        for data, white_and_black in (("digits", ends), ("frey_face", ends[::-1])):
+            seen: Any = Scene(Path(), {"data": data}, np.zeros((1, 1)), {}, {}, {})
+            assert grey_range(seen, np.array(values)) == white_and_black
+            assert greys(seen)(0.0)[0] == (1.0 if data == "digits" else 0.0)
 
 
 def test_columns_are_known_again_when_some_are_equal() -> None:

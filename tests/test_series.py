@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import chain_programs as chains
 import kalman_programs as kalman
 import numpy as np
@@ -170,6 +172,85 @@ def test_the_nile_has_durbin_and_koopmans_variances():
     assert abs(found.claimed.value - total) < 1e-7
 
 
+def with_covariates() -> tuple[np.ndarray, np.ndarray]:
+    """Levels y [2, 6] with holes that also follow a covariate, and x [2, 6, 2] of both."""
+    rng = np.random.default_rng(4)
+    u = 5 + 3 * rng.normal(size=(2, 6))
+    y = 2 + np.cumsum(rng.normal(size=(2, 6)), 1) + 0.7 * u
+    y[0, 2] = y[1, 4:] = np.nan
+    return y, np.stack([y, u], 2)
+
+
+def test_covariates_shift_what_is_seen_of_the_state():
+    """log p(x) and the levels are those of the series less B u; no covariate is missing where a step is seen."""
+    y, x = with_covariates()
+    task = task_of("linear_state_space", x, covariates=1)
+    standard = (x[..., 1] - x[..., 1].mean()) / x[..., 1].std()
+    task.program.assign({**task.program.values(), "slopes": torch.full((1, 1), 1.7, dtype=torch.float64)})
+    plain = task_of("linear_state_space", y)
+    less = plain.program, torch.as_tensor(y - 1.7 * standard)
+    truth = replace(plain, x=less[1]).engine
+    np.testing.assert_allclose(task.engine.per_datum(), truth.per_datum(), rtol=1e-9)
+    for found, expected in zip(task.engine.summary(), truth.summary(), strict=True):
+        np.testing.assert_allclose(found["z3"], expected["z3"], atol=1e-7)
+    made = task.program.trace(None, size=2).nodes["_RETURN"]["value"].detach()
+    assert made.shape == x.shape
+    np.testing.assert_allclose(made[..., 1], x[..., 1])
+    hole = x.copy()
+    hole[0, 1, 1] = np.nan
+    with pytest.raises(UsageError, match=r"series 0, step 1 .* lacks a covariate"):
+        task_of("linear_state_space", hole, covariates=1)
+    with pytest.raises(UsageError, match="a column before 1 covariates"):
+        task_of("linear_state_space", y, covariates=1)
+
+
+@pytest.mark.full
+def test_a_regression_with_a_level_is_statsmodels(tmp_path):
+    """UnobservedComponents(y, "llevel", exog=u, mle_regression=True), the first level N(m, (10 s)²), in statsmodels 0.15."""
+    rng = np.random.default_rng(0)
+    u, T = rng.normal(size=60) * 3 + 5, 60
+    y = np.cumsum(rng.normal(size=T) * 0.3) + 0.8 * u + rng.normal(size=T) * 0.5
+    frame = pd.DataFrame({"y": y, "u": u})
+    found = run("linear_state_space", frame, series=True, covariates="u", out=tmp_path / "run")
+    assert abs(found.claimed.value + 62.265749822758785) < 1e-4 and found.claimed.kind == "exact"
+    theta = [found.parameters["noise"][0] ** 2, found.parameters["moves"][0] ** 2, found.parameters["slopes"][0, 0]]
+    np.testing.assert_allclose(theta, [0.296799, 0.034415, 2.092220], rtol=5e-3)
+    assert found.predict(by_step=True).y.tolist() == pytest.approx(y.tolist())
+    with pytest.raises(UsageError, match="the covariates of the next steps are not known"):
+        found.predict(ahead=1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dynamics", ["level", "ar"])
+def test_priors_on_a_state_space_are_integrated_out(dynamics):
+    """log p(x) against draws of the parameters from their priors, and the program's priors are those that are said."""
+    x = np.random.default_rng(5).normal(size=(1, 5)) + 3
+    options = {"dynamics": dynamics, "priors": True, **({"order": 1} if dynamics == "ar" else {})}
+    task = task_of("linear_state_space", x, **options)
+    s, m = x.std(), x.mean()
+    drawn = [task.program.trace(task.x).nodes for _ in range(2)]
+    fns = {k: drawn[0][k]["fn"] for k in ("noise", "moves", *(("coefficients", "mean") if dynamics == "ar" else ()))}
+    assert abs(float(fns["noise"].base_dist.scale) / (1.4 * s) - 1) < 1e-9
+    assert abs(float(fns["moves"].base_dist.scale) / s - 1) < 1e-9
+    if dynamics == "ar":
+        assert (
+            abs(float(fns["mean"].base_dist.loc) - m) < 1e-9 and abs(float(fns["mean"].base_dist.scale) / s - 2) < 1e-9
+        )
+        assert float(fns["coefficients"].base_dist.scale) == 1.0
+    rng, S = np.random.default_rng(0), 20_000
+    noise, moves = (np.abs(rng.normal(size=S)) * scale for scale in (1.4 * s, s))
+    a, mean = (rng.normal(size=S), m + 2 * s * rng.normal(size=S)) if dynamics == "ar" else (np.ones(S), np.zeros(S))
+    log_p, (at, P) = np.zeros(S), ((0.0, s**2) if dynamics == "ar" else (m, 100 * s**2))
+    for value in x[0]:
+        spread = P + noise**2
+        log_p += stats.norm.logpdf(value, at + mean, spread**0.5)
+        at, P = a * (at + P / spread * (value - at - mean)), a**2 * P * noise**2 / spread + moves**2
+    weights = np.exp(log_p - log_p.max())
+    truth, se = np.log(weights.mean()) + log_p.max(), weights.std() / weights.mean() / S**0.5
+    found = run("linear_state_space", x, "importance", samples=2000, **options)
+    assert abs(found.claimed.value - truth) < 5 * np.hypot(se, found.claimed.se) and found.claimed.kind == "estimate"
+
+
 def test_series_that_no_model_can_have_made_are_refused():
     x = np.array([[1.0, 2.5, 3.0]])
     for model, options, data, words in (
@@ -179,6 +260,7 @@ def test_series_that_no_model_can_have_made_are_refused():
         ("hidden_markov", {}, x[None, None], "expects series"),
         ("linear_state_space", {"dynamics": "ar", "order": 3}, x, "more steps than order=3"),
         ("linear_state_space", {}, x[None, None], "expects series"),
+        ("linear_state_space", {"dynamics": "full", "priors": True}, x, "may be rotated, so it has no priors"),
     ):
         with pytest.raises(UsageError, match=words):
             task_of(model, data, **options)
@@ -367,8 +449,43 @@ def test_what_is_not_exact_is_forecast_by_the_program_from_its_last_states():
 @pytest.mark.full
 def test_a_forecast_at_a_point_of_the_global_latents_says_so():
     x = np.random.default_rng(0).poisson(5, (2, 6)) * 1.0
-    ahead = run("hidden_markov", x, emission="poisson", priors=True, method="laplace").predict(ahead=1)
+    ahead = run("hidden_markov", x, emission="poisson", priors=True, method="em").predict(ahead=1)
     assert ahead.attrs["posterior"].startswith("the exact posterior, given ")
+
+
+@pytest.mark.full
+def test_a_forecast_is_averaged_over_draws_of_the_global_latents():
+    """Against the dense normal, whose spread has the level that the series share; and the pool's moments and quantiles."""
+    x, T = np.random.default_rng(0).normal(size=(1, 5)) + 2, 7
+    found = run(walk_about_a_level, x, "laplace")
+    drawn = found.draws["mu"][np.linspace(0, len(found.draws["mu"]) - 1, 50).round().astype(int)]
+    ahead = found.predict(ahead=2)
+    assert ahead.attrs["posterior"] == "the exact posterior, averaged over 50 draws of mu by laplace"
+    variance = np.cumsum(0.25 ** np.arange(T))
+    steps = np.arange(T)
+    cov = variance[np.minimum.outer(steps, steps)] * 0.5 ** np.abs(np.subtract.outer(steps, steps)) + 0.25 * np.eye(T)
+    weights = np.linalg.solve(cov[:5, :5], cov[:5, 5:]).T
+    own = np.sqrt(np.diag(cov[5:, 5:] - weights @ cov[:5, 5:]))
+    centers = drawn[:, None] + (x[0] - drawn[:, None]) @ weights.T  # [draws, 2], each draw's
+    np.testing.assert_allclose(ahead.x_mean, centers.mean(0), atol=1e-6)
+    np.testing.assert_allclose(ahead.x_sd, np.sqrt(own**2 + centers.var(0)), rtol=1e-5)
+    for q in ("2.5", "75"):
+        below = stats.norm.cdf(ahead[f"x_q{q}"].to_numpy(), centers, own).mean(0)
+        np.testing.assert_allclose(below, float(q) / 100, atol=1e-5)
+    whole = np.linalg.solve((cov + 9)[:5, :5], (cov + 9)[:5, 5:]).T
+    spread = np.sqrt(np.diag((cov + 9)[5:, 5:] - whole @ (cov + 9)[:5, 5:]))
+    assert np.all(np.abs(ahead.x_mean - whole @ x[0]) < 5 * centers.std(0) / 50**0.5)
+    np.testing.assert_allclose(ahead.x_sd, spread, rtol=0.1)
+
+
+def walk_about_a_level(x=None, size=None):
+    """An autoregression about a level that all series share."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with user.rows(x, size):
+        z = pyro.sample("z0", dist.Normal(mu, 1.0))
+        for t in range(5 if x is None else x.shape[1]):
+            z = pyro.sample(f"z{t}", dist.Normal(mu + 0.5 * (z - mu), 1.0)) if t else z
+            pyro.sample(f"x{t}", dist.Normal(z, 0.5), obs=None if x is None else x[:, t])
 
 
 @pytest.mark.full

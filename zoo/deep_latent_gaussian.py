@@ -55,11 +55,13 @@ class Model(PyroModule):
       draws binary pixels one by one.
     - `channels`: of the convolutions.
     - `activation`: between the layers of the network.
-    - `classes`: how many labels there are in the last column; 0: there are none.
+    - `classes`: how many labels the decoder is told: those of the data (`--labels`), else the last column of x; 0: none.
 
     Raises `UsageError` for data that are not a table, are not binary where `likelihood` is `bernoulli`, or whose last
     column does not hold labels where `classes` is given.
     """
+
+    LABELS = "classes"  # the option with which the labels of the data are the last column of x
 
     def __init__(
         self,

@@ -30,8 +30,7 @@ except UsageError as absent:
     print("No pictures here:", absent)
 
 # %%
-# What the decoder makes of a grid over the plane of the two latents. Values are drawn as ink, so that the faces look
-# like negatives.
+# What the decoder makes of a grid over the plane of the two latents.
 
 if fit is not None:
     print(fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -51,18 +52,9 @@ class Mixture:
 
     def quantile(self, p: float) -> Tensor | None:
         """The smallest value [n, E] up to which lies a probability of p; None of a family without a distribution function."""
-        mean, sd = self.moments()
-        low, high = mean - WIDTH * sd - 1, mean + WIDTH * sd + 1
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            below = self._below(middle)
-            if below is None:
-                return None
-            low, high = torch.where(below < p, middle, low), torch.where(below < p, high, middle)
-        support = self.fn.support
-        return high.round() if support is not None and support.is_discrete else high
+        return Average([self]).quantile(p)
 
-    def _below(self, value: Tensor) -> Tensor | None:
+    def below(self, value: Tensor) -> Tensor | None:
         """P(X ≤ value) [n, E]."""
         value = value.repeat(len(self.weights), 1).reshape(self.fn.batch_shape)
         if isinstance(self.fn, dist.Poisson):
@@ -78,3 +70,35 @@ class Mixture:
                 return None
             found = torch.where(inside, found, (value > self.fn.mean).to(found.dtype))
         return self._mean(found)
+
+
+@dataclass(frozen=True)
+class Average:
+    """Mixtures of the same numbers, one of them with equal probabilities."""
+
+    parts: Sequence[Mixture]
+
+    @property
+    def shares(self) -> Tensor | None:
+        """See `Mixture`."""
+        found = [shares for part in self.parts if (shares := part.shares) is not None]
+        return torch.stack(found).mean(0) if found else None
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See `Mixture`."""
+        means, deviations = (torch.stack(v) for v in zip(*(part.moments() for part in self.parts), strict=True))
+        return means.mean(0), (deviations.square() + (means - means.mean(0)).square()).mean(0).sqrt()
+
+    def quantile(self, p: float) -> Tensor | None:
+        """See `Mixture`."""
+        mean, sd = self.moments()
+        low, high = mean - WIDTH * sd - 1, mean + WIDTH * sd + 1
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            found = [below for part in self.parts if (below := part.below(middle)) is not None]
+            if not found:
+                return None
+            below = torch.stack(found).mean(0)
+            low, high = torch.where(below < p, middle, low), torch.where(below < p, high, middle)
+        support = self.parts[0].fn.support
+        return high.round() if support is not None and support.is_discrete else high

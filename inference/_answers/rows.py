@@ -103,6 +103,20 @@ def joined(parts: list[Rows]) -> Rows:
     )
 
 
+def averaged(parts: list[Rows]) -> Rows:
+    """The same rows at draws of the global latents: the posterior of their latents with those integrated out."""
+
+    def each(of: Callable[[Rows], Arrays]) -> dict[str, np.ndarray]:
+        return {k: np.stack([of(p)[k] for p in parts]) for k in of(parts[0])}
+
+    means, deviations = each(lambda r: r.means), each(lambda r: r.deviations)
+    return Rows(
+        probabilities={k: v.mean(0) for k, v in each(lambda r: r.probabilities).items()},
+        means={k: v.mean(0) for k, v in means.items()},
+        deviations={k: np.sqrt((v**2).mean(0) + means[k].var(0)) for k, v in deviations.items()},
+    )
+
+
 # ----------------------------------------------------------------------------------------------------- where it is from
 
 

@@ -10,13 +10,15 @@ their missing entries is the forecast. Of an exact posterior so are the forecast
 
 All else is averaged over draws of the posterior. Where it is not exact, the run says what the latents of the steps are that
 are there, and the program draws those of the next steps given these: no method, and no guide, looks at steps that come.
-All of it is at the run's θ, and at one value of each global latent.
+All of it is at the run's θ. Where the posterior is exact given the global latents and the run has draws of those, the forecast
+is averaged over some of the draws; else it is at one value of each global latent, and says so.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -27,21 +29,22 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference._answers import rows as _rows
-from inference._answers.mixture import Mixture
+from inference._answers.mixture import Average, Mixture
 from inference._answers.rows import Rows
 from inference._answers.table import Table
+from inference._new_rows import longer
 from inference._new_rows.asked import NewRows, asked_of, on
 from inference._run.entrance import entrance, seeded
 from inference._run.failures import in_words
 from inference._run.result import Run
 from zoo._data.columns import default_names
-from zoo._data.datasets import Dataset
 from zoo._errors import UsageError
-from zoo._program.structure import Site
+from zoo._program.structure import Site, Structure
 from zoo._program.trace import log_prob, node_of
 
 QUANTILES = (0.025, 0.25, 0.75, 0.975)  # the ends of intervals of 95 % and of 50 %
 DRAWS = 1000
+MOST_GLOBALS = 50  # draws of the global latents, over which a forecast is averaged
 MOST_AHEAD = 10_000
 MOST_NUMBERS = 2**22  # of x, beside each other
 CHECKED = 20  # series, on which it is seen whether steps that are added change the others
@@ -62,14 +65,17 @@ def by_step(
         )
     steps = 0 if there else _number(ahead)
     own = asked = asked_of(run, data, preparation)
+    if steps and own.data.options.get("covariates"):
+        raise UsageError("the covariates of the next steps are not known, so nothing is said of them.")
     if steps:
-        longer = _longer(own.data, steps)
         try:
-            asked = on(run, longer)
+            asked = on(run, longer.with_steps(own.data, steps))
         except UsageError as error:
             raise UsageError(f"'{run.model}' says nothing of longer rows, so it has no next steps: {error}") from None
     with seeded(run.seed), in_words(run.model, "predicting step by step"), torch.no_grad():
         found = Steps(asked, steps, own)
+        if steps and found.is_exact and (points := _draws_of_globals(run, found.structure)):
+            found = found.averaged(points, run.method)
         return found.table(found.forecast() if steps else found.seen()), found
 
 
@@ -104,12 +110,33 @@ class Steps:
         if ahead:
             self._check_the_same(own)
         self.known = asked if self.is_exact else own  # of whose latents there is a posterior
-        self.rows = Rows()
+        self.rows, self.parts = Rows(), list[Steps]()
         if self.is_exact or not ahead:
-            parts: list[Rows] = []
-            asked.each(lambda rows, names: parts.append(rows))
-            self.rows = _rows.joined(parts)
+            self._ask()
         self.source = self.rows.source
+
+    def _ask(self) -> None:
+        """What is known of the latents, where it does not come from draws."""
+        found: list[Rows] = []
+        self.asked.each(lambda rows, names: found.append(rows))
+        self.rows = _rows.joined(found)
+
+    def averaged(self, points: list[dict[str, Tensor]], method: str) -> Steps:
+        """The same, averaged over draws of the global latents."""
+        assert self.places  # found once for all of them
+        out, names = copy(self), ", ".join(points[0])
+        out.parts = [self._at(point) for point in points]
+        out.rows, out.asked = _rows.averaged([part.rows for part in out.parts]), replace(self.asked, given="")
+        out.source = f"{self.source}, averaged over {len(points)} draws of {names} by {method}"
+        return out
+
+    def _at(self, point: dict[str, Tensor]) -> Steps:
+        """The same at other values of the global latents."""
+        out = copy(self)
+        out.task = replace(self.task, globals=point)
+        out.asked = out.known = replace(self.asked, task=out.task)
+        out._ask()
+        return out
 
     @property
     def is_exact(self) -> bool:
@@ -185,9 +212,11 @@ class Steps:
                     f"site '{site.name}' observes several steps, or mixes them: it has no forecast of each."
                 )
             out[site.name] = [entries[int(e)] for e in gone.double().argmax(0)]
-        if missing := set(entries) - {e for found in out.values() for e in found}:
+        if missing := set(wanted.tolist()) - {
+            t for found in out.values() for t, _ in found
+        }:  # columns may be covariates
             raise UsageError(
-                f"no site of '{self.task.program.name}' observes step {min(missing)[0]}: it is no model of a longer series."
+                f"no site of '{self.task.program.name}' observes step {min(missing)}: it is no model of a longer series."
             )
         return out
 
@@ -217,8 +246,7 @@ class Steps:
 
         if given := self._given():
             raise UsageError(f"site '{given}' depends on other data than its own entry, which are not known ahead.")
-        mixtures = self._mixtures()
-        for site, mixture in (self._normal(mixtures) if self._is_normal else mixtures).items():
+        for site, mixture in self._forecasts().items():
             shares = mixture.shares
             of = {} if shares is not None else _said(mixture)
             for e, (t, d) in enumerate(self.places[site]):
@@ -228,6 +256,16 @@ class Steps:
                 for what, value in of.items():
                     keep(f"{self.names[d]}_{what}", self._of_column(value[:, e], d, what != "sd"), t)
         return {name: value[self.series, self.at] for name, value in kept.items()}
+
+    def _forecasts(self) -> Mapping[str, Mixture | Average]:
+        """The distribution of each observed site's entries."""
+        if not self.parts:
+            mixtures = self._mixtures()
+            return self._normal(mixtures) if self._is_normal else mixtures
+        found = [part._mixtures() for part in self.parts]
+        if self._is_normal:
+            found = [part._normal(of) for part, of in zip(self.parts, found, strict=True)]
+        return {site: Average([of[site] for of in found]) for site in found[0]}
 
     def _given(self) -> str:
         """A site that depends on other data than its own entry; "" for none."""
@@ -362,7 +400,7 @@ class Steps:
 
     def table(self, entries: Mapping[str, np.ndarray]) -> Table:
         """The series, the step, what is said of its entries, and its latents."""
-        steps = _names_of_steps(self.asked.data, self.T)
+        steps = longer.names_of_steps(self.asked.data, self.T)
         first = {"series": self.asked.names[self.series], "step": steps[self.at]}
         return Table({**first, **entries, **self.latents()})
 
@@ -380,40 +418,17 @@ class Steps:
         return value.numpy() * scale + (center if place else 0.0)
 
 
-def _said(mixture: Mixture) -> dict[str, Tensor]:
+def _draws_of_globals(run: Run, structure: Structure) -> list[dict[str, Tensor]]:
+    """Some of the run's draws of the global latents, one of each; none where it lacks any."""
+    names = [s.name for s in structure.global_latents]
+    drawn = [run.draws.get(name.replace("/", "."), ()) for name in names]
+    S = min(map(len, drawn), default=0)
+    some = np.linspace(0, S - 1, min(S, MOST_GLOBALS)).round().astype(int)
+    return [{n: torch.as_tensor(d[s]) for n, d in zip(names, drawn, strict=True)} for s in some]
+
+
+def _said(mixture: Mixture | Average) -> dict[str, Tensor]:
     """Mean, standard deviation and quantiles [n, E] by their names."""
     mean, sd = mixture.moments()
     quantiles = {f"q{100 * p:g}": mixture.quantile(p) for p in QUANTILES}
     return {"mean": mean, "sd": sd, **{k: v for k, v in quantiles.items() if v is not None}}
-
-
-def _longer(data: Dataset, steps: int) -> Dataset:
-    """With so many steps more at the end of each series, of which nothing is seen."""
-    if data.x.ndim not in (2, 3):
-        raise UsageError(
-            f"predicting ahead needs series, n × T or n × T × D numbers, got rows of shape {data.x.shape[1:]}."
-        )
-    center, scale = data.center, data.scale
-    if center is not None and scale is not None:
-        if len(center) and not ((center == center[:1]).all() and (scale == scale[:1]).all()):
-            raise UsageError(
-                "the data were standardized column by column, and steps that come have no mean of their own: give the data as "
-                "a table of steps (--series), which is standardized as one."
-            )
-        center, scale = (np.repeat(v[:1], len(v) + steps, 0) for v in (center, scale))
-    more = np.full((len(data.x), steps, *data.x.shape[2:]), np.nan)
-    columns = tuple(_names_of_steps(data, data.x.shape[1] + steps).astype(str)) if data.columns else ()
-    x = np.concatenate([data.x, more], 1)
-    return replace(data, x=x, columns=columns, center=center, scale=scale, labels=None, truth=None, weights=None)
-
-
-def _names_of_steps(data: Dataset, T: int) -> np.ndarray:
-    """The names of steps [T], continued where they are numbers in even steps, such as years; else their numbers from 0."""
-    try:
-        known = np.array([int(name) for name in data.columns])
-    except ValueError:
-        known = np.zeros(0, dtype=int)
-    if len(known) > 1 and len(set(np.diff(known))) == 1:
-        return known[0] + np.arange(T) * (known[1] - known[0])
-    same = len(data.columns) == T and data.columns != default_names(T)
-    return np.array(data.columns, dtype=object) if same else np.arange(T)

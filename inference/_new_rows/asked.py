@@ -36,6 +36,7 @@ from inference._run.verify import confirm, verify
 from inference._sampling import weights
 from zoo import _options
 from zoo._data.datasets import Dataset
+from zoo._data.labelled import LEVELS
 from zoo._errors import Refusal, UsageError
 
 BLOCK_NUMBERS = 2**21  # in a block of rows, with their posteriors
@@ -186,7 +187,7 @@ def new_rows(run: Run, data: object, preparation: Mapping[str, object], partial:
     data = _as_table(data)
     other = other_data(run.dataset, data, run.seed, preparation, partial)
     inherited = {k: v for k in INHERITED if (v := run.dataset.options.get(k)) is not None and k not in preparation}
-    if inherited and not _is_binary(other.x):
+    if inherited and not _is_binary(other.x[:, :-1] if LEVELS in other.options else other.x):
         other = other_data(run.dataset, data, run.seed, {**inherited, **preparation}, partial)
     told = (COUNTED_ONCE,) if other.weights is not None else ()
     return on(run, replace(other, weights=None, warnings=(*other.warnings, *told)))

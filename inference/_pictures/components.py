@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from inference._pictures._views.images import greys
 from inference._pictures._views.mixture import FEW_COLUMNS, MOST_COMPONENTS, left_out
 from inference._pictures._views.oracle import Oracle
 from inference._pictures._views.scene import Scene
 from inference._pictures._views.style import (
     FAINT,
     INK,
-    UNSEEN,
     Look,
     color_bar,
     new_figure,
@@ -51,7 +50,7 @@ def _images(run: Scene, oracle: Oracle, shape: tuple[int, int]) -> Figure:
     means = oracle.means[shown]
     unseen = np.setdiff1d(np.arange(means.shape[1]), run.columns)
     means[:, unseen] = np.nan  # nothing was learned about them
-    cmap = colormaps["gray_r"].with_extremes(bad=UNSEEN)
+    cmap = greys(run)
     low, high = float(np.nanmin(means)), float(np.nanmax(means))
     low, high = (0.0, 1.0) if low >= 0 and 0.5 < high <= 1 else (low, high)
     grid = figure.subplots(down, across, squeeze=False).ravel()

@@ -31,7 +31,7 @@ def draw(run: Scene, decoder: Decoder) -> Figure:
     title = f"mean of x over quantiles of the prior of {name}, {percent(shares[0])} to {percent(shares[-1])}"
     figure = taller_figure(7.6, 6.6 * shape[0] / shape[1], run.title(title))
     axes = figure.add_subplot()
-    show(axes, montage(run.tinted(made[::-1].reshape(GRID**2, -1)), shape, GRID, grey_range(decoder.x)))
+    show(axes, montage(run.tinted(made[::-1].reshape(GRID**2, -1)), shape, GRID, grey_range(run, decoder.x)))
     ticks = np.arange(0, GRID, 2)
     for set_ticks, size, k in ((axes.set_xticks, shape[1], 0), (axes.set_yticks, shape[0], 1)):
         at = (ticks if k == 0 else GRID - 1 - ticks) * (size + 1) + (size + 1) / 2

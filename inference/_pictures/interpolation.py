@@ -30,7 +30,7 @@ def draw(run: Scene, decoder: Decoder) -> Figure:
     title = run.title(what + run.tint)
     tall = (8.3 / (STEPS + 2.6)) * shape[0] / shape[1]
     figure = taller_figure(8.8, tall * len(pairs) + 0.25, title)
-    grey = grey_range(decoder.x)
+    grey = grey_range(run, decoder.x)
     lines = []
     for a, b in pairs:
         made = between(decoder, (int(decoder.rows[a]), int(decoder.rows[b])), STEPS)

@@ -34,7 +34,7 @@ def draw(run: Scene, decoder: Decoder) -> Figure:
     )
     made = run.tinted(made)
     for axes, block in zip(figure.subplots(len(blocks), 1, squeeze=False)[:, 0], blocks, strict=True):
-        show(axes, montage(np.concatenate([x[block], made[block]]), shape, len(block), grey_range(x)))
+        show(axes, montage(np.concatenate([x[block], made[block]]), shape, len(block), grey_range(run, x)))
         axes.set_anchor("W")
         axes.set_yticks([shape[0] / 2, 1.5 * shape[0] + 1], ["original", "mean of x"], fontsize=9, color=INK)
         axes.tick_params(left=False)

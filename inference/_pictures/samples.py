@@ -85,7 +85,7 @@ def _blocks(run: Scene, blocks: list[tuple[str, np.ndarray]]) -> Figure:
     title = run.title(f"what the program simulates from its prior, beside the data{run.tint}")
     figure = taller_figure(max(6.4, 8.8 / 3 * len(blocks)), 2.62 * shape[0] / shape[1] + 0.2, title)
     for axes, (name, images) in zip(figure.subplots(1, len(blocks)), blocks, strict=True):
-        show(axes, montage(run.tinted(images), shape, ACROSS, grey_range(data)), name)
+        show(axes, montage(run.tinted(images), shape, ACROSS, grey_range(run, data)), name)
         axes.set_anchor("N")
     return figure
 

@@ -23,7 +23,7 @@ def draw(run: Scene, khat: np.ndarray) -> Figure:
     order = np.argsort(np.where(np.isnan(khat), np.inf, khat), kind="stable")
     count = min(MOST_IMAGES, len(khat) // 2)
     x = run.x.reshape(len(run.x), -1)
-    grey = grey_range(x[np.concatenate([order[:count], order[-count:]])])
+    grey = grey_range(run, x[np.concatenate([order[:count], order[-count:]])])
     what = f"the images with the worst and the best k-hat of their importance weights{run.tint}"
     figure = taller_figure(8.8, 0.0, run.title(what))
     parts, blocks = [], (("worst", order[::-1][:count].copy()), ("best", order[:count]))

@@ -110,7 +110,8 @@ def prepare(
     mine = _split(options, option_schema(target), modules, methods, name)
     if preparation.get("covariates"):
         _check_takes_covariates(target, name)
-    loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, **preparation)
+    told = _reads_labels(target, mine)
+    loaded = data if isinstance(data, datasets.Dataset) else datasets.load(data, seed=seed, told=told, **preparation)
     mine |= _counted_covariates(loaded, mine)
     x, intensities = torch.as_tensor(loaded.x, dtype=DTYPES.get(dtype, torch.float64)), None
     if x.dtype == torch.float64 and not mapped.is_private(loaded.x):
@@ -177,6 +178,11 @@ def _check_takes_covariates(target: Callable[..., object], name: str) -> None:
     able = [m for m in _registry.models() if "covariates" in option_schema(resolve(m)[0])]
     hint = f" Models that do: {', '.join(able)}." if able else ""
     raise UsageError(f"the model '{name}' takes no covariates: it has no such option.{hint}")
+
+
+def _reads_labels(target: Callable[..., object], options: Mapping[str, object]) -> bool:
+    """Whether the model reads a label in the last column of x: if the option that it calls `LABELS` is given, and not 0."""
+    return str(options.get(getattr(target, "LABELS", ""), 0)) != "0"
 
 
 def _counted_covariates(loaded: datasets.Dataset, options: Mapping[str, object]) -> dict[str, object]:

@@ -85,7 +85,7 @@ class Record:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Class labels of the rows [n], where the data have them. No method sees them."""
+        """Class labels of the rows [n], where the data have them. Only a model that is told them sees them."""
         return self.dataset.labels
 
     @property

@@ -17,16 +17,18 @@ SETS = {  # name: what it is; its size, and what else there is to know
     "binarized_mnist": "MNIST, binarised once; 50,000 x 784 (:valid and :test 10,000); from ZOO_DATA_DIR",
     "frey_face": "frames of a face in [0, 1]; 1,965 x 560 (28 x 20 pixels); from ZOO_DATA_DIR",
     "jsb_chorales": "Bach's chorales as bits of 88 keys; 229 x 160 x 88 (:valid 76, :test 77), NaN beyond the end of a piece; "
-    "from ZOO_DATA_DIR",
+    "downloaded",
 }
 SERIES = ("earthquakes", "nile")  # whose rows are the steps of one series, named by their year
+PHOTOGRAPHS = ("frey_face",)  # whose large numbers are light; those of other images are ink
 PARTS = {
     "mnist": ("train", "test"),
     "fashion_mnist": ("train", "test"),
     "binarized_mnist": ("train", "valid", "test"),
     "jsb_chorales": ("train", "valid", "test"),
 }
-# The others have no address whose bytes have the checksum below: they come from ZOO_DATA_DIR alone.
+# The others have no address whose bytes have the checksum below: they come from ZOO_DATA_DIR, or are checked by their content.
+CHORALES = "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/9a7f733ddb4ed91f48da64ac7f0f621c34aadd4d/"
 URLS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo._data import covariance, mapped, music, steps
-from zoo._data.catalogue import PARTS, SERIES, SETS, SHA256, URLS
+from zoo._data import covariance, labelled, mapped, music, steps
+from zoo._data.catalogue import CHORALES, PARTS, SERIES, SETS, SHA256, URLS
 from zoo._data.dataset import Dataset as Dataset
 from zoo._data.files import GIVE, STANDARD_INPUT, is_data_file, near_files, read_file, read_idx, read_standard_input
 from zoo._data.notation import Marks, as_float
@@ -42,6 +42,7 @@ def load(
     missing: str | None = None,
     covariance_of: int | None = None,
     series: bool = False,
+    told: bool = False,
     seed: int = 0,
     like: Roles | None = None,
     **roles: object,
@@ -62,6 +63,7 @@ def load(
     covariance_of: ``spec`` is the matrix of covariances (with divisor n) or correlations of this many rows, n. Rows of
         mean 0 with exactly that covariance are made in their place: ``Dataset.has_rows`` is False.
     series: the rows of the table are the steps of one series, or of one for each value of the column ``series_by``.
+    told: the codes of the labels, where there are any, are the last column of x, for a model that reads them.
     seed: rows, binarize and missing each have a stream of their own from it.
 
     Raises ``UsageError``: an unknown set, an unusable file or array, an option that does not fit the data.
@@ -72,8 +74,8 @@ def load(
         of_rows = {"rows": rows, "binarize": binarize, "missing": missing, **roles}
         return _from_covariance(spec, covariance_of, of_rows, standardize)
     chosen = Roles.of(roles, like)
-    found, name = _read(spec)
-    raw = check_finite(_chosen(found, chosen, isinstance(spec, str | os.PathLike)))
+    read, name = _read(spec)
+    raw = check_finite(_chosen(read, chosen, isinstance(spec, str | os.PathLike)))
     used: dict[str, object] = {
         "rows": rows and int(rows),
         "binarize": how,
@@ -84,7 +86,9 @@ def load(
     if chosen.na:
         used["na"] = list(chosen.na)
     options = {"source": raw.source} | raw.used | {option: value for option, value in used.items() if value is not None}
-    return steps.fold(_prepare(raw, name, options, how, share), raw.series)
+    found = steps.fold(_prepare(raw, name, options, how, share), raw.series)
+    known = None if like is None else like.told
+    return labelled.put_last(found, known) if told or known is not None else found
 
 
 def _from_covariance(spec: object, number: object, given: Mapping[str, object], standardize: bool) -> Dataset:
@@ -222,7 +226,9 @@ def _full_set(name: str, part: str, what: str, source: str) -> Raw:
         with np.load(_full_file("binarized_mnist/binarized_mnist.npz"), allow_pickle=False) as bits:
             return Raw(np.unpackbits(bits[part], axis=1), what, source, image_shape=(28, 28))
     if name == "jsb_chorales":
-        return Raw(music.chorales(_full_file("jsb_chorales/jsb_chorales_quarter.npz"), part), what, source)
+        own = _own_file("jsb_chorales/jsb_chorales_quarter.npz")
+        path = own or _download(name, CHORALES, "jsb-chorales-quarter.json", None)
+        return Raw(music.chorales(path, part), what, source)
     if name == "frey_face":
         from scipy.io import loadmat  # scikit-learn needs scipy, so it is there
 
@@ -239,7 +245,18 @@ def _full_file(relative: str) -> Path:
 
     Raises ``UsageError`` when the checksum is wrong, or when it cannot be downloaded.
     """
-    folder, (name, file) = os.environ.get("ZOO_DATA_DIR"), relative.split("/")
+    if (own := _own_file(relative)) is not None:
+        return own
+    name, file = relative.split("/")
+    if name not in URLS:
+        remedy = f"set ZOO_DATA_DIR to a folder that holds {relative}"
+        raise UsageError(f"the data set '{name}' has no download with a known checksum; {remedy}.")
+    return _download(name, URLS[name], file, f"sha256:{SHA256[relative]}")
+
+
+def _own_file(relative: str) -> Path | None:
+    """The file in the folder in ZOO_DATA_DIR, where it is there; its checksum must be right."""
+    folder = os.environ.get("ZOO_DATA_DIR")
     if folder and not os.path.isdir(folder):
         raise UsageError(f"ZOO_DATA_DIR must be a folder that holds {relative}, got '{folder}'.")
     if folder and (path := Path(folder) / relative).is_file():
@@ -251,17 +268,21 @@ def _full_file(relative: str) -> Path:
             wrong = f"'{path}' must have the sha256 {SHA256[relative]}, got {found}"
             raise UsageError(f"{wrong}. Replace the file, or unset ZOO_DATA_DIR.")
         return path
-    remedy = f"set ZOO_DATA_DIR to a folder that holds {relative}"
-    if name not in URLS:
-        raise UsageError(f"the data set '{name}' has no download with a known checksum; {remedy}.")
+    return None
+
+
+def _download(name: str, address: str, file: str, known: str | None) -> Path:
+    """A file of a set, downloaded once and kept; `known`: its checksum."""
     import pooch
 
     cache = Path(os.environ.get("ZOO_CACHE") or pooch.os_cache("latent-zoo")).expanduser() / name
     try:
-        return Path(pooch.retrieve(URLS[name] + file, f"sha256:{SHA256[relative]}", fname=file, path=cache))
+        return Path(pooch.retrieve(address + file, known, fname=file, path=cache))
     except (OSError, ValueError) as error:  # no network, a wrong checksum, a cache that cannot be written
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{URLS[name] + file} could not be downloaded ({reason}); {remedy}.") from None
+        holds = f"{name}/{file}" if known else next(f for f in SHA256 if f.startswith(f"{name}/"))
+        remedy = f"set ZOO_DATA_DIR to a folder that holds {holds}"
+        raise UsageError(f"{address + file} could not be downloaded ({reason}); {remedy}.") from None
 
 
 # --- preparations ---

@@ -10,6 +10,7 @@ import numpy as np
 
 from zoo._data import looks
 from zoo._data.columns import default_names, match
+from zoo._data.labelled import LEVELS
 from zoo._data.notation import Marks, Numbers, as_float, is_missing, numbers_of
 from zoo._data.options import COLUMN, COLUMNS, ROLES, marks, names, one_name
 from zoo._data.raw import Raw, shown
@@ -36,6 +37,7 @@ class Roles:
     categories: tuple[str, ...] = ()
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     series: bool = False  # of a run: whether its rows are series
+    told: Sequence[Any] | None = None  # of a run: the labels that are codes in the last column of x
     like: Roles | None = None
 
     @classmethod
@@ -50,12 +52,13 @@ class Roles:
     @classmethod
     def stored(cls, columns: Sequence[str], options: Mapping[str, Any]) -> Roles:
         """The roles of the columns of a run: its data, and the `options` of its data set."""
-        levels = options.get("categories", {})
+        levels, told = options.get("categories", {}), options.get(LEVELS)
         given = {k: options.get(k) for k in ("drop", *COLUMN, "na")}
         return replace(
             cls.of(given),
-            columns=tuple(options.get("series_columns", columns)),
+            columns=tuple(options.get("series_columns", columns if told is None else columns[:-1])),
             levels=levels,
+            told=told,
             series="series" in options,
         )
 

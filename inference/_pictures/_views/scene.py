@@ -17,6 +17,7 @@ from inference._pictures._views.oracle import Oracle
 from inference._pictures._views.style import counted, evidence_line, plain
 from inference._run.folder import Stored
 from inference._run.result import Run, opened
+from zoo._data.catalogue import PHOTOGRAPHS
 from zoo._errors import UsageError
 
 FEWEST_STEPS = 8  # of what is drawn as a series
@@ -63,6 +64,11 @@ class Scene:
         local = {s.name for s in self.task.structure.local_latents}
         latents = [frozenset(local & set(s.parents)) for s in self.task.structure.observed]
         return all(latents) and len(set(latents)) == len(latents) >= max(self.x.shape[1], FEWEST_STEPS)
+
+    @property
+    def of_light(self) -> bool:
+        """Whether large numbers of its images are bright."""
+        return self.json.get("data") in PHOTOGRAPHS
 
     @property
     def decodes_images(self) -> bool:
