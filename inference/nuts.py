@@ -75,7 +75,7 @@ def fit(
     warmup: Annotated[int, Limits(least=20)] = 1000,
     samples: Annotated[int, Limits(least=4)] = 1000,
     target_accept: Annotated[float, Limits(above=0, below=1)] = 0.8,
-    mass: Mass = "diagonal",
+    mass: Mass = "auto",
     max_depth: Annotated[int, Limits(least=1, most=20)] = 10,
     marginalise: bool = True,
 ) -> Fit:
@@ -86,8 +86,10 @@ def fit(
     - `chains`: how many of them.
     - `samples`: draws that each chain keeps.
     - `warmup`: transitions of each chain that find step and metric, and are not kept.
-    - `target_accept`: the acceptance rate that the step is tuned to: nearer 1, shorter steps and fewer divergences.
-    - `mass`: `dense` also learns how the latents go together, for a few of them that are strongly correlated.
+    - `target_accept`: the acceptance rate that the step is tuned to: nearer 1, shorter steps and fewer divergences. Where
+      trajectories diverge late in the warm-up it is raised (the notes say to what).
+    - `mass`: `diagonal` learns the scale of each latent, `dense` their covariances too; `auto` learns them where latents are
+      so strongly correlated that it pays, and there are draws enough to tell.
     - `max_depth`: a trajectory has at most 2^max_depth steps.
     - `marginalise`: with global latents, normal local ones that are exact given them are integrated out.
 
@@ -120,7 +122,8 @@ def fit(
         log_p = target.log_density(flat).numpy().reshape(drawn.log_p.shape)
         drawn = replace(drawn, flat=flat.numpy().reshape(drawn.flat.shape), log_p=log_p)
     found = _Found(whole, target, labels, drawn, max_depth, gradient.recorded is not None)
-    notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
+    notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": walkers.used}
+    notes["target_accept"] = walkers.target
     return completed(whole, task, found.fit(notes | {"evaluations": gradient.evaluations}))
 
 
