@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -40,6 +40,15 @@ class Drawn:
     tree_depth: np.ndarray
     acceptance_rate: np.ndarray
     step_size: np.ndarray  # [C]
+
+    def followed_by(self, more: Drawn) -> Drawn:
+        """The same chains with the draws that came next."""
+        joined = {
+            name: np.concatenate([value, getattr(more, name)], 1)
+            for name, value in vars(self).items()
+            if value.ndim > 1
+        }
+        return replace(self, **joined)
 
     def kept(self, draws: int) -> np.ndarray:
         """Which of each chain's draws to keep, evenly over the chain, for so many of all chains at most."""
