@@ -22,6 +22,7 @@ from zoo._errors import Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT
 
 DRAWS, OF_EXACT = 1000, 4000  # of the posterior, that a method is asked for; where local latents are exact
+MORE: dict[str, dict[str, Any]] = {"importance": {"samples": 16_000}}  # where its usual draws are too few to be judged
 METHODS = ("nuts", "laplace", "importance")
 
 
