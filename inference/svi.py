@@ -297,7 +297,7 @@ def _global_gaussian(task: Task, guide: torch.nn.Module | None, names: list[str]
     if not names or not isinstance(guide, guides.Derived):
         return None
     with torch.no_grad():
-        values = {n: guide.bijections[n](guide.free[f"{n}_loc"]) for n in names}
+        values = {n: transform(guide.free[f"{n}_loc"]) for n, transform in guide.bijections.items()}
         layout = Coordinates(values, task.global_supports)
         mean, tril = guide.globals_loc(), guide.globals_tril()
         if guide.globals_covariance == "flow":

@@ -21,11 +21,11 @@ Mass = Literal["auto", "diagonal", "dense"]
 FIRST, BASE, LAST = 75, 25, 50  # transitions: before the windows, of the first window, after the windows
 TIED = 10.0  # of correlations, the largest eigenvalue by the smallest, from which on mass=auto learns them all
 EACH = 20  # draws for each coordinate, without which it cannot tell
-LONG, DIVERGING, HIGHEST = (
+LONG, DIVERGING = (
     100,
     0.002,
-    0.99,
-)  # a window that tells whether steps are too long; of its trajectories; the target
+)  # a window that tells whether steps are too long; the share of its trajectories that diverge
+HIGHEST = 0.99  # acceptance rate that steps are tuned to
 T = TypeVar("T")
 
 
