@@ -12,9 +12,10 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
-from torch.distributions.transforms import ReshapeTransform
 from torch.nn.functional import one_hot, softplus
 
+from guides import _flow
+from guides._flow import Part
 from zoo._errors import Refusal
 from zoo._program.parameters import localize
 from zoo._program.slots import Slots
@@ -22,6 +23,7 @@ from zoo._program.structure import Site, Structure
 from zoo._program.trace import is_real
 
 Covariance = Literal["diagonal", "full"]
+GlobalKind = Literal["diagonal", "full", "lowrank", "flow"]
 Rows = Tensor | slice | None  # of a guide's data; None: all of them
 Seen = Any  # what a guide's `look` makes of the data for its heads
 LEAST_SCALE = 1e-6
@@ -51,6 +53,7 @@ class Derived(PyroModule):
     Discrete sites are drawn first, then the continuous ones in the reverse of the program's order.
     """
 
+    begun = False  # whether q of the globals began at a covariance
     by_row = False  # whether it has to be told which rows of the data it gets
     recipe: dict[str, object]  # from which it can be rebuilt
 
@@ -60,7 +63,7 @@ class Derived(PyroModule):
         globals: Mapping[str, Tensor] | None,
         bijections: Mapping[str, Transform] | None,
         covariance: Covariance,
-        globals_covariance: Covariance = "diagonal",
+        globals_covariance: GlobalKind = "diagonal",
     ) -> None:
         super().__init__()
         if (reason := refusal(structure)) is not None:
@@ -76,8 +79,12 @@ class Derived(PyroModule):
             self.free[f"{name}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
         self.globals_covariance = globals_covariance
         d = sum(self.free[f"{name}_loc"].numel() for name in self.bijections)
-        if globals_covariance == "full" and d > 1:
+        if d and (globals_covariance == "flow" or (globals_covariance == "full" and d > 1)):
             self.free["globals_below"] = nn.Parameter(torch.zeros(d * (d - 1) // 2))
+        if globals_covariance == "lowrank" and d:
+            self.free["globals_factor"] = nn.Parameter(0.1 * torch.randn(d, round(d**0.5)))
+        if globals_covariance == "flow" and d:
+            self.free.update(_flow.parameters(d))
 
     @property
     def extras(self) -> dict[str, bool]:
@@ -126,42 +133,72 @@ class Derived(PyroModule):
         return values.reshape(len(values), *(1,) * (-1 - self.data_dim), -1)
 
     def _draw_globals(self) -> None:
-        """One site after the other, each given the standard normal numbers of those before it: jointly one normal."""
-        tril, start = self.globals_tril(), 0
-        white: list[Tensor] = []
+        """One site after the other, each given the standard normal numbers of those before it: jointly one distribution."""
+        tril, loc = self.globals_tril(), self.globals_loc()
+        white = loc.new_zeros(0)
         for name, transform in self.bijections.items():
-            loc = self.free[f"{name}_loc"]
-            if tril is None or not loc.numel():  # one weight alone has no free number
+            shape = self.free[f"{name}_loc"].shape
+            if tril is None or not shape.numel():  # one weight alone has no free number
                 pyro.sample(name, self.global_posterior(name))
                 continue
-            stop = start + loc.numel()
-            own, mean = tril[start:stop, start:stop], loc.reshape(-1)
-            if start:
-                mean = mean + torch.cat(white, -1) @ tril[start:stop, :start].mT
-            q = dist.TransformedDistribution(
-                dist.MultivariateNormal(mean, scale_tril=own),
-                [ReshapeTransform(mean.shape[-1:], loc.shape), transform],
-            )
-            value = pyro.sample(name, q)
-            lead = value.shape[: value.dim() - q.event_dim]  # of draws side by side
-            away = (transform.inv(value).reshape(*lead, -1) - mean).unsqueeze(-1)
-            white.append(torch.linalg.solve_triangular(own.expand(*lead, *own.shape), away, upper=False).squeeze(-1))
+            part = self._part(loc, tril, white, shape, transform)
+            q = dist.TransformedDistribution(dist.Normal(loc.new_zeros(shape.numel()), 1.0).to_event(1), [part])
+            own = part.inv(pyro.sample(name, q))
+            white = torch.cat([white.expand(*own.shape[:-1], -1), own], -1)
+
+    def _part(self, loc: Tensor, tril: Tensor, white: Tensor, shape: torch.Size, transform: Transform) -> Part:
+        """The map from a site's standard normal numbers to its value, given the numbers of those before it."""
+        flow = dict(self.free.items()) if self.globals_covariance == "flow" else None
+        return Part(flow, loc, tril, white, shape, transform)
+
+    @torch.no_grad()
+    def moments(self, generator: torch.Generator, draws: int = 4096) -> tuple[Tensor, Tensor]:
+        """Mean [d] and Cholesky factor [d, d] of q of the globals, unconstrained, by draws."""
+        loc = self.globals_loc()
+        found = self.globals_of(torch.randn(draws, len(loc), generator=generator, dtype=torch.float64).to(loc))
+        flat = torch.cat([self.bijections[n].inv(v).reshape(draws, -1) for n, v in found.items()], 1)
+        return flat.mean(0), torch.linalg.cholesky(torch.cov(flat.mT).reshape(len(loc), -1))
+
+    @torch.no_grad()
+    def globals_of(self, white: Tensor) -> dict[str, Tensor]:
+        """The values that standard normal numbers [draws, d] make, site → [draws, …]."""
+        tril, loc, out, start = self.globals_tril(), self.globals_loc(), {}, 0
+        tril = self.scales().diag() if tril is None else tril
+        for name, transform in self.bijections.items():
+            shape = self.free[f"{name}_loc"].shape
+            stop = start + shape.numel()
+            out[name] = self._part(loc, tril, white[:, :start], shape, transform)(white[:, start:stop])
             start = stop
+        return out
+
+    def globals_loc(self) -> Tensor:
+        """The middle of q of the globals [d], unconstrained."""
+        return torch.cat([self.free[f"{name}_loc"].reshape(-1) for name in self.bijections] or [torch.zeros(0)])
+
+    def scales(self) -> Tensor:
+        """Of q of the globals [d], unconstrained: of a covariance, of its factor's rows."""
+        return torch.cat([self.free[f"{name}_log_scale"].reshape(-1) for name in self.bijections]).exp()
 
     def globals_tril(self) -> Tensor | None:
         """The Cholesky factor [d, d] of q's covariance of the globals, unconstrained; None where it is diagonal."""
-        if "globals_below" not in self.free:
+        if not {"globals_below", "globals_factor"} & set(self.free):
             return None
-        scale = torch.cat([self.free[f"{name}_log_scale"].reshape(-1) for name in self.bijections]).exp()
-        d = len(scale)
+        scale = self.scales()
+        d, eye = len(scale), torch.eye(len(scale), dtype=scale.dtype, device=scale.device)
+        if "globals_factor" in self.free:
+            factor = self.free["globals_factor"]
+            return scale.unsqueeze(1) * torch.linalg.cholesky(eye + factor @ factor.mT)
         row, column = torch.tril_indices(d, d, -1)
         below = self.free["globals_below"].new_zeros(d * d).index_add(0, row * d + column, self.free["globals_below"])
-        return scale.unsqueeze(1) * (below.reshape(d, d) + torch.eye(d, dtype=scale.dtype, device=scale.device))
+        return scale.unsqueeze(1) * (below.reshape(d, d) + eye)
 
     @torch.no_grad()
     def begin_globals(self, mean: Tensor, tril: Tensor) -> None:
-        """Let q of the globals be the normal with this mean [d] and Cholesky factor [d, d], unconstrained."""
+        """Let q of the globals be the normal with this mean [d] and Cholesky factor [d, d], unconstrained, or near it."""
         size, start = tril.diagonal(), 0
+        if "globals_factor" in self.free:
+            size, factor = _few_directions(tril @ tril.mT, self.free["globals_factor"].shape[1])
+            self.free["globals_factor"].copy_(factor)
         for name in self.bijections:
             loc, log_scale = self.free[f"{name}_loc"], self.free[f"{name}_log_scale"]
             part = slice(start, start + loc.numel())
@@ -171,6 +208,7 @@ class Derived(PyroModule):
         if "globals_below" in self.free:
             row, column = torch.tril_indices(len(mean), len(mean), -1)
             self.free["globals_below"].copy_((tril / size.unsqueeze(1))[row, column])
+        self.begun = True
 
     def global_posterior(self, name: str) -> dist.TorchDistribution:
         """q(global latent), where they are independent."""
@@ -179,6 +217,15 @@ class Derived(PyroModule):
         q = dist.Normal(loc, scale).to_event(transform.domain.event_dim)
         q = dist.TransformedDistribution(q, [transform])
         return q.to_event(len(q.batch_shape))
+
+
+def _few_directions(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Scales s [d] and F [d, rank] with diag(s) (I + F Fᵀ) diag(s) near a covariance: its correlations' first directions."""
+    deviations = covariance.diagonal().sqrt()
+    values, vectors = torch.linalg.eigh(covariance / deviations.unsqueeze(1) / deviations)
+    rest = values[:-rank].mean().clamp(min=1e-6) if rank < len(values) else values[0].clamp(min=1e-6)
+    factor = vectors[:, -rank:] * (values[-rank:] / rest - 1).clamp(min=0).sqrt()
+    return deviations * rest.sqrt(), factor
 
 
 def posterior(site: Site, head: Tensor, covariance: Covariance = "diagonal") -> dist.TorchDistribution:

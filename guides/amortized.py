@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from guides._heads import Covariance, Derived, Rows, begin_at, join, key, outputs, refusal, spread, width
+from guides._heads import Covariance, Derived, GlobalKind, Rows, begin_at, join, key, outputs, refusal, spread, width
 from zoo._program.missing import holds_nan
 from zoo._program.slots import slots
 from zoo._program.structure import Site, Structure
@@ -35,7 +35,7 @@ class Guide(Derived):
     - `x` [N, …]: the data, for the scale of the encoder's input; NaN where unobserved.
     - `globals`: name → a starting value, constrained; `bijections`: name → the map from free numbers onto its support.
     - `hidden`: widths of the encoder's layers; `covariance`: of each Gaussian q, `diagonal` or `full`.
-    - `globals_covariance`: the same of the joint q of all global latents.
+    - `globals_covariance`: of the joint q of all global latents: `diagonal`, `full`, `lowrank`, or a `flow` in its place.
     - `sees_mask`: whether the encoder is told which entries were seen; when None, if any of x is missing.
     - `scaled`: whether columns are divided by their standard deviations; when None, unless x is binary or in [0, 1].
     """
@@ -49,7 +49,7 @@ class Guide(Derived):
         *,
         hidden: tuple[int, ...] = (64, 64),
         covariance: Covariance = "diagonal",
-        globals_covariance: Covariance = "diagonal",
+        globals_covariance: GlobalKind = "diagonal",
         sees_mask: bool | None = None,
         scaled: bool | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from guides._heads import Covariance, Derived, Rows, begin_at, key, outputs, refusal
+from guides._heads import Covariance, Derived, GlobalKind, Rows, begin_at, key, outputs, refusal
 from zoo._errors import UsageError
 from zoo._program.structure import Site, Structure
 
@@ -35,7 +35,7 @@ class Guide(Derived):
         bijections: Mapping[str, Transform] | None = None,
         *,
         covariance: Covariance = "diagonal",
-        globals_covariance: Covariance = "diagonal",
+        globals_covariance: GlobalKind = "diagonal",
     ) -> None:
         super().__init__(structure, globals, bijections, covariance, globals_covariance)
         self.N = len(x)

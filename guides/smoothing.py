@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from guides import _heads
-from guides._heads import Covariance, Derived, Rows, free_shape, outputs, width
+from guides._heads import Covariance, Derived, GlobalKind, Rows, free_shape, outputs, width
 from zoo._errors import UsageError
 from zoo._program.missing import holds_nan
 from zoo._program.structure import Site, Structure
@@ -59,7 +59,7 @@ class Guide(Derived):
         *,
         hidden: tuple[int, ...] = (64, 64),
         covariance: Covariance = "diagonal",
-        globals_covariance: Covariance = "diagonal",
+        globals_covariance: GlobalKind = "diagonal",
         sees_mask: bool | None = None,
     ) -> None:
         super().__init__(structure, globals, bijections, covariance, globals_covariance)

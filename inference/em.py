@@ -17,6 +17,7 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
+import pyro
 import torch
 
 from inference._em import chain as _chain
@@ -38,9 +39,11 @@ from inference._training.in_double import in_double
 from zoo._errors import Refusal
 from zoo._options import Count, NotNegative, Positive, Used
 from zoo._program.structure import Structure
+from zoo._program.trace import node_of
 
 WEIGHTS = IMPROPER = True  # rows may have weights, and a global latent a prior that is no density
 MAX_ITER, MAX_SAMPLED = 1000, 300  # iterations at most, and those of a chain over θ
+EMPTY = 1e-10  # a weight that is as good as 0
 EXACT = Used(e_step="exact")
 SHARES = True  # the processes that torchrun starts share the rows
 
@@ -196,7 +199,8 @@ def _at_the_end(drawn: Latents, each: int, draws: int) -> dict[str, np.ndarray]:
 def _result(task: Task, climb: Climb, climbs: list[Climb], floor: float) -> Fit:
     exact, globals = task.engine, climb.globals
     held = RowPosteriors.of(task, globals)
-    given = f"the posterior mode of {', '.join(globals)}" if globals else ""
+    point = "point values" if climb.stuck == BORDER or _emptied(task, climb) else "posterior mode"
+    given = f"the {point} of {', '.join(globals)}" if globals else ""
     parameters = {n: v.detach().numpy() for n, v in {**task.program.values(), **globals}.items()}
     notes: dict[str, object] = {"iterations": climb.iterations}
     notes |= {"closed_form": list(climb.closed), "numeric": list(climb.numeric)}
@@ -249,12 +253,28 @@ def _warnings(task: Task, climb: Climb, floor: float) -> list[str]:
     return out
 
 
+@torch.no_grad()
+def _emptied(task: Task, climb: Climb) -> str | None:
+    """A global latent with an entry at 0, where the density of its Dirichlet prior is infinite."""
+    names = [s.name for s in task.structure.global_latents if s.family == "Dirichlet" and climb.stuck]
+    trace = task.program.trace(task.x[:2], latents=climb.globals) if names else pyro.poutine.Trace()
+    for name in names:
+        if bool(((climb.globals[name] < EMPTY) & (node_of(trace, name)["fn"].concentration < 1)).any()):
+            return name
+    return None
+
+
 def _unfinished(task: Task, climb: Climb) -> str:
     if climb.stuck == BORDER:
         what = "posterior mode: log p(x, globals)" if climb.globals else "maximum: log p(x)"
         return (
             f"em found no {what} grows without bound as a variance goes to 0. {remedy(task)}, or give the variance a lower "
             "bound or a prior that keeps it away from 0."
+        )
+    if site := _emptied(task, climb):
+        return (
+            f"em found no posterior mode: the prior of '{site}' grows without bound as a weight goes to 0, and one has gone "
+            "there. Take concentrations of 1 or more, fewer components, or a method that integrates, such as nuts."
         )
     if climb.stuck:
         return f"em did not converge: it stopped after {climb.iterations} iterations because {climb.stuck}."

@@ -106,8 +106,7 @@ def fit(
     """
     if task.structure.global_latents:
         return _globals.fit(task, proposal, samples or OF_GLOBALS)
-    samples = samples or OF_ROWS
-    proposal = "guide" if proposal == "auto" else proposal
+    samples, proposal = samples or OF_ROWS, "guide" if proposal == "auto" else proposal
     whole, task = task, _prepared(task, proposal, guide)
     if task.learn:
         begin(task, start, task.seed)

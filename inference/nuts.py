@@ -42,6 +42,8 @@ KEPT = 1000  # draws of all chains that the fit holds, at most
 CANDIDATES = 5  # draws from the prior, and as many from around zero, of which a chain begins at the best
 AROUND = 2.0  # zero, in unconstrained coordinates
 NUMBERS = 2**27  # in all draws
+SAMPLES, MOST_SAMPLES = 1000, 4000  # of each chain, where the caller does not say
+NEAR = 1.1  # R-hat from which more draws of the same chains would not help
 
 
 def refusal(structure: Structure) -> str | None:
@@ -73,9 +75,9 @@ def fit(
     *,
     chains: Annotated[int, Limits(least=2, most=1000)] = 4,
     warmup: Annotated[int, Limits(least=20)] = 1000,
-    samples: Annotated[int, Limits(least=4)] = 1000,
+    samples: Annotated[int | None, Limits(least=4)] = None,
     target_accept: Annotated[float, Limits(above=0, below=1)] = 0.8,
-    mass: Mass = "diagonal",
+    mass: Mass = "auto",
     max_depth: Annotated[int, Limits(least=1, most=20)] = 10,
     marginalise: bool = True,
 ) -> Fit:
@@ -84,10 +86,12 @@ def fit(
     Each chain begins at the best of a few draws from the prior and from around zero; every second chain at their mirror images.
 
     - `chains`: how many of them.
-    - `samples`: draws that each chain keeps.
+    - `samples`: draws that each chain keeps. When None 1000, and up to 4000 while they nearly agree and are too few to tell.
     - `warmup`: transitions of each chain that find step and metric, and are not kept.
-    - `target_accept`: the acceptance rate that the step is tuned to: nearer 1, shorter steps and fewer divergences.
-    - `mass`: `dense` also learns how the latents go together, for a few of them that are strongly correlated.
+    - `target_accept`: the acceptance rate that the step is tuned to: nearer 1, shorter steps and fewer divergences. Where
+      trajectories diverge late in the warm-up it is raised (the notes say to what).
+    - `mass`: `diagonal` learns the scale of each latent, `dense` their covariances too; `auto` learns them where latents are
+      so strongly correlated that it pays, and there are draws enough to tell.
     - `max_depth`: a trajectory has at most 2^max_depth steps.
     - `marginalise`: with global latents, normal local ones that are exact given them are integrated out.
 
@@ -101,27 +105,46 @@ def fit(
     structure = own.structure
     target = Target(own, marginalise and bool(structure.global_latents))
     posterior = target.posterior
-    if chains * samples * posterior.d > NUMBERS:
-        raise Refusal(f"nuts would hold {chains * samples * posterior.d:,} numbers of draws: ask for fewer samples")
+    numbers = chains * (samples or SAMPLES) * posterior.d
+    if numbers > NUMBERS:
+        raise Refusal(f"nuts would hold {numbers:,} numbers of draws: ask for fewer samples")
     starts = _starts(posterior, chains, task.seed)
     gradient = Gradient(posterior.log_density, starts)
-    with task.progress("nuts", chains * (warmup + samples)) as step, np.errstate(all="ignore"):
+    labels = Labels(target, starts)
+    with task.progress("nuts", chains * (warmup + (samples or SAMPLES))) as step, np.errstate(all="ignore"):
         walkers = Chains(gradient, starts.numpy(), task.seed, target_accept, max_depth, mass)
         walkers.warm_up(warmup, step)
-        drawn = walkers.draw(samples, step)
+        drawn = walkers.draw(samples or SAMPLES, step)
+        while samples is None and drawn.log_p.shape[1] < MOST_SAMPLES and drawn.flat.size < NUMBERS // 2:
+            if not _undecided(_in_one_labelling(target, labels, drawn), max_depth):
+                break
+            drawn = drawn.followed_by(walkers.draw(SAMPLES, step))
     if gradient.recorded is not None and not gradient.keep_if_right(torch.from_numpy(drawn.flat[:, -1].copy())):
         raise Refusal(
             f"nuts recorded the density of '{task.program.name}', which is another one where the chains ended: the program "
             "changes from run to run, or decides by its latents' values. Write such choices as torch.where."
         )
-    labels = Labels(target, starts)
-    if labels.count > 1:
-        flat = labels.alike(torch.from_numpy(drawn.flat.reshape(-1, posterior.d)))
-        log_p = target.log_density(flat).numpy().reshape(drawn.log_p.shape)
-        drawn = replace(drawn, flat=flat.numpy().reshape(drawn.flat.shape), log_p=log_p)
+    drawn = _in_one_labelling(target, labels, drawn)
     found = _Found(whole, target, labels, drawn, max_depth, gradient.recorded is not None)
-    notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": samples, "mass": mass}
+    notes: dict[str, object] = {"chains": chains, "warmup": warmup, "samples": drawn.log_p.shape[1]}
+    notes |= {"mass": walkers.used, "target_accept": walkers.target}
     return completed(whole, task, found.fit(notes | {"evaluations": gradient.evaluations}))
+
+
+def _in_one_labelling(target: Target, labels: Labels, drawn: Drawn) -> Drawn:
+    """The draws, relabelled where labels can be exchanged."""
+    if labels.count <= 1:
+        return drawn
+    flat = labels.alike(torch.from_numpy(drawn.flat.reshape(-1, target.posterior.d)))
+    log_p = target.log_density(flat).numpy().reshape(drawn.log_p.shape)
+    return replace(drawn, flat=flat.numpy().reshape(drawn.flat.shape), log_p=log_p)
+
+
+def _undecided(drawn: Drawn, max_depth: int) -> bool:
+    """Whether chains nearly agree, and more draws of each may tell that they do."""
+    told = diagnose(drawn, {"u": drawn.flat}, max_depth)
+    enough = replace(told, rhat={}, ess_bulk={}, ess_tail={})
+    return not told.converged and enough.converged and max(told.rhat.values()) < NEAR
 
 
 def _starts(posterior: Posterior, chains: int, seed: int) -> Tensor:

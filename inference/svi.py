@@ -50,7 +50,7 @@ FEW_GLOBAL = 2**21  # the same without local latents
 EPOCHS, STEPS = 1000, 5000
 FULL = 100  # numbers of global latents that have a covariance matrix unless told otherwise
 Optimizer = Literal["auto", "adam", "lbfgs"]
-GlobalGuide = Literal["auto", "diagonal", "full"]
+GlobalGuide = Literal["auto", "diagonal", "full", "lowrank", "flow"]
 ADAM = Used(optimizer=("auto", "adam"))
 POSTERIOR_IS_GUIDE = True  # new rows are answered by the guide as it is
 
@@ -94,8 +94,9 @@ def fit(
     - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
       `file.py:callable`.
     - `guide_covariance`: of the Gaussians of an amortized or mean-field guide.
-    - `globals`: `full`, one normal with all covariances of the global latents in unconstrained coordinates, begun at Laplace's
-      approximation where there is one; `diagonal`, independent ones. `auto` is full for at most 100 numbers.
+    - `globals`: q of the global latents in unconstrained coordinates: `full`, one normal with all their covariances; `lowrank`,
+      with those along √d directions; `flow`, a normal that a triangular flow bends and skews; `diagonal`, independent ones. All
+      but the last begin at Laplace's approximation where there is one. `auto` is full for at most 100 numbers.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops, down to 1/64, and begins again until that brings nothing more;
@@ -137,10 +138,9 @@ def _guide(task: Task, name: str, points: dict[str, Tensor], wanted: GlobalGuide
     """The guide by name; one with a covariance of the globals begins at Laplace's approximation, where there is one."""
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
     d = sum(bijections[n].inv(v).numel() for n, v in points.items())
-    full = wanted == "full" or (wanted == "auto" and 1 < d <= FULL)
-    options = {**options, "globals_covariance": "full" if full else "diagonal"}
-    made = guides.make(name, task.structure, task.x, points, bijections, **options)
-    if full and isinstance(made, guides.Derived) and made.globals_covariance == "full":
+    kind = wanted if wanted != "auto" else "full" if 1 < d <= FULL else "diagonal"
+    made = guides.make(name, task.structure, task.x, points, bijections, **options, globals_covariance=kind)
+    if kind != "diagonal" and isinstance(made, guides.Derived) and made.globals_covariance == kind:
         gaussian = approximation(task)
         if gaussian is not None:
             made.begin_globals(gaussian.mean, gaussian.scale_tril)
@@ -297,11 +297,12 @@ def _global_gaussian(task: Task, guide: torch.nn.Module | None, names: list[str]
     if not names or not isinstance(guide, guides.Derived):
         return None
     with torch.no_grad():
-        values = {n: guide.bijections[n](guide.free[f"{n}_loc"]) for n in names}
+        values = {n: transform(guide.free[f"{n}_loc"]) for n, transform in guide.bijections.items()}
         layout = Coordinates(values, task.global_supports)
-        scale = torch.cat([guide.free[f"{n}_log_scale"].exp().reshape(-1) for n in names])
-        tril = guide.globals_tril()
-        return GlobalGaussian(layout, layout.flatten(values), scale.diag() if tril is None else tril.detach())
+        mean, tril = guide.globals_loc(), guide.globals_tril()
+        if guide.globals_covariance == "flow":
+            mean, tril = guide.moments(torch.Generator().manual_seed(task.seed))
+        return GlobalGaussian(layout, mean, guide.scales().diag() if tril is None else tril)
 
 
 @torch.no_grad()
@@ -310,10 +311,9 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
     gaussian = None if guide is None else _global_gaussian(task, guide, names)
     draws: dict[str, np.ndarray] = {}
     parameters = {n: v.detach() for n, v in task.program.values().items()}
-    if gaussian is not None:
+    if gaussian is not None and isinstance(guide, guides.Derived):
         noise = torch.randn(task.draws, gaussian.coordinates.d, dtype=task.x.dtype)
-        drawn = gaussian.coordinates.unflatten(gaussian.mean + noise @ gaussian.scale_tril.mT)
-        draws |= {n: v.numpy() for n, v in drawn.items()}
+        draws |= {n: v.numpy() for n, v in guide.globals_of(noise).items()}
         parameters |= gaussian.coordinates.unflatten(gaussian.mean)
     probabilities = {}
     if task.structure.local_latents and guide is not None:

@@ -7,9 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import task_of
 from pyro.distributions import constraints
+from pyro.distributions.transforms import OrderedTransform
 
 from inference import run
+from inference._globals.target import Target
 from zoo._errors import Refusal, UsageError
 from zoo._program.describe import describe
 from zoo._program.load import load
@@ -122,3 +125,29 @@ def test_groups_by_a_column_are_integrated_out():
     wanted = float(truth.log_prob(torch.as_tensor(x[:, 0])))
     for method in ("em", "laplace"):
         assert run(grouped, x, method, quiet=True).fit.claimed.value == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_number_far_from_zero_is_not_at_an_edge():
+    """250 is no edge of the real line, nor of vectors in order; exp(−250) is one."""
+
+    def far(x=None, size=None):
+        mean = pyro.sample("mean", dist.Normal(torch.full((2,), 250.0), 1.0).to_event(1))
+        order = dist.TransformedDistribution(
+            dist.Normal(torch.tensor([250.0, 0.0]), 1.0).to_event(1), [OrderedTransform()]
+        )
+        pair = pyro.sample("pair", order)
+        spread = pyro.sample("spread", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Normal(mean + pair, spread).to_event(1), obs=x)
+
+    target = Target(task_of(far, np.full((3, 2), 500.0)))
+    names = [(place.site.name, place.part) for place in target.posterior.places]
+    flat, share = torch.full((4, target.d), 1.0, dtype=torch.float64), torch.full((4,), 0.25, dtype=torch.float64)
+    for name, part in names:
+        edge = flat.clone()
+        edge[:, part.stop - 1] = -250.0
+        found = target.at_an_edge(edge, share)
+        assert (found is not None and f"'{name}' runs to the edge" in found) is (name != "mean"), name
+    flat[:, next(p for n, p in names if n == "mean")] = 250.0
+    flat[:, next(p for n, p in names if n == "pair").start] = 250.0
+    assert target.at_an_edge(flat, share) is None

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch.distributions import transform_to
 
 from inference import em, run
+from zoo._errors import UsageError
 from zoo._program.load import load
 from zoo._program.noise import InverseWishart, Separated
 
@@ -280,3 +281,18 @@ def test_a_covariance_of_separate_variances_and_correlations():
     rho = draws[..., 0, 1] / (draws[..., 0, 0] * draws[..., 1, 1]).sqrt()
     assert float(rho.square().mean()) == pytest.approx(1 / 5, abs=0.02)  # of the density ¾ (1 − ρ²)
     assert float((1 / draws[..., 1, 1]).mean()) == pytest.approx(2 / 4, abs=0.03)
+
+
+@pytest.mark.full
+def test_a_prior_that_empties_components_has_no_mode():
+    """Dirichlet(0.1): two of four components hold nothing, and the density is infinite there."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-4, 1, 60), rng.normal(4, 1, 60)])[:, None]
+    fit = run("gmm", x, "em", components=4, priors=True, concentration=0.1, restarts=1).fit
+    assert (np.sort(fit.parameters["weights"])[:2] < 1e-10).all()
+    assert fit.converged is False and fit.claimed.given.startswith("the point values of weights")
+    assert any("no posterior mode" in w and "'weights'" in w for w in fit.warnings)
+    kept = run("gmm", x, "em", components=4, priors=True, concentration=2.0, restarts=1).fit
+    assert kept.converged and kept.claimed.given.startswith("the posterior mode of weights")
+    with pytest.raises(UsageError, match="concentration has no effect"):
+        run("gmm", x, "em", concentration=0.1)

@@ -10,7 +10,7 @@ from helpers import structure_of, task_of, zoo_refusal
 from scipy import special, stats
 
 from inference import load, nuts, run
-from inference._mcmc.chains import Chains, windows
+from inference._mcmc.chains import Chains, Drawn, windows
 from inference._mcmc.conditional import conditional
 from inference._mcmc.diagnose import diagnose
 from inference._mcmc.posterior import Posterior
@@ -74,6 +74,48 @@ def test_a_correlated_gaussian(mass):
     assert abs(np.cov(flat.T) / np.outer(sd, sd) - covariance / np.outer(sd, sd)).max() < 6 / ess**0.5
     if mass == "dense":
         assert drawn.tree_depth.mean() < 3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("tie", "used"), [(0.98, "dense"), (0.0, "diagonal")])
+def test_the_metric_follows_the_correlations(tie, used):
+    covariance = np.where(np.eye(4) > 0, 1.0, tie) * np.outer(*2 * [[0.1, 1.0, 3.0, 10.0]])
+    chains = Chains(gaussian(covariance), np.ones((4, 4)), 1, 0.8, 10, "auto")
+    chains.warm_up(150, lambda: None)
+    drawn = chains.draw(100, lambda: None)
+    assert chains.used == used and drawn.tree_depth.mean() < 3 and chains.target == 0.8
+
+
+@pytest.mark.full
+def test_steps_shorten_where_trajectories_diverge():
+    """Not to a cure: a funnel is still told of."""
+    chains = Chains(funnel, np.ones((4, 5)), 1, 0.8, 10, "auto")
+    with np.errstate(all="ignore"):
+        chains.warm_up(400, lambda: None)
+        drawn = chains.draw(200, lambda: None)
+    assert 0.9 <= chains.target <= 0.99
+    assert not diagnose(drawn, {"u": drawn.flat}, 10).converged
+
+
+def drawn_of(flat: np.ndarray) -> Drawn:
+    """As chains leave them, with energies that move freely."""
+    C, S = flat.shape[:2]
+    noise = np.random.default_rng(9).normal(size=(C, S))
+    none, ones = np.zeros((C, S)), np.ones((C, S))
+    return Drawn(flat, noise, none.astype(bool), noise, ones.astype(int), ones, np.ones(C))
+
+
+def test_chains_that_nearly_agree_draw_on():
+    rng = np.random.default_rng(0)
+    noise, slow = rng.normal(size=(4, 1000, 2)), np.zeros((4, 1000, 2))
+    for s in range(1, 1000):
+        slow[:, s] = 0.9 * slow[:, s - 1] + noise[:, s]
+    apart = noise + np.arange(4.0)[:, None, None]
+    assert nuts._undecided(drawn_of(slow), 10)
+    assert not nuts._undecided(drawn_of(noise), 10)  # they are enough
+    assert not nuts._undecided(drawn_of(apart), 10)  # more of them will not agree
+    both = drawn_of(slow).followed_by(drawn_of(noise))
+    assert both.flat.shape == (4, 2000, 2) and both.step_size.shape == (4,)
 
 
 def test_the_energy_is_that_of_the_draws():
@@ -345,7 +387,7 @@ def test_eight_schools_with_the_effects_sampled():
 @pytest.mark.slow
 def test_centred_eight_schools_say_that_they_diverge():
     fit = sample(programs.centred, EIGHT, marginalise=False, warmup=1000, samples=1000)
-    assert fit.converged is False and fit.notes["divergences"] > 40
+    assert fit.converged is False and fit.notes["divergences"] > 0 and fit.notes["target_accept"] > 0.8
     assert any("marginalise=true" in w for w in fit.warnings)
     whole = sample(programs.centred, EIGHT, warmup=1000, samples=1000)
     assert whole.converged and whole.notes["divergences"] == 0

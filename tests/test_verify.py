@@ -126,6 +126,21 @@ def test_a_log_joint_that_is_not_quadratic(monkeypatch):
         run(kinked, np.random.default_rng(4).normal(size=(50, 1)), "em")
 
 
+def sharp(x=None, size=None):
+    """Quadratic, of numbers of which float64 keeps fewer digits than the noise has."""
+    with rows(x, size):
+        z = pyro.sample("z", dist.Normal(0.0, 1e6))
+        return pyro.sample("x", dist.Normal(z.unsqueeze(-1).repeat_interleave(2, -1), 1e-7).to_event(1), obs=x)
+
+
+def test_what_rounding_hides_is_not_called_another_form():
+    x = 1e6 * np.random.default_rng(0).normal(1.0, 1.0, (20, 1)) + 1e-7 * np.random.default_rng(1).normal(size=(20, 2))
+    with pytest.raises(
+        ArithmeticError, match=r"cannot be told at row \d+.*last digits of 'z' move it by .*--standardize"
+    ):
+        run(sharp, x, "em")
+
+
 def joined(x=None, size=None):
     """Each row's mean depends on the state of the row before."""
     with rows(x, size):

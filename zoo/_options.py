@@ -54,7 +54,7 @@ class Used:
 
     def obstacle(self, values: Mapping[str, Any]) -> str:
         """What leaves the option without effect, "" where it has one; `values`: what every option is."""
-        if any(str(values[name]) in map(str, right) for name, right in self.where.items()):
+        if any(str(values[name]).lower() in map(str.lower, map(str, right)) for name, right in self.where.items()):
             return ""
         name, right = next(iter(self.where.items()))
         return f"with {name}={values[name]}; it goes with {' or '.join(f'{name}={v}' for v in right)}"

@@ -14,18 +14,18 @@ With `noise=uniform` there is one component more, z_i = K, for outliers: x_i is 
 (Banfield & Raftery 1993); beyond that box, in new rows, its density is 0. With `priors=True` the parameters become
 global latents with weakly informative priors centred on the data's mean m and standard deviations s:
 
-    π ~ Dirichlet(2, …, 2)
+    π ~ Dirichlet(α, …, α)                        α = 2, or the `concentration`
     μ_kd ~ N(m_d, (2 s_d)²)
     Σ_k = diag(v_k)^½ C_k diag(v_k)^½,   v_kd ~ InverseGamma(2, s_d²),   C_k ~ LKJ(2)
 
 (the inverse gamma is conjugate to a variance; the LKJ for correlations is Lewandowski et al. 2009, and separating the two
-follows Barnard et al. 2000). Dirichlet(2) and LKJ(2) keep the posterior mode off the border. `priors=conjugate` has
+follows Barnard et al. 2000). A Dirichlet(2) and an LKJ(2) keep the posterior mode off the border. `priors=conjugate` has
 Σ_k ~ InverseWishart(D + 2, diag(s²)), of the same mean, in their place.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -36,19 +36,22 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
-from zoo._options import Count, positive
+from zoo._options import Count, Positive, Used, positive
 from zoo._program import covariances
 from zoo._program.covariances import LETTERS, WHOLE, Covariance
 from zoo._program.noise import InverseWishart, NoisyMultivariateNormal, NoisyNormal, Separated
 
 
 class Model(PyroModule):
-    """`Model(x, components=2, covariance="full", priors=False, noise="none")` for data x [n, D] (or [n] values of one).
+    """`Model(x, components=2, covariance="full", priors=False, concentration=2.0, noise="none")` for data x [n, D] (or
+    [n] values of one).
 
     - `components`: how many, K.
     - `covariance`: `full`, a matrix for each component; `tied`, one for all; `diagonal`; `spherical`, the same variance in all
       directions; or one of the fourteen names of mclust, for equal (E), varying (V) or no (I) volume, shape and orientation.
     - `priors`: draw the parameters from weak priors, or `conjugate` ones, so that they have a posterior and none collapses.
+    - `concentration`: α, of the prior of the weights. A small one (0.1) empties components that the data do not need (Rousseau
+      & Mengersen 2011). Below 1 em may find no posterior mode; nuts and svi need none.
     - `noise`: `uniform` adds a component of outliers, uniform over the box of the data.
 
     Parameters (constrained shapes): `weights` [K], or [K + 1] with noise; `locs` [K, D]; `scale_tril` [K, D, D] (full),
@@ -66,6 +69,7 @@ class Model(PyroModule):
         components: Count = 2,
         covariance: Covariance = "full",
         priors: Literal["conjugate"] | bool = False,
+        concentration: Annotated[Positive, Used(priors=("true", "conjugate"))] = 2.0,
         noise: Literal["none", "uniform"] = "none",
     ) -> None:
         super().__init__()
@@ -78,6 +82,7 @@ class Model(PyroModule):
             )
         K, D = components, x.shape[1]
         self.K, self.D, self.priors, self.conjugate = K, D, bool(priors), priors == "conjugate"
+        self.concentration = concentration
         self.letters = LETTERS.get(covariance, covariance)
         self._check(covariance)
         center = blockwise.center(x)
@@ -177,7 +182,7 @@ class Model(PyroModule):
 
     def _draw_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         K, D, m, s = self.K, self.D, self.center, self.spread
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((K + self.noise,), 2.0)))  # [K]
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((K + self.noise,), self.concentration)))  # [K]
         locs = pyro.sample("locs", dist.Normal(m, 2 * s).expand([K, D]).to_event(2))  # [K, D]
         if self.letters == "VII":
             rate = s.square().mean()

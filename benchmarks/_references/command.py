@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from zoo._errors import Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT
 
 DRAWS, OF_EXACT = 1000, 4000  # of the posterior, that a method is asked for; where local latents are exact
+MORE = {"importance": {"samples": "16000"}}  # where its usual draws are too few to be judged
 METHODS = ("nuts", "laplace", "importance")
 
 
@@ -88,6 +89,15 @@ def _reference(asked: Asked, name: str | None) -> Reference:
 
 
 def _fitted(case: Case, method: str, asked: Asked, truth: Reference | None) -> tuple[Fit, list[Evidence | None]]:
+    """A fit of the method, and its evidences; by more draws where its usual ones are too few to be judged."""
+    found, given = _once(case, method, asked, truth), dict(asked.options or {})
+    more = {name: value for name, value in MORE.get(method, {}).items() if name not in given}
+    if truth is None or not more or check(truth, found[0], method, found[1]).verdict != "too few draws":
+        return found
+    return _once(case, method, replace(asked, options={**given, **more}), truth)
+
+
+def _once(case: Case, method: str, asked: Asked, truth: Reference | None) -> tuple[Fit, list[Evidence | None]]:
     """The fit of a method, and the evidence that it claims and that is verified where the reference has one."""
     options = {**case.options, **(asked.options or {})}
     prepared = prepare(case.model, case.data, options, [method], seed=asked.seed, limit=asked.limit, **case.preparation)

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions.transforms import identity_transform
 
 from inference._density.local import onto
 from inference._mcmc.posterior import Place, Posterior
@@ -18,7 +18,7 @@ from inference._numerics.definite import NotDefinite
 from inference._sampling.nested import settled
 from inference._sampling.weights import unmasked
 from zoo._program.structure import Structure
-from zoo._program.trace import altered, is_local, node_of, per_datum, sample_nodes, whole_shape
+from zoo._program.trace import altered, is_local, is_real, node_of, per_datum, sample_nodes, whole_shape
 
 IMPROPER = ("ImproperUniform",)
 EDGE = 100.0  # of a free coordinate of a support that has an edge: values of 1e-43 or 1e43
@@ -109,9 +109,7 @@ class Target:
     def at_an_edge(self, flat: Tensor, share: Tensor) -> str | None:
         """Which site has draws flat [S, d], with weights [S] that sum to 1, so near an edge that its posterior is improper."""
         for place in self.posterior.places:
-            if onto(place.site.constraint) is identity_transform:
-                continue
-            far = (flat[:, place.part].abs() > EDGE).any(1)
+            far = ((flat[:, place.part].abs() > EDGE) & _has_an_edge(place)).any(1)
             if float(share[far].sum()) > AT_THE_EDGE:
                 return (
                     f"the posterior seems improper: '{place.site.name}' runs to the edge of its support as far as numbers go. "
@@ -211,3 +209,14 @@ class Target:
             return self.posterior.prior(draws, self.generator)
         except (NotImplementedError, RuntimeError, ValueError):
             return None
+
+
+def _has_an_edge(place: Place) -> Tensor:
+    """Which free coordinates of a site [numbers] lead to an edge of its support; along the others it goes on without end."""
+    inner = place.site.constraint
+    while isinstance(inner, constraints.independent):
+        inner = inner.base_constraint
+    out = torch.full(place.shape, not is_real(inner))
+    if type(inner) is type(constraints.ordered_vector):
+        out[..., 0] = False  # the first number itself
+    return out.reshape(-1)

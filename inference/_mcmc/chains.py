@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -17,8 +17,15 @@ import numpy as np
 from inference._mcmc.tree import Answer, Point, Told, first_step, transition
 
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # [C, d] ↦ log-densities [C], gradients [C, d]
-Mass = Literal["diagonal", "dense"]
+Mass = Literal["auto", "diagonal", "dense"]
 FIRST, BASE, LAST = 75, 25, 50  # transitions: before the windows, of the first window, after the windows
+TIED = 10.0  # of correlations, the largest eigenvalue by the smallest, from which on mass=auto learns them all
+EACH = 20  # draws for each coordinate, without which it cannot tell
+LONG, DIVERGING = (
+    100,
+    0.002,
+)  # a window that tells whether steps are too long; the share of its trajectories that diverge
+HIGHEST = 0.99  # acceptance rate that steps are tuned to
 T = TypeVar("T")
 
 
@@ -33,6 +40,15 @@ class Drawn:
     tree_depth: np.ndarray
     acceptance_rate: np.ndarray
     step_size: np.ndarray  # [C]
+
+    def followed_by(self, more: Drawn) -> Drawn:
+        """The same chains with the draws that came next."""
+        joined = {
+            name: np.concatenate([value, getattr(more, name)], 1)
+            for name, value in vars(self).items()
+            if value.ndim > 1
+        }
+        return replace(self, **joined)
 
     def kept(self, draws: int) -> np.ndarray:
         """Which of each chain's draws to keep, evenly over the chain, for so many of all chains at most."""
@@ -116,6 +132,11 @@ class Chains:
         self.chains = [_Chain(np.random.default_rng(s), nowhere) for s in seeds]
         self._put(starts)
 
+    @property
+    def used(self) -> Mass:
+        """The kind of metric that was learned."""
+        return "diagonal" if self.scale.ndim == 1 else "dense"
+
     def _put(self, flat: np.ndarray) -> None:
         """Set every chain at its place [C, d]."""
         scaled = flat / self.scale if self.scale.ndim == 1 else np.linalg.solve(self.scale, flat.T).T
@@ -157,9 +178,16 @@ class Chains:
             for chain, averaging in zip(self.chains, adapt, strict=True):
                 chain.step = math.exp(averaging.mean)
             if window:
+                self._shorten(length)
                 flat = self._flat(np.stack([chain.draws for chain in self.chains]))
                 self.scale = self._learned(flat)
                 self._put(flat[:, -1])
+
+    def _shorten(self, length: int) -> None:
+        """Tune to shorter steps where trajectories of a window still diverge: halfway to accepting all."""
+        share = np.mean([told.diverging for chain in self.chains for told in chain.told])
+        if length >= LONG and share > DIVERGING:
+            self.target = max(self.target, min(HIGHEST, 0.5 + 0.5 * self.target))
 
     def _walk(self, count: int, adapt: Sequence[_DualAveraging | None], done: Callable[[], None]) -> None:
         for chain in self.chains:
@@ -173,8 +201,8 @@ class Chains:
         away = (flat - flat.mean(1, keepdims=True)).reshape(C * S, d)
         count = C * (S - 1)
         share = count / (count + 5)
-        if self.mass == "diagonal":
-            root: np.ndarray = np.sqrt(share * (away**2).sum(0) / count + 1e-3 * (1 - share))
+        root: np.ndarray = np.sqrt(share * (away**2).sum(0) / count + 1e-3 * (1 - share))
+        if self.mass == "diagonal" or (self.mass == "auto" and not _tied(away)):
             return root
         covariance = share * (away.T @ away) / count + 1e-3 * (1 - share) * np.eye(d)
         return np.linalg.cholesky(covariance)
@@ -195,6 +223,20 @@ class Chains:
             acceptance_rate=each(lambda t: t.acceptance),
             step_size=np.array([chain.step for chain in self.chains]),
         )
+
+
+def _tied(away: np.ndarray) -> bool:
+    """Whether the coordinates of centred draws [S, d] go together so much that steps along each alone are short.
+
+    A trajectory takes about √(largest / smallest eigenvalue) steps, of the correlations where each has a scale of its own.
+    """
+    S, d = away.shape
+    spread = np.sqrt((away**2).mean(0))
+    if EACH * d > S or not np.isfinite(away).all() or not (spread > 0).all():
+        return False
+    scaled = away / spread
+    values = np.linalg.eigvalsh(scaled.T @ scaled / S)
+    return bool(0 < values[0] < values[-1] / TIED)
 
 
 def windows(count: int) -> list[tuple[int, bool]]:

@@ -249,8 +249,8 @@ def scales_from_curvature(fixed: FixedDraws, guide: nn.Module, generator: torch.
     The derivative of the bound in log s is 1 + s² E[∂² log p] (Bonnet's and Price's theorems), so that one gradient tells the
     curvatures of all.
     """
-    if isinstance(guide, Derived) and "globals_below" in guide.free and bool(guide.free["globals_below"].any()):
-        return  # it began at a covariance
+    if isinstance(guide, Derived) and guide.begun:
+        return
     pairs = _globals(guide)
     logs = [scale for _, scale in pairs if scale.numel()]
     for _ in range(rounds if logs else 0):

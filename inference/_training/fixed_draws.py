@@ -129,7 +129,7 @@ class FixedDraws:
 
     def _whiten(self, half: Noise) -> None:
         """Give the numbers of a joint q of the globals a covariance of exactly one too, where there are draws enough."""
-        if not isinstance(self.guide, Derived) or self.guide.globals_covariance != "full":
+        if not isinstance(self.guide, Derived) or self.guide.globals_covariance == "diagonal":
             return
         names = [n for n in self.guide.bijections if n in half]
         together = torch.cat([half[n].flatten(1) for n in names], 1) if names else torch.zeros(0, 0)

@@ -63,7 +63,7 @@ class Nearness:
         if self.of_globals is not None and not self.of_globals <= LIMIT and not verified:
             out.append(
                 f"{khat_of_globals(self.of_globals)}, above {LIMIT}: the bound holds, but "
-                "their posterior is not close to such a Gaussian."
+                "their posterior is not close to q."
             )
         return out
 

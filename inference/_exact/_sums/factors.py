@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -173,7 +174,8 @@ class Factors:
         """What is seen at values of θ and of the global latents."""
         own = self.program.constraints.keys()
         parameters = {n: v for n, v in values.items() if n in own}
-        return self._seen(self._run(parameters, {n: v for n, v in values.items() if n not in own}), self._tabled)
+        with pyro.validation_enabled(False):  # a check decides by values, which no record can
+            return self._seen(self._run(parameters, {n: v for n, v in values.items() if n not in own}), self._tabled)
 
     def views(self, look: Look) -> list[View]:
         """The groups with the parameters of all their kinds, and the sites without a family."""

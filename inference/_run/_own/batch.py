@@ -21,6 +21,7 @@ from zoo._program.trace import Node, is_local, node_of, nodes_of, per_datum, sam
 from zoo._reading.conjugate import FAMILIES, Parts
 
 DRAWS = 6  # of z from its Gaussian, and as many from the prior
+ROUNDINGS = 16.0  # changes of the last digits that explain what is away
 
 
 @dataclass
@@ -112,14 +113,29 @@ class Batch:
             value, q = joint(z), own.log_density(z)
             size = torch.stack([value.abs(), q.abs(), found.abs(), torch.ones_like(q)]).amax(0)
             away = (value - q - found).abs().nan_to_num(torch.inf) / size
-            if bool((away.masked_fill(own.blurred, 0.0) > tolerance(value.dtype)).any()):
-                row = int(self.rows[int(away.masked_fill(own.blurred, 0.0).argmax())])
+            away = away.masked_fill(own.blurred, 0.0)
+            if bool((away > tolerance(value.dtype)).any()):
+                worst = int(away.argmax())
+                row, names = int(self.rows[worst]), ", ".join(repr(s) for s in sites)
+                moved = float((joint(_next_to(z)) - value).abs()[worst])
+                if float((away * size)[worst]) <= ROUNDINGS * moved:
+                    raise Disagreement(
+                        f"log p(x) of '{self.task.program.name}' cannot be told at row {row} (counting from 0): the last "
+                        f"digits of {names} move it by {moved:.2g} nats. "
+                        "Subtract what is large from the data (--standardize), or give the observations more noise."
+                    )
                 raise Disagreement(
                     f"log p(x) of '{self.task.program.name}' was treated as exact, but its log joint is not {own.kind} in "
-                    f"{', '.join(repr(s) for s in sites)} at row {row} (counting from 0): the value would be wrong. Nothing is "
+                    f"{names} at row {row} (counting from 0): the value would be wrong. Nothing is "
                     "reported. Use a method that does not need that: importance or ais."
                 )
         return found.masked_fill(own.blurred, torch.nan)
+
+
+def _next_to(z: Tensor) -> Tensor:
+    """The numbers of z [m, L] with their last digits changed, every second one down."""
+    step = torch.nextafter(z, torch.full_like(z, torch.inf)) - z
+    return z + step * (1 - 2 * (torch.arange(z.shape[1]) % 2)).to(z)
 
 
 def assignments(task: Task, rows: Tensor, point: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
