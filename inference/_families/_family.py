@@ -111,6 +111,9 @@ class Family:
     def weigh(self, x: Tensor, weights: Tensor) -> None:
         """Count each row of x [n, E] by its weight [n], in what the family knows of all data."""
 
+    def among(self, assignments: int) -> None:
+        """Passes over the data will be for so many assignments: `terms` may hold more, where that pays."""
+
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
         base, out = self.log_base(x), self.density(params)(self.terms(x))
@@ -132,7 +135,7 @@ class Family:
         raise NotImplementedError
 
     def width(self, entries: int, assignments: int) -> int:
-        """How many numbers the largest temporary of a pass over the data holds for each row."""
+        """How many numbers the largest temporary of a pass over the data holds for each row, its `terms` among them."""
         return max(entries, assignments)
 
     def statistics(self, terms: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
