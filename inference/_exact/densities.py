@@ -101,7 +101,6 @@ class Densities:
                 family = family_of(fns.get(name))
                 if family is not None and self.structure.max_plate_nesting == 1:
                     families[name] = family(value)
-                    families[name].among(self.A)
                     if self.weights is not None and name not in self.assignments:
                         families[name].weigh(value, self.weights)
         return values, families
@@ -183,7 +182,8 @@ class Densities:
                 continue
             family, value = self.families[v.name], self.values[v.name]
             if self.N * family.width(value.shape[1], self.A) <= KEPT:
-                self._kept[v.name] = family.terms(value)
+                terms = family.terms(value)
+                self._kept[v.name] = terms if terms is value else terms.mT.contiguous().mT  # products are fastest so
         return [v if v.params is None else replace(v, log_prob=self._log_prob(v)) for v in views]
 
     def _log_prob(self, view: View) -> LogProb:

@@ -111,9 +111,6 @@ class Family:
     def weigh(self, x: Tensor, weights: Tensor) -> None:
         """Count each row of x [n, E] by its weight [n], in what the family knows of all data."""
 
-    def among(self, assignments: int) -> None:
-        """Passes over the data will be for so many assignments: `terms` may hold more, where that pays."""
-
     def log_prob(self, x: Tensor, params: Params) -> Tensor:
         """log p(x_i | a) [n, A], over the observed entries of x [n, E]."""
         base, out = self.log_base(x), self.density(params)(self.terms(x))

@@ -18,18 +18,11 @@ from inference._families._prior import covariance_mode, precision_of
 from zoo._program.noise import InverseWishart, Separated
 
 BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
-MOST_PAIRED = 64  # entries up to which the products of all pairs are taken
 SHARED = 8  # rows to a pattern from which one pattern at a time is faster
 
 
 class MultivariateNormal(Gaussian):
-    """Second moments of [x, 1] are all the M-step needs. The density takes one product for all a, either of two:
-
-    - whitened, y = (x − μ_a) L_a⁻ᵀ: A·E numbers for each row, of which the squares are summed;
-    - natural parameters with x and the products x_i x_j of each pair of entries, E (E + 3) / 2 numbers for each row, whatever A.
-      Their weighted sums are the second moments. Where A is not small that is a half of the work. Terms cancel where a
-      covariance is narrow beside the data's: that is whitened.
-    """
+    """Whitened: one product gives y = (x − μ_a) L_a⁻ᵀ for all a; second moments of [x, 1] are all the M-step needs."""
 
     distribution = dist.MultivariateNormal
     parameters = {
@@ -52,35 +45,12 @@ class MultivariateNormal(Gaussian):
         """The location and one form of the covariance: a second one would be computed from the first."""
         return super().given(params) and len(params) == 2
 
-    assignments = 1
-
-    def among(self, assignments: int) -> None:
-        self.assignments = assignments
-
-    def _paired(self, entries: int) -> bool:
-        """Whether the terms of x hold the products of its pairs of entries."""
-        return self.complete and entries + 2 <= 4 * self.assignments and entries <= MOST_PAIRED
-
     def width(self, entries: int, assignments: int) -> int:
-        return entries * (entries + 3) // 2 if self._paired(entries) else assignments * (entries + 1)
-
-    def terms(self, x: Tensor) -> Tensor:
-        if not self._paired(x.shape[1]):
-            return x
-        away = (x - self.center).mT.contiguous()
-        out, start = x.new_empty(self.width(len(away), self.assignments), len(x)), len(away)
-        out[:start] = away
-        for i, entry in enumerate(away):
-            end = start + len(away) - i
-            torch.mul(away[i:], entry, out=out[start:end])
-            start = end
-        return out.mT
+        return assignments * (entries + 1)
 
     def density(self, params: Params) -> Density:
         loc, tril = params["loc"] - self.center, _cholesky(params)
         whole = _whitened(loc, tril)
-        if self._paired(E := loc.shape[1]):
-            return _by_pairs(loc, tril) if self._is_wide(tril) else lambda terms: whole(terms[:, :E])
 
         def density(x: Tensor) -> Tensor:
             if self._whole(x):
@@ -94,9 +64,6 @@ class MultivariateNormal(Gaussian):
 
     def statistics(self, x: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
         """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
-        E = params["loc"].shape[1]
-        if self._paired(E):
-            return {"moments": _moments_of_pairs(weights.mT @ x, weights.sum(0), E)}
         if self._whole(x):
             return {"moments": _second_moments(x - self.center, weights)}
         loc, tril = params["loc"] - self.center, _cholesky(params)
@@ -105,13 +72,6 @@ class MultivariateNormal(Gaussian):
             if unique.any():
                 moments += self._completed(x[rows], weights[rows], loc, tril, unique, which)
         return {"moments": moments}
-
-    @torch.no_grad()
-    def _is_wide(self, tril: Tensor) -> bool:
-        """Whether sums over pairs keep three quarters of the digits: no precision is large in units of the data's spread."""
-        inverse = torch.linalg.solve_triangular(tril / self.spread.unsqueeze(-1), _eyes(tril), upper=False)
-        largest = torch.linalg.matrix_norm(inverse.mT @ inverse).amax()
-        return bool(largest <= torch.finfo(tril.dtype).eps ** -0.25)
 
     def _marginal(self, x: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor) -> Tensor:
         """log-density of the seen entries of each row [n, A], row i with the pattern unique[which[i]]."""
@@ -248,7 +208,7 @@ class MultivariateNormal(Gaussian):
 def _whitened(loc: Tensor, tril: Tensor) -> Density:
     """x [n, d] ↦ log N(x_i; loc_a, L_a L_aᵀ) [n, A] for loc [A, d], L [A, d, d]; one product for all a."""
     A, d = loc.shape
-    inverse = torch.linalg.solve_triangular(tril, _eyes(tril), upper=False)
+    inverse = torch.linalg.solve_triangular(tril, torch.eye(d).to(loc).expand_as(tril), upper=False)
     shift = -(inverse @ loc.unsqueeze(-1)).reshape(A * d, 1)
     inverse = inverse.reshape(A * d, d)
     constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)  # [A, 1]
@@ -260,32 +220,6 @@ def _whitened(loc: Tensor, tril: Tensor) -> Density:
         return torch.add(constant, distance, alpha=-0.5).mT
 
     return density
-
-
-def _by_pairs(loc: Tensor, tril: Tensor) -> Density:
-    """The same of the terms [x, x_i x_j for i ≤ j] by their natural parameters."""
-    E, inverse = loc.shape[1], torch.linalg.solve_triangular(tril, _eyes(tril), upper=False)
-    precision = inverse.mT @ inverse
-    linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
-    i, j = torch.triu_indices(E, E)
-    natural = torch.cat([linear, precision[:, i, j] * torch.where(i == j, -0.5, -1.0).to(loc)], 1)
-    log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = -0.5 * ((linear * loc).sum(-1) + E * LOG_2PI) - log_det
-    return lambda terms: torch.addmm(constant.unsqueeze(-1), natural, terms.mT).mT
-
-
-def _moments_of_pairs(sums: Tensor, counts: Tensor, E: int) -> Tensor:
-    """Sums [A, E (E + 3) / 2] of the terms of rows as second moments of [x, 1] [A, E+1, E+1]."""
-    out = sums.new_empty(len(sums), E + 1, E + 1)
-    i, j = torch.triu_indices(E, E)
-    out[:, i, j] = out[:, j, i] = sums[:, E:]
-    out[:, E, :E] = out[:, :E, E] = sums[:, :E]
-    out[:, E, E] = counts
-    return out
-
-
-def _eyes(like: Tensor) -> Tensor:
-    return torch.eye(like.shape[-1]).to(like).expand_as(like)
 
 
 def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
