@@ -77,3 +77,22 @@ def test_shares_are_even_and_hold_each_row_once(rows, parts):
     assert taken == list(range(10, 10 + rows))
     sizes = [rows.stop - rows.start for share in shares for rows in share]
     assert max(sizes) <= 64 and max(sizes) - min(sizes) <= 1 and len(shares) == parts
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_recorded_linear_program_shows_its_sites_wherever_its_parameters_go():
+    engine = task_of("factor_analysis", X, latents=2).engine
+    program = engine.program
+    for step in range(12):
+        program.assign({n: v * (1 + 0.1 * step) for n, v in program.elsewhere().items()})
+        with torch.no_grad():
+            found = engine.sites()
+        plain = engine.sites()  # where gradients are on, the program runs
+        for one, other in zip(found.gaussians, plain.gaussians, strict=True):
+            assert one.name == other.name and one.family is other.family
+            torch.testing.assert_close(one.coefficients, other.coefficients.detach(), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(one.offset, other.offset.detach(), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(one.scale, other.scale.detach(), rtol=1e-12, atol=1e-12)
+    assert engine._replayed.graph is not None
