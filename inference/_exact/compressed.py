@@ -23,6 +23,7 @@ from inference._exact.linear_model import SiteData
 from inference._exact.moments import Moments
 from inference._numerics import ranks
 from inference._numerics.slices import slices
+from inference._numerics.threads import one_thread
 from inference._numerics.weighted import count
 
 CHUNK = 8192  # rows that are decomposed at once
@@ -53,6 +54,7 @@ class Compressed(LinearGaussian):
         total, prior = self._few.log_evidence(parameters, globals)
         return self._times * total, prior
 
+    @one_thread()
     @torch.no_grad()
     def e_step(self, globals: Values | None = None, responsibilities: Rows | None = None) -> Moments:
         # `per_datum` has the right sum, and stands for no single row; with A = 1 all responsibilities are 1

@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from inference._families._family import FORMS, Family, Params
 from inference._numerics.coordinates import bijection
+from inference._numerics.threads import one_thread
 from zoo._program.program import Program
 
 ROUNDING = 1e-12  # a derivative below is what is left of terms that cancel
@@ -91,7 +92,7 @@ def find(
     globals, supports = globals or {}, {**program.constraints, **(supports or {})}
     uses: dict[str, set[tuple[str, str]]] = {n: set() for n in (*program.values(), *globals)}
     found: dict[str, Copy | None] = {}
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
         for number, values in enumerate(places(program, globals, supports)):
             leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}

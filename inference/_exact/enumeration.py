@@ -10,6 +10,7 @@ from inference._exact.densities import Densities, SiteStatistics, Sums, View, tr
 from inference._exact.engine import MOST_SUMMED, Engine, Plan, Points, Rows, Values
 from inference._families._family import Floor
 from inference._numerics import ranks
+from inference._numerics.threads import one_thread
 from inference._numerics.weighted import weighed
 
 
@@ -99,6 +100,7 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
         shares = self.x.new_zeros(self.N, self.A).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=self.x.dtype))
         return self.e_step(globals, shares.div_(draws)), shares
 
+    @one_thread()
     def _latent_statistics(self, view: View, counts: Tensor) -> dict[str, Tensor]:
         family, out = self.families[view.name], []
         for some, value, params in self._latent_blocks(view):
@@ -153,8 +155,8 @@ class Enumeration(Densities, Engine[SiteStatistics, Plan]):
 
 def _posterior(joint: Tensor) -> tuple[Tensor, Tensor]:
     """p(a | x_i) [n, A] and log p(x_i) [n] from log p(x_i, a) [n, A], with one exponential an entry."""
-    top = joint.amax(1, keepdim=True)
-    top = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    most = torch.finfo(joint.dtype).max
+    top = joint.amax(1, keepdim=True).clamp_(-most, most)  # −inf − (−inf) is not a number
     weights = (joint - top).exp_()
     total = weights.sum(1, keepdim=True)
     return weights.div_(total), (top + total.log())[:, 0]

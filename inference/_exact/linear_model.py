@@ -14,10 +14,14 @@ from inference._exact.reading import local_nodes
 from inference._families import _gaussian as families
 from inference._families._family import Family, Params
 from inference._families._registry import family_of, parameters_of
+from inference._numerics.replayed import Replayed
+from inference._numerics.threads import one_thread
 from zoo._data import blockwise
 from zoo._program.program import Program
 from zoo._program.structure import Structure
 from zoo._program.trace import global_log_prob, is_plain
+
+REPLAYED = 6  # runs of the program from which on its record pays for itself
 
 
 @dataclass
@@ -82,33 +86,52 @@ class LinearModel(LatentProgram):
     ) -> None:
         super().__init__(program, structure, x, weights)
         self.data, self.N, self.families = data, data.N, data.families
+        self._kinds: dict[str, type[Family]] = {}  # of all local sites that a run met
+        self._replayed = Replayed(self._at, lambda values: {**values, **program.elsewhere()}, REPLAYED)
 
     def sites(self, parameters: Values | None = None, globals: Values | None = None) -> Sites:
         """The local sites at these values, from the program at z = 0 and at F along each of the L axes.
 
         For x = z_0 + 2 z_1 + 3 (E = 1, L = 2) the means there are 3, F + 3 and 2F + 3: b = 3, and B = [F, 2F] / F = [1, 2].
         """
-        trace = self.probed(parameters, globals)
-        out = Sites([], {}, global_log_prob(trace))
-        for node in local_nodes(trace):
-            params, family = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype), family_of(node["fn"])
-            assert params is not None and family is not None
-            points = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
+        with one_thread():  # for two rows, threads would only wait for each other
+            if torch.is_grad_enabled() or self.program.is_hiding:
+                found, log_prior = self._points(parameters, globals)
+            else:
+                found, log_prior = self._replayed({**self.program.values(), **(parameters or {}), **(globals or {})})
+        out = Sites([], {}, log_prior)
+        for name, params in found.items():
+            points, family = dict(params), self._kinds[name]
             if not issubclass(family, families.Gaussian):
-                out.others[node["name"]] = {k: v[:, 0] for k, v in points.items()}
+                out.others[name] = {k: v[:, 0] for k, v in points.items()}
                 continue
             loc = points.pop(family.location)  # [A, L+1, E]
             ((form, given),) = ((k, v[:, 0]) for k, v in points.items())
             out.gaussians.append(
                 Gaussian(
-                    node["name"],
+                    name,
                     (loc[:, 1:] - loc[:, :1]).mT / FAR,
                     loc[:, 0],
                     family.root({form: given}),
                     family,
                     form,
                     given,
-                    self.layout.places.get(node["name"]),
+                    self.layout.places.get(name),
                 )
             )
         return out
+
+    def _points(self, parameters: Values | None, globals: Values | None) -> tuple[dict[str, Params], Tensor]:
+        """Local site → its parameters [A, L+1, …] at the points of z; and the log prior of the globals."""
+        trace, out = self.probed(parameters, globals), {}
+        for node in local_nodes(trace):
+            params, family = parameters_of(node["fn"], self.A * (self.L + 1), self.x.dtype), family_of(node["fn"])
+            assert params is not None and family is not None
+            self._kinds[node["name"]] = family
+            out[node["name"]] = {k: v.reshape(self.A, self.L + 1, *v.shape[1:]) for k, v in params.items()}
+        return out, torch.as_tensor(global_log_prob(trace))
+
+    def _at(self, values: Values) -> tuple[dict[str, Params], Tensor]:
+        own = self.program.constraints.keys()
+        globals = {name: value for name, value in values.items() if name not in own}
+        return self._points({name: value for name, value in values.items() if name in own}, globals)

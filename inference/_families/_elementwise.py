@@ -36,7 +36,11 @@ class Elementwise(Family):
     def terms(self, x: Tensor) -> Tensor:
         """T(x) side by side [n, order·E]; where entries are missing 1 for each that was seen stands before [n, (1+order)·E]."""
         x, seen = self._fill(x)
-        return torch.cat(self.features(x) if seen is None else [seen, *(t * seen for t in self.features(x))], 1)
+        parts = self.features(x) if seen is None else [seen, *(t * seen for t in self.features(x))]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def width(self, entries: int, assignments: int) -> int:
+        return max((self.order + (not self.complete)) * entries, assignments)
 
     def density(self, params: Params) -> Density:
         eta, normaliser = self.natural(params)

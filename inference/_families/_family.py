@@ -132,7 +132,7 @@ class Family:
         raise NotImplementedError
 
     def width(self, entries: int, assignments: int) -> int:
-        """How many numbers the largest temporary of a pass over the data holds for each row."""
+        """How many numbers the largest temporary of a pass over the data holds for each row, its `terms` among them."""
         return max(entries, assignments)
 
     def statistics(self, terms: Tensor, weights: Tensor, params: Params) -> dict[str, Tensor]:
