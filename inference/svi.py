@@ -98,7 +98,8 @@ def fit(
       approximation where there is one; `diagonal`, independent ones. `auto` is full for at most 100 numbers.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
-    - `schedule`: `plateau` halves the rate when progress stops and ends at 1/64 of it; `cosine`; `constant`.
+    - `schedule`: `plateau` halves the rate when progress stops, down to 1/64, and begins again until that brings nothing more;
+      `cosine`; `constant`.
     - `patience`: epochs without such a rise of the bound after which progress has stopped.
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
     - `clip`: the largest norm of a step's gradient (nats per row).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -339,4 +340,5 @@ def test_the_benchmark_in_small(capsys):
 
     document = bench.main(quick=True)
     assert [r["method"] for r in document["comparisons"][0]["runs"]] == ["em", "laplace", "svi", "importance"]
-    assert "| `gmm` | two Gaussians, Old Faithful | `em` | exact" in capsys.readouterr().out
+    printed = capsys.readouterr().out  # which of the two is cheaper is a matter of milliseconds
+    assert re.search(r"\| `gmm` \| two Gaussians, Old Faithful \| `(em|laplace)` \| exact", printed)

@@ -285,6 +285,15 @@ def test_a_schedule_that_ended_is_no_convergence(schedule):
         assert fit.notes["ended"] == "the schedule ended"
 
 
+@pytest.mark.full
+def test_small_rates_alone_are_no_convergence():
+    """Columns whose units differ by 10⁵, each step of Adam the same in all: exact log p(x) at the maximum is far above."""
+    exact, fit = run("ppca", "wine", "em"), run("ppca", "wine", "svi", epochs=450)
+    away = exact.claimed.value - fit.claimed.value
+    assert fit.converged is not True and away > 0.1 * len(fit.x)
+    assert fit.trace["lr"].min() < 0.02 / 32  # it had come to the smallest rate, and has begun again
+
+
 def test_an_objective_that_was_still_rising_is_called_so():
     fit = run(user.poisson, np.full((40, 3), 500.0) + np.arange(3), "svi", schedule="constant", epochs=40, lr=0.001)
     assert fit.converged is False and any("still rising" in w for w in fit.warnings)

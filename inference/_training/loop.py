@@ -29,9 +29,10 @@ Schedule = Literal["plateau", "cosine", "constant"]
 WIDE = 100  # columns from which the usual settings are those for images
 WARM_UP = 0.02  # of all steps, of the cosine schedule
 LAST_RATE = 0.005  # of the first rate, at the end of the cosine schedule
-SMALLEST_RATE = 1 / 64  # of the first rate: where a plateau counts as the end
+SMALLEST_RATE = 1 / 64  # of the first rate: below it the rate begins again, or training ends
 LEAST_STEPS = 50  # without progress before a rate is halved, however few rows make an epoch
 HIDDEN = 0.1  # nats per row: in the noise of a mean that is less sure than this a rise may be hidden
+GAIN = 0.01  # nats per row that beginning again at the first rate has to bring to be done once more
 RISING = 2.0  # standard errors of the slope from which a noisy objective counts as rising
 
 
@@ -104,12 +105,13 @@ def train(
     - `culprit`: says in words what stopped being a number, and where.
 
     `schedule=plateau`: when the smoothed objective (or that of the held-out rows) has not risen by `tol` nats per row in
-    `patience` epochs, and at least 50 steps, and its noise does not hide such a rise either, the rate is halved; at 1/64 of
-    the first rate training has converged; `converged` is None where the mean over those epochs has a standard error above 0.1
-    nats per row, since so much noise can hide a rise. `cosine`: the rate falls along a half cosine over all epochs
-    (Loshchilov & Hutter 2017); where it ends, or a `constant` rate does, says nothing of convergence, and `converged` is
-    None, or False where the objective was still rising. With rows held out, the parameters of the epoch that was best on
-    them are kept.
+    `patience` epochs, and at least 50 steps, and its noise does not hide such a rise either, the rate is halved. At 1/64 of the
+    first rate it begins again at the first, since small rates alone end progress too; where that raised the objective by less
+    than 0.01 nats per row, beyond its noise, training has converged. `converged` is None where the mean over the last epochs
+    has a standard error above 0.1 nats per row, since so much noise can hide a rise. `cosine`: the rate falls along a half
+    cosine over all epochs; where it ends, or a `constant` rate does, says nothing of convergence, and `converged` is None, or
+    False where the objective was still rising (both: Loshchilov & Hutter 2017). With rows held out, the parameters of the
+    epoch that was best on them are kept.
 
     Raises `ArithmeticError` with the step when the objective is not a number, `UsageError` for impossible settings.
     """
@@ -198,6 +200,7 @@ class _Loop:
         self.rates: list[float] = []
         self.watched: list[float] = []
         self.smoothed, self.best, self.since, self.rate = -math.inf, -math.inf, 0, plan.lr
+        self.reached = -math.inf  # at the end of the last descent of the rate
         self.best_state: dict[str, dict[str, Tensor]] | None = None
 
     def _split(self) -> tuple[Tensor, Tensor]:
@@ -298,8 +301,16 @@ class _Loop:
         patience = self._patience()
         if self.plan.schedule == "plateau" and self.since >= patience and not self._rising(patience):
             self.since, self.rate = 0, self.rate / 2
-            self.done = self.rate < self.plan.lr * SMALLEST_RATE
+            if self.rate < self.plan.lr * SMALLEST_RATE:
+                self._end_of_descent()
         self.epoch, self.batch = self.epoch + 1, 0
+
+    def _end_of_descent(self) -> None:
+        """Begin again at the first rate, unless that brought nothing the last time: small rates alone end progress too."""
+        level, se = self._level()
+        self.done = level <= self.reached + GAIN + RISING * 2**0.5 * se
+        if not self.done:
+            self.reached, self.rate = level, self.plan.lr
 
     def _rising(self, epochs: int) -> bool:
         """Whether the figure of the last epochs rises, beyond its noise, by `tol` in all: the slope of a line."""
@@ -308,18 +319,21 @@ class _Loop:
         slope, noise, spread = self._line(epochs)
         return slope * epochs > self.plan.tol and slope > RISING * noise / spread**0.5
 
+    def _figures(self) -> list[float]:
+        return self.watched if len(self.aside) else self.seen
+
     def _line(self, epochs: int) -> tuple[float, float, float]:
         """The slope of a line through the figure of the last epochs, the noise about it, and Σ t² of its times."""
-        seen = np.asarray((self.watched if len(self.aside) else self.seen)[-epochs:])
+        seen = np.asarray(self._figures()[-epochs:])
         t = np.arange(len(seen)) - (len(seen) - 1) / 2
         slope = float(t @ seen / (t @ t))
         noise = float(np.sqrt(np.square(seen - seen.mean() - slope * t).sum() / (len(seen) - 2)))
         return slope, noise, float(t @ t)
 
-    def _hidden(self) -> bool:
-        """Whether the mean over the epochs in which progress seemed to have stopped is too noisy to say so."""
+    def _level(self) -> tuple[float, float]:
+        """The mean of the figure over the epochs in which progress seemed to have stopped, and its standard error."""
         epochs = max(4, self._patience())
-        return self._line(epochs)[1] / epochs**0.5 > HIDDEN
+        return float(np.mean(self._figures()[-epochs:])), self._line(epochs)[1] / epochs**0.5
 
     def _patience(self) -> int:
         batches = -(-len(self.kept) // min(self.plan.batch, len(self.kept)))
@@ -328,7 +342,7 @@ class _Loop:
     def converged(self) -> bool | None:
         """Whether progress had stopped when training did; None where nothing says so."""
         if self.plan.schedule == "plateau":
-            return None if self.done and self._hidden() else self.done
+            return None if self.done and self._level()[1] > HIDDEN else self.done
         return False if self._rising(max(4, len(self.seen) // 4)) else None
 
     @torch.no_grad()
@@ -356,7 +370,20 @@ class _Loop:
 
     def state(self) -> dict[str, object]:
         """All of it, as tensors, numbers and lists."""
-        plain = ("epoch", "batch", "total", "done", "seen", "rates", "watched", "smoothed", "best", "since", "rate")
+        plain = (
+            "epoch",
+            "batch",
+            "total",
+            "done",
+            "seen",
+            "rates",
+            "watched",
+            "smoothed",
+            "best",
+            "since",
+            "rate",
+            "reached",
+        )
         return {
             "modules": {name: m.state_dict() for name, m in self.modules.items()},
             "optimiser": self.optimiser.state_dict(),
