@@ -146,7 +146,7 @@ def _judged(j: Judgement) -> Judgement:
                 if off < math.inf
                 else "posterior sds are wrong: 0, or no number"
             )
-        if d.labels is not None and not d.labels <= LABELS:
+        if d.labels is not None and not _sure(d.labels, d.labels_slack) <= LABELS:
             faults.append(f"probabilities of labels off by {d.labels:.2g}")
     if j.against:
         faults.append(j.against)
@@ -160,7 +160,7 @@ def _judged(j: Judgement) -> Judgement:
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
     if j.run.converged is False and not _only_rising(j):
         faults.append(NOT_CONVERGED)
-    vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS)
+    vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS or (d.labels or 0.0) > LABELS)
     known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
     return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
 
