@@ -94,8 +94,7 @@ def fit(
     - `filters`: how many independent particle filters share the samples of a row, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
     - `tol`: the rise of the bound that counts as one, nats per row.
-    - `schedule`: `plateau` halves the rate when progress stops, down to 1/64, and begins again until that brings nothing more;
-      `cosine`; `constant`.
+    - `schedule`: `plateau` halves the rate to 1/64 as progress stops, again until that brings nothing; `cosine`; `constant`.
     - `patience`: epochs without such a rise after which progress has stopped.
     - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
       `file.py:callable`.
