@@ -1,11 +1,11 @@
 """Importance sampling: log p(x) of each row from weighted draws, with standard error, k-hat and effective sample size.
 
 Proposals: `prior` (naive Monte Carlo), `guide` (an amortized q), `laplace` (a Gaussian at each row's mode) and `sequential`
-(a particle filter along the local latents of a chain, or through the missing entries of an autoregressive distribution). θ is
-learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016), the guide by the wake and sleep phases of
-reweighted wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where the weights of every row can be trusted,
-and otherwise a lower bound (`estimates`; Vehtari et al. 2024). Discrete latents that can be summed out along the graph given
-the continuous ones are, except under `sequential`.
+(a particle filter along the local latents of a chain, whose pasts are drawn again where few are left, or through the missing
+entries of an autoregressive distribution). θ is learned by the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016),
+the guide by the wake and sleep phases of reweighted wake-sleep (Bornschein & Bengio 2015). What it claims is an estimate where
+the weights of every row can be trusted, and otherwise a lower bound (`estimates`; Vehtari et al. 2024). Discrete latents that
+can be summed out along the graph given the continuous ones are, except under `sequential`.
 
 Global latents are drawn jointly with what is not exact given them (`_globals`), and θ then stays as it is.
 """
@@ -94,7 +94,7 @@ def fit(
     - `filters`: how many independent particle filters share the samples of a row, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
     - `tol`: the rise of the bound that counts as one, nats per row.
-    - `schedule`: `plateau` halves the rate to 1/64 as progress stops, again until that brings nothing; `cosine`; `constant`.
+    - `schedule`: `plateau` halves the rate when progress stops, and begins again until that is of no use; `cosine`; `constant`.
     - `patience`: epochs without such a rise after which progress has stopped.
     - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
       `file.py:callable`.
@@ -200,7 +200,7 @@ class _Estimator:
         """Weighted draws for some rows."""
         x = task.x[rows]
         if self.filters is not None:
-            return _sequential.draw(task.program, task.structure, x, self.samples, self.filters)
+            return _sequential.draw(task.program, task.structure, x, self.samples, self.filters, LEAST_LINES)
         q = None if guide is None else at(guide, rows)
         return weights.draw(task.program, task.structure, x, q, self.samples, self.defensive)
 
@@ -216,7 +216,7 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
         drawn = how.draw(task, guide, rows)
         log_w = drawn.log_weights
         if drawn.origin is not None:
-            lines[rows] = _lines(drawn.origin)
+            lines[rows] = _sequential.lines(drawn.origin)
         parts.append(
             Estimates.of(log_w, how.filters, weights.lone_states(drawn.values, log_w, structure, task.x[rows]))
         )
@@ -253,11 +253,6 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
         | ({} if how.filters is None else {"filters": how.filters, "fewest_lines": int(lines.min())}),
         guide=guide,
     )
-
-
-def _lines(origin: Tensor) -> Tensor:
-    """How many of the first particles have descendants [n], from origin [filters, particles, n]."""
-    return (origin.sort(1).values.diff(dim=1) != 0).sum((0, 1)) + len(origin)
 
 
 def _degenerate(lines: Tensor) -> list[str]:
