@@ -592,7 +592,7 @@ def test_what_is_left_from_the_run_before_is_refused():
             kept["z"] = z[3].detach().reshape(-1)[0].clone()
             pyro.sample("x", dist.Normal(z[5] + before, 1.0), obs=x[:, 1])
 
-    assert "density" in refused(program, X)
+    assert "keeps a state" in refused(program, X)
 
 
 def test_a_sum_over_values_side_by_side_is_refused():

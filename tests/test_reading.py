@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo._program.program import Program
+from zoo._program.trace import log_prob, sample_nodes
 from zoo._reading.operations import OTHER
 from zoo._reading.reader import ROW_BITS, Reader, rows_along
+from zoo._reading.side_by_side import log_probs
 from zoo._reading.sites import read
 
 N, D = 5, 3
@@ -335,3 +337,24 @@ def test_an_operation_without_a_rule_proves_nothing():
     found = structure_of(program(lambda z, x, i: torch._foreach_mul([z], 2.0)[0].unsqueeze(-1)), DATA)
     assert found.exact == "no" and not found.obstacle  # methods that sample may serve it
     assert "`_foreach_mul` at test_reading.py:" in found.reason and "cannot be analysed" in found.reason
+
+
+def test_densities_of_alike_sites_are_those_of_each():
+    def program(n):
+        with pyro.plate("data", n, dim=-1):
+            for t in range(9):
+                p, u = torch.rand(2, 1, n, 3), torch.rand(n, 4)
+                pyro.sample(f"a{t}", dist.Categorical(p), obs=torch.randint(3, (n,)))
+                pyro.sample(f"b{t}", dist.Categorical(torch.rand(3)), obs=torch.randint(3, (7, 1, 1)))
+                pyro.sample(f"c{t}", dist.Categorical(logits=u), obs=torch.randint(4, (n,)))
+                pyro.sample(f"d{t}", dist.Bernoulli(logits=u).to_event(1), obs=torch.ones(n, 4))
+                pyro.sample(f"e{t}", dist.Normal(u, torch.rand(4)).to_event(1), obs=torch.rand(6, 1, n, 4))
+                pyro.sample(f"f{t}", dist.Normal(u[:, 0], torch.rand(())), obs=torch.rand(6, 1, n))
+                pyro.sample(f"g{t}", dist.Gamma(u[:, 0], u[:, 1]), obs=torch.rand(n))
+                pyro.sample(f"h{t}", dist.Beta(u[:, 0], u[:, 1]), obs=torch.rand(n))
+
+    with pyro.validation_enabled(False):
+        nodes = sample_nodes(pyro.poutine.trace(program).get_trace(5))
+        found, each = log_probs(nodes), [log_prob(node) for node in nodes]
+    assert [f.shape for f in found] == [e.shape for e in each]
+    torch.testing.assert_close(found, each)

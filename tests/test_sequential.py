@@ -127,6 +127,43 @@ def test_a_wrong_graph_is_noticed():
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("kind", ["normal", "states"])
+def test_pasts_that_are_drawn_again_are_the_posteriors(kind):
+    T, rows = 20, 60
+    if kind == "normal":
+        x = np.random.default_rng(2).normal(size=(1, T))
+        x[0, 4] = np.nan
+        model = programs.gaussian_chain(T)
+        seen, whole = ~np.isnan(x[0]), np.linalg.inv(np.eye(T) - 0.9 * np.eye(T, k=-1)) * 0.5
+        prior = whole @ whole.T
+        gain = prior[:, seen] @ np.linalg.inv(prior[np.ix_(seen, seen)] + 0.16 * np.eye(T - 1))
+        mean, covariance = gain @ x[0, seen], prior - gain @ prior[seen]
+        truth = mean[[0, 1, 10]], (covariance + np.outer(mean, mean))[[0, 1, 10], [1, 2, 11]]
+    else:
+        model = chains.hmm(T, 2, "poisson", seed=1)
+        x = simulated(model, np.ones((3, T)), 1, seed=3)
+        theta = {k: v.numpy() for k, v in task_of(model, x).theta().items()}
+        _, each, _ = chains.forward_backward(x, theta, "poisson")
+        truth = each[0, [0, 1, 10], 1], None
+    task = task_of(model, x.repeat(rows, 0))
+    torch.manual_seed(0)
+    before = sequential.draw(task.program, task.structure, task.x, 400, 1)
+    torch.manual_seed(0)
+    after = sequential.draw(task.program, task.structure, task.x, 400, 1, least_lines=10**6)
+    torch.testing.assert_close(before.log_weights, after.log_weights)
+    assert (
+        sequential.lines(after.origin) > 5 * sequential.lines(before.origin)
+    ).double().mean() > 0.9 or kind == "states"
+    share = after.log_weights.softmax(0)
+    for k, t in enumerate((0, 1, 10)):
+        z, following = after.values[f"z{t}"], after.values[f"z{t + 1}"]
+        for found, value in ((z, truth[0]), (z * following, truth[1])):
+            if value is not None:
+                each = (share * found).sum(0)  # one filter for each row
+                assert abs(float(each.mean()) - value[k]) < 4 * float(each.std()) / rows**0.5 + 1e-3
+
+
+@pytest.mark.full
 def test_learning_by_the_filter():
     def program(x=None, size=None):
         noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)

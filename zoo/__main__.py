@@ -120,13 +120,16 @@ def describe(
     if data is None:
         _explain(model, json)
         return
-    from inference._run import explain, runner
+    from zoo._reading.garbage import seldom_collected
+
+    with seldom_collected():
+        from inference._run import explain, prepare
 
     if graph is not None:
         from inference._pictures._views import graph as _graph
 
         _graph.check(graph)
-    prepared = runner.prepare(
+    prepared = prepare.prepare(
         model,
         data,
         _options.parse(settings or []),
@@ -135,7 +138,7 @@ def describe(
         limit=limit,
         **preparation,
     )
-    serving, options = runner.serving(prepared.structure), explain.options_of(prepared.target)
+    serving, options = prepare.serving(prepared.structure), explain.options_of(prepared.target)
     if graph is not None:
         _graph.describe(prepared, graph)
     if json:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from zoo._errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SYMMETRIC = 1e-6  # how far two entries may differ that should be equal, in units of their standard deviations
 DEFINITE = 1e-10  # the least eigenvalue of the correlations
@@ -57,6 +61,8 @@ def check_number(n: object) -> int:
 
 def rows_of(matrix: Matrix, n: int) -> pd.DataFrame:
     """n rows of mean 0 whose covariance, with divisor n, is the matrix. Raises `UsageError` for what is no covariance."""
+    import pandas as pd
+
     S = _checked(matrix)
     D = len(S)
     if n <= D:
@@ -115,7 +121,8 @@ def _pair(matrix: Matrix, i: np.intp | int, j: np.intp | int) -> str:
 
 def in_order(spec: object) -> object:
     """The matrix; of a data frame whose index names the columns, with its rows in the order of its columns."""
-    if isinstance(spec, pd.DataFrame) and spec.index.is_unique and set(spec.index) == set(spec.columns):
+    pd = sys.modules.get("pandas")  # no frame is there where it was not imported
+    if pd and isinstance(spec, pd.DataFrame) and spec.index.is_unique and set(spec.index) == set(spec.columns):
         return spec.loc[spec.columns]
     return spec
 
@@ -124,6 +131,8 @@ def with_row_names(spec: object) -> Matrix | None:
     """A matrix in a text file whose rows begin with names, as pandas and R write them; None where it is none such."""
     if not isinstance(spec, str | os.PathLike) or not os.path.isfile(spec):
         return None
+    import pandas as pd
+
     try:
         frame = pd.read_csv(spec, sep=None, engine="python", encoding="utf-8-sig")
         if len(frame.columns) == len(frame) + 1:  # else pandas took the names for the index itself

@@ -99,7 +99,8 @@ def describe(program: Program, x: Tensor, limit: int = ENUMERATION_LIMIT) -> Str
             if readings[0].covariates:
                 _check_holes(run)
             obstacle = _obstacle(sites, nodes, readings)
-            witness = _witness.Witness(program, x, run.axes)
+            whole = len(probe) == len(x) and not bool(probe.isnan().any())
+            witness = _witness.Witness(program, x, run.axes, nodes if whole else ())
             obstacle = obstacle or witness.complaint()
             if not obstacle and readings[0].covariates:
                 obstacle = comes_back(program, probe[: READ_ROWS[0]].nan_to_num(0.0), readings[0])
@@ -184,16 +185,29 @@ def _readings(run: _Traced) -> list[Reading]:
     out = list[Reading]()
     for size in READ_ROWS:
         some = rows[: min(size, len(rows) if size == READ_ROWS[0] else max(1, len(rows) - 1))]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(size)
-            drawn = sample_nodes(run.program.trace(some, raw=True))
-        latents = {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n) and n["name"] not in completing}
+        latents, drawn = _drawn(run, some, first=not out)
+        latents = {k: v for k, v in latents.items() if k not in completing}
         again = out[0].again if out else None
         out.append(read(run.program, some, latents, run.axes.data_dim, run.continuous, codes=again, drawn=drawn))
         settled = out[0].again is None and not any(s.place for s in out[0].sites.values())
         if settled and len(run.nodes) > MANY_SITES:
             break
     return out
+
+
+def _drawn(run: _Traced, rows: Tensor, first: bool) -> tuple[dict[str, Tensor], list[Node]]:
+    """Values of all latents for some rows, and the sites; of the first rows the run has them, where nothing is missing."""
+    if first and not bool(run.probe.isnan().any()):
+        latents, index = {n["name"]: n for n in run.nodes if is_latent(n)}, torch.arange(len(rows))
+        whole = {name: drawn_in_full(n) for name, n in latents.items()}
+        for name, n in latents.items():
+            if is_local(n):
+                whole[name] = whole[name].index_select(run.axes.row_dim(len(n["fn"].event_shape)), index)
+        return whole, run.nodes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(rows))
+        drawn = sample_nodes(run.program.trace(rows, raw=True))
+    return {n["name"]: drawn_in_full(n) for n in drawn if is_latent(n)}, drawn
 
 
 def _check_holes(run: _Traced) -> None:

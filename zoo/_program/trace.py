@@ -89,7 +89,8 @@ def log_prob(node: Node) -> Tensor:
 
 
 def _depth(node: Node) -> int:
-    return max((-p.dim for p in plates(node) if p.name != DRAWS_PLATE), default=1)
+    frames = node["cond_indep_stack"]
+    return max((-f.dim for f in frames if f.dim is not None and f.name != DRAWS_PLATE), default=1)
 
 
 def is_plain(node: Node) -> bool:

@@ -17,6 +17,7 @@ from zoo._program.latents import support_values
 from zoo._program.program import Program
 from zoo._program.trace import Node, is_local, per_datum, sample_nodes
 from zoo._reading.elimination import colours
+from zoo._reading.side_by_side import log_probs
 
 Tables = dict[str, Tensor]
 
@@ -63,11 +64,10 @@ class Enumerated:
 
     def tables(self, trace: Trace, sites: Collection[str]) -> Tables:
         """Site → log-density as a table [n or 1, values of each latent of its scope], nats."""
-        out = {}
-        for node in sample_nodes(trace):
-            if node["name"] in sites and is_local(node):
-                log_prob = per_datum(node, node["fn"].log_prob(node["value"]), self.axes.data_dim, self.axes.depth)
-                out[node["name"]] = self.in_order(node["name"], log_prob)
+        out, nodes = {}, [n for n in sample_nodes(trace) if n["name"] in sites and is_local(n)]
+        for node, log_prob in zip(nodes, log_probs(nodes), strict=True):
+            value = per_datum(node, log_prob, self.axes.data_dim, self.axes.depth)
+            out[node["name"]] = self.in_order(node["name"], value)
         return out
 
     def in_order(self, site: str, value: Tensor, events: int = 0) -> Tensor:

@@ -60,6 +60,8 @@ BY_FIRST_DIMENSION = {"convolution", "mkldnn_convolution", "max_pool2d_with_indi
 
 def apply(op: Operation) -> list[Shadow]:
     """The shadows of the results `outs` of an operation; `of` gives the shadow of an argument."""
+    if op.name in RULE_OF:
+        return RULE_OF[op.name](op)
     if op.name in CONSTANTS:
         return [constant(o) for o in op.outs]
     if op.name == "isnan":  # that an entry is missing may be known; what stands there may not
@@ -67,11 +69,7 @@ def apply(op: Operation) -> list[Shadow]:
         return [Shadow(source.mask & ~MISSING, curved(source.degree))]
     if op.name.startswith("native_layer_norm"):
         return _normalised(op)
-    if op.name in RULE_OF:
-        return RULE_OF[op.name](op)
-    if torch.Tag.pointwise in op.func.tags or op.name in ENTRYWISE:
-        return entrywise(op)
-    return unknown(op)
+    return entrywise(op) if op.name in ENTRYWISE or torch.Tag.pointwise in op.func.tags else unknown(op)
 
 
 def unknown(op: Operation) -> list[Shadow]:
@@ -206,16 +204,17 @@ def _along(op: Operation) -> list[Shadow]:
     source = op.of(op.args[0])
     dim = op.argument("dim")
     dims = list(range(source.mask.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
-    mask, degree = _or(source.mask, dims), _most(source.degree, dims)
-    if op.name not in LINEAR_ALONG:
+    mask, flat = _or(source.mask, dims), source.flat
+    degree = NO_DEGREE.expand(mask.shape) if flat else _most(source.degree, dims)
+    if op.name not in LINEAR_ALONG and not flat:
         degree = curved(degree)
     shadows = []
     for o in op.outs:
         if o.dim() == mask.dim():
-            shadows.append(Shadow(mask.expand(o.shape), degree.expand(o.shape)))
+            shadows.append(Shadow(mask.expand(o.shape), degree.expand(o.shape), flat))
         else:
             kept = [s for d, s in enumerate(mask.shape) if d not in {i % max(1, mask.dim()) for i in dims}]
-            shadows.append(Shadow(mask.reshape(kept).expand(o.shape), degree.reshape(kept).expand(o.shape)))
+            shadows.append(Shadow(mask.reshape(kept).expand(o.shape), degree.reshape(kept).expand(o.shape), flat))
     return shadows
 
 
@@ -360,8 +359,8 @@ def _moves(op: Operation) -> list[Shadow]:
 
 def _reached(shadow: Shadow, dims: Sequence[int]) -> Shadow:
     """As if each entry was all of those that an index along these dimensions can reach."""
-    mask, degree = _or(shadow.mask, dims), _most(shadow.degree, dims)
-    return Shadow(mask.expand(shadow.mask.shape), degree.expand(shadow.mask.shape))
+    mask, degree = _or(shadow.mask, dims), shadow.degree if shadow.flat else _most(shadow.degree, dims)
+    return Shadow(mask.expand(shadow.mask.shape), degree.expand(shadow.mask.shape), shadow.flat)
 
 
 def _index(op: Operation) -> list[Shadow]:
@@ -375,19 +374,22 @@ def _index(op: Operation) -> list[Shadow]:
         source = _reached(source, moving)
     elif moving:  # a fixed pattern beside: its dimensions are not counted like the others
         return unknown(op)
-    mask, degree = op.func(source.mask, indices), op.func(source.degree, indices)
+    each = [op.of(indices[i]) for i in used]
+    flat = all(s.union()[1] == 0 for s in (source, *each))
+    mask = op.func(source.mask, indices)
+    degree = NO_DEGREE.expand(mask.shape) if flat else op.func(source.degree, indices)
     if any(indices[i].dtype in (torch.bool, torch.uint8) for i in used):  # a fixed pattern
-        return [Shadow(mask, degree)]
+        return [Shadow(mask, degree, flat)]
     shape = np.broadcast_shapes(*(indices[i].shape for i in used))
-    extra = Shadow(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int8))
-    for i in used:
-        each = op.of(indices[i])
-        extra = Shadow(extra.mask | each.mask, torch.maximum(extra.degree, each.degree.expand(shape)))
     together = used == list(range(used[0], used[-1] + 1))
     after = source.mask.dim() - used[-1] - 1 if together else mask.dim() - len(shape)
-    place = (*shape, *(1,) * after)
-    mask = mask | extra.mask.reshape(place)
-    varies = (extra.degree.reshape(place) > 0).expand(degree.shape)
+    place, highest = (*shape, *(1,) * after), torch.zeros(shape, dtype=torch.int8)
+    for s in each:
+        mask = mask | s.mask.expand(shape).reshape(place)
+        highest = highest if flat else torch.maximum(highest, s.degree.expand(shape))
+    if flat:
+        return [Shadow(mask, degree, flat)]
+    varies = (highest.reshape(place) > 0).expand(degree.shape)
     return [Shadow(mask, torch.where(varies, torch.full_like(degree, OTHER), degree))]
 
 

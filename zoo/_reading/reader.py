@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload
@@ -54,8 +55,24 @@ class _Beside:
         self.storage, self.bytes = storage, storage.nbytes()
         self.count = self.bytes // itemsize
         self.mask = torch.zeros(self.count, dtype=torch.int64)
-        self.degree = torch.zeros(self.count, dtype=torch.int8)
-        self.flat = True  # whether all degrees are 0
+        self.degree: Tensor | None = None  # where all are 0
+        self.union: tuple[int, int] | None = None  # of all entries, where it is known
+
+    def covered_by(self, t: Tensor) -> bool:
+        """Whether t holds all entries, each once."""
+        return t.numel() == self.count and t.is_contiguous()
+
+    @property
+    def whole(self) -> Shadow:
+        """Of all entries."""
+        degree = NO_DEGREE.expand(self.count) if self.degree is None else self.degree
+        return Shadow(self.mask, degree, self.degree is None)
+
+    def rising(self) -> Tensor:
+        """The degrees, to be written to."""
+        if self.degree is None:
+            self.degree = torch.zeros(self.count, dtype=torch.int8)
+        return self.degree
 
 
 class Reader(TorchDispatchMode):
@@ -100,10 +117,13 @@ class Reader(TorchDispatchMode):
         mask = torch.zeros(t.shape, dtype=torch.int64) | bits
         self._write(t, Shadow(mask, torch.full(t.shape, degree, dtype=torch.int8)))
 
-    def rename(self, t: Tensor, away: int, bits: int) -> None:
-        """In all entries of t, take some bits away and add others."""
-        old = self.of(t)
-        self._write(t, Shadow((old.mask & ~away) | bits, old.degree.clone()))
+    def renamed(self, t: Tensor, away: int, bits: int) -> Tensor:
+        """A copy of t, in all entries of which some bits are taken away and others added."""
+        own, old = t.clone(), self.of(t)
+        self._write(own, Shadow((old.mask & ~away) | bits, old.degree, old.flat))
+        if notes := self._notes.get(_address(t)):
+            self._notes[_address(own)] = notes
+        return own
 
     def of(self, t: Tensor) -> Shadow:
         """The shadow of a tensor."""
@@ -114,12 +134,13 @@ class Reader(TorchDispatchMode):
         if found is None:
             return constant(t)
         if found.bytes // t.itemsize != found.count:  # seen as another type, such as a complex number's parts
-            bits, degree = Shadow(found.mask, found.degree, found.flat).union()
+            bits, degree = found.whole.union()
             mask = torch.full(t.shape, bits | UNKNOWN if bits else 0, dtype=torch.int64)
             return Shadow(mask, torch.full(t.shape, OTHER if degree else 0, dtype=torch.int8))
         size, stride, offset = t.size(), t.stride(), t.storage_offset()
-        degrees = NO_DEGREE.expand(size) if found.flat else found.degree.as_strided(size, stride, offset)
-        return Shadow(found.mask.as_strided(size, stride, offset), degrees, found.flat)
+        degrees = NO_DEGREE.expand(size) if found.degree is None else found.degree.as_strided(size, stride, offset)
+        union = found.union if found.covered_by(t) else None
+        return Shadow(found.mask.as_strided(size, stride, offset), degrees, found.degree is None, union)
 
     def _write(self, t: Tensor, shadow: Shadow) -> None:
         if not t.numel():
@@ -131,17 +152,18 @@ class Reader(TorchDispatchMode):
         beside = self._beside.get(address)
         if beside is None:
             beside = self._beside[address] = _Beside(t.untyped_storage(), t.itemsize)
+        beside.union = shadow.union() if beside.covered_by(t) else None
         if beside.bytes // t.itemsize != beside.count:
+            beside.union = None
             bits, degree = shadow.union()
             beside.mask |= bits | UNKNOWN
-            beside.degree.clamp_(min=OTHER if degree else 0)
-            beside.flat = beside.flat and not degree
+            if degree:
+                beside.rising().clamp_(min=OTHER)
             return
         place = t.size(), t.stride(), t.storage_offset()
         beside.mask.as_strided(*place).copy_(shadow.mask)
-        if not (beside.flat and shadow.union()[1] == 0):
-            beside.flat = False
-            beside.degree.as_strided(*place).copy_(shadow.degree)
+        if beside.degree is not None or shadow.union()[1]:
+            beside.rising().as_strided(*place).copy_(shadow.degree)
 
     def first(self, t: Tensor, what: str) -> str:
         """Where it first happened on the way to t."""
@@ -162,7 +184,7 @@ class Reader(TorchDispatchMode):
             self._mine = False
 
     def _operation(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-        name, mutable, seeded, view = _facts(func)
+        name, mutable, seeded, view, entrywise, leaves = _facts(func)
         ins = tensors((args, kwargs))
         known, before = any(map(self._known, ins)), list[Shadow]()
         if not known and not seeded:
@@ -177,11 +199,11 @@ class Reader(TorchDispatchMode):
             busy = any(s.union()[0] for s in before)
         if busy and (name == "detach" or not torch.is_grad_enabled()):
             self._loses(before, name == "detach")
-        place = self._place(name, func, ins, before) if busy and not seeded else 0
+        place = PLACE if busy and not seeded and entrywise and self.meets(ins, before) else 0
         result = func(*args, **kwargs)
         if not busy and not seeded and not self._writes(mutable, ins):
             return result
-        if busy and self._leaves_torch(name, func, ins):
+        if busy and (leaves or name.startswith("index")) and self._leaves_torch(name, ins):
             self.choose(ins, name)
         outs = [o for o in tensors(result) if o.numel()]
         fresh = outs
@@ -233,11 +255,6 @@ class Reader(TorchDispatchMode):
         """Whether constants are written where something else stood."""
         return mutable and any(_address(t) in self._beside for t in ins if t.numel())
 
-    def _place(self, name: str, func: OpOverload, ins: list[Tensor], before: list[Shadow]) -> int:
-        """The bit PLACE where a constant that differs from row to row meets what depends on the rows."""
-        entrywise = torch.Tag.pointwise in func.tags or name.rstrip("_") in operations.ENTRYWISE
-        return PLACE if entrywise and self.meets(ins, before) else 0
-
     def meets(self, ins: Sequence[Tensor], before: Sequence[Shadow]) -> bool:
         """Whether one of them is a constant that differs from row to row."""
         if self.n < 3:
@@ -268,12 +285,11 @@ class Reader(TorchDispatchMode):
 
     # -------------------------------------------------------------------------------------------------- choices
 
-    def _leaves_torch(self, name: str, func: OpOverload, ins: list[Tensor]) -> bool:
+    def _leaves_torch(self, name: str, ins: list[Tensor]) -> bool:
         """Whether a value, or a shape, is now known to Python. Indices make a shape only where they are masks."""
-        if name.startswith("index"):
-            masks = (t for t in ins[1:] if t.dtype in (torch.bool, torch.uint8))
-            return any(self.of(t).union()[0] for t in masks)
-        return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+        if not name.startswith("index"):
+            return True
+        return any(self.of(t).union()[0] for t in ins[1:] if t.dtype in (torch.bool, torch.uint8))
 
     def choose(self, ins: list[Tensor], what: str) -> None:
         """Note that a value became a Python value, if it is the program that did so."""
@@ -315,15 +331,11 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        if self.reader.busy:
+        if self.reader.busy or not (name := _watched(func)):
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _LOOKED_AT or (
-            name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
-        ):
+        if name != "one_hot":
             with self.reader.unwatched():
                 self._look(func, name, args, kwargs)
-        if name != "one_hot":
             return func(*args, **kwargs)
         self.reader.checked = _classes(*args, **kwargs) > 0
         try:
@@ -337,6 +349,14 @@ class _Watch(TorchFunctionMode):
             return
         if name == "__get__":
             self.reader._loses([self.reader.of(t) for t in tensors(args)])
+
+
+@functools.cache
+def _watched(func: Callable[..., object]) -> str:
+    """The name of a function that has to be looked at; "" for all others."""
+    name = getattr(func, "__name__", "")
+    data = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+    return name if data or name in _LOOKED_AT or name == "one_hot" else ""
 
 
 def _classes(of: object, num_classes: int = -1) -> int:
@@ -380,23 +400,31 @@ def _in_rows(shadow: Shadow, n: int) -> bool:
     """Whether entry i along some dimension depends on row i alone, or no entry on more than one row where none is so long."""
     if not shadow.union()[0] & ROW_BITS:
         return True
-    mask = shadow.mask
-    rows = mask.numpy() & ROW_BITS
-    dims = [d for d, size in enumerate(mask.shape) if size == n]
-    if any(not (rows & ~rows_along(mask, d).numpy()).any() for d in dims):
+    rows = (shadow.mask.numpy() & ROW_BITS).astype(np.int16)
+    return _each_in_its_own(tuple(shadow.mask.shape), rows.tobytes(), n)
+
+
+@functools.lru_cache(4096)
+def _each_in_its_own(shape: tuple[int, ...], content: bytes, n: int) -> bool:
+    rows = np.frombuffer(content, np.int16).reshape(shape)
+    dims = [d for d, size in enumerate(shape) if size == n]
+    if any(not (rows & ~_rows_along(torch.Size(shape), d).numpy()).any() for d in dims):
         return True
     return not dims and not (rows & (rows - 1)).any()
 
 
 @functools.cache
-def _facts(func: OpOverload) -> tuple[str, bool, bool, bool]:
-    """An operation's name; whether it writes into its arguments, draws random numbers, or only looks otherwise at memory."""
+def _facts(func: OpOverload) -> tuple[str, bool, bool, bool, bool, bool]:
+    """An operation's name; whether it writes into its arguments, draws random numbers, only looks otherwise at memory, works
+    entry by entry, and tells Python a value or a shape."""
     name = func.overloadpacket.__name__
     return (
         name,
         func._schema.is_mutable,
         torch.Tag.nondeterministic_seeded in func.tags,
         func.is_view and name != "detach",
+        torch.Tag.pointwise in func.tags or name.rstrip("_") in operations.ENTRYWISE,
+        torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags,
     )
 
 

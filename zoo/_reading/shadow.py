@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+BRANCHES = (list, tuple, dict)
+
 
 @dataclass
 class Shadow:
@@ -60,10 +62,10 @@ def tensors(tree: object) -> list[Tensor]:
     if isinstance(tree, Tensor):
         return [tree]
     out = list[Tensor]()
-    for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+    for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, BRANCHES) else ():
         if isinstance(branch, Tensor):
             out.append(branch)
-        elif isinstance(branch, list | tuple | dict):
+        elif isinstance(branch, BRANCHES) and branch:
             out += tensors(branch)
     return out
 

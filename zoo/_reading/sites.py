@@ -187,13 +187,12 @@ class _Sites(Messenger):
         if msg["name"] in self.seen or is_deterministic(msg):
             return
         self.seen.add(msg["name"])
-        own = value.clone()  # the next sites see this one
         with self.reader.unwatched():
             self.within[msg["name"]] = self.reader.of(value).union()[0]
             # x[:, 0] and x.mT lie in x's own memory, x + 1 and x[:, [0, 1]] do not: those were computed
             self.computed |= value.untyped_storage().data_ptr() != self.x.untyped_storage().data_ptr()
-            self.reader.rename(own, DATA, self.bit(msg["name"]))
-        msg["value"] = own
+            # the next sites see this one
+            msg["value"] = self.reader.renamed(value, DATA, self.bit(msg["name"]))
 
 
 def _site(

@@ -34,6 +34,7 @@ from zoo._program.trace import (
 )
 from zoo._reading.elimination import size as table_size
 from zoo._reading.enumerated import Enumerated, WrongGraph
+from zoo._reading.side_by_side import log_probs
 
 ROWS = 500  # looked at in one go
 NUMBERS = 200_000  # of data among them
@@ -50,38 +51,44 @@ Values = dict[str, Tensor]
 
 
 class Witness:
-    """A program on some rows, at draws of its latents; `complaint` says in one sentence what does not hold."""
+    """A program on some rows, at draws of its latents; `complaint` says in one sentence what does not hold.
 
-    def __init__(self, program: Program, x: Tensor, axes: Axes) -> None:
+    `others`: the sites of another run on all rows of x, if there was one.
+    """
+
+    def __init__(self, program: Program, x: Tensor, axes: Axes, others: Sequence[Node] = ()) -> None:
         width = max(1, x[0].numel())
-        self.program, self.axes = program, axes
+        self.program, self.axes, self.others = program, axes, others
         self.generator = torch.Generator().manual_seed(11)
         count = min(len(x), ROWS, max(20, NUMBERS // width))
         some = torch.randperm(len(x), generator=self.generator)[:count].sort().values
         self.x = x[some].nan_to_num(0.0)
-        self.theta = self._elsewhere()
+        self.theta, self.first = self._elsewhere()
         self.tolerance = 1e-8 if x.dtype == torch.float64 else 1e-3
 
     @torch.no_grad()
-    def _elsewhere(self) -> Values:
-        """θ near the program's own, where a long chain does not grow without bound: rounding would grow with it."""
+    def _elsewhere(self) -> tuple[Values, list[Node]]:
+        """θ near the program's own, where a long chain does not grow without bound: rounding would grow with it.
+
+        And the sites of a run there.
+        """
         for step in STEPS:
             theta = self.program.elsewhere(step)
-            with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
                 torch.manual_seed(0)
-                nodes = sample_nodes(self.program.trace(self.x[:2], parameters=theta, raw=True))
+                nodes = sample_nodes(self.program.trace(self.x, parameters=theta, raw=True))
             sizes = [n["value"].abs().max() for n in nodes if is_latent(n) and n["value"].is_floating_point()]
             if len(nodes) <= MANY_SITES or not sizes or float(torch.stack(sizes).max()) < LARGE:
                 break
-        return theta
+        return theta, nodes
 
     def complaint(self) -> str:
         """What does not hold, in one sentence; "" where all does."""
         n = len(self.x)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
-            torch.manual_seed(0)
-            latents, nodes = self._drawn(self.x)
-            once = self._densities(self.x, latents)
+            torch.manual_seed(1)
+            latents, nodes = _values(self.first)
+            once = self._of(self.first, n)
             if len(nodes) > MANY_SITES and n > 1 and self._all_at_once(latents, nodes, once):
                 return ""
             if not self._same(once, self._densities(self.x, latents), slice(None), slice(None)):
@@ -106,7 +113,7 @@ class Witness:
     def _all_at_once(self, latents: Values, nodes: Mapping[str, Node], once: Values) -> bool:
         """Whether all of it holds together, for a program that takes long to run: rows keep their densities in another order,
         where some of the others are replaced and the rest left out; and one row by itself."""
-        n, fresh = len(self.x), self._drawn(self.x)[0]
+        n, fresh = len(self.x), (_values(self.others) if self.others else self._drawn(self.x))[0]
         for _ in range(FEWER_HALVES):
             other = self._half()
             x, mixed = self._mixed(latents, nodes, fresh, other)
@@ -155,21 +162,19 @@ class Witness:
 
     def _drawn(self, x: Tensor) -> tuple[Values, dict[str, Node]]:
         """Draws of all latents from the program, in full, and its sites."""
-        nodes = {n["name"]: n for n in sample_nodes(self.program.trace(x, parameters=self.theta, raw=True))}
-        values = {}
-        for name, node in nodes.items():
-            if is_latent(node) and not completes(node):
-                values[name] = drawn_in_full(node)
-        return values, nodes
+        return _values(sample_nodes(self.program.trace(x, parameters=self.theta, raw=True)))
 
     def _densities(self, x: Tensor, latents: Values) -> Values:
         """Local site → its log-density [rows], nats."""
-        trace = self.program.trace(x, parameters=self.theta, latents=latents, raw=True)
-        out = {}
-        for node in sample_nodes(trace):
-            if is_local(node) and not completes(node):
-                value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
-                out[node["name"]] = value.expand(np.broadcast_shapes(value.shape, (len(x),))).reshape(len(x))
+        return self._of(sample_nodes(self.program.trace(x, parameters=self.theta, latents=latents, raw=True)), len(x))
+
+    def _of(self, nodes: Sequence[Node], n: int) -> Values:
+        out, local = {}, [node for node in nodes if is_local(node) and not completes(node)]
+        for node, value in zip(local, log_probs(local), strict=True):
+            value = per_datum(node, value, self.axes.data_dim, self.axes.depth)
+            if value.shape != (n,):
+                value = value.expand(np.broadcast_shapes(value.shape, (n,))).reshape(n)
+            out[node["name"]] = value
         return out
 
     def _dim(self, node: Node) -> int:
@@ -238,7 +243,7 @@ class Witness:
         n = len(x)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), complete_data():
             torch.manual_seed(2)
-            _, nodes = self._drawn(x)
+            nodes = _values(self.first)[1] if n == len(self.x) else self._drawn(x)[1]
             fixed = {k: v["value"] for k, v in nodes.items() if is_latent(v) and k not in cards}
             every = Enumerated(self.program, self.axes, cards, scopes, nodes)
             try:
@@ -248,11 +253,12 @@ class Witness:
                     own = {k: v.expand(whole_shape(nodes[k]["fn"])) for k, v in every.at(states).items()}
                     alone = self.program.trace(x, parameters=self.theta, latents={**fixed, **own})
                     pairs = dict[str, tuple[Tensor, Tensor]]()
-                    for node in filter(is_local, sample_nodes(alone)):
+                    local = list(filter(is_local, sample_nodes(alone)))
+                    for node, value in zip(local, log_probs(local), strict=True):
                         name = node["name"]
                         table = tables[name].expand(n, *tables[name].shape[1:])
                         entry = table[(torch.arange(n), *(states[k] for k in scopes[name]))]
-                        value = per_datum(node, log_prob(node), self.axes.data_dim, self.axes.depth)
+                        value = per_datum(node, value, self.axes.data_dim, self.axes.depth)
                         pairs[name] = entry, value.expand(n)
                     if not self._alike(pairs):
                         return f"at site '{next(k for k, v in pairs.items() if not self._alike({k: v}))}' {SIDE}"
@@ -277,6 +283,12 @@ class Witness:
         shape = whole_shape(node["fn"])
         spare = value.dim() - len(shape)
         return (value.reshape(value.shape[spare:]) if spare > 0 else value).expand(shape)
+
+
+def _values(nodes: Sequence[Node]) -> tuple[Values, dict[str, Node]]:
+    """The values of all latents, in full; and all sites by name."""
+    values = {n["name"]: drawn_in_full(n) for n in nodes if is_latent(n) and not completes(n)}
+    return values, {n["name"]: n for n in nodes}
 
 
 JOINED = "a row's density changes with the other rows of the batch, so the rows are not independent given θ"
