@@ -12,6 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import ReshapeTransform
 from torch.nn.functional import one_hot, softplus
 
 from guides import _flow
@@ -272,7 +273,7 @@ def full(site: Site, covariance: Covariance) -> bool:
 def features(site: Site, value: Tensor) -> Tensor:
     """A drawn value as numbers for a network, [batch…, k]."""
     if site.discrete and not binary(site):
-        return one_hot(value.long(), site.cardinality or -1).to(torch.get_default_dtype())
+        return (value.long().unsqueeze(-1) == torch.arange(width(site))).to(torch.get_default_dtype())
     if not site.discrete and not is_real(site.constraint):
         value = biject_to(site.constraint).inv(value)
     return value.reshape(*value.shape[: value.dim() - len(free_shape(site))], -1)

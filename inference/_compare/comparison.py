@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference._compare import picture
 from inference._compare.judge import GOOD_ENOUGH, NOT_CONVERGED, Judgement, is_exact, judge
-from inference._compare.reference import way_of
+from inference._compare.reference import BY_PROPOSAL, way_of
 from inference._run.entrance import entrance
 from inference._run.folder import check_out
 from inference._run.prepare import device_of
@@ -136,14 +136,15 @@ def recommend(judgements: Sequence[Judgement]) -> tuple[str | None, str]:
 
 def _then(judgements: Sequence[Judgement]) -> tuple[str, str] | None:
     """The θ of one method, and the reference's posterior at it, where the reference is a method that rows can be given to."""
-    served = [j for j in judgements if j.reference == "importance" and j.theta_is_good]
+    served = [j for j in judgements if (j.reference or "").startswith(BY_PROPOSAL) and j.theta_is_good]
     if not served:
         return None
     best = min(served, key=lambda j: j.run.seconds)
+    proposal = str(best.reference).removeprefix(BY_PROPOSAL)
     why = f"of itself {best.run.method} is not good enough ({best.verdict})" if best.faults else best.verdict
     return f"{best.run.method}, then importance", (
-        f"{why}; at its θ importance with proposal=laplace has weights that can be trusted (zoo infer RUN --method importance "
-        "--set proposal=laplace)"
+        f"{why}; at its θ {best.reference} has weights that can be trusted (zoo infer RUN --method importance --set "
+        f"proposal={proposal})"
     )
 
 

@@ -26,10 +26,11 @@ class Distance:
     - `mean`: root mean square error of the posterior means, in posterior standard deviations of the reference.
     - `sd`: root mean square of the standard deviations' relative error, log(sd / reference's sd).
     - `worst_mean`, `worst_sd`: the largest of each, noise included; `sd_bias`: the mean of the log ratio: below 0, too narrow.
-    - `labels`: mean total variation distance between the posteriors of discrete latents, over rows.
+    - `labels`: mean total variation distance between the posteriors of discrete latents, over rows; no smaller than that, on
+      average, where draws are noisy.
     - `kl`: mean KL divergence in nats between the normals with these means and standard deviations, number by number.
-    - `noise`: how large an error of the means the draws alone explain; `slack`, `sd_slack`: three standard deviations of what
-      `mean` and `sd` squared are off by for that.
+    - `noise`: how large an error of the means the draws alone explain; `slack`, `sd_slack`, `labels_slack`: three standard
+      deviations of what `mean`, `sd` and `labels` squared are off by for that.
 
     None where there are no such latents; inf where the reference is known, and the posterior is no number, or a point.
     """
@@ -44,6 +45,7 @@ class Distance:
     noise: float = 0.0
     slack: float = 0.0
     sd_slack: float = 0.0
+    labels_slack: float = 0.0
 
     def to_json(self) -> dict[str, float | None]:
         """As plain JSON types."""
@@ -57,8 +59,7 @@ def distance(found: Posterior, reference: Posterior) -> Distance | None:
     both = [(found.labels[s], reference.labels[s]) for s in names if s in found.labels]
     if not names:
         return None
-    labels = float(np.concatenate([_variation(*pair) for pair in both]).mean()) if both else None
-    return Distance(**_of_numbers(numbers), labels=labels)
+    return Distance(**_of_numbers(numbers), **_of_labels(both))
 
 
 def shared(found: Posterior, reference: Posterior) -> set[str]:
@@ -69,13 +70,25 @@ def shared(found: Posterior, reference: Posterior) -> set[str]:
     return out | {s for s in labels if s in others and labels[s][0].shape == others[s][0].shape}
 
 
-def _variation(a: tuple[np.ndarray, float], b: tuple[np.ndarray, float]) -> np.ndarray:
-    """Total variation of each row [n], less what draws of the same probabilities would have on average."""
+Shares = tuple[np.ndarray, float]  # probabilities [n, values], and of how many draws
+
+
+def _of_labels(pairs: Sequence[tuple[Shares, Shares]]) -> dict[str, float]:
+    """The mean total variation, of which noise only adds to ½ Σ |d|, and takes nothing away; or, where it is smaller, the root
+    mean square of ½ √(K Σ d²), which is at least as large, and of which noise can be taken off without bias."""
+    if not pairs:
+        return {}
+    far, square, noise = (np.concatenate(v) for v in zip(*(_variation(*pair) for pair in pairs), strict=True))
+    labels = min(float(far.mean()), math.sqrt(max(0.0, float((square - noise).mean()))))
+    return {"labels": labels, "labels_slack": 3 * math.sqrt(2 * float(np.square(noise).sum())) / len(noise)}
+
+
+def _variation(a: Shares, b: Shares) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row [n]: ½ Σ |d|, K / 4 Σ d², and what of the latter noise explains."""
     (p, m), (q, k) = a, b
-    far = 0.5 * np.abs(p - q).sum(-1)
-    middle = 0.5 * (p + q)
-    spread = np.sqrt(np.clip(middle * (1 - middle), 0, None) * (1 / m + 1 / k))
-    return np.clip(far - 0.5 * math.sqrt(2 / math.pi) * spread.sum(-1), 0, None)
+    middle, size = 0.5 * (p + q), p.shape[-1] / 4
+    noise = (middle * (1 - middle)).clip(0).sum(-1) * (1 / m + 1 / k)
+    return 0.5 * np.abs(p - q).sum(-1), size * np.square(p - q).sum(-1), size * noise
 
 
 def _of_numbers(pairs: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:

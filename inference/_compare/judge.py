@@ -81,8 +81,8 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
         held = references[i]
         far, missing, unheld = None, tuple[str, ...](), tuple[str, ...]()
         if held is not None and held[0] != ITSELF:
-            structure = run.at_theta().structure
-            mine = aligned(run.fit, supports_of(structure), held[1], {s.name: s.parents for s in structure.sites})
+            task = run.at_theta()
+            mine = aligned(run.fit, supports_of(task), held[1], {s.name: s.parents for s in task.structure.sites})
             far = distance(mine, held[1])
             missing = tuple(sorted(held[1].sites - mine.sites))
             unheld = tuple(sorted((held[1].sites & mine.sites) - shared(mine, held[1])))
@@ -95,14 +95,14 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
 def _contradicted(run: Run, runs: Sequence[Run]) -> str:
     """What speaks against chains that are trusted by their own diagnostics: they tell nothing of a mode that none reached."""
     task = run.at_theta()
-    structure, theta = task.structure, task.theta()
+    parents, supports, theta = {s.name: s.parents for s in task.structure.sites}, supports_of(task), task.theta()
     for other in runs if run.method == "nuts" else ():
         if other.method != "importance" or not can_be_trusted(other.fit, other):
             continue
         if not all(bool((theta[n] == v).all()) for n, v in other.at_theta().theta().items()):
             continue
-        there = posterior_of(other.fit, supports_of(structure))
-        here = aligned(run.fit, supports_of(structure), there, {s.name: s.parents for s in structure.sites})
+        there = posterior_of(other.fit, supports)
+        here = aligned(run.fit, supports, there, parents)
         if (d := distance(here, there)) is not None and (d.mean or 0.0) > CONTRADICTION:
             return f"importance, whose weights can be trusted, has another posterior: means {d.mean:.2g} sd apart"
     return ""
@@ -146,7 +146,7 @@ def _judged(j: Judgement) -> Judgement:
                 if off < math.inf
                 else "posterior sds are wrong: 0, or no number"
             )
-        if d.labels is not None and not d.labels <= LABELS:
+        if d.labels is not None and not _sure(d.labels, d.labels_slack) <= LABELS:
             faults.append(f"probabilities of labels off by {d.labels:.2g}")
     if j.against:
         faults.append(j.against)
@@ -160,7 +160,7 @@ def _judged(j: Judgement) -> Judgement:
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
     if j.run.converged is False and not _only_rising(j):
         faults.append(NOT_CONVERGED)
-    vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS)
+    vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS or (d.labels or 0.0) > LABELS)
     known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
     return replace(j, faults=tuple(faults), good=False if faults else True if known else None)
 

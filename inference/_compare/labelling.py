@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from inference._compare.moments import Moments, Posterior, posterior_of
+from inference._compare.moments import Moments, Posterior, Support, posterior_of
 from inference._globals.labels import MOST
 from inference._method.fit import Fit
 
 
 def aligned(
-    fit: Fit, supports: Mapping[str, np.ndarray], reference: Posterior, parents: Mapping[str, Sequence[str]]
+    fit: Fit, supports: Mapping[str, Support], reference: Posterior, parents: Mapping[str, Sequence[str]]
 ) -> Posterior:
     """The posterior of a fit, its global latents and labels in the reference's labelling.
 

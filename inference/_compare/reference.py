@@ -19,10 +19,12 @@ from inference._method.task import Task
 from inference._run.entrance import seeded
 from inference._run.prepare import method_module
 from inference._run.result import Run
+from inference._sampling import sequential
 from zoo._errors import Refusal
 from zoo._program.structure import Structure
 
 SAMPLES = 2000  # of importance sampling
+BY_PROPOSAL = "importance with proposal="  # of its own, and not of the run's
 BY_ITS_GUIDE = "importance by its own guide"  # whose draws cannot tell what the guide never reaches
 ITSELF = "itself"  # a method that is the reference has nothing to be held against
 SEED = 77  # other draws than those of the method that is held against it
@@ -38,8 +40,8 @@ class References:
     tried: list[tuple[Mapping[str, np.ndarray], str, Posterior | None]] = field(default_factory=list)
 
     def at(self, run: Run) -> tuple[str, Posterior] | None:
-        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance",
-        `BY_ITS_GUIDE`, or `ITSELF`. None: there is none."""
+        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance", `BY_PROPOSAL` and its
+        name, `BY_ITS_GUIDE`, or `ITSELF`. None: there is none."""
         task = run.at_theta()
         theta = {name: np.asarray(value) for name, value in task.theta().items()}
         for known, what, posterior in self.tried:  # noqa: B007
@@ -66,8 +68,10 @@ def way_of(structure: Structure) -> str:
 
 def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
     way = way_of(task.structure)
-    if way == run.method and way != "em":  # the method itself has the reference's draws
-        return way, posterior_of(run.fit, supports_of(task.structure)) if can_be_trusted(run.fit, run) else None
+    if way == run.method and way != "em":  # the method itself may have the reference's draws
+        trusted = can_be_trusted(run.fit, run)
+        if trusted or way == "nuts":
+            return way, posterior_of(run.fit, supports_of(task)) if trusted else None
     module = method_module(way)
     if module.refusal(task.structure) is not None:
         return way, None
@@ -78,25 +82,31 @@ def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
             fit: Fit = module.fit(kept, **options)
     except (Refusal, ArithmeticError):
         return what, None
-    return what, posterior_of(fit, supports_of(task.structure)) if way == "em" or can_be_trusted(fit, run) else None
+    return what, posterior_of(fit, supports_of(task)) if way == "em" or can_be_trusted(fit, run) else None
 
 
 def _settings(way: str, task: Task) -> tuple[str, Any, dict[str, object]]:
     """What the reference is called, the guide that it draws from, and its options.
 
-    Importance sampling draws from Gaussians at the modes; discrete latents have none, and the run's guide stands in.
+    Importance sampling draws from Gaussians at the modes. Discrete latents have none: there a particle filter draws, or else
+    the run's guide.
     """
     if way != "importance":
         return "the exact posterior" if way == "em" else way, None, {}
-    if task.structure.summed.continuous_locals or task.guide is None:
-        return way, None, {"proposal": "laplace", "samples": SAMPLES}
-    return BY_ITS_GUIDE, task.guide, {"proposal": "guide", "samples": SAMPLES}
+    proposal, guide = "laplace", None
+    if not task.structure.summed.continuous_locals and task.guide is not None:
+        walks = sequential.refusal(task.program, task.structure, task.x) is None
+        proposal, guide = ("sequential", None) if walks else ("guide", task.guide)
+    what = BY_ITS_GUIDE if proposal == "guide" else BY_PROPOSAL + proposal
+    return what, guide, {"proposal": proposal, "samples": SAMPLES}
 
 
 def can_be_trusted(fit: Fit, run: Run) -> bool:
     """Whether draws at the θ of a run can stand for the posterior: chains that converged, or weights of nearly all rows that
-    are no gamble; and no part of log p(x) that the verifier sees is missing."""
-    if _misses(fit.claimed, run.verified):
+    are no gamble, and of particles as many lines as draws; and no part of log p(x) that the verifier sees is missing."""
+    lines = fit.notes.get("fewest_lines")
+    few = isinstance(lines, int) and any(len(v) > lines for v in fit.draws.values())
+    if few or _misses(fit.claimed, run.verified):
         return False
     return untrusted(fit) <= 1 - GOOD_ROWS if fit.khat is not None else fit.converged is True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -168,7 +169,7 @@ def restore(task: Task, stored: folder.Stored) -> None:
     names = [s.name for s in task.structure.global_latents]
     task.globals = {n: torch.as_tensor(known[n.replace("/", ".")]) for n in names if n.replace("/", ".") in known}
     settings = stored.json.get("guide")
-    if not settings or (settings.get("by_row") and len(task.x) != len(stored.x)):
+    if not settings or (settings.get("by_row") and not _own_rows(task, stored)):
         return
     stored.permit(settings["name"], "guide", "run the method again with it")
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
@@ -183,6 +184,12 @@ def restore(task: Task, stored: folder.Stored) -> None:
             f"{', '.join(map(repr, misfits[:3]))}. Was its file changed? Run it again."
         )
     # else other data have other latents (nothing is missing in them, say), for which the run's guide does not serve
+
+
+def _own_rows(task: Task, stored: folder.Stored) -> bool:
+    """Whether the rows are those of the run, whose q a guide with one for each row holds."""
+    own = torch.as_tensor(stored.x).to(task.x)
+    return own.shape == task.x.shape and torch.equal(own.nan_to_num(math.inf), task.x.nan_to_num(math.inf))
 
 
 def _misfits(module: torch.nn.Module, stored: folder.Stored, prefix: str) -> list[str]:

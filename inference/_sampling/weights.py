@@ -270,7 +270,7 @@ def lone_states(values: dict[str, Tensor], log_weights: Tensor, structure: Struc
             math.inf if site.cardinality is None else site.inner * math.log(max(1, site.cardinality))
         )
         if site.completes is not None and value.shape[-1]:
-            real = _real_slots(x, site)
+            real = real_slots(x, site)
             value = value * real
             count = real.sum(-1) * (count / real.shape[-1])
         code, states = code + (value * key).sum(-1), states + count
@@ -283,7 +283,7 @@ def lone_states(values: dict[str, Tensor], log_weights: Tensor, structure: Struc
     return alone
 
 
-def _real_slots(x: Tensor, site: Site) -> Tensor:
+def real_slots(x: Tensor, site: Site) -> Tensor:
     """Which entries of a site that completes x stand for a missing one [n, entries]; all, where x cannot tell."""
     entries = site.inner * math.prod(site.event_shape)
     flat = x.flatten(1).isnan()

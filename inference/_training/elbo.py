@@ -56,7 +56,10 @@ def objective(task: Task, guide: torch.nn.Module | None, particles: int) -> Obje
         return lambda rows, x: _log_likelihood(task, rows, x)
     assert guide is not None  # there are latents to draw
     if structure.discrete_locals and particles == 1 and sums_out(structure, task.limit):
-        return enumerated(task, guide) if task.weights is None else listed(task, guide)
+        few = task.weights is not None or structure.assignments == max(
+            s.cardinality or 0 for s in structure.discrete_locals
+        )
+        return listed(task, guide) if few else enumerated(task, guide)
     bound = Bound(task, guide, particles)
     return lambda rows, x: bound.surrogate(rows, x)
 

@@ -100,8 +100,9 @@ class AutoregressiveBernoulli(TorchDistribution):
 class Steps:
     """The entries one by one: `logit()` of the entry that is next, `take(value)` to fix it and move on to the next.
 
-    The first layer is kept summed up, so that a step costs O(D + H) numbers a vector with one hidden layer of H units, not
-    the O(D H) of a pass. `value` [shape, D] holds what was taken, 0 elsewhere. No gradients.
+    The first layer is kept summed up, and a hidden unit is activated once: when an entry first needs it, all that it sees is
+    taken. So a step costs O(D + H) numbers a vector, and with one hidden layer of H units the whole walk takes H
+    activations, not the D H of a pass for each entry. `value` [shape, D] holds what was taken, 0 elsewhere. No gradients.
     """
 
     def __init__(self, fn: AutoregressiveBernoulli, shape: torch.Size) -> None:
@@ -112,11 +113,13 @@ class Steps:
         self._direct = None if fn.direct is None else fn.direct.detach()
         count = math.prod(shape)
         # vectors side by side: what an entry does not see, or is not seen by, is then left out as a block of rows
-        self._summed = bias.unsqueeze(1).repeat(1, count)  # the first layer, of the entries taken [H, count]
+        first = bias.unsqueeze(1).repeat(1, count)  # summed over the entries taken
         self._offset: Tensor | None = None  # of the logits [D, count]
         if fn.context is not None:
             into, onto = (c.detach().expand(*shape, -1).reshape(count, -1).mT for c in fn.context)
-            self._summed, self._offset = self._summed + into, onto
+            first, self._offset = first + into, onto
+        self._units = [first, *(first.new_zeros(len(b), count) for _, b in self._rest[:-1])]  # of each layer [H, count]
+        self._active = [torch.zeros(len(u), dtype=torch.bool, device=u.device) for u in self._units]
         self._value = weight.new_zeros(weight.shape[1], count)
 
     @property
@@ -131,15 +134,14 @@ class Steps:
     @torch.no_grad()
     def logit(self) -> Tensor:
         """Of the entry that is next, given those taken [shape]."""
-        entry, out = self.entry, self._summed
+        entry = self.entry
         if self._rest:
-            for weight, bias in self._rest[:-1]:
-                out = torch.addmm(bias.unsqueeze(1), weight, softplus(out))
             weight, bias = self._rest[-1]
             part = _used(weight[entry])
-            logit = weight[entry, part] @ softplus(out[part]) + bias[entry]
+            self._activate(len(self._rest) - 1, weight[entry] != 0)
+            logit = weight[entry, part] @ self._units[-1][part] + bias[entry]
         else:
-            logit = out[entry]
+            logit = self._units[0][entry]
         if self._direct is not None:
             part = _used(self._direct[entry])
             logit = logit + self._direct[entry, part] @ self._value[part]
@@ -147,12 +149,25 @@ class Steps:
             logit = logit + self._offset[entry]
         return logit.reshape(self.shape)
 
+    def _activate(self, layer: int, needed: Tensor) -> None:
+        """Make activations of those units [H] of a layer that are needed and are none yet."""
+        new, units = needed & ~self._active[layer], self._units[layer]
+        if not bool(new.any()):
+            return
+        if layer:
+            weight, bias = (part[new] for part in self._rest[layer - 1])
+            self._activate(layer - 1, (weight != 0).any(0))
+            units[new] = softplus(torch.addmm(bias.unsqueeze(1), weight, self._units[layer - 1]))
+        else:
+            units[new] = softplus(units[new])
+        self._active[layer] |= new
+
     @torch.no_grad()
     def take(self, value: Tensor) -> None:
         """Fix the entry that is next at value [shape], 0 or 1."""
         into, flat = self._into[self.entry], value.expand(self.shape).reshape(-1).to(self._value)
         part = _used(into)
-        self._summed[part].addr_(into[part], flat)
+        self._units[0][part].addr_(into[part], flat)
         self._value[self.entry] = flat
         self.t += 1
 
@@ -165,7 +180,7 @@ class Steps:
         """Continue with the vectors `index` [shape] (numbered in flat order), as resampled particles are. Their number may
         change."""
         flat, self.shape = index.reshape(-1), index.shape
-        self._value, self._summed = self._value[:, flat], self._summed[:, flat]
+        self._value, self._units = self._value[:, flat], [u[:, flat] for u in self._units]
         if self._offset is not None:
             self._offset = self._offset[:, flat]
 
