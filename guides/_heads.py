@@ -12,8 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
-from torch.distributions.transforms import ReshapeTransform
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
 from guides import _flow
 from guides._flow import Part
