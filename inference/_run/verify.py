@@ -50,6 +50,7 @@ DEFENSIVE = 0.1
 CLIMB = 60  # evaluations that a climb takes, and those for each latent number
 CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten seconds of a network's
 SITES = 100_000  # that a particle filter may pass, at about 0.2 ms
+SITES_OF_CLIMBS = 200_000  # that the gradients of a climb to all modes may pass
 FAR = 4.0  # standard errors
 ONE_MODE = "the mode that the fit is of, one of several"
 APART = 0.99  # of the probability that a draw is in its own labelling
@@ -367,7 +368,8 @@ def _modes(task: Task, fit: Fit) -> guide.ModeGuide | None:
         return None
     density = local.LocalDensity(task.program, structure, task.x)
     work = density.n * density.A * (task.x[:1].numel() + density.L) * CLIMB * (1 + density.L)
-    if work > CLIMB_NUMBERS or guide.refusal(density) is not None:
+    passed = CLIMB * (1 + density.L) * len(structure.sites)
+    if work > CLIMB_NUMBERS or passed > SITES_OF_CLIMBS or guide.refusal(density) is not None:
         return None
     try:
         return guide.ModeGuide(density, _all_modes.with_wide(_all_modes.all_modes(density), density))
