@@ -246,8 +246,8 @@ def test_missing_pixels_are_held_against_a_particle_filter(guided, tmp_path):
         log_p = run.program.trace(whole, raw=True).nodes["x"]["fn"].log_prob(whole).detach()
         error += np.abs(own[: bits.shape[1]] - log_p.softmax(0).numpy() @ bits).tolist()
     assert j.reference == "importance with proposal=sequential"
-    far = np.mean(error)  # with the noise of its draws, for svi
-    assert j.distance.labels < far if guided == "svi" else far <= j.distance.labels < 1.2 * far
+    far = np.mean(error)  # with the noise of its draws, for svi, of which the distance may take some off
+    assert (far if guided == "blind" else 0.8 * far) <= j.distance.labels < 1.2 * far  # and adds the reference's
     assert guided == "svi" or (j.good is False and "labels off" in j.verdict)
 
 
