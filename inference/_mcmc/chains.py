@@ -21,10 +21,8 @@ Mass = Literal["auto", "diagonal", "dense"]
 FIRST, BASE, LAST = 75, 25, 50  # transitions: before the windows, of the first window, after the windows
 TIED = 10.0  # of correlations, the largest eigenvalue by the smallest, from which on mass=auto learns them all
 EACH = 20  # draws for each coordinate, without which it cannot tell
-LONG, DIVERGING = (
-    100,
-    0.002,
-)  # a window that tells whether steps are too long; the share of its trajectories that diverge
+LONG = 100  # transitions of a window that tells whether steps are too long
+DIVERGING = 0.002  # the share of its trajectories that diverge, from which they are
 HIGHEST = 0.99  # acceptance rate that steps are tuned to
 T = TypeVar("T")
 
