@@ -92,8 +92,8 @@ class Run(Record):
 
         - `data`: new rows, a table (matched by the names of its columns), a file or an array; the run's own rows when None.
         - `ahead`: of series, so many next steps, a row for each: mean, standard deviation and quantiles of each number, and the
-          latents' posterior. All this is at the run's θ and at point values of its global latents: how sure those are is not in
-          it. `attrs["posterior"]` says where it comes from. A series in an array ends with the array, seen there or not.
+          latents' posterior, at the run's θ and averaged over draws of the global latents, or else at their point values:
+          `attrs["posterior"]` says which. A series in an array ends with the array, seen there or not.
         - `by_step`: a row for each step that is there.
         - `preparation`: of new rows, as for `infer`.
 
