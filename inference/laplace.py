@@ -9,13 +9,16 @@ Chopin 2009). Without either it is the large-sample one over θ: standard errors
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from inference._density import local
+from inference._globals import modes
+from inference._globals.target import refusal as refusal_of_density
 from inference._laplace import globals as _laplace_globals
 from inference._laplace import locals as _laplace_locals
 from inference._laplace.inner import Exact, Inner, Nested
-from inference._laplace.search import Globals, Options
+from inference._laplace.search import MOST_LOOKED, Globals, Options
 from inference._method.fit import Fit
 from inference._method.start import Start
 from inference._method.summed import completed, summed
@@ -83,4 +86,15 @@ def fit(
     if not structure.is_exact:
         by_nodes = None if inner == "auto" else inner == "quadrature"
         inside = Nested(task.doubled(), max_iter, tol, tries, samples, by_nodes)
-    return _laplace_globals.fit(task, inside, Options(max_iter, tol, restarts, globals, start))
+    found = _laplace_globals.fit(task, inside, Options(max_iter, tol, restarts, globals, start))
+    return found if structure.local_latents else _looked_beyond(task, found)
+
+
+def _looked_beyond(task: Task, fit: Fit) -> Fit:
+    """The fit of a program whose rows have no latents, with what climbs from far apart say of other modes."""
+    q, claimed = fit.global_gaussian, fit.claimed
+    if q is None or claimed is None or claimed.kind != "estimate" or claimed.given or len(q.mean) > MOST_LOOKED:
+        return fit
+    if refusal_of_density(task.structure) is not None or (share := modes.missed_by(task, q)) < modes.SHARE:
+        return fit
+    return replace(fit, claimed=replace(claimed, given=modes.ONE_MODE)).with_notes([modes.of_others(share)])

@@ -1,17 +1,20 @@
-"""No-U-Turn sampling against Pyro's own on the same program: seconds for a thousand effective draws, start-up included.
+"""No-U-Turn sampling against Pyro's own and NumPyro's: seconds for a thousand effective draws, start-up included and not.
 
-The fewest effective draws (bulk, Vehtari et al. 2021) of any latent count; ours are four chains, Pyro's is one as long as each
-of them. Seconds are of the processor, one thread. Eight schools with one measurement error, a logistic
-regression with 60 random intercepts, and a mixture of two normals, the lower mean first: of two orders chains
-that start apart would each keep their own. Both sides sum the labels out.
+The fewest effective draws (bulk, Vehtari et al. 2021) of any latent count; ours and NumPyro's are four chains, Pyro's is one as
+long as each of them. Seconds are of the processor, one thread. Start-up is what a run of a few transitions takes. Eight schools
+with one measurement error, a logistic regression with 60 random intercepts, and a mixture of two normals, the lower mean first:
+of two orders chains that start apart would each keep their own. All sides sum the labels out.
 """
 
 from __future__ import annotations
 
+import os
+import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -30,49 +33,57 @@ from inference._run.cost import versions
 from inference._run.prepare import prepare
 from zoo._options import Count
 
-PLAIN, COMPILED = "Pyro", "Pyro, jit_compile"
+JITS, NUMPYRO = {"Pyro": False, "Pyro, jit_compile": True}, "NumPyro"
+FEW = 20  # transitions of a run that is all start-up
 Name = Literal["schools", "logistic", "mixture"]
+Sampler = Callable[[int], tuple[float, float]]  # a chain's draws → seconds, and the fewest effective draws
 
 
 def measure(*, program: Name = "schools", rounds: Count = 3, quick: bool = False) -> Document:
     """The document: seconds for a thousand effective draws of each side, and their ratios."""
-    model, x = PROGRAMS[program], data(program)
-    length = 100 if quick else 1000
-
-    def ours() -> tuple[float, None]:
-        began = time.process_time()
-        ready = prepare(model, x, {}, ["nuts"])
-        fit = nuts.fit(
-            Task(ready.program(), ready.structure, ready.x, quiet=True),
-            warmup=length,
-            samples=length,
-            marginalise=False,
-        )
-        spent = time.process_time() - began
-        ess = fit.notes["ess_bulk"]
-        assert isinstance(ess, dict)
-        return 1000 * spent / min(v for k, v in ess.items() if k != "log density"), None
-
-    sides: dict[str, Side] = {OURS: ours}
-    sides |= {name: partial(_pyros, program, x, length, jit) for name, jit in JITS.items()}
+    x, length = data(program), 100 if quick else 1000
+    runs: dict[str, Sampler] = {OURS: partial(_ours, program, x)}
+    runs |= {name: partial(_pyros, program, x, jit) for name, jit in JITS.items()}
+    numpyros = _numpyros(program, x)
+    runs |= {} if numpyros is None else {NUMPYRO: numpyros}
+    after: dict[str, list[float]] = {name: [] for name in runs}  # what start-up takes
+    sides: dict[str, Side] = {name: partial(_side, run, length, after[name]) for name, run in runs.items()}
     with one_thread():
         out = turns(sides, rounds, warm_up=[])
+    steady = {name: statistics.median(spent) for name, spent in after.items()}
     return {
         "benchmark": "peers/nuts",
         "what": f"NUTS, {program}, seconds for 1,000 effective draws",
         **out,
+        "seconds_without_startup": steady,
+        "ratios_without_startup": {name: steady[OURS] / spent for name, spent in steady.items() if name != OURS},
         "program": program,
         "draws": length,
         "threads": 1,
-        "versions": versions(),
+        "skipped": [] if numpyros else ["numpyro is not installed"],
+        "versions": versions() | ({"numpyro": version("numpyro")} if numpyros else {}),
     }
 
 
-JITS = {PLAIN: False, COMPILED: True}
+def _side(run: Sampler, length: int, after: list[float]) -> tuple[float, None]:
+    """Seconds for a thousand effective draws; `after` gets those without start-up."""
+    startup, _ = run(FEW)
+    spent, effective = run(length)
+    after.append(1000 * (spent - startup) / effective)
+    return 1000 * spent / effective, None
 
 
-def _pyros(program: Name, x: np.ndarray, length: int, jit: bool) -> tuple[float, None]:
-    """Processor seconds that Pyro takes for a thousand effective draws."""
+def _ours(program: Name, x: np.ndarray, length: int) -> tuple[float, float]:
+    began = time.process_time()
+    ready = prepare(PROGRAMS[program], x, {}, ["nuts"])
+    task = Task(ready.program(), ready.structure, ready.x, quiet=True)
+    fit = nuts.fit(task, warmup=length, samples=length, marginalise=False)
+    spent, ess = time.process_time() - began, fit.notes["ess_bulk"]
+    assert isinstance(ess, dict)
+    return spent, min(v for k, v in ess.items() if k != "log density")
+
+
+def _pyros(program: Name, x: np.ndarray, jit: bool, length: int) -> tuple[float, float]:
     from pyro.infer import MCMC, NUTS, config_enumerate
 
     model, before = PROGRAMS[program], torch.get_default_dtype()
@@ -87,10 +98,48 @@ def _pyros(program: Name, x: np.ndarray, length: int, jit: bool) -> tuple[float,
             chain = MCMC(kernel, num_samples=length, warmup_steps=length, disable_progbar=True)
             chain.run(seen)
         spent = time.process_time() - began
-        draws = [v.reshape(length, -1).mT.numpy()[:, None] for v in chain.get_samples().values()]
+        draws = [v.reshape(1, length, -1).numpy() for v in chain.get_samples().values()]
     finally:
         torch.set_default_dtype(before)
-    return 1000 * spent / float(min(agreement(np.ascontiguousarray(d))[1].min() for d in draws)), None
+    return spent, _fewest(draws)
+
+
+def _numpyros(program: Name, x: np.ndarray) -> Sampler | None:
+    """NumPyro's side, or None where it is not installed."""
+    try:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+        import jax
+        from numpyro.infer import MCMC, NUTS
+
+        from benchmarks._references import with_numpyro
+    except ImportError:
+        return None
+    name, seen = REFERENCES[program], np.column_stack([x, np.full(8, 10.0)]) if program == "schools" else x
+
+    def run(length: int) -> tuple[float, float]:
+        jax.clear_caches()
+        began = time.process_time()
+        with jax.enable_x64(True):
+            chains = MCMC(
+                NUTS(with_numpyro.MODELS[name]),
+                num_warmup=length,
+                num_samples=length,
+                num_chains=4,
+                chain_method="sequential",
+                progress_bar=False,
+            )
+            chains.run(jax.random.PRNGKey(0), seen)
+            draws = {
+                n: np.asarray(v).reshape(4, length, -1) for n, v in chains.get_samples(group_by_chain=True).items()
+            }
+        return time.process_time() - began, _fewest(v for n, v in draws.items() if n != "u")
+
+    return run
+
+
+def _fewest(draws: Iterable[np.ndarray]) -> float:
+    """The fewest effective draws of any number of draws [C, S, numbers]."""
+    return float(min(agreement(np.ascontiguousarray(d.transpose(2, 0, 1)))[1].min() for d in draws))
 
 
 # ---------------------------------------------------------------------------------------------------------- programs
@@ -105,6 +154,8 @@ def schools(x: torch.Tensor | None = None, size: int | None = None) -> object:
         return pyro.sample("x", dist.Normal(mu + tau * eta, 10.0), obs=x)
 
 
+# the same in NumPyro, among those that references are held against
+REFERENCES = {"schools": "eight_schools", "logistic": "logistic_intercepts", "mixture": "normal_mixture"}
 PROGRAMS: dict[Name, Callable[..., object]] = {
     "schools": schools,
     "logistic": logistic_intercepts,

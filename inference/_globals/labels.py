@@ -96,6 +96,15 @@ class Labels:
         each = list(self.all(values))
         return self.target.flat_of({n: torch.cat([v[n] for v in each]) for n in values})
 
+    def keep(self, normal: torch.distributions.MultivariateNormal) -> bool:
+        """Whether a normal distribution stays where it is under every relabelling, so that it stands for all of them."""
+        values, _ = self.target.values(normal.mean.unsqueeze(0))
+        moved = [g.relabelled(values, order) for g in self.groups for order in _generators(g.size)]
+        away = [self.target.flat_of(v)[0] - normal.mean for v in moved]
+        return all(
+            float(torch.linalg.solve_triangular(normal.scale_tril, a[:, None], upper=False).norm()) < 1 for a in away
+        )
+
     def hold(self, flat: Tensor) -> bool:
         """Whether the density stays as it is at the points flat [B, d] too."""
         return all(_invariant(self.target, flat, group) for group in self.groups)
@@ -192,6 +201,11 @@ def _subsets(axes: list[Axis]) -> Iterator[tuple[Axis, ...]]:
         yield from itertools.combinations(axes, count)
 
 
+def _generators(K: int) -> tuple[list[int], list[int]]:
+    """Two relabellings of which all others are made: the first two exchanged, and all moved round by one."""
+    return [1, 0, *range(2, K)], [*range(1, K), 0]
+
+
 def _invariant(target: Points, points: Tensor, group: Group) -> bool:
     """Whether two relabellings that generate all leave the density of the values as it is."""
     values, log_det = target.values(points)
@@ -199,7 +213,7 @@ def _invariant(target: Points, points: Tensor, group: Group) -> bool:
     good = before.isfinite()
     if not bool(good.any()):
         return False
-    for order in ([1, 0, *range(2, group.size)], [*range(1, group.size), 0]):
+    for order in _generators(group.size):
         relabelled = group.relabelled(values, order)
         again = target.flat_of(relabelled)
         if not bool(again[good].isfinite().all()):

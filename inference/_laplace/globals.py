@@ -163,15 +163,17 @@ def _on_a_grid(search: Search, peak: Peak) -> _Outer | None:
         return None
 
     block = peak.hessian[search.places][:, search.places]
+    densities = search.beside(peak)
     try:
-        found = grid.explore(search.beside(peak), peak.flat[search.places], block)
+        found = grid.explore(densities, peak.flat[search.places], block)
     except grid.Endless as error:
         raise Refusal(_endless(search, error)) from error
-    if found is not None:
+    if found is not None and found.holds(densities, torch.Generator().manual_seed(task.seed)):
         return _of_grid(search, peak, found)
     if asked == "auto":
         return None
-    raise Refusal("globals=grid would take too many points, the posterior is too far from a Gaussian: take nuts")
+    why = "take too many points" if found is None else "pass by much of the posterior between its points"
+    raise Refusal(f"globals=grid would {why}, the posterior is too far from a Gaussian: take nuts")
 
 
 def _of_grid(search: Search, peak: Peak, found: grid.Grid) -> _Outer:

@@ -3,7 +3,7 @@
 The grid is laid along the eigenvectors of the Hessian at the mode, in standard deviations, and grows from the mode as long as
 its neighbours are within some nats of it (Rue, Martino & Chopin 2009, §3.1). Where a density and its tails are smooth the
 sum over such a grid is its integral to many digits. Between the points it is taken by value, slope and the curvature at the
-mode.
+mode, and a grid that a density is too narrow or too bent for shows at draws from there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ DEEP = 10.0  # nats below the mode at which a density is negligible
 FARTHEST = 60  # steps from the mode
 MOST_POINTS = 4000
 CANDIDATES = 20_000  # draws by cells, of which some are taken by their weights
+CHECKED, EVEN, ERRORS, OFF = (
+    400,
+    0.5,
+    4.0,
+    0.03,
+)  # draws; their effective share; standard errors and nats of the integral
 
 
 class Endless(ArithmeticError):
@@ -52,13 +58,32 @@ class Grid:
 
     def weighted(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Candidates u [M, d] and their weights [M], which sum to 1."""
+        cell, away, log_weight = self._candidates(generator)
+        return self._at(cell, away), log_weight.softmax(0)
+
+    @torch.no_grad()
+    def holds(self, densities: Density, generator: torch.Generator) -> bool:
+        """Whether draws by the grid have the density that it takes them for, and their weights confirm the integral."""
+        cell, away, log_weight = self._candidates(generator)
+        some = torch.multinomial(log_weight.softmax(0), CHECKED, replacement=True, generator=generator)
+        found = _looked(densities, self._at(cell[some], away[some]))[0]
+        weight = (found - self.values[cell[some]] - log_weight[some]).exp()
+        mean, effective = weight.mean(), weight.sum().square() / weight.square().sum().clamp(min=1e-300)
+        error = (weight.var() / CHECKED).sqrt() / mean
+        off = mean.log() + log_weight.logsumexp(0) - math.log(CANDIDATES)
+        return bool(effective > EVEN * CHECKED) and bool(off.abs() < OFF + ERRORS * error)
+
+    def _candidates(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells [M], places in them [M, d], and the log-density there, less that at the cells' points [M]."""
         share = self.values.softmax(0).cumsum(0)
         places = (torch.arange(CANDIDATES) + torch.rand(1, generator=generator)).to(share.dtype) / CANDIDATES
         cell = torch.searchsorted(share, places).clamp(max=len(share) - 1)
         noise = torch.rand(CANDIDATES, len(self.mode), generator=generator, dtype=torch.float64).to(share.dtype)
         away = (noise - 0.5) * self.step
-        weight = (self.slopes[cell] * away).sum(1) - away.square().sum(1) / 2
-        return self.mode + (self.points[cell] + away) @ self.factor.mT, weight.softmax(0)
+        return cell, away, (self.slopes[cell] * away).sum(1) - away.square().sum(1) / 2
+
+    def _at(self, cell: Tensor, away: Tensor) -> Tensor:
+        return self.mode + (self.points[cell] + away) @ self.factor.mT
 
 
 def explore(densities: Density, mode: Tensor, hessian: Tensor) -> Grid | None:

@@ -27,7 +27,7 @@ from inference._density import modes as _all_modes
 from inference._globals import modes as _modes_of_globals
 from inference._globals.engine_points import EnginePoints
 from inference._globals.labels import POINTS, Labels
-from inference._globals.target import Target, refusal
+from inference._globals.target import refusal
 from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
 from inference._method.summed import summed
@@ -52,7 +52,7 @@ CLIMB_NUMBERS = 2**27  # numbers that climbing to all modes may take: some ten s
 SITES = 100_000  # that a particle filter may pass, at about 0.2 ms
 SITES_OF_CLIMBS = 200_000  # that the gradients of a climb to all modes may pass
 FAR = 4.0  # standard errors
-ONE_MODE = "the mode that the fit is of, one of several"
+ONE_LABELLING = "one labelling, of too many to count"
 APART = 0.99  # of the probability that a draw is in its own labelling
 
 
@@ -80,7 +80,7 @@ def verify(task: Task, fit: Fit) -> tuple[Fit, Evidence | None]:
     said, claimed = _Said(), fit.claimed
     found = _verified(task, fit, said)
     if claimed is not None and said.labels is not None:
-        claimed = _of_all_labels(claimed, said.labels, said)
+        claimed = _of_all_labels(claimed, fit, said.labels, said)
     if found is not None and claimed is not None:
         claimed, found = _compared(task, claimed, found, said)
     if claimed is not None:
@@ -191,7 +191,7 @@ def _density(task: Task) -> Evidence:
 
 def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
     """log E_q[p(x, globals) / q(globals)], the mass of the posterior that q can see: one labelling of a mixture, say."""
-    normal = torch.distributions.MultivariateNormal(q.mean.double(), scale_tril=q.scale_tril.double())
+    normal = _normal(q)
     flat = normal.sample((GLOBAL_SAMPLES,))
     points, found = EnginePoints(task.doubled(), q.coordinates), []
     with task.progress("verifying", GLOBAL_SAMPLES) as step:
@@ -214,13 +214,17 @@ def _integrate_globals(task: Task, q: GlobalGaussian, said: _Said) -> Evidence:
             f"{GLOBAL_SAMPLES}: its posterior is not close to Gaussian, and the verified evidence is a lower bound."
         )
     evidence = replace(told.evidence(), per_datum=None, se_per_datum=None)
-    if labels.counted:
+    if labels.counted or labels.keep(normal):
         return evidence
     said.warnings.append(
         f"the labels can be exchanged in exp({labels.log_count:.1f}) ways, which are too many to count: the verified evidence "
         "is a lower bound, of one labelling at least."
     )
     return replace(evidence, value=float(told.log_mean[0]), kind="lower bound")
+
+
+def _normal(q: GlobalGaussian) -> torch.distributions.MultivariateNormal:
+    return torch.distributions.MultivariateNormal(q.mean.double(), scale_tril=q.scale_tril.double())
 
 
 def _of_all_modes(task: Task, fit: Fit, found: Evidence, said: _Said) -> Evidence:
@@ -232,20 +236,12 @@ def _of_all_modes(task: Task, fit: Fit, found: Evidence, said: _Said) -> Evidenc
     own = fit.claimed is not None and claimed == "estimate" and fit.claimed.se is not None
     if own or q is None or "estimate" not in (claimed, found.kind) or refusal(task.structure) is not None:
         return found
-    target = Target(task)
-    generator = torch.Generator().manual_seed(task.seed)
-    noise = torch.randn(GLOBAL_SAMPLES // 5, len(q.mean), generator=generator, dtype=torch.float64)
-    u = q.mean.double() + noise @ q.scale_tril.double().mT
-    flat = target.flat_of({n: v.double() for n, v in q.coordinates.unflatten(u).items()})
-    flat = flat[flat.isfinite().all(1)]
-    share = _modes_of_globals.missed(target, Labels(target, flat[:POINTS]), flat, target.log_density(flat))
+    share = _modes_of_globals.missed_by(task, q)
     if share < _modes_of_globals.SHARE:
         return found
     said.missed = share
-    said.warnings.append(
-        f"the fit is of one mode: climbs from far apart end at others, which hold about {share:.0%} of the posterior by "
-        "Laplace's approximation. The verified evidence is a lower bound. importance weighs all modes."
-    )
+    if not any(w.startswith(_modes_of_globals.OTHERS) for w in fit.warnings):  # the fit has looked itself
+        said.warnings.append(f"{_modes_of_globals.of_others(share)} The verified evidence is a lower bound.")
     return replace(found, kind="lower bound")
 
 
@@ -257,13 +253,16 @@ def _of_one_mode(claimed: Evidence, fit: Fit, said: _Said) -> Evidence:
     if isinstance(masses, list):  # of the method's own climbs, the relabelled among them
         total = torch.tensor([m["log_evidence"] for m in masses], dtype=torch.float64).logsumexp(0)
         missed = max(missed, -math.expm1(min(0.0, claimed.value - float(total))))
-    return replace(claimed, given=ONE_MODE) if missed >= _modes_of_globals.SHARE else claimed
+    return replace(claimed, given=_modes_of_globals.ONE_MODE) if missed >= _modes_of_globals.SHARE else claimed
 
 
-def _of_all_labels(claimed: Evidence, labels: Labels, said: _Said) -> Evidence:
+def _of_all_labels(claimed: Evidence, fit: Fit, labels: Labels, said: _Said) -> Evidence:
     """A claim made of one Gaussian, times the number of modes that are like its own, where they are apart."""
-    if claimed.kind != "estimate" or claimed.se is not None or claimed.given:
+    q = fit.global_gaussian
+    if claimed.kind != "estimate" or claimed.se is not None or claimed.given or q is None:
         return claimed
+    if not labels.counted and not labels.keep(_normal(q)):
+        return replace(claimed, given=ONE_LABELLING)
     if said.apart < APART:
         said.notes["labels_in_the_claim"] = (
             "those that the one Gaussian covers: the modes of the others overlap with it"
