@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from inference._density import local
-from inference._globals import modes
+from inference._globals.modes import SHARE
+from inference._globals.one_gaussian import ONE_MODE, OneGaussian, of_others
 from inference._globals.target import refusal as refusal_of_density
 from inference._laplace import globals as _laplace_globals
 from inference._laplace import locals as _laplace_locals
@@ -95,6 +96,6 @@ def _looked_beyond(task: Task, fit: Fit) -> Fit:
     q, claimed = fit.global_gaussian, fit.claimed
     if q is None or claimed is None or claimed.kind != "estimate" or claimed.given or len(q.mean) > MOST_LOOKED:
         return fit
-    if refusal_of_density(task.structure) is not None or (share := modes.missed_by(task, q)) < modes.SHARE:
+    if refusal_of_density(task.structure) is not None or (share := OneGaussian(task, q).missed()) < SHARE:
         return fit
-    return replace(fit, claimed=replace(claimed, given=modes.ONE_MODE)).with_notes([modes.of_others(share)])
+    return replace(fit, claimed=replace(claimed, given=ONE_MODE)).with_notes([of_others(share)])

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,9 @@ from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 from inference._run.prepare import prepare
 from zoo._options import Count
+
+if find_spec("numpyro") is not None:
+    from benchmarks._references import with_numpyro
 
 JITS, NUMPYRO = {"Pyro": False, "Pyro, jit_compile": True}, "NumPyro"
 FEW = 20  # transitions of a run that is all start-up
@@ -106,14 +110,12 @@ def _pyros(program: Name, x: np.ndarray, jit: bool, length: int) -> tuple[float,
 
 def _numpyros(program: Name, x: np.ndarray) -> Sampler | None:
     """NumPyro's side, or None where it is not installed."""
-    try:
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-        import jax
-        from numpyro.infer import MCMC, NUTS
-
-        from benchmarks._references import with_numpyro
-    except ImportError:
+    if find_spec("numpyro") is None:
         return None
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
     name, seen = REFERENCES[program], np.column_stack([x, np.full(8, 10.0)]) if program == "schools" else x
 
     def run(length: int) -> tuple[float, float]:

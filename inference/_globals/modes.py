@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference._globals.labels import POINTS, Labels
+from inference._globals.labels import Labels
 from inference._globals.target import Target
-from inference._method.fit import GlobalGaussian
-from inference._method.summed import summed
-from inference._method.task import Task
 from inference._numerics import peak
 from inference._sampling import student
 
@@ -37,8 +34,6 @@ WEIGHED = 200  # draws about a mode
 SHARE = 0.05  # of the mass, that chains do not miss without a word
 DRAWS = CLIMBS + STARTS  # of chains, from which to climb
 WORK = 2**31  # numbers in all evaluations of a search
-ONE_MODE = "the mode that the fit is of, one of several"  # what a claim is given
-OTHERS = "the fit is of one mode: climbs from far apart end at others"
 
 
 def prior(target: Target) -> Tensor:
@@ -156,23 +151,6 @@ def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float
     ends, _ = ascend(target, flat[torch.linspace(0, len(flat) - 1, DRAWS).long()])
     left = [(_held(target, m) if _near(labels, m, ends) else m.log_mass) - mass for m in found]
     return 1 - 1 / (1 + sum(math.exp(min(v, 700.0)) for v in left))
-
-
-@torch.no_grad()
-def missed_by(task: Task, q: GlobalGaussian) -> float:
-    """The share of the mass of modes that a Gaussian over the globals does not see."""
-    target = Target(summed(task))
-    generator = torch.Generator().manual_seed(task.seed)
-    noise = torch.randn(WEIGHED, len(q.mean), generator=generator, dtype=torch.float64)
-    u = q.mean.double() + noise @ q.scale_tril.double().mT
-    flat = target.flat_of({n: v.double() for n, v in q.coordinates.unflatten(u).items()})
-    flat = flat[flat.isfinite().all(1)]
-    return missed(target, Labels(target, flat[:POINTS]), flat, target.log_density(flat))
-
-
-def of_others(share: float) -> str:
-    """The warning of a fit that misses so much of the mass."""
-    return f"{OTHERS}, which hold about {share:.0%} of the posterior by Laplace's approximation. importance weighs all modes."
 
 
 def _held(target: Target, mode: Mode) -> float:

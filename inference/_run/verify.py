@@ -24,9 +24,10 @@ from torch import Tensor
 from guides import at
 from inference._density import guide, local
 from inference._density import modes as _all_modes
-from inference._globals import modes as _modes_of_globals
 from inference._globals.engine_points import EnginePoints
 from inference._globals.labels import POINTS, Labels
+from inference._globals.modes import SHARE
+from inference._globals.one_gaussian import ONE_MODE, OTHERS, OneGaussian, of_others
 from inference._globals.target import refusal
 from inference._method.estimates import Estimates
 from inference._method.fit import Evidence, Fit, GlobalGaussian
@@ -236,13 +237,19 @@ def _of_all_modes(task: Task, fit: Fit, found: Evidence, said: _Said) -> Evidenc
     own = fit.claimed is not None and claimed == "estimate" and fit.claimed.se is not None
     if own or q is None or "estimate" not in (claimed, found.kind) or refusal(task.structure) is not None:
         return found
-    share = _modes_of_globals.missed_by(task, q)
-    if share < _modes_of_globals.SHARE:
-        return found
-    said.missed = share
-    if not any(w.startswith(_modes_of_globals.OTHERS) for w in fit.warnings):  # the fit has looked itself
-        said.warnings.append(f"{_modes_of_globals.of_others(share)} The verified evidence is a lower bound.")
-    return replace(found, kind="lower bound")
+    gaussian = OneGaussian(task, q)
+    if (share := gaussian.missed()) >= SHARE:
+        said.missed = share
+        if not any(w.startswith(OTHERS) for w in fit.warnings):  # the fit has looked itself
+            said.warnings.append(f"{of_others(share)} The verified evidence is a lower bound.")
+        return replace(found, kind="lower bound")
+    if found.kind == "estimate" and (beyond := gaussian.beyond()):
+        said.warnings.append(
+            f"{beyond:.0%} of short walks from the fit's Gaussian end where weights are larger than any draw's. A part of the "
+            "posterior is missing, as the end of a ridge is: the verified evidence is a lower bound. nuts goes there."
+        )
+        return replace(found, kind="lower bound")
+    return found
 
 
 def _of_one_mode(claimed: Evidence, fit: Fit, said: _Said) -> Evidence:
@@ -253,7 +260,7 @@ def _of_one_mode(claimed: Evidence, fit: Fit, said: _Said) -> Evidence:
     if isinstance(masses, list):  # of the method's own climbs, the relabelled among them
         total = torch.tensor([m["log_evidence"] for m in masses], dtype=torch.float64).logsumexp(0)
         missed = max(missed, -math.expm1(min(0.0, claimed.value - float(total))))
-    return replace(claimed, given=_modes_of_globals.ONE_MODE) if missed >= _modes_of_globals.SHARE else claimed
+    return replace(claimed, given=ONE_MODE) if missed >= SHARE else claimed
 
 
 def _of_all_labels(claimed: Evidence, fit: Fit, labels: Labels, said: _Said) -> Evidence:
