@@ -21,7 +21,10 @@ from zoo import _show
 from zoo._errors import Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT
 
-DRAWS, OF_EXACT = 1000, 4000  # of the posterior, that a method is asked for; where local latents are exact
+DRAWS, MANY = (
+    1000,
+    4000,
+)  # of the posterior, that a method is asked for; where local latents are exact, or 1000 are too few
 MORE = {"importance": {"samples": "16000"}}  # where its usual draws are too few to be judged
 METHODS = ("nuts", "laplace", "importance")
 
@@ -92,16 +95,18 @@ def _fitted(case: Case, method: str, asked: Asked, truth: Reference | None) -> t
     """A fit of the method, and its evidences; by more draws where its usual ones are too few to be judged."""
     found, given = _once(case, method, asked, truth), dict(asked.options or {})
     more = {name: value for name, value in MORE.get(method, {}).items() if name not in given}
-    if truth is None or not more or check(truth, found[0], method, found[1]).verdict != "too few draws":
+    if truth is None or check(truth, found[0], method, found[1]).verdict != "too few draws":
         return found
-    return _once(case, method, replace(asked, options={**given, **more}), truth)
+    return _once(case, method, replace(asked, options={**given, **more}), truth, MANY)
 
 
-def _once(case: Case, method: str, asked: Asked, truth: Reference | None) -> tuple[Fit, list[Evidence | None]]:
+def _once(
+    case: Case, method: str, asked: Asked, truth: Reference | None, draws: int = DRAWS
+) -> tuple[Fit, list[Evidence | None]]:
     """The fit of a method, and the evidence that it claims and that is verified where the reference has one."""
     options = {**case.options, **(asked.options or {})}
     prepared = prepare(case.model, case.data, options, [method], seed=asked.seed, limit=asked.limit, **case.preparation)
-    draws = OF_EXACT if prepared.structure.is_exact else DRAWS
+    draws = MANY if prepared.structure.is_exact else draws
     run = run_prepared(prepared, method, options, seed=asked.seed, verified=False, draws=draws)
     if truth is None or truth.log_evidence is None or run.live is None:
         return run.fit, [run.fit.claimed]
