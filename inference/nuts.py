@@ -227,7 +227,7 @@ class _Found:
         theta = {n: v.detach().cpu().numpy() for n, v in self.task.program.values().items()}
         deviations = {n: values[n].std(0, ddof=1) for n in values if n in globals}
         points = points_of(self.posterior, values, {n: v.mean(0) for n, v in values.items()})
-        against = self._against(flat) if told.converged else []
+        against = self._against(flat, told.converged)
         converged = told.converged and not against
         bridged = self._bridge(converged)
         return Fit(
@@ -245,12 +245,15 @@ class _Found:
             global_gaussian=gaussian_of(self.task, self.posterior, flat, globals),
         )
 
-    def _against(self, flat: Tensor) -> list[str]:
-        """What speaks against draws flat [S, d] of chains that agree with each other."""
-        if not self.task.structure.global_latents or self.task.structure.improper:
+    def _against(self, flat: Tensor, agree: bool) -> list[str]:
+        """What speaks against draws flat [S, d] of chains, whether or not these agree with each other."""
+        structure = self.task.structure
+        if not structure.global_latents:
             return []
         if (edge := self.target.at_an_edge(flat, torch.full((len(flat),), 1 / len(flat)))) is not None:
             return [edge + "."]
+        if structure.improper or not agree:
+            return []
         share = modes.missed(self.target, self.labels, flat, torch.from_numpy(self.drawn.log_p.reshape(-1)))
         if share < modes.SHARE:
             return []

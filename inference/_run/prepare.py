@@ -305,6 +305,15 @@ def refusal(
     return reason
 
 
+def _nobody(structure: Structure) -> str:
+    """What to do where no method can serve a program."""
+    if structure.obstacle:
+        return ""
+    name = next((s.name for s in structure.global_latents if s.discrete), None)
+    remedy = "" if name is None else f": run it with '{name}' fixed at each of its values, and compare log p(x)"
+    return f" No method here can serve it{remedy}."
+
+
 def check_serves(prepared: Prepared, method: str, learn: bool, options: Mapping[str, object] | None = None) -> None:
     """Raise `Refusal` where the method cannot serve the program with these options, or its rows' weights; `UsageError` where
     several processes were started for a method that does not share the rows among them."""
@@ -312,7 +321,7 @@ def check_serves(prepared: Prepared, method: str, learn: bool, options: Mapping[
     if (reason := refusal(method, prepared.structure, learn, options)) is not None:
         able = [name for name, why in serving(prepared.structure, learn).items() if why is None and name != method]
         hint = f" Methods that can: {', '.join(able)}." if able else ""
-        raise Refusal(f"{reason}.{hint or ('' if prepared.structure.obstacle else ' No method here can serve it.')}")
+        raise Refusal(f"{reason}.{hint or _nobody(prepared.structure)}")
     if prepared.weights is not None and not takes_weights(method):
         able = [name for name in _registry.methods() if takes_weights(name)]
         raise Refusal(
