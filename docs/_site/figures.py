@@ -9,8 +9,9 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
-
-ICONS = re.compile(r'<link rel="stylesheet"\s+href="https:[^"]*font-awesome[^"]*">')  # the theme has them, without a network
+ICONS = re.compile(
+    r'<link rel="stylesheet"\s+href="https:[^"]*font-awesome[^"]*">'
+)  # the theme has them, without a network
 
 
 def scraper(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
