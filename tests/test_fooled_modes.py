@@ -87,6 +87,7 @@ def test_the_widest_of_three_modes_is_one_of_several(d):
     assert not any("too many to count" in w for w in fit.warnings)
 
 
+@pytest.mark.full
 def test_a_fit_of_rows_without_latents_says_itself_that_there_is_another_mode():
     program, _ = modes_at([-6.0, 7.0], [0.3, 0.5], [0.4, 0.6])
     fit = laplace.fit(task_of(program, np.zeros((1, 1))))

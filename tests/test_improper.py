@@ -101,6 +101,29 @@ def test_an_improper_posterior_is_not_called_converged():
     assert fit.converged is False and any("improper" in w for w in fit.warnings)
 
 
+@pytest.mark.full
+def test_a_scale_that_runs_away_is_told_of_chains_that_do_not_agree():
+    """One row fixes no spread, so that its posterior has no integral."""
+
+    def one(x=None, size=None):
+        t = pyro.sample("t", dist.ImproperUniform(constraints.positive, (), ()))
+        with rows(x, size):
+            return pyro.sample("x", dist.Normal(0.0, (1 + t * t).sqrt()), obs=x)
+
+    fit = run(one, np.array([[0.5]]), "nuts", warmup=200, samples=200).fit
+    assert not fit.converged and any("'t' runs to the edge" in w for w in fit.warnings)
+
+
+def test_a_discrete_global_latent_is_refused_with_what_to_do():
+    def flipped(x=None, size=None):
+        k = pyro.sample("k", dist.Bernoulli(0.4))
+        with rows(x, size):
+            return pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    with pytest.raises(Refusal, match="run it with 'k' fixed at each of its values"):
+        run(flipped, np.ones((3, 1)), "nuts")
+
+
 def test_one_chain_is_refused():
     with pytest.raises(UsageError, match="chains must be at least 2"):
         run(masked, X, "nuts", chains=1, quiet=True)
