@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo._program.missing import only_looks
 from zoo._reading import operations
 from zoo._reading.lines import HANDLERS, called_from, line
 from zoo._reading.operations import OTHER, UNKNOWN, Rule
@@ -99,14 +100,15 @@ class Reader(TorchDispatchMode):
     @property
     def busy(self) -> bool:
         """Whether what is done now is not the program's doing."""
-        return self._mine
+        return self._mine or only_looks()
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
         """In here, what is done is not the program's doing."""
         before, self._mine = self._mine, True
         try:
-            yield
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # or each step would be looked at
+                yield
         finally:
             self._mine = before
 
@@ -174,7 +176,7 @@ class Reader(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        if self._mine:
+        if self.busy:
             return func(*args, **(kwargs or {}))
         self._mine = True
         try:
