@@ -83,6 +83,7 @@ class Reader(TorchDispatchMode):
         super().__init__()
         self.n = n  # rows
         self.choices: list[str] = []
+        self.named: Callable[[int], str] = lambda bits: "a site"  # the sites in a mask
         self.detached = self.cut = ""  # where a latent was detached; where a parameter or a global latent was
         self._mine = False  # while shadows are worked on
         self.checked = False  # while a function looks at values only to raise where they are out of range
@@ -301,7 +302,7 @@ class Reader(TorchDispatchMode):
         place = line()
         if not bits or not place or self.checked:
             return
-        on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
+        on = "the data" if bits & DATA else self.named(bits) if bits >= 1 << FIRST_SITE else "a parameter"
         self.choices.append(f"{place} turns a tensor that depends on {on} into a Python value")
 
 
