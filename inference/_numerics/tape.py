@@ -56,10 +56,6 @@ class _Recorder(TorchDispatchMode):
         for i, value in enumerate(inputs):
             self.note(value, self.graph.placeholder(f"input{i}"))
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a second, to keep it from compiling this mode
-
     def note(self, value: object, node: Node) -> None:
         if isinstance(value, Tensor):
             node.meta["shape"] = (tuple(value.shape), value.dtype)
