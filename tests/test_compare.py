@@ -290,12 +290,25 @@ def test_labellings_are_brought_together():
     reference = posterior_of(fit, {})
     assert distance(posterior_of(other, {}), reference).mean > 10
     parents = {"k": (), "x": ("mu", "k")}
-    far = distance(aligned(other, {}, reference, parents), reference)
+    far = distance(*aligned(other, fit, {}, parents))
     assert far.mean < 0.01 and far.labels == 0
     wrong = replace(other, probabilities={"k": k})  # labels that do not go with their means
-    assert distance(aligned(wrong, {}, reference, parents), reference).labels > 0.5
+    assert distance(*aligned(wrong, fit, {}, parents)).labels > 0.5
     apart = {"k": (), "x": ("mu",), "y": ("k",)}  # labels of something else that has as many values
-    assert distance(aligned(wrong, {}, reference, apart), reference).labels == 0
+    assert distance(*aligned(wrong, fit, {}, apart)).labels == 0
+
+
+def test_labellings_that_overlap_are_compared_as_one_map_leaves_them():
+    """Two numbers that nothing tells apart: draws as they come and relabelled draws are of one posterior."""
+    rng = np.random.default_rng(1)
+    told = {"exchangeable": [{"labels": 2, "axes": ["a, axis -1"]}], "relabellings": 2}
+    plain = Fit({}, None, draws={"a": rng.normal(size=(4000, 2))})
+    sorted_ = Fit({}, None, draws={"a": np.sort(rng.normal(size=(4000, 2)), 1)}, notes=told)
+    for one, other in ((plain, sorted_), (sorted_, plain)):
+        far = distance(*aligned(one, other, {}, {}))
+        assert far.mean < 0.05 and far.sd < 0.05
+    moved = replace(plain, draws={"a": plain.draws["a"] + 1})
+    assert distance(*aligned(moved, sorted_, {}, {})).mean > 0.5
 
 
 @pytest.mark.full

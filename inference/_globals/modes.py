@@ -131,17 +131,21 @@ def _mode(top: peak.Peak) -> Mode:
     return Mode(top.flat, (vectors / values) @ vectors.mT, log_mass)
 
 
-def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float:
+def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor, begin: Tensor | None = None) -> float:
     """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near.
 
     A mode that draws climb to counts by the mass that is seen to be there: the neck of a funnel has little, for its peak.
     `log_p` [S]: the density of the draws, which with a normal distribution fitted to them says what mass they stand for.
+    `begin` [B, d]: where climbs begin; when None at draws of the prior, around zero and at draws of flat.
     """
     if not labels.counted or len(flat) <= target.d:
         return 0.0
     known = student.normal(flat)
     mass = float((log_p - known.log_prob(flat)).median())
-    found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
+    if begin is None:
+        found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
+    else:
+        found = _polished(target, list(begin))
     found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2)]
     found = [m for m in found if not (_near(labels, m, flat) and _inside(known, labels.images(m.flat)))]
     if not found:
