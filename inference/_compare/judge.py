@@ -10,7 +10,7 @@ from inference._compare.distance import Distance, distance, shared
 from inference._compare.labelling import aligned
 from inference._compare.moments import supports_of
 from inference._compare.reference import BY_ITS_GUIDE, EXACT, ITSELF, Reference, References, can_be_trusted, untrusted
-from inference._method.fit import Fit, finite
+from inference._method.fit import Evidence, Fit, finite
 from inference._run.result import Run
 from inference._sampling.khat import LIMIT
 
@@ -137,21 +137,20 @@ def _behind(runs: Sequence[Run], references: Sequence[Fit | None]) -> list[float
 
     Where the run itself knows a bound alone, its reference may know more. Integrated evidence alone.
     """
-    told = [
-        [
-            e
-            for e in (run.verified, run.claimed, known and known.claimed)
-            if e is not None and not e.given and math.isfinite(e.value)
-        ]
-        for run, known in zip(runs, references, strict=True)
-    ]
+    told = [_told(run, known) for run, known in zip(runs, references, strict=True)]
     own = [next((e for e in some if e.kind in NO_BOUND), None) for some in told]
-    least = [e for some in told for e in some if e.kind != "upper bound" and (e.kind == "lower bound" or e in own)]
-    best = max((e.value - 2 * (e.se or 0.0) for e in least), default=None)
+    bounds = [e for some in told for e in some if e.kind == "lower bound"]
+    best = max((e.value - 2 * (e.se or 0.0) for e in [*own, *bounds] if e is not None), default=None)
     return [
         None if e is None or best is None else max(0.0, best - e.value - 2 * (e.se or 0.0)) / run.count
         for run, e in zip(runs, own, strict=True)
     ]
+
+
+def _told(run: Run, reference: Fit | None) -> list[Evidence]:
+    """What is said of log p(x) at a run's θ, the best first."""
+    all_ = run.verified, run.claimed, None if reference is None else reference.claimed
+    return [e for e in all_ if e is not None and not e.given and math.isfinite(e.value)]
 
 
 def _judged(j: Judgement) -> Judgement:
