@@ -7,7 +7,7 @@ begin are not the likeliest ones, which are near one mode, but draws from the pr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -116,6 +116,10 @@ def _polished(target: Target, starts: list[Tensor]) -> list[Mode]:
             top = peak.climb(density, start, 200, 1e-6, lambda **_: None)
         except (ArithmeticError, RuntimeError, ValueError):
             continue  # no finite density on the way: the other starts, and the prior, serve
+        if not bool(
+            top.hessian.isfinite().all()
+        ):  # second derivatives may be no number where the first are: of logaddexp, say
+            top = replace(top, hessian=peak.value_and_differences(target.posterior.log_density, top.flat)[1])
         if not np.isfinite(top.value) or not bool(top.hessian.isfinite().all()):
             continue
         if not any(torch.allclose(top.flat, mode.flat, atol=SAME) for mode in found):
