@@ -432,6 +432,7 @@ WALK = {"warmup": 300, "samples": 1000}
 SEEN = np.random.default_rng(0).normal(size=(5, 1))
 
 
+@pytest.mark.full
 def test_draws_of_others_lead_to_modes_that_chains_have_not_been_to():
     task, rng = run(needle, SEEN, "laplace").at_theta(), np.random.default_rng(1)
     broad, sharp = (Fit({}, None, draws={"a": rng.normal(m, s, (400, 2))}) for m, s in ((0, 1), (25, 0.05)))
