@@ -47,7 +47,6 @@ CASES = (
         | {"guide_covariance": "full", "defensive": 0.5},
         {"rows": 300, "binarize": 8},
         "2 latents, a linear decoder of binary pixels, 300 digits",
-        ("svi", "importance"),  # laplace takes minutes to learn θ
     ),
     Case(
         "missing_pixels",

@@ -337,6 +337,8 @@ def test_a_theta_is_behind_what_any_other_has_at_least():
     known = Fit({}, Evidence(-28.0, 0.2, "estimate"))
     assert _behind([one, other], [known, None]) == [pytest.approx((-20 - 1 + 28 - 0.4) / 10), None]
     assert _behind([one, other], [known, Fit({}, Evidence(-19.0, 0.1, "estimate"))])[1] == 0.0
+    laplace = SimpleNamespace(claimed=Evidence(-5.0, None, "estimate"), verified=bound, count=10)
+    assert _behind([one, laplace], [known, None]) == [0.0, None]  # what Laplace's approximation says is no floor
 
 
 def test_weights_in_doubt_are_no_training_that_stopped_too_soon():

@@ -148,9 +148,10 @@ def _behind(runs: Sequence[Run], references: Sequence[Fit | None]) -> list[float
 
 
 def _told(run: Run, reference: Fit | None) -> list[Evidence]:
-    """What is said of log p(x) at a run's θ, the best first."""
-    all_ = run.verified, run.claimed, None if reference is None else reference.claimed
-    return [e for e in all_ if e is not None and not e.given and math.isfinite(e.value)]
+    """What is known of log p(x) at a run's θ, the best first: no estimate without a standard error."""
+    told = run.verified, run.claimed, None if reference is None else reference.claimed
+    known = [e for e in told if e is not None and not e.given and math.isfinite(e.value)]
+    return [e for e in known if e.kind != "estimate" or e.se is not None]
 
 
 def _judged(j: Judgement) -> Judgement:
