@@ -93,8 +93,9 @@ def fit(
     - `defensive`: the share of the guide's draws that comes from the prior (Hesterberg 1995).
     - `filters`: how many independent particle filters share the samples of a row, with proposal=sequential.
     - `insomnia`: the wake phase's share in what the guide learns from; the rest is sleep, data simulated from the program.
-    - `tol`: the rise of the bound that counts as one, nats per row.
-    - `schedule`: `plateau` halves the rate when progress stops, and begins again until that is of no use; `cosine`; `constant`.
+    - `tol`: the smallest rise of the bound that counts as progress, nats per row.
+    - `schedule`: `plateau` halves the rate when progress stops, and begins again at the first one while that helps;
+      `cosine`; `constant`.
     - `patience`: epochs without such a rise after which progress has stopped.
     - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
       `file.py:callable`.

@@ -4,7 +4,7 @@ Discrete local latents are enumerated. Continuous ones get a Gaussian for each r
 one Newton step from anywhere gives the mode, the Gaussian is the posterior itself, and log p(x) is exact; else the modes of
 all data are found at once by damped Newton steps, and log p(x) is an estimate (`newton`). With global latents there is a
 Gaussian over them, or a grid where they are few, with the local latents integrated out inside (nested Laplace; Rue, Martino &
-Chopin 2009). Without either it is the large-sample one over θ: standard errors (`globals`).
+Chopin 2009). Without latents it is the large-sample Gaussian over θ: standard errors (`globals`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def fit(
     - `samples`: draws from each row's Gaussian, whose importance weights give its k-hat and effective sample size; 0: no such
       check, which takes longer than the climb where the data are wide.
     - `epochs`: of mini-batches by which θ is learned, by the total derivative of the Laplace evidence, where at most `max_iter`
-      steps of L-BFGS on all data at once are too dear.
+      steps of L-BFGS on all data at once take too long.
     - `batch`: rows of a mini-batch.
     - `lr`: the rate of Adam.
     """

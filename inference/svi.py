@@ -89,7 +89,7 @@ def fit(
     - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128.
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
-    - `tol`: the rise of the bound that counts as one, nats per row; of Adam.
+    - `tol`: the smallest rise of the bound that counts as progress, nats per row; of Adam.
     - `particles`: draws per row of the importance-weighted bound; 1 is the ELBO.
     - `guide`: `amortized`, `convolutional` (square images), `mean_field`, `autoregressive`, `smoothing` (series) or
       `file.py:callable`.
@@ -99,8 +99,8 @@ def fit(
       but the last begin at Laplace's approximation where there is one. `auto` is full for at most 100 numbers.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
-    - `schedule`: `plateau` halves the rate when progress stops, down to 1/64, and begins again until that brings nothing more;
-      `cosine`; `constant`.
+    - `schedule`: `plateau` halves the rate when progress stops, down to 1/64, and then begins again at the first rate,
+      until that gains less than 0.01 nats a row; `cosine`; `constant`.
     - `patience`: epochs without such a rise of the bound after which progress has stopped.
     - `held_out`: the share of rows kept aside; the parameters that were best on them are kept, and `patience` counts there.
     - `clip`: the largest norm of a step's gradient (nats per row).

@@ -19,6 +19,7 @@ from sklearn.mixture import GaussianMixture
 
 from inference import run
 from inference._exact import densities
+from inference._families.multivariate_normal import MultivariateNormal
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 BESSEL = {"rtol": 1e-6, "atol": 1e-6}  # torch's Bessel function has 7 digits
@@ -58,6 +59,7 @@ def test_each_family_against_scipy(name, missing):
 @pytest.mark.parametrize("name", ["normal", "mvn_tril", "poisson", "student"])
 def test_data_longer_than_a_chunk(name, monkeypatch):
     monkeypatch.setattr(densities, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(densities, "ALIKE_NUMBERS", 200)
     case = CASES[name]
     x = hide(case.data(np.random.default_rng(3), 500), 0.2)
     theta = case.draw_theta(4)
@@ -70,6 +72,7 @@ def test_data_longer_than_a_chunk(name, monkeypatch):
 def test_threads_share_out_the_chunks(name, monkeypatch):
     """Each of torch's threads takes chunks of its own; the same numbers twice, and those of one thread but for rounding."""
     monkeypatch.setattr(densities, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(densities, "ALIKE_NUMBERS", 200)
     case = CASES[name]
     x, theta = hide(case.data(np.random.default_rng(3), 700), 0.2), case.draw_theta(4)
     found = []
@@ -410,3 +413,30 @@ def test_a_vector_of_discrete_entries_is_enumerated(family):
     np.testing.assert_allclose(task.exact.per_datum(), special.logsumexp(terms, axis=0), rtol=1e-10)
     fit = run(vector, x, "em")
     assert fit.verified.kind == "exact" and fit.claimed.value == pytest.approx(fit.verified.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("D", [1, 5, 60])
+def test_patterns_that_few_and_many_rows_have_each_row_by_itself(D):
+    rng = np.random.default_rng(D)
+    patterns = np.concatenate([rng.random((8, D)) < 0.4, np.zeros((1, D), bool), np.ones((1, D), bool)])
+    which = np.repeat(np.arange(10), [1, 2, 3, 40, 5, 9, 17, 1, 30, 4])
+    x = torch.tensor(np.where(patterns[rng.permutation(which)], np.nan, rng.normal(size=(len(which), D))))
+    tril = torch.tensor(np.linalg.cholesky([np.cov(rng.normal(size=(D, 3 * D + 3))).reshape(D, D) for _ in range(2)]))
+    params, weights = {"loc": torch.tensor(rng.normal(size=(2, D))), "scale_tril": tril}, torch.rand(len(x), 2).double()
+    family = MultivariateNormal(x)
+    found, moments = family.log_prob(x, params), family.statistics(x, weights, params)["moments"]
+    expected = torch.zeros_like(moments)
+    for i, a in itertools.product(range(len(x)), range(2)):
+        seen, covariance, loc = ~x[i].isnan(), tril[a] @ tril[a].mT, params["loc"][a]
+        if not seen.any():
+            assert found[i, a] == 0
+            continue
+        inner = covariance[seen][:, seen]
+        density = stats.multivariate_normal(loc[seen].numpy(), inner.numpy()).logpdf(x[i][seen].numpy())
+        assert found[i, a].item() == pytest.approx(density, rel=1e-10)
+        gain = torch.linalg.solve(inner, covariance[seen]).mT  # of all entries from the seen ones
+        u = torch.cat([loc + gain @ (x[i] - loc)[seen], torch.ones(1).double()])
+        u[:-1] -= family.center
+        rest = torch.nn.functional.pad(covariance - gain @ covariance[seen], (0, 1, 0, 1))
+        expected[a] += weights[i, a] * (torch.outer(u, u) + rest)
+    torch.testing.assert_close(moments, expected, rtol=1e-9, atol=1e-9)

@@ -262,3 +262,14 @@ def test_a_model_is_built_on_the_data_of_its_theta(here):
         full = torch.as_tensor(np.where(np.isnan(other), bit, other))
         both.append(first.program.trace(full).nodes["x"]["fn"].log_prob(full).detach().numpy())
     np.testing.assert_allclose(again.claimed.per_datum, np.logaddexp(*both), rtol=1e-9)
+
+
+def test_a_program_that_reads_x_where_there_is_none_hears_what_x_is():
+    def by_group(x=None, size=None):
+        rates = pyro.param("rates", torch.ones(2), constraint=constraints.positive)
+        group = x[:, 1].long()
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Exponential(rates[group]), obs=x[:, 0])
+
+    fit = run(by_group, np.array([[1.5, 0.0], [0.2, 1.0], [0.7, 1.0]]))
+    says("x is None where rows are simulated; take its length alone", fit.sample, 3)

@@ -258,6 +258,17 @@ def test_csv_goes_in_and_comes_out(mixture, here):
     assert "exists already" in zoo("predict", where, "--data", "new.csv", "--out", "predicted.csv", status=2)
 
 
+def test_imputed_rows_keep_their_names(here):
+    lines = [f"{'abcdefghijkl'[i]},{i % 3},{'' if i == 4 else i % 5},{i}" for i in range(12)]
+    Path("named.csv").write_text("\n".join(["id,u,v,u", *lines]))
+    zoo("run", "ppca", "--data", "named.csv", "--rows-by", "id", "--set", "latents=1", "--out", "named")
+    zoo("impute", "named", "--draws", "2")
+    mean, draws = (pd.read_csv(f"named/imputed/{name}.csv") for name in ("mean", "draws"))
+    assert list(mean) == ["row", "u", "v", "u.1"] and mean["u.1"].tolist() == list(range(12))
+    assert list(mean["row"]) == list("abcdefghijkl") and list(draws["row"]) == 2 * list("abcdefghijkl")
+    assert list(draws["draw"]) == [0] * 12 + [1] * 12 and not draws.isna().any().any()
+
+
 def test_files_in_the_run_folder_have_new_names(here):
     run("gmm", "faithful", rows=20, max_iter=2, out="r")
     names = [Path(zoo("predict", "r")["file"]).name for _ in range(2)]

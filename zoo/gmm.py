@@ -7,8 +7,8 @@ Generative story (Bishop 2006, §9.2):
 
 Σ_k is `full`, `tied` (one Σ for all), `diagonal` or `spherical` (σ_k² I); or it is made of a volume, a shape and an
 orientation, Σ_k = λ_k D_k A_k D_kᵀ with det A_k = 1 (Banfield & Raftery 1993, Celeux & Govaert 1995), and named as in mclust
-by three letters: each is Equal in all components or Varies, or is the Identity's. EII, VII, EEI, VEI, EVI, VVI, EEE, VEE,
-EVE, VVE, EEV, VEV, EVV, VVV; full is VVV, tied EEE, diagonal VVI, spherical VII.
+by a letter for each of the three: E, equal in all components; V, varying; I, of a sphere. EII, VII, EEI, VEI, EVI, VVI, EEE,
+VEE, EVE, VVE, EEV, VEV, EVV, VVV; full is VVV, tied EEE, diagonal VVI, spherical VII.
 
 With `noise=uniform` there is one component more, z_i = K, for outliers: x_i is uniform over the box that the data fill
 (Banfield & Raftery 1993); beyond that box, in new rows, its density is 0. With `priors=True` the parameters become

@@ -95,7 +95,8 @@ def _edges(winners: Sequence[Entry], grid: Mapping[str, Sequence[object]]) -> It
 def _doubts(entries: Sequence[Entry], winners: Sequence[Entry]) -> Iterator[str]:
     for e in winners:
         if e.result.get("hits") == 1 and e.result.get("tried", 1) > 1:
-            yield (f"Only 1 of {e.result['tried']} climbs found the maximum of {e.name}: raise restarts.")
+            of = f"Only 1 of {e.result['tried']} climbs from different starts reached the highest log p(x)"
+            yield f"{of} of {e.name}: raise restarts."
     unsure = [e for e in entries if e.ended == "ok" and e.result.get("free_is_sure") is False and "bic" in e.values]
     if unsure:
         yield (

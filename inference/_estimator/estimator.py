@@ -55,7 +55,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
     """A model of the zoo, a `"file.py:callable"` or a Pyro callable as a scikit-learn estimator. NaN means "not observed".
 
         >>> import numpy as np
-        >>> from inference import Estimator
+        >>> from latent_zoo import Estimator
         >>> x = np.concatenate([np.random.default_rng(0).normal(m, 1, size=(50, 2)) for m in (0, 6)])[:90]
         >>> found = Estimator("gmm", components=2).fit(x)
         >>> found.predict(x)[[0, -1]].tolist(), round(found.score(x))
@@ -171,7 +171,7 @@ class Estimator(TransformerMixin, DensityMixin, BaseEstimator):  # type: ignore[
 
     @property
     def run_(self) -> Run:
-        """The run: parameters, evidence as claimed and verified, warnings, pictures."""
+        """The run, with its parameters, evidence as claimed and verified, warnings and pictures."""
         return self._done().run
 
     @property

@@ -31,6 +31,7 @@ from zoo._program.trace import global_log_prob, is_plain, per_datum
 
 CHUNK_NUMBERS = 2**19  # numbers in the largest temporary of a chunk: it should stay in the processor's cache
 CHUNK_ROWS = 8192
+ALIKE_NUMBERS = 2**23  # numbers in the data of a chunk whose rows share work by their missingness pattern
 PAIRS = 64  # assignments that are set against each other at a time
 REPLAYED = 12  # runs of the program from which on its record pays for itself
 KEPT = 2**23  # numbers in the terms of all rows of a site up to which they are worked out once
@@ -226,9 +227,15 @@ class Densities:
             width = max([self.families[name].width(entries, self.A) for name, entries in observed.items()], default=1)
         else:
             width = self.A * (max(observed.values(), default=self.x[0].numel()) + 1)
+        if (
+            views is not None
+            and traceless(views)
+            and any(f.by_pattern and not f.complete for f in self.families.values())
+        ):
+            return slices(self.N, fitting(ALIKE_NUMBERS, width))
         # completions are so many that a few rows of them are much memory already
         least = 1 if any(s.completes for s in self.structure.discrete_locals) else 64
-        yield from slices(self.N, fitting(CHUNK_NUMBERS, width, least, CHUNK_ROWS))
+        return slices(self.N, fitting(CHUNK_NUMBERS, width, least, CHUNK_ROWS))
 
     def sweep(self, views: list[View], work: Callable[[slice], Sums], shared: bool = False) -> Sums:
         """The sum over all chunks of `work(rows)`, without gradients; to the last bit the same in every run.

@@ -97,6 +97,9 @@ class Family:
     priors: ClassVar[dict[str, tuple[type[Distribution], ...]]] = {}  # parameter or form → priors with a closed mode
     location: ClassVar[str | None] = None  # the parameter that others are taken about, so that it is updated first
     joint: ClassVar[bool] = False  # whether an event is one draw, of entries that depend on each other
+    by_pattern: ClassVar[bool] = (
+        False  # whether rows with the same entries missing share work, so that many at once are best
+    )
 
     @classmethod
     def given(cls, params: Params) -> bool:

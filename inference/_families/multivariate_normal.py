@@ -5,7 +5,9 @@ The second is the classical EM for incomplete normal data (Little & Rubin 2002, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
@@ -17,8 +19,29 @@ from inference._families._gaussian import Gaussian
 from inference._families._prior import covariance_mode, precision_of
 from zoo._program.noise import InverseWishart, Separated
 
-BLOCK_NUMBERS = 2**24  # in the matrices of a group of missingness patterns
-SHARED = 8  # rows to a pattern from which one pattern at a time is faster
+BLOCK_NUMBERS = 2**20  # in the matrices of the patterns that are worked on at once: they should stay in the cache
+WORD = 52  # bits that a float64 holds exactly
+FEW = 8  # rows of a pattern that are padded to without a thought
+
+
+@dataclass
+class Alike:
+    """Some missingness patterns, and the rows that have them. Nearly as many rows have each: little of a pad is wasted."""
+
+    seen: Tensor  # [U, D], 1.0 where a pattern sees an entry
+    rows: Tensor  # which rows [n]
+    which: Tensor  # the pattern of each [n]
+    place: Tensor  # of each in the pad, row after row [n]
+    most: int  # rows of a pattern in the pad
+
+    def pad(self, values: Tensor) -> Tensor:
+        """[n, A, D] → [U, A, D, most], 0 where a pattern has fewer rows."""
+        out = values.new_zeros(len(self.seen) * self.most, *values.shape[1:]).index_copy(0, self.place, values)
+        return out.unflatten(0, (len(self.seen), self.most)).permute(0, 2, 3, 1)
+
+    def back(self, padded: Tensor) -> Tensor:
+        """[U, A, D, most] → [n, A, D]."""
+        return padded.permute(0, 3, 1, 2).flatten(0, 1)[self.place]
 
 
 class MultivariateNormal(Gaussian):
@@ -33,7 +56,7 @@ class MultivariateNormal(Gaussian):
     }
     one_of = ("scale_tril", "covariance_matrix", "precision_matrix")
     location = "loc"
-    joint = True
+    joint = by_pattern = True
     priors = {
         "loc": (dist.Normal,),
         "covariance_matrix": (InverseWishart, Separated),
@@ -46,7 +69,8 @@ class MultivariateNormal(Gaussian):
         return super().given(params) and len(params) == 2
 
     def width(self, entries: int, assignments: int) -> int:
-        return assignments * (entries + 1)
+        # with holes the temporaries are those of some patterns, however many rows there are
+        return assignments * (entries + 1) if self.complete else max(entries, assignments)
 
     def density(self, params: Params) -> Density:
         loc, tril = params["loc"] - self.center, _cholesky(params)
@@ -56,8 +80,8 @@ class MultivariateNormal(Gaussian):
             if self._whole(x):
                 return whole(x - self.center)
             out = x.new_zeros(len(x), len(loc))
-            for unique, which, rows in _patterns(x, len(loc)):
-                out = out.index_copy(0, rows, self._marginal(x[rows], loc, tril, unique, which))
+            for some in _alike(x, len(loc)):
+                out = out.index_copy(0, some.rows, self._marginal(x[some.rows], loc, tril, some))
             return out
 
         return density
@@ -68,41 +92,36 @@ class MultivariateNormal(Gaussian):
             return {"moments": _second_moments(x - self.center, weights)}
         loc, tril = params["loc"] - self.center, _cholesky(params)
         moments = x.new_zeros(len(loc), x.shape[1] + 1, x.shape[1] + 1)
-        for unique, which, rows in _patterns(x, len(loc)):
-            if unique.any():
-                moments += self._completed(x[rows], weights[rows], loc, tril, unique, which)
+        for some in _alike(x, len(loc)):
+            moments += self._completed(x[some.rows], weights[some.rows], loc, tril, some)
         return {"moments": moments}
 
-    def _marginal(self, x: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor) -> Tensor:
-        """log-density of the seen entries of each row [n, A], row i with the pattern unique[which[i]]."""
-        mask = unique[which]
-        factor = _seen_root(tril, unique)  # [U, A, D, D]
-        eye = torch.eye(x.shape[1], dtype=x.dtype).expand_as(factor)
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)  # [n, A, D]
-        white = _each(inverse, which, difference)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * white.square().sum(-1) - log_det[which] - 0.5 * LOG_2PI * mask.sum(1, keepdim=True)
+    def _away(self, x: Tensor, loc: Tensor) -> Tensor:
+        """x − μ_a [n, A, D], 0 where unseen."""
+        return torch.where(x.isnan().unsqueeze(1), 0.0, (x - self.center).unsqueeze(1) - loc)
 
-    def _completed(
-        self, x: Tensor, weights: Tensor, loc: Tensor, tril: Tensor, unique: Tensor, which: Tensor
-    ) -> Tensor:
+    def _marginal(self, x: Tensor, loc: Tensor, tril: Tensor, some: Alike) -> Tensor:
+        """log-density of the seen entries of each row [n, A]."""
+        factor = _seen_root(tril, some.seen)  # [U, A, D, D]
+        white = torch.linalg.solve_triangular(factor, some.pad(self._away(x, loc)), upper=False)
+        distance = some.back(white.square().sum(2, keepdim=True)).squeeze(2)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * some.seen.sum(1, keepdim=True)
+        return -0.5 * distance - log_det[some.which]
+
+    def _completed(self, x: Tensor, weights: Tensor, loc: Tensor, tril: Tensor, some: Alike) -> Tensor:
         """Second moments [A, D+1, D+1], unseen entries by their conditional mean and covariance given the seen ones."""
-        mask, covariance = unique[which], tril @ tril.mT
-        seen, D = unique[:, None, :, None], x.shape[1]
-        factor = _seen_root(tril, unique)
-        whiten = (
-            torch.linalg.solve_triangular(factor, torch.eye(D, dtype=x.dtype).expand_as(factor), upper=False) * seen.mT
-        )
-        half = (covariance * seen.mT) @ whiten.mT  # covariance of all entries with the whitened seen ones [U, A, D, D]
-        gain = half @ whiten  # from seen differences to all expected ones
-        conditional = (covariance - half @ half.mT) * (1 - seen) * (1 - seen.mT)
-        difference = ((x - self.center).nan_to_num(0.0).unsqueeze(1) - loc) * mask.unsqueeze(1)
-        filled = torch.where(mask.unsqueeze(1) > 0, difference, _each(gain, which, difference))
-        extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1)  # [n, A, D+1]
-        weights = weights * (mask.sum(1, keepdim=True) > 0)
-        moments = torch.einsum("na,nad,nae->ade", weights, extended, extended)
-        by_pattern = weights.new_zeros(len(unique), weights.shape[1]).index_add(0, which, weights)
+        seen, covariance, D = some.seen[:, None, :, None], tril @ tril.mT, x.shape[1]
+        factor = _seen_root(tril, some.seen)
+        # covariance of the whitened seen entries with the unseen ones [U, A, D, D]
+        half = torch.linalg.solve_triangular(factor, covariance * seen * (1 - seen.mT), upper=False)
+        conditional = covariance * (1 - seen) * (1 - seen.mT) - half.mT @ half
+        away = self._away(x, loc)
+        white = torch.linalg.solve_triangular(factor, some.pad(away), upper=False)
+        filled = away + some.back(half.mT @ white)
+        weights = weights * (some.seen.sum(1) > 0)[some.which].unsqueeze(1)
+        extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1).movedim(1, 0)  # [A, n, D+1]
+        moments = extended.mT @ (weights.mT.unsqueeze(-1) * extended)
+        by_pattern = weights.new_zeros(len(seen), weights.shape[1]).index_add(0, some.which, weights)
         moments[:, :D, :D] += torch.einsum("ua,uade->ade", by_pattern, conditional)
         return moments
 
@@ -235,26 +254,33 @@ def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _patterns(x: Tensor, assignments: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The missingness patterns of x [n, D], in groups that need little memory: patterns [U, D] (1.0 where seen), which of
-    them each row of the group has, and the rows. A pattern that many rows share is a group of its own."""
-    unique, which = torch.unique(~x.isnan(), dim=0, return_inverse=True)
-    order = torch.argsort(which, stable=True)
-    counts = torch.bincount(which, minlength=len(unique))
-    shared = len(x) >= SHARED * len(unique)
-    size = 1 if shared else max(1, BLOCK_NUMBERS // (SHARED * assignments * x.shape[1] ** 2))
-    ends = counts.cumsum(0).tolist()
-    for first in range(0, len(unique), size):
-        last = min(first + size, len(unique))
-        rows = order[(ends[first - 1] if first else 0) : ends[last - 1]]
-        yield unique[first:last].to(x.dtype), which[rows] - first, rows
+def _alike(x: Tensor, assignments: int) -> Iterator[Alike]:
+    """The missingness patterns of x [n, D], a few at a time, those that most rows have first."""
+    unique, which = _patterns(~x.isnan())
+    sizes, by_size = torch.bincount(which, minlength=len(unique)).sort(descending=True, stable=True)
+    rank = torch.empty_like(by_size).index_copy_(0, by_size, torch.arange(len(by_size)).to(by_size))
+    unique, which, counts = unique[by_size].to(x.dtype), rank[which], [int(n) for n in sizes]
+    order, ends, first = which.argsort(stable=True), [0, *itertools.accumulate(counts)], 0
+    while first < len(unique):
+        most, D = counts[first], x.shape[1]
+        last = first + max(1, BLOCK_NUMBERS // (assignments * D * (D + most)))
+        last = first + sum(count >= most / 2 or most <= FEW for count in counts[first:last])
+        rows = order[ends[first] : ends[last]]
+        mine = which[rows] - first
+        within = torch.arange(len(rows)).to(rows) - (torch.tensor(ends[first:last]).to(rows) - ends[first])[mine]
+        yield Alike(unique[first:last], rows, mine, mine * most + within, most)
+        first = last
 
 
-def _each(matrices: Tensor, which: Tensor, vectors: Tensor) -> Tensor:
-    """matrices[which[i], a] @ vectors[i, a] [n, A, D], for matrices [U, A, D, D]."""
-    if len(matrices) == 1:
-        return torch.einsum("ade,nae->nad", matrices[0], vectors)
-    return (matrices[which] @ vectors.unsqueeze(-1)).squeeze(-1)
+def _patterns(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of a boolean [n, D], and which of them each row is: by sorting numbers, a word of bits each."""
+    which = torch.zeros(len(seen), dtype=torch.long, device=seen.device)
+    for word in seen.split(WORD, 1):
+        bits = 2.0 ** torch.arange(word.shape[1], dtype=torch.float64, device=seen.device)
+        values, mine = torch.unique(word.double() @ bits, return_inverse=True)
+        which = torch.unique(which * len(values) + mine, return_inverse=True)[1]
+    example = which.new_empty(int(which.max()) + 1).index_copy_(0, which, torch.arange(len(which)).to(which))
+    return seen[example], which
 
 
 def _seen_root(tril: Tensor, unique: Tensor) -> Tensor:

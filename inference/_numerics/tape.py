@@ -43,6 +43,10 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 class _Recorder(TorchDispatchMode):
     """Notes the operations that depend on the inputs."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second, to keep it from compiling this mode
+
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.graph, self.constants = Graph(), torch.nn.Module()

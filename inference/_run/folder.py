@@ -7,7 +7,6 @@ tables (`parameters.csv`, `rows.csv`, `README.txt`) are never read back, so a us
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from inference._answers.impute import Imputation
+from inference._answers.table import Table
 
 FORMAT = 2  # 1 held no digests: it is read, and nothing of it can be checked
 FILES = ("fit.nc", "state.safetensors")
@@ -188,7 +188,7 @@ def text_of(document: Mapping[str, object]) -> str:
 
 def save_imputation(found: Imputation, folder: Path, columns: list[str], source: str) -> list[Path]:
     """Write mean, sd and draws to `folder`, whole or not at all: .csv for a table with named columns, .npz if the data came
-    from one, else .npy. The draws of a .csv stand under each other, with a first column `draw`."""
+    from one, else .npy. Rows that have names have them in a column `row`, draws stand under each other, by a column `draw`."""
     parts = {"mean": found.mean, "sd": found.sd, "draws": found.draws}
     with _atomic.workspace(folder) as work:
         if ".npz" in source:
@@ -196,7 +196,8 @@ def save_imputation(found: Imputation, folder: Path, columns: list[str], source:
             np.savez_compressed(file, missing=found.missing, mean=found.mean, sd=found.sd, draws=found.draws)
         elif columns and found.mean.ndim == 2 and ".npy" not in source:
             for name, values in parts.items():
-                _write_csv(work / f"{name}.csv", values, columns)
+                with (work / f"{name}.csv").open("w", newline="", encoding="utf-8") as text:
+                    text.writelines(_table(values, columns, found.names).text())
         else:
             for name, values in parts.items():
                 np.save(work / f"{name}.npy", values)
@@ -206,23 +207,16 @@ def save_imputation(found: Imputation, folder: Path, columns: list[str], source:
     return sorted(folder.iterdir())
 
 
-def _write_csv(path: Path, values: np.ndarray, columns: list[str]) -> None:
-    header = [_quoted(name) for name in columns]
-    if values.ndim == 3:
-        number = np.repeat(np.arange(len(values)), values.shape[1])
-        values, header = np.column_stack([number, values.reshape(-1, values.shape[2])]), ["draw", *header]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        # repr of a float is the shortest text that reads back as the same number; a draw's number stays whole
-        writer.writerows(
-            [int(v) if h == "draw" else float(v) for h, v in zip(header, row, strict=True)] for row in values
-        )
-
-
-def _quoted(name: str) -> str:
-    """A column's name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+def _table(values: np.ndarray, columns: list[str], names: np.ndarray | None) -> Table:
+    """Completed rows [n, D], or draws of them [S, n, D], under the columns of the data; numbers in all their digits."""
+    flat, n = values.reshape(-1, values.shape[-1]), values.shape[-2]
+    first = {"draw": np.repeat(np.arange(len(values)), n)} if values.ndim == 3 else {}
+    if names is not None and names.dtype == object:
+        first["row" if "row" not in columns else "name of the row"] = np.tile(names, len(flat) // n)
+    once = [
+        c if c not in columns[:i] else f"{c}.{columns[:i].count(c)}" for i, c in enumerate(columns)
+    ]  # as pandas does
+    return Table(first | dict(zip(once, flat.T, strict=True)), full=True)
 
 
 def free(folder: Path) -> Path:

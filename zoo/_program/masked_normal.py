@@ -13,6 +13,8 @@ from torch.distributions import constraints
 
 from zoo._program.trace import Shape
 
+NUMBERS = 2**19  # in the matrices of the rows that are worked on at once
+
 
 class MarginalNormal(TorchDistribution):
     """A multivariate normal's density over the observed entries of each row.
@@ -35,12 +37,18 @@ class MarginalNormal(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[..., n] log-density of the observed entries, nats."""
-        seen = self.observed.to(self.fn.loc.dtype)  # [n, D]
-        covariance = self.fn.scale_tril @ self.fn.scale_tril.mT
+        n, D = self.observed.shape
+        size = max(1, NUMBERS // (D * D))
+        pieces = [self._log_prob(value, slice(first, first + size)) for first in range(0, n, size)]
+        return torch.cat(pieces, -1)
+
+    def _log_prob(self, value: Tensor, rows: slice) -> Tensor:
+        seen = self.observed[rows]
         # the identity in the place of what was not seen: it adds nothing to the determinant or to the distance
-        covariance = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
-        factor = torch.linalg.cholesky(covariance)
-        difference = ((value - self.fn.loc) * seen).unsqueeze(-1)
+        both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
+        covariance = self.fn.covariance_matrix[..., rows, :, :]
+        factor = torch.linalg.cholesky(torch.where(both, covariance, torch.eye(seen.shape[1]).to(covariance)))
+        difference = torch.where(seen, value[..., rows, :] - self.fn.loc[..., rows, :], 0.0).unsqueeze(-1)
         white = torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * white.square().sum(-1) - log_det - 0.5 * math.log(2 * math.pi) * seen.sum(-1)
+        return -0.5 * white.square().sum(-1) - log_det - 0.5 * math.log(2 * math.pi) * seen.sum(-1).to(white)

@@ -253,7 +253,8 @@ class Program(nn.Module):
             for each in (*around, Begin(x is None), InDtype(self.dtype)):
                 stack.enter_context(each)
             if x is None:
-                return call(None, size=size)
+                with _nothing_from_none():
+                    return call(None, size=size)
             try:
                 return call(x.squeeze(-1) if self.scalar else x)
             except RuntimeError:
@@ -312,3 +313,15 @@ class Program(nn.Module):
         finally:
             self._given = before
             lent.give_back()
+
+
+@contextlib.contextmanager
+def _nothing_from_none() -> Iterator[None]:
+    """Say what to do where a program takes something from x, which is None while rows are simulated."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        if "NoneType" in str(error):
+            advice = "x is None where rows are simulated; take its length alone, and what explains x from covariates"
+            error.args = (f"{error}: {advice}",)
+        raise
