@@ -5,10 +5,6 @@ The second is the classical EM for incomplete normal data (Little & Rubin 2002, 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -16,32 +12,9 @@ from torch.distributions import constraints
 
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, block_size, tiny
 from inference._families._gaussian import Gaussian
+from inference._families._patterns import Alike, Root, Solved, alike, solved
 from inference._families._prior import covariance_mode, precision_of
 from zoo._program.noise import InverseWishart, Separated
-
-BLOCK_NUMBERS = 2**20  # in the matrices of the patterns that are worked on at once: they should stay in the cache
-WORD = 52  # bits that a float64 holds exactly
-FEW = 8  # rows of a pattern that are padded to without a thought
-
-
-@dataclass
-class Alike:
-    """Some missingness patterns, and the rows that have them. Nearly as many rows have each: little of a pad is wasted."""
-
-    seen: Tensor  # [U, D], 1.0 where a pattern sees an entry
-    rows: Tensor  # which rows [n]
-    which: Tensor  # the pattern of each [n]
-    place: Tensor  # of each in the pad, row after row [n]
-    most: int  # rows of a pattern in the pad
-
-    def pad(self, values: Tensor) -> Tensor:
-        """[n, A, D] → [U, A, D, most], 0 where a pattern has fewer rows."""
-        out = values.new_zeros(len(self.seen) * self.most, *values.shape[1:]).index_copy(0, self.place, values)
-        return out.unflatten(0, (len(self.seen), self.most)).permute(0, 2, 3, 1)
-
-    def back(self, padded: Tensor) -> Tensor:
-        """[U, A, D, most] → [n, A, D]."""
-        return padded.permute(0, 3, 1, 2).flatten(0, 1)[self.place]
 
 
 class MultivariateNormal(Gaussian):
@@ -73,15 +46,15 @@ class MultivariateNormal(Gaussian):
         return assignments * (entries + 1) if self.complete else max(entries, assignments)
 
     def density(self, params: Params) -> Density:
-        loc, tril = params["loc"] - self.center, _cholesky(params)
-        whole = _whitened(loc, tril)
+        loc, root = params["loc"] - self.center, Root.of(_cholesky(params))
+        whole = _whitened(loc, root)
 
         def density(x: Tensor) -> Tensor:
             if self._whole(x):
                 return whole(x - self.center)
             out = x.new_zeros(len(x), len(loc))
-            for some in _alike(x, len(loc)):
-                out = out.index_copy(0, some.rows, self._marginal(x[some.rows], loc, tril, some))
+            for some in alike(x, len(loc)):
+                out = out.index_copy(0, some.rows, self._solved(x, loc, root, some).log_prob())
             return out
 
         return density
@@ -90,40 +63,19 @@ class MultivariateNormal(Gaussian):
         """`moments` [A, D+1, D+1] = Σ_i w_ia E[u uᵀ | observed], u = [x_i − center, 1]; rows wholly missing drop out."""
         if self._whole(x):
             return {"moments": _second_moments(x - self.center, weights)}
-        loc, tril = params["loc"] - self.center, _cholesky(params)
+        loc, root = params["loc"] - self.center, Root.of(_cholesky(params))
         moments = x.new_zeros(len(loc), x.shape[1] + 1, x.shape[1] + 1)
-        for some in _alike(x, len(loc)):
-            moments += self._completed(x[some.rows], weights[some.rows], loc, tril, some)
+        for some in alike(x, len(loc)):
+            mine = weights[some.rows] * some.any_seen().unsqueeze(1)
+            filled, rest = self._solved(x, loc, root, some).completed(mine)
+            extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1).movedim(1, 0)  # [A, n, D+1]
+            moments += extended.mT @ (mine.mT.unsqueeze(-1) * extended)
+            moments[:, :-1, :-1] += rest
         return {"moments": moments}
 
-    def _away(self, x: Tensor, loc: Tensor) -> Tensor:
-        """x − μ_a [n, A, D], 0 where unseen."""
-        return torch.where(x.isnan().unsqueeze(1), 0.0, (x - self.center).unsqueeze(1) - loc)
-
-    def _marginal(self, x: Tensor, loc: Tensor, tril: Tensor, some: Alike) -> Tensor:
-        """log-density of the seen entries of each row [n, A]."""
-        factor = _seen_root(tril, some.seen)  # [U, A, D, D]
-        white = torch.linalg.solve_triangular(factor, some.pad(self._away(x, loc)), upper=False)
-        distance = some.back(white.square().sum(2, keepdim=True)).squeeze(2)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * some.seen.sum(1, keepdim=True)
-        return -0.5 * distance - log_det[some.which]
-
-    def _completed(self, x: Tensor, weights: Tensor, loc: Tensor, tril: Tensor, some: Alike) -> Tensor:
-        """Second moments [A, D+1, D+1], unseen entries by their conditional mean and covariance given the seen ones."""
-        seen, covariance, D = some.seen[:, None, :, None], tril @ tril.mT, x.shape[1]
-        factor = _seen_root(tril, some.seen)
-        # covariance of the whitened seen entries with the unseen ones [U, A, D, D]
-        half = torch.linalg.solve_triangular(factor, covariance * seen * (1 - seen.mT), upper=False)
-        conditional = covariance * (1 - seen) * (1 - seen.mT) - half.mT @ half
-        away = self._away(x, loc)
-        white = torch.linalg.solve_triangular(factor, some.pad(away), upper=False)
-        filled = away + some.back(half.mT @ white)
-        weights = weights * (some.seen.sum(1) > 0)[some.which].unsqueeze(1)
-        extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1).movedim(1, 0)  # [A, n, D+1]
-        moments = extended.mT @ (weights.mT.unsqueeze(-1) * extended)
-        by_pattern = weights.new_zeros(len(seen), weights.shape[1]).index_add(0, some.which, weights)
-        moments[:, :D, :D] += torch.einsum("ua,uade->ade", by_pattern, conditional)
-        return moments
+    def _solved(self, x: Tensor, loc: Tensor, root: Root, some: Alike) -> Solved:
+        away = torch.where(x[some.rows].isnan().unsqueeze(1), 0.0, (x[some.rows] - self.center).unsqueeze(1) - loc)
+        return solved(root, away, some)
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         tril = _cholesky(params)
@@ -224,10 +176,10 @@ class MultivariateNormal(Gaussian):
         return tril if name == "scale_tril" else torch.cholesky_inverse(tril)
 
 
-def _whitened(loc: Tensor, tril: Tensor) -> Density:
+def _whitened(loc: Tensor, root: Root) -> Density:
     """x [n, d] ↦ log N(x_i; loc_a, L_a L_aᵀ) [n, A] for loc [A, d], L [A, d, d]; one product for all a."""
     A, d = loc.shape
-    inverse = torch.linalg.solve_triangular(tril, torch.eye(d).to(loc).expand_as(tril), upper=False)
+    inverse, tril = root.inverse, root.tril
     shift = -(inverse @ loc.unsqueeze(-1)).reshape(A * d, 1)
     inverse = inverse.reshape(A * d, d)
     constant = -0.5 * d * LOG_2PI - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)  # [A, 1]
@@ -252,59 +204,6 @@ def _second_moments(x: Tensor, weights: Tensor) -> Tensor:
     out[:, d, :d] = out[:, :d, d]  # what the product has already
     out[:, d, d] = weights.sum(0)
     return out
-
-
-def _alike(x: Tensor, assignments: int) -> Iterator[Alike]:
-    """The missingness patterns of x [n, D], a few at a time, those that most rows have first."""
-    unique, which = _patterns(~x.isnan())
-    sizes, by_size = torch.bincount(which, minlength=len(unique)).sort(descending=True, stable=True)
-    rank = torch.empty_like(by_size).index_copy_(0, by_size, torch.arange(len(by_size)).to(by_size))
-    unique, which, counts = unique[by_size].to(x.dtype), rank[which], [int(n) for n in sizes]
-    order, ends, first = which.argsort(stable=True), [0, *itertools.accumulate(counts)], 0
-    while first < len(unique):
-        most, D = counts[first], x.shape[1]
-        last = first + max(1, BLOCK_NUMBERS // (assignments * D * (D + most)))
-        last = first + sum(count >= most / 2 or most <= FEW for count in counts[first:last])
-        rows = order[ends[first] : ends[last]]
-        mine = which[rows] - first
-        within = torch.arange(len(rows)).to(rows) - (torch.tensor(ends[first:last]).to(rows) - ends[first])[mine]
-        yield Alike(unique[first:last], rows, mine, mine * most + within, most)
-        first = last
-
-
-def _patterns(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows of a boolean [n, D], and which of them each row is: by sorting numbers, a word of bits each."""
-    which = torch.zeros(len(seen), dtype=torch.long, device=seen.device)
-    for word in seen.split(WORD, 1):
-        bits = 2.0 ** torch.arange(word.shape[1], dtype=torch.float64, device=seen.device)
-        values, mine = torch.unique(word.double() @ bits, return_inverse=True)
-        which = torch.unique(which * len(values) + mine, return_inverse=True)[1]
-    example = which.new_empty(int(which.max()) + 1).index_copy_(0, which, torch.arange(len(which)).to(which))
-    return seen[example], which
-
-
-def _seen_root(tril: Tensor, unique: Tensor) -> Tensor:
-    """The Cholesky factor [U, A, D, D] of the covariance L Lᵀ among the seen entries of each pattern, 1 for the others.
-
-    Where that matrix is nearly singular its factor comes from L itself (R of a QR decomposition of the seen rows, Lᵀ): the
-    product L Lᵀ would lose half of the digits.
-    """
-    masked = _masked(tril @ tril.mT, unique)
-    factor, failed = torch.linalg.cholesky_ex(masked)
-    with torch.no_grad():
-        share = factor.diagonal(dim1=-2, dim2=-1) / masked.diagonal(dim1=-2, dim2=-1).sqrt()
-        fine = not bool(failed.any()) and bool((share > torch.finfo(tril.dtype).eps ** 0.25).all())
-    if fine:
-        return factor
-    rows = torch.cat([tril * unique[:, None, :, None], torch.diag_embed(1 - unique).unsqueeze(1).expand_as(masked)], -1)
-    root = torch.linalg.qr(rows.mT).R.mT
-    return root * root.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-
-
-def _masked(covariance: Tensor, unique: Tensor) -> Tensor:
-    """[U, A, D, D]: the covariance among the seen entries of each pattern, the identity among the others."""
-    seen = unique[:, None, :, None]
-    return covariance * seen * seen.mT + torch.diag_embed(1 - unique).unsqueeze(1)
 
 
 def _cholesky(params: Params) -> Tensor:
