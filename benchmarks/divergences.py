@@ -279,7 +279,9 @@ def main(
     picture and the document; when None the project's own results, of a program the working folder.
     """
     if (model is None) != (data is None):
-        raise UsageError("zoo bench divergences takes model and data together: zoo bench divergences MODEL --set data=….")
+        raise UsageError(
+            "zoo bench divergences takes model and data together: zoo bench divergences MODEL --set data=…."
+        )
     targets = [correlated(), two_modes()] if model is None or data is None else [of_program(model, data, row)]
     folder = out or (RESULTS if model is None else Path())
     folder.mkdir(parents=True, exist_ok=True)
