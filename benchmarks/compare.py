@@ -36,17 +36,24 @@ CASES = (
     Case(
         "deep_latent_gaussian",
         "digits",
-        {"latents": 3, "activation": "tanh", "epochs": 500},
-        {"rows": 200},
-        "3 latents, tanh, 200 digits",
-        ("svi", "importance"),  # laplace takes minutes to learn θ through a network
+        {
+            "likelihood": "bernoulli",
+            "latents": 2,
+            "decoder": "linear",
+            "lr": 0.02,
+            "epochs": 1000,
+            "guide": "mean_field",
+        }
+        | {"guide_covariance": "full", "defensive": 0.5},
+        {"rows": 300, "binarize": 8},
+        "2 latents, a linear decoder of binary pixels, 300 digits",
     ),
     Case(
         "missing_pixels",
         "digits",
-        {"lr": 0.01},
-        {"rows": 200, "binarize": 8, "missing": "top"},
-        "top half missing, 200 digits",
+        {"net": "logistic", "lr": 0.1, "epochs": 1000},
+        {"rows": 500, "binarize": 8, "missing": "top"},
+        "a belief net, top half missing, 500 digits",
     ),
 )
 QUICK = {"rows": 30}

@@ -279,11 +279,12 @@ def main(
     picture and the document; when None the project's own results, of a program the working folder.
     """
     if (model is None) != (data is None):
-        raise UsageError("zoo bench divergences takes model and data together: --set model=… --set data=….")
+        raise UsageError(
+            "zoo bench divergences takes model and data together: zoo bench divergences MODEL --set data=…."
+        )
     targets = [correlated(), two_modes()] if model is None or data is None else [of_program(model, data, row)]
     folder = out or (RESULTS if model is None else Path())
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder '{folder}' to write into.")
+    folder.mkdir(parents=True, exist_ok=True)
     found = [answers(t) for t in targets]
     document = {
         "benchmark": "divergences",

@@ -248,6 +248,7 @@ def _estimate(task: Task, guide: torch.nn.Module | None, how: _Estimator, histor
             "samples": how.samples,
             DRAWS_PER_ROW: how.samples,
             "epochs": len(history.objective),
+            "training_converged": history.converged,
         }
         | history.notes
         | ({} if how.filters is None else {"filters": how.filters, "fewest_lines": int(lines.min())}),

@@ -40,7 +40,7 @@ from inference._training.nearness import Nearness
 from zoo._errors import Refusal
 from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
-from zoo._program.trace import local_log_prob
+from zoo._program.trace import local_log_prob, node_of
 
 WEIGHTS = True  # rows may have weights
 BOUND_DRAWS = 200
@@ -127,7 +127,7 @@ def fit(
     few = fixed is not None and fixed.width <= (FEW if task.structure.local_latents else FEW_GLOBAL)
     found = _Found(task, q, particles, objective, list(points), fixed)
     with task.progress("svi", plan.epochs) as step, pyro.validation_enabled(False):
-        if fixed is not None and (optimizer == "lbfgs" or (optimizer == "auto" and few and not adams)):
+        if fixed is not None and found.learns and (optimizer == "lbfgs" or (optimizer == "auto" and few and not adams)):
             found.climb(plan.epochs, step)
         else:
             found.train(plan, few, step)
@@ -182,6 +182,11 @@ class _Found:
         self.modules |= {} if self.guide is None else {"guide": self.guide}
         self.history = History(np.zeros(0), np.zeros(0), True)
         self.outcome: _climb.Outcome | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a number to learn: a guide of one's own may have none."""
+        return any(p.requires_grad for m in self.modules.values() for p in m.parameters())
 
     def climb(self, iterations: int, step: Step) -> None:
         """By L-BFGS on fixed draws."""
@@ -315,6 +320,11 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         noise = torch.randn(task.draws, gaussian.coordinates.d, dtype=task.x.dtype)
         draws |= {n: v.numpy() for n, v in guide.globals_of(noise).items()}
         parameters |= gaussian.coordinates.unflatten(gaussian.mean)
+    elif names and guide is not None:
+        of_globals = _global_draws(task, guide)
+        draws |= {n: v.numpy() for n, v in of_globals.items()}
+        free = {n: bijection(s) for n, s in task.global_supports.items()}
+        parameters |= {n: free[n](free[n].inv(v).mean(0)) for n, v in of_globals.items()}
     probabilities = {}
     if task.structure.local_latents and guide is not None:
         draws |= _local_draws(task, guide)
@@ -339,6 +349,12 @@ def _result(found: _Found, claimed: Evidence, nearness: Nearness) -> Fit:
         guide=guide,
         global_gaussian=gaussian,
     )
+
+
+def _global_draws(task: Task, guide: torch.nn.Module) -> dict[str, Tensor]:
+    """Draws of the global latents from a guide of the user's own [draws, …]."""
+    traces = [pyro.poutine.trace(guide).get_trace(task.x) for _ in range(task.draws)]
+    return {n: torch.stack([node_of(t, n)["value"] for t in traces]) for n in task.global_supports}
 
 
 def _climbed(outcome: _climb.Outcome | None) -> dict[str, object]:

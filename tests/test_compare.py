@@ -17,12 +17,13 @@ from helpers import started
 
 from inference._compare.comparison import ALIKE
 from inference._compare.distance import distance
-from inference._compare.judge import Judgement, _gap, _judged, judge
+from inference._compare.elsewhere import unvisited
+from inference._compare.judge import Judgement, _behind, _gap, _judged, judge
 from inference._compare.labelling import aligned
 from inference._compare.moments import Moments, Posterior, posterior_of
 from inference._compare.reference import _misses, can_be_trusted
 from inference._method.fit import Evidence, Fit
-from latent_zoo import compare
+from latent_zoo import compare, run
 
 
 def posterior(mean, sd, draws=math.inf, labels=None):
@@ -290,12 +291,25 @@ def test_labellings_are_brought_together():
     reference = posterior_of(fit, {})
     assert distance(posterior_of(other, {}), reference).mean > 10
     parents = {"k": (), "x": ("mu", "k")}
-    far = distance(aligned(other, {}, reference, parents), reference)
+    far = distance(*aligned(other, fit, {}, parents))
     assert far.mean < 0.01 and far.labels == 0
     wrong = replace(other, probabilities={"k": k})  # labels that do not go with their means
-    assert distance(aligned(wrong, {}, reference, parents), reference).labels > 0.5
+    assert distance(*aligned(wrong, fit, {}, parents)).labels > 0.5
     apart = {"k": (), "x": ("mu",), "y": ("k",)}  # labels of something else that has as many values
-    assert distance(aligned(wrong, {}, reference, apart), reference).labels == 0
+    assert distance(*aligned(wrong, fit, {}, apart)).labels == 0
+
+
+def test_labellings_that_overlap_are_compared_as_one_map_leaves_them():
+    """Two numbers that nothing tells apart: draws as they come and relabelled draws are of one posterior."""
+    rng = np.random.default_rng(1)
+    told = {"exchangeable": [{"labels": 2, "axes": ["a, axis -1"]}], "relabellings": 2}
+    plain = Fit({}, None, draws={"a": rng.normal(size=(4000, 2))})
+    sorted_ = Fit({}, None, draws={"a": np.sort(rng.normal(size=(4000, 2)), 1)}, notes=told)
+    for one, other in ((plain, sorted_), (sorted_, plain)):
+        far = distance(*aligned(one, other, {}, {}))
+        assert far.mean < 0.05 and far.sd < 0.05
+    moved = replace(plain, draws={"a": plain.draws["a"] + 1})
+    assert distance(*aligned(moved, sorted_, {}, {})).mean > 0.5
 
 
 @pytest.mark.full
@@ -313,6 +327,29 @@ def test_a_bound_is_not_short_of_a_bound():
     assert _gap(run) == (None, None)
     run.verified = Evidence(-8.0, 0.1, "lower bound")
     assert _gap(run) == (pytest.approx(-0.1), pytest.approx(0.01))
+
+
+def test_a_theta_is_behind_what_any_other_has_at_least():
+    """Of 10 rows: a bound of another θ says how far it is ahead; of a run that has a bound the reference's log p(x) counts."""
+    bound, better = Evidence(-30.0, 0.1, "lower bound"), Evidence(-20.0, 0.5, "lower bound")
+    one, other = (SimpleNamespace(claimed=e, verified=None, count=10) for e in (bound, better))
+    assert _behind([one, other], [None, None]) == [None, None]
+    known = Fit({}, Evidence(-28.0, 0.2, "estimate"))
+    assert _behind([one, other], [known, None]) == [pytest.approx((-20 - 1 + 28 - 0.4) / 10), None]
+    assert _behind([one, other], [known, Fit({}, Evidence(-19.0, 0.1, "estimate"))])[1] == 0.0
+    laplace = SimpleNamespace(claimed=Evidence(-5.0, None, "estimate"), verified=bound, count=10)
+    assert _behind([one, laplace], [known, None]) == [0.0, None]  # what Laplace's approximation says is no floor
+
+
+def test_weights_in_doubt_are_no_training_that_stopped_too_soon():
+    def judged(**notes):
+        fit = Fit({}, Evidence(-30.0, 0.1, "lower bound"), converged=False, notes=notes)
+        return _judged(
+            Judgement(SimpleNamespace(fit=fit, converged=False, claimed=fit.claimed, verified=None), *[None] * 5)
+        )
+
+    assert judged().faults == judged(training_converged=False).faults == ("not converged",)
+    assert judged(training_converged=True).faults == () and judged(training_converged=True).theta_is_good
 
 
 def test_what_misses_some_of_the_evidence_is_no_reference():
@@ -378,6 +415,46 @@ def test_chains_that_all_miss_a_mode_are_held_against_weighed_draws():
     draws = {"mu": nuts.fit.draws["mu"] + 2 * nuts.fit.draws["mu"].std()}
     moved = judge([replace(nuts, fit=replace(nuts.fit, draws=draws)), importance])
     assert [j.good for j in moved] == [False, False] and "another posterior: means 2" in moved[0].verdict
+
+
+def needle(x=None, size=None):
+    """Half of the posterior is N(0, 1), half of it N(25, 0.05²) in both numbers: no climb from afar finds the needle."""
+    a = pyro.sample("a", dist.Normal(0.0, 10.0).expand([2]).to_event(1))
+    broad = dist.Normal(0.0, 1.0).log_prob(a).sum(-1)
+    pyro.factor("parts", torch.logaddexp(broad, dist.Normal(25.0, 0.05).log_prob(a).sum(-1) + 25.0**2 / 100))
+    with pyro.plate("data", size if x is None else len(x)):
+        return pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1), obs=x)
+
+
+def at_the_needle(x=None, size=None):
+    pyro.sample("a", dist.Normal(25.0, 0.05).expand([2]).to_event(1))
+
+
+WALK = {"warmup": 300, "samples": 1000}
+SEEN = np.random.default_rng(0).normal(size=(5, 1))
+
+
+@pytest.mark.full
+def test_draws_of_others_lead_to_modes_that_chains_have_not_been_to():
+    task, rng = run(needle, SEEN, "laplace").at_theta(), np.random.default_rng(1)
+    broad, sharp = (Fit({}, None, draws={"a": rng.normal(m, s, (400, 2))}) for m, s in ((0, 1), (25, 0.05)))
+    assert "climbs from draws of svi end" in unvisited(task, broad, [("importance", broad), ("svi", sharp)])
+    assert "climbs from draws of nuts end" in unvisited(task, sharp, [("nuts", broad)])
+    both = Fit({}, None, draws={"a": np.concatenate([broad.draws["a"], sharp.draws["a"]])})
+    assert not unvisited(task, both, [("nuts", broad), ("svi", sharp)])
+    assert not unvisited(task, broad, [("laplace", Fit({"a": np.zeros(2)}, None))])
+
+
+@pytest.mark.full
+def test_where_a_mode_is_known_that_the_reference_missed_nothing_is_recommended():
+    found = compare(needle, SEEN, ["importance", "nuts", "svi"], guide=at_the_needle, epochs=3, **WALK)
+    importance, nuts, svi = found.judgements.values()
+    assert (importance.good, nuts.good, svi.good) == (None, False, None)
+    method, why = found.recommendation
+    assert method is None and "nuts, which would be the reference, has missed a part: climbs from draws of svi" in why
+    assert "nuts has missed a part" in nuts.verdict and "missed a part" in importance.verdict
+    blind = compare(needle, SEEN, ["nuts", "laplace"], **WALK)
+    assert "held against nuts, itself an approximation" in blind.judgements["laplace"].verdict
 
 
 @pytest.mark.full

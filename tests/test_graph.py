@@ -205,7 +205,7 @@ REFUSED = {
     sees_all: ("'x'.* depends on 'z0', 'z1' … 'z15' together", 'pyro.sample("x"'),
     switching: ("'l0' \\(Normal\\) is continuous, and depends on 'k0'", 'pyro.sample(f"k{t}"'),
     clamped: ("at site 'x' \\(Normal\\), `clamp`", "torch.clamp"),
-    data_dependent: ("turns a tensor that depends on a site into a Python value", "if z.sum()"),
+    data_dependent: ("turns a tensor that depends on 'z' into a Python value", "if z.sum()"),
 }
 
 

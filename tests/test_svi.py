@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import user_programs as user
@@ -294,6 +295,30 @@ def test_a_rate_that_is_too_large_is_a_plain_error():
 def head(guide, x):
     """What the guide makes of x, for its first site."""
     return guide.head(guide.sites[0], guide.look(x, None), [])
+
+
+def a_level(x=None, size=None):
+    a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", size if x is None else len(x)):
+        return pyro.sample("x", dist.Normal(a, 1.0), obs=x if x is None else x[..., 0])
+
+
+def test_a_guide_of_ones_own_for_global_latents_is_drawn_from():
+    """With numbers to learn and without: the fit's draws are the guide's, and its point their mean in free coordinates."""
+
+    def fixed(x=None, size=None):
+        pyro.sample("a", dist.LogNormal(0.5, 0.1))
+
+    def learned(x=None, size=None):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("a", dist.LogNormal(loc, 0.1))
+
+    x = 2 + np.random.default_rng(0).normal(size=(40, 1))
+    for guide, loc in ((fixed, 0.5), (learned, np.log(x.mean()))):
+        found = run(a_level, x, "svi", guide=guide)
+        draws = np.log(found.fit.draws["a"])
+        assert draws.mean() == pytest.approx(loc, abs=0.08) and draws.std() == pytest.approx(0.1, rel=0.2)
+        assert float(found.parameters["a"]) == pytest.approx(np.exp(draws.mean()))
 
 
 def test_the_guide_sees_which_entries_are_missing():

@@ -6,9 +6,11 @@ are plain programs with a `for` loop over the steps; the peers are written for t
 - `normal`, `categorical`, `poisson`: an E-step, which gives log p(x), the posterior of all states and the expected numbers of
   moves. hmmlearn's recursions go by logarithms unless it is told to scale, which is faster; it is timed both ways.
 - `em`: ten iterations of EM on normal emissions, as hmmlearn's `fit` does them.
-- `length`: our E-step of a chain 16 times as long as another, against 16 of that other: 1 where the cost is linear.
+- `length`: our E-step of a chain 16 times as long as another, against 16 of that other, and of one 4 times as long against 4:
+  1 where the cost is proportional, less where a part of it is the same for all lengths. By the processor's time, which other
+  programs disturb less.
 - `gaussian`: log p(x) of one series by a linear Gaussian chain of four latents a step, against statsmodels' Kalman filter.
-- `gaussian_length`: that of a series 16 times as long as another, against 16 of that other.
+- `gaussian_length`: that of a series 16 times and 4 times as long as another, likewise.
 
 What is timed is the E-step, or log p(x), of an engine that has taken a few, as in EM. Reading the program is done once, and not
 timed.
@@ -16,6 +18,7 @@ timed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -40,7 +43,7 @@ SEED = 0
 EXACT = 1e-9  # relative difference between two sides' figures
 WARM = 4  # of them, after which ours replays what leads from θ to its tables
 ITERATIONS = 10
-LONGER = 16  # times
+LONGER = (16, 4)  # times
 SYMBOLS = 4
 Name = Literal["normal", "categorical", "poisson", "em", "length", "gaussian", "gaussian_length"]
 Program = Callable[..., object]
@@ -90,9 +93,9 @@ def measure(
 
 WHAT = {
     "em": f"EM, {ITERATIONS} iterations, hidden Markov model, normal emissions",
-    "length": f"E-step, beside {LONGER} of series of a {LONGER}th of the steps",
+    "length": "E-step, beside those of shorter series as often as make the steps",
     "gaussian": "log-likelihood, linear Gaussian chain",
-    "gaussian_length": f"log-likelihood, linear Gaussian chain, beside {LONGER} of series of a {LONGER}th of the steps",
+    "gaussian_length": "log-likelihood, linear Gaussian chain, beside those of shorter series as often as make the steps",
 }
 
 
@@ -175,42 +178,40 @@ def _e_steps(family: str, n: int, steps: int, k: int) -> dict[str, Side]:
     at = theta(family, k)
     x = series(family, n, steps, at)
     task = _task(hidden_markov(family, steps, at), x)
-    sides: dict[str, Side] = {OURS: _our_e_step(task)}
+    sides: dict[str, Side] = {OURS: _side(_our_e_step(task))}
     if find_spec("hmmlearn") is not None:
         flat, lengths = x.reshape(-1, 1).astype(float if family == "normal" else int), np.full(n, steps)
         models = {how: _hmmlearn(family, at, how) for how in ("scaling", "log")}
         _check(task, models["scaling"]._do_estep(flat, lengths)[0])
-        sides |= {f"hmmlearn, {how}": _their_e_step(m, flat, lengths) for how, m in models.items()}
+        sides |= {f"hmmlearn, {how}": _side(_their_e_step(m, flat, lengths)) for how, m in models.items()}
     return sides
 
 
-def _our_e_step(task: Task, times: int = 1) -> Side:
-    return _ours(lambda: task.engine.e_step().log_joint, times)
+def _our_e_step(task: Task) -> Callable[[], float]:
+    return _warm(lambda: task.engine.e_step().log_joint)
 
 
-def _our_log_likelihood(task: Task, times: int = 1) -> Side:
-    return _ours(lambda: float(task.engine.per_datum().sum()), times)
+def _our_log_likelihood(task: Task) -> Callable[[], float]:
+    return _warm(lambda: float(task.engine.per_datum().sum()))
 
 
-def _ours(work: Callable[[], float], times: int) -> Side:
+def _warm(work: Callable[[], float]) -> Callable[[], float]:
     for _ in range(WARM):
         work()
+    return work
 
+
+def _side(work: Callable[[], float]) -> Side:
     def side() -> tuple[float, float]:
         found = list[float]()
-        seconds = timed(lambda: found.extend(work() for _ in range(times)))
+        seconds = timed(lambda: found.append(work()))
         return seconds, found[-1]
 
     return side
 
 
-def _their_e_step(model: Any, flat: np.ndarray, lengths: np.ndarray) -> Side:
-    def side() -> tuple[float, float]:
-        found = list[float]()
-        seconds = timed(lambda: found.append(float(model._do_estep(flat, lengths)[1])))
-        return seconds, found[0]
-
-    return side
+def _their_e_step(model: Any, flat: np.ndarray, lengths: np.ndarray) -> Callable[[], float]:
+    return lambda: float(model._do_estep(flat, lengths)[1])
 
 
 def _check(task: Task, theirs: dict[str, np.ndarray]) -> None:
@@ -273,17 +274,20 @@ def _em(n: int, steps: int, k: int) -> dict[str, Side]:
 
 
 def _lengths(n: int, steps: int, k: int, gaussian: bool) -> dict[str, Side]:
-    """The long chain's work, and as many times the short one's as make its length; they have no likelihood in common."""
-    at, short = theta("normal", k), max(2, steps // LONGER)
+    """The long chain's work, and as many times a shorter one's as make its length; they have no likelihood in common."""
+    at, short = theta("normal", k), {times: max(2, steps // times) for times in LONGER}
 
     def side(length: int, times: int) -> Side:
         if gaussian:
-            run = _our_log_likelihood(_task(tracking(length), tracks(n, length).reshape(n, -1)), times)
+            run = _our_log_likelihood(_task(tracking(length), tracks(n, length).reshape(n, -1)))
         else:
-            run = _our_e_step(_task(hidden_markov("normal", length, at), series("normal", n, length, at)), times)
-        return lambda: (run()[0], None)
+            run = _our_e_step(_task(hidden_markov("normal", length, at), series("normal", n, length, at)))
+        return lambda: (timed(lambda: [run() for _ in range(times)], time.process_time), None)
 
-    return {OURS: side(steps, 1), f"zoo, {LONGER} × {short} steps": side(short, LONGER)}
+    return {
+        OURS: side(steps, 1),
+        **{f"zoo, {times} × {each} steps": side(each, times) for times, each in short.items()},
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ Gaussian chain
@@ -322,7 +326,7 @@ def tracks(n: int, steps: int) -> np.ndarray:
 def _gaussian(n: int, steps: int) -> dict[str, Side]:
     x = tracks(n, steps)
     task = _task(tracking(steps), x.reshape(n, -1))
-    return {OURS: _our_log_likelihood(task), "statsmodels": lambda: _statsmodels(x)}
+    return {OURS: _side(_our_log_likelihood(task)), "statsmodels": lambda: _statsmodels(x)}
 
 
 def _statsmodels(x: np.ndarray) -> tuple[float, float]:

@@ -64,4 +64,4 @@ figure.suptitle("The best isotropic q is narrow under KL(q‖p) and wide under K
 
 # %%
 # The command that draws both, for this p and for one with two bumps: ``zoo bench divergences``; for the posterior of
-# one row of a program: ``zoo bench divergences --set model=file.py:program --set data=table.csv --set row=0``.
+# one row of a program: ``zoo bench divergences file.py:program --set data=table.csv --set row=0``.

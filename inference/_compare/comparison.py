@@ -126,8 +126,11 @@ def recommend(judgements: Sequence[Judgement]) -> tuple[str | None, str]:
     proposals = "proposal=laplace" if structure.continuous_locals else "guide=autoregressive"
     more = f"try importance with {proposals}, or with more samples"
     serve = {"em": "em is exact here", "nuts": "nuts would be the reference", "importance": more}[way_of(structure)]
-    if rising := _listed(j.run.method for j in judgements if j.faults == (NOT_CONVERGED,)):
-        serve = f"{rising} had only not converged: raise epochs, or lr"
+    if rising := [j.run for j in judgements if j.faults == (NOT_CONVERGED,)]:
+        more = "take more warmup and samples" if any(run.fit.chains for run in rising) else "raise epochs, or lr"
+        serve = f"{_listed(run.method for run in rising)} had only not converged: {more}"
+    if doubts := {j.doubt: None for j in judgements if j.doubt}:
+        serve = "; ".join(doubts)
     if all(j.good is None for j in judgements):
         return None, f"nothing here can check a posterior; {serve}"
     known = "known to be " if any(j.good is None for j in judgements) else ""

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 
 from inference._compare.distance import Distance, distance, shared
 from inference._compare.labelling import aligned
-from inference._compare.moments import posterior_of, supports_of
-from inference._compare.reference import BY_ITS_GUIDE, ITSELF, References, can_be_trusted, untrusted
-from inference._method.fit import Evidence, finite
+from inference._compare.moments import supports_of
+from inference._compare.reference import BY_ITS_GUIDE, EXACT, ITSELF, Reference, References, can_be_trusted, untrusted
+from inference._method.fit import Evidence, Fit, finite
 from inference._run.result import Run
 from inference._sampling.khat import LIMIT
 
 MEANS, DEVIATIONS, LABELS = 0.1, 0.1, 0.02  # posterior sds; relative; total variation
 EVIDENCE, THETA = 0.1, 0.05  # nats a row
+NO_BOUND = ("exact", "estimate")
 NOT_CONVERGED = "not converged"
 MOST = 7.0  # logarithm of a ratio of sds that is worth a number
 CONTRADICTION = 0.5  # posterior sds between two methods that are both trusted
@@ -47,14 +48,20 @@ class Judgement:
     behind: float | None
     missing: tuple[str, ...] = ()  # latents of which the reference has a posterior, and the run has none
     unheld: tuple[str, ...] = ()  # latents of which both have one, in forms that cannot be compared
-    against: str = ""  # what another run, of trusted weights, says against a reference
+    against: str = ""  # what another run says against a reference
+    doubt: str = ""  # why what would be the reference is none
     faults: tuple[str, ...] = ()
     good: bool | None = None
 
     @property
+    def rising(self) -> bool:
+        """Whether its training is known to have stopped too soon. `converged` may be False for weights that are in doubt."""
+        return self.run.converged is False and self.run.fit.notes.get("training_converged") is not True
+
+    @property
     def theta_is_good(self) -> bool:
         """Whether θ can be taken, whatever the posterior at it is: it converged, and is not behind the best that is known."""
-        return self.run.converged is not False and (self.behind or 0.0) <= THETA
+        return not self.rising and (self.behind or 0.0) <= THETA
 
     @property
     def verdict(self) -> str:
@@ -76,20 +83,31 @@ class Judgement:
 
 def judge(runs: Sequence[Run]) -> list[Judgement]:
     """A judgement of each run; all are of the same program and data."""
-    references, found = References().after(runs), []
-    for i, run in enumerate(runs):
-        held = references[i]
-        far, missing, unheld = None, tuple[str, ...](), tuple[str, ...]()
-        if held is not None and held[0] != ITSELF:
-            task = run.at_theta()
-            mine = aligned(run.fit, supports_of(task), held[1], {s.name: s.parents for s in task.structure.sites})
-            far = distance(mine, held[1])
-            missing = tuple(sorted(held[1].sites - mine.sites))
-            unheld = tuple(sorted((held[1].sites & mine.sites) - shared(mine, held[1])))
+    found, references = [], References(runs).held()
+    for run, held in zip(runs, references, strict=True):
         gap, se = _gap(run)
-        against = _contradicted(run, runs) if held is not None and held[0] == ITSELF else ""
-        found.append(Judgement(run, None if held is None else held[0], far, gap, se, None, missing, unheld, against))
-    return [_judged(replace(j, behind=behind)) for j, behind in zip(found, _behind(runs), strict=True)]
+        if held.what == ITSELF and held.fit is not None:
+            against = f"{run.method} has missed a part: {held.doubt}" if held.doubt else _contradicted(run, runs)
+            found.append(Judgement(run, ITSELF, None, gap, se, None, against=against))
+        elif held.doubt:
+            doubt = f"{held.what}, which would be the reference, has missed a part: {held.doubt}"
+            found.append(Judgement(run, None, None, gap, se, None, doubt=doubt))
+        else:
+            found.append(_held(Judgement(run, None, None, gap, se, None), held))
+    behind = _behind(runs, [held.fit for held in references])
+    return [_judged(replace(j, behind=far)) for j, far in zip(found, behind, strict=True)]
+
+
+def _held(j: Judgement, held: Reference) -> Judgement:
+    """The distance of a run's posterior from its reference."""
+    if held.fit is None:
+        return j
+    task = j.run.at_theta()
+    parents = {s.name: s.parents for s in task.structure.sites}
+    mine, reference = aligned(j.run.fit, held.fit, supports_of(task), parents)
+    missing = tuple(sorted(reference.sites - mine.sites))
+    unheld = tuple(sorted((reference.sites & mine.sites) - shared(mine, reference)))
+    return replace(j, reference=held.what, distance=distance(mine, reference), missing=missing, unheld=unheld)
 
 
 def _contradicted(run: Run, runs: Sequence[Run]) -> str:
@@ -101,8 +119,7 @@ def _contradicted(run: Run, runs: Sequence[Run]) -> str:
             continue
         if not all(bool((theta[n] == v).all()) for n, v in other.at_theta().theta().items()):
             continue
-        there = posterior_of(other.fit, supports)
-        here = aligned(run.fit, supports, there, parents)
+        here, there = aligned(run.fit, other.fit, supports, parents)
         if (d := distance(here, there)) is not None and (d.mean or 0.0) > CONTRADICTION:
             return f"importance, whose weights can be trusted, has another posterior: means {d.mean:.2g} sd apart"
     return ""
@@ -115,21 +132,26 @@ def _gap(run: Run) -> tuple[float | None, float | None]:
     return (a.value - b.value) / run.count, math.hypot(a.se or 0.0, b.se or 0.0) / run.count
 
 
-def _behind(runs: Sequence[Run]) -> list[float | None]:
-    """How far each θ is behind the best, by what is known of log p(x) there and is no bound; integrated evidence alone."""
-    told = [_known(run) for run in runs]
-    best = max((e.value - 2 * (e.se or 0.0) for e in told if e is not None), default=None)
+def _behind(runs: Sequence[Run], references: Sequence[Fit | None]) -> list[float | None]:
+    """How far each θ is behind the best: what is known of log p(x) there and is no bound, against what any is at least.
+
+    Where the run itself knows a bound alone, its reference may know more. Integrated evidence alone.
+    """
+    told = [_told(run, known) for run, known in zip(runs, references, strict=True)]
+    own = [next((e for e in some if e.kind in NO_BOUND), None) for some in told]
+    bounds = [e for some in told for e in some if e.kind == "lower bound"]
+    best = max((e.value - 2 * (e.se or 0.0) for e in [*own, *bounds] if e is not None), default=None)
     return [
         None if e is None or best is None else max(0.0, best - e.value - 2 * (e.se or 0.0)) / run.count
-        for run, e in zip(runs, told, strict=True)
+        for run, e in zip(runs, own, strict=True)
     ]
 
 
-def _known(run: Run) -> Evidence | None:
-    for e in (run.verified, run.claimed):
-        if e is not None and e.kind in ("exact", "estimate") and not e.given and math.isfinite(e.value):
-            return e
-    return None
+def _told(run: Run, reference: Fit | None) -> list[Evidence]:
+    """What is known of log p(x) at a run's θ, the best first: no estimate without a standard error."""
+    told = run.verified, run.claimed, None if reference is None else reference.claimed
+    known = [e for e in told if e is not None and not e.given and math.isfinite(e.value)]
+    return [e for e in known if e.kind != "estimate" or e.se is not None]
 
 
 def _judged(j: Judgement) -> Judgement:
@@ -158,7 +180,7 @@ def _judged(j: Judgement) -> Judgement:
         faults.append(f"its θ is {j.behind:.2g} nats a row behind the best")
     if (bad := untrusted(j.run.fit)) > ROWS and j.run.claimed is not None and j.run.claimed.kind != "exact":
         faults.append(f"k-hat above {LIMIT} for {bad:.0%} of the rows")
-    if j.run.converged is False and not _only_rising(j):
+    if j.rising and not _only_rising(j):
         faults.append(NOT_CONVERGED)
     vague = d is not None and ((d.mean or 0.0) > MEANS or (d.sd or 0.0) > DEVIATIONS or (d.labels or 0.0) > LABELS)
     known = (d is not None and not j.unheld and not vague) or is_exact(j.run) or j.reference == ITSELF
@@ -182,8 +204,10 @@ def is_exact(run: Run) -> bool:
 
 
 def _sentence(j: Judgement) -> str:
+    held = f"held against {j.reference}, itself an approximation"
+    approximate = j.distance is not None and j.reference not in (EXACT, BY_ITS_GUIDE)
     if j.faults:
-        return "; ".join(j.faults)
+        return "; ".join([*j.faults, *([held] if approximate else [])])
     said = ["exact"] if is_exact(j.run) else []
     d = j.distance
     if d is not None and not said:
@@ -197,8 +221,12 @@ def _sentence(j: Judgement) -> str:
         said.append("the reference itself, by its own diagnostics")
     if j.reference == BY_ITS_GUIDE and d is not None:
         said.append("as far as draws of its own guide can tell")
-    if j.run.converged is False:
+    if approximate:
+        said.append(held)
+    if j.rising:
         said.append("θ was still improving when it stopped")
     if j.good is None:
         said.append("nothing here can check its posterior" if d is None or j.unheld else "too few draws to tell")
+    if j.doubt:
+        said.append(j.doubt)
     return "; ".join(said)

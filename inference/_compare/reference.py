@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inference._compare.moments import Posterior, posterior_of, supports_of
+from inference._compare.elsewhere import unvisited
 from inference._method.fit import Evidence, Fit
 from inference._method.task import Task
 from inference._run.entrance import seeded
@@ -26,6 +26,7 @@ from zoo._program.structure import Structure
 SAMPLES = 2000  # of importance sampling
 BY_PROPOSAL = "importance with proposal="  # of its own, and not of the run's
 BY_ITS_GUIDE = "importance by its own guide"  # whose draws cannot tell what the guide never reaches
+EXACT = "the exact posterior"
 ITSELF = "itself"  # a method that is the reference has nothing to be held against
 SEED = 77  # other draws than those of the method that is held against it
 FAR = 4.0  # standard errors
@@ -33,30 +34,52 @@ ROUNDING = 1e-6
 GOOD_ROWS = 0.99  # the share of rows whose weights must be trusted, for importance sampling to be a reference
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What runs of one θ are held against.
+
+    - `what`: `EXACT`, "nuts", "importance", `BY_PROPOSAL` and its name, `BY_ITS_GUIDE`, or `ITSELF`.
+    - `fit`: None where it cannot be trusted.
+    - `doubt`: what another run's draws say against it; "" for nothing.
+    """
+
+    theta: Mapping[str, np.ndarray]
+    what: str
+    fit: Fit | None
+    doubt: str = ""
+
+
 @dataclass
 class References:
     """References at the θ of runs, each found once."""
 
-    tried: list[tuple[Mapping[str, np.ndarray], str, Posterior | None]] = field(default_factory=list)
+    runs: Sequence[Run]
+    tried: list[Reference] = field(default_factory=list)
 
-    def at(self, run: Run) -> tuple[str, Posterior] | None:
-        """The reference at the θ of a run, and what it is: "the exact posterior", "nuts", "importance", `BY_PROPOSAL` and its
-        name, `BY_ITS_GUIDE`, or `ITSELF`. None: there is none."""
+    def held(self) -> list[Reference]:
+        """What each run is held against. Those that can be a reference themselves are looked at first."""
+        ways = [way_of(run.at_theta().structure) for run in self.runs]
+        found = {
+            i: self._at(self.runs[i]) for i in sorted(range(len(ways)), key=lambda i: ways[i] != self.runs[i].method)
+        }
+        of = [(run, self.tried[found[i]]) for i, run in enumerate(self.runs)]
+        return [replace(known, what=ITSELF) if known.what == run.method else known for run, known in of]
+
+    def _at(self, run: Run) -> int:
+        """The place of the reference at the θ of a run."""
         task = run.at_theta()
         theta = {name: np.asarray(value) for name, value in task.theta().items()}
-        for known, what, posterior in self.tried:  # noqa: B007
-            if all(np.array_equal(known[name], value) for name, value in theta.items()):
-                break
-        else:
-            what, posterior = _reference(run, task)
-            self.tried.append((theta, what, posterior))
-        return None if posterior is None else (ITSELF if what == run.method else what, posterior)
-
-    def after(self, runs: Sequence[Run]) -> dict[int, tuple[str, Posterior] | None]:
-        """The reference of each run, by its place; those that can be a reference themselves are looked at first."""
-        ways = {i: way_of(run.at_theta().structure) for i, run in enumerate(runs)}
-        order = sorted(ways, key=lambda i: ways[i] != runs[i].method)
-        return {i: self.at(runs[i]) for i in order}
+        for i, known in enumerate(self.tried):
+            if all(np.array_equal(known.theta[name], value) for name, value in theta.items()):
+                if known.fit is not None and known.what != EXACT and _misses(known.fit.claimed, run.verified):
+                    self.tried[i] = replace(known, fit=None)
+                return i
+        what, fit = _reference(run, task)
+        doubt = ""
+        if fit is not None and what == "nuts":
+            doubt = unvisited(task, fit, [(r.method, r.fit) for r in self.runs if r.fit is not fit])
+        self.tried.append(Reference(theta, what, fit, doubt))
+        return len(self.tried) - 1
 
 
 def way_of(structure: Structure) -> str:
@@ -66,12 +89,12 @@ def way_of(structure: Structure) -> str:
     return "nuts" if structure.global_latents else "importance"
 
 
-def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
+def _reference(run: Run, task: Task) -> tuple[str, Fit | None]:
     way = way_of(task.structure)
     if way == run.method and way != "em":  # the method itself may have the reference's draws
         trusted = can_be_trusted(run.fit, run)
         if trusted or way == "nuts":
-            return way, posterior_of(run.fit, supports_of(task)) if trusted else None
+            return way, run.fit if trusted else None
     module = method_module(way)
     if module.refusal(task.structure) is not None:
         return way, None
@@ -82,7 +105,7 @@ def _reference(run: Run, task: Task) -> tuple[str, Posterior | None]:
             fit: Fit = module.fit(kept, **options)
     except (Refusal, ArithmeticError):
         return what, None
-    return what, posterior_of(fit, supports_of(task)) if way == "em" or can_be_trusted(fit, run) else None
+    return what, fit if way == "em" or can_be_trusted(fit, run) else None
 
 
 def _settings(way: str, task: Task) -> tuple[str, Any, dict[str, object]]:
@@ -92,7 +115,7 @@ def _settings(way: str, task: Task) -> tuple[str, Any, dict[str, object]]:
     the run's guide.
     """
     if way != "importance":
-        return "the exact posterior" if way == "em" else way, None, {}
+        return EXACT if way == "em" else way, None, {}
     proposal, guide = "laplace", None
     if not task.structure.summed.continuous_locals and task.guide is not None:
         walks = sequential.refusal(task.program, task.structure, task.x) is None

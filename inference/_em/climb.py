@@ -101,9 +101,13 @@ class _State:
         self.stats, value = self._e_step()
         climb.objective.append(value)
         if not math.isfinite(value):
-            raise UsageError(
-                f"em: log p(x) is {value} at the start values: some rows have zero density there. Start from other values."
-            )
+            why = "some rows have zero density there. Start from other values."
+            if math.isnan(value):
+                why = (
+                    "a site has no density there, for some rows or some values of a latent. Keep the parameters of its "
+                    "distribution within their bounds at all of them, those of probability 0 too."
+                )
+            raise UsageError(f"em: log p(x) is {value} at the start values: {why}")
         self.surface: Surface | None = None
         self.last: _Kept | None = None  # where it was before the last step
         self.futile = self.waits = 0  # climbs by L-BFGS that led nowhere, and small steps where the slope was not small

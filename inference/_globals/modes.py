@@ -7,7 +7,7 @@ begin are not the likeliest ones, which are near one mode, but draws from the pr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -116,6 +116,10 @@ def _polished(target: Target, starts: list[Tensor]) -> list[Mode]:
             top = peak.climb(density, start, 200, 1e-6, lambda **_: None)
         except (ArithmeticError, RuntimeError, ValueError):
             continue  # no finite density on the way: the other starts, and the prior, serve
+        if not bool(
+            top.hessian.isfinite().all()
+        ):  # second derivatives may be no number where the first are: of logaddexp, say
+            top = replace(top, hessian=peak.value_and_differences(target.posterior.log_density, top.flat)[1])
         if not np.isfinite(top.value) or not bool(top.hessian.isfinite().all()):
             continue
         if not any(torch.allclose(top.flat, mode.flat, atol=SAME) for mode in found):
@@ -131,11 +135,12 @@ def _mode(top: peak.Peak) -> Mode:
     return Mode(top.flat, (vectors / values) @ vectors.mT, log_mass)
 
 
-def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float:
+def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor, begin: Tensor | None = None) -> float:
     """The share of the mass, by Laplace's approximation, that modes hold which no draw flat [S, d] is near.
 
     A mode that draws climb to counts by the mass that is seen to be there: the neck of a funnel has little, for its peak.
     `log_p` [S]: the density of the draws, which with a normal distribution fitted to them says what mass they stand for.
+    `begin` [B, d]: where climbs begin; when None at draws of the prior, around zero and at draws of flat.
     """
     if len(flat) <= target.d:
         return 0.0
@@ -143,7 +148,10 @@ def missed(target: Target, labels: Labels, flat: Tensor, log_p: Tensor) -> float
     if not (labels.counted or labels.keep(known)):  # what looks like another mode may be another labelling
         return 0.0
     mass = float((log_p - known.log_prob(flat)).median())
-    found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
+    if begin is None:
+        found = search(target, labels, prior(target), flat[torch.linspace(0, len(flat) - 1, STARTS).long()])
+    else:
+        found = _polished(target, list(begin))
     found = [m for m in found if m.log_mass - mass > math.log(SHARE / 2)]
     found = [m for m in found if not (_near(labels, m, flat) and _inside(known, labels.images(m.flat)))]
     if not found:

@@ -123,7 +123,7 @@ class Unobserved(Messenger):
         msg["fn"] = Completed(fn, reference, index, real, unseen)
 
 
-_complete = False
+_complete, _looking = False, False
 
 
 @contextlib.contextmanager
@@ -135,6 +135,22 @@ def complete_data() -> Iterator[None]:
         yield
     finally:
         _complete = before
+
+
+@contextlib.contextmanager
+def _only_looking() -> Iterator[None]:
+    """Inside, values are looked at, and nothing of the program is computed from them."""
+    global _looking
+    _looking = True
+    try:
+        yield
+    finally:
+        _looking = False
+
+
+def only_looks() -> bool:
+    """Whether what is computed now is no part of the program."""
+    return _looking
 
 
 def holds_nan(value: Tensor) -> bool:
@@ -255,10 +271,15 @@ def _in_support(fn: dist.TorchDistribution, value: Tensor) -> Tensor:
     base, _ = _unwrap(fn)
     if base.event_shape or not is_discrete(base):
         return value
-    outside = ~torch.as_tensor(cast(constraints.Constraint, base.support).check(value)) & ~value.isnan()
-    if outside.shape != value.shape or not bool(outside.any()):
-        return value
-    return torch.where(outside, torch.full_like(value, _harmless(base)), value)
+    with _only_looking():
+        outside = _outside(base, value)
+        if outside.shape != value.shape or not bool(outside.any()):
+            return value
+    return torch.where(_outside(base, value), torch.full_like(value, _harmless(base)), value)
+
+
+def _outside(base: dist.TorchDistribution, value: Tensor) -> Tensor:
+    return ~torch.as_tensor(cast(constraints.Constraint, base.support).check(value)) & ~value.isnan()
 
 
 def _unwrap(fn: dist.TorchDistribution) -> tuple[dist.TorchDistribution, int]:

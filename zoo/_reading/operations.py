@@ -28,7 +28,7 @@ LINEAR = {"neg", "positive", "clone", "alias"}
 SUMS = {"add", "sub", "rsub"}
 CONSTANTS = {"zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
              "zero", "fill"}  # fmt: skip
-ENTRYWISE = {"_to_copy", "masked_fill", "copy", "where", "nan_to_num", "binary_cross_entropy_with_logits",
+ENTRYWISE = {"floor_divide", "_to_copy", "masked_fill", "copy", "where", "nan_to_num", "binary_cross_entropy_with_logits",
              "binary_cross_entropy", "mse_loss", "bucketize", "log_sigmoid_forward", "_prelu_kernel", "hardswish", "complex",
              "polar", "huber_loss", "smooth_l1_loss"}  # fmt: skip
 ALONG = {"sum", "mean", "nansum", "amax", "amin", "max", "min", "prod", "all", "any", "argmax", "argmin", "logsumexp",

@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo._program.missing import only_looks
 from zoo._reading import operations
 from zoo._reading.lines import HANDLERS, called_from, line
 from zoo._reading.operations import OTHER, UNKNOWN, Rule
@@ -82,6 +83,7 @@ class Reader(TorchDispatchMode):
         super().__init__()
         self.n = n  # rows
         self.choices: list[str] = []
+        self.named: Callable[[int], str] = lambda bits: "a site"  # the sites in a mask
         self.detached = self.cut = ""  # where a latent was detached; where a parameter or a global latent was
         self._mine = False  # while shadows are worked on
         self.checked = False  # while a function looks at values only to raise where they are out of range
@@ -99,14 +101,15 @@ class Reader(TorchDispatchMode):
     @property
     def busy(self) -> bool:
         """Whether what is done now is not the program's doing."""
-        return self._mine
+        return self._mine or only_looks()
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
         """In here, what is done is not the program's doing."""
         before, self._mine = self._mine, True
         try:
-            yield
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # or each step would be looked at
+                yield
         finally:
             self._mine = before
 
@@ -174,7 +177,7 @@ class Reader(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        if self._mine:
+        if self.busy:
             return func(*args, **(kwargs or {}))
         self._mine = True
         try:
@@ -299,7 +302,7 @@ class Reader(TorchDispatchMode):
         place = line()
         if not bits or not place or self.checked:
             return
-        on = "the data" if bits & DATA else "a site" if bits >= 1 << FIRST_SITE else "a parameter"
+        on = "the data" if bits & DATA else self.named(bits) if bits >= 1 << FIRST_SITE else "a parameter"
         self.choices.append(f"{place} turns a tensor that depends on {on} into a Python value")
 
 

@@ -25,6 +25,7 @@ from zoo._program.trace import Node, is_deterministic, is_latent, is_local, samp
 from zoo._reading.codes import BITS, Codes, Colours
 from zoo._reading.density import Density, densities
 from zoo._reading.lines import line
+from zoo._reading.listing import MOST_NAMED
 from zoo._reading.operations import MISSING, OTHER, UNKNOWN
 from zoo._reading.reader import (
     DATA,
@@ -172,6 +173,7 @@ class _Sites(Messenger):
         self.seen = set(latents)
         self.within: dict[str, int] = {}  # observed site → what the value it observes depends on
         self.computed = False  # whether an observed value is anything but a view of x
+        reader.named = self._named
 
     def bit(self, name: str) -> int:
         return self.codes.bits(name) << FIRST_SITE
@@ -179,6 +181,12 @@ class _Sites(Messenger):
     def of(self, bits: int, site: str = "") -> frozenset[str]:
         """The names of the sites in the mask of a site's density."""
         return self.codes.sites(_of_sites(bits), site)
+
+    def _named(self, bits: int) -> str:
+        """The sites in a mask as a sentence names them; "a site" where it may stand for others too."""
+        found = self.of(bits) if self.codes.exact(_of_sites(bits)) else frozenset()
+        names = [n for n in self.codes.by_name if n in found]
+        return ", ".join(f"'{n}'" for n in names[:MOST_NAMED]) + ", …" * (len(names) > MOST_NAMED) or "a site"
 
     def _pyro_post_sample(self, msg: Node) -> None:
         value = msg["value"]
