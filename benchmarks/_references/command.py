@@ -21,10 +21,8 @@ from zoo import _show
 from zoo._errors import Refusal, UsageError
 from zoo._program.structure import ENUMERATION_LIMIT
 
-DRAWS, MANY = (
-    1000,
-    4000,
-)  # of the posterior, that a method is asked for; where local latents are exact, or 1000 are too few
+DRAWS = 1000  # of the posterior, that a method is asked for
+MANY = 4000  # where local latents are exact, or those are too few
 MORE = {"importance": {"samples": "16000"}}  # where its usual draws are too few to be judged
 METHODS = ("nuts", "laplace", "importance")
 

@@ -116,9 +116,7 @@ def _polished(target: Target, starts: list[Tensor]) -> list[Mode]:
             top = peak.climb(density, start, 200, 1e-6, lambda **_: None)
         except (ArithmeticError, RuntimeError, ValueError):
             continue  # no finite density on the way: the other starts, and the prior, serve
-        if not bool(
-            top.hessian.isfinite().all()
-        ):  # second derivatives may be no number where the first are: of logaddexp, say
+        if not bool(top.hessian.isfinite().all()):  # as those of logaddexp may be where the gradient is finite
             top = replace(top, hessian=peak.value_and_differences(target.posterior.log_density, top.flat)[1])
         if not np.isfinite(top.value) or not bool(top.hessian.isfinite().all()):
             continue

@@ -22,12 +22,9 @@ DEEP = 10.0  # nats below the mode at which a density is negligible
 FARTHEST = 60  # steps from the mode
 MOST_POINTS = 4000
 CANDIDATES = 20_000  # draws by cells, of which some are taken by their weights
-CHECKED, EVEN, ERRORS, OFF = (
-    400,
-    0.5,
-    4.0,
-    0.03,
-)  # draws; their effective share; standard errors and nats of the integral
+CHECKED = 400  # draws by which a grid is checked
+EVEN = 0.5  # the least share of them that is effective
+ERRORS, OFF = 4.0, 0.03  # standard errors and nats that the integral may be off
 
 
 class Endless(ArithmeticError):
