@@ -347,3 +347,12 @@ def test_what_it_cannot_do():
     assert "'on' is in a plate inside `data`" in svi.refusal(structure_of(user.causes, FAITHFUL @ np.ones((2, 3))))
     with pytest.raises(Refusal, match=r"Methods that can: .*em"):
         run(user.causes, np.zeros((10, 3)), "svi")
+
+
+def test_a_guide_without_a_name_is_refused_before_the_fit_of_a_run_that_is_saved(tmp_path):
+    def guide(x):
+        raise AssertionError("not called")
+
+    with pytest.raises(UsageError, match=r"guide='file\.py:function'"):
+        run("gmm", "faithful", "svi", guide=guide, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -294,8 +294,7 @@ def run_prepared(
     check_seed(seed)
     module, learn = method_module(method), stored is None
     check_serves(prepared, method, learn, options)
-    schema = _options.schema(module.fit)
-    chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
+    chosen = _chosen(method, options, folder is not None)
     with seeded(seed), _threads(prepared), measured() as cost:
         task = _task(prepared, seed, quiet, checkpoints, device, draws)
         if stored is not None:
@@ -335,6 +334,18 @@ def run_prepared(
     if folder is not None:
         _result.save(found, folder)
     return found
+
+
+def _chosen(method: str, options: Mapping[str, object], saved: bool) -> dict[str, Any]:
+    """The method's own options."""
+    schema = _options.schema(method_module(method).fit)
+    chosen = _options.convert(schema, {k: v for k, v in options.items() if k in schema}, f"option of {method}")
+    if saved and (unnamed := next((name for name, value in chosen.items() if callable(value)), None)):
+        raise UsageError(
+            f"{method} expects a name for '{unnamed}' in a run that is saved, got a function. Write it in a file, and give "
+            f"{unnamed}='file.py:function'; or leave out `out`."
+        )
+    return chosen
 
 
 def _told(prepared: Prepared, task: Task, fit: Fit, device: torch.device) -> list[str]:
