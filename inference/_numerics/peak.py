@@ -55,7 +55,10 @@ def climb(
         step(note=f"{trace[-1]:.4f}")
         return value
 
-    optimiser.step(loss)
+    try:
+        optimiser.step(loss)
+    except IndexError as error:  # torch's line search, of a density that is no number at its first point
+        raise ArithmeticError("the climb to the mode met a density that is not a number; try another seed.") from error
     flat = begin + unit * walk.detach()
     if not bool(flat.isfinite().all()):
         raise ArithmeticError("the climb to the mode diverged to infinity; try another seed, or priors.")
