@@ -15,6 +15,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from zoo._program.axes import Axes
 from zoo._program.latents import Layout, joint_values
@@ -91,7 +92,11 @@ class Witness:
             once = self._of(self.first, n)
             if len(nodes) > MANY_SITES and n > 1 and self._all_at_once(latents, nodes, once):
                 return ""
-            if not self._same(once, self._densities(self.x, latents), slice(None), slice(None)):
+            again = self._densities(self.x, latents)
+            if any(isinstance(_inner(n["fn"]), TransformedDistribution) for n in self.first if is_latent(n)):
+                # at what it drew itself it knows what was transformed; at a given value that is found by the inverse
+                once, again = again, self._densities(self.x, latents)
+            if not self._same(once, again, slice(None), slice(None)):
                 return (
                     "two runs with the same values give different densities: it keeps a state, or draws random numbers"
                 )
@@ -306,3 +311,10 @@ def _along(rows: Tensor, value: Tensor, dim: int) -> Tensor:
     shape = [1] * value.dim()
     shape[dim] = len(rows)
     return rows.reshape(shape)
+
+
+def _inner(fn: object) -> object:
+    """A distribution without what is wrapped around it."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    return fn
