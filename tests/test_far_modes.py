@@ -18,6 +18,7 @@ from inference import importance, laplace, nuts
 from inference._globals import modes
 from inference._globals.labels import Labels
 from inference._globals.target import Target
+from inference._numerics import peak
 from inference._run.verify import verify
 from zoo._errors import Refusal
 
@@ -174,3 +175,11 @@ def test_a_posterior_that_runs_to_an_edge_is_called_improper(n):
 def test_weights_in_a_funnel_are_an_estimate_only_near_the_truth(seed):
     claimed = importance.fit(replace(task_of(funnel, SMALL), seed=seed)).claimed
     assert claimed.kind == "lower bound" or abs(claimed.value - of_funnel()) < 4 * claimed.se
+
+
+def test_a_climb_that_meets_no_number_ends_in_words():
+    def density(flat):
+        return -(flat - 1).square().sum() + torch.where((flat.detach().abs() < 0.1).all(), 0.0, torch.nan)
+
+    with pytest.raises(ArithmeticError, match="a density that is not a number"):
+        peak.climb(density, torch.zeros(2, dtype=torch.float64), 50, 1e-6, lambda **_: None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import task_of
@@ -12,10 +14,12 @@ from helpers import task_of
 import guides
 from inference import load, run
 from zoo._data import datasets
-from zoo._errors import UsageError
+from zoo._errors import Refusal, UsageError
 from zoo._nets.layers import Deconvolution, image_shape
 from zoo._nets.pixels import PixelNet, Pixels
 from zoo._nets.priors import AutoregressivePrior, FlowPrior
+from zoo._program.describe import describe
+from zoo._program.load import load as load_program
 
 MODEL = "deep_latent_gaussian"
 BITS = (np.random.default_rng(0).random((30, 36)) < 0.4).astype(float)
@@ -161,3 +165,22 @@ def test_a_convolutional_guide_learns_is_saved_and_read_back(tmp_path):
     assert found.claimed.value < found.verified.value + 4 * (found.verified.se or 0)
     again = load(tmp_path / "run")
     assert np.allclose(again.transform(x[:5]).to_numpy(), found.transform(x[:5]).to_numpy())
+
+
+@pytest.mark.parametrize("prior", ["flow", "autoregressive"])
+def test_rounding_of_an_inverse_is_no_state_of_the_program(prior):
+    x = torch.as_tensor(datasets.load("digits", binarize="8", rows=60).x, dtype=torch.float32)
+    program = load_program(MODEL, x, {"likelihood": "bernoulli", "latents": 3, "prior": prior, "hidden": (32,)})
+    assert "two runs" not in describe(program, x).obstacle
+
+
+def test_a_count_of_runs_beside_a_transformed_latent_is_a_state():
+    runs = itertools.count(1)
+
+    def counts(x=None, size=None):
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0 + 0.1 * next(runs)), obs=x)
+
+    with pytest.raises(Refusal, match="two runs with the same values"):
+        run(counts, np.linspace(0.0, 2.0, 9), "svi", epochs=1)

@@ -14,9 +14,8 @@ import torch
 from scipy import linalg
 
 from benchmarks._suite.documents import Document
+from benchmarks.peers import em
 from benchmarks.peers._turns import OURS, Side, turns
-from inference._families._family import Floor
-from inference._method.start import FLOOR
 from inference._method.task import Task
 from inference._run.cost import versions
 from zoo._options import Count
@@ -45,7 +44,7 @@ def measure(
     task = Task(program, describe(program, tensor), tensor, seed=SEED, quiet=True)
     start = {name: value.detach().clone() for name, value in program.values().items()}
     sides: dict[str, Side] = {
-        OURS: lambda: _ours(task, start, iterations),
+        OURS: lambda: em.steps(task, start, iterations),
         PEER: lambda: _by_hand(x, start, iterations),
     }
     return {
@@ -65,18 +64,6 @@ def _data(n: int, d: int, patterns: int) -> np.ndarray:
     x = rng.normal(size=(n, FACTORS)) @ rng.normal(size=(FACTORS, d)) + rng.normal(size=(n, d))
     x[(rng.random((patterns, d)) < MISSING)[rng.integers(patterns, size=n)]] = np.nan
     return x
-
-
-def _ours(task: Task, start: dict[str, torch.Tensor], iterations: int) -> tuple[float, float]:
-    task.program.assign(start)
-    began = time.perf_counter()
-    task = Task(task.program, task.structure, task.x)  # an engine that has seen nothing yet
-    how, floor = task.plan({}), Floor(FLOOR, set())
-    stats = task.engine.e_step()
-    for _ in range(iterations):
-        task.m_step(how, stats, {}, floor)
-        stats = task.engine.e_step()
-    return time.perf_counter() - began, stats.log_joint
 
 
 def _by_hand(x: np.ndarray, start: dict[str, torch.Tensor], iterations: int) -> tuple[float, float]:
