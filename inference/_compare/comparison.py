@@ -112,8 +112,7 @@ def recommend(judgements: Sequence[Judgement]) -> tuple[str | None, str]:
         return None, "no method served the program"
     good = [j for j in judgements if j.good]
     if good:
-        quick = ALIKE * min(j.run.seconds for j in good) + 1.0
-        best = min((j for j in good if j.run.seconds <= quick), key=lambda j: not is_exact(j.run))
+        best = min(_as_quick(good), key=lambda j: not is_exact(j.run))
         others = _listed(j.run.method for j in good if j is not best)
         worse = _listed(j.run.method for j in judgements if j.good is False)
         why = [f"{best.verdict}, in {best.run.seconds:.1f} s"]
@@ -142,13 +141,20 @@ def _then(judgements: Sequence[Judgement]) -> tuple[str, str] | None:
     served = [j for j in judgements if (j.reference or "").startswith(BY_PROPOSAL) and j.theta_is_good]
     if not served:
         return None
-    best = min(served, key=lambda j: j.run.seconds)
+    quick = _as_quick(served)
+    best = min(quick, key=lambda j: j.run.method == "importance")  # another's θ, if it is as quick
     proposal = str(best.reference).removeprefix(BY_PROPOSAL)
     why = f"of itself {best.run.method} is not good enough ({best.verdict})" if best.faults else best.verdict
     return f"{best.run.method}, then importance", (
         f"{why}; at its θ {best.reference} has weights that can be trusted (zoo infer RUN --method importance --set "
         f"proposal={proposal})"
     )
+
+
+def _as_quick(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """Those that took about as long as the quickest, in their order: seconds that a busy machine decides say nothing."""
+    longest = ALIKE * min(j.run.seconds for j in judgements) + 1.0
+    return [j for j in judgements if j.run.seconds <= longest]
 
 
 def _listed(names: Iterable[str]) -> str:
