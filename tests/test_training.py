@@ -175,15 +175,15 @@ def test_nothing_is_left_beside_a_run(tmp_path):
 @pytest.mark.parametrize("how", [{}, *in_full({"particles": 4}, {"guide": "mean_field"}, {"layers": 2})], ids=str)
 def test_a_recorded_step_changes_nothing_but_the_time(tmp_path, monkeypatch, how):
     folders, used = [], []
-    original = recorded.Compiled.check
+    original = recorded.Compiled.prepare
     monkeypatch.setattr(
-        recorded.Compiled, "check", lambda c, r, x: (original(c, r, x), used.append(c.graph is not None))
+        recorded.Compiled, "prepare", lambda c, r, x: (original(c, r, x), used.append(c.records[x.shape] is not None))
     )
     for worth in (1, 10**9):
         monkeypatch.setattr(loop, "WORTH", worth)
         folders.append(tmp_path / str(worth))
-        run("deep_latent_gaussian", PIXELS, "svi", out=folders[-1], epochs=3, **SMALL | how)
-    assert used == [True] * 3  # once for each epoch of the first run
+        run("deep_latent_gaussian", PIXELS[:190], "svi", out=folders[-1], epochs=3, **SMALL | how)
+    assert used == [True] * 6  # for both sizes of batches, once for each epoch of the first run
     same(*folders)
 
 
@@ -201,8 +201,8 @@ def test_a_program_with_a_state_of_its_own_is_not_recorded():
     x = torch.ones(8, 1, dtype=torch.float64)
     task = task_of(warming, x)
     compiled = recorded.Compiled(elbo.objective(task, None, 1), list(task.program.parameters()))
-    compiled.record(torch.arange(8), x)
-    assert compiled.graph is None
+    compiled.prepare(torch.arange(8), x)
+    assert compiled.records == {x.shape: None}
     first, second = (float(compiled(torch.arange(8), x)) for _ in range(2))
     assert first != second
 

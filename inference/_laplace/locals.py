@@ -24,6 +24,7 @@ from inference._method.start import Start, begin
 from inference._method.task import Task
 from inference._numerics import lbfgs
 from inference._numerics import weighted as _weighted
+from inference._numerics.adam import Adam
 from inference._numerics.psis import psis
 from inference._sampling.khat import count_above, of_rows
 
@@ -126,12 +127,13 @@ def _in_batches(learner: _Learner, parameters: list[Tensor], options: Options, s
     """Adam (Kingma & Ba 2015); its rate is halved when an epoch gains too little, and at 1/64 of the first it ends."""
     n, batch = learner.density.n, min(options.batch, learner.density.n)
     history, generator = _History(converged=False), torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(parameters, lr=options.lr)
+    optimiser = Adam(parameters, options.lr)
     smoothed, best, since, halvings = -np.inf, -np.inf, 0, 0
     for epoch in range(options.epochs):
         mean = 0.0
         for rows in torch.randperm(n, generator=generator).split(batch):
-            optimiser.zero_grad()
+            for p in parameters:
+                p.grad = None
             value = learner.climb(rows, 2)
             torch.nn.utils.clip_grad_norm_(parameters, 100.0 * len(parameters) ** 0.5)
             optimiser.step()
@@ -149,8 +151,7 @@ def _in_batches(learner: _Learner, parameters: list[Tensor], options: Options, s
             if halvings > HALVINGS:
                 history.converged = True
                 break
-            for group in optimiser.param_groups:
-                group["lr"] *= 0.5
+            optimiser.lr *= 0.5
     return history
 
 

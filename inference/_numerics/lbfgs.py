@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 HISTORY = 20
+UNCOMPILED = "__dynamo_disable"  # the attribute where torch keeps that form
 OUTSIDE = (ArithmeticError, ValueError, RuntimeError)  # what a loss raises outside its domain
 
 
@@ -79,18 +82,13 @@ def minimise(
         return value
 
     for rate in rates:
-        optimiser = torch.optim.LBFGS(
-            list(parameters),
-            lr=rate,
-            max_iter=max_iter,
-            tolerance_change=tolerance_change,
-            history_size=HISTORY,
-            line_search_fn="strong_wolfe",
+        walk = optimiser(
+            list(parameters), lr=rate, max_iter=max_iter, tolerance_change=tolerance_change, history_size=HISTORY
         )
         try:
             with torch.enable_grad():
-                optimiser.step(evaluate)
-            ended = bool(optimiser.state[parameters[0]]["n_iter"] < max_iter)
+                walk.step(evaluate)
+            ended = bool(walk.state[parameters[0]]["n_iter"] < max_iter)
             break
         except OUTSIDE:
             if lowest == math.inf:
@@ -98,6 +96,22 @@ def minimise(
             _put(parameters, best)
     _put(parameters, best)
     return ended
+
+
+def optimiser(parameters: Sequence[Tensor], **options: Any) -> torch.optim.LBFGS:
+    """`torch.optim.LBFGS` with its line search, made without torch's compiler, whose import takes longer than many a climb.
+
+    torch imports it to keep it from compiling `add_param_group`, unless that method has a form for this already: itself here.
+    """
+    plain = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
+    spared = plain is not None and "torch._dynamo" not in sys.modules
+    if spared:
+        setattr(plain, UNCOMPILED, plain)
+    try:
+        return torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **options)
+    finally:
+        if spared:
+            delattr(plain, UNCOMPILED)
 
 
 @torch.no_grad()

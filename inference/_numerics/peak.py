@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference._numerics import definite
+from inference._numerics import definite, lbfgs
 
 SMALLEST_EIGENVALUE = 1e-9  # of a Hessian with ones on its diagonal
 SADDLE = 1e-4  # below minus this an eigenvalue is no rounding
@@ -45,10 +45,10 @@ def climb(
     unit = torch.where(unit < 1e14, unit, torch.ones_like(unit))
     walk = torch.zeros_like(flat).requires_grad_()
     trace: list[float] = []
-    optimiser = torch.optim.LBFGS([walk], max_iter=max_iter, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    optimiser = lbfgs.optimiser([walk], max_iter=max_iter, tolerance_change=1e-12)
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
+        walk.grad = None
         value = -density(begin + unit * walk)
         value.backward()
         trace.append(-float(value.detach()))

@@ -2,7 +2,7 @@
 
 Every tensor operation that depends on the inputs is noted as it is carried out once; what depends on constants alone is a
 constant. Equal operations are done once, and those that no output needs are left out. What decides by a value that depends on
-the inputs, or draws random numbers from them, cannot be noted.
+the inputs cannot be noted, nor, unless asked for, what draws random numbers from them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,23 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+NOT_WRITING = {"normal_": "normal_functional"}  # others are called like the operation that writes
 VALUES_DECIDE = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
 
-def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
+def record(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    *,
+    held: Sequence[Tensor] = (),
+    random: bool = False,
+) -> GraphModule:
     """The operations of a function, which maps as many tensors as there are `inputs` to some others.
+
+    - `held`: tensors that the function reads without being given them, parameters for instance; the graph takes their values
+      after the inputs.
+    - `random`: note draws of random numbers too; the graph then draws as many, in the same order. Otherwise those that
+      depend on no input are constants.
 
     Raises `NotImplementedError` where an operation cannot be noted.
 
@@ -29,7 +41,7 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     tensor([1., 1., 1.])
     """
     given = [value.detach().clone() for value in inputs]
-    recorder = _Recorder(given)
+    recorder = _Recorder([*given, *held], random)
     with recorder:
         found = function(*given)
     recorder.graph.output(tuple(recorder.argument(v) for v in found))
@@ -47,8 +59,9 @@ class _Recorder(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch imports its compiler, which takes a second, to keep it from compiling this mode
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], random: bool) -> None:
         super().__init__()
+        self.random = random
         self.graph, self.constants = Graph(), torch.nn.Module()
         self.nodes: dict[int, Node] = {}  # of what depends on the inputs
         self.known: dict[int, Node] = {}  # of constants
@@ -67,13 +80,17 @@ class _Recorder(TorchDispatchMode):
     ) -> object:
         kwargs = dict(kwargs or {})
         given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
-        if not any(id(v) in self.nodes for v in given):
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        if not any(id(v) in self.nodes for v in given) and not (draws and self.random):
             return func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
-        if name in VALUES_DECIDE or torch.Tag.nondeterministic_seeded in func.tags:
+        if name in VALUES_DECIDE or (draws and not self.random) or self._picks(name, args):
             raise NotImplementedError(f"{name} of what depends on the inputs")
-        if any(id(v) not in self.nodes for v in _written(func, args, kwargs)):
-            raise NotImplementedError(f"{name} writes what depends on the inputs into a constant")
+        for value in _written(func, args, kwargs):
+            if id(value) not in self.nodes and not draws:
+                raise NotImplementedError(f"{name} writes what depends on the inputs into a constant")
+            if id(value) not in self.nodes:  # as `torch.empty(3).normal_()` does: draw into a copy
+                self.note(value, self.graph.call_function(torch.ops.aten.clone.default, (self.argument(value),)))
         noted, words = tree_map(self.argument, args), tree_map(self.argument, kwargs)
         found = func(*args, **kwargs)
         node = self.graph.call_function(func, noted, words)
@@ -84,6 +101,12 @@ class _Recorder(TorchDispatchMode):
         else:
             self.note(found, node)
         return found
+
+    def _picks(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether a mask that depends on the inputs decides how many entries there are."""
+        if name not in ("index", "index_put", "index_put_") or (name != "index" and args[2].numel() == 1):
+            return False
+        return any(v is not None and v.dtype in (torch.bool, torch.uint8) and id(v) in self.nodes for v in args[1])
 
     def argument(self, value: Any) -> Any:
         """What stands for a value in the graph."""
@@ -124,6 +147,8 @@ def _simplify(graph: GraphModule) -> None:
         if _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
             continue
+        if _draws(node):
+            continue
         key = (str(node.target), repr(node.args), repr(node.kwargs))
         if key in seen:
             node.replace_all_uses_with(seen[key])
@@ -147,6 +172,10 @@ def _writes(node: Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
+def _draws(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _without_writing(node: Node) -> None:
     """Make an operation that writes into a tensor which nothing else sees one that does not."""
     of = node.args[0] if node.args else None
@@ -157,9 +186,12 @@ def _without_writing(node: Node) -> None:
         return  # a view, whose tensor others see
     target: Any = node.target
     name, overload = target._schema.name.split("::")[-1], target._schema.overload_name or "default"
-    other = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), overload, None)
+    plain = NOT_WRITING.get(name, name.removesuffix("_"))
+    other = getattr(getattr(torch.ops.aten, plain, None), overload, None)
     if name.endswith("_") and other is not None:
         node.target = other
+        if of.target is torch.ops.aten.clone.default:  # which was made to be written into
+            node.args = (of.args[0], *node.args[1:])
 
 
 def _changes_nothing(node: Node) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inference._method.progress import Step
 from inference._method.task import Task
+from inference._numerics.adam import Adam
 from inference._training.elbo import Index, Objective
 from inference._training.recorded import WORTH, Compiled
 from zoo._errors import UsageError
@@ -188,11 +189,11 @@ class _Loop:
         self.objective, self.evaluate, self.culprit = objective, evaluate, culprit
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.compiled = Compiled(objective, self.parameters)
-        self.recorded = False
+        self.recorded: bool | None = None  # whether to; not known yet
         self.generator = torch.Generator("cpu").manual_seed(task.seed)
         self.kept, self.aside = self._split()
         if self.parameters:
-            self.optimiser = torch.optim.Adam(self.parameters, lr=plan.lr, fused=True)
+            self.optimiser = Adam(self.parameters, plan.lr)
         self.epoch, self.batch = 0, 0  # the next to do
         self.order = torch.zeros(0, dtype=torch.long, device="cpu")
         self.total, self.done = 0.0, False
@@ -222,8 +223,8 @@ class _Loop:
             self.order = self.kept[torch.randperm(len(self.kept), generator=self.generator, device="cpu")]
             self.total = 0.0
         batches = self.order.split(size)
-        if plan_is_long(self.plan, len(batches)) and self.batch < len(batches):
-            self.record(batches[self.batch], x[batches[self.batch]])
+        if plan_is_long(self.plan, len(batches)):
+            self.record(batches[self.batch :], x)
         while self.batch < len(batches):
             rows = batches[self.batch]
             self.total += self._step(rows, x[rows], len(batches)) * len(rows)
@@ -237,23 +238,21 @@ class _Loop:
         """Data on the device of the training."""
         return x if self.task.device.type == "cpu" else x.to(self.task.device)
 
-    def record(self, rows: Tensor, x: Tensor) -> None:
-        """Record the step, or check that the record still gives what the program does."""
+    def record(self, batches: Sequence[Tensor], x: Tensor) -> None:
+        """Record the step for batches of each size, or check that the records still give what the program does."""
         stateful = any(
             isinstance(part, nn.modules.batchnorm._BatchNorm) for m in self.modules.values() for part in m.modules()
         )
         if stateful or self.task.device.type != "cpu":  # a look at a batch would change it; a GPU has other rounding
             return
-        if not self.recorded and not bool(self.task.x.isnan().any()):
-            self.compiled.record(rows, x)
-        else:
-            self.compiled.check(rows, x)
-        self.recorded = True
+        if self.recorded is None:
+            self.recorded = not bool(self.task.x.isnan().any())
+        if self.recorded:
+            for rows in {len(rows): rows for rows in reversed(batches)}.values():
+                self.compiled.prepare(rows, x[rows])
 
     def _step(self, rows: Tensor, x: Tensor, batches: int) -> float:
-        rate = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        self.optimiser.lr = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))
         value = float(self.compiled(rows, x))
         if not math.isfinite(value):
             self._stop(value, rows, x)
@@ -286,7 +285,7 @@ class _Loop:
     def _end_of_epoch(self) -> None:
         mean = self.total / len(self.kept)
         self.seen.append(mean)
-        self.rates.append(self.optimiser.param_groups[0]["lr"])
+        self.rates.append(self.optimiser.lr)
         figure = mean
         if len(self.aside):
             figure = self._watch()

@@ -1,87 +1,106 @@
 """A training step, objective and gradient, as a plain list of tensor operations, without what found them.
 
-Recorded once with `torch.fx`, and used only where it gives what the program itself gives, to the last bit, values and
-gradients: on the batch it was recorded on, on another, and again at the beginning of every epoch. A program whose steps
-depend on the data, or on a state of its own, so goes the slow way, as does one whose recording fails.
+Recorded once (`tape`), and used only where it gives what the program itself gives, to the last bit, values and gradients: on
+the batch it was recorded on, at those parameters and a little aside, then on other batches after 1, 2, 4, 8, … uses and at last
+every 500, whenever an epoch begins. A program whose steps depend on the data, or on a state of its own, so goes the slow way,
+as does one whose recording fails. Batches of another size, such as the last of an epoch, have a record of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
-from torch.fx.node import Argument
+from torch.fx import GraphModule
 
+from inference._numerics import tape
 from inference._training.elbo import Index, Objective
 from zoo._program.missing import complete_data
 
-WORTH = 3000  # steps from which recording pays
+WORTH = 200  # steps from which recording pays
+ASIDE = 1e-3  # how far parameters are moved for a check
+SELDOM = 500  # uses between two checks of a record, at most
+
+
+@dataclass
+class _Record:
+    """The operations of one shape of batches."""
+
+    graph: GraphModule
+    touched: list[int]  # the parameters that the objective depends on
+    uses: int = 0
+    check_at: int = 1  # uses
 
 
 class Compiled:
-    """The step of `objective(rows, x)`, recorded for batches of the shape that comes first."""
+    """The step of `objective(rows, x)`, recorded for each shape of batches that it is prepared for."""
 
     def __init__(self, objective: Objective, parameters: Sequence[Tensor]) -> None:
         self.objective, self.parameters = objective, list(parameters)
-        self.graph: GraphModule | None = None
-        self.shape: torch.Size | None = None
-        self.touched: list[int] = []  # the parameters that the recorded objective depends on
+        self.records: dict[torch.Size, _Record | None] = {}  # None: the record was not right
 
     def __call__(self, rows: Index, x: Tensor) -> Tensor:
         """The objective, a scalar; the gradients of its negative go to the parameters' `grad`."""
-        value, gradients = self._recorded(rows, x) if self._fits(x) else self._by_program(rows, x)
+        record = self.records.get(x.shape)
+        value, gradients = self._by_program(rows, x) if record is None else self._recorded(record, rows, x)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return value
-
-    def _fits(self, x: Tensor) -> bool:
-        return self.graph is not None and x.shape == self.shape
 
     def _by_program(self, rows: Index, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         value = self.objective(rows, x)
         return value.detach(), list(torch.autograd.grad(-value, self.parameters, allow_unused=True))
 
     @torch.no_grad()
-    def _recorded(self, rows: Index, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        assert self.graph is not None
-        value, *found = self.graph(rows, x)
+    def _recorded(self, record: _Record, rows: Index, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        record.uses += 1
+        value, *found = record.graph.forward(rows, x, *self.parameters)
         gradients: list[Tensor | None] = [None] * len(self.parameters)
-        for i, gradient in zip(self.touched, found, strict=True):
+        for i, gradient in zip(record.touched, found, strict=True):
             gradients[i] = gradient
         return value, gradients
 
-    def record(self, rows: Tensor, x: Tensor) -> None:
-        """Record the step on a batch; keeps nothing unless the record is right."""
-        from torch.fx.experimental.proxy_tensor import make_fx
+    def prepare(self, rows: Tensor, x: Tensor) -> None:
+        """Record the step on a batch, or check the record of its shape on it where that is due; keeps what is right."""
+        if x.shape not in self.records:
+            fails = None in self.records.values()  # it does for batches of another size
+            self.records[x.shape] = None if fails else self._record(rows, x)
+            self._check(rows, x)
+            with _elsewhere(self.parameters):
+                self._check(rows, x)
+        elif (record := self.records[x.shape]) is not None and record.uses >= record.check_at:
+            self._check(rows, x)
 
+    def _record(self, rows: Tensor, x: Tensor) -> _Record | None:
         state = torch.get_rng_state()
         first = self._by_program(rows, x)[1]  # what only the first call does is not to be recorded
-        self.touched = [i for i, gradient in enumerate(first) if gradient is not None]
+        touched = [i for i, gradient in enumerate(first) if gradient is not None]
 
-        def step(rows: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+        def step(rows: Tensor, x: Tensor) -> list[Tensor]:
             value, gradients = self._by_program(rows, x)
-            return (value, *(gradients[i] for i in self.touched))
+            return [value, *(g for i in touched if (g := gradients[i]) is not None)]
 
+        record = None
         with contextlib.suppress(Exception), warnings.catch_warnings(), complete_data():
             warnings.simplefilter("ignore")
-            graph = make_fx(step)(rows, x)
-            _tidy(graph)
-            self.graph, self.shape = graph, x.shape
+            record = _Record(tape.record(step, [rows, x], held=self.parameters, random=True), touched)
         torch.set_rng_state(state)
-        self.check(rows, x)
+        return record
 
-    def check(self, rows: Tensor, x: Tensor) -> None:
-        """Compare record and program on a batch, and drop the record if they differ; leaves the random state alone."""
-        if not self._fits(x):
+    def _check(self, rows: Tensor, x: Tensor) -> None:
+        """Compare record and program on a batch, and drop all records if they differ; leaves the random state alone."""
+        record = self.records[x.shape]
+        if record is None:
             return
         state = torch.get_rng_state()
         try:
             found = []
-            for way in (self._by_program, self._recorded):
+            for way in (self._by_program, functools.partial(self._recorded, record)):
                 torch.set_rng_state(state)
                 value, gradients = way(rows, x)
                 found.append((value, *gradients, torch.get_rng_state()))
@@ -89,25 +108,25 @@ class Compiled:
         except Exception:
             same = False
         torch.set_rng_state(state)
+        record.check_at = record.uses + min(record.uses, SELDOM)
         if not same:
-            self.graph = None
+            self.records = dict.fromkeys(self.records)
 
 
-def _tidy(graph: GraphModule) -> None:
-    """Drop views that show the same shape and what is not read."""
-    views = [getattr(torch.ops.aten, name).default for name in ("view", "expand", "alias", "detach")]
-
-    def shape(node: Argument) -> tuple[int, ...] | None:
-        if not isinstance(node, Node):
-            return None
-        found = node.meta.get("val", node.meta.get("tensor_meta"))
-        return None if found is None else tuple(found.shape)
-
-    for node in list(graph.graph.nodes):
-        if node.target in views and shape(node) is not None and shape(node) == shape(node.args[0]):
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+@contextlib.contextmanager
+def _elsewhere(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """In here the parameters are a little aside, and other numbers are drawn: a record that holds a value of either shows."""
+    state, kept = torch.get_rng_state(), [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(torch.randn_like(p), alpha=ASIDE)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)
+        torch.set_rng_state(state)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
