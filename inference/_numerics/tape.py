@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 NOT_WRITING = {"normal_": "normal_functional"}  # others are called like the operation that writes
+FILLED = ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")  # only shapes of inputs count
 VALUES_DECIDE = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
 
@@ -65,6 +66,7 @@ class _Recorder(TorchDispatchMode):
         self.graph, self.constants = Graph(), torch.nn.Module()
         self.nodes: dict[int, Node] = {}  # of what depends on the inputs
         self.known: dict[int, Node] = {}  # of constants
+        self.filled: set[int] = set()
         self.held: list[Tensor] = []  # so that no two tensors have had one id
         for i, value in enumerate(inputs):
             self.note(value, self.graph.placeholder(f"input{i}"))
@@ -84,12 +86,16 @@ class _Recorder(TorchDispatchMode):
         if not any(id(v) in self.nodes for v in given) and not (draws and self.random):
             return func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
+        if name in FILLED:
+            self.held.append(func(*args, **kwargs))
+            self.filled.add(id(self.held[-1]))
+            return self.held[-1]
         if name in VALUES_DECIDE or (draws and not self.random) or self._picks(name, args):
             raise NotImplementedError(f"{name} of what depends on the inputs")
         for value in _written(func, args, kwargs):
-            if id(value) not in self.nodes and not draws:
+            if id(value) not in self.nodes and id(value) not in self.filled and not draws:
                 raise NotImplementedError(f"{name} writes what depends on the inputs into a constant")
-            if id(value) not in self.nodes:  # as `torch.empty(3).normal_()` does: draw into a copy
+            if id(value) not in self.nodes:  # as `torch.empty(3).normal_()` does: write into a copy
                 self.note(value, self.graph.call_function(torch.ops.aten.clone.default, (self.argument(value),)))
         noted, words = tree_map(self.argument, args), tree_map(self.argument, kwargs)
         found = func(*args, **kwargs)
@@ -116,10 +122,16 @@ class _Recorder(TorchDispatchMode):
             return self.nodes[id(value)]
         if id(value) not in self.known:
             name = f"constant{len(self.known)}"
-            self.constants.register_buffer(name, value.detach().clone())
+            self.constants.register_buffer(name, _copy(value.detach()))
             self.known[id(value)] = self.graph.get_attr(name)
             self.held.append(value)
         return self.known[id(value)]
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy that holds no more numbers than the tensor does: an expanded one stays expanded."""
+    once = tuple(slice(1) if stride == 0 else slice(None) for stride in value.stride())
+    return value[once].clone().expand(value.shape)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -144,8 +156,8 @@ def _simplify(graph: GraphModule) -> None:
     _share(graph)
     seen: dict[object, Node] = {}
     for node in nodes:
-        if _changes_nothing(node):
-            node.replace_all_uses_with(node.args[0])
+        if (same := _equal_to(node, graph)) is not None:
+            node.replace_all_uses_with(same)
             continue
         if _draws(node):
             continue
@@ -194,14 +206,30 @@ def _without_writing(node: Node) -> None:
             node.args = (of.args[0], *node.args[1:])
 
 
-def _changes_nothing(node: Node) -> bool:
+def _equal_to(node: Node, graph: GraphModule) -> Node | None:
+    """The argument of an operation that it changes nothing of, or that of the operation before, which it undoes."""
     aten, of = torch.ops.aten, node.args[0] if node.args else None
-    if not isinstance(of, Node) or "shape" not in of.meta or of.meta["shape"] != node.meta.get("shape"):
-        return False
+    if not isinstance(of, Node):
+        return None
+    if node.target is aten.t.default and of.target is aten.t.default:
+        first = of.args[0]
+        return first if isinstance(first, Node) else None
+    other = node.args[1] if len(node.args) > 1 else None
+    if node.target is aten.mul.Tensor and isinstance(other, Node) and of.op == "get_attr":
+        of, other = other, of
+    if "shape" not in of.meta or of.meta["shape"] != node.meta.get("shape"):
+        return None
     if node.target in (aten.detach.default, aten.alias.default, aten.view.default, aten.expand.default):
-        return True
-    if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
-        return isinstance(node.args[1], int | float) and node.args[1] == 1
+        return of
+    if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.pow.Tensor_Scalar):
+        return of if _is(other, 1, graph) else None
     if node.target in (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar):
-        return isinstance(node.args[1], int | float) and node.args[1] == 0
-    return False
+        return of if _is(other, 0, graph) else None
+    return None
+
+
+def _is(value: object, number: int, graph: GraphModule) -> bool:
+    """Whether an argument is this number, or a constant of nothing else."""
+    if isinstance(value, Node):
+        return value.op == "get_attr" and bool((getattr(graph, str(value.target)) == number).all())
+    return isinstance(value, int | float) and value == number

@@ -263,10 +263,12 @@ class _Loop:
 
     def _clip(self) -> float:
         """The norm of the gradient, which is made shorter where it is longer than it may be."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        moved = [p for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in moved if p.grad is not None]
         norm = float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
-        if self.plan.clip < norm < math.inf:
-            torch._foreach_mul_(gradients, self.plan.clip / norm)
+        if self.plan.clip < norm < math.inf:  # not in place: two parameters may share one gradient
+            for p, shorter in zip(moved, torch._foreach_mul(gradients, self.plan.clip / norm), strict=True):
+                p.grad = shorter
         return norm
 
     def _stop(self, value: float, rows: Tensor, x: Tensor) -> None:
