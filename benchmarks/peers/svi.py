@@ -1,15 +1,17 @@
 """A step of SVI on the 784-200-200-50 Bernoulli model, against a PyTorch loop written by hand, and NumPyro's jitted update.
 
-All take batches of 128 of the same binary images, in float32 on one thread, alternating in one process. Ours is what `svi` does
+All take batches of the same binary images, in float32 on one thread, alternating in one process. Ours is what `svi` does
 on the program `zoo/deep_latent_gaussian.py` with the guide derived from its structure: the training loop's own step, with
 its guard against NaN and its gradient clipping. The loop by hand has the same arithmetic: the same networks, the divergence
-in closed form, one fused Adam. NumPyro's is `SVI.update` under `jit` with `TraceMeanField_ELBO`, where it is installed.
+in closed form (with several particles the importance-weighted bound of Burda et al. 2016), one fused Adam. NumPyro's is
+`SVI.update` under `jit` with `TraceMeanField_ELBO` (`RenyiELBO(alpha=0)`), where it is installed.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,29 +37,30 @@ from zoo._program.load import load
 if TYPE_CHECKING:
     import jax
 
-BATCH, HIDDEN, LATENTS, LR = 128, 200, 50, 1e-3
+HIDDEN, LATENTS, LR = 200, 50, 1e-3
 STEPS, STEPS_QUICK = 100, 5
 TARGETS = {"by hand": 1.10, "numpyro": 1.0}
 
 
-def measure(*, rounds: Count = 7, quick: bool = False) -> Document:
+def measure(*, rounds: Count = 7, batch: Count = 128, particles: Count = 1, quick: bool = False) -> Document:
     """The document: seconds of a step, their ratios, and who is not installed."""
     x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5).x, dtype=torch.float32)
-    steps = STEPS_QUICK if quick else STEPS
+    steps = STEPS_QUICK if quick else max(STEPS_QUICK, STEPS * 128 // (batch * particles))
     with one_thread():
-        loops = {OURS: _ours(x), "by hand": _by_hand(x)}
-        if (numpyro := _numpyro(x)) is not None:
+        loops = {OURS: _ours(x, batch, particles), "by hand": _by_hand(x, batch, particles)}
+        if (numpyro := _numpyro(x, batch, particles)) is not None:
             loops["numpyro"] = numpyro
         sides = {name: functools.partial(_step, loop, steps) for name, loop in loops.items()}
         out = turns(sides, rounds, warm_up=[functools.partial(loop, max(3, steps // 10)) for loop in loops.values()])
     return {
         "benchmark": "peers/svi",
-        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={BATCH}",
+        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={batch}, particles={particles}",
         "milliseconds": {name: 1e3 * spent for name, spent in out["seconds"].items()},
         "targets": TARGETS,
         **out,
         "skipped": [] if "numpyro" in loops else ["numpyro is not installed"],
-        "batch": BATCH,
+        "batch": batch,
+        "particles": particles,
         "threads": 1,
         "versions": versions(),
     }
@@ -68,15 +71,15 @@ def _step(loop: Callable[[int], None], steps: int) -> tuple[float, None]:
     return timed(lambda: loop(steps)) / steps, None
 
 
-def _ours(x: Tensor) -> Callable[[int], None]:
+def _ours(x: Tensor, batch: int, particles: int) -> Callable[[int], None]:
     program = load("deep_latent_gaussian", x, {"likelihood": "bernoulli", "latents": LATENTS, "activation": "tanh"})
     task = Task(program, describe(program, x), x, quiet=True)
     guide = guides.make("amortized", task.structure, x, hidden=(HIDDEN, HIDDEN))
-    objective = elbo.objective(task, guide, 1)
+    objective = elbo.objective(task, guide, particles)
     loop = _Loop(
-        task, {"program": program, "guide": guide}, objective, Plan(1, BATCH, LR, 1e-4), objective, lambda r, x: ""
+        task, {"program": program, "guide": guide}, objective, Plan(1, batch, LR, 1e-4), objective, lambda r, x: ""
     )
-    batches = torch.randperm(len(x)).split(BATCH)[:-1]
+    batches = torch.randperm(len(x)).split(batch)[:-1]
     with pyro.validation_enabled(False):
         loop.record(batches[:1], x)
 
@@ -89,7 +92,7 @@ def _ours(x: Tensor) -> Callable[[int], None]:
     return run
 
 
-def _by_hand(x: Tensor) -> Callable[[int], None]:
+def _by_hand(x: Tensor, batch: int, particles: int) -> Callable[[int], None]:
     def network(*widths: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for i in range(len(widths) - 1):
@@ -100,7 +103,7 @@ def _by_hand(x: Tensor) -> Callable[[int], None]:
     decoder = network(LATENTS, HIDDEN, HIDDEN, 784)
     optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LR, fused=True)
     center = x.mean(0)
-    batches = torch.randperm(len(x)).split(BATCH)[:-1]
+    batches = torch.randperm(len(x)).split(batch)[:-1]
 
     def run(steps: int) -> None:
         for i in range(steps):
@@ -108,10 +111,16 @@ def _by_hand(x: Tensor) -> Callable[[int], None]:
             optimiser.zero_grad()
             loc, free = encoder(rows - center).chunk(2, 1)
             scale = softplus(free) + 1e-6
-            z = loc + scale * torch.randn_like(loc)
-            fit = -binary_cross_entropy_with_logits(decoder(z), rows, reduction="none").sum(1)
-            divergence = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(1)
-            gain = (fit - divergence).mean()
+            noise = torch.randn(particles, *loc.shape)
+            z = loc + scale * noise
+            pixels = rows.expand(particles, *rows.shape)
+            fit = -binary_cross_entropy_with_logits(decoder(z), pixels, reduction="none").sum(-1)
+            if particles == 1:
+                divergence = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(1)
+                gain = (fit[0] - divergence).mean()
+            else:
+                log_weights = fit + (0.5 * (noise.square() - z.square()) + scale.log()).sum(-1)
+                gain = (log_weights.logsumexp(0) - math.log(particles)).mean()
             (-gain).backward()
             optimiser.step()
             float(gain.detach())
@@ -119,7 +128,7 @@ def _by_hand(x: Tensor) -> Callable[[int], None]:
     return run
 
 
-def _numpyro(x: Tensor) -> Callable[[int], None] | None:
+def _numpyro(x: Tensor, batch: int, particles: int) -> Callable[[int], None] | None:
     """NumPyro's side, or None where it is not installed."""
     try:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
@@ -127,7 +136,7 @@ def _numpyro(x: Tensor) -> Callable[[int], None] | None:
         import numpyro
         import numpyro.distributions as dist
         from jax import numpy as jnp
-        from numpyro.infer import SVI, TraceMeanField_ELBO
+        from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
     except ImportError:
         return None
 
@@ -152,8 +161,9 @@ def _numpyro(x: Tensor) -> Callable[[int], None] | None:
 
     data = jnp.asarray(x.numpy())
     center = data.mean(0)
-    svi = SVI(model, guide, numpyro.optim.Adam(LR), TraceMeanField_ELBO())
-    batches = [jnp.asarray(b.numpy()) for b in torch.randperm(len(x)).split(BATCH)[:-1]]
+    bound = TraceMeanField_ELBO() if particles == 1 else RenyiELBO(alpha=0, num_particles=particles)
+    svi = SVI(model, guide, numpyro.optim.Adam(LR), bound)
+    batches = [jnp.asarray(b.numpy()) for b in torch.randperm(len(x)).split(batch)[:-1]]
     state = svi.init(jax.random.PRNGKey(0), data[batches[0]])
     update = jax.jit(svi.update)
 
