@@ -41,6 +41,7 @@ from zoo._options import Count, Limits, Positive, Used
 from zoo._program.structure import Structure
 
 Proposal = Literal["auto", "guide", "prior", "laplace", "sequential"]
+SHARES = True  # the processes that torchrun starts share the rows of a mini-batch
 OF_ROWS, OF_GLOBALS = 1000, 4000  # draws for the estimate
 LEAST_LINES = 100  # particles of a row whose lines are left
 NO_HISTORY = History(np.zeros(0), np.zeros(0), True)

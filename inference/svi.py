@@ -43,6 +43,7 @@ from zoo._program.structure import Structure
 from zoo._program.trace import local_log_prob, node_of
 
 WEIGHTS = True  # rows may have weights
+SHARES = True  # the processes that torchrun starts share the rows of a mini-batch
 BOUND_DRAWS = 200
 FIXED_BOUND_DRAWS = 1024  # where they go side by side
 FEW = 2**18  # numbers in one draw of the whole program, up to which L-BFGS is the usual way

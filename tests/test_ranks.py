@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from inference._numerics import ranks
 from inference._numerics.slices import slices
@@ -122,5 +123,43 @@ def test_what_is_not_shared_runs_in_one_process(tables, of):
 
 @pytest.mark.full
 def test_a_method_that_does_not_share_says_so(tables):
-    asked = ask(2, "run", "gmm", "--data", "whole.npy", "--method", "svi", folder=tables)
-    assert asked.returncode != 0 and asked.stderr.count("Expected one process for svi, got 2") == 1
+    asked = ask(2, "run", "gmm", "--data", "whole.npy", "--method", "laplace", folder=tables)
+    assert asked.returncode != 0 and asked.stderr.count("Expected one process for laplace, got 2") == 1
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("rows", [2, 3, 7])
+def test_the_mean_of_a_batch_is_that_of_its_parts(monkeypatch, processes, rows):
+    """Also where the parts are of different lengths, and where there are fewer rows than processes."""
+    batch, parts, sums = torch.arange(float(rows)) ** 2, [], torch.zeros(3)
+    monkeypatch.setattr(ranks, "size", lambda: processes)
+    monkeypatch.setattr(ranks, "_all_reduce", lambda flat: sums.add_(flat))
+    for rank in range(processes):
+        monkeypatch.setattr(ranks.dist, "get_rank", lambda rank=rank: rank)
+        parts.append(ranks.part(batch))
+        ranks.mean([parts[-1].mean(), 2 * parts[-1].mean()], len(parts[-1]))
+    taken = batch if rows >= processes else batch.repeat(processes)
+    assert torch.equal(torch.cat(parts), taken)
+    assert torch.allclose(sums / sums[-1], torch.stack([batch.mean(), 2 * batch.mean(), torch.tensor(1.0)]))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("model", "method", "option", "within"),
+    [
+        ("gmm", "svi", "components=3", 1e-9),  # the components are summed out, and nothing is drawn
+        pytest.param("factor_analysis", "svi", "latents=1", 2e-3, marks=pytest.mark.slow),
+        pytest.param("factor_analysis", "importance", "latents=1", 1e-2, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_learn_what_one_does(tables, model, method, option, within):
+    arguments = ("run", model, "--data", "whole.npy", "--method", method, "--set", option, "--set", "epochs=8")
+    rate = ("--set", "batch=301", "--set", "lr=0.02", "--json", "--out")
+    alone, together = (
+        json.loads(ask(n, *arguments, *rate, f"{model}-{method}-{n}", folder=tables).stdout) for n in (1, 2)
+    )
+    first, second = (document["verified_log_evidence"]["value"] for document in (alone, together))
+    assert second == pytest.approx(first, rel=within)
+    if within < 1e-6:
+        for name, value in alone["parameters"].items():
+            np.testing.assert_allclose(together["parameters"][name], value, rtol=1e-5, atol=1e-6)

@@ -1,15 +1,16 @@
 """Several processes of one run, started by `torchrun`: each sums over its share of the rows, and the sums are added up.
 
 All processes do the same with the same data and the same seed, and so are at the same θ; only a pass over the rows is shared.
-What they exchange are sums (K·D² numbers for a mixture, whatever the number of rows), so each of them goes on with the sums
-over all rows. Alone, everything here does nothing.
+What they exchange are sums (K·D² numbers for a mixture, whatever the number of rows; a gradient, of a training step), so each
+of them goes on with the sums over all rows. Alone, everything here does nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -80,6 +81,35 @@ def total(sums: T, rows: int) -> T:
         [new.reshape(old.shape).to(old.dtype) for new, old in zip(each, parts, strict=True)], spec
     )
     return found
+
+
+def part(rows: Tensor) -> Tensor:
+    """What of the rows of a mini-batch this process takes; all of them where there are fewer rows than processes."""
+    return rows if len(rows) < size() else rows.tensor_split(size())[dist.get_rank() if size() > 1 else 0]
+
+
+def mean(values: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """Means over the rows of a mini-batch, each over this process's part of `rows` rows, as means over all of its rows."""
+    if size() == 1:
+        return list(values)
+    flat = torch.cat([v.detach().reshape(-1) for v in values] + [values[0].new_ones(1)]) * rows
+    _all_reduce(flat)
+    flat = flat[:-1] / flat[-1]
+    return [new.reshape(old.shape) for new, old in zip(flat.split([v.numel() for v in values]), values, strict=True)]
+
+
+@contextlib.contextmanager
+def own_draws(seed: int) -> Iterator[None]:
+    """In here each process draws random numbers of its own; afterwards all go on with the same."""
+    if size() == 1:
+        yield
+        return
+    state = torch.get_rng_state()
+    torch.manual_seed(1000 * seed + dist.get_rank())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def gathered(value: Tensor, rows: int) -> list[Tensor]:

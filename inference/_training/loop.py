@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inference._method.progress import Step
 from inference._method.task import Task
+from inference._numerics import ranks
 from inference._numerics.adam import Adam
 from inference._training.elbo import Index, Objective
 from inference._training.recorded import WORTH, Compiled
@@ -129,9 +130,10 @@ def train(
             return History(np.zeros(0), np.zeros(0), True)
         loop.resume()
         step(loop.epoch)
-        while loop.epoch < plan.epochs and not loop.done:
-            loop.run_epoch()
-            step(note=f"{loop.seen[-1]:.4f} nats per row")
+        with ranks.own_draws(task.seed):
+            while loop.epoch < plan.epochs and not loop.done:
+                loop.run_epoch()
+                step(note=f"{loop.seen[-1]:.4f} nats per row")
         loop.keep_best()
     found = History(np.asarray(loop.seen), np.asarray(loop.rates), loop.converged(), np.asarray(loop.watched))
     if plan.schedule == "plateau":
@@ -226,8 +228,8 @@ class _Loop:
         if plan_is_long(self.plan, len(batches)):
             self.record(batches[self.batch :], x)
         while self.batch < len(batches):
-            rows = batches[self.batch]
-            self.total += self._step(rows, x[rows], len(batches)) * len(rows)
+            rows = ranks.part(batches[self.batch])
+            self.total += self._step(rows, x[rows], len(batches)) * len(batches[self.batch])
             self.batch += 1
             if self.batch < len(batches):
                 self._checkpoint()
@@ -248,17 +250,27 @@ class _Loop:
         if self.recorded is None:
             self.recorded = not bool(self.task.x.isnan().any())
         if self.recorded:
-            for rows in {len(rows): rows for rows in reversed(batches)}.values():
+            for rows in {len(rows): rows for rows in map(ranks.part, reversed(batches))}.values():
                 self.compiled.prepare(rows, x[rows])
 
     def _step(self, rows: Tensor, x: Tensor, batches: int) -> float:
         self.optimiser.lr = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))
-        value = float(self.compiled(rows, x))
+        value = float(self._descent(rows, x))
         if not math.isfinite(value):
             self._stop(value, rows, x)
         if not math.isfinite(self._clip()):
             self._stop(math.nan, rows, x)
         self.optimiser.step()
+        return value
+
+    def _descent(self, rows: Tensor, x: Tensor) -> Tensor:
+        """The objective, with its gradients in the parameters' `grad`; of several processes, the mean of their parts."""
+        value = self.compiled(rows, x)
+        if ranks.size() > 1:
+            slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            value, *slopes = ranks.mean([value, *slopes], len(rows))
+            for p, slope in zip(self.parameters, slopes, strict=True):
+                p.grad = slope
         return value
 
     def _clip(self) -> float:
