@@ -83,14 +83,17 @@ def _fooling():
     def shapes(rows, x, p):
         return -(p * x[x > 0].sum()).sum()
 
-    return [counts, reads_a_number, turns, keeps_a_draw, goes_by_numpy, shapes, keeps_a_value]
+    def reads_the_data(rows, x, p):
+        return -(p * float(x.numpy().sum())).sum()
+
+    return [reads_the_data, counts, reads_a_number, turns, keeps_a_draw, goes_by_numpy, shapes, keeps_a_value]
 
 
 @pytest.mark.parametrize("function", _fooling(), ids=lambda f: f.__name__)
 def test_a_record_is_never_another_function(function):
     p = torch.ones(2, requires_grad=True)
     compiled = Compiled(lambda rows, x: function(rows, x, p), [p])
-    compiled.prepare(torch.arange(2), torch.ones(2))
+    compiled.prepare(torch.arange(2), torch.ones(2), torch.arange(2), 2 * torch.ones(2))
     assert compiled.records == {torch.Size([2]): None} or function.__name__ == "keeps_a_value"  # which is a constant
     for step in range(5):  # and what is done is what the function does
         x, state = torch.full((2,), float(step - 2)), torch.get_rng_state()

@@ -177,7 +177,9 @@ def test_a_recorded_step_changes_nothing_but_the_time(tmp_path, monkeypatch, how
     folders, used = [], []
     original = recorded.Compiled.prepare
     monkeypatch.setattr(
-        recorded.Compiled, "prepare", lambda c, r, x: (original(c, r, x), used.append(c.records[x.shape] is not None))
+        recorded.Compiled,
+        "prepare",
+        lambda c, r, x, *o: (original(c, r, x, *o), used.append(c.records[x.shape] is not None)),
     )
     for worth in (1, 10**9):
         monkeypatch.setattr(loop, "WORTH", worth)
@@ -201,7 +203,7 @@ def test_a_program_with_a_state_of_its_own_is_not_recorded():
     x = torch.ones(8, 1, dtype=torch.float64)
     task = task_of(warming, x)
     compiled = recorded.Compiled(elbo.objective(task, None, 1), list(task.program.parameters()))
-    compiled.prepare(torch.arange(8), x)
+    compiled.prepare(torch.arange(8), x, torch.arange(8), x)
     assert compiled.records == {x.shape: None}
     first, second = (float(compiled(torch.arange(8), x)) for _ in range(2))
     assert first != second

@@ -250,8 +250,9 @@ class _Loop:
         if self.recorded is None:
             self.recorded = not bool(self.task.x.isnan().any())
         if self.recorded:
-            for rows in {len(rows): rows for rows in map(ranks.part, reversed(batches))}.values():
-                self.compiled.prepare(rows, x[rows])
+            for n, rows in {len(rows): rows for rows in map(ranks.part, reversed(batches))}.items():
+                twice = self.kept[torch.arange(n, device="cpu") // 2]  # other rows, also where a batch has them all
+                self.compiled.prepare(rows, x[rows], twice, x[twice])
 
     def _step(self, rows: Tensor, x: Tensor, batches: int) -> float:
         self.optimiser.lr = self._rate((self.epoch * batches + self.batch) / (self.plan.epochs * batches))

@@ -1,8 +1,8 @@
 """A training step, objective and gradient, as a plain list of tensor operations, without what found them.
 
 Recorded once (`tape`), and used only where it gives what the program itself gives, to the last bit, values and gradients: on
-the batch it was recorded on, at those parameters and a little aside, then on other batches after 1, 2, 4, 8, … uses and at last
-every 500, whenever an epoch begins. A program whose steps depend on the data, or on a state of its own, so goes the slow way,
+the batch it was recorded on, on another at parameters a little aside, then after 1, 2, 4, 8, … uses and at last every 500,
+whenever an epoch begins. A program whose steps depend on the data, or on a state of its own, so goes the slow way,
 as does one whose recording fails. Batches of another size, such as the last of an epoch, have a record of their own.
 """
 
@@ -65,14 +65,17 @@ class Compiled:
             gradients[i] = gradient
         return value, gradients
 
-    def prepare(self, rows: Tensor, x: Tensor) -> None:
-        """Record the step on a batch, or check the record of its shape on it where that is due; keeps what is right."""
+    def prepare(self, rows: Tensor, x: Tensor, other_rows: Tensor, other_x: Tensor) -> None:
+        """Record the step on a batch, or check the record of its shape on it where that is due; keeps what is right.
+
+        `other_rows`, `other_x`: another batch of as many rows.
+        """
         if x.shape not in self.records:
             fails = None in self.records.values()  # it does for batches of another size
             self.records[x.shape] = None if fails else self._record(rows, x)
             self._check(rows, x)
             with _elsewhere(self.parameters):
-                self._check(rows, x)
+                self._check(other_rows, other_x)
         elif (record := self.records[x.shape]) is not None and record.uses >= record.check_at:
             self._check(rows, x)
 
