@@ -656,7 +656,7 @@ def test_files_that_cannot_be_used(tmp_path, monkeypatch):
     assert f"there is no folder '{tmp_path / 'no'}' either." in refused(tmp_path / "no" / "a.csv")
     assert "the data set is called 'faithful', with no suffix." in refused("faithful.csv")
     assert "'notes.docx' is not a .csv, .tsv, .parquet, .feather, .xlsx, .npy or .npz file" in refused("notes.docx")
-    assert "is a folder; give a .csv, .tsv, .parquet, .feather, .xlsx, .npy or .npz file in it." in refused(
+    assert "is a folder without .parquet or .pq or .feather or .arrow files; give a .csv, .tsv, " in refused(
         str(tmp_path)
     )
     folder = tmp_path / "folder.csv"

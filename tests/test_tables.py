@@ -172,6 +172,26 @@ def test_files_of_other_programs(tmp_path, name):
     is_messy(datasets.load(tmp_path / name, **ROLES))
 
 
+def test_a_folder_of_parts_is_one_table(tmp_path, monkeypatch):
+    """As Dask and Spark write it; by a stand-in for the package that reads Parquet."""
+    monkeypatch.setattr(
+        pd, "read_parquet", lambda content: pd.read_csv(content, dtype={"id": str}, keep_default_na=False)
+    )
+    folder = tmp_path / "many parts.parquet"
+    folder.mkdir()
+    for name, part in {"part.1.parquet": MESSY[8:], "part.0.parquet": MESSY[:8], "_SUCCESS": MESSY[:0]}.items():
+        part.to_csv(folder / name, index=False)
+    whole = datasets.load(folder, **ROLES)
+    is_messy(whole)
+    assert whole.name == "many parts" and ", 2 parts, sha256 " in str(whole.options["source"])
+    MESSY[:8].rename(columns={"id": "key"}).to_csv(folder / "part.2.parquet", index=False)
+    assert "have different columns: id, " in refused(folder, **ROLES)
+    (folder / "part.0.parquet").write_bytes(b"")
+    assert "part.0.parquet' cannot be read as a .parquet file" in refused(folder)
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without .parquet or .pq" in refused(tmp_path / "empty")
+
+
 def test_a_sheet_is_read_as_a_text_file_is(tmp_path, monkeypatch):
     """A header, marks of missing values in text, an empty row; by a stand-in for the package that reads the file."""
 

@@ -160,7 +160,7 @@ def _read(spec: object) -> tuple[Raw | Table, str]:
     if isinstance(spec, str) and not path.suffix and len(path.parts) < 2 and not os.path.exists(spec):
         raise unknown("data set", spec, SETS)
     if os.path.isdir(path):
-        raise UsageError(f"'{spec}' is a folder; give {GIVE} in it.")
+        return read_file(path, spec)
     if not is_data_file(path):
         raise UsageError(f"'{spec}' is not {GIVE}; give one, or the name of a data set.")
     if not os.path.isfile(path):

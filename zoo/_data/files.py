@@ -12,8 +12,9 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from zoo._data.raw import Raw, from_array
 from zoo._data.table import Table, from_frame
 from zoo._data.text import from_records, from_text
 from zoo._errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STANDARD_INPUT = "-"
 TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
@@ -61,10 +65,12 @@ def read_standard_input() -> Raw | Table:
 
 
 def read_file(path: Path, spec: object) -> tuple[Raw | Table, str]:
-    """The data in a file, and its name without what tells its kind. `spec`: the path as it was given.
+    """The data in a file, or in the parts in a folder, and its name without what tells its kind. `spec`: the path as given.
 
     Raises `UsageError` where it cannot be read.
     """
+    if path.is_dir():
+        return _read_folder(path, spec)
     try:
         if whole := not mapped_file.worth_mapping(path):
             content = path.read_bytes()
@@ -78,6 +84,46 @@ def read_file(path: Path, spec: object) -> tuple[Raw | Table, str]:
     source = f"{path.name}, sha256 {hashlib.sha256(content).hexdigest()[:16]}"
     name = Path(path.stem) if path.suffix.lower() in PACKED else path
     return _parsed(content, path.name, f"'{spec}'", source), name.stem if is_data_file(name) else name.name
+
+
+def _read_folder(path: Path, spec: object) -> tuple[Table, str]:
+    """The table whose rows are parts in a folder, as Dask and Spark write it: Parquet or Feather files, in the order of names.
+
+    Raises `UsageError` where there are none, or their columns differ.
+    """
+    import pandas as pd
+
+    try:
+        parts = sorted(f for f in path.iterdir() if f.suffix.lower() in FRAMES and not f.name.startswith((".", "_")))
+        contents = [part.read_bytes() for part in parts]
+    except OSError as error:
+        raise UsageError(f"'{spec}' cannot be read: {error.strerror or error}.") from None
+    if not parts:
+        raise UsageError(f"'{spec}' is a folder without {' or '.join(FRAMES)} files; give {GIVE} in it.")
+    frames = [
+        _frame(content, part.suffix.lower(), f"'{Path(str(spec)) / part.name}'")
+        for content, part in zip(contents, parts, strict=True)
+    ]
+    for part, frame in zip(parts, frames, strict=True):
+        if list(frame.columns) != list(frames[0].columns):
+            raise UsageError(
+                f"the parts in '{spec}' have different columns: {_few(frames[0].columns)} in {parts[0].name}, "
+                f"{_few(frame.columns)} in {part.name}. Write them with the same columns in the same order."
+            )
+    digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
+    table = from_frame(
+        pd.concat(frames, ignore_index=isinstance(frames[0].index, pd.RangeIndex)),
+        f"'{spec}'",
+        f"{path.name}, {len(parts)} parts, sha256 {digest[:16]}",
+    )
+    assert table is not None
+    return table, path.stem
+
+
+def _few(names: Iterable[object]) -> str:
+    """The first names, in words."""
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:5]) + (f" … ({len(listed)})" if len(listed) > 5 else "")
 
 
 def _parsed(content: bytes, name: str, what: str, source: str) -> Raw | Table:
@@ -142,10 +188,8 @@ def _by_pandas(content: bytes, kind: str, what: str, source: str) -> Table:
 
     told, needs = list[str](), SHEETS.get(kind, "pyarrow")
     try:
-        if kind in (".parquet", ".pq"):
-            table = from_frame(pd.read_parquet(io.BytesIO(content)), what, source)
-        elif kind in FRAMES:
-            table = from_frame(pd.read_feather(io.BytesIO(content)), what, source)
+        if kind in FRAMES:
+            table = from_frame(_frame(content, kind, what), what, source)
         else:
             with pd.ExcelFile(io.BytesIO(content), engine=ENGINES.get(needs, needs)) as book:
                 sheets = [str(name) for name in book.sheet_names]
@@ -154,15 +198,30 @@ def _by_pandas(content: bytes, kind: str, what: str, source: str) -> Table:
                 cells = book.parse(0, header=None, dtype=object, keep_default_na=False)
             records = [(i + 1, list(row)) for i, row in enumerate(cells.itertuples(index=False, name=None))]
             return from_records([r for r in records if any(map(_is_written, r[1]))], what, source, told)
-    except ImportError:
-        raise UsageError(f"reading {what} needs the package {needs}: install it (pip install {needs}).") from None
     except UsageError:
         raise
     except Exception as error:  # damaged bytes raise many kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UsageError(f"{what} cannot be read as a {kind} file: {first[:200]}.") from None
+        raise _unreadable(error, kind, what, needs) from None
     assert table is not None
     return table
+
+
+def _frame(content: bytes, kind: str, what: str) -> pd.DataFrame:
+    """The data frame in a Parquet or Feather file."""
+    import pandas as pd
+
+    read = pd.read_parquet if kind in (".parquet", ".pq") else pd.read_feather
+    try:
+        return read(io.BytesIO(content))
+    except Exception as error:
+        raise _unreadable(error, kind, what, "pyarrow") from None
+
+
+def _unreadable(error: Exception, kind: str, what: str, needs: str) -> UsageError:
+    if isinstance(error, ImportError):
+        return UsageError(f"reading {what} needs the package {needs}: install it (pip install {needs}).")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UsageError(f"{what} cannot be read as a {kind} file: {first[:200]}.")
 
 
 def _is_written(cell: object) -> bool:
