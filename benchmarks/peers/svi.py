@@ -54,7 +54,8 @@ def measure(*, rounds: Count = 7, batch: Count = 128, particles: Count = 1, quic
         out = turns(sides, rounds, warm_up=[functools.partial(loop, max(3, steps // 10)) for loop in loops.values()])
     return {
         "benchmark": "peers/svi",
-        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={batch}, particles={particles}",
+        "what": f"a step of SVI, 784-{HIDDEN}-{HIDDEN}-{LATENTS} Bernoulli, float32: batch={batch}"
+        + (f", particles={particles}" if particles > 1 else ""),
         "milliseconds": {name: 1e3 * spent for name, spent in out["seconds"].items()},
         "targets": TARGETS,
         **out,
