@@ -87,7 +87,8 @@ def fit(
     """Climb the bound for `epochs` epochs, or until it stops rising.
 
     - `epochs`: at most. When None 1000, and at least 5000 steps; of L-BFGS, iterations.
-    - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128.
+    - `batch`: rows of a mini-batch; more than there are means all. When None 64; for data of 100 columns or more 128. Where all
+      rows are fewer than 64, each has several draws a step.
     - `lr`: the rate of Adam. When None 0.02; for data of 100 columns or more, or a program with networks of its own, 0.002.
     - `hidden`: widths of the guide's layers. When None 64,64; for data of 100 columns or more 200,200.
     - `tol`: the smallest rise of the bound that counts as progress, nats per row; of Adam.
@@ -123,7 +124,8 @@ def fit(
         q = task.guide or _guide(task, guide, points, globals, {"hidden": hidden, "covariance": guide_covariance})
     objective = elbo.objective(task, q, particles)
     steps = -(-len(task.x) // batch)
-    plan = Plan(epochs or max(EPOCHS, -(-STEPS // steps)), batch, lr, tol, schedule, patience, clip, held_out)
+    draws = elbo.draws_of_few(task, q, batch)
+    plan = Plan(epochs or max(EPOCHS, -(-STEPS // steps)), batch, lr, tol, schedule, patience, clip, held_out, draws)
     fixed = _fixed_draws(task, q, particles, optimizer)
     few = fixed is not None and fixed.width <= (FEW if task.structure.local_latents else FEW_GLOBAL)
     found = _Found(task, q, particles, objective, list(points), fixed)

@@ -18,7 +18,7 @@ import guides
 from guides import at
 from inference import run
 from inference._sampling import weights
-from inference._training import elbo
+from inference._training import elbo, loop
 from zoo._errors import Refusal, UsageError
 
 
@@ -273,3 +273,31 @@ def test_slots_left_over_cost_nothing():
     with torch.no_grad():
         log_w = weights.draw(task.program, task.structure, task.x, guide, 20).log_weights
     assert float(log_w[:, 1:].std(0).max()) < 1e-9 < float(log_w[:, 0].std())
+
+
+# ---- few rows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_each_of_few_rows_has_several_draws():
+    """Their mean is the same bound, with less noise; θ stands still here."""
+    made = task_of("ppca", np.random.default_rng(0).normal(size=(4, 3)), latents=1)
+    q = guides.make("amortized", made.structure, made.x, hidden=(4,))
+    objective = elbo.objective(made, q, 1)
+    draws = elbo.draws_of_few(made, q, 4)
+
+    def train(draws):
+        torch.manual_seed(0)
+        plan = loop.Plan(epochs=60, batch=4, lr=1e-12, tol=1e-4, schedule="constant", draws=draws)
+        return loop.train(made, {"guide": q}, objective, plan, step=lambda *_, **__: None).objective
+
+    one, many = train(1), train(draws)
+    assert draws == 16 and abs(one.mean() - many.mean()) < 4 * one.std() / 60**0.5
+    assert many.std() == pytest.approx(one.std() / 4, rel=0.5)  # 4 standard errors of a ratio
+
+
+@pytest.mark.parametrize(("model", "rows", "batch"), [("ppca", 40, 40), ("ppca", 100, 4), ("gmm", 4, 4)])
+def test_many_rows_or_no_noise_ask_for_no_more_draws(model, rows, batch):
+    made = task_of(model, np.random.default_rng(0).normal(size=(rows, 3)))
+    q = guides.make("amortized", made.structure, made.x, hidden=(4,))
+    assert elbo.draws_of_few(made, q, batch) == 1

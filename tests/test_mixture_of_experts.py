@@ -22,6 +22,7 @@ U = RNG.normal(size=(N, 1))
 Z = RNG.random(N) < expit(2 * U[:, 0] - 0.5)
 Y = np.where(Z, 1 + 2 * U[:, 0], -1 - U[:, 0]) + 0.5 * RNG.normal(size=N)
 ITEMS = (RNG.random((N, 4)) < np.where(Z, 0.85, 0.2)[:, None]).astype(float)
+OTHER = RNG.normal(size=N)  # has nothing to do with the rest
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_classes_of_three_categories_without_a_gate_are_counted():
 
 @pytest.mark.slow
 def test_without_covariates_it_is_a_mixture_of_gaussians():
-    y = np.c_[Y, RNG.normal(size=N)]
+    y = np.c_[Y, OTHER]
     found = run(MODEL, np.c_[y, U], gate="constant", experts="constant")
     assert found.claimed.value == pytest.approx(run("gmm", y, covariance="diagonal").claimed.value, abs=1e-3)
 

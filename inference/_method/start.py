@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,12 @@ KMEANS_ROWS = 20_000  # a start needs no more
 CLUSTERED = 2**16  # rows at a time
 CONTEST_ROWS = 2000  # for choosing among starts
 LINEAR_ROWS = 300  # the same for linear programs, whose every row may have holes of its own
-SHORT = 4  # EM steps from each start of a mixture
+AGAIN = 3  # further seeds of each clustering
+CLUSTERINGS = ("kmeans", "seeds")
+FAR = 100_003  # from one of them to the next: restarts have seeds next to each other
+CHEAP = 2**21  # rows × joint values × columns, up to which they are tried
+SHORT, LONGER = 4, 10  # EM steps from each start of a mixture, and where that costs little
+IN_LINEAR = 8  # the same of a linear program
 MANY = 20
 SMALL = 2**14  # rows × joint values of the latents
 NARROW = 1e-8  # a share of the data's variance: of a smaller one some sums have lost half of their digits
@@ -69,40 +75,66 @@ def usual_restarts(task: Task, start: Start) -> int:
     return MANY if several and task.engine.size <= SMALL else 1
 
 
+@dataclass
+class _Trial:
+    """A start that was tried: θ and the globals there, and log p(x, globals; θ) a few EM steps on."""
+
+    name: str
+    seed: int
+    theta: dict[str, Tensor]
+    globals: dict[str, Tensor]
+    value: float = -np.inf
+
+
 def contest(task: Task, seed: int, floor: Floor) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Put θ at the best of several starts, judged by a few EM steps from each on at most `CONTEST_ROWS` rows.
 
     One start is known to fail for mixtures, and for linear programs with missing entries; for others, and where only one
-    can be had, there is none to choose. Returns the globals, and start → log p(x, globals; θ) after its few steps.
+    can be had, there is none to choose. Clusterings of a mixture differ by their seeds, so that several are tried where
+    that costs little (Biernacki, Celeux & Govaert 2003). Returns the globals, and start → log p(x, globals; θ) after its
+    few steps, the best of its seeds.
     """
     names = _candidates(task)
     if len(names) < 2:
         return begin(task, "auto", seed, floor), {}
     few = _some_rows(task, seed)
     initial = task.theta()
-    found: dict[str, float] = {}
-    starts: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-    for name in names:
+    trials: list[_Trial] = []
+    cheap = _cheap(few)
+    again = [(name, (seed + FAR * k) % 2**32) for k in range(1, AGAIN + 1) for name in names if name in CLUSTERINGS]
+    for name, other in [(name, seed) for name in names] + again * cheap:
         task.program.assign(initial)
-        trial = Floor(floor.share, set(), floor.strict)
-        try:
-            globals = CANDIDATES[name](few, seed, trial)
-            if any(_same(task.theta() | globals, theta | point) for theta, point in starts.values()):
-                continue
-            starts[name] = task.theta(), globals
-            value = _short(few, globals, trial)
-        except (ValueError, RuntimeError):
-            continue  # this start leads out of the program's domain
-        # what has collapsed after a few steps is the likelihood's own fault, and no reason to prefer it
-        found[name] = -np.inf if trial.reached else value
+        with contextlib.suppress(ValueError, RuntimeError):  # this start leads out of the program's domain
+            _try(few, name, other, Floor(floor.share, set(), floor.strict), trials, LONGER if cheap else SHORT)
     task.program.assign(initial)
+    found = {name: max(t.value for t in trials if t.name == name) for name in {t.name: None for t in trials}}
     if not any(np.isfinite(value) for value in found.values()):
         return begin(task, "auto", seed, floor), {}
-    best = max(found, key=lambda name: found[name])
-    if few is not task:
-        return CANDIDATES[best](task, seed, floor), found
-    task.program.assign(starts[best][0])
-    return starts[best][1], found
+    best = max(trials, key=lambda t: t.value)
+    if few is not task and best.seed == seed:
+        return CANDIDATES[best.name](task, seed, floor), found
+    task.program.assign(best.theta)  # of some rows, where it is another seed's: all rows would make other clusters
+    return best.globals, found
+
+
+def _try(few: Task, name: str, seed: int, floor: Floor, trials: list[_Trial], steps: int) -> None:
+    """Try a start, unless it is the same as one before."""
+    globals = CANDIDATES[name](few, seed, floor)
+    theta = few.theta()
+    if any(_same(theta | globals, t.theta | t.globals) for t in trials):
+        return
+    trial = _Trial(name, seed, theta, globals)
+    value = _short(few, globals, floor, steps if is_mixture(few) else IN_LINEAR)
+    # what has collapsed after a few steps is the likelihood's own fault, and no reason to prefer it
+    trial.value = -np.inf if floor.reached else value
+    trials.append(trial)
+
+
+def _cheap(few: Task) -> bool:
+    """Whether short runs of a mixture cost little: their steps are in closed form, and of few numbers."""
+    if not is_mixture(few) or few.engine.size * few.x[0].numel() > CHEAP:
+        return False
+    return not few.plan(globals := few.global_start()).by_steps(globals)
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -128,10 +160,9 @@ def _some_rows(task: Task, seed: int) -> Task:
     return Task(task.program, task.structure, task.x[some], weights=weights, seed=seed, quiet=True, limit=task.limit)
 
 
-def _short(task: Task, globals: dict[str, Tensor], floor: Floor) -> float:
+def _short(task: Task, globals: dict[str, Tensor], floor: Floor, iterations: int) -> float:
     """log p(x, globals; θ) after a few EM steps."""
     exact, how = task.engine, task.plan(globals)
-    iterations = SHORT if is_mixture(task) else 2 * SHORT
     if how.by_steps(globals):
         iterations = 1  # which is many steps
     value = -np.inf

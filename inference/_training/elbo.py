@@ -22,7 +22,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from guides import at
+from guides import Derived, at
 from inference._method.task import Task
 from inference._numerics.weighted import weighed
 from inference._sampling import weights
@@ -43,6 +43,7 @@ from zoo._program.trace import (
 )
 
 SUMMED_BITS = 256  # joint values of a vector of bits from which draws, whose baselines are good, are the cheaper way
+FULL = 64  # rows of a batch, of which fewer cost hardly less
 SCORE_DRAWS = 8  # of a discrete q, where none are asked for: each is the others' baseline
 
 Index = slice | Tensor  # of rows
@@ -71,6 +72,20 @@ def sums_out(structure: Structure, limit: int) -> bool:
     if any(s.event_shape and s.completes is None for s in structure.discrete_locals):
         return False  # Pyro lists no values of a vector of independent entries
     return math.prod(sizes.values()) <= limit and all(sizes[name] <= SUMMED_BITS for name in bits)
+
+
+def draws_of_few(task: Task, guide: torch.nn.Module | None, batch: int) -> int:
+    """How many draws of its latents each row of a batch has where all rows are few: as many as make up a batch of `FULL`.
+
+    1 where no local latent is drawn, so that there is no noise to average out, and for a guide of the user's own, which may
+    know rows by their place.
+    """
+    structure = task.structure
+    summed_out = bool(structure.discrete_locals) and sums_out(structure, task.limit)
+    drawn = bool(structure.continuous_locals) or (bool(structure.discrete_locals) and not summed_out)
+    if not drawn or not isinstance(guide, Derived) or batch < len(task.x):
+        return 1
+    return max(1, FULL // batch)
 
 
 def _log_likelihood(task: Task, rows: Index, x: Tensor) -> Tensor:

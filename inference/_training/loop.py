@@ -64,7 +64,8 @@ class History:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: see the options of `svi`."""
+    """How to train: see the options of `svi`. With `draws` each row stands in its batch so many times, each with a draw of
+    its own: a batch of few rows costs hardly more, and its objective has less noise."""
 
     epochs: int
     batch: int
@@ -74,6 +75,7 @@ class Plan:
     patience: int = 10
     clip: float = 1000.0
     held_out: float = 0.0
+    draws: int = 1
 
 
 def usual(
@@ -228,13 +230,17 @@ class _Loop:
         if plan_is_long(self.plan, len(batches)):
             self.record(batches[self.batch :], x)
         while self.batch < len(batches):
-            rows = ranks.part(batches[self.batch])
+            rows = self._taken(batches[self.batch])
             self.total += self._step(rows, x[rows], len(batches)) * len(batches[self.batch])
             self.batch += 1
             if self.batch < len(batches):
                 self._checkpoint()
         self._end_of_epoch()
         self._checkpoint()
+
+    def _taken(self, batch: Tensor) -> Tensor:
+        """The rows of a batch that this process takes, each as often as it has draws."""
+        return ranks.part(batch.repeat(self.plan.draws))
 
     def _here(self, x: Tensor) -> Tensor:
         """Data on the device of the training."""
@@ -250,8 +256,9 @@ class _Loop:
         if self.recorded is None:
             self.recorded = not bool(self.task.x.isnan().any())
         if self.recorded:
-            for n, rows in {len(rows): rows for rows in map(ranks.part, reversed(batches))}.items():
-                twice = self.kept[torch.arange(n, device="cpu") // 2]  # other rows, also where a batch has them all
+            for n, rows in {len(rows): rows for rows in map(self._taken, reversed(batches))}.items():
+                # other rows, also where a batch has them all
+                twice = self.kept[torch.arange(n, device="cpu") // 2 % len(self.kept)]
                 self.compiled.prepare(rows, x[rows], twice, x[twice])
 
     def _step(self, rows: Tensor, x: Tensor, batches: int) -> float:
