@@ -82,7 +82,8 @@ def fit(
     - `tol`: the rise of the log-likelihood in one iteration, as a share of itself, below which it stops.
     - `restarts`: how many climbs from different starts; the best is kept.
     - `start`: `kmeans`, `random`, or the `program`'s own values; `auto` tries several for a few iterations, where one is known
-      to fail, and continues from the best.
+      to fail, and continues from the best. Where normal latents enter one site by a linear map that is all free (as in factor
+      analysis) it begins at the best map, which is known in closed form, and the noise that Newton's steps find for it.
     - `floor`: the smallest variance that an M-step sets, as a share of the data's own; when None, only a variance that falls to
       rounding is held, at a millionth.
     - `accelerate`: extrapolate when it is still climbing after 20 plain iterations, and climb by L-BFGS where that is slow; the

@@ -252,10 +252,34 @@ class _State:
         return climb.converged
 
     def _leaves_a_saddle(self) -> bool:
-        """Whether steps from a little aside lead further up: what has not moved from its start may be at a saddle."""
-        kept, top, reached, self.aside = self._keep(), self.record.objective[-1], -math.inf, True
+        """Whether a way leads further up that EM's own steps miss: what has not moved from its start may be at a saddle."""
+        self.aside = True
+        if self.exact.is_highest(self.how, self.stats, ENOUGH):
+            return False
+        kept, top = self._keep(), self.record.objective[-1]
+        for way in (self._to_the_highest, self._from_aside):
+            reached = way(top)
+            if top + ENOUGH < reached < math.inf:
+                self.last, self.leap = None, Leap(self.task)
+                self._note(reached)
+                return True
+            self._restore(kept)
+        return False
+
+    def _to_the_highest(self, top: float) -> float:
+        """log p(x) at the top, where that is known without a climb."""
+        theta = None if self.floor.held else self.exact.highest(self.how, self.floor)
+        if theta is None:
+            return -math.inf
+        self.task.program.assign(theta)
+        self.stats, value = self._e_step()
+        return value
+
+    def _from_aside(self, top: float) -> float:
+        """log p(x) after steps of EM from a little aside, as long as they climb and come no higher than the `top`."""
         assert self.surface is not None
-        if (spot := self.surface.aside(self._spot(), self.begin)) is not None:
+        spot, reached = self.surface.aside(self._spot(), self.begin), -math.inf
+        if spot is not None:
             self.globals, self.stats, value = self.surface.put(spot.u), spot.stats, spot.value
             with contextlib.suppress(ArithmeticError, ValueError, RuntimeError):
                 for _ in range(ASIDE):
@@ -264,12 +288,7 @@ class _State:
                     if not before + 0.01 * ENOUGH < value <= top + ENOUGH:
                         break
                 reached = value
-        if not top + ENOUGH < reached < math.inf:
-            self._restore(kept)
-            return False
-        self.last, self.leap = None, Leap(self.task)
-        self._note(reached)
-        return True
+        return reached
 
     def _newton(self, spot: Spot) -> float:
         """Newton steps while they gain; what the last look promised, nats."""

@@ -257,6 +257,14 @@ class Engine(ABC, Generic[S, P]):
     def smallest(self, stats: S) -> float:
         """The smallest variance of an observed site, as a share of the data's own; ∞ where there is none."""
 
+    def highest(self, plan: P, floor: Floor) -> dict[str, Tensor] | None:
+        """θ at the top of log p(x; θ), where that is known without climbing; None where it is not."""
+        return None
+
+    def is_highest(self, plan: P, stats: S, enough: float) -> bool:
+        """Whether it is certain that no θ near that of the E-step has a log p(x; θ) higher by more than `enough` nats."""
+        return False
+
     def blur(self, stats: S, share: float) -> None:
         """Mix a `share` of all rows alike into the statistics of counts, so that no probability starts at 0."""
         for site, found in stats.sites.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from inference._exact.engine import Statistics
 from inference._exact.linear_model import Sites
+from inference._numerics.slices import slices
+
+NOISE = 2**17  # random numbers at a time
+SIXTEEN = 16  # of which torch makes so many together: in parts of such, they are those of one call
 
 
 @dataclass
@@ -28,16 +33,26 @@ class Posterior:
         """S with S Sᵀ = the covariance."""
         return torch.linalg.cholesky(self.covariance) if self.root is None else self.root
 
-    def draw(self, draws: int, responsibilities: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Assignments [draws, n] and z [draws, n, L]. `responsibilities` [n, A]: in place of the weights."""
+    def draw(
+        self, draws: int, responsibilities: Tensor | None = None, into: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Assignments [draws, n] and z [draws, n, L], written `into` a tensor if one is given.
+
+        `responsibilities` [n, A]: in place of the weights.
+        """
         n, A, L = self.mean.shape
         chosen = torch.multinomial(self.weights if responsibilities is None else responsibilities, draws, True).mT
+        z = self.mean.new_empty(draws, n, L) if into is None else into
         tril, index = self.tril(), torch.arange(n)
+        if A == len(tril) == 1:  # one covariance for all: one product, of some draws at a time, which stay in the cache
+            even = SIXTEEN // math.gcd(SIXTEEN, n * L)
+            for some in slices(draws, even * max(1, NOISE // (even * n * L))):
+                noise = torch.randn(some.stop - some.start, n, L, dtype=self.mean.dtype)
+                torch.add(self.mean[:, 0], noise @ tril[0, 0].mT, out=z[some])
+            return chosen, z
         noise = torch.randn(draws, n, L, dtype=self.mean.dtype)
-        if A == len(tril) == 1:  # one covariance for all: one product
-            return chosen, torch.add(self.mean[:, 0], noise @ tril[0, 0].mT)
         roots = tril.expand(n, A, L, L)[index, chosen]
-        return chosen, self.mean[index, chosen] + (roots @ noise.unsqueeze(-1)).squeeze(-1)
+        return chosen, torch.add(self.mean[index, chosen], (roots @ noise.unsqueeze(-1)).squeeze(-1), out=z)
 
     @classmethod
     def of_draws(cls, chosen: Tensor, z: Tensor, A: int) -> Posterior:

@@ -31,12 +31,15 @@ class NormalEngine(ByRows[S, P]):
 
     @torch.no_grad()
     def draw(self, responsibilities: Tensor | None, draws: int, globals: Values | None = None) -> dict[str, Tensor]:
-        pieces = []
+        z, pieces = self.x.new_empty(draws, self.N, self.L), []
         for rows, posterior in self.posteriors(None, globals):
-            chosen, z = posterior.draw(draws, None if responsibilities is None else responsibilities[rows])
-            one = {k: v.reshape(self.A, -1).squeeze(-1)[chosen] for k, v in self.assignments.items()}
-            pieces.append({**one, **self.layout.natural(z)})
-        return {k: torch.cat([p[k] for p in pieces], 1) for k in pieces[0]}
+            weights = None if responsibilities is None else responsibilities[rows]
+            pieces.append(posterior.draw(draws, weights, z[:, rows])[0])
+        out = {}
+        if self.assignments:
+            chosen = torch.cat(pieces, 1)
+            out = {k: v.reshape(self.A, -1).squeeze(-1)[chosen] for k, v in self.assignments.items()}
+        return {**out, **self.layout.natural(z)}
 
     @torch.no_grad()
     def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
