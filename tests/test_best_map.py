@@ -97,7 +97,10 @@ def test_one_variance_for_all_is_the_mean_of_the_other_eigenvalues():
 # ---- where EM begins ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("x", "latents"), [(SHAPED, 3), (WINE, 2), (WINE, 4), (WINE, 6)])
+@pytest.mark.parametrize(
+    ("x", "latents"),
+    [(WINE, 6), *(pytest.param(x, n, marks=pytest.mark.full) for x, n in ((SHAPED, 3), (WINE, 2), (WINE, 4)))],
+)
 def test_factor_analysis_is_at_its_maximum_also_where_noises_go_to_0(x, latents):
     fit = em.fit(task_of("factor_analysis", x, latents=latents))
     assert fit.converged and fit.warnings == [] and fit.notes["iterations"] <= 3
@@ -159,6 +162,13 @@ def test_a_map_that_is_not_free_has_no_closed_form(program):
     assert isinstance(it.engine, Compressed)
     assert it.engine.highest(it.plan({}), Floor(1e-6, set())) is None
     assert not it.engine.is_highest(it.plan({}), it.engine.e_step(), ENOUGH)
+
+
+def test_a_map_with_priors_has_none():
+    it = task_of("ppca", SHAPED, latents=2, priors=True)
+    globals = it.global_start()
+    assert it.engine.highest(it.plan(globals), Floor(1e-6, set())) is None
+    assert not it.engine.is_highest(it.plan(globals), it.engine.e_step(globals), ENOUGH)
 
 
 def test_collinear_and_constant_columns_have_none_either():

@@ -19,6 +19,7 @@ from sklearn.mixture import GaussianMixture
 
 from inference import run
 from inference._exact import densities
+from inference._families import _patterns, multivariate_normal
 from inference._families.multivariate_normal import MultivariateNormal
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -440,3 +441,33 @@ def test_patterns_that_few_and_many_rows_have_each_row_by_itself(D):
         rest = torch.nn.functional.pad(covariance - gain @ covariance[seen], (0, 1, 0, 1))
         expected[a] += weights[i, a] * (torch.outer(u, u) + rest)
     torch.testing.assert_close(moments, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_are_sorted_once_and_solved_once_an_e_step_but_never_for_other_rows_or_parameters(monkeypatch):
+    rng = np.random.default_rng(2)
+    x = torch.tensor(np.where(rng.random((300, 6)) < 0.2, np.nan, rng.normal(size=(300, 6))))
+    calls = []
+    for module, name in ((_patterns, "alike"), (multivariate_normal, "solved")):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, of=whole, by=name: calls.append(by) or of(*given))
+    task = task_of("gmm", x.numpy(), components=2)
+    first, solved = task.engine.e_step(), calls.count("solved")
+    assert calls.count("alike") == 1 and solved > 0
+    second = task.engine.e_step()
+    for passes, look in enumerate((task.engine.per_datum, task.engine.responsibilities), 3):
+        look()
+        assert calls.count("alike") == 1 and calls.count("solved") == passes * solved
+    torch.testing.assert_close(first.sites["x"]["moments"], second.sites["x"]["moments"], rtol=0, atol=0)
+
+    family, weights = MultivariateNormal(x), torch.rand(300, 1).double()
+    params = [
+        {"loc": torch.full((1, 6), v).double(), "scale_tril": v * torch.eye(6).double()[None]} for v in (1.0, 2.0)
+    ]
+    with torch.no_grad():
+        family.density(params[0])(x)
+        known, other = (family.statistics(x, weights, p)["moments"] for p in params)
+        fresh = [MultivariateNormal(x).statistics(x, weights, p)["moments"] for p in params]
+        torch.testing.assert_close([known, other], fresh, rtol=0, atol=0)
+        x[:100] = x[:100].flip(0)  # other patterns in the same place
+        changed = (f.statistics(x, weights, params[1])["moments"] for f in (family, MultivariateNormal(x)))
+        torch.testing.assert_close(*changed)

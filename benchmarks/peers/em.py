@@ -33,7 +33,9 @@ from zoo._program.load import load
 QUICK = 5_000
 SEED = 0
 Values = Tensor | np.ndarray
-Covariance = Literal["full", "diagonal"]
+Covariance = Literal["full", "diagonal", "spherical"]
+THEIRS = {"full": "full", "diagonal": "diag", "spherical": "spherical"}  # scikit-learn's names
+SQUARE = 1024  # rows and columns of the products whose rate is taken
 
 
 def measure(
@@ -70,6 +72,7 @@ def measure(
         "what": what,
         "short": f"em {covariance} {dtype}",
         **out,
+        "products": _products(task.x, covariance, k, iterations) / out["seconds"][OURS],
         "skipped": skipped,
         **sizes,
         "covariance": covariance,
@@ -77,6 +80,15 @@ def measure(
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+
+
+def _products(x: Tensor, covariance: Covariance, k: int, iterations: int) -> float:
+    """Seconds for the products of all steps, at the rate of large square ones: the best of three."""
+    n, d = x.shape
+    e_step, m_step = (k * d, k * (d + 1)) if covariance == "full" else (2 * k, 2 * k)  # numbers for each entry of x
+    square = torch.rand(SQUARE, SQUARE, dtype=x.dtype)
+    rate = 2 * SQUARE**3 / min(timed(lambda: square @ square) for _ in range(3))
+    return 2 * n * d * ((iterations + 1) * e_step + iterations * m_step) / rate
 
 
 def _data(n: int, d: int, k: int) -> Tensor:
@@ -113,27 +125,32 @@ def _ours(task: Task, start: dict[str, Tensor], iterations: int, x: Tensor) -> t
 
 
 def _covariances(values: dict[str, Tensor]) -> Tensor:
-    """[k, d, d], or variances [k, d]."""
+    """[k, d, d], or variances [k, d] or [k]."""
     if "scale_tril" in values:
         return values["scale_tril"] @ values["scale_tril"].mT
     return values["scales"].square()
+
+
+def _kind(values: dict[str, Tensor]) -> Covariance:
+    if "scale_tril" in values:
+        return "full"
+    return "diagonal" if values["scales"].dim() == 2 else "spherical"
 
 
 def _sklearn(data: Tensor, start: dict[str, Tensor], iterations: int, x: Tensor) -> tuple[float, float]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    covariances = _covariances(start)
-    full = covariances.dim() == 3
+    covariances, kind = _covariances(start), _kind(start)
     mixture = GaussianMixture(
         len(start["weights"]),
-        covariance_type="full" if full else "diag",
+        covariance_type=THEIRS[kind],
         tol=0.0,
         reg_covar=0.0,
         max_iter=iterations,
         weights_init=start["weights"].numpy(),
         means_init=start["locs"].numpy(),
-        precisions_init=(torch.linalg.inv(covariances) if full else 1 / covariances).numpy(),
+        precisions_init=(torch.linalg.inv(covariances) if kind == "full" else 1 / covariances).numpy(),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -145,10 +162,9 @@ def _pomegranate(data: Tensor, start: dict[str, Tensor], iterations: int, x: Ten
     from pomegranate.distributions import Normal
     from pomegranate.gmm import GeneralMixtureModel
 
-    covariances = _covariances(start)
-    kind = "full" if covariances.dim() == 3 else "diag"
+    covariances, kind = _covariances(start), {"full": "full", "diagonal": "diag", "spherical": "sphere"}[_kind(start)]
     parts = [
-        Normal(m.clone(), c.clone(), covariance_type=kind, check_data=False)
+        Normal(m.clone(), torch.atleast_1d(c).clone(), covariance_type=kind, check_data=False)
         for m, c in zip(start["locs"], covariances, strict=True)
     ]
     mixture = GeneralMixtureModel(parts, start["weights"].clone(), max_iter=iterations, tol=-math.inf, check_data=False)
@@ -162,7 +178,7 @@ def _pomegranate(data: Tensor, start: dict[str, Tensor], iterations: int, x: Ten
 
 @torch.no_grad()
 def _log_likelihood(weights: Values, locs: Values, covariances: Values, x: Tensor) -> float:
-    """Of a mixture, in float64; `covariances` are [k, d, d], or variances [k, d]."""
+    """Of a mixture, in float64; `covariances` are [k, d, d], or variances [k, d] or [k]."""
     weights, locs, covariances = (torch.as_tensor(v).detach().double() for v in (weights, locs, covariances))
     total = 0.0
     for rows in x.split(20_000):

@@ -107,7 +107,9 @@ class Compressed(LinearGaussian):
         return -0.5 * count(self.weights, self.N) * (height.value + len(height.map) * math.log(2 * math.pi))
 
     def _free_map(self, plan: LinearPlan) -> _FreeMap | None:
-        """The linear map from latents to data where all of it is free: none of its entries is tied or held."""
+        """The linear map from latents to data where all of it is free: none of its entries is tied, held or has a prior."""
+        if self.structure.global_latents:
+            return None
         gaussians = self.sites().gaussians
         latents, seen = [g for g in gaussians if g.place is not None], [g for g in gaussians if g.place is None]
         if plan.numeric or len(seen) != 1 or any(c.site != seen[0].name for c in plan.copies.values()):

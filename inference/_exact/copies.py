@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
-from inference._families._family import FORMS, Family, Params
+from inference._families._family import FORMS, Family, Params, Places
 from inference._numerics.coordinates import bijection
 from inference._numerics.threads import one_thread
 from zoo._program.program import Program
@@ -36,6 +37,11 @@ class Copy:
     up_to_constant: bool = False  # a constant may be added to each vector of it
     form: str = ""
 
+    @cached_property
+    def places(self) -> Places:
+        """The index, and what follows from it."""
+        return Places(self.index)
+
     def of(self, theta: Tensor, otherwise: Tensor) -> Tensor:
         """The distribution's parameter that θ makes; its constants are those of `otherwise`."""
         return self._gathered(FORMS[self.form][1](theta), otherwise)
@@ -52,6 +58,8 @@ class Copy:
         )
 
     def _gathered(self, theta: Tensor, otherwise: Tensor) -> Tensor:
+        if self.places.in_order and self.index.numel() == theta.numel():
+            return theta.reshape(self.index.shape)
         return torch.where(self.index >= 0, theta.reshape(-1)[self.index.clamp(min=0)], otherwise)
 
 

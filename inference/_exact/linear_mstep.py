@@ -98,7 +98,7 @@ def plan(model: Model, globals: Values) -> LinearPlan:
         family = gaussians[copy.site].family if copy.site in gaussians else model.families[copy.site]
         if theta in globals and not _served(family, copy, priors.of([theta]).get(theta)):
             continue
-        pool = Pool(theta, values[theta].detach(), copy.index)
+        pool = Pool(theta, values[theta].detach(), copy.places)
         if copy.site in sites.others:
             if model.families[copy.site].closed(copy.parameter, pool, sites.others[copy.site]):
                 families[theta] = copy
@@ -197,7 +197,7 @@ def closed(model: Model, plan: LinearPlan, moments: Moments, floor: Floor, globa
         return hypers(model.program, model.x, plan, globals, floor)
     values, new = {n: v.detach() for n, v in {**model.program.values(), **globals}.items()}, {}
     priors = priors_now(model.program, model.x, plan, globals)
-    pools = {n: Pool(n, values[n], copy.index, priors.get(n), copy.form) for n, copy in plan.copies.items()}
+    pools = {n: Pool(n, values[n], copy.places, priors.get(n), copy.form) for n, copy in plan.copies.items()}
     for theta, copy in plan.copies.items():
         if copy.site in moments.seen.others:
             pool, stats = pools[theta], moments.sites[copy.site]

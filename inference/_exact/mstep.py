@@ -70,7 +70,7 @@ def plan(exact: Sites, globals: Values) -> Plan:
     values, best = {**exact.program.values(), **globals}, {}
     for theta, copy in found.items():
         if copy is not None and copy.site in exact.families:
-            family, pool = exact.families[copy.site], Pool(theta, values[theta].detach(), copy.index)
+            family, pool = exact.families[copy.site], Pool(theta, values[theta].detach(), copy.places)
             known = theta not in globals or serves(family, copy, priors.of([theta]).get(theta))
             if known and family.closed(copy.parameter, pool, params[copy.site]):
                 best[theta] = copy
@@ -90,7 +90,7 @@ def closed(exact: Sites, plan: Plan, stats: Seen, floor: Floor, globals: Values)
     values, new = {**exact.program.values(), **globals}, {}
     priors = priors_now(exact.program, exact.x, plan, globals)
     for theta, copy in order:
-        mine, pool = params[copy.site], Pool(theta, values[theta], copy.index, priors.get(theta), copy.form)
+        mine, pool = params[copy.site], Pool(theta, values[theta], copy.places, priors.get(theta), copy.form)
         new[theta] = exact.families[copy.site].maximise(copy.parameter, pool, stats.sites[copy.site], mine, floor)
         mine[copy.parameter] = copy.of(new[theta], mine[copy.parameter])
     exact.program.assign({n: v for n, v in new.items() if n not in globals})

@@ -151,7 +151,7 @@ def hypers(program: Program, x: Tensor, plan: Plan, globals: Values, floor: Floo
         row = globals[copy.site].reshape(1, -1)
         sites = family(row)
         stats = sites.statistics(sites.terms(row), row.new_ones(1, 1), params)
-        pool = Pool(name, globals[name], copy.index, priors[name], copy.form)
+        pool = Pool(name, globals[name], copy.places, priors[name], copy.form)
         best, least = sites.maximise(copy.parameter, pool, stats, params, floor), smallest_spread(priors[name])
         new[name] = torch.where(best < least, least, best)
     return new

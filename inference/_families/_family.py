@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -180,15 +181,53 @@ class Family:
         return stats
 
 
+@dataclass(frozen=True)
+class Places:
+    """Which entry of θ each entry of a distribution's parameter [A, …] is a copy of: `index` into θ.flat, −1 for none.
+
+    An M-step asks the same of it each time: that is worked out once.
+    """
+
+    index: Tensor
+    _blocks: dict[int, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether they are 0, 1, 2, …: the parameter is θ in another shape."""
+        return torch.equal(self.index.reshape(-1), torch.arange(self.index.numel()))
+
+    @cached_property
+    def used(self) -> tuple[Tensor, Tensor]:
+        """Which entries of the flat parameter are copies, and of which entry of θ.flat each of these is."""
+        flat = self.index.reshape(-1)
+        used = flat >= 0
+        return used, flat[used]
+
+    def blocks(self, size: int) -> Tensor | None:
+        """For parameters that copy θ in whole blocks of `size` entries: which block, for each of theirs; or None."""
+        if size not in self._blocks:
+            flat = self.index.reshape(-1, size)
+            first = flat.max(dim=1).values // size
+            wanted = first.unsqueeze(1) * size + torch.arange(size)
+            whole = bool(((flat == wanted) | (flat < 0)).all()) and bool((first >= 0).all())
+            self._blocks[size] = first if whole else None
+        return self._blocks[size]
+
+
 @dataclass
 class Pool:
-    """Which entry of θ each entry of a distribution's parameter [A, …] is a copy of: `index` into θ.flat, −1 for none."""
+    """A parameter [A, …] and the θ that its entries are copies of, at their `places`."""
 
     theta: str
     value: Tensor  # θ as it stands
-    index: Tensor  # like the parameter
+    places: Places
     prior: Distribution | None = None  # of a global latent, without what is wrapped around it
     form: str = ""  # of the parameter, that θ is
+
+    @property
+    def index(self) -> Tensor:
+        """Into θ.flat, for each entry of the parameter; −1 for none."""
+        return self.places.index
 
     def hyper(self, name: str) -> Tensor:
         """A parameter of the prior for each entry of θ.flat."""
@@ -197,10 +236,11 @@ class Pool:
 
     def total(self, statistic: Tensor) -> Tensor:
         """Sum a statistic, shaped like the parameter, over the copies of each θ entry: θ.flat's shape."""
-        flat = self.index.reshape(-1)
-        used = flat >= 0
-        out = statistic.new_zeros(self.value.numel())
-        return out.index_add(0, flat[used], statistic.expand(self.index.shape).reshape(-1)[used])
+        each = statistic.expand(self.index.shape).reshape(-1)
+        if self.places.in_order and len(each) == self.value.numel():
+            return each
+        used, places = self.places.used
+        return statistic.new_zeros(self.value.numel()).index_add(0, places, each[used])
 
     def mean(self, statistic: Tensor) -> Tensor:
         """The mean of a statistic over the copies of each θ entry."""
@@ -211,11 +251,8 @@ class Pool:
         return torch.where(known, values, self.value.reshape(-1)).reshape(self.value.shape)
 
     def blocks(self, size: int) -> Tensor | None:
-        """For parameters that copy θ in whole blocks of `size` entries: which block, for each of theirs; or None."""
-        flat = self.index.reshape(-1, size)
-        first = flat.max(dim=1).values // size
-        wanted = first.unsqueeze(1) * size + torch.arange(size)
-        return first if bool(((flat == wanted) | (flat < 0)).all()) and bool((first >= 0).all()) else None
+        """Which block of `size` entries of θ each of the parameter's is; None where not all of it are whole blocks."""
+        return self.places.blocks(size)
 
 
 def block_size(family: Family, name: str, params: Params) -> int:

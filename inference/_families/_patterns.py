@@ -12,15 +12,17 @@ covariance of x_m given x_o; each factors one matrix for a pattern:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from inference._families._family import LOG_2PI
 
+KEPT_NUMBERS = 2**24  # in what is kept of patterns, and of rows that were worked on until they are asked about again
 BLOCK_NUMBERS = 2**20  # in the matrices of the patterns that are worked on at once: they should stay in the cache
 WORD = 52  # bits that a float64 holds exactly
 FEW = 8  # rows of a pattern that are padded to without a thought
@@ -77,6 +79,10 @@ class Solved(Protocol):
     def completed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """d with the mean of unseen entries given the seen ones [n, A, D], and Σ_i w_ia Cov(d | d_o) [A, D, D]."""
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+
 
 def solved(root: Root, away: Tensor, some: Alike) -> Solved:
     """`away`: x − μ_a [n, A, D] of the rows of `some`, 0 where unseen."""
@@ -107,6 +113,10 @@ class BySeen:
         conditional = covariance * (1 - seen) * (1 - seen.mT) - half.mT @ half
         rest = torch.einsum("ua,uade->ade", self.some.total(weights), conditional)
         return self.away + self.some.back(half.mT @ self.white), rest
+
+    @property
+    def numbers(self) -> int:
+        return self.away.numel() + self.factor.numel() + self.white.numel()
 
 
 class ByUnseen:
@@ -143,6 +153,10 @@ class ByUnseen:
         rest = flat.new_zeros(A, (D + 1) ** 2).index_add(1, cross.reshape(-1), flat)
         return filled, rest.unflatten(1, (D + 1, D + 1))[:, :D, :D]
 
+    @property
+    def numbers(self) -> int:
+        return sum(t.numel() for t in (self.away, self.columns, self.factor, self.white, self.mean))
+
 
 def _log_det(factor: Tensor) -> Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -156,6 +170,63 @@ def _has_digits(factor: Tensor, matrix: Tensor) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------ patterns
+
+
+class Sorted:
+    """The patterns of some of the `data` [N, D], sorted the first time that these rows are asked about."""
+
+    def __init__(self, data: Tensor) -> None:
+        self._place = data.untyped_storage()
+        self._known: dict[tuple[int, ...], tuple[int, list[Alike]]] = {}
+        self._left = KEPT_NUMBERS
+
+    def of(self, x: Tensor, assignments: int) -> Iterable[Alike]:
+        """`alike(x, assignments)`."""
+        if x.untyped_storage().data_ptr() != self._place.data_ptr():  # other rows, which may not stay where they are
+            return alike(x, assignments)
+        key = x.data_ptr(), *x.shape, *x.stride(), assignments
+        version, patterns = self._known.get(key, (-1, []))
+        return patterns if version == x._version else self._sort(key, x, assignments)
+
+    def _sort(self, key: tuple[int, ...], x: Tensor, assignments: int) -> Iterator[Alike]:
+        """The same, kept where there is room."""
+        found: list[Alike] = []
+        for some in alike(x, assignments):
+            self._left -= some.seen.numel() + 3 * len(some.rows)
+            if self._left >= 0:
+                found.append(some)
+            yield some
+        if self._left >= 0:
+            self._known[key] = x._version, found
+
+
+@dataclass
+class Memo:
+    """What was solved for some rows under some parameters, as long as these rows, the very tensor, are held.
+
+    An E-step asks for the density of rows and then for their statistics: both follow from the same `Solved`.
+    `_of`: rows → their version, the parameters, and what was solved.
+    """
+
+    _of: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
+
+    def solved(
+        self, x: Tensor, params: object, patterns: Iterable[Alike], work: Callable[[Alike], Solved]
+    ) -> Iterator[tuple[Alike, Solved]]:
+        """Each of the `patterns` and its rows, solved by `work`, unless that is known."""
+        if torch.is_grad_enabled():
+            yield from ((some, work(some)) for some in patterns)
+            return
+        version, of, known = self._of.get(x, (-1, None, []))
+        old = known if version == x._version and of is params else []
+        new: list[Solved] = []
+        numbers = 0
+        for i, some in enumerate(patterns):
+            found = old[i] if i < len(old) else work(some)
+            yield some, found
+            if len(new) == i and (numbers := numbers + found.numbers) <= KEPT_NUMBERS:
+                new.append(found)
+        self._of[x] = x._version, params, new
 
 
 def alike(x: Tensor, assignments: int) -> Iterator[Alike]:

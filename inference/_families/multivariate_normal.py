@@ -5,6 +5,8 @@ The second is the classical EM for incomplete normal data (Little & Rubin 2002, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch.distributions import constraints
 
 from inference._families._family import LOG_2PI, Density, Floor, Params, Pool, block_size, tiny
 from inference._families._gaussian import Gaussian
-from inference._families._patterns import Alike, Root, Solved, alike, solved
+from inference._families._patterns import Alike, Memo, Root, Solved, Sorted, solved
 from inference._families._prior import covariance_mode, precision_of
 from zoo._program.noise import InverseWishart, Separated
 
@@ -36,6 +38,10 @@ class MultivariateNormal(Gaussian):
         "precision_matrix": (dist.Wishart,),
     }
 
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self._sorted, self._memo = Sorted(x), Memo()
+
     @classmethod
     def given(cls, params: Params) -> bool:
         """The location and one form of the covariance: a second one would be computed from the first."""
@@ -53,8 +59,8 @@ class MultivariateNormal(Gaussian):
             if self._whole(x):
                 return whole(x - self.center)
             out = x.new_zeros(len(x), len(loc))
-            for some in alike(x, len(loc)):
-                out = out.index_copy(0, some.rows, self._solved(x, loc, root, some).log_prob())
+            for some, found in self._solved(x, params, loc, root):
+                out = out.index_copy(0, some.rows, found.log_prob())
             return out
 
         return density
@@ -65,17 +71,23 @@ class MultivariateNormal(Gaussian):
             return {"moments": _second_moments(x - self.center, weights)}
         loc, root = params["loc"] - self.center, Root.of(_cholesky(params))
         moments = x.new_zeros(len(loc), x.shape[1] + 1, x.shape[1] + 1)
-        for some in alike(x, len(loc)):
+        for some, found in self._solved(x, params, loc, root):
             mine = weights[some.rows] * some.any_seen().unsqueeze(1)
-            filled, rest = self._solved(x, loc, root, some).completed(mine)
+            filled, rest = found.completed(mine)
             extended = torch.cat([filled + loc, filled.new_ones(*filled.shape[:2], 1)], -1).movedim(1, 0)  # [A, n, D+1]
             moments += extended.mT @ (mine.mT.unsqueeze(-1) * extended)
             moments[:, :-1, :-1] += rest
         return {"moments": moments}
 
-    def _solved(self, x: Tensor, loc: Tensor, root: Root, some: Alike) -> Solved:
-        away = torch.where(x[some.rows].isnan().unsqueeze(1), 0.0, (x[some.rows] - self.center).unsqueeze(1) - loc)
-        return solved(root, away, some)
+    def _solved(self, x: Tensor, params: Params, loc: Tensor, root: Root) -> Iterator[tuple[Alike, Solved]]:
+        """The rows of x by their patterns, solved; `loc` is about the center, and `root` that of the covariances."""
+
+        def work(some: Alike) -> Solved:
+            rows = x[some.rows]
+            away = torch.where(rows.isnan().unsqueeze(1), 0.0, (rows - self.center).unsqueeze(1) - loc)
+            return solved(root, away, some)
+
+        return self._memo.solved(x, params, self._sorted.of(x, len(loc)), work)
 
     def expected(self, stats: dict[str, Tensor], params: Params) -> Tensor:
         tril = _cholesky(params)
