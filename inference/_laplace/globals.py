@@ -37,6 +37,7 @@ MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
 LEAST_BESIDE = 0.01  # of the mass, in other modes, that a claim has to speak of
 FROM_CHAINS = 1800  # draws that the fit holds, at least
+FLAT = 1e-6  # of a Hessian with ones on its diagonal, an eigenvalue below which a direction is not known
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 
@@ -65,7 +66,9 @@ def fit(task: Task, inner: Inner, options: Options) -> Fit:
 def approximation(task: Task) -> GlobalGaussian | None:
     """Laplace's Gaussian over the global latents, the local ones integrated out; None where there is none to be had.
 
-    θ that is learned is at its peak beside them, and the program keeps its own.
+    There is none at a peak that is flat in some direction, as rotated loadings are, or whose climb ended on a slope: with its
+    Hessian damped a standard deviation is 1,000 and more. θ that is learned is at its peak beside the globals, and the
+    program keeps its own.
     """
     structure = task.structure
     if any(site.discrete for site in structure.global_latents):
@@ -79,7 +82,9 @@ def approximation(task: Task) -> GlobalGaussian | None:
         search = Search(task, inner, Options(200, 1e-6, 1, "laplace", "auto"))
         if search.coordinates.d > MOST_PARAMETERS:
             return None
-        return _at(search, search.peaks()[0])
+        peak = search.peaks()[0]
+        flat = int(definite.raised(peak.hessian[search.places][:, search.places], FLAT)[1])
+        return None if flat else _at(search, peak)
     except (Refusal, ArithmeticError, ValueError, RuntimeError):  # no mode: whoever asks begins elsewhere
         return None
 
