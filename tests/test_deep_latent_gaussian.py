@@ -213,6 +213,14 @@ def test_a_network_of_one_unit_by_nuts():
     assert (both @ w / w.sum()).mean() == pytest.approx(cells[3], abs=0.01)
 
 
+@pytest.mark.slow
+def test_laplace_claims_nothing_at_a_saddle():
+    """Of three units the climb ends on a slope, where the damped Hessian made a log p(x) some 40 nats above svi's bound."""
+    x = datasets.load("faithful", standardize=True).x[:100]
+    fit = run("deep_latent_gaussian", x, "laplace", latents=1, hidden=(3,), activation="tanh", priors=True)
+    assert fit.claimed is None and not fit.converged and "there is no mode here" in fit.warnings[0]
+
+
 def test_a_linear_decoder_with_priors_is_bayesian_factor_analysis():
     """Given the globals the latents are integrated out exactly: log p(x, globals) is SciPy's."""
     x = WINE[:40, :4]

@@ -26,7 +26,7 @@ from inference._method.fit import Arrays, Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
-from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak
+from inference._numerics.peak import SADDLE, SMALLEST_EIGENVALUE, Peak
 from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT, of_globals
 from inference._training.integrated import Integrated
@@ -101,7 +101,7 @@ class _Outer:
 
     draws: Tensor
     errors: dict[str, Tensor]
-    evidence: Evidence
+    evidence: Evidence | None  # None where there is no mode
     gaussian: GlobalGaussian | None
     point: dict[str, Tensor]  # of the globals
     warnings: list[str] = field(default_factory=list)
@@ -126,7 +126,13 @@ def _gaussian(search: Search, peak: Peak) -> _Outer:
     )
     if point:
         out.gaussian = _at(search, peak)
-    if raised:
+    if point and _is_saddle(peak.hessian[search.places][:, search.places]):
+        out.evidence = None
+        out.warnings.append(
+            "the climb ended where the density still bends upwards: there is no mode here, and no log p(x) by one. Take nuts, "
+            "svi or ais."
+        )
+    elif raised:
         out.warnings.append(
             f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
             "data do not identify those directions (rotated loadings, an empty component); standard errors leave them out."
@@ -134,6 +140,11 @@ def _gaussian(search: Search, peak: Peak) -> _Outer:
     if out.gaussian is not None and not isinstance(search.inner, Exact):  # else the verifier says
         _weigh(search, peak, out.gaussian, out)
     return out
+
+
+def _is_saddle(hessian: Tensor) -> bool:
+    """Whether an eigenvalue is negative beyond rounding: the volume of a Gaussian would be that of the damping."""
+    return float(definite.eigen(definite.unit_diagonal(hessian)[0])[0][0]) < -SADDLE
 
 
 @torch.no_grad()
