@@ -382,3 +382,13 @@ def test_a_gaussian_is_no_start_where_it_has_no_end():
     assert approximation(task_of("factor_analysis", x, latents=1, priors=True)) is not None
     bound = run("factor_analysis", x, "svi", latents=2, priors=True, quiet=True)
     assert bound.claimed.kind == "lower bound" and bound.claimed.value < bound.verified.value + 4 * bound.claimed.se
+
+
+@pytest.mark.slow
+def test_components_that_are_not_needed_do_not_end_the_climb():
+    """Six components for three clusters: with few draws q of an empty one's covariance grows until it cannot be factored."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([0.5 * rng.normal(size=(60, 2)) + center for center in ([0, 0], [4, 0], [0, 4])])
+    fit = run("gmm", x, "svi", components=6, priors=True, quiet=True, epochs=200)
+    occupied = np.bincount(fit.fit.probabilities["z"].argmax(1), minlength=6)
+    assert sorted(occupied) == [0, 0, 0, 60, 60, 60] and np.isfinite(fit.claimed.value)

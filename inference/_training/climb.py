@@ -169,7 +169,7 @@ def _doubled(
         left = min(iterations - len(out.trace), SHORT if before is None else LONG)
         ended = ascent.run(fixed.draw(M, generator), left, allowed(task) / 30, step)
         out.trace += ascent.trace
-        after, out.draws = fixed.all_values(fresh), M
+        after, out.draws = _values(fixed, fresh), M
         by_heart = not bool(after.mean().isfinite())
         if before is not None and not by_heart:
             out.gain, out.gain_se = paired(after - before)
@@ -183,6 +183,14 @@ def _doubled(
             continue
         before, kept, M = after, ascent.free, 2 * M
     return out
+
+
+def _values(fixed: FixedDraws, noise: Noise) -> Tensor:
+    """The bound [draws], not a number where a draw has a matrix that cannot be factored."""
+    try:
+        return fixed.all_values(noise)
+    except (ValueError, ArithmeticError, torch.linalg.LinAlgError):
+        return torch.full((1,), math.nan)
 
 
 def _least_draws(guide: nn.Module) -> int:
