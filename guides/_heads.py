@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -75,10 +75,10 @@ class Derived(PyroModule):
         self.free = nn.ParameterDict()
         for name, value in (globals or {}).items():
             u = self.bijections[name].inv(value.detach())
-            self.free[f"{name}_loc"] = nn.Parameter(u.clone())
-            self.free[f"{name}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
+            self.free[f"{leaf(name)}_loc"] = nn.Parameter(u.clone())
+            self.free[f"{leaf(name)}_log_scale"] = nn.Parameter(torch.full_like(u, -3.0))
         self.globals_covariance = globals_covariance
-        d = sum(self.free[f"{name}_loc"].numel() for name in self.bijections)
+        d = sum(self.loc(name).numel() for name in self.bijections)
         if d and (globals_covariance == "flow" or (globals_covariance == "full" and d > 1)):
             self.free["globals_below"] = nn.Parameter(torch.zeros(d * (d - 1) // 2))
         if globals_covariance == "lowrank" and d:
@@ -137,7 +137,7 @@ class Derived(PyroModule):
         tril, loc = self.globals_tril(), self.globals_loc()
         white = loc.new_zeros(0)
         for name, transform in self.bijections.items():
-            shape = self.free[f"{name}_loc"].shape
+            shape = self.loc(name).shape
             if tril is None or not shape.numel():  # one weight alone has no free number
                 pyro.sample(name, self.global_posterior(name))
                 continue
@@ -165,19 +165,27 @@ class Derived(PyroModule):
         tril, loc, out, start = self.globals_tril(), self.globals_loc(), {}, 0
         tril = self.scales().diag() if tril is None else tril
         for name, transform in self.bijections.items():
-            shape = self.free[f"{name}_loc"].shape
+            shape = self.loc(name).shape
             stop = start + shape.numel()
             out[name] = self._part(loc, tril, white[:, :start], shape, transform)(white[:, start:stop])
             start = stop
         return out
 
+    def loc(self, name: str) -> nn.Parameter:
+        """The middle of q of a global latent, unconstrained."""
+        return cast(nn.Parameter, self.free[f"{leaf(name)}_loc"])
+
+    def log_scale(self, name: str) -> nn.Parameter:
+        """Its scale's logarithm."""
+        return cast(nn.Parameter, self.free[f"{leaf(name)}_log_scale"])
+
     def globals_loc(self) -> Tensor:
         """The middle of q of the globals [d], unconstrained."""
-        return torch.cat([self.free[f"{name}_loc"].reshape(-1) for name in self.bijections] or [torch.zeros(0)])
+        return torch.cat([self.loc(name).reshape(-1) for name in self.bijections] or [torch.zeros(0)])
 
     def scales(self) -> Tensor:
         """Of q of the globals [d], unconstrained: of a covariance, of its factor's rows."""
-        return torch.cat([self.free[f"{name}_log_scale"].reshape(-1) for name in self.bijections]).exp()
+        return torch.cat([self.log_scale(name).reshape(-1) for name in self.bijections]).exp()
 
     def globals_tril(self) -> Tensor | None:
         """The Cholesky factor [d, d] of q's covariance of the globals, unconstrained; None where it is diagonal."""
@@ -200,7 +208,7 @@ class Derived(PyroModule):
             size, factor = _few_directions(tril @ tril.mT, self.free["globals_factor"].shape[1])
             self.free["globals_factor"].copy_(factor)
         for name in self.bijections:
-            loc, log_scale = self.free[f"{name}_loc"], self.free[f"{name}_log_scale"]
+            loc, log_scale = self.loc(name), self.log_scale(name)
             part = slice(start, start + loc.numel())
             loc.copy_(mean[part].reshape(loc.shape))
             log_scale.copy_(size[part].log().reshape(loc.shape))
@@ -212,7 +220,7 @@ class Derived(PyroModule):
 
     def global_posterior(self, name: str) -> dist.TorchDistribution:
         """q(global latent), where they are independent."""
-        loc, scale = self.free[f"{name}_loc"], self.free[f"{name}_log_scale"].exp()
+        loc, scale = self.loc(name), self.log_scale(name).exp()
         transform = self.bijections[name]
         q = dist.Normal(loc, scale).to_event(transform.domain.event_dim)
         q = dist.TransformedDistribution(q, [transform])
@@ -306,9 +314,14 @@ def binary(site: Site) -> bool:
     return site.family == "Bernoulli"
 
 
+def leaf(name: str) -> str:
+    """A site's name as torch's dictionaries of parameters and modules take it, without dots: no two names become one."""
+    return name.replace(".", "/")
+
+
 def key(site: Site) -> str:
-    """The site's name as nn.ModuleDict takes it: without dots."""
-    return site.name.replace(".", "_")
+    """The site's name, as `leaf` makes it."""
+    return leaf(site.name)
 
 
 def free_shape(site: Site) -> tuple[int, ...]:

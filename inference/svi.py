@@ -98,7 +98,8 @@ def fit(
     - `guide_covariance`: of the Gaussians of an amortized or mean-field guide.
     - `globals`: q of the global latents in unconstrained coordinates: `full`, one normal with all their covariances; `lowrank`,
       with those along √d directions; `flow`, a normal that a triangular flow bends and skews; `diagonal`, independent ones. All
-      but the last begin at Laplace's approximation where there is one. `auto` is full for at most 100 numbers.
+      but the last begin at Laplace's approximation where there is one. `auto` is full for at most 100 numbers and where
+      there is one.
     - `optimizer`: `adam`, by mini-batches; `lbfgs`, on fixed draws for all rows. `auto` is `lbfgs` where there are global
       latents and few rows, unless batch, lr, schedule, held_out or particles ask for Adam.
     - `schedule`: `plateau` halves the rate when progress stops, down to 1/64, and then begins again at the first rate,
@@ -142,11 +143,17 @@ def _guide(task: Task, name: str, points: dict[str, Tensor], wanted: GlobalGuide
     bijections = {n: bijection(s) for n, s in task.global_supports.items()}
     d = sum(bijections[n].inv(v).numel() for n, v in points.items())
     kind = wanted if wanted != "auto" else "full" if 1 < d <= FULL else "diagonal"
-    made = guides.make(name, task.structure, task.x, points, bijections, **options, globals_covariance=kind)
+
+    def make(kind: GlobalGuide) -> Any:
+        return guides.make(name, task.structure, task.x, points, bijections, **options, globals_covariance=kind)
+
+    made = make(kind)
     if kind != "diagonal" and isinstance(made, guides.Derived) and made.globals_covariance == kind:
         gaussian = approximation(task)
         if gaussian is not None:
             made.begin_globals(gaussian.mean, gaussian.scale_tril)
+        elif wanted == "auto":  # no Gaussian is near the posterior, and covariances would take long to find
+            made = make("diagonal")
     return made
 
 
@@ -305,7 +312,7 @@ def _global_gaussian(task: Task, guide: torch.nn.Module | None, names: list[str]
     if not names or not isinstance(guide, guides.Derived):
         return None
     with torch.no_grad():
-        values = {n: transform(guide.free[f"{n}_loc"]) for n, transform in guide.bijections.items()}
+        values = {n: transform(guide.loc(n)) for n, transform in guide.bijections.items()}
         layout = Coordinates(values, task.global_supports)
         mean, tril = guide.globals_loc(), guide.globals_tril()
         if guide.globals_covariance == "flow":

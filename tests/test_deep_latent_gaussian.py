@@ -143,6 +143,126 @@ def test_every_option_runs_bounds_and_simulates(options):
     assert fit.predictive["x"].shape[1:] == (40, 13)
 
 
+# ---- priors ----------------------------------------------------------------------------------------------------------------
+
+
+def test_with_priors_the_weights_are_latents_with_neals_scales():
+    """log p(x, z, weights) by SciPy; the weights begin where they do without priors, not at the saddle of all 0."""
+    options = {"latents": 2, "hidden": (7,), "activation": "tanh", "priors": True}
+    task = task_of("deep_latent_gaussian", WINE, **options)
+    assert not task.structure.learnable
+    g = {n: v.numpy() for n, v in task.global_start().items()}
+    assert {n: v.shape for n, v in g.items()} == {
+        "decoder.0.weight": (7, 2), "decoder.0.bias": (7,), "decoder.2.weight": (26, 7), "decoder.2.bias": (26,),
+    }  # fmt: skip
+    assert min(abs(g[f"decoder.{k}.weight"]).max() for k in (0, 2)) > 0.1
+    z = np.random.default_rng(1).normal(size=(178, 2))
+    out = np.tanh(z @ g["decoder.0.weight"].T + g["decoder.0.bias"]) @ g["decoder.2.weight"].T + g["decoder.2.bias"]
+    truth = (
+        stats.norm(out[:, :13], np.log1p(np.exp(out[:, 13:])) + 0.01).logpdf(WINE).sum() + stats.norm.logpdf(z).sum()
+    )
+    for k, inputs in ((0, 2), (2, 7)):
+        truth += stats.norm(0, inputs**-0.5).logpdf(g[f"decoder.{k}.weight"]).sum()
+        truth += stats.norm.logpdf(g[f"decoder.{k}.bias"]).sum()
+    trace = task.program.trace(task.x, latents={**task.global_start(), "z": torch.as_tensor(z)})
+    assert float(trace.log_prob_sum()) == pytest.approx(truth, rel=1e-10)
+
+
+COUNTS = np.array([9, 2, 3, 6])  # of the rows (0, 0), (0, 1), (1, 0), (1, 1)
+TWO_BITS = np.repeat([[0.0, 0.0], [0, 1], [1, 0], [1, 1]], COUNTS, axis=0)
+ONE_UNIT = {"latents": 1, "hidden": (1,), "activation": "tanh", "likelihood": "bernoulli", "priors": True}
+
+
+def of_one_unit(draws):
+    """log p(x) of two bits under one hidden unit, its standard error, and the posterior means of the four cells: weights
+    from their priors, z by Gauss–Hermite quadrature."""
+    rng = np.random.default_rng(0)
+    z, w = special.roots_hermitenorm(32)
+    first, share = rng.normal(size=(2, draws, 1)), TWO_BITS.mean(0)
+    second = 2.5 * rng.normal(size=(2, draws, 2)) + np.stack([np.zeros(2), np.log(share / (1 - share))])[:, None]
+    h = np.tanh(first[0] * z + first[1])  # [draws, nodes]
+    a, b = (special.expit(second[0][:, d, None] * h + second[1][:, d, None]) for d in range(2))
+    cells = np.stack([p @ w / w.sum() for p in ((1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b)], 1)
+    log_p = np.log(cells) @ COUNTS
+    p = np.exp(log_p - log_p.max())
+    return log_p.max() + np.log(p.mean()), p.std() / p.mean() / draws**0.5, p @ cells / p.sum()
+
+
+@pytest.mark.slow
+def test_a_network_of_one_unit_against_quadrature():
+    """log p(x) with all weights integrated out: annealing finds it, and svi's bound lies below."""
+    truth, se, _ = of_one_unit(20_000)
+    found = run("deep_latent_gaussian", TWO_BITS, "ais", temperatures=60, chains=60, **ONE_UNIT).claimed
+    assert found.kind in ("estimate", "lower bound")
+    assert abs(found.value - truth) < 4 * math.hypot(se, found.se)
+    bound = run("deep_latent_gaussian", TWO_BITS, "svi", epochs=40, **ONE_UNIT).claimed
+    assert bound.kind == "lower bound" and bound.value < truth + 4 * math.hypot(se, bound.se)
+
+
+@pytest.mark.slow
+def test_a_network_of_one_unit_by_nuts():
+    truth, se, cells = of_one_unit(200_000)
+    fit = run("deep_latent_gaussian", TWO_BITS, "nuts", **ONE_UNIT)
+    assert fit.converged and abs(fit.claimed.value - truth) < 4 * math.hypot(se, fit.claimed.se)
+    z, w = special.roots_hermitenorm(32)
+    g = {n: v[:, None] for n, v in fit.draws.items()}
+    h = np.tanh(g["decoder.0.weight"][:, 0, 0, 0, None] * z + g["decoder.0.bias"][:, 0, 0, None])
+    both = special.expit(
+        g["decoder.2.weight"][:, 0, :, 0, None] * h[:, None] + g["decoder.2.bias"][:, 0, :, None]
+    ).prod(1)
+    assert (both @ w / w.sum()).mean() == pytest.approx(cells[3], abs=0.01)
+
+
+@pytest.mark.slow
+def test_laplace_claims_nothing_at_a_saddle():
+    """Of three units the climb ends on a slope, where the damped Hessian made a log p(x) some 40 nats above svi's bound."""
+    x = datasets.load("faithful", standardize=True).x[:100]
+    fit = run("deep_latent_gaussian", x, "laplace", latents=1, hidden=(3,), activation="tanh", priors=True)
+    assert fit.claimed is None and not fit.converged and "there is no mode here" in fit.warnings[0]
+
+
+def test_a_linear_decoder_with_priors_is_bayesian_factor_analysis():
+    """Given the globals the latents are integrated out exactly: log p(x, globals) is SciPy's."""
+    x = WINE[:40, :4]
+    task = task_of("deep_latent_gaussian", x, latents=2, decoder="linear", priors=True)
+    assert task.structure.exact == "linear-gaussian"
+    g = {n: v.numpy() for n, v in task.global_start().items()}
+    W, b, noise = g["decoder.0.weight"], g["decoder.0.bias"], g["noise"]
+    center, spread = x.mean(0), x.std(0)
+    rows = stats.multivariate_normal(
+        center + spread * b, np.outer(spread, spread) * (W @ W.T) + np.diag(noise**2)
+    ).logpdf(x)
+    np.testing.assert_allclose(task.engine.per_datum(globals=task.global_start()).numpy(), rows, rtol=1e-9)
+    prior = stats.norm(0, 0.5**0.5).logpdf(W).sum() + stats.norm.logpdf(b).sum()
+    prior += stats.halfnorm(scale=spread).logpdf(noise).sum()
+    assert float(task.engine.log_prior(globals=task.global_start())) == pytest.approx(prior, rel=1e-9)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "options", [{"hidden": (4,)}, {"layers": 2, "hidden": (2,)}, {"prior": "mixture", "components": 2, "hidden": (4,)}]
+)
+def test_priors_by_mini_batches_with_a_hole(options, tmp_path):
+    """The run is saved, fills in and answers new rows; predictive draws are of the posterior of the weights."""
+    x = WINE[:40, :3].copy()
+    x[3, 1] = np.nan
+    fit = run(
+        "deep_latent_gaussian", x, "svi", latents=1, priors=True, epochs=3, optimizer="adam", globals="diagonal",
+        out=tmp_path / "run", **options,
+    )  # fmt: skip
+    assert fit.claimed.kind == "lower bound"
+    assert [v.shape[1:] for v in fit.predictive.values()] == [(40, 3)]
+    again = load(tmp_path / "run")
+    assert np.isfinite(again.impute(draws=5).mean).all()
+    assert len(again.predict(x[:5])) == 5
+
+
+@pytest.mark.parametrize("options", [{"decoder": "conv"}, {"prior": "flow"}])
+def test_priors_of_other_networks_are_refused(options):
+    with pytest.raises(UsageError, match="priors=true goes with decoder=mlp or linear and prior=standard or mixture"):
+        task_of("deep_latent_gaussian", BITS[:, :16], priors=True, **options)
+
+
 # ---- images of digits -----------------------------------------------------------------------------------------------------
 
 

@@ -19,14 +19,16 @@ from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
 
 MODEL = "deep_markov"
-GRID = torch.linspace(-8, 8, 801, dtype=torch.float64)[:, None]  # of a state of one number
+GRID = torch.linspace(-14, 14, 1401, dtype=torch.float64)[:, None]  # of a state of one number
 
 
 def task(n=3, T=5, D=3, seed=0, **options):
     """A task on series that the model simulates at large weights, with an early end, a gap and a hole; θ is kept."""
     torch.manual_seed(seed)
     like = task_of(MODEL, torch.randint(2, (n, T, D)), latents=1, hidden=4, emission=4, **options)
-    like.program.assign({k: v + 0.7 * torch.randn_like(v) * (k != "scales") for k, v in like.theta().items()})
+    like.program.assign(
+        {k: v + 0.7 * torch.randn_like(v) * (k not in ("scales", "stay.weight")) for k, v in like.theta().items()}
+    )
     x = like.program(None, size=n).detach()
     x[0, 3:], x[1, 1], x[2, 2, 0] = torch.nan, torch.nan, torch.nan
     made = task_of(MODEL, x, latents=1, hidden=4, emission=4, **options)
@@ -41,7 +43,7 @@ def on_a_grid(made):
     net, step = made.program.module, float(GRID[1, 0] - GRID[0, 0])
 
     def move(z):
-        fn = net._move(z).base_dist
+        fn = net._move(z, {name: getattr(net, name) for name in net.nets}, net.theta()).base_dist
         return torch.distributions.Normal(fn.loc, fn.scale).log_prob(GRID.T).exp() * step  # [from, to]
 
     alpha, total = move(net.first[None]), torch.zeros(len(made.x), dtype=torch.float64)
@@ -179,3 +181,23 @@ def test_bounds_of_whole_series_lie_below_the_particle_filter(monkeypatch):
     test = chorales.main(quick=True)["test"]
     assert test["steps"] == 266 and test["particle_filter_kind"] == "estimate"
     assert test["elbo"] < test["weighted_bound"] < test["particle_filter"] + 4 * test["particle_filter_se"]
+
+
+@pytest.mark.full
+def test_with_priors_the_weights_are_latents_with_the_same_density():
+    """p(x, z | weights) is that of the same weights as θ, and the priors are Neal's."""
+    x = torch.randint(2, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    plain, drawn = (task_of(MODEL, x, latents=2, hidden=3, emission=3, priors=p) for p in (False, True))
+    at = drawn.global_start()
+    assert not drawn.structure.learnable and sorted(at) == sorted(plain.theta())
+    z = {f"z_{t}": torch.randn(2, 2, generator=torch.Generator().manual_seed(t)).double() for t in range(3)}
+    plain.program.assign(at)
+    traces = [made.program.trace(made.x, latents=z | g) for made, g in ((plain, {}), (drawn, at))]
+    prior = 0.0
+    for name, value in at.items():
+        wide = 2.5 if name.startswith("emission.4") else 1.0
+        center = value if name.endswith("bias") else 0.0
+        scale = wide / value.shape[1] ** 0.5 if name.endswith("weight") else wide
+        prior += float(torch.distributions.Normal(torch.as_tensor(center).double(), scale).log_prob(value).sum())
+    one, other = (float(trace.log_prob_sum().detach()) for trace in traces)
+    assert other == pytest.approx(one + prior, rel=1e-9)

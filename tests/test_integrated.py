@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import structure_of
+from helpers import structure_of, task_of
 from scipy import stats
 from scipy.optimize import minimize
 from scipy.special import betaln, comb, gammaln
@@ -223,3 +223,21 @@ def test_a_variance_of_almost_nothing_is_refused_in_a_sentence(method):
 
     with pytest.raises(Refusal, match="nearly singular"):
         run(model, SCORES, method)
+
+
+@pytest.mark.parametrize("model", ["factor_analysis", "gmm"])
+def test_draws_and_moments_from_one_look_are_those_of_two(model):
+    """And the program of a linear model with priors is recorded, which checks of its values would have forbidden."""
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    task = task_of(model, x, priors=True)
+    at = task.global_start()
+    with torch.no_grad():
+        for _ in range(15):
+            task.engine.per_datum(globals=at)
+    assert task.engine._replayed.graph is not None
+    torch.manual_seed(0)
+    drawn, means, deviations = task.engine.draw_and_summary(at)
+    torch.manual_seed(0)
+    again = (task.engine.draw(None, 1, at), *task.engine.summary(at))
+    for one, other in zip((drawn, means, deviations), again, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

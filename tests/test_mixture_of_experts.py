@@ -9,7 +9,7 @@ import torch
 from helpers import task_of
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
-from scipy.stats import norm
+from scipy.stats import invgamma, norm
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor
 
 from inference import em, infer, run
@@ -259,3 +259,20 @@ def test_an_inverse_problem_of_several_answers_is_met_by_a_network():
     straight, bent = (run(MODEL, x, "em", components=3, max_iter=150, restarts=2, hidden=h) for h in ((), (10,)))
     assert bent.claimed.kind == bent.verified.kind == "exact"
     assert bent.claimed.value > straight.claimed.value + 20  # 40 more parameters
+
+
+@pytest.mark.full
+def test_a_network_with_priors_has_the_density_of_the_same_weights_and_no_noise_below_its_floor():
+    options = {"hidden": (4,), "noise": "covariates", "components": 2}
+    plain, drawn = (task_of(MODEL, np.c_[Y, U], priors=p, **options) for p in (False, True))
+    at = drawn.global_start()
+    at = {n: v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)).abs() for n, v in at.items()}
+    same = {n: v for n, v in at.items() if n != "variances"} | {"scales": 1e-3 + at["variances"].sqrt()}
+    plain.program.assign(same)
+    found = drawn.engine.per_datum(globals=at).numpy()
+    np.testing.assert_allclose(found, plain.engine.per_datum().numpy(), rtol=1e-9)
+    prior = norm.logpdf(at["trunk.0.weight"]).sum() + norm.logpdf(at["trunk.0.bias"]).sum()
+    for name, scale in {"gate": 1.25, "gate_offset": 2.5, "slopes": 1.25, "scale_slopes": 1.25, "offsets": 2.5}.items():
+        prior += norm(0, scale).logpdf(at[name]).sum()
+    prior += invgamma(2).logpdf(at["variances"]).sum()
+    assert float(drawn.engine.log_prior(globals=at)) == pytest.approx(prior, rel=1e-9)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import in_full, task_of, zoo_refusal
 from scipy.special import log_expit, logsumexp
+from scipy.stats import norm
 
 from inference import ais, gibbs, importance, svi
 from zoo._errors import UsageError
@@ -107,3 +108,20 @@ def test_samplers_agree_on_thirty_causes():
     chains = gibbs.fit(task, sweeps=500, chains=8)
     share, size = walked.probabilities["z"][..., 1], min(walked.ess.min(), 500)
     assert abs(chains.means["z"] - share).max() < 5 * np.sqrt(0.25 / size)  # a share's standard error, at most
+
+
+def test_with_priors_the_weights_are_latents():
+    """log p(x | globals) is the sum over both causes, and log p(globals) SciPy's."""
+    x = (np.random.default_rng(0).random((12, 3)) < 0.4).astype(float)
+    task = task_of("sigmoid_belief_net", x, causes=2, priors=True)
+    at = task.global_start()
+    g = {n: v.numpy() for n, v in at.items()}
+    assert sorted(g) == ["below.bias", "below.weight", "logits"] and abs(g["below.weight"]).max() > 0.1
+    each = []
+    for z in product((0, 1), repeat=2):
+        logits = g["below.weight"] @ z + g["below.bias"]
+        each.append((x * logits - np.logaddexp(0, logits)).sum(1) + 2 * np.log(0.5))
+    np.testing.assert_allclose(task.engine.per_datum(globals=at).numpy(), logsumexp(each, axis=0), rtol=1e-9)
+    prior = norm(0, 2.5).logpdf(g["logits"]).sum() + norm(0, 2.5 / 2**0.5).logpdf(g["below.weight"]).sum()
+    prior += norm(g["below.bias"], 2.5).logpdf(g["below.bias"]).sum()
+    assert float(task.engine.log_prior(globals=at)) == pytest.approx(prior, rel=1e-9)

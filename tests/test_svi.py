@@ -16,6 +16,7 @@ from scipy import special, stats
 
 from guides import amortized
 from inference import infer, run, svi
+from inference._laplace.globals import approximation
 from inference._training import elbo
 from zoo._data import datasets
 from zoo._errors import Refusal, UsageError
@@ -356,3 +357,38 @@ def test_a_guide_without_a_name_is_refused_before_the_fit_of_a_run_that_is_saved
     with pytest.raises(UsageError, match=r"guide='file\.py:function'"):
         run("gmm", "faithful", "svi", guide=guide, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_global_latents_with_dots_in_their_names():
+    """As PyroSample's have; `a.b` and `a_b` stay apart."""
+
+    def model(x=None, size=None):
+        pair = [pyro.sample(n, dist.Normal(0.0, 2.0)) for n in ("a.b", "a_b")]
+        with pyro.plate("data", size if x is None else len(x)):
+            return pyro.sample("x", dist.Normal(torch.stack(pair), 1.0).to_event(1), obs=x)
+
+    x = np.array([[1.0, -3.0], [2.0, -4.0]])
+    fit = run(model, x, "svi", quiet=True).fit
+    for name, total in (("a.b", 3.0), ("a_b", -7.0)):
+        assert float(fit.parameters[name]) == pytest.approx(total / 2.25, abs=0.02)
+
+
+@pytest.mark.slow
+def test_a_gaussian_is_no_start_where_it_has_no_end():
+    """Two factors can be rotated: along that ridge Laplace's standard deviation would be 1,000 and more."""
+    x = np.random.default_rng(0).normal(size=(60, 4)) @ np.diag([1.0, 2, 3, 4])
+    assert approximation(task_of("factor_analysis", x, latents=2, priors=True)) is None
+    assert approximation(task_of("factor_analysis", x, latents=1, priors=True)) is not None
+    bound = run("factor_analysis", x, "svi", latents=2, priors=True, quiet=True)
+    assert bound.claimed.kind == "lower bound" and bound.claimed.value < bound.verified.value + 4 * bound.claimed.se
+
+
+@pytest.mark.slow
+def test_components_that_are_not_needed_do_not_end_the_climb():
+    """Six components for three clusters: with few draws q of an empty one's covariance grows until it cannot be factored."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([0.5 * rng.normal(size=(60, 2)) + center for center in ([0, 0], [4, 0], [0, 4])])
+    fit = run("gmm", x, "svi", components=6, priors=True, quiet=True, epochs=200)
+    occupied = np.bincount(fit.fit.probabilities["z"].argmax(1), minlength=6)
+    assert sorted(occupied) == [0, 0, 0, 60, 60, 60] and np.isfinite(fit.claimed.value)

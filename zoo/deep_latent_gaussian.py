@@ -14,7 +14,10 @@ and, by option:
   variational autoencoder (Sohn, Lee & Yan 2015);
 - `decoder=linear`: μ = W z + b with noise of its own for every column: factor analysis (Rubin & Thayer 1982), or for binary
   data a logistic latent trait model (Bartholomew 1987); `decoder=conv`: an image by convolutions; `decoder=pixelcnn`: binary
-  pixels one after the other, each given z and those before it (Gulrajani et al. 2017).
+  pixels one after the other, each given z and those before it (Gulrajani et al. 2017);
+- `priors=true`: weights ~ N(0, 1 / inputs) and biases ~ N(0, 1) (Neal 1996); of logits, 2.5 times as wide, about the share
+  of ones (Gelman et al. 2008). The linear decoder's noise is half-normal of the columns' standard deviations; π ~
+  Dirichlet(2, …, 2), m ~ N(0, 1), s half-normal of 1.
 """
 
 from __future__ import annotations
@@ -24,16 +27,17 @@ from typing import Annotated, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import one_hot, softplus
 
 from zoo._errors import UsageError
+from zoo._nets.drawn import LOGITS, Drawn, Network, drawn
 from zoo._nets.layers import Deconvolution, begin_at, image_shape, perceptron
 from zoo._nets.pixels import PixelNet, Pixels
 from zoo._nets.priors import AutoregressivePrior, FlowPrior
 from zoo._options import Count, Limits, Used
+from zoo._program.parameters import WithPriors
 
 PRIORS = {"autoregressive": AutoregressivePrior, "flow": FlowPrior}
 NETS = ("mlp", "pixelcnn")  # decoders with hidden layers
@@ -41,7 +45,7 @@ IMAGES = ("conv", "pixelcnn")  # decoders of images
 LEAST_SCALE = 0.01  # of a column's own spread: a pixel that never changes would have an infinite density
 
 
-class Model(PyroModule):
+class Model(WithPriors):
     """`Model(x, latents=10, hidden=(200, 200), likelihood="gaussian", …)` for data x [n, D] (with a label: [n, D + 1]).
 
     - `latents`: how many, L.
@@ -56,6 +60,7 @@ class Model(PyroModule):
     - `channels`: of the convolutions.
     - `activation`: between the layers of the network.
     - `classes`: how many labels the decoder is told: those of the data (`--labels`), else the last column of x; 0: none.
+    - `priors`: draw the weights and all else that is learned from priors, so that they have a posterior.
 
     Raises `UsageError` for data that are not a table, are not binary where `likelihood` is `bernoulli`, or whose last
     column does not hold labels where `classes` is given.
@@ -79,17 +84,15 @@ class Model(PyroModule):
             Literal["tanh", "relu", "softplus", "silu"], Used(decoder=("mlp", *IMAGES), layers=2)
         ] = "silu",
         classes: Annotated[int, Limits(least=0)] = 0,
+        priors: bool = False,
     ) -> None:
         super().__init__()
         _check(x, likelihood, classes)
-        if prior != "standard" and layers == 2:
-            raise UsageError(f"deep_latent_gaussian expects layers=1 with prior={prior}, got layers=2.")
-        if decoder == "pixelcnn" and likelihood != "bernoulli":
-            raise UsageError("decoder=pixelcnn draws binary pixels: take likelihood=bernoulli, or decoder=conv.")
+        _check_options(likelihood, prior, layers, decoder, priors)
         pixels = x[:, : x.shape[1] - (classes > 0)]
         D, L = pixels.shape[1], latents
         self.L, self.D, self.likelihood, self.layers, self.classes = L, D, likelihood, layers, classes
-        self.mixture, self.linear = prior == "mixture", decoder == "linear"
+        self.mixture, self.linear, self.priors = prior == "mixture", decoder == "linear", priors
         center = pixels.nanmean(0).nan_to_num(0.0)
         spread = (pixels - center).square().nanmean(0).nan_to_num(0.0).sqrt()
         self.register_buffer("center", center)  # [D]
@@ -97,11 +100,11 @@ class Model(PyroModule):
         self._networks(decoder, tuple(hidden), channels, activation)
         self.learned_prior: AutoregressivePrior | FlowPrior | None = PRIORS[prior](L) if prior in PRIORS else None
         if likelihood == "gaussian" and self.linear:
-            self.noise = PyroParam(self.spread.clone(), constraints.positive)  # [D]
+            self.begin("noise", self.spread.clone(), constraints.positive)  # [D]
         if self.mixture:
-            self.weights = PyroParam(torch.full((components,), 1.0 / components), constraints.simplex)
-            self.locs = PyroParam(torch.randn(components, L), constraints.real)
-            self.scales = PyroParam(torch.ones(components, L), constraints.positive)
+            self.begin("weights", torch.full((components,), 1.0 / components), constraints.simplex)
+            self.begin("locs", torch.randn(components, L), constraints.real)
+            self.begin("scales", torch.ones(components, L), constraints.positive)
 
     def _networks(self, decoder: str, hidden: tuple[int, ...], channels: int, activation: str) -> None:
         gaussian = self.likelihood == "gaussian"
@@ -111,45 +114,54 @@ class Model(PyroModule):
         if decoder == "conv":
             self.decoder = Deconvolution(inputs, shape, maps, channels, activation)
         else:
-            self.decoder = perceptron(inputs, () if self.linear else hidden, maps * self.D, activation)
+            net = perceptron(inputs, () if self.linear else hidden, maps * self.D, activation)
+            self.decoder = Drawn(net, 1.0 if gaussian else LOGITS) if self.priors else net
         self.pixel_net = PixelNet(shape, channels, activation) if decoder == "pixelcnn" else None
         if not gaussian:
             begin_at(self.decoder, self.center.clamp(0.001, 0.999).logit())
         if self.layers == 2:
-            self.between = perceptron(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
+            net = perceptron(self.L, tuple(max(1, h // 2) for h in hidden), 2 * wide, activation)
+            self.between = Drawn(net) if self.priors else net
+
+    def prior(self, name: str, start: Tensor) -> dist.TorchDistribution:
+        if name == "weights":
+            return dist.Dirichlet(torch.full_like(start, 2.0))
+        if name == "locs":
+            return dist.Normal(torch.zeros_like(start), 1.0).to_event(2)
+        return dist.HalfNormal(self.spread if name == "noise" else torch.ones_like(start)).to_event(start.dim())
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """The program: x [n, D] (or [n, D + 1]), or None to simulate `size` data. Returns x [n, D]."""
-        n = size if x is None else len(x)
+        n, theta = size if x is None else len(x), self.theta()
+        decoder = drawn(self.decoder, "decoder")
+        between = drawn(self.between, "between") if self.layers == 2 else None
         label = self._label(x, n)
         observed = None if x is None else x[:, : self.D]
         with pyro.plate("data", n):
-            z = self._draw_latents()  # [n, L], or [n, 2L] with two layers
+            z = self._draw_latents(theta, between)  # [n, L], or [n, 2L] with two layers
             if self.classes:
                 z = torch.cat([z, label.expand(*z.shape[:-1], self.classes)], -1)
-            return pyro.sample("x", self._observation(z), obs=observed)
+            return pyro.sample("x", self._observation(decoder(z), theta), obs=observed)
 
-    def _draw_latents(self) -> Tensor:
-        zero = self.center.new_zeros(self.L)
+    def _draw_latents(self, theta: dict[str, Tensor], between: Network | None) -> Tensor:
         if self.mixture:
-            parts = dist.Normal(self.locs, self.scales).to_event(1)
-            return pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(self.weights), parts))
+            parts = dist.Normal(theta["locs"], theta["scales"]).to_event(1)
+            return pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(theta["weights"]), parts))
         if self.learned_prior is not None:
             return pyro.sample("z", self.learned_prior.distribution())
-        top = dist.Normal(zero, 1.0).to_event(1)
-        if self.layers == 1:
+        top = dist.Normal(self.center.new_zeros(self.L), 1.0).to_event(1)
+        if between is None:
             return pyro.sample("z", top)
-        loc, scale = self.between(pyro.sample("z2", top)).chunk(2, -1)
+        loc, scale = between(pyro.sample("z2", top)).chunk(2, -1)
         return pyro.sample("z1", dist.Normal(loc, softplus(scale) + LEAST_SCALE).to_event(1))
 
-    def _observation(self, z: Tensor) -> dist.TorchDistribution:
-        out = self.decoder(z)
+    def _observation(self, out: Tensor, theta: dict[str, Tensor]) -> dist.TorchDistribution:
         if self.pixel_net is not None:
             return Pixels(self.pixel_net, out)
         if self.likelihood == "bernoulli":
             return dist.Bernoulli(logits=out).to_event(1)
         if self.linear:
-            return dist.Normal(self.center + self.spread * out, self.noise).to_event(1)
+            return dist.Normal(self.center + self.spread * out, theta["noise"]).to_event(1)
         loc, scale = out.chunk(2, -1)
         return dist.Normal(self.center + self.spread * loc, self.spread * (softplus(scale) + LEAST_SCALE)).to_event(1)
 
@@ -159,6 +171,16 @@ class Model(PyroModule):
             return self.center.new_zeros(0)
         label = torch.arange(n or 0) % self.classes if x is None else x[:, -1].long()
         return one_hot(label, self.classes).to(self.center.dtype)
+
+
+def _check_options(likelihood: str, prior: str, layers: int, decoder: str, priors: bool) -> None:
+    if prior != "standard" and layers == 2:
+        raise UsageError(f"deep_latent_gaussian expects layers=1 with prior={prior}, got layers=2.")
+    if decoder == "pixelcnn" and likelihood != "bernoulli":
+        raise UsageError("decoder=pixelcnn draws binary pixels: take likelihood=bernoulli, or decoder=conv.")
+    if priors and (decoder in IMAGES or prior in PRIORS):
+        got = f"decoder={decoder}, prior={prior}"
+        raise UsageError(f"priors=true goes with decoder=mlp or linear and prior=standard or mixture, got {got}.")
 
 
 def _check(x: Tensor, likelihood: str, classes: int) -> None:

@@ -15,7 +15,8 @@ their standard deviations.
 
 With `priors=True` the parameters are global latents: weights ~ Dirichlet(2, …, 2), category probabilities ~ Dirichlet(1 + 1/C,
 …), coefficients ~ N(0, 2.5²) (Gelman et al. 2008), offsets ~ N(m, (2.5 s)²) about that of all rows, and σ_k² ~
-InverseGamma(2, s²) by the responses' standard deviations s (1 for bernoulli and poisson).
+InverseGamma(2, s²) by the responses' standard deviations s (1 for bernoulli and poisson). A network's weights ~ N(0, 1 /
+inputs) and biases ~ N(0, 1) (Neal 1996); what is linear in its last layer, of q units, ~ N(0, 2.5² / q).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch.distributions import constraints
 
 from zoo._data import blockwise
 from zoo._errors import UsageError
+from zoo._nets.drawn import Drawn, drawn
 from zoo._nets.layers import perceptron
 from zoo._options import Count, Used
 from zoo._program.parameters import WithPriors
@@ -90,7 +92,8 @@ class Model(WithPriors):
         self.register_buffer("center", blockwise.center(u))  # [q]
         self.register_buffer("spread", blockwise.spread(u, self.center))  # [q]
         self.register_buffer("known", u[torch.linspace(0, len(u) - 1, min(KEPT, len(u))).round().long()].clone())
-        self.trunk = perceptron(covariates, tuple(hidden[:-1]), hidden[-1], "tanh") if hidden else None
+        trunk = perceptron(covariates, tuple(hidden[:-1]), hidden[-1], "tanh") if hidden else None
+        self.trunk = Drawn(trunk) if trunk is not None and priors else trunk
         self.inputs = hidden[-1] if hidden else covariates  # of gate and experts
         if self.gated:
             self.begin("gate", torch.zeros(components - 1, self.inputs), constraints.real)
@@ -114,8 +117,6 @@ class Model(WithPriors):
             raise UsageError("likelihood=categorical has no regression in its experts; add experts=constant.")
         if self.noisy and not self.regressed:
             raise UsageError("noise=covariates goes with experts=covariates, got experts=constant.")
-        if self.priors and (hidden or self.noisy):
-            raise UsageError("priors=true goes with neither hidden nor noise=covariates.")
         if hidden and not (self.gated or self.regressed):
             raise UsageError("hidden has no effect where neither gate nor experts depend on the covariates.")
 
@@ -152,7 +153,8 @@ class Model(WithPriors):
             return dist.InverseGamma(2.0, start).to_event(2)
         if name == "offsets":
             return dist.Normal(self.usual.expand(start.shape), WIDTH * self.away).to_event(2)
-        return dist.Normal(torch.zeros_like(start), WIDTH).to_event(start.dim())
+        inputs = self.inputs if self.trunk is not None and name != "gate_offset" else 1
+        return dist.Normal(torch.zeros_like(start), WIDTH / inputs**0.5).to_event(start.dim())
 
     def _categories(self, y: Tensor) -> int:
         known = y[~y.isnan()]
@@ -171,7 +173,7 @@ class Model(WithPriors):
             covariates, y = x[:, self.E :], x[:, : self.E]
         u, theta = (covariates - self.center) / self.spread, self.theta()  # [n, q]
         if self.trunk is not None:
-            u = self.trunk(u).tanh()
+            u = drawn(self.trunk, "trunk")(u).tanh()
         with pyro.plate("data", len(u)):
             z = pyro.sample("z", dist.Categorical(**self._weights(u, theta)))  # [n]
             y = pyro.sample("y", self._expert(z, u, theta).to_event(1), obs=y)  # [n, E]
@@ -192,7 +194,7 @@ class Model(WithPriors):
         if self.likelihood == "gaussian":
             scale = (theta["variances"].sqrt() if self.priors else theta["scales"])[z]
             if self.noisy:
-                growth = theta["scale_slopes"][z]  # [n, E, q]
-                scale = NARROWEST + (scale - NARROWEST) * (growth @ u.unsqueeze(-1)).squeeze(-1).exp()
+                above = scale if self.priors else scale - NARROWEST
+                scale = NARROWEST + above * (theta["scale_slopes"][z] @ u.unsqueeze(-1)).squeeze(-1).exp()
             return dist.Normal(self.middle + self.unit * eta, self.unit * scale)  # of no regression, 0 and 1
         return dist.Bernoulli(logits=eta) if self.likelihood == "bernoulli" else dist.Poisson(eta.exp())

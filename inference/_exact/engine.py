@@ -160,6 +160,10 @@ class Engine(ABC, Generic[S, P]):
     def summary(self, globals: Values | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Posterior mean and standard deviation of each continuous local latent, site → [N, …]."""
 
+    def draw_and_summary(self, globals: Values) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """One draw of each row's latents, and their means and deviations, from one look at their posterior."""
+        return self.draw(None, 1, globals), *self.summary(globals)
+
     @abstractmethod
     def points(self, rows: slice, globals: Values | None = None) -> Points:
         """Weighted values of the local latents whose mean is the posterior's, of all that is quadratic in continuous ones."""

@@ -26,7 +26,7 @@ from inference._method.fit import Arrays, Evidence, Fit, GlobalGaussian
 from inference._method.task import Task
 from inference._numerics import definite
 from inference._numerics.coordinates import Coordinates
-from inference._numerics.peak import SMALLEST_EIGENVALUE, Peak
+from inference._numerics.peak import SADDLE, SMALLEST_EIGENVALUE, Peak
 from inference._numerics.psis import psis
 from inference._sampling.khat import LIMIT, of_globals
 from inference._training.integrated import Integrated
@@ -37,6 +37,7 @@ MOST_PARAMETERS = 3000  # a Hessian of more is neither cheap nor telling
 LEAST_EFFECTIVE = 0.1  # of the Gaussian's draws: of many numbers a few have all the weight before k-hat shows it
 LEAST_BESIDE = 0.01  # of the mass, in other modes, that a claim has to speak of
 FROM_CHAINS = 1800  # draws that the fit holds, at least
+FLAT = 1e-6  # of a Hessian with ones on its diagonal, an eigenvalue below which a direction is not known
 CHEAP = 2**17  # numbers in an evaluation, up to which a grid is the usual way
 
 
@@ -65,7 +66,9 @@ def fit(task: Task, inner: Inner, options: Options) -> Fit:
 def approximation(task: Task) -> GlobalGaussian | None:
     """Laplace's Gaussian over the global latents, the local ones integrated out; None where there is none to be had.
 
-    θ that is learned is at its peak beside them, and the program keeps its own.
+    There is none at a peak that is flat in some direction, as rotated loadings are, or whose climb ended on a slope: with its
+    Hessian damped a standard deviation is 1,000 and more. θ that is learned is at its peak beside the globals, and the
+    program keeps its own.
     """
     structure = task.structure
     if any(site.discrete for site in structure.global_latents):
@@ -79,7 +82,9 @@ def approximation(task: Task) -> GlobalGaussian | None:
         search = Search(task, inner, Options(200, 1e-6, 1, "laplace", "auto"))
         if search.coordinates.d > MOST_PARAMETERS:
             return None
-        return _at(search, search.peaks()[0])
+        peak = search.peaks()[0]
+        flat = int(definite.raised(peak.hessian[search.places][:, search.places], FLAT)[1])
+        return None if flat else _at(search, peak)
     except (Refusal, ArithmeticError, ValueError, RuntimeError):  # no mode: whoever asks begins elsewhere
         return None
 
@@ -96,7 +101,7 @@ class _Outer:
 
     draws: Tensor
     errors: dict[str, Tensor]
-    evidence: Evidence
+    evidence: Evidence | None  # None where there is no mode
     gaussian: GlobalGaussian | None
     point: dict[str, Tensor]  # of the globals
     warnings: list[str] = field(default_factory=list)
@@ -121,7 +126,13 @@ def _gaussian(search: Search, peak: Peak) -> _Outer:
     )
     if point:
         out.gaussian = _at(search, peak)
-    if raised:
+    if point and _is_saddle(peak.hessian[search.places][:, search.places]):
+        out.evidence = None
+        out.warnings.append(
+            "the climb ended where the density still bends upwards: there is no mode here, and no log p(x) by one. Take nuts, "
+            "svi or ais."
+        )
+    elif raised:
         out.warnings.append(
             f"the Hessian at the mode is not positive definite: {raised} of its {len(hessian)} eigenvalues were damped. The "
             "data do not identify those directions (rotated loadings, an empty component); standard errors leave them out."
@@ -129,6 +140,11 @@ def _gaussian(search: Search, peak: Peak) -> _Outer:
     if out.gaussian is not None and not isinstance(search.inner, Exact):  # else the verifier says
         _weigh(search, peak, out.gaussian, out)
     return out
+
+
+def _is_saddle(hessian: Tensor) -> bool:
+    """Whether an eigenvalue is negative beyond rounding: the volume of a Gaussian would be that of the damping."""
+    return float(definite.eigen(definite.unit_diagonal(hessian)[0])[0][0]) < -SADDLE
 
 
 @torch.no_grad()

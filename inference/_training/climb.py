@@ -87,7 +87,7 @@ def _is_encoder(guide: nn.Module) -> TypeGuard[Derived]:
 
 def _free(task: Task, guide: Derived) -> Any:
     """A guide with a q for each row, and the q of the globals that `guide` has."""
-    globals = {n: guide.bijections[n](guide.free[f"{n}_loc"].detach()) for n in guide.bijections}
+    globals = {n: guide.bijections[n](guide.loc(n).detach()) for n in guide.bijections}
     covariance = guide.covariance
     free = guides.make(
         "mean_field",
@@ -161,25 +161,44 @@ def _doubled(
     """Climb with twice as many draws each time until that gains nothing."""
     generator = torch.Generator().manual_seed(task.seed)
     fresh = fixed.draw(affordable(fixed, CHECKS), torch.Generator().manual_seed(task.seed + 1))
-    out, M, before, kept = Outcome(), FIRST // 2, None, None
     most = affordable(fixed, MOST)
+    out, M, before = Outcome(), min(most, _least_draws(guide)), None
+    kept = Climb(fixed, modules, units).free
     while most >= M and len(out.trace) < iterations:
         ascent = Climb(fixed, modules, {**units, **_units(guide)})
         left = min(iterations - len(out.trace), SHORT if before is None else LONG)
         ended = ascent.run(fixed.draw(M, generator), left, allowed(task) / 30, step)
         out.trace += ascent.trace
-        after, out.draws = fixed.all_values(fresh), M
-        if before is not None and kept is not None:
+        after, out.draws = _values(fixed, fresh), M
+        by_heart = not bool(after.mean().isfinite())
+        if before is not None and not by_heart:
             out.gain, out.gain_se = paired(after - before)
             if ended and abs(out.gain) + 2 * out.gain_se < allowed(task):
                 out.converged = True
                 break
-            if out.gain < -allowed(task):  # so few draws were learned by heart: back to where it was, with many more
-                ascent.restore(kept)
-                M = 4 * M
-                continue
+            by_heart = out.gain < -allowed(task)
+        if by_heart:  # so few draws were learned by heart: back to where it was, with many more
+            ascent.restore(kept)
+            M = 4 * M
+            continue
         before, kept, M = after, ascent.free, 2 * M
     return out
+
+
+def _values(fixed: FixedDraws, noise: Noise) -> Tensor:
+    """The bound [draws], not a number where a draw has a matrix that cannot be factored."""
+    try:
+        return fixed.all_values(noise)
+    except (ValueError, ArithmeticError, torch.linalg.LinAlgError):
+        return torch.full((1,), math.nan)
+
+
+def _least_draws(guide: nn.Module) -> int:
+    """How many draws to begin with. A covariance that is to be found needs more of them than it has directions: along one
+    that no draw shows, q would grow without end."""
+    if not isinstance(guide, Derived) or guide.begun or guide.globals_covariance not in ("full", "flow"):
+        return FIRST // 2
+    return max(FIRST // 2, 4 * len(guide.globals_loc()))  # half of them are mirror images
 
 
 def affordable(fixed: FixedDraws, most: int) -> int:
@@ -202,7 +221,7 @@ def _globals(guide: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Mean and log standard deviation of each global latent, in unconstrained coordinates; none for a user's own guide."""
     if not isinstance(guide, Derived):
         return []
-    return [(guide.free[f"{n}_loc"], guide.free[f"{n}_log_scale"]) for n in guide.bijections]
+    return [(guide.loc(n), guide.log_scale(n)) for n in guide.bijections]
 
 
 @torch.no_grad()
@@ -223,7 +242,7 @@ def at_the_prior(task: Task, guide: nn.Module) -> dict[Tensor, Tensor]:
 def _priors(task: Task, guide: Derived) -> dict[Site, tuple[Tensor, Tensor]]:
     """Continuous local site → median and spread of its prior in unconstrained coordinates, for each of its numbers."""
     times = -(-PRIOR_DRAWS // len(task.x))
-    globals = {n: guide.bijections[n](guide.free[f"{n}_loc"]) for n in guide.bijections}
+    globals = {n: guide.bijections[n](guide.loc(n)) for n in guide.bijections}
     out, found = {}, dict[str, list[Tensor]]()
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(task.seed)

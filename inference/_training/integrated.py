@@ -254,9 +254,9 @@ def locals_given(task: Task, draws: dict[str, Tensor]) -> tuple[Arrays, Arrays, 
     second: dict[str, Tensor] = {}
     for i in range(count):
         point = {n: v[i] for n, v in draws.items()}
-        for name, value in task.engine.draw(None, 1, point).items():
+        once, means, deviations = task.engine.draw_and_summary(point)
+        for name, value in once.items():
             drawn.setdefault(name, []).append(value)
-        means, deviations = task.engine.summary(point)
         for name, mean in means.items():
             first[name] = first.get(name, torch.zeros(())) + mean / count
             second[name] = second.get(name, torch.zeros(())) + (mean.square() + deviations[name].square()) / count

@@ -23,10 +23,11 @@ class WithPriors(PyroModule):
     """A model whose parameters are θ or, where its `priors` are on, global latents drawn from `prior(name, start)`."""
 
     priors: bool
+    names: tuple[str, ...] = ()
 
     def begin(self, name: str, value: Tensor, support: constraints.Constraint) -> None:
         """A parameter and its first value, or where its latent starts."""
-        self.names: list[str] = [*getattr(self, "names", ()), name]
+        self.names = (*self.names, name)
         if self.priors:
             self.register_buffer(f"{name}_start", value)
         else:
