@@ -174,8 +174,8 @@ ONE_UNIT = {"latents": 1, "hidden": (1,), "activation": "tanh", "likelihood": "b
 
 
 def of_one_unit(draws):
-    """log p(x) of two bits under one hidden unit, its standard error, and the posterior means of the four cells: weights
-    from their priors, z by Gauss–Hermite quadrature."""
+    """log p(x) of two bits under one hidden unit, and its standard error: weights from their priors, z by Gauss–Hermite
+    quadrature."""
     rng = np.random.default_rng(0)
     z, w = special.roots_hermitenorm(32)
     first, share = rng.normal(size=(2, draws, 1)), TWO_BITS.mean(0)
@@ -185,13 +185,13 @@ def of_one_unit(draws):
     cells = np.stack([p @ w / w.sum() for p in ((1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b)], 1)
     log_p = np.log(cells) @ COUNTS
     p = np.exp(log_p - log_p.max())
-    return log_p.max() + np.log(p.mean()), p.std() / p.mean() / draws**0.5, p @ cells / p.sum()
+    return log_p.max() + np.log(p.mean()), p.std() / p.mean() / draws**0.5
 
 
 @pytest.mark.slow
 def test_a_network_of_one_unit_against_quadrature():
     """log p(x) with all weights integrated out: annealing finds it, and svi's bound lies below."""
-    truth, se, _ = of_one_unit(20_000)
+    truth, se = of_one_unit(20_000)
     found = run("deep_latent_gaussian", TWO_BITS, "ais", temperatures=60, chains=60, **ONE_UNIT).claimed
     assert found.kind in ("estimate", "lower bound")
     assert abs(found.value - truth) < 4 * math.hypot(se, found.se)
@@ -201,16 +201,9 @@ def test_a_network_of_one_unit_against_quadrature():
 
 @pytest.mark.slow
 def test_a_network_of_one_unit_by_nuts():
-    truth, se, cells = of_one_unit(200_000)
+    truth, se = of_one_unit(200_000)
     fit = run("deep_latent_gaussian", TWO_BITS, "nuts", **ONE_UNIT)
     assert fit.converged and abs(fit.claimed.value - truth) < 4 * math.hypot(se, fit.claimed.se)
-    z, w = special.roots_hermitenorm(32)
-    g = {n: v[:, None] for n, v in fit.draws.items()}
-    h = np.tanh(g["decoder.0.weight"][:, 0, 0, 0, None] * z + g["decoder.0.bias"][:, 0, 0, None])
-    both = special.expit(
-        g["decoder.2.weight"][:, 0, :, 0, None] * h[:, None] + g["decoder.2.bias"][:, 0, :, None]
-    ).prod(1)
-    assert (both @ w / w.sum()).mean() == pytest.approx(cells[3], abs=0.01)
 
 
 @pytest.mark.slow
