@@ -124,9 +124,8 @@ def fit(
     if latents:
         q = task.guide or _guide(task, guide, points, globals, {"hidden": hidden, "covariance": guide_covariance})
     objective = elbo.objective(task, q, particles)
-    steps = -(-len(task.x) // batch)
-    draws = elbo.draws_of_few(task, q, batch)
-    plan = Plan(epochs or max(EPOCHS, -(-STEPS // steps)), batch, lr, tol, schedule, patience, clip, held_out, draws)
+    epochs, draws = epochs or max(EPOCHS, -(-STEPS // -(-len(task.x) // batch))), elbo.draws_of_few(task, q, batch)
+    plan = Plan(epochs, batch, lr, tol, schedule, patience, clip, held_out, draws)
     fixed = _fixed_draws(task, q, particles, optimizer)
     few = fixed is not None and fixed.width <= (FEW if task.structure.local_latents else FEW_GLOBAL)
     found = _Found(task, q, particles, objective, list(points), fixed)
