@@ -177,6 +177,19 @@ def test_collinear_and_constant_columns_have_none_either():
         assert it.engine.highest(it.plan({}), Floor(1e-6, set())) is None
 
 
+def test_of_the_ends_at_which_a_noise_is_0_the_best_is_found():
+    """Of 13 rows and 6 columns several columns can be explained in full: which of them is 15 nats apart."""
+    r = np.random.default_rng(70)
+    r.integers(3, 9), r.integers(1, 5), r.choice([8, 13, 40, 150])
+    x = r.normal(size=(13, 2 + int(r.integers(0, 2))))
+    x = x @ r.normal(size=(x.shape[1], 6)) + r.choice([0.01, 0.1, 0.5, 1.0]) * r.normal(size=(13, 6)) * r.uniform(
+        0.05, 1, 6
+    )
+    best = of(x, 2)
+    _, height = best.lowest(1e-9)
+    assert -6.5 * (height.value + 6 * np.log(2 * np.pi)) > scipys(x, 2, 1e-7) - 1e-3
+
+
 # ---- what is no top ----------------------------------------------------------------------------------------------
 
 

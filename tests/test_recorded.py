@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Binomial, Dirichlet, Gamma, Poisson
@@ -105,6 +109,113 @@ def test_a_record_is_never_another_function(function):
             assert torch.equal(slope, torch.autograd.grad(-value, [p])[0])
         with torch.no_grad():
             p.sub_(0.5)
+
+
+SEEN_BY_OTHERS = {
+    "numpy": lambda x: x.detach().numpy().max(),
+    "an array": lambda x: np.asarray(x).max(),
+    "a list": lambda x: max(x.tolist()),
+    "a list of tensors": lambda x: torch.tensor([x.max(), 0.0]).max(),
+    "a copy": lambda x: copy.deepcopy(x).max(),
+    "text": lambda x: float("200" in repr(x)) * 200,
+    "memory": lambda x: 200 * (x.untyped_storage()[3] > 65),
+    "how many": lambda x: 100 * len(x.clamp(min=100).unique()),
+    "how many are not 0": lambda x: 101 * x.clamp(min=100).sub(100).to_sparse()._nnz(),
+    "all alike": lambda x: 0 if torch.allclose(x, x.clamp(max=100)) else 200,
+}
+
+
+@pytest.mark.parametrize("look", SEEN_BY_OTHERS.values(), ids=SEEN_BY_OTHERS)
+def test_a_number_that_is_read_outside_torch_is_in_no_record(look):
+    """None of them is seen at small numbers, such as those that a record is checked at."""
+    with pytest.raises(NotImplementedError):
+        tape.record(lambda x: [x * (2 if look(x) > 150 else 1)], [torch.ones(2)])
+
+
+class Squares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a):
+        ctx.save_for_backward(a)
+        return a * a
+
+    @staticmethod
+    def backward(ctx, slope):
+        (a,) = ctx.saved_tensors
+        return 2 * a * slope if a.numpy().max() < 100 else slope
+
+
+STATE, SEEN = torch.zeros(2), torch.zeros(2)
+STATEFUL = {
+    "a gradient of its own": lambda x, p: Squares.apply(p * x).sum(),
+    "a counter": lambda x, p: (p * x).sum() + 0 * STATE.add_(1).sum(),
+    "a buffer of draws": lambda x, p: (p * x * SEEN.normal_()).sum(),
+    "a generator": lambda x, p: (p * torch.rand(2, generator=torch.Generator()) * x).sum(),
+    "an input": lambda x, p: (p * x.clamp_(max=100)).sum(),
+    "a parameter": lambda x, p: (p.data.clamp_(max=100) * x * p).sum(),
+}
+
+
+@pytest.mark.parametrize("function", STATEFUL.values(), ids=STATEFUL)
+def test_what_changes_a_state_is_in_no_record(function):
+    p = torch.ones(2, requires_grad=True)
+    step = lambda x: torch.autograd.grad(function(x, p), [p])  # noqa: E731
+    with pytest.raises(NotImplementedError):
+        tape.record(step, [torch.ones(2)], held=[p], random=True)
+
+
+def test_a_constant_that_changes_is_noted_as_it_is_and_zero_keeps_its_sign():
+    def function(x):
+        mask = torch.zeros(2)
+        mask[0] = 1.0
+        first = x * mask
+        mask[1] = 1.0
+        return [first, x * mask, (x + 0.0).reciprocal()]
+
+    x = torch.tensor([-0.0, 2.0])
+    graph = tape.record(function, [torch.ones(2)])
+    assert all(torch.equal(a, b) for a, b in zip(graph(x), function(x), strict=True))
+
+
+calls = [0]
+
+
+def counting(step):
+    calls[0] += step
+
+
+class Remembers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.ones(2)), {"best": 0.0}
+        self.register_buffer("mean", torch.zeros(2))
+        self.noise = np.random.default_rng(0)
+
+
+REMEMBERS = {
+    "nothing": lambda m: 1.0,
+    "a global counter": lambda m: counting(1) or 1.0,
+    "a number": lambda m: m.seen.update(best=m.seen["best"] + 1) or 1.0,
+    "a buffer": lambda m: setattr(m, "mean", m.mean + 1) or 1.0,
+    "a generator": lambda m: 1.0 + 0 * m.noise.random(),
+    "NumPy's draws": lambda m: 1.0 + 0 * np.random.rand(),  # noqa: NPY002
+    "Python's draws": lambda m: 1.0 + 0 * random.random(),
+    "a clock": lambda m: 1.0 + 0 * (time.time() > 1),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERS)
+def test_a_program_that_remembers_anything_is_not_recorded(name):
+    """At its first steps what it computes is the same; at its 1000th it could be another."""
+    module, scale = Remembers(), REMEMBERS[name]
+    objective = lambda rows, x: -(module.weight * x).square().sum() * scale(module)  # noqa: E731
+    compiled = Compiled(objective, [module.weight], [module])
+    x = torch.ones(2)
+    for _ in range(2):
+        compiled(torch.arange(2), x)
+    before = module.mean.clone()
+    compiled.prepare(torch.arange(2), x, torch.arange(2), 2 * x)
+    assert (compiled.records.get(x.shape) is not None) == (name == "nothing")
+    assert torch.equal(module.mean, before)
 
 
 def test_adam_is_torchs():

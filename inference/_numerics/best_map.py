@@ -13,6 +13,7 @@ of the other eigenvalues of S (Tipping & Bishop 1999, appendix A).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,7 +27,7 @@ STEPS = 60  # of Newton at most; a dozen suffice where no variance goes to 0
 LONGEST = 2.0  # of a step in log v
 STEEP = 0.5  # of a step down in log v, from where a small variance is tried at its lowest
 SMALL = 1e-2  # a share of a column's variance: such a noise may be on its way to 0
-STARTS = 10  # further ones, where a variance is at its lowest: such ends are often several
+STARTS = 10  # further ones of two kinds, where a variance is at its lowest: such ends are often several
 FLAT = 1e-6  # a share of the largest curvature: of a flatter direction nothing is known
 COLLINEAR = 1e-6  # a share of the largest singular value of standardized data
 HALVINGS = 20
@@ -113,10 +114,8 @@ class BestMap:
         low = self.spreads.log() + math.log(share)
         t, height = self._down(self._start(), low)
         if bool((t <= low).any()):
-            generator = torch.Generator().manual_seed(0)
-            for _ in range(STARTS):
-                shares = 0.02 + 0.96 * torch.rand(len(t), generator=generator, dtype=torch.float64).to(t)
-                found = self._down((shares * self.spreads).log(), low)
+            for start in self._others(low):
+                found = self._down(start, low)
                 if found[1].value < height.value:
                     t, height = found
         return t, height
@@ -130,6 +129,18 @@ class BestMap:
             torch.linalg.inv(torch.linalg.qr(self.root).R).square().sum(1)
         )  # 1 / the variance of a column given the others
         return self.pooled((1 - 0.5 * L / D) / alone)
+
+    def _others(self, low: Tensor) -> Iterator[Tensor]:
+        """Further log variances to begin at [G]: any; and each of the smallest at its lowest."""
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(STARTS):
+            shares = 0.02 + 0.96 * torch.rand(len(low), generator=generator, dtype=torch.float64).to(low)
+            yield (shares * self.spreads).log()
+        usual = self._start()
+        for i in (usual - self.spreads.log()).argsort()[:STARTS]:
+            start = usual.clone()
+            start[i] = low[i]
+            yield start
 
     def _down(self, t: Tensor, low: Tensor) -> tuple[Tensor, Height]:
         """Newton's steps from log variances [G] to a lowest point, none below `low`."""

@@ -2,7 +2,8 @@
 
 Every tensor operation that depends on the inputs is noted as it is carried out once; what depends on constants alone is a
 constant. Equal operations are done once, and those that no output needs are left out. What decides by a value that depends on
-the inputs cannot be noted, nor, unless asked for, what draws random numbers from them.
+the inputs cannot be noted, whether torch reads the value or NumPy does; nor what writes into a tensor that was there before,
+which is a state; nor, unless asked for, what draws random numbers from the inputs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 NOT_WRITING = {"normal_": "normal_functional"}  # others are called like the operation that writes
 FILLED = ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")  # only shapes of inputs count
-VALUES_DECIDE = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+VALUES_DECIDE = ("is_nonzero", "nonzero_static", "_pack_padded_sequence")  # besides those that torch tags so
+BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+PICKS = ("index", "index_put", "index_put_")  # they do so where an index is a mask
+OF_SHAPE = (
+    "is_same_size",
+    "size",
+    "stride",
+    "sym_size",
+    "sym_stride",
+    "sym_numel",
+    "sym_storage_offset",
+    "is_contiguous",
+)
+OUT_OF_TORCH = (  # what hands the numbers of a tensor to others, or decides by them unseen
+    *(
+        "numpy",
+        "tolist",
+        "__array__",
+        "__repr__",
+        "__deepcopy__",
+        "__reduce_ex__",
+        "__dlpack__",
+        "to_dlpack",
+        "_to_dlpack",
+    ),
+    *("storage", "untyped_storage", "_typed_storage", "tensor_split", "register_hook"),
+)
+MAKES = ("tensor", "as_tensor", "asarray", "new_tensor")  # of numbers, which may be tensors in a list
 
 
 def record(
@@ -43,7 +72,7 @@ def record(
     """
     given = [value.detach().clone() for value in inputs]
     recorder = _Recorder([*given, *held], random)
-    with recorder:
+    with recorder, _Leaving(recorder):
         found = function(*given)
     recorder.graph.output(tuple(recorder.argument(v) for v in found))
     graph = GraphModule(recorder.constants, recorder.graph)
@@ -65,14 +94,28 @@ class _Recorder(TorchDispatchMode):
         self.random = random
         self.graph, self.constants = Graph(), torch.nn.Module()
         self.nodes: dict[int, Node] = {}  # of what depends on the inputs
-        self.known: dict[int, Node] = {}  # of constants
-        self.filled: set[int] = set()
+        self.known: dict[tuple[int, int], Node] = {}  # of constants, each as it was at a time
+        self.fresh: dict[
+            int, bool
+        ] = {}  # constants that were made here and may be written into → whether they are `FILLED`
+        self.latest: object = None  # of them
+        self.made: set[int] = set()  # the memory of constants that were made here
+        self.seen_as: set[int] = set()  # that of constants which have views
         self.held: list[Tensor] = []  # so that no two tensors have had one id
+        self.given = {_memory(value) for value in inputs}
         for i, value in enumerate(inputs):
             self.note(value, self.graph.placeholder(f"input{i}"))
 
+    def depends(self, value: Tensor) -> bool:
+        """Whether a tensor depends on the inputs, or lies in the memory of one that does."""
+        return id(value) in self.nodes or any(
+            id(v) in self.nodes and _memory(v) == _memory(value) for v in self.held if v.layout == torch.strided
+        )
+
     def note(self, value: object, node: Node) -> None:
         if isinstance(value, Tensor):
+            if value.layout != torch.strided:
+                raise NotImplementedError("a sparse tensor that depends on the inputs")
             node.meta["shape"] = (tuple(value.shape), value.dtype)
             self.nodes[id(value)] = node
             self.held.append(value)
@@ -81,24 +124,31 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
         kwargs = dict(kwargs or {})
-        given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
+        with torch._C.DisableTorchFunction():
+            return self._do(func, args, kwargs)
+
+    def _do(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        leaves = tree_flatten((args, kwargs))[0]
+        given, written = [v for v in leaves if isinstance(v, Tensor)], _written(func, args, kwargs)
         draws = torch.Tag.nondeterministic_seeded in func.tags
+        if draws and any(isinstance(v, torch.Generator) for v in leaves):
+            raise NotImplementedError("draws of a generator of its own, which is a state")
         if not any(id(v) in self.nodes for v in given) and not (draws and self.random):
-            return func(*args, **kwargs)
+            return self._constant(func, args, kwargs, given, written)
         name = func._schema.name.split("::")[-1]
         if name in FILLED:
-            self.held.append(func(*args, **kwargs))
-            self.filled.add(id(self.held[-1]))
-            return self.held[-1]
-        if name in VALUES_DECIDE or (draws and not self.random) or self._picks(name, args):
+            found = func(*args, **kwargs)
+            self._keep(found, True)
+            return found
+        decides = name in VALUES_DECIDE or (name not in PICKS and any(tag in func.tags for tag in BY_VALUE))
+        if decides or (draws and not self.random) or self._picks(name, args):
             raise NotImplementedError(f"{name} of what depends on the inputs")
-        for value in _written(func, args, kwargs):
-            if id(value) not in self.nodes and id(value) not in self.filled and not draws:
-                raise NotImplementedError(f"{name} writes what depends on the inputs into a constant")
-            if id(value) not in self.nodes:  # as `torch.empty(3).normal_()` does: write into a copy
-                self.note(value, self.graph.call_function(torch.ops.aten.clone.default, (self.argument(value),)))
+        for value in written:
+            self._write(name, value, draws)
         noted, words = tree_map(self.argument, args), tree_map(self.argument, kwargs)
         found = func(*args, **kwargs)
+        if not isinstance(found, Tensor | tuple | list | None) and name not in OF_SHAPE:
+            raise NotImplementedError(f"{name} gives a number that depends on the inputs")
         node = self.graph.call_function(func, noted, words)
         if isinstance(found, tuple | list):
             for i, value in enumerate(found):
@@ -108,9 +158,48 @@ class _Recorder(TorchDispatchMode):
             self.note(found, node)
         return found
 
+    def _constant(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor], written: list[Any]
+    ) -> object:
+        """The result of an operation that depends on constants alone."""
+        if any(_memory(value) not in self.made for value in written):
+            raise NotImplementedError("writes into a tensor that was there before, which is a state")
+        memory = {_memory(v) for v in given}
+        found = func(*args, **kwargs)
+        latest, self.latest = self.latest, None
+        if func is torch.ops.aten.detach.default and given[0] is latest:  # torch's own, of what it has just made
+            self._keep(found, self.fresh.pop(id(latest)))
+            return found
+        for value in tree_flatten(found)[0]:
+            if isinstance(value, Tensor):
+                if _memory(value) in memory:
+                    self.seen_as.add(_memory(value))
+                else:
+                    self._keep(value, False)
+        return found
+
+    def _keep(self, value: Any, filled: bool) -> None:
+        self.made.add(_memory(value))
+        self.held.append(value)
+        self.fresh[id(value)] = filled
+        self.latest = value
+
+    def _write(self, name: str, value: Tensor, draws: bool) -> None:
+        """See to it that a tensor can be written into."""
+        if _memory(value) in self.given:
+            raise NotImplementedError(f"{name} writes into an input")
+        if id(value) in self.nodes:
+            return
+        if _memory(value) in self.seen_as or not (
+            self.fresh.get(id(value), False) or (draws and id(value) in self.fresh)
+        ):
+            raise NotImplementedError(f"{name} writes what depends on the inputs into a constant")
+        # as `torch.empty(3).normal_()` does: write into a copy
+        self.note(value, self.graph.call_function(torch.ops.aten.clone.default, (self.argument(value),)))
+
     def _picks(self, name: str, args: tuple[Any, ...]) -> bool:
         """Whether a mask that depends on the inputs decides how many entries there are."""
-        if name not in ("index", "index_put", "index_put_") or (name != "index" and args[2].numel() == 1):
+        if name not in PICKS or (name != "index" and args[2].numel() == 1):
             return False
         return any(v is not None and v.dtype in (torch.bool, torch.uint8) and id(v) in self.nodes for v in args[1])
 
@@ -120,12 +209,58 @@ class _Recorder(TorchDispatchMode):
             return value
         if id(value) in self.nodes:
             return self.nodes[id(value)]
-        if id(value) not in self.known:
+        state = id(value), 0 if value.is_inference() else value._version
+        if state not in self.known:
             name = f"constant{len(self.known)}"
             self.constants.register_buffer(name, _copy(value.detach()))
-            self.known[id(value)] = self.graph.get_attr(name)
+            self.known[state] = self.graph.get_attr(name)
             self.held.append(value)
-        return self.known[id(value)]
+        return self.known[state]
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees what torch's operations do not show: that a number which depends on the inputs is read by others."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in OUT_OF_TORCH or name in MAKES:
+            given = tree_flatten((args, kwargs))[0] if name in OUT_OF_TORCH else _in_lists((args, kwargs))
+            if any(isinstance(v, Tensor) and self.recorder.depends(v) for v in given):
+                raise NotImplementedError(f"{name} of what depends on the inputs")
+        if name in ("grad", "backward"):  # in which no more is seen here
+            _check_gradient([v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)])
+        return func(*args, **kwargs)
+
+
+def _check_gradient(of: list[Tensor]) -> None:
+    """Raise `NotImplementedError` where a gradient is found by a program's own code: a `Function`, or a hook."""
+    nodes, seen = [v.grad_fn for v in of if v.grad_fn is not None], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            raise NotImplementedError("a gradient of a program's own")
+        nodes.extend(n for n, _ in node.next_functions if n is not None)
+
+
+def _in_lists(given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> list[Any]:
+    """What stands in lists and tuples among these arguments."""
+    nested = [v for v in (*given[0], *given[1].values()) if isinstance(v, list | tuple)]
+    return tree_flatten(nested)[0]
+
+
+def _memory(value: Tensor) -> int:
+    """Where a tensor's numbers lie."""
+    return id(value) if value.layout != torch.strided else value.untyped_storage().data_ptr()
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -223,7 +358,7 @@ def _equal_to(node: Node, graph: GraphModule) -> Node | None:
         return of
     if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.pow.Tensor_Scalar):
         return of if _is(other, 1, graph) else None
-    if node.target in (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar):
+    if node.target in (aten.sub.Tensor, aten.sub.Scalar):  # not a sum: −0 + 0 is another 0
         return of if _is(other, 0, graph) else None
     return None
 

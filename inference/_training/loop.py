@@ -22,7 +22,7 @@ from inference._method.task import Task
 from inference._numerics import ranks
 from inference._numerics.adam import Adam
 from inference._training.elbo import Index, Objective
-from inference._training.recorded import WORTH, Compiled
+from inference._training.recorded import WARM, WORTH, Compiled
 from zoo._errors import UsageError
 from zoo._options import positive
 
@@ -192,7 +192,7 @@ class _Loop:
         self.task, self.modules, self.plan = task, modules, plan
         self.objective, self.evaluate, self.culprit = objective, evaluate, culprit
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-        self.compiled = Compiled(objective, self.parameters)
+        self.compiled = Compiled(objective, self.parameters, [*modules.values(), task.program])
         self.recorded: bool | None = None  # whether to; not known yet
         self.generator = torch.Generator("cpu").manual_seed(task.seed)
         self.kept, self.aside = self._split()
@@ -227,7 +227,8 @@ class _Loop:
             self.order = self.kept[torch.randperm(len(self.kept), generator=self.generator, device="cpu")]
             self.total = 0.0
         batches = self.order.split(size)
-        if plan_is_long(self.plan, len(batches)):
+        long = plan_is_long(self.plan, len(batches))
+        if long and self.compiled.calls >= WARM:
             self.record(batches[self.batch :], x)
         while self.batch < len(batches):
             rows = self._taken(batches[self.batch])
@@ -235,6 +236,8 @@ class _Loop:
             self.batch += 1
             if self.batch < len(batches):
                 self._checkpoint()
+                if long and self.compiled.calls == WARM:
+                    self.record(batches[self.batch :], x)
         self._end_of_epoch()
         self._checkpoint()
 

@@ -3,7 +3,8 @@
 Recorded once (`tape`), and used only where it gives what the program itself gives, to the last bit, values and gradients: on
 the batch it was recorded on, on another at parameters a little aside, then after 1, 2, 4, 8, … uses and at last every 500,
 whenever an epoch begins. A program whose steps depend on the data, or on a state of its own, so goes the slow way,
-as does one whose recording fails. Batches of another size, such as the last of an epoch, have a record of their own.
+as does one whose recording fails. A state is also looked for in the program's Python (`state`), around its second step: what
+happens at a 1000th call is in no record. Batches of another size, such as the last of an epoch, have a record of their own.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from inference._numerics import tape
 from inference._training.elbo import Index, Objective
+from inference._training.state import fingerprint
 from zoo._program.missing import complete_data
 
 WORTH = 200  # steps from which recording pays
 ASIDE = 1e-3  # how far parameters are moved for a check
+WARM = 2  # calls before a recording; around the last of them a state is looked for
 SELDOM = 500  # uses between two checks of a record, at most
 
 
@@ -38,16 +41,26 @@ class _Record:
 
 
 class Compiled:
-    """The step of `objective(rows, x)`, recorded for each shape of batches that it is prepared for."""
+    """The step of `objective(rows, x)`, recorded for each shape of batches that it is prepared for.
 
-    def __init__(self, objective: Objective, parameters: Sequence[Tensor]) -> None:
-        self.objective, self.parameters = objective, list(parameters)
+    `modules`: what the objective calls, in which a state may be.
+    """
+
+    def __init__(self, objective: Objective, parameters: Sequence[Tensor], modules: Sequence[nn.Module] = ()) -> None:
+        self.objective, self.parameters, self.modules = objective, list(parameters), list(modules)
+        self.calls = 0
+        self.stateful = False
         self.records: dict[torch.Size, _Record | None] = {}  # None: the record was not right
 
     def __call__(self, rows: Index, x: Tensor) -> Tensor:
         """The objective, a scalar; the gradients of its negative go to the parameters' `grad`."""
         record = self.records.get(x.shape)
+        self.calls += 1
+        look = self.calls == WARM and record is None
+        before = fingerprint([self.objective, *self.modules]) if look else None
         value, gradients = self._by_program(rows, x) if record is None else self._recorded(record, rows, x)
+        if look:
+            self.stateful = before is None or before != fingerprint([self.objective, *self.modules])
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return value
@@ -70,12 +83,15 @@ class Compiled:
 
         `other_rows`, `other_x`: another batch of as many rows.
         """
+        if self.stateful:
+            return
         if x.shape not in self.records:
             fails = None in self.records.values()  # it does for batches of another size
-            self.records[x.shape] = None if fails else self._record(rows, x)
-            self._check(rows, x)
-            with _elsewhere(self.parameters):
-                self._check(other_rows, other_x)
+            with _buffers_kept(self.modules):
+                self.records[x.shape] = None if fails else self._record(rows, x)
+                self._check(rows, x)
+                with _elsewhere(self.parameters):
+                    self._check(other_rows, other_x)
         elif (record := self.records[x.shape]) is not None and record.uses >= record.check_at:
             self._check(rows, x)
 
@@ -89,11 +105,13 @@ class Compiled:
             return [value, *(g for i in touched if (g := gradients[i]) is not None)]
 
         record = None
+        before = fingerprint([self.objective, *self.modules])
         with contextlib.suppress(Exception), warnings.catch_warnings(), complete_data():
             warnings.simplefilter("ignore")
             record = _Record(tape.record(step, [rows, x], held=self.parameters, random=True), touched)
         torch.set_rng_state(state)
-        return record
+        same = before is not None and before == fingerprint([self.objective, *self.modules])
+        return record if same else None
 
     def _check(self, rows: Tensor, x: Tensor) -> None:
         """Compare record and program on a batch, and drop all records if they differ; leaves the random state alone."""
@@ -114,6 +132,23 @@ class Compiled:
         record.check_at = record.uses + min(record.uses, SELDOM)
         if not same:
             self.records = dict.fromkeys(self.records)
+
+
+@contextlib.contextmanager
+def _buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """In here a step may change buffers, a running mean for instance: afterwards they are as they were."""
+    parts = [part for module in modules for part in module.modules()]
+    kept = [
+        (p._buffers, dict(p._buffers), {n: b.clone() for n, b in p._buffers.items() if b is not None}) for p in parts
+    ]
+    try:
+        yield
+    finally:
+        for buffers, before, values in kept:
+            buffers.update(before)
+            for name, value in values.items():
+                if (buffer := buffers[name]) is not None and not torch.equal(buffer, value):
+                    buffer.detach().copy_(value)
 
 
 @contextlib.contextmanager

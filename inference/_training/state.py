@@ -1,0 +1,129 @@
+"""What a program's Python remembers from one call to the next: counters, caches, random generators, clocks.
+
+A record of tensor operations never calls the program, so that a counter in it would stand still, and what is to happen at its
+1000th call never would. `fingerprint` is taken before and after a call: where the two differ, the program has a state.
+"""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CLOCKS = ("time", "datetime")  # modules
+LIBRARIES = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["platstdlib"], "site-packages")
+OURS = ("pyro", "torch", "inference", "guides")  # whose objects change at a call, but not what the program computes
+MANY = 20_000  # things that are looked at, at most
+
+
+@dataclass
+class Fingerprint:
+    """Whether two are alike tells whether a state changed between them."""
+
+    found: list[object]
+    held: list[object] = field(compare=False)  # so that no two things have had one id
+
+
+def fingerprint(objects: Iterable[object]) -> Fingerprint | None:
+    """All that can be reached from these objects and may change; None where it cannot be told: a clock, or too much."""
+    found: list[object] = [random.getstate(), *map(str, np.random.get_state())]  # noqa: NPY002
+    seen: dict[int, object] = {}
+    left = list(objects)
+    while left:
+        value = left.pop()
+        if _reads_clock(value) or len(seen) > MANY:
+            return None
+        if isinstance(value, int | float | complex | str | bytes | None):
+            found.append((type(value), repr(value)))
+            continue
+        found.append(id(value))
+        if id(value) not in seen:
+            seen[id(value)] = value
+            found.extend(_content(value))
+            left.extend(_parts(value))
+    return Fingerprint(found, list(seen.values()))
+
+
+def _reads_clock(value: object) -> bool:
+    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", "")
+    return isinstance(value, types.ModuleType | types.BuiltinFunctionType | type) and name in CLOCKS
+
+
+def _content(value: object) -> Iterator[object]:
+    """What of a thing itself may change."""
+    if isinstance(value, Tensor):
+        yield 0 if value.is_inference() else value._version
+    elif isinstance(value, np.ndarray):
+        yield hash(value.tobytes()) if value.dtype != object else repr(value)
+    elif isinstance(value, np.random.Generator):
+        yield str(value.bit_generator.state)
+    elif isinstance(value, random.Random):
+        yield value.getstate()
+    elif isinstance(value, torch.Generator):
+        yield value.get_state().numpy().tobytes()
+    elif isinstance(value, types.GeneratorType):
+        yield value.gi_frame is None or value.gi_frame.f_lasti
+    elif type(value).__module__ in ("itertools", "builtins") and hasattr(value, "__next__"):
+        yield repr(value)
+
+
+def _parts(value: object) -> Iterator[object]:
+    """What can be reached from a thing in one step."""
+    if isinstance(value, Mapping):
+        yield from value.keys()
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    elif isinstance(value, types.MethodType):
+        yield from (value.__self__, value.__func__)
+    elif isinstance(value, types.FunctionType):
+        if not _of_library(value):
+            yield from _of_function(value)
+    elif not isinstance(value, type | types.ModuleType | Tensor | np.ndarray) and (
+        isinstance(value, nn.Module) or not _is_ours(type(value).__module__)
+    ):
+        yield from _attributes(value)
+
+
+def _attributes(value: object) -> Iterator[object]:
+    for name, part in getattr(value, "__dict__", {}).items():
+        if name != "_pyro_context":
+            yield part
+    for base in type(value).__mro__:  # the methods, and what they read
+        if base.__module__ != "builtins" and not _is_ours(base.__module__):
+            yield from (part for part in vars(base).values() if not isinstance(part, types.GetSetDescriptorType))
+
+
+def _of_function(function: types.FunctionType) -> Iterator[object]:
+    """What a function reads beside its arguments."""
+    yield from function.__defaults__ or ()
+    yield function.__dict__
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # empty still
+            continue
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            yield function.__globals__[name]
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _of_library(function: types.FunctionType) -> bool:
+    return _is_ours(function.__module__ or "") or any(part in function.__code__.co_filename for part in LIBRARIES)
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] in OURS or module.startswith("zoo._")
