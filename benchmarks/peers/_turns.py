@@ -6,14 +6,17 @@ words of its own (`what` is compared, and who was `skipped`). `zoo bench peers/N
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from json import dumps
 from typing import Any, TypedDict
 
 from benchmarks._report.peers import OURS
 from benchmarks._suite.documents import Document
+from inference._numerics.threads import one_thread
 from zoo import _show
 
 AGREEMENT = 1e-6  # the largest relative difference between log-likelihoods at which times can be compared
@@ -37,6 +40,23 @@ class Turns(TypedDict):
     ratios: dict[str, Ratio]  # by peer
     errors: list[str]
     rounds: int
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """In here the process has one core, where the system can say so, and torch one thread.
+
+    XLA takes as many threads as there are cores when it begins, whatever its flags ask for.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    try:
+        if cores:
+            os.sched_setaffinity(0, {min(cores)})
+        with one_thread():
+            yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
 
 
 def turns(

@@ -9,7 +9,6 @@ All sides sum the labels out.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 import warnings
@@ -26,11 +25,10 @@ import torch
 
 from benchmarks._references.programs import DATA, logistic_intercepts, normal_mixture
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, Side, turns
+from benchmarks.peers._turns import OURS, Side, one_core, turns
 from inference import nuts
 from inference._method.task import Task
 from inference._numerics.psis import agreement
-from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 from inference._run.prepare import prepare
 from zoo._options import Count
@@ -54,7 +52,7 @@ def measure(*, program: Name = "schools", rounds: Count = 3, quick: bool = False
     runs |= {NUMPYRO: partial(_numpyros, program, x)} if numpyros else {}
     after: dict[str, list[float]] = {name: [] for name in runs}  # what start-up takes
     sides: dict[str, Side] = {name: partial(_side, run, length, after[name]) for name, run in runs.items()}
-    with one_thread():
+    with one_core():
         out = turns(sides, rounds, warm_up=[])
     steady = {name: statistics.median(spent) for name, spent in after.items()}
     return {
@@ -118,7 +116,6 @@ def _pyros(program: Name, x: np.ndarray, jit: bool, length: int) -> tuple[float,
 
 def _numpyros(program: Name, x: np.ndarray, length: int) -> Parts:
     """NumPyro's run, and the same again with what is compiled."""
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     import jax
     from numpyro.infer import MCMC, NUTS
 

@@ -1,6 +1,6 @@
 """A step of SVI on the 784-200-200-50 Bernoulli model, against a PyTorch loop written by hand, and NumPyro's jitted update.
 
-All take batches of the same binary images, in float32 on one thread, alternating in one process. Ours is what `svi` does
+All take batches of the same binary images, in float32 on one core, alternating in one process. Ours is what `svi` does
 on the program `zoo/deep_latent_gaussian.py` with the guide derived from its structure: the training loop's own step, with
 its guard against NaN and its gradient clipping. The loop by hand has the same arithmetic: the same networks, the divergence
 in closed form (with several particles the importance-weighted bound of Burda et al. 2016), one fused Adam. NumPyro's is
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
 from benchmarks._suite.documents import Document
-from benchmarks.peers._turns import OURS, timed, turns
+from benchmarks.peers._turns import OURS, one_core, timed, turns
 from inference._method.task import Task
-from inference._numerics.threads import one_thread
 from inference._run.cost import versions
 from inference._training import elbo
 from inference._training.loop import Plan, _Loop
@@ -46,7 +44,7 @@ def measure(*, rounds: Count = 7, batch: Count = 128, particles: Count = 1, quic
     """The document: seconds of a step, their ratios, and who is not installed."""
     x = torch.as_tensor(datasets.load("mnist5k", binarize=0.5).x, dtype=torch.float32)
     steps = STEPS_QUICK if quick else max(STEPS_QUICK, STEPS * 128 // (batch * particles))
-    with one_thread():
+    with one_core():
         loops = {OURS: _ours(x, batch, particles), "by hand": _by_hand(x, batch, particles)}
         if (numpyro := _numpyro(x, batch, particles)) is not None:
             loops["numpyro"] = numpyro
@@ -132,7 +130,6 @@ def _by_hand(x: Tensor, batch: int, particles: int) -> Callable[[int], None]:
 def _numpyro(x: Tensor, batch: int, particles: int) -> Callable[[int], None] | None:
     """NumPyro's side, or None where it is not installed."""
     try:
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
         import jax
         import numpyro
         import numpyro.distributions as dist
