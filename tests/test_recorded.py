@@ -16,6 +16,7 @@ from torch.distributions import Binomial, Dirichlet, Gamma, Poisson
 from inference._numerics import tape
 from inference._numerics.adam import Adam
 from inference._training.recorded import Compiled
+from inference._training.state import fingerprint
 
 RATES = torch.tensor([0.5, 1.0, 2.0])
 DRAWS = {
@@ -248,3 +249,8 @@ def test_nothing_imports_the_compiler(method, how):
         [sys.executable, "-c", WITHOUT.format(method, how)], capture_output=True, text=True, check=True
     )
     assert out.stdout.split()[-1] == "False"
+
+
+def test_of_what_is_too_large_to_look_at_nothing_is_told():
+    table = np.broadcast_to(0.0, (2**24,))  # no memory of its own
+    assert fingerprint([lambda: table]) is None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 CLOCKS = ("time", "datetime")  # modules
 LIBRARIES = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["platstdlib"], "site-packages")
 OURS = ("pyro", "torch", "inference", "guides")  # whose objects change at a call, but not what the program computes
-MANY = 20_000  # things that are looked at, at most
+MANY, LARGE = 20_000, 2**26  # things that are looked at, at most, and bytes of an array
 
 
 @dataclass
@@ -37,7 +37,7 @@ def fingerprint(objects: Iterable[object]) -> Fingerprint | None:
     left = list(objects)
     while left:
         value = left.pop()
-        if _reads_clock(value) or len(seen) > MANY:
+        if _reads_clock(value) or len(seen) > MANY or (isinstance(value, np.ndarray) and value.nbytes > LARGE):
             return None
         if isinstance(value, int | float | complex | str | bytes | None):
             found.append((type(value), repr(value)))
