@@ -105,7 +105,7 @@ SABOTAGES = [
             "inference/em.py",
             'claimed = Evidence.from_per_datum(per_datum, "exact", given=given, weights=task.times).plus(',
             'claimed = Evidence(climb.objective[-2], 0.0, "exact").plus(',
-            "run gmm by em, 3 iterations",
+            "run gmm by em, 1 iteration",
         ),
         (
             "evidence of rows averaged",
