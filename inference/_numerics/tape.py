@@ -33,20 +33,10 @@ OF_SHAPE = (
     "sym_storage_offset",
     "is_contiguous",
 )
-OUT_OF_TORCH = (  # what hands the numbers of a tensor to others, or decides by them unseen
-    *(
-        "numpy",
-        "tolist",
-        "__array__",
-        "__repr__",
-        "__deepcopy__",
-        "__reduce_ex__",
-        "__dlpack__",
-        "to_dlpack",
-        "_to_dlpack",
-    ),
-    *("storage", "untyped_storage", "_typed_storage", "tensor_split", "register_hook"),
-)
+READS = ("numpy", "tolist", "storage", "untyped_storage", "_typed_storage", "to_dlpack", "_to_dlpack")
+# what hands the numbers of a tensor to others, or decides by them unseen
+OUT_OF_TORCH = (*READS, *(f"__{name}__" for name in ("dlpack", "array", "repr", "deepcopy", "reduce_ex")))
+OUT_OF_TORCH += ("tensor_split", "register_hook")
 MAKES = ("tensor", "as_tensor", "asarray", "new_tensor")  # of numbers, which may be tensors in a list
 
 
@@ -97,7 +87,7 @@ class _Recorder(TorchDispatchMode):
         self.known: dict[tuple[int, int], Node] = {}  # of constants, each as it was at a time
         self.fresh: dict[
             int, bool
-        ] = {}  # constants that were made here and may be written into → whether they are `FILLED`
+        ] = {}  # constants that were made here, which may be written into → whether by any operation
         self.latest: object = None  # of them
         self.made: set[int] = set()  # the memory of constants that were made here
         self.seen_as: set[int] = set()  # that of constants which have views
