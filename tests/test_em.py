@@ -29,12 +29,23 @@ def never_falls(trace: np.ndarray) -> bool:
     return bool(np.all(np.diff(trace) >= -1e-8 * (1 + np.abs(trace[:-1]))))
 
 
-def gradient(task) -> torch.Tensor:
-    """Of log p(x; θ) by the unconstrained parameters, all in one."""
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in task.program.unconstrained().items()}
-    theta = {n: transform_to(task.program.constraints[n])(p) for n, p in leaves.items()}
-    parts = torch.autograd.grad(task.exact.log_evidence(theta)[0], list(leaves.values()))
-    return torch.cat([p.reshape(-1) for p in parts])
+def promised(task):
+    """Nats that a Newton step over the unconstrained parameters would gain, where log p(x; θ) is not flat."""
+    leaves = {n: p.detach().clone() for n, p in task.program.unconstrained().items()}
+
+    def slope(flat):
+        parts = flat.split([p.numel() for p in leaves.values()])
+        free = {n: part.reshape(p.shape).requires_grad_() for part, (n, p) in zip(parts, leaves.items(), strict=True)}
+        theta = {n: transform_to(task.program.constraints[n])(p) for n, p in free.items()}
+        found = torch.autograd.grad(task.exact.log_evidence(theta)[0], list(free.values()))
+        return torch.cat([part.reshape(-1) for part in found])
+
+    flat = torch.cat([p.reshape(-1) for p in leaves.values()])
+    steps = 1e-5 * torch.eye(len(flat), dtype=flat.dtype)
+    bend = torch.stack([slope(flat - step) - slope(flat + step) for step in steps]) / 2e-5
+    values, vectors = torch.linalg.eigh((bend + bend.mT) / 2)
+    steep = values > 1e-6 * values.max()
+    return float(((vectors.mT @ slope(flat))[steep].square() / values[steep]).sum() / 2)
 
 
 # ---- the likelihood climbs, and to a top ------------------------------------------------------------------------
@@ -54,9 +65,9 @@ def test_every_family_climbs_to_a_stationary_point(name, missing):
     assert never_falls(trace)
     theta = {n: v.detach().numpy() for n, v in task.program.values().items()}
     assert fit.claimed.value == pytest.approx(case.log_evidence(theta, x).sum(), rel=1e-6)  # SciPy's word for it
-    assert fit.claimed.value == pytest.approx(trace[-1], rel=1e-12)
+    assert fit.claimed.value == pytest.approx(trace[-1], rel=1e-10)  # of a covariance that is nearly singular
     if fit.converged and not fit.warnings:
-        assert float(gradient(task).abs().max()) < 0.2
+        assert promised(task) < 1e-5
     assert fit.claimed.kind == "exact" and fit.claimed.se == 0.0
 
 
@@ -300,7 +311,8 @@ def test_the_starts_differ_and_all_climb(start):
 def test_extrapolated_steps_end_at_the_same_top_and_never_fall():
     x = np.random.default_rng(7).normal(size=(100, 2))  # one cloud for two components: slow
     plain, fast = (
-        em.fit(task_of("gmm", x, covariance="spherical"), accelerate=a, tol=1e-9, max_iter=2000) for a in (False, True)
+        em.fit(task_of("gmm", x, covariance="spherical"), accelerate=a, tol=1e-9, max_iter=2000, start="random")
+        for a in (False, True)
     )
     assert never_falls(plain.trace["log_likelihood"]) and never_falls(fast.trace["log_likelihood"])
     assert fast.claimed.value > plain.claimed.value - 1e-3
