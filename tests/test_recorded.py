@@ -254,3 +254,9 @@ def test_nothing_imports_the_compiler(method, how):
 def test_of_what_is_too_large_to_look_at_nothing_is_told():
     table = np.broadcast_to(0.0, (2**24,))  # no memory of its own
     assert fingerprint([lambda: table]) is None
+
+
+@pytest.mark.parametrize("ticks", [iter(range(9)), iter([1, 2]), zip((1, 2), (3, 4), strict=True), (i for i in (1, 2))])
+def test_where_an_iterator_stands_is_not_told(ticks):
+    assert fingerprint([lambda: next(ticks)]) is None
+    assert fingerprint([lambda: len((1, 2))]) is not None

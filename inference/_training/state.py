@@ -31,13 +31,15 @@ class Fingerprint:
 
 
 def fingerprint(objects: Iterable[object]) -> Fingerprint | None:
-    """All that can be reached from these objects and may change; None where it cannot be told: a clock, or too much."""
+    """All that can be reached from these objects and may change; None where it cannot be told: a clock, an iterator, or
+    too much to look at."""
     found: list[object] = [random.getstate(), *map(str, np.random.get_state())]  # noqa: NPY002
     seen: dict[int, object] = {}
     left = list(objects)
     while left:
         value = left.pop()
-        if _reads_clock(value) or len(seen) > MANY or (isinstance(value, np.ndarray) and value.nbytes > LARGE):
+        large = len(seen) > MANY or (isinstance(value, np.ndarray) and value.nbytes > LARGE)
+        if large or _reads_clock(value) or _is_iterator(value):
             return None
         if isinstance(value, int | float | complex | str | bytes | None):
             found.append((type(value), repr(value)))
@@ -55,6 +57,11 @@ def _reads_clock(value: object) -> bool:
     return isinstance(value, types.ModuleType | types.BuiltinFunctionType | type) and name in CLOCKS
 
 
+def _is_iterator(value: object) -> bool:
+    """Whether each use of it gives another thing: where it stands, most iterators do not say."""
+    return not isinstance(value, type) and hasattr(type(value), "__next__")
+
+
 def _content(value: object) -> Iterator[object]:
     """What of a thing itself may change."""
     if isinstance(value, Tensor):
@@ -67,10 +74,6 @@ def _content(value: object) -> Iterator[object]:
         yield value.getstate()
     elif isinstance(value, torch.Generator):
         yield value.get_state().numpy().tobytes()
-    elif isinstance(value, types.GeneratorType):
-        yield value.gi_frame is None or value.gi_frame.f_lasti
-    elif type(value).__module__ in ("itertools", "builtins") and hasattr(value, "__next__"):
-        yield repr(value)
 
 
 def _parts(value: object) -> Iterator[object]:
