@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import functools
+import importlib
 import random
 import subprocess
 import sys
@@ -260,3 +263,45 @@ def test_of_what_is_too_large_to_look_at_nothing_is_told():
 def test_where_an_iterator_stands_is_not_told(ticks):
     assert fingerprint([lambda: next(ticks)]) is None
     assert fingerprint([lambda: len((1, 2))]) is not None
+
+
+class InSlots:
+    __slots__ = ("calls",)
+
+    def __init__(self):
+        self.calls = 0
+
+
+class OfTheClass:
+    calls = 0
+
+
+def places_of_a_counter(tmp_path, monkeypatch):
+    """A program each that counts its calls somewhere."""
+    (tmp_path / "a_users_module.py").write_text("calls = 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("a_users_module")
+    slots, queue = InSlots(), collections.deque([0])
+
+    def of(thing):
+        def program():
+            thing.calls += 1
+
+        return program
+
+    def by_keyword(*, box=[0]):  # noqa: B006
+        box[0] += 1
+
+    def in_a_queue():
+        queue.append(queue.popleft() + 1)
+
+    return [of(module), of(OfTheClass), of(slots), by_keyword, in_a_queue, functools.partial(by_keyword)]
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_counter_is_found_wherever_it_stands(tmp_path, monkeypatch, place):
+    program = places_of_a_counter(tmp_path, monkeypatch)[place]
+    before = fingerprint([program])
+    assert before is not None and before == fingerprint([program])
+    program()
+    assert before != fingerprint([program])

@@ -6,10 +6,12 @@ A record of tensor operations never calls the program, so that a counter in it w
 
 from __future__ import annotations
 
+import gc
 import random
+import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,37 +78,24 @@ def _content(value: object) -> Iterator[object]:
         yield value.get_state().numpy().tobytes()
 
 
-def _parts(value: object) -> Iterator[object]:
-    """What can be reached from a thing in one step."""
-    if isinstance(value, Mapping):
-        yield from value.keys()
-        yield from value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from value
-    elif isinstance(value, types.MethodType):
-        yield from (value.__self__, value.__func__)
-    elif isinstance(value, types.FunctionType):
-        if not _of_library(value):
-            yield from _of_function(value)
-    elif not isinstance(value, type | types.ModuleType | Tensor | np.ndarray) and (
-        isinstance(value, nn.Module) or not _is_ours(type(value).__module__)
+def _parts(value: object) -> Iterable[object]:
+    """What can be reached from a thing in one step; nothing from what is a library's."""
+    if isinstance(value, types.FunctionType):
+        return () if _of_library(value) else _of_function(value)
+    if isinstance(value, types.ModuleType):
+        return () if _is_library(value.__name__) else [v for n, v in vars(value).items() if n != "__builtins__"]
+    if isinstance(value, type):
+        return () if _is_library(value.__module__) else [*vars(value).values(), *value.__bases__]
+    if isinstance(value, Tensor | np.ndarray) or (
+        _is_ours(type(value).__module__) and not isinstance(value, nn.Module)
     ):
-        yield from _attributes(value)
-
-
-def _attributes(value: object) -> Iterator[object]:
-    for name, part in getattr(value, "__dict__", {}).items():
-        if name != "_pyro_context":
-            yield part
-    for base in type(value).__mro__:  # the methods, and what they read
-        if base.__module__ != "builtins" and not _is_ours(base.__module__):
-            yield from (part for part in vars(base).values() if not isinstance(part, types.GetSetDescriptorType))
+        return ()
+    return gc.get_referents(value)  # also what stands in slots, in a deque, in a partial function, in a property
 
 
 def _of_function(function: types.FunctionType) -> Iterator[object]:
     """What a function reads beside its arguments."""
-    yield from function.__defaults__ or ()
-    yield function.__dict__
+    yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -126,6 +115,12 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _of_library(function: types.FunctionType) -> bool:
     return _is_ours(function.__module__ or "") or any(part in function.__code__.co_filename for part in LIBRARIES)
+
+
+def _is_library(module: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    built_in = file is None and module != "__main__"
+    return built_in or _is_ours(module) or any(part in str(file) for part in LIBRARIES)
 
 
 def _is_ours(module: str) -> bool:
